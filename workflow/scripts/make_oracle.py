@@ -1,0 +1,32 @@
+"""Train the parity gate's oracle for one workload and replica count, and measure its noise."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from shardmark.cells import ParityCase
+from shardmark.parity import make_oracles
+
+
+def main() -> None:
+    """Write the oracle of the command line's case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", required=True, help="the parity case as JSON")
+    parser.add_argument("--output", type=Path, required=True, help="file to write (torch.save)")
+    arguments = parser.parse_args()
+    case = ParityCase.model_validate_json(arguments.case)
+    oracles = make_oracles(case, torch.device(case.cell.device))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = arguments.output.with_suffix(".partial")
+    torch.save(oracles, partial)
+    partial.replace(arguments.output)
+    for precision, oracle in oracles.items():
+        if oracle is not None:
+            print(f"oracle {precision}: noise floor {oracle['floor']}")
+
+
+if __name__ == "__main__":
+    main()

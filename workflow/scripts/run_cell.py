@@ -1,0 +1,257 @@
+"""Run one cell: launch its processes, watch its devices, leave one valid metrics.json.
+
+Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, failed, unsupported);
+1 where there is none: a mistake of the set-up, or processes that something else killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shardmark.atomic import write_text
+from shardmark.cells import Cell
+from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.devices import read_samples, summarise_cell, summarise_device
+from shardmark.environment import host_environment, provenance
+from shardmark.errors import UserError
+from shardmark.launch import LOG_TAIL_LINES, SCRIPTS, Ended, launch
+from shardmark.metrics import (
+    Accuracy,
+    Device,
+    Failure,
+    Loss,
+    Metrics,
+    Times,
+    Throughput,
+    read_metrics,
+)
+from shardmark.strategies import STRATEGIES
+from shardmark.telemetry import sampling, visible_gpus
+
+ROOT = SCRIPTS.parents[1]
+
+
+def run_cell(cell: Cell, folder: Path, limit_s: float | None = None) -> Metrics:
+    """Run the cell to its end.
+
+    Args:
+        cell: the cell.
+        folder: where steps.csv and telemetry.csv are left.
+        limit_s: seconds after which its processes are ended.
+
+    Raises:
+        UserError: where there is no result to record.
+    """
+    if cell.unsupported:
+        return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
+    folder.mkdir(parents=True, exist_ok=True)
+    telemetry = folder / "telemetry.csv"
+    gpus = visible_gpus(cell.gpus) if cell.device == "cuda" else None
+    with tempfile.TemporaryDirectory(prefix="shardmark-") as name:
+        scratch = Path(name)
+        (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
+        script = SCRIPTS / STRATEGIES[cell.base].script
+        arguments = ["--cell", str(scratch / "cell.json"), "--scratch", name]
+        sampler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if cell.measure.sampler:
+            sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus)
+        with sampler:
+            ended = launch(script, arguments, cell, scratch, limit_s=limit_s)
+        failed = failure_of(cell, ended)
+        if failed is not None:
+            return outcome(cell, *failed)
+        result = json.loads((scratch / "result.json").read_text())
+    write_steps(folder / "steps.csv", result["ranks"])
+    samples = read_samples(telemetry) if cell.measure.sampler else {}
+    return completed(cell, result, samples, ended)
+
+
+def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
+    """The result of a cell that did not complete."""
+    return Metrics(
+        cell=cell,
+        cell_sha256=cell.fingerprint(),
+        code_sha256=code_sha256(code_of_cell(cell)),
+        status=status,
+        failure=failure,
+        environment=host_environment(),
+        provenance=provenance(ROOT),
+    )
+
+
+def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
+    """The status and failure of processes that did not end well; None if they did.
+
+    Raises:
+        UserError: for a mistake of the user's, and where nothing tells what ended them.
+    """
+    if ended.timed_out:
+        reason = f"the time limit ended it after {ended.seconds:.0f} s"
+        return "timeout", Failure(
+            phase=None, rank=None, exception=reason, log_tail=ended.log_tail
+        )
+    if ended.exit_code == 0:
+        return None
+    if not ended.failures:
+        raise UserError(
+            f"{cell.title}: its processes ended with exit code {ended.exit_code} and left no "
+            "reason; something else killed them (the kernel's out-of-memory killer, the "
+            "scheduler, a person). This is no result; run it again"
+        )
+    # Where one rank fails, the others follow with errors of their own.
+    first = ended.failures[0]
+    if first["kind"] == "user":
+        raise UserError(first["message"])
+    return first["kind"], Failure(
+        phase=first["phase"],
+        rank=first["rank"],
+        exception=first["exception"],
+        log_tail=ended.log_tail[-LOG_TAIL_LINES:],
+    )
+
+
+def completed(
+    cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended
+) -> Metrics:
+    """The result of a cell that ran to its end, or whose loss diverged."""
+    phases = result["phases_s"]
+    metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
+    throughput = None
+    devices: list[Device] = []
+    if result["throughput"] is not None:
+        measured = result["throughput"]
+        throughput = Throughput(
+            **measured, images_per_s_per_gpu=measured["images_per_s"] / cell.gpus
+        )
+        devices = devices_of(cell, result, samples)
+    update: dict[str, Any] = {
+        "loss": Loss(per_epoch=result["loss"], final=last(result["loss"])),
+        "accuracy": Accuracy(per_epoch=result["accuracy"], final=last(result["accuracy"])),
+        "time_s": Times(
+            **{f"{name}_s": phases.get(name) for name in ("imports", "process_group", "data")},
+            build_s=phases.get("build"),
+            first_step_s=phases.get("first_step"),
+            training_s=phases.get("training"),
+            evaluation_s=phases.get("evaluation"),
+            measurement_s=phases.get("measurement"),
+            total_s=ended.seconds,
+            epochs_s=result["epochs_s"],
+        ),
+        "throughput": throughput,
+        "devices": devices,
+        "effective_config": result["effective_config"],
+        "environment": metrics.environment | result["environment"],
+    }
+    if throughput is not None:
+        images = throughput.steps * cell.global_batch_size
+        update["efficiency"] = summarise_cell(devices, images)
+    if result["diverged"]:
+        update |= {"status": "diverged", "failure": Failure.plain(result["diverged"])}
+    return metrics.model_copy(update=update)
+
+
+def devices_of(cell: Cell, result: dict[str, Any], samples: dict[str, Any]) -> list[Device]:
+    """Each device of the cell once, over the steady window of its node's first rank."""
+    window = result["ranks"][0]
+    begin, end = window["begin_monotonic_s"], window["end_monotonic_s"]
+    if cell.device == "cpu":
+        known = {"index": 0, "node": window["node"], "kind": "cpu", "name": "processes of the cell"}
+        return [summarise_device(samples.get("cpu", []), begin, end, known)]
+    memory = {
+        device["uuid"]: device
+        for rank in result["ranks"]
+        for device in rank["torch_memory"].values()
+    }
+    devices = []
+    for index, (uuid, used) in enumerate(sorted(memory.items())):
+        known = gpu_facts(uuid) | {
+            "index": index,
+            "node": window["node"],
+            "kind": "gpu",
+            "uuid": uuid,
+            "torch_allocated_peak_bytes": used["allocated"],
+            "torch_reserved_peak_bytes": used["reserved"],
+        }
+        devices.append(summarise_device(samples.get(uuid, []), begin, end, known))
+    return devices
+
+
+def gpu_facts(uuid: str) -> dict[str, Any]:
+    """What NVML says of a GPU that does not change while a cell runs."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    facts: dict[str, Any] = {
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+    }
+    with contextlib.suppress(pynvml.NVMLError):
+        facts["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+    return facts
+
+
+def write_steps(path: Path, ranks: list[dict[str, Any]]) -> None:
+    """Every step of the steady window, on every rank."""
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["rank", "step", "step_ms"])
+        for rank, window in enumerate(ranks):
+            for step, duration in enumerate(window["steps_ms"]):
+                table.writerow([rank, step, f"{duration:.4f}"])
+
+
+def last(values: list[float]) -> float | None:
+    """The last value, if there is one."""
+    return values[-1] if values else None
+
+
+def keep_good_result(path: Path, metrics: Metrics) -> None:
+    """A failure does not take the place of a good result of the same definition.
+
+    Raises:
+        UserError: if it would; the failure is left beside it.
+    """
+    if metrics.status in ("ok", "unsupported") or not path.exists():
+        return
+    try:
+        before = read_metrics(path)
+    except UserError:
+        return
+    if before.status == "ok" and before.cell_sha256 == metrics.cell_sha256:
+        beside = path.with_name("metrics.failed.json")
+        write_text(beside, metrics.model_dump_json(indent=1, by_alias=True))
+        reason = metrics.failure.exception if metrics.failure else metrics.status
+        raise UserError(
+            f"{metrics.cell.title}: this rerun ended as {metrics.status} ({reason}); the previous "
+            f"good result stays, and this failure is in {beside}"
+        )
+
+
+def main() -> None:
+    """Run the cell of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cell", required=True, help="the cell as JSON")
+    parser.add_argument("--output", type=Path, required=True, help="metrics.json to write")
+    parser.add_argument("--time-limit-minutes", type=float, help="end the cell after this time")
+    arguments = parser.parse_args()
+    limit = arguments.time_limit_minutes
+    try:
+        cell = Cell.model_validate_json(arguments.cell)
+        metrics = run_cell(cell, arguments.output.parent, limit * 60 if limit else None)
+        keep_good_result(arguments.output, metrics)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
+    write_text(arguments.output, metrics.model_dump_json(indent=1, by_alias=True))
+    print(f"[{cell.title}] {metrics.status}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Hold one strategy at one replica count against the oracle; the verdict is in the JSON.
+
+Exit status 0 also where the gate fails: that is a result. 1 where there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shardmark.atomic import write_text
+from shardmark.cells import ParityCase
+from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.errors import UserError
+from shardmark.launch import SCRIPTS, Ended, launch
+from shardmark.metrics import Parity
+from shardmark.strategies import STRATEGIES
+from shardmark.telemetry import visible_gpus
+
+
+def run_parity(case: ParityCase, oracle: Path, script: Path | None = None) -> Parity:
+    """Drive the strategy's own training script through the gate and judge it.
+
+    Args:
+        case: the strategy, the replica count and the gate's settings.
+        oracle: what make_oracle.py wrote for the same workload and replica count.
+        script: another script than the strategy's own; a test's, that trains wrongly on purpose.
+
+    Raises:
+        UserError: where there is no verdict.
+    """
+    cell = case.cell
+    if cell.unsupported:
+        return verdict(case, status="unsupported", reason=cell.unsupported)
+    shared = cell.device == "cuda" and len(visible_gpus(cell.gpus)) < cell.gpus
+    with tempfile.TemporaryDirectory(prefix="shardmark-") as name:
+        scratch = Path(name)
+        (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
+        ended = launch(
+            script or SCRIPTS / STRATEGIES[cell.base].script,
+            ["--case", str(scratch / "case.json"), "--scratch", name],
+            cell,
+            scratch,
+            extra_env={"SHARDMARK_SHARED_DEVICE": "1"} if shared else None,
+        )
+        if ended.exit_code:
+            return verdict(case, status="error", reason=_why(case, ended), shared_device=shared)
+        return _judged(case, scratch / "trajectories.pt", oracle, shared)
+
+
+def _why(case: ParityCase, ended: Ended) -> str:
+    if not ended.failures:
+        raise UserError(
+            f"parity of {case.cell.title}: its processes ended with exit code {ended.exit_code} "
+            "and left no reason; run it again"
+        )
+    first = ended.failures[0]
+    if first["kind"] == "user":
+        raise UserError(first["message"])
+    return f"{first['phase']}, rank {first['rank']}: {first['exception']}"
+
+
+def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
+    # Not before the strategy has run: the launcher waits without torch in its memory.
+    import torch
+
+    from shardmark.parity import judge, judge_real_model, precisions_of, surrogate_name_of
+
+    found = torch.load(found_file, weights_only=False)
+    oracle = torch.load(oracle_file, weights_only=False)
+    precisions = [
+        judge(precision, found[precision], oracle[precision], case)
+        for precision in precisions_of(case)
+    ]
+    real = None
+    if oracle["real"] is not None:
+        real = judge_real_model(found["real"], oracle["real"], case)
+    reasons = [result.reason for result in precisions if result.reason]
+    if real is not None and not real.passed:
+        reasons.append(
+            f"{real.precision}: the first steps of {case.cell.definition.model.name} itself "
+            f"deviate by {real.deviation:.1e}, tolerance {real.tolerance:.1e}"
+        )
+    return verdict(
+        case,
+        status="failed" if reasons else "passed",
+        reason="; ".join(reasons) or None,
+        backend=found["backend"],
+        shared_device=shared,
+        surrogate=surrogate_name_of(case),
+        steps=case.gate.steps,
+        losses=found["fp32"].losses,
+        oracle_losses=oracle["fp32"]["trajectory"].losses,
+        precisions=precisions,
+        real_model=real,
+    )
+
+
+def verdict(case: ParityCase, **fields: Any) -> Parity:
+    """The gate's result file for a case."""
+    cell = case.cell
+    return Parity(
+        workload=cell.workload,
+        strategy=cell.strategy,
+        ranks=cell.gpus,
+        device=cell.device,
+        backend=fields.pop("backend", None),
+        case_sha256=case.fingerprint(),
+        code_sha256=code_sha256(code_of_cell(cell)),
+        **fields,
+    )
+
+
+def main() -> None:
+    """Judge the case of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", required=True, help="the parity case as JSON")
+    parser.add_argument("--oracle", type=Path, required=True, help="what make_oracle.py wrote")
+    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    arguments = parser.parse_args()
+    case = ParityCase.model_validate_json(arguments.case)
+    try:
+        parity = run_parity(case, arguments.oracle)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
+    write_text(arguments.output, parity.model_dump_json(indent=1, by_alias=True))
+    print(f"[parity of {case.cell.title}] {parity.status} {parity.reason or ''}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The library the workflow's scripts share; imported from beside them, no install step."""

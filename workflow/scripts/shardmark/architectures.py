@@ -1,0 +1,51 @@
+"""The models a workload may name, and the module that is one shard unit in each.
+
+Free of torch, so that a configuration is checked without importing it; a test holds the names
+against torchvision's own list.
+"""
+
+from __future__ import annotations
+
+# Fully sharded strategies gather one unit at a time. Without a unit per block they gather the
+# whole model at once: no memory saved and nothing to overlap. So a model without known blocks
+# is not offered.
+_BLOCKS = {
+    "BasicBlock": ["resnet18", "resnet34"],
+    "Bottleneck": [
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    ],
+    "EncoderBlock": ["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"],
+    "CNBlock": ["convnext_tiny", "convnext_small", "convnext_base", "convnext_large"],
+    "SwinTransformerBlock": ["swin_t", "swin_s", "swin_b"],
+}
+
+# He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2: depth 6n + 2 on
+# 32 px images, widths 16, 32, 64. resnet8 (n = 1) is this family's smallest member.
+CIFAR_RESNETS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
+
+BLOCK_OF_MODEL: dict[str, str] = {
+    **dict.fromkeys(CIFAR_RESNETS, "BasicBlock"),
+    **{model: block for block, models in _BLOCKS.items() for model in models},
+}
+MODELS: tuple[str, ...] = tuple(BLOCK_OF_MODEL)
+
+# Smaller stand-ins that the parity gate trains in place of a workload's model: the same blocks,
+# few enough parameters for a float32 comparison on a CPU in seconds.
+WITH_BATCH_NORM = {m for m, block in BLOCK_OF_MODEL.items() if block in ("BasicBlock", "Bottleneck")}
+
+
+def is_resnet(model: str) -> bool:
+    """Whether the model has ResNet's stem, which has a form of its own for 32 px images."""
+    return BLOCK_OF_MODEL[model] in ("BasicBlock", "Bottleneck")
+
+
+def is_vit(model: str) -> bool:
+    """Whether the model is a torchvision VisionTransformer, which is told its image size."""
+    return BLOCK_OF_MODEL[model] == "EncoderBlock"

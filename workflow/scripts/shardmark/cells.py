@@ -1,0 +1,153 @@
+"""A cell: one strategy, GPU count and seed of one workload, with all that defines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from shardmark.config import Config, Measure, ParityGate, Section, Workload, base_and_options
+from shardmark.strategies import STRATEGIES, why_unsupported
+
+
+class Cell(Section):
+    """Everything one job needs to know, and everything that can change its result."""
+
+    run: str
+    workload: str
+    strategy: str
+    base: str
+    options: dict[str, Any]
+    gpus: int
+    nodes: int
+    gpus_per_node: int
+    seed: int
+    device: Literal["cuda", "cpu"]
+    scaling: Literal["strong", "weak"]
+    global_batch_size: int
+    per_gpu_batch_size: int
+    definition: Workload
+    measure: Measure
+    data_dir: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of the cell stand, relative to the project."""
+        return Path("results", self.run, self.workload, self.strategy) / (
+            f"gpus{self.gpus}/seed{self.seed}"
+        )
+
+    @property
+    def title(self) -> str:
+        """The cell in one line of a message."""
+        return f"{self.workload} {self.strategy} gpus{self.gpus} seed{self.seed}"
+
+    @property
+    def processes(self) -> int:
+        """Training processes of the cell, over all its nodes."""
+        return 1 if STRATEGIES[self.base].one_process else self.gpus
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images in one forward pass of one replica."""
+        return self.per_gpu_batch_size // self.definition.batch.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps; the ragged last batch is dropped."""
+        return self.definition.train_images // self.global_batch_size
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why the strategy cannot run this cell, or None."""
+        return why_unsupported(
+            self.base,
+            gpus=self.gpus,
+            nodes=self.nodes,
+            device=self.device,
+            batchnorm=self.definition.batchnorm,
+            precision=self.definition.precision,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what defines the result; where its data lie does not."""
+        defining = self.model_dump(mode="json", by_alias=True, exclude={"data_dir"})
+        return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+
+
+def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) -> Cell:
+    """The cell that the configuration defines under these names."""
+    definition = config.workloads[workload]
+    base, options = base_and_options(config, strategy)
+    batch = definition.batch
+    per_gpu = batch.per_gpu or (batch.global_ or 0) // gpus
+    per_node = min(gpus, config.cluster.gpus_per_node)
+    return Cell(
+        run=config.run,
+        workload=workload,
+        strategy=strategy,
+        base=base,
+        options=options,
+        gpus=gpus,
+        nodes=math.ceil(gpus / per_node),
+        gpus_per_node=per_node,
+        seed=seed,
+        device=config.cluster.device,
+        scaling="weak" if batch.per_gpu else "strong",
+        global_batch_size=per_gpu * gpus,
+        per_gpu_batch_size=per_gpu,
+        definition=definition,
+        measure=config.measure,
+        data_dir=config.data.dir,
+    )
+
+
+def cells_of(config: Config) -> Iterator[Cell]:
+    """Every cell of the matrix, in the order of the configuration."""
+    matrix = config.matrix
+    for workload in matrix.workloads:
+        for strategy in matrix.strategies:
+            for gpus in matrix.gpus:
+                for seed in matrix.seeds:
+                    yield cell_of(config, workload, strategy, gpus, seed)
+
+
+def start_order(config: Config) -> dict[tuple[str, str, int, int], int]:
+    """The planned place of each (workload, strategy, gpus, seed): 0 starts first.
+
+    GPU counts descend; within a block (workload, seed, GPU count) the strategies are shuffled from
+    ``order_seed``, so that a drift of the machine does not fall on one of them.
+    """
+    matrix = config.matrix
+    order: dict[tuple[str, str, int, int], int] = {}
+    for gpus in sorted(matrix.gpus, reverse=True):
+        for workload in matrix.workloads:
+            for seed in matrix.seeds:
+                block = list(matrix.strategies)
+                random.Random(f"{config.order_seed}/{workload}/{seed}/{gpus}").shuffle(block)
+                for strategy in block:
+                    order[(workload, strategy, gpus, seed)] = len(order)
+    return order
+
+
+class ParityCase(Section):
+    """One run of the parity gate: a strategy of the matrix at one replica count."""
+
+    cell: Cell
+    gate: ParityGate
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what defines the verdict."""
+        defining = self.model_dump(mode="json", by_alias=True, exclude={"cell": {"data_dir"}})
+        return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+
+
+def parity_case(config: Config, workload: str, strategy: str, ranks: int) -> ParityCase:
+    """The gate's case for the cells of a workload, strategy and GPU count."""
+    return ParityCase(
+        cell=cell_of(config, workload, strategy, ranks, config.parity.seed), gate=config.parity
+    )

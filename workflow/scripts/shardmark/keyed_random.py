@@ -1,0 +1,85 @@
+"""Random numbers that depend on what they are for, not on who draws them.
+
+Augmentation and dropout are drawn per sample from a key made of (seed, epoch, sample index), so
+that a sample sees the same crop, flip and mask whichever rank holds it and however many there are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# splitmix64's increment and multipliers (Steele, Lea and Flood, "Fast splittable pseudorandom
+# number generators", OOPSLA 2014), as signed 64-bit integers: torch has no unsigned arithmetic.
+_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
+_MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch shifts signed integers arithmetically."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser, elementwise on int64."""
+    x = (x ^ _shift_right(x, 30)) * _MULTIPLY_1
+    x = (x ^ _shift_right(x, 27)) * _MULTIPLY_2
+    return x ^ _shift_right(x, 31)
+
+
+def sample_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
+    """One int64 key a sample, of the shape and on the device of ``samples`` (int64 indices)."""
+    stream = torch.tensor([seed, epoch], dtype=torch.int64) + 1
+    base = int(mix(mix(stream[0] * _INCREMENT) + stream[1] * _INCREMENT))
+    return mix(samples * _INCREMENT + base)
+
+
+def draw(keys: Tensor, purpose: int) -> Tensor:
+    """Uniform int64 in [0, 2**32), one a key; another ``purpose`` gives independent numbers."""
+    step = (purpose + 1) * 0x632BE59BD9B4E019
+    wrapped = (step + (1 << 63)) % (1 << 64) - (1 << 63)
+    return _shift_right(mix(keys + wrapped), 32)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is drawn from the keys of the batch's samples.
+
+    Args:
+        rate: share of the features set to zero.
+        layer: number of the layer in its model; layers draw independent masks.
+    """
+
+    def __init__(self, rate: float, layer: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.layer = layer
+        self.keys: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, ...) to the same shape; the identity in evaluation."""
+        if not self.training or not self.rate:
+            return x
+        assert self.keys is not None, "Classifier.forward hands the keys down"
+        features = torch.arange(x[0].numel(), device=x.device).reshape(1, *x.shape[1:])
+        keys = self.keys.reshape(-1, *([1] * (x.dim() - 1)))
+        kept = draw(mix(keys + features * _INCREMENT), self.layer) >= round(self.rate * 2**32)
+        return x * kept / (1 - self.rate)
+
+
+class KeyedStochasticDepth(nn.Module):
+    """Stochastic depth by sample (torchvision's mode ``row``), drawn from the samples' keys."""
+
+    def __init__(self, rate: float, layer: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.layer = layer
+        self.keys: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, ...) to the same shape; the identity in evaluation."""
+        if not self.training or not self.rate:
+            return x
+        assert self.keys is not None, "Classifier.forward hands the keys down"
+        kept = draw(self.keys, self.layer) >= round(self.rate * 2**32)
+        return x * kept.reshape(-1, *([1] * (x.dim() - 1))) / (1 - self.rate)

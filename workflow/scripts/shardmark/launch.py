@@ -1,0 +1,161 @@
+"""Starting the processes of one cell on this node, and ending them with it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any
+
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+LOG_TAIL_LINES = 40
+GRACE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the processes of a cell ended.
+
+    Attributes:
+        exit_code: of the training process, or of torchrun.
+        timed_out: whether the time limit ended them.
+        failures: what each failed rank left, the earliest first.
+        log_tail: the last lines they printed.
+        seconds: wall-clock time from the launch.
+    """
+
+    exit_code: int
+    timed_out: bool
+    failures: list[dict[str, Any]]
+    log_tail: list[str]
+    seconds: float
+
+
+def launch(
+    script: Path,
+    arguments: list[str],
+    cell: Cell,
+    scratch: Path,
+    *,
+    limit_s: float | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a training script with the processes that the cell names, and wait for its end.
+
+    Their output is passed on to stdout. However this returns or raises, none of them lives on.
+
+    Args:
+        script: a ``train_*.py``.
+        arguments: its arguments.
+        cell: says how many processes.
+        scratch: where the ranks leave their failures.
+        limit_s: end them after this many seconds.
+        extra_env: environment variables beside the caller's.
+
+    Raises:
+        UserError: if the cell spans more than one node.
+    """
+    if cell.nodes > 1:
+        raise UserError(
+            f"{cell.title}: spans {cell.nodes} nodes, and cells of several nodes are not launched "
+            "by this version; keep matrix.gpus within cluster.gpus_per_node"
+        )
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [*_command(cell), str(script), *arguments],
+        env=_environment(cell) | dict(extra_env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    tail: collections.deque[str] = collections.deque(maxlen=LOG_TAIL_LINES)
+    reader = Thread(target=_pass_on, args=(process.stdout, tail), daemon=True)
+    reader.start()
+    timed_out = False
+    try:
+        with _signals_end(process):
+            exit_code = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        timed_out = True
+        exit_code = _end(process)
+    finally:
+        _end(process)
+    reader.join(timeout=GRACE_S)
+    found = [json.loads(path.read_text()) for path in scratch.glob("failure.rank*.json")]
+    failures = sorted(found, key=lambda failure: float(failure["time"]))
+    return Ended(exit_code, timed_out, failures, list(tail), time.monotonic() - begin)
+
+
+def _command(cell: Cell) -> list[str]:
+    if cell.processes == 1:
+        return [sys.executable]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={cell.processes}",
+    ]
+
+
+def _environment(cell: Cell) -> dict[str, str]:
+    env = dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), env.get("PYTHONPATH")]))
+    env["PYTHONUNBUFFERED"] = "1"
+    env["SHARDMARK_LAUNCHED"] = str(time.time())
+    # NVML counts devices by their bus; torch must mean the same ones.
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if cell.device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+        cores = len(os.sched_getaffinity(0))
+        env.setdefault("OMP_NUM_THREADS", str(max(1, cores // cell.processes)))
+    if cell.processes == 1:
+        env |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return env
+
+
+def _pass_on(stream: IO[str], tail: collections.deque[str]) -> None:
+    for line in stream:
+        tail.append(line.rstrip("\n"))
+        print(line, end="", flush=True)
+
+
+def _end(process: subprocess.Popen[str]) -> int:
+    """End the process and all of its session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(GRACE_S)
+    return process.wait()
+
+
+@contextlib.contextmanager
+def _signals_end(process: subprocess.Popen[str]) -> Iterator[None]:
+    """While inside, a SIGTERM or SIGINT to this process ends the cell's processes first."""
+
+    def leave(number: int, frame: object) -> None:
+        _end(process)
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,220 @@
+"""metrics.json: one file for every outcome of a cell, and for the parity gate's.
+
+Units are in the names. What was not measured is null, never 0.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from shardmark.cells import Cell
+from shardmark.config import Section
+from shardmark.errors import UserError
+
+SCHEMA_VERSION = 1
+T = TypeVar("T", bound=Section)
+Status = Literal["ok", "oom", "timeout", "diverged", "failed", "unsupported"]
+
+
+class Failure(Section):
+    """What ended a cell that is not ok."""
+
+    phase: str | None
+    rank: int | None
+    exception: str
+    log_tail: list[str]
+
+    @classmethod
+    def plain(cls, reason: str) -> Failure:
+        """A failure that no rank's exception tells of."""
+        return cls(phase=None, rank=None, exception=reason, log_tail=[])
+
+
+class Loss(Section):
+    """Mean training loss over all images of an epoch, before each step's update."""
+
+    per_epoch: list[float]
+    final: float | None
+
+
+class Accuracy(Section):
+    """Share of the test images classified rightly, with replica 0's batch-norm statistics."""
+
+    per_epoch: list[float]
+    final: float | None
+
+
+class Times(Section):
+    """Wall-clock seconds of each phase on rank 0. The phases do not overlap, but for the first
+    step, which begins the training."""
+
+    imports_s: float | None = None
+    process_group_s: float | None = None
+    data_s: float | None = None
+    build_s: float | None = None
+    first_step_s: float | None = None
+    training_s: float | None = None
+    evaluation_s: float | None = None
+    measurement_s: float | None = None
+    total_s: float | None = None
+    epochs_s: list[float] = []
+
+
+class Throughput(Section):
+    """Steady state: uninterrupted steps after the training, the slowest rank's."""
+
+    images_per_s: float
+    images_per_s_per_gpu: float
+    step_ms_mean: float
+    step_ms_p50: float
+    step_ms_p90: float
+    step_ms_p99: float
+    steps: int
+    window_s: float
+    window_complete: bool
+    warmup_steps: int
+    warmup_converged: bool
+    slowest_rank: int
+
+
+class Device(Section):
+    """One GPU, or the processes of the cell on a node without one, over the steady window."""
+
+    index: int
+    node: str
+    kind: Literal["gpu", "cpu"]
+    name: str
+    uuid: str | None = None
+    utilization_pct: float | None = None
+    memory_used_peak_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    torch_allocated_peak_bytes: int | None = None
+    torch_reserved_peak_bytes: int | None = None
+    power_mean_w: float | None = None
+    power_limit_w: float | None = None
+    energy_counter_j: float | None = None
+    energy_integral_j: float | None = None
+    sm_clock_mean_mhz: float | None = None
+    temperature_max_c: float | None = None
+    throttle_reasons: list[str] | None = None
+    samples: int = 0
+
+
+class Efficiency(Section):
+    """Figures of the whole cell, from all its devices, over the steady window."""
+
+    energy_per_image_j: float | None = None
+    power_w: float | None = None
+    utilization_pct: float | None = None
+    memory_peak_bytes: int | None = None
+
+
+class Metrics(Section):
+    """The result of one cell."""
+
+    schema_version: Literal[1] = 1
+    cell: Cell
+    cell_sha256: str
+    code_sha256: str
+    status: Status
+    failure: Failure | None = None
+    validity: Literal["valid", "suspect"] = "valid"
+    validity_reasons: list[str] = []
+    loss: Loss | None = None
+    accuracy: Accuracy | None = None
+    time_s: Times | None = None
+    throughput: Throughput | None = None
+    devices: list[Device] = []
+    efficiency: Efficiency | None = None
+    effective_config: dict[str, Any] | None = None
+    environment: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+
+class Deviation(Section):
+    """Largest relative differences from the oracle over the gate's steps."""
+
+    loss: float
+    first_update: float
+    final_weights: float
+
+
+class PrecisionParity(Section):
+    """The gate in one precision."""
+
+    precision: str
+    deviation: Deviation
+    noise_floor: Deviation
+    tolerance: Deviation
+    passed: bool
+    reason: str | None = None
+
+
+class RealModelParity(Section):
+    """The real model's first steps: largest relative difference of a loss or the update's norm."""
+
+    precision: str
+    deviation: float
+    noise_floor: float
+    tolerance: float
+    passed: bool
+
+
+class Parity(Section):
+    """Whether a strategy trains the oracle's model, on the device and precision of its cells."""
+
+    schema_version: Literal[1] = 1
+    workload: str
+    strategy: str
+    ranks: int
+    device: str
+    backend: str | None
+    shared_device: bool = False
+    status: Literal["passed", "failed", "unsupported", "error"]
+    reason: str | None = None
+    surrogate: str | None = None
+    steps: int | None = None
+    losses: list[float] = []
+    oracle_losses: list[float] = []
+    precisions: list[PrecisionParity] = []
+    real_model: RealModelParity | None = None
+    case_sha256: str
+    code_sha256: str
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read and validate a metrics.json.
+
+    Raises:
+        UserError: naming the path, if the file is not JSON, is of another schema version, or does
+            not fit the schema.
+    """
+    return _read(path, Metrics)
+
+
+def read_parity(path: Path) -> Parity:
+    """Read and validate a result of the parity gate; errors as in read_metrics."""
+    return _read(path, Parity)
+
+
+def _read(path: Path, model: type[T]) -> T:
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); delete it to run it again") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema version {version!r}, this shardmark reads {SCHEMA_VERSION}; "
+            "delete it to run it again"
+        )
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}; delete it to run it again") from None

@@ -1,0 +1,52 @@
+"""The optimizer and the learning rate, equal for every strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from shardmark.config import Optimizer, Workload
+
+
+def build_optimizer(
+    params: Iterable[nn.Parameter], settings: Optimizer, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The torch optimizer of the workload, one group: flattened shards know no single parameters."""
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            params,
+            lr=learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(
+        params,
+        lr=learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def peak_learning_rate(workload: Workload, gpus: int) -> float:
+    """The configured rate, multiplied by the GPU count under the linear rule of weak scaling."""
+    factor = gpus if workload.learning_rate_rule == "linear" else 1
+    return workload.optimizer.learning_rate * factor
+
+
+def learning_rate_at(workload: Workload, gpus: int, step: int, steps_per_epoch: int) -> float:
+    """The rate of an optimizer step, counted from 0 over all epochs; the last rate from then on."""
+    peak = peak_learning_rate(workload, gpus)
+    total = steps_per_epoch * workload.epochs
+    warmup = round(workload.schedule.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if workload.schedule.name == "constant":
+        return peak
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

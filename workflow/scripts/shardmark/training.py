@@ -1,0 +1,306 @@
+"""The one training loop. It does not know which strategy it drives."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shardmark.atomic import write_text
+from shardmark.cells import Cell, ParityCase
+from shardmark.clocks import Phases, StepClock
+from shardmark.data import Batch, TestData, TrainingData, load_images, training_data
+from shardmark.environment import torch_environment
+from shardmark.errors import UserError
+from shardmark.models import build_model, shard_units
+from shardmark.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
+from shardmark.precision import set_math_mode
+from shardmark.runtime import Runtime, start_runtime
+from shardmark.steady_state import is_stationary, summarise_steps
+from shardmark.strategy import Strategy, Task
+
+StrategyClass = Callable[[Task], Strategy]
+
+
+def main(strategy: StrategyClass) -> None:
+    """Run one rank of a cell, or of a case of the parity gate, as the launcher asks.
+
+    The process leaves ``result.json`` (rank 0) or ``failure.rank<r>.json`` in the scratch folder.
+    """
+    parser = argparse.ArgumentParser(description="one rank of a cell; started by run_cell.py")
+    parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
+    parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
+    arguments = parser.parse_args()
+    phases = Phases()
+    launched = float(os.environ.get("SHARDMARK_LAUNCHED", time.time()))
+    phases.seconds["imports"] = time.time() - launched
+    try:
+        if arguments.case is not None:
+            from shardmark.parity import run_case
+
+            case = ParityCase.model_validate_json(arguments.case.read_text())
+            run_case(strategy, case, arguments.scratch, phases)
+        else:
+            cell = Cell.model_validate_json(arguments.cell.read_text())
+            result = CellTraining(strategy, cell, phases).run()
+            if result is not None:
+                write_text(arguments.scratch / "result.json", json.dumps(result))
+    except Exception as error:
+        record_failure(error, phases.current, arguments.scratch)
+        # The other ranks may wait in a collective for ever; leaving at once lets the launcher
+        # end them, where an orderly exit would first wait for the process group.
+        sys.stderr.flush()
+        os._exit(1)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def record_failure(error: Exception, phase: str, scratch: Path) -> None:
+    """Leave what happened to this rank, for the launcher to read."""
+    rank = int(os.environ.get("RANK", "0"))
+    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    if not isinstance(error, UserError):
+        traceback.print_exc()
+    failure = {
+        "rank": rank,
+        "phase": phase,
+        "exception": f"{type(error).__name__}: {error}",
+        "kind": "oom" if out_of_memory else "user" if isinstance(error, UserError) else "failed",
+        "message": str(error),
+        "time": time.time(),
+    }
+    write_text(scratch / f"failure.rank{rank}.json", json.dumps(failure))
+
+
+def make_task(
+    cell: Cell, runtime: Runtime, build: Callable[[Any, int], nn.Module] = build_model
+) -> Task:
+    """The task a strategy is given: the cell's model and optimizer, to be distributed."""
+    workload = cell.definition
+    rate = peak_learning_rate(workload, cell.gpus)
+    return Task(
+        cell=cell,
+        runtime=runtime,
+        build_model=lambda: build(workload, cell.seed),
+        build_optimizer=lambda params: build_optimizer(params, workload.optimizer, rate),
+        shard_units=lambda model: shard_units(model, workload),
+    )
+
+
+def take_step(strategy: Strategy, micro_batches: Sequence[Batch]) -> Tensor:
+    """One optimizer step; returns this process's mean loss before the update, on the device."""
+    total = torch.zeros((), device=micro_batches[0].images.device)
+    for index, batch in enumerate(micro_batches):
+        with strategy.micro_batch(last=index == len(micro_batches) - 1):
+            logits = strategy.forward(batch)
+            loss = nn.functional.cross_entropy(logits.float(), batch.labels)
+            strategy.backward(loss)
+        total += loss.detach()
+    strategy.step()
+    return total / len(micro_batches)
+
+
+class Diverged(Exception):
+    """The loss is no number any more."""
+
+
+class CellTraining:
+    """One rank's training and measurement of a cell.
+
+    Args:
+        strategy: builds the strategy from its task.
+        cell: what to train.
+        phases: takes the time of each phase.
+    """
+
+    def __init__(self, strategy: StrategyClass, cell: Cell, phases: Phases) -> None:
+        self.cell, self.phases = cell, phases
+        workload = cell.definition
+        with phases("process_group"):
+            self.runtime = start_runtime(cell)
+        set_math_mode(workload.precision)
+        with phases("data"):
+            data_dir = Path(cell.data_dir)
+            self.data: TrainingData = training_data(
+                load_images(workload, data_dir, train=True),
+                workload,
+                cell.seed,
+                replicas=self.runtime.replicas,
+                world=cell.gpus,
+                per_replica=cell.per_gpu_batch_size,
+                device=self.runtime.device,
+            )
+            self.test_data = TestData(
+                load_images(workload, data_dir, train=False),
+                workload,
+                rank=self.runtime.rank,
+                world=self.runtime.world_size,
+                batch_size=cell.micro_batch_size * len(self.runtime.replicas),
+                device=self.runtime.device,
+            )
+        with phases("build"):
+            self.strategy = strategy(make_task(cell, self.runtime))
+            self.runtime.synchronise()
+        self.steps_done = 0
+        self.losses: list[float] = []
+        self.accuracies: list[float] = []
+        self.epochs_s: list[float] = []
+
+    def run(self) -> dict[str, Any] | None:
+        """Train, evaluate, measure; rank 0 returns the result."""
+        diverged = None
+        throughput: dict[str, Any] | None = None
+        window: dict[str, Any] = {}
+        try:
+            for epoch in range(self.cell.definition.epochs):
+                self._train_epoch(epoch)
+                with self.phases("evaluation"):
+                    self.accuracies.append(self._evaluate())
+            with self.phases("measurement"):
+                throughput, window = self._measure()
+        except Diverged as error:
+            diverged = str(error)
+        ranks = self._gather(window | {"steps_ms": window.get("steps_ms", [])})
+        if self.runtime.rank:
+            return None
+        return {
+            "diverged": diverged,
+            "loss": self.losses,
+            "accuracy": self.accuracies,
+            "phases_s": self.phases.seconds,
+            "epochs_s": self.epochs_s,
+            "throughput": throughput,
+            "ranks": ranks,
+            "effective_config": self.strategy.effective_config(),
+            "environment": torch_environment(self.runtime.device, self.runtime.backend),
+        }
+
+    def _train_epoch(self, epoch: int) -> None:
+        self.strategy.train()
+        begin = time.perf_counter()
+        total = torch.zeros((), device=self.runtime.device)
+        for micro_batches in self.data.epoch(epoch):
+            if self.steps_done == 0:
+                with self.phases("first_step"):
+                    total += self._step(micro_batches)
+                    self.runtime.synchronise()
+                self.phases.current = "training"
+            else:
+                total += self._step(micro_batches)
+        self.runtime.synchronise()
+        self.epochs_s.append(time.perf_counter() - begin)
+        self.phases.seconds["training"] = sum(self.epochs_s)
+        world = self.runtime.world_size
+        loss = float(self.runtime.sum_over_ranks(total).item()) / (world * self.data.steps)
+        if not math.isfinite(loss):
+            raise Diverged(f"the mean loss of epoch {epoch + 1} is {loss}")
+        self.losses.append(loss)
+        self._say(f"epoch {epoch + 1}: loss {loss:.4f} in {self.epochs_s[-1]:.2f} s")
+
+    def _step(self, micro_batches: Sequence[Batch]) -> Tensor:
+        workload, cell = self.cell.definition, self.cell
+        rate = learning_rate_at(workload, cell.gpus, self.steps_done, cell.steps_per_epoch)
+        self.strategy.set_learning_rate(rate)
+        self.steps_done += 1
+        return take_step(self.strategy, micro_batches)
+
+    @torch.no_grad()
+    def _evaluate(self) -> float:
+        """Accuracy over the test images; sums and counts, since the last batch is ragged."""
+        self.strategy.eval()
+        # Each replica kept its own running statistics; replica 0's evaluate.
+        for buffer in self.strategy.module.buffers():
+            dist.broadcast(buffer, 0)
+        right = torch.zeros(2, device=self.runtime.device)
+        for batch, counted in self.test_data:
+            hits = self.strategy.forward(batch).argmax(dim=1) == batch.labels
+            right += torch.stack([(hits & counted).sum(), counted.sum()])
+        correct, images = self.runtime.sum_over_ranks(right).tolist()
+        self._say(f"accuracy {correct / images:.4f} on {int(images)} test images")
+        return float(correct / images)
+
+    def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Time a window of uninterrupted steps, after a warm-up whose end the step times show."""
+        settings = self.cell.measure
+        self.strategy.train()
+        steps = self._endless_steps()
+        warmup: list[float] = []
+        stationary = False
+        while not stationary and len(warmup) < settings.warmup_max_steps:
+            part = max(settings.warmup_min_steps, len(warmup))
+            part = min(part, settings.warmup_max_steps - len(warmup))
+            warmup += self._timed(steps, part)
+            stationary = bool(self.runtime.rank0_decides(float(is_stationary(warmup))))
+        recent = sorted(warmup[-settings.warmup_min_steps :])
+        step_s = self.runtime.rank0_decides(recent[len(recent) // 2] / 1000)
+        count = max(2, math.ceil(settings.steady_s / step_s))
+        if self.runtime.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        dist.barrier()
+        self.runtime.synchronise()
+        begin = time.monotonic()
+        steps_ms = self._timed(steps, count)
+        end = time.monotonic()
+        window = {"begin_monotonic_s": begin, "end_monotonic_s": end, "steps_ms": steps_ms}
+        everyone = self._gather(steps_ms)
+        throughput = summarise_steps(everyone, self.cell.global_batch_size) | {
+            # The count was set from the warm-up's speed, so the window may end a little early.
+            "window_complete": end - begin >= 0.9 * settings.steady_s,
+            "warmup_steps": len(warmup),
+            "warmup_converged": stationary,
+        }
+        self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
+        return throughput, window
+
+    def _endless_steps(self) -> Iterator[list[Batch]]:
+        for epoch in itertools.count(self.cell.definition.epochs):
+            yield from self.data.epoch(epoch)
+
+    def _timed(self, steps: Iterator[list[Batch]], count: int) -> list[float]:
+        clock = StepClock(self.runtime.device)
+        for _ in range(count):
+            self._step(next(steps))
+            clock.mark()
+        return clock.step_ms()
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """What every rank has, on every rank; with this rank's memory if it is a window's."""
+        if isinstance(mine, dict):
+            mine = mine | self._torch_memory() | {"node": os.uname().nodename}
+        everyone: list[Any] = [None] * self.runtime.world_size
+        dist.all_gather_object(everyone, mine)
+        return everyone
+
+    def _torch_memory(self) -> dict[str, Any]:
+        """Peaks of torch's allocator by device index, bytes, since the window began."""
+        if self.runtime.device.type != "cuda":
+            return {"torch_memory": {}}
+        mine = self.runtime.device.index
+        devices = self.runtime.replicas if len(self.runtime.replicas) > 1 else [mine]
+        return {
+            "torch_memory": {
+                str(device): {
+                    "uuid": f"GPU-{torch.cuda.get_device_properties(device).uuid}",
+                    "allocated": torch.cuda.max_memory_allocated(device),
+                    "reserved": torch.cuda.max_memory_reserved(device),
+                }
+                for device in devices
+            }
+        }
+
+    def _say(self, line: str) -> None:
+        if self.runtime.rank == 0:
+            print(f"[{self.cell.title}] {line}", flush=True)

@@ -1,0 +1,74 @@
+"""DistributedDataParallel: full replicas, gradients averaged bucket by bucket in the backward."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training import main
+
+# The gradient of a 1x1 convolution on channels_last inputs differs from the bucket's view only in
+# the stride of a dimension of size 1, where no byte lies elsewhere.
+warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+
+# Off: a broadcast in the forward pass would give every rank rank 0's batch-norm statistics, which
+# no other strategy does. torch 2.12 renamed the switch.
+_BUFFER_SWITCH = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
+_HOOKS = {
+    "bf16_compress": default_hooks.bf16_compress_hook,
+    "fp16_compress": default_hooks.fp16_compress_hook,
+}
+
+
+class Ddp(Strategy):
+    """DistributedDataParallel as its documentation sets it up."""
+
+    module: DistributedDataParallel
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        options = task.cell.options
+        model = task.build_model().to(self.device)
+        self.module = DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            bucket_cap_mb=options["bucket_cap_mb"],
+            static_graph=options["static_graph"],
+            gradient_as_bucket_view=True,
+            **{_BUFFER_SWITCH: False},
+        )
+        if options["comm_hook"] != "none":
+            self.module.register_comm_hook(None, _HOOKS[options["comm_hook"]])
+        self.optimizer = task.build_optimizer(self.module.parameters())
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        """Gradients are averaged over the ranks in the last micro-batch only."""
+        return nullcontext() if last else self.module.no_sync()
+
+    def full_state_dict(self) -> StateDict:
+        """Each rank has all."""
+        return unwrapped(self.module.state_dict())
+
+    def effective_config(self) -> dict[str, Any]:
+        """With DDP's own settings."""
+        return super().effective_config() | {
+            "bucket_cap_mb": self.module.bucket_bytes_cap / 2**20,
+            "gradient_as_bucket_view": self.module.gradient_as_bucket_view,
+            "static_graph": self.module.static_graph,
+            "comm_hook": self.task.cell.options["comm_hook"],
+            "broadcast_buffers": self.module.will_sync_module_buffers(),
+        }
+
+
+if __name__ == "__main__":
+    main(Ddp)

@@ -1,0 +1,131 @@
+"""DeepSpeed ZeRO, stages 1, 2 and 3: the stage is the strategy's name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shardmark.precision import AUTOCAST_DTYPES
+from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training import main
+
+if not torch.cuda.is_available():
+    # Read on import; without it DeepSpeed looks for a GPU's driver.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+
+
+class Zero(Strategy):
+    """A ZeRO engine around the workload's torch optimizer."""
+
+    module: deepspeed.DeepSpeedEngine
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.stage = int(task.cell.base[-1])
+        # On a CPU DeepSpeed would compile a shared-memory all-reduce at its first use, which asks
+        # for a compiler and takes half a minute. gloo serves it as it serves the others.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.logger.setLevel("WARNING")
+        model = task.build_model()
+        if self.stage < 3:
+            model = model.to(self.device)
+        self.module, self.optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=task.build_optimizer(model.parameters()),
+            config=engine_config(task, self.stage),
+            dist_init_required=False,
+        )
+
+    def forward(self, batch: Any) -> Tensor:
+        """Logits; the engine switches an outer autocast off and enters its own."""
+        logits: Tensor = self.module(batch.images, batch.keys)
+        return logits
+
+    def backward(self, loss: Tensor) -> None:
+        """The engine scales by the number of micro-batches itself."""
+        self.module.backward(loss)
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """The engine counts micro-batches by its own calls of step."""
+        self.module.set_gradient_accumulation_boundary(last)
+        yield
+        if not last:
+            self.module.step()
+
+    def step(self) -> None:
+        """The engine steps, scales and zeroes."""
+        self.module.step()
+
+    def full_state_dict(self) -> StateDict:
+        """Stages 1 and 2 hold whole parameters; stage 3 gathers them."""
+        network = self.module.module
+        parameters = list(network.parameters()) if self.stage == 3 else []
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
+            return unwrapped({**dict(network.named_parameters()), **dict(network.named_buffers())})
+
+    def effective_config(self) -> dict[str, Any]:
+        """Read back from the engine."""
+        engine = self.module
+        inner = engine.basic_optimizer or self.optimizer
+        zero = engine._config.zero_config
+        autocast_on = engine.torch_autocast_enabled()
+        scale = getattr(self.optimizer, "torch_autocast_gradscaler", None)
+        return super().effective_config() | {
+            "wrapper": type(engine).__name__,
+            "optimizer": type(inner).__name__,
+            "zero_optimizer": type(self.optimizer).__name__,
+            "stage": engine.zero_optimization_stage(),
+            "gradient_clipping": float(engine.gradient_clipping()),
+            "autocast": self.task.precision if autocast_on else None,
+            "lower_precision_modules": (
+                engine.torch_autocast_lower_precision_safe_modules() if autocast_on else []
+            ),
+            "loss_scaler": type(scale).__name__ if scale is not None else None,
+            "loss_scale": scale.get_scale() if scale is not None else None,
+            "accumulate": engine.gradient_accumulation_steps(),
+            "overlap_comm": zero.overlap_comm,
+            "reduce_bucket_size": zero.reduce_bucket_size,
+            "parameter_persistence_threshold": (
+                zero.param_persistence_threshold if self.stage == 3 else None
+            ),
+        }
+
+
+def engine_config(task: Task, stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: everything that would change the training is spelled out.
+
+    Clipping defaults to 1.0 since DeepSpeed 0.19.3. Autocast from outside is switched off in the
+    engine. With autocast, gradients of convolutions and linear layers are reduced in the low
+    precision unless ``lower_precision_safe_modules`` is empty.
+    """
+    cell, options = task.cell, task.cell.options
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": options["reduce_bucket_size"]}
+    if options["overlap_comm"] is not None:
+        zero["overlap_comm"] = options["overlap_comm"]
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": cell.micro_batch_size,
+        "gradient_accumulation_steps": cell.definition.batch.accumulate,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if options["gradient_clipping"] is not None:
+        config["gradient_clipping"] = options["gradient_clipping"]
+    if task.precision in AUTOCAST_DTYPES:
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[task.precision]
+        config["torch_autocast"] = {"enabled": True, "dtype": dtype}
+        if not options["low_precision_communication"]:
+            config["torch_autocast"]["lower_precision_safe_modules"] = []
+    return config
+
+
+if __name__ == "__main__":
+    main(Zero)

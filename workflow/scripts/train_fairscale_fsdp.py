@@ -1,0 +1,84 @@
+"""FairScale's FullyShardedDataParallel, which torch's FSDP grew out of. No longer maintained."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+with warnings.catch_warnings():
+    # It warns about torch APIs that it will never move away from.
+    warnings.simplefilter("ignore")
+    from fairscale.nn.data_parallel import FullyShardedDataParallel
+    from fairscale.nn.wrap import enable_wrap, wrap
+    from fairscale.optim.grad_scaler import ShardedGradScaler
+
+from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training import main
+
+
+class FairscaleFsdp(Strategy):
+    """One unit a block, flattened."""
+
+    module: nn.Module
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        if self.device.type == "cpu":
+            from shardmark import fairscale_on_cpu
+
+            fairscale_on_cpu.install()
+        self.settings = {
+            "reshard_after_forward": task.cell.options["reshard_after_forward"],
+            "flatten_parameters": True,
+            "compute_device": self.device,
+            "state_dict_device": torch.device("cpu"),
+        }
+        model = task.build_model()
+        if self.device.type == "cuda":
+            model = model.to(self.device)
+        self.units = 1
+        with enable_wrap(wrapper_cls=FullyShardedDataParallel, **self.settings):
+            for unit in task.shard_units(model):
+                _replace(model, unit, wrap(unit))
+                self.units += 1
+            self.module = wrap(model)
+        self.scaler = _scaler(task, self.device)
+        self.optimizer = task.build_optimizer(self.module.parameters())
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        """Gradients are reduced in the last micro-batch only."""
+        return nullcontext() if last else cast(Any, self.module).no_sync()
+
+    def full_state_dict(self) -> StateDict:
+        """Gathered on every rank."""
+        return unwrapped(self.module.state_dict())
+
+    def effective_config(self) -> dict[str, Any]:
+        """With the settings of the outermost unit."""
+        module = cast(Any, self.module)
+        return super().effective_config() | {
+            "sharded_units": self.units,
+            "reshard_after_forward": module.reshard_after_forward,
+            "mixed_precision": str(module.mixed_precision).lower(),
+            "flatten_parameters": module.flatten_parameters,
+        }
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    name = next(name for name, module in model.named_modules() if module is old)
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = new
+
+
+def _scaler(task: Task, device: torch.device) -> Any:
+    if task.precision != "fp16":
+        return torch.amp.GradScaler(device.type, enabled=False)
+    return ShardedGradScaler()
+
+
+if __name__ == "__main__":
+    main(FairscaleFsdp)

@@ -1,0 +1,83 @@
+"""FSDP1: FullyShardedDataParallel, flat parameters of one unit a block."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch.distributed.fsdp import (
+    BackwardPrefetch,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    MixedPrecision,
+    ShardingStrategy,
+    StateDictType,
+)
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from shardmark.precision import AUTOCAST_DTYPES
+from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training import main
+
+_SHARDING = {
+    "full_shard": ShardingStrategy.FULL_SHARD,
+    "shard_grad_op": ShardingStrategy.SHARD_GRAD_OP,
+}
+_PREFETCH = {
+    "backward_pre": BackwardPrefetch.BACKWARD_PRE,
+    "backward_post": BackwardPrefetch.BACKWARD_POST,
+    "none": None,
+}
+
+
+class Fsdp(Strategy):
+    """FullyShardedDataParallel with a wrapping policy: without one nothing overlaps."""
+
+    module: FullyShardedDataParallel
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        options = task.cell.options
+        model = task.build_model()
+        units = {type(unit) for unit in task.shard_units(model)}
+        dtype = AUTOCAST_DTYPES.get(options["mixed_precision"])
+        self.module = FullyShardedDataParallel(
+            model,
+            sharding_strategy=_SHARDING[options["sharding"]],
+            auto_wrap_policy=ModuleWrapPolicy(units),
+            backward_prefetch=_PREFETCH[options["backward_prefetch"]],
+            mixed_precision=MixedPrecision(param_dtype=dtype, reduce_dtype=dtype) if dtype else None,
+            device_id=self.device,
+            use_orig_params=True,
+        )
+        # A plain scaler looks for infinities in this rank's shard only.
+        self.scaler = ShardedGradScaler(self.device.type, enabled=task.precision == "fp16")
+        self.optimizer = task.build_optimizer(self.module.parameters())
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        """Gradients are reduced in the last micro-batch only."""
+        return nullcontext() if last else self.module.no_sync()
+
+    def full_state_dict(self) -> StateDict:
+        """Gathered on rank 0."""
+        config = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
+        with FullyShardedDataParallel.state_dict_type(
+            self.module, StateDictType.FULL_STATE_DICT, config
+        ):
+            return unwrapped(self.module.state_dict())
+
+    def effective_config(self) -> dict[str, Any]:
+        """With the settings of its units."""
+        units = FullyShardedDataParallel.fsdp_modules(self.module)
+        return super().effective_config() | {
+            "sharded_units": len(units),
+            "sharding": self.module.sharding_strategy.name.lower(),
+            "backward_prefetch": getattr(self.module.backward_prefetch, "name", "none").lower(),
+            "limit_all_gathers": self.module.limit_all_gathers,
+            "mixed_precision": self.task.cell.options["mixed_precision"],
+        }
+
+
+if __name__ == "__main__":
+    main(Fsdp)

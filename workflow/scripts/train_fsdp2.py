@@ -1,0 +1,62 @@
+"""FSDP2: ``fully_shard``, each parameter a DTensor sharded along its first dimension."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from collections.abc import Iterator
+from typing import Any
+
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from shardmark.precision import AUTOCAST_DTYPES
+from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training import main
+
+
+class Fsdp2(Strategy):
+    """One unit a block, sharded bottom-up, then the rest; the optimizer after the sharding."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        options = task.cell.options
+        mesh = init_device_mesh(self.device.type, (task.runtime.world_size,))
+        dtype = AUTOCAST_DTYPES.get(options["mixed_precision"])
+        settings: dict[str, Any] = {
+            "mesh": mesh,
+            "reshard_after_forward": options["reshard_after_forward"],
+            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype),
+        }
+        model = task.build_model().to(self.device)
+        self.units = task.shard_units(model)
+        for unit in self.units:
+            fully_shard(unit, **settings)
+        self.module = fully_shard(model, **settings)
+        self.optimizer = task.build_optimizer(self.module.parameters())
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Gradients are reduced in the last micro-batch only."""
+        assert isinstance(self.module, FSDPModule)
+        self.module.set_requires_gradient_sync(last)
+        yield
+
+    def full_state_dict(self) -> StateDict:
+        """Gathered parameter by parameter."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return unwrapped(get_model_state_dict(self.module, options=options))
+
+    def effective_config(self) -> dict[str, Any]:
+        """With what each unit was told."""
+        options = self.task.cell.options
+        return super().effective_config() | {
+            "wrapper": "fully_shard",
+            "sharded_units": len(self.units) + 1,
+            "reshard_after_forward": options["reshard_after_forward"],
+            "mixed_precision": options["mixed_precision"],
+        }
+
+
+if __name__ == "__main__":
+    main(Fsdp2)
