@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ def main() -> None:
     parser.add_argument("--case", required=True, help="the parity case as JSON")
     parser.add_argument("--output", type=Path, required=True, help="file to write (torch.save)")
     arguments = parser.parse_args()
+    # As the launcher sets it for the ranks; read when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     case = ParityCase.model_validate_json(arguments.case)
     oracles = make_oracles(case, torch.device(case.cell.device))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

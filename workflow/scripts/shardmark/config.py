@@ -6,9 +6,10 @@ import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shardmark.architectures import CIFAR_RESNETS, MODELS, WITH_BATCH_NORM, is_resnet, is_vit
 from shardmark.errors import ConfigError
@@ -17,6 +18,9 @@ from shardmark.strategies import STRATEGIES
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+
+E = TypeVar("E", int, str)
+S = TypeVar("S", bound="Section")
 
 CIFAR_SIZES = {"train": 50_000, "test": 10_000}
 CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -72,6 +76,12 @@ class Dataset(Section):
         4, description="worker processes a replica, with loader: dataloader"
     )
 
+    @property
+    def train_size(self) -> int:
+        """Training images, the ragged last batch counted."""
+        default = 4096 if self.name == "synthetic" else CIFAR_SIZES["train"]
+        return self.train_images or default
+
 
 class Batch(Section):
     """The batch size, and with it the scaling regime."""
@@ -90,11 +100,13 @@ class Batch(Section):
 class Optimizer(Section):
     """The torch optimizer every strategy uses."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="of torch.optim")
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="added to the gradient by sgd and adam, decoupled in adamw"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="adam and adamw only")
 
@@ -102,8 +114,12 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate over the training."""
 
-    name: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: Annotated[float, Field(ge=0)] = Field(0.0, description="linear from zero")
+    name: Literal["constant", "cosine"] = Field(
+        "constant", description="after the warm-up; cosine falls to zero at the last step"
+    )
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="epochs of linear growth from zero"
+    )
 
 
 class Workload(Section):
@@ -126,7 +142,9 @@ class Workload(Section):
     batchnorm: Literal["local", "sync"] = Field(
         "local", description="statistics of each replica's batch, or of the global batch"
     )
-    epochs: Annotated[int, Field(ge=1)] = 1
+    epochs: Annotated[int, Field(ge=1)] = Field(
+        1, description="passes over the training images, each followed by a test"
+    )
 
     @property
     def classes(self) -> int:
@@ -136,8 +154,7 @@ class Workload(Section):
     @property
     def train_images(self) -> int:
         """Images of one epoch before the ragged last batch is dropped."""
-        default = 4096 if self.dataset.name == "synthetic" else CIFAR_SIZES["train"]
-        return self.dataset.train_images or default
+        return self.dataset.train_size
 
     @property
     def test_images(self) -> int:
@@ -149,20 +166,38 @@ class Workload(Section):
 class Matrix(Section):
     """The cells: every strategy x GPU count x seed of every workload named here."""
 
-    workloads: Annotated[list[str], Field(min_length=1)]
-    strategies: Annotated[list[str], Field(min_length=1)]
-    gpus: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    workloads: Annotated[list[str], Field(min_length=1)] = Field(
+        description="names defined under workloads"
+    )
+    strategies: Annotated[list[str], Field(min_length=1)] = Field(
+        description="strategies, and variants defined under variants"
+    )
+    gpus: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
+        description="GPUs, and so replicas, of a cell"
+    )
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        description="one run each: initial weights, data order, augmentation, dropout"
+    )
 
 
 class Cluster(Section):
     """The machines, as the cells ask for them."""
 
-    device: Literal["cuda", "cpu"] = "cuda"
-    gpus_per_node: Annotated[int, Field(ge=1)] = 8
-    cpus_per_gpu: Annotated[int, Field(ge=1)] = 8
-    mem_gb_per_gpu: Annotated[int, Field(ge=1)] = 64
-    time_limit_minutes: Annotated[int, Field(ge=1)] = 120
+    device: Literal["cuda", "cpu"] = Field(
+        "cuda", description="cuda (NCCL), or cpu (gloo, a process a replica)"
+    )
+    gpus_per_node: Annotated[int, Field(ge=1)] = Field(
+        8, description="a cell of more GPUs spans whole nodes"
+    )
+    cpus_per_gpu: Annotated[int, Field(ge=1)] = Field(
+        8, description="CPU cores a Slurm job asks for, for each GPU"
+    )
+    mem_gb_per_gpu: Annotated[int, Field(ge=1)] = Field(
+        64, description="GB of memory a Slurm job asks for, for each GPU"
+    )
+    time_limit_minutes: Annotated[int, Field(ge=1)] = Field(
+        120, description="minutes after which a cell is ended and recorded as a time-out"
+    )
 
 
 class Data(Section):
@@ -178,33 +213,45 @@ class Measure(Section):
     steady_s: Annotated[float, Field(gt=0)] = Field(
         30.0, description="seconds of uninterrupted steps that are timed after the training"
     )
-    warmup_min_steps: Annotated[int, Field(ge=1)] = 10
-    warmup_max_steps: Annotated[int, Field(ge=1)] = 200
-    sample_interval_s: Annotated[float, Field(ge=0.02, le=10)] = 0.1
+    warmup_min_steps: Annotated[int, Field(ge=1)] = Field(
+        10, description="steps before the timed ones, at least"
+    )
+    warmup_max_steps: Annotated[int, Field(ge=1)] = Field(
+        200, description="and at most, if the step times do not settle before"
+    )
+    sample_interval_s: Annotated[float, Field(ge=0.02, le=10)] = Field(
+        0.1, description="seconds between two samples of the devices"
+    )
     sampler: bool = Field(True, description="false measures the sampler's own cost by its absence")
 
 
 class ParityGate(Section):
     """The proof that a strategy trains the oracle's model."""
 
-    steps: Annotated[int, Field(ge=8)] = 8
-    per_gpu_batch: Annotated[int, Field(ge=2)] = 16
+    steps: Annotated[int, Field(ge=8)] = Field(
+        8, description="steps that a strategy trains beside the oracle"
+    )
+    per_gpu_batch: Annotated[int, Field(ge=2)] = Field(
+        16, description="images a replica a step of the gate"
+    )
     tolerance: Annotated[float, Field(gt=0)] = Field(
         1e-5, description="largest relative difference in float32"
     )
     floor_multiple: Annotated[float, Field(ge=1)] = Field(
         10.0, description="the timed precision's tolerance, in multiples of the oracle's own noise"
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="the gate's own seed")
 
 
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="names the matrix: its results stand in results/<run>/"
+    )
     baseline: str = Field("ddp", description="the strategy or variant that others are compared to")
     matrix: Matrix
-    workloads: dict[Name, Workload]
+    workloads: dict[Name, Workload] = Field(description="what can be trained, by name")
     variants: dict[Name, dict[str, Any]] = Field(
         default_factory=dict, description="name: {base: strategy, option: value, ...}"
     )
@@ -215,13 +262,6 @@ class Config(Section):
     order_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="shuffles the order in which the strategies of a block start"
     )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        mistakes = list(_mistakes(self))
-        if mistakes:
-            raise ConfigError("\n".join(mistakes))
-        return self
 
 
 def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]]:
@@ -241,22 +281,37 @@ def load(raw: Mapping[str, Any], root: Path = Path(".")) -> Config:
     Raises:
         ConfigError: with every mistake on a line of its own: path, what was given, what is allowed.
     """
+    lines: list[str] = []
+    config = None
     try:
         config = Config.model_validate(dict(raw))
+        raw = config.model_dump(by_alias=True)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise ConfigError(_message(dict.fromkeys(lines))) from None
-    except ConfigError as error:
-        raise ConfigError(_message(str(error).splitlines())) from None
-    data_dir = root / config.data.dir
-    if not data_dir.is_dir():
-        raise ConfigError(
-            _message([f"data.dir: {config.data.dir!r} is not a folder; create it or name another"])
-        )
+        lines += [_explain(detail) for detail in error.errors()]
+    lines += _mistakes(raw, root)
+    if config is None or lines:
+        raise ConfigError(_message(list(dict.fromkeys(lines))))
     return config
 
 
-def _message(lines: Sequence[str] | Mapping[str, Any]) -> str:
+def check_yaml(path: Path) -> None:
+    """See that a configuration file is YAML, which Snakemake itself says without a place.
+
+    Raises:
+        ConfigError: naming the file, the line and what was expected there.
+    """
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+
+
+def _message(lines: Sequence[str]) -> str:
     count = len(lines)
     head = "1 mistake" if count == 1 else f"{count} mistakes"
     return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
@@ -292,7 +347,7 @@ def _explain(detail: Any) -> str:
         case "too_short":
             return f"{path}: is empty; name at least one"
         case "string_pattern_mismatch":
-            return f"{path}: got {given!r}; allowed: letters, digits and _ (pattern {detail['ctx']['pattern']})"
+            return f"{path}: got {given!r}; it must match {detail['ctx']['pattern']}"
         case "model_type" | "dict_type":
             return f"{path}: got {given!r}; a mapping of keys is expected here"
         case _:
@@ -313,44 +368,94 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _mistakes(config: Config) -> Iterator[str]:
-    """Mistakes that no single key shows."""
-    yield from _variant_mistakes(config)
-    known = [*STRATEGIES, *config.variants]
-    matrix = config.matrix
-    for key, names, allowed in (
-        ("strategies", matrix.strategies, known),
-        ("workloads", matrix.workloads, list(config.workloads)),
+# What follows finds the mistakes that no single key shows. It reads the raw mapping and passes over
+# whatever is not of its kind, which the models have told already; so that one message names all.
+
+
+def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = raw.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _entries(raw: Mapping[str, Any], key: str, kind: type[E]) -> list[tuple[int, E]]:
+    """The entries of a list that are of their kind, with their places in it."""
+    found = raw.get(key)
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return []
+    return [
+        (index, value)
+        for index, value in enumerate(found)
+        if isinstance(value, kind) and not isinstance(value, bool)
+    ]
+
+
+def _section(kind: type[S], raw: Mapping[str, Any], key: str) -> S | None:
+    """A section without its unknown keys, or None if it is wrong in another way."""
+    keys = {field.alias or name for name, field in kind.model_fields.items()}
+    known = {name: value for name, value in _mapping(raw, key).items() if name in keys}
+    try:
+        return kind.model_validate(known)
+    except ValidationError:
+        return None
+
+
+def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
+    variants, workloads = _mapping(raw, "variants"), _mapping(raw, "workloads")
+    yield from _variant_mistakes(variants)
+    matrix = _mapping(raw, "matrix")
+    strategies = _entries(matrix, "strategies", str)
+    for key, allowed in (
+        ("strategies", [*STRATEGIES, *variants]),
+        ("workloads", list(workloads)),
     ):
-        for index, name in enumerate(names):
-            if name not in allowed:
-                kind = "unknown strategy" if key == "strategies" else "unknown workload"
-                yield f"matrix.{key}[{index}]: {kind} {name!r}; {did_you_mean(name, allowed)}"
+        kind = key.removesuffix("s").replace("strategie", "strategy")
+        for index, name in _entries(matrix, key, str):
+            if allowed and name not in allowed:
+                yield f"matrix.{key}[{index}]: unknown {kind} {name!r}; {did_you_mean(name, allowed)}"
+    values: list[int] | list[str]
     for key in ("workloads", "strategies", "gpus", "seeds"):
-        for value, count in Counter(getattr(matrix, key)).items():
+        if key in ("gpus", "seeds"):
+            values = [value for _, value in _entries(matrix, key, int)]
+        else:
+            values = [name for _, name in _entries(matrix, key, str)]
+        for value, count in Counter[object](values).items():
             if count > 1:
                 yield f"matrix.{key}: {value!r} is named {count} times; name each once"
-    if config.baseline not in matrix.strategies:
+    baseline = raw.get("baseline", Config.model_fields["baseline"].default)
+    names = [name for _, name in strategies]
+    if isinstance(baseline, str) and names and baseline not in names:
         yield (
-            f"baseline: {config.baseline!r} is not in matrix.strategies; "
-            f"{did_you_mean(config.baseline, matrix.strategies)}"
+            f"baseline: {baseline!r} is not in matrix.strategies; {did_you_mean(baseline, names)}"
         )
-    if config.measure.warmup_max_steps < config.measure.warmup_min_steps:
-        yield "measure.warmup_max_steps: is less than measure.warmup_min_steps"
-    per_node = config.cluster.gpus_per_node
-    for index, gpus in enumerate(matrix.gpus):
-        if gpus > per_node and gpus % per_node:
+    measure = _section(Measure, raw, "measure")
+    if measure and measure.warmup_max_steps < measure.warmup_min_steps:
+        yield (
+            f"measure.warmup_max_steps: got {measure.warmup_max_steps}; it must not be less than "
+            f"measure.warmup_min_steps, {measure.warmup_min_steps}"
+        )
+    cluster = _section(Cluster, raw, "cluster")
+    gpus = [(index, count) for index, count in _entries(matrix, "gpus", int) if count > 0]
+    for index, count in gpus:
+        if cluster and count > cluster.gpus_per_node and count % cluster.gpus_per_node:
             yield (
-                f"matrix.gpus[{index}]: got {gpus}; more than one node's GPUs must be whole nodes "
-                f"(cluster.gpus_per_node is {per_node})"
+                f"matrix.gpus[{index}]: got {count}; more than one node's GPUs must be whole nodes "
+                f"(cluster.gpus_per_node is {cluster.gpus_per_node})"
             )
-    for name, workload in config.workloads.items():
-        yield from _workload_mistakes(name, workload, config)
+    selected = [name for _, name in _entries(matrix, "workloads", str)]
+    for name in workloads:
+        counts = [count for _, count in gpus] if name in selected else []
+        yield from _workload_mistakes(
+            f"workloads.{name}", _mapping(workloads, name), counts, cluster
+        )
+    data = _section(Data, raw, "data")
+    if data and not (root / data.dir).is_dir():
+        yield f"data.dir: {data.dir!r} is not a folder; create it or name another"
 
 
-def _variant_mistakes(config: Config) -> Iterator[str]:
-    for name, variant in config.variants.items():
+def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
+    for name in variants:
         path = f"variants.{name}"
+        variant = _mapping(variants, name)
         base = variant.get("base")
         if name in STRATEGIES:
             yield f"{path}: is the name of a strategy; choose another"
@@ -373,75 +478,81 @@ def _variant_mistakes(config: Config) -> Iterator[str]:
                         yield f"{path}.{key}: got {detail['input']!r}; {detail['msg']}"
 
 
-def _workload_mistakes(name: str, workload: Workload, config: Config) -> Iterator[str]:
-    path = f"workloads.{name}"
+def _workload_mistakes(
+    path: str, raw: Mapping[str, Any], gpus: Sequence[int], cluster: Cluster | None
+) -> Iterator[str]:
     datasets = list(get_args(DatasetName))
-    dataset = workload.dataset
-    if dataset.name not in datasets:
-        yield (
-            f"{path}.dataset.name: unknown dataset {dataset.name!r}; "
-            f"{did_you_mean(dataset.name, datasets)}"
-        )
-        return
-    model = workload.model
-    if model.name not in MODELS:
-        yield f"{path}.model.name: unknown model {model.name!r}; {did_you_mean(model.name, MODELS)}"
-        return
-    if dataset.name != "synthetic":
+    for section, kind, names in (("dataset", "dataset", datasets), ("model", "model", MODELS)):
+        name = _mapping(raw, section).get("name")
+        if isinstance(name, str) and name not in names:
+            yield f"{path}.{section}.name: unknown {kind} {name!r}; {did_you_mean(name, names)}"
+    dataset = _section(Dataset, raw, "dataset")
+    if dataset is not None and dataset.name not in datasets:
+        dataset = None
+    model = _section(Model, raw, "model")
+    if model is not None and model.name not in MODELS:
+        model = None
+    optimizer = _section(Optimizer, raw, "optimizer")
+    batch = _section(Batch, raw, "batch")
+
+    if dataset and dataset.name != "synthetic":
         if dataset.classes is not None:
             yield f"{path}.dataset.classes: only synthetic images have a choice of classes"
         for key, limit in CIFAR_SIZES.items():
             images = getattr(dataset, f"{key}_images")
             if images is not None and images > limit:
                 yield f"{path}.dataset.{key}_images: got {images}; {dataset.name} has {limit}"
-    if model.stem != "auto" and (not is_resnet(model.name) or model.name in CIFAR_RESNETS):
-        yield f"{path}.model.stem: {model.name} has only one stem; leave it at auto"
-    if is_vit(model.name):
+    if model:
+        if model.stem != "auto" and (not is_resnet(model.name) or model.name in CIFAR_RESNETS):
+            yield f"{path}.model.stem: {model.name} has only one stem; leave it at auto"
+        if raw.get("batchnorm") == "sync" and model.name not in WITH_BATCH_NORM:
+            yield f"{path}.batchnorm: {model.name} has no batch-norm to synchronise"
+    if model and dataset and is_vit(model.name):
         patch = int(model.name.rsplit("_", 1)[1])
         if dataset.image_size % patch:
             yield (
                 f"{path}.dataset.image_size: got {dataset.image_size}; {model.name} cuts it into "
                 f"patches of {patch} px, so it must be a multiple of {patch}"
             )
-    if workload.batchnorm == "sync" and model.name not in WITH_BATCH_NORM:
-        yield f"{path}.batchnorm: {model.name} has no batch-norm to synchronise"
-    if workload.precision == "tf32" and config.cluster.device == "cpu":
+    if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
         yield f"{path}.precision: tf32 is a mode of CUDA devices; cluster.device is cpu"
-    optimizer = workload.optimizer
-    if optimizer.nesterov and not optimizer.momentum:
+    if optimizer and optimizer.nesterov and not optimizer.momentum:
         yield f"{path}.optimizer.nesterov: needs a momentum above 0"
-    batch = workload.batch
-    if (batch.per_gpu is None) == (batch.global_ is None):
+    if batch and raw.get("learning_rate_rule") == "linear" and batch.per_gpu is None:
+        yield f"{path}.learning_rate_rule: linear belongs to weak scaling (batch.per_gpu)"
+    if batch and (batch.per_gpu is None) == (batch.global_ is None):
         given = "neither" if batch.per_gpu is None else "both"
         yield (
             f"{path}.batch: got {given}; name per_gpu (weak scaling) or global (strong scaling), "
             "and set the other to null in an overlay"
         )
-        return
-    if workload.learning_rate_rule == "linear" and batch.per_gpu is None:
-        yield f"{path}.learning_rate_rule: linear belongs to weak scaling (batch.per_gpu)"
-    if name not in config.matrix.workloads:
-        return
-    for gpus in config.matrix.gpus:
-        if batch.global_ is not None and batch.global_ % gpus:
+    elif batch:
+        yield from _batch_mistakes(path, batch, model, dataset, gpus)
+
+
+def _batch_mistakes(
+    path: str, batch: Batch, model: Model | None, dataset: Dataset | None, gpus: Sequence[int]
+) -> Iterator[str]:
+    for count in gpus:
+        if batch.global_ is not None and batch.global_ % count:
             yield (
                 f"{path}.batch.global: got {batch.global_}; it must be divisible by every count in "
-                f"matrix.gpus, and {gpus} does not divide it"
+                f"matrix.gpus, and {count} does not divide it"
             )
             continue
-        per_gpu = batch.per_gpu or (batch.global_ or 0) // gpus
+        per_gpu = batch.per_gpu or (batch.global_ or 0) // count
         if per_gpu % batch.accumulate:
             yield (
                 f"{path}.batch.accumulate: got {batch.accumulate}; it must divide the {per_gpu} "
-                f"images a GPU has at {gpus} GPUs"
+                f"images a GPU has at {count} GPUs"
             )
-        elif per_gpu // batch.accumulate < 2 and model.name in WITH_BATCH_NORM:
+        elif model and per_gpu // batch.accumulate < 2 and model.name in WITH_BATCH_NORM:
             yield (
-                f"{path}.batch: one image a micro-batch at {gpus} GPUs leaves batch-norm no "
+                f"{path}.batch: one image a micro-batch at {count} GPUs leaves batch-norm no "
                 "statistics; use at least 2"
             )
-        if per_gpu * gpus > workload.train_images:
+        if dataset and per_gpu * count > dataset.train_size:
             yield (
-                f"{path}.batch: a step of {per_gpu * gpus} images at {gpus} GPUs is more than the "
-                f"{workload.train_images} training images"
+                f"{path}.batch: a step of {per_gpu * count} images at {count} GPUs is more than "
+                f"the {dataset.train_size} training images"
             )

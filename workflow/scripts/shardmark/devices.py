@@ -110,10 +110,12 @@ def _counter_power_w(rows: Sequence[Row]) -> float | None:
         energy, moment = row["energy_j"], row["monotonic_s"]
         if energy is None or moment is None:
             return None
-        if previous is not None and energy != previous:
+        if previous is not None and energy < previous:
+            return None
+        if previous is not None and energy > previous:
             ticks.append((moment, energy))
         previous = energy
-    if len(ticks) < 2 or ticks[-1][1] < ticks[0][1]:
+    if len(ticks) < 2:
         return None
     return (ticks[-1][1] - ticks[0][1]) / (ticks[-1][0] - ticks[0][0])
 

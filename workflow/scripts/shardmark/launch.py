@@ -120,6 +120,8 @@ def _environment(cell: Cell) -> dict[str, str]:
     env["SHARDMARK_LAUNCHED"] = str(time.time())
     # NVML counts devices by their bus; torch must mean the same ones.
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    # cuBLAS computes the same bits twice only with a fixed workspace; the parity gate asks for it.
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if cell.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""
         cores = len(os.sched_getaffinity(0))

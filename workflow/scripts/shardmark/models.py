@@ -17,6 +17,10 @@ from shardmark.config import Workload
 from shardmark.keyed_random import KeyedDropout, KeyedStochasticDepth
 
 CIFAR_STEM_UP_TO_PX = 64
+# At 6 the norms of the surrogates' first gradients are between 2 and 121 (frameworks clip at 1),
+# and rounding grows little over its steps. torchvision's ViT would start from zero logits, where
+# no gradient reaches its blocks.
+_SURROGATE_LOGIT_SCALE = 6.0
 
 
 class Classifier(nn.Module):
@@ -85,13 +89,18 @@ def build_surrogate(workload: Workload, seed: int) -> Classifier:
     """A small network of the same blocks as the workload's, for the parity gate.
 
     Its ReLUs are SiLUs: at a ReLU's kink a rounding error switches a whole gradient on or off, and
-    two correct programs part ways within a few steps. No strategy knows the difference.
+    two correct programs part ways within a few steps. Its logits are large, so that the gradient's
+    norm lies above any threshold at which a framework might clip it. No strategy knows either.
     """
     model = _build(workload, seed, _surrogate_network)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.SiLU())
+    classes = _classifier(model, workload)[1]
+    generator = torch.Generator().manual_seed(seed)
+    std = _SURROGATE_LOGIT_SCALE / classes.in_features**0.5
+    nn.init.normal_(classes.weight, std=std, generator=generator)
     return model
 
 
@@ -219,11 +228,7 @@ def _insert_hidden_layer(model: nn.Module, workload: Workload) -> None:
     hidden, rate = workload.model.hidden_units, workload.model.dropout
     if hidden is None and not rate:
         return
-    name, classes = next(
-        (name, module)
-        for name, module in reversed(list(model.named_modules()))
-        if isinstance(module, nn.Linear) and module.out_features == workload.classes
-    )
+    name, classes = _classifier(model, workload)
     layers: list[nn.Module] = []
     features = classes.in_features
     if hidden is not None:
@@ -234,6 +239,15 @@ def _insert_hidden_layer(model: nn.Module, workload: Workload) -> None:
         layers.append(nn.Dropout(rate))
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Sequential(*layers, classes))
+
+
+def _classifier(model: nn.Module, workload: Workload) -> tuple[str, nn.Linear]:
+    """The linear layer that gives the logits, and its name."""
+    return next(
+        (name, module)
+        for name, module in reversed(list(model.named_modules()))
+        if isinstance(module, nn.Linear) and module.out_features == workload.classes
+    )
 
 
 def _key_the_randomness(model: nn.Module) -> None:

@@ -134,6 +134,6 @@ def why_unsupported(
             return "DataParallel replicates over CUDA devices only; on a CPU it is one plain module"
         if batchnorm == "sync" and gpus > 1:
             return "DataParallel has no process group, so batch-norm cannot be synchronised in it"
-    if device == "cpu" and precision == "fp16" and base.startswith("deepspeed"):
-        return "DeepSpeed's CPU accelerator has no fp16 loss scaler"
+    if device == "cpu" and precision == "fp16" and base == "fairscale_fsdp":
+        return "FairScale's gradient scaler, which fp16 needs, works on CUDA devices only"
     return None

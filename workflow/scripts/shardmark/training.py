@@ -132,6 +132,8 @@ class CellTraining:
         with phases("process_group"):
             self.runtime = start_runtime(cell)
         set_math_mode(workload.precision)
+        # Shapes never change, so cuDNN's search for the fastest kernels pays in the warm-up.
+        torch.backends.cudnn.benchmark = True
         with phases("data"):
             data_dir = Path(cell.data_dir)
             self.data: TrainingData = training_data(

@@ -1,0 +1,86 @@
+# make demo    everything, on this machine's CPU        make test    the tests
+# make lint    what the code must pass                  make lock    resolve the lock anew
+# make schemas export the models again              make clean    remove what the targets made
+#
+#   PYTHON=python3.12   the interpreter (3.11 or newer)     VENV=.venv   where to install
+#   TORCH=site          keep the torch and torchvision that this interpreter already has
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= lock
+
+ifeq ($(TORCH),site)
+LOCK := requirements-site.txt
+VENV_FLAGS := --system-site-packages
+else ifeq ($(TORCH),lock)
+LOCK := requirements.txt
+VENV_FLAGS :=
+else
+$(error TORCH=$(TORCH): it is lock (the locked torch) or site (the interpreter's own))
+endif
+
+# Without byte code every process of every cell would compile torch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+# DeepSpeed is built from source; its CUDA ops are not needed, and would need a compiler.
+export DS_BUILD_OPS := 0
+
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+# Named after what is installed, and written last: another lock, or an interrupted installation, is
+# installed afresh; otherwise there is nothing to do.
+LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
+READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
+
+.PHONY: demo test lint lock schemas clean
+
+demo: $(READY)
+	@snakemake --profile profiles/local --configfile config/demo.yaml
+	@python workflow/scripts/show_summary.py results/demo
+
+test: $(READY)
+	@python -m pytest
+
+lint: $(READY)
+	@ruff check .
+	@ruff format --check .
+	@mypy
+	@snakefmt --check Snakefile workflow/rules
+	@python tests/snakemake_lint.py
+
+lock: $(READY)
+	@uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --quiet -o requirements.txt
+	@echo uv | uv pip compile - --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --quiet -o requirements-bootstrap.txt
+	@awk -f tests/without_torch.awk requirements.txt > requirements-site.txt
+
+schemas: $(READY)
+	@python workflow/scripts/export_schemas.py
+
+clean:
+	@if [ -e $(VENV)/.shardmark ]; then rm -rf $(VENV); fi
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .snakemake results/demo
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Only an environment that this rule made is ever emptied.
+$(READY):
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "shardmark: there is no $(PYTHON) here; name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "shardmark: needs Python 3.11 or newer, and $(PYTHON) is" \
+	    "$$($(PYTHON) -c 'import platform; print(platform.python_version())');" \
+	    "name another with make PYTHON=..." >&2; exit 1; }
+	@if [ -e $(VENV) ] && [ ! -e $(VENV)/.shardmark ]; then \
+	  echo "shardmark: $(VENV) is there and make did not create it; name another place with" \
+	    "make VENV=..." >&2; exit 1; fi
+	@echo "installing into $(VENV) from $(LOCK)"
+	@rm -rf $(VENV) && mkdir -p $(VENV) && touch $(VENV)/.shardmark
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-bootstrap.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps \
+	  --compile-bytecode -r $(LOCK)
+	@$(BIN)/python -c 'import torch, torchvision' || \
+	  { echo "shardmark: torch and torchvision do not import (the last line above says why)" >&2; \
+	    exit 1; }
+	@touch $@

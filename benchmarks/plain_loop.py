@@ -1,0 +1,189 @@
+"""The bare loop a cell is held against: a framework's own recipe, and nothing of shardmark.
+
+One strategy, one process a GPU, ResNet-50 with the CIFAR stem in bf16 autocast, images from a uint8
+tensor on the device with a random crop and flip. Prints images/s of the steps after a warm-up.
+
+    python benchmarks/plain_loop.py --strategy ddp --batch 512 --seconds 10
+    torchrun --nproc-per-node=8 benchmarks/plain_loop.py --strategy fsdp2 --batch 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+Step = Callable[[Tensor, Tensor], None]
+
+
+def resnet50() -> nn.Module:
+    """ResNet-50 with the CIFAR stem, on the CPU."""
+    model = torchvision.models.resnet50(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def autocast_step(model: nn.Module) -> Step:
+    """Forward, backward and SGD under bf16 autocast."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def build_dp() -> Step:
+    """DataParallel over all visible GPUs."""
+    return autocast_step(nn.DataParallel(resnet50().to(DEVICE)))
+
+
+def build_ddp() -> Step:
+    """DistributedDataParallel."""
+    model = resnet50().to(DEVICE)
+    return autocast_step(
+        nn.parallel.DistributedDataParallel(
+            model, device_ids=[DEVICE], gradient_as_bucket_view=True
+        )
+    )
+
+
+def build_fsdp() -> Step:
+    """FSDP1, one unit a bottleneck."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    return autocast_step(
+        FullyShardedDataParallel(
+            resnet50(),
+            auto_wrap_policy=ModuleWrapPolicy({Bottleneck}),
+            device_id=DEVICE,
+            use_orig_params=True,
+        )
+    )
+
+
+def build_fsdp2() -> Step:
+    """FSDP2, one unit a bottleneck."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = resnet50().to(DEVICE)
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            fully_shard(module)
+    return autocast_step(fully_shard(model))
+
+
+def build_fairscale_fsdp() -> Step:
+    """FairScale's FSDP, one unit a bottleneck."""
+    from fairscale.nn import FullyShardedDataParallel, enable_wrap, wrap
+
+    model = resnet50().to(DEVICE)
+    with enable_wrap(wrapper_cls=FullyShardedDataParallel):
+        for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+            for index, block in enumerate(stage):
+                stage[index] = wrap(block)
+        return autocast_step(wrap(model))
+
+
+def build_zero(stage: int) -> Step:
+    """DeepSpeed with autocast in the engine and float32 communication."""
+    import deepspeed
+
+    model = resnet50()
+    engine, _, _, _ = deepspeed.initialize(
+        model=model.to(DEVICE) if stage < 3 else model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4),
+        dist_init_required=False,
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0,
+            "torch_autocast": {
+                "enabled": True,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            },
+        },
+    )
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        loss = nn.functional.cross_entropy(engine(images).float(), labels)
+        engine.backward(loss)
+        engine.step()
+
+    return step
+
+
+BUILDERS: dict[str, Callable[[], Step]] = {
+    "dp": build_dp,
+    "ddp": build_ddp,
+    "fsdp": build_fsdp,
+    "fsdp2": build_fsdp2,
+    "fairscale_fsdp": build_fairscale_fsdp,
+    "deepspeed_zero1": lambda: build_zero(1),
+    "deepspeed_zero2": lambda: build_zero(2),
+    "deepspeed_zero3": lambda: build_zero(3),
+}
+
+
+def main() -> None:
+    """Time the strategy of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--strategy", choices=sorted(BUILDERS), required=True)
+    parser.add_argument("--batch", type=int, default=512, help="images a process a step")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the timed window")
+    arguments = parser.parse_args()
+    torch.cuda.set_device(DEVICE)
+    torch.backends.cudnn.benchmark = True
+    single = "RANK" not in os.environ
+    dist.init_process_group(
+        "nccl",
+        store=dist.HashStore() if single else None,
+        rank=0 if single else -1,
+        world_size=1 if single else -1,
+        device_id=DEVICE,
+    )
+    step = BUILDERS[arguments.strategy]()
+    pixels = torch.randint(0, 256, (50_000, 40, 40, 3), dtype=torch.uint8, device=DEVICE)
+    labels = torch.randint(0, 10, (50_000,), device=DEVICE)
+    window = torch.arange(32, device=DEVICE)
+
+    def run(steps: int) -> float:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            pick = torch.randint(0, 50_000, (arguments.batch,), device=DEVICE)
+            rows = torch.randint(0, 9, (arguments.batch, 1), device=DEVICE) + window
+            flip = torch.rand(arguments.batch, 1, device=DEVICE) < 0.5
+            columns = torch.where(flip, window.flip(0), window)
+            crop = pixels[pick[:, None, None], rows[:, :, None], columns[:, None, :]]
+            images = crop.permute(0, 3, 1, 2).float().div_(128).sub_(1)
+            step(images, labels[pick])
+        torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / steps
+
+    run(20)
+    steps = max(10, int(arguments.seconds / run(20)))
+    speed = arguments.batch / run(steps)
+    found = {"strategy": arguments.strategy, "batch": arguments.batch, "steps": steps}
+    print(json.dumps(found | {"images_per_s_per_gpu": speed}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Cases of the parity gate for tests: their workload, their oracles."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from shardmark.cells import ParityCase, parity_case
+from shardmark.config import load
+
+ROOT = Path(__file__).resolve().parents[1]
+STRATEGIES = (
+    "dp",
+    "ddp",
+    "fsdp",
+    "fsdp2",
+    "fairscale_fsdp",
+    "deepspeed_zero1",
+    "deepspeed_zero2",
+    "deepspeed_zero3",
+)
+VARIANTS = {
+    "zero1_default_clipping": {"base": "deepspeed_zero1", "gradient_clipping": None},
+    "zero1_bf16_reduction": {"base": "deepspeed_zero1", "low_precision_communication": True},
+}
+
+
+def case_of(strategy: str, ranks: int, **changes: Any) -> ParityCase:
+    """A case with momentum, weight decay, augmentation and dropout; ``changes`` to its workload."""
+    workload: dict[str, Any] = {
+        "model": {"name": "resnet8", "hidden_units": 32, "dropout": 0.3},
+        "dataset": {"name": "synthetic", "train_images": 4096, "augment": True},
+        "batch": {"per_gpu": 16},
+        "optimizer": {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+        "precision": "fp32",
+        "epochs": 1,
+    } | changes
+    raw = {
+        "run": "test",
+        "matrix": {
+            "workloads": ["w"],
+            "strategies": [*STRATEGIES, *VARIANTS],
+            "gpus": [1, 2, 4],
+            "seeds": [0],
+        },
+        "workloads": {"w": workload},
+        "variants": VARIANTS,
+        "cluster": {"device": "cpu"},
+    }
+    return parity_case(load(raw, ROOT), "w", strategy, ranks)
+
+
+def make_oracle(case: ParityCase, folder: Path) -> Path:
+    """The oracle of a case, by its own script, made once for equal cases."""
+    like = case.model_copy(
+        update={"cell": case.cell.model_copy(update={"strategy": "", "base": "ddp", "options": {}})}
+    )
+    target = folder / f"{like.fingerprint()}.pt"
+    if not target.exists():
+        script = ROOT / "workflow/scripts/make_oracle.py"
+        arguments = ["--case", case.model_dump_json(by_alias=True), "--output", str(target)]
+        subprocess.run([sys.executable, str(script), *arguments], check=True)
+    return target

@@ -1,0 +1,18 @@
+"""DDP that forgets to average gradients: every rank trains a model of its own."""
+
+from contextlib import AbstractContextManager
+
+from train_ddp import Ddp
+
+from shardmark.training import main
+
+
+class DdpWithoutAveraging(Ddp):
+    """Never leaves no_sync."""
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        return self.module.no_sync()
+
+
+if __name__ == "__main__":
+    main(DdpWithoutAveraging)

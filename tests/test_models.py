@@ -1,0 +1,80 @@
+"""The networks: names, units, weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from parity_cases import case_of
+from torch import nn
+
+from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, MODELS
+from shardmark.config import Workload
+from shardmark.models import build_model, build_surrogate, shard_units
+from shardmark.parity import surrogate_cell
+
+
+def workload(name: str, **model: object) -> Workload:
+    return case_of("ddp", 1, model={"name": name} | model).cell.definition
+
+
+def test_every_offered_model_is_torchvisions_or_our_own() -> None:
+    theirs = set(torchvision.models.list_models(module=torchvision.models))
+    assert set(MODELS) <= theirs | set(CIFAR_RESNETS)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50", "convnext_tiny", "swin_t"])
+def test_a_models_blocks_are_its_shard_units_and_hold_most_parameters(name: str) -> None:
+    definition = workload(name)
+    model = build_model(definition, seed=0)
+    units = shard_units(model, definition)
+    inside = sum(p.numel() for unit in units for p in unit.parameters())
+    assert len(units) >= 3
+    assert inside > 0.75 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("block", sorted(set(BLOCK_OF_MODEL.values())))
+def test_a_surrogate_has_the_blocks_of_its_model_and_gradients_everywhere(block: str) -> None:
+    name = next(model for model, its in BLOCK_OF_MODEL.items() if its == block)
+    side = 224 if block == "EncoderBlock" else 32
+    case = case_of("ddp", 1, model={"name": name}, dataset={"name": "synthetic", "image_size": side})
+    cell = surrogate_cell(case, "fp32")
+    model = build_surrogate(cell.definition, seed=0)
+    assert len(shard_units(model, cell.definition)) >= 2
+    images = torch.randn(4, 3, cell.definition.dataset.image_size, cell.definition.dataset.image_size)
+    loss = nn.functional.cross_entropy(model(images, torch.arange(4)), torch.arange(4))
+    loss.backward()
+    squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
+    assert len(squares) == len(list(model.parameters()))
+    norm = torch.stack(squares).sum().sqrt()
+    assert norm > 1, "a framework that clips at 1 would go unseen"
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = build_model(workload("resnet8"), seed=3).state_dict()
+    torch.manual_seed(2)
+    again = build_model(workload("resnet8"), seed=3).state_dict()
+    other = build_model(workload("resnet8"), seed=4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_resnet50_takes_the_stem_its_images_ask_for() -> None:
+    small = build_model(workload("resnet50"), seed=0).network
+    assert small.conv1.stride == (1, 1)
+    assert isinstance(small.maxpool, nn.Identity)
+    imagenet = build_model(workload("resnet50", stem="imagenet"), seed=0).network
+    assert imagenet.conv1.kernel_size == (7, 7)
+
+
+def test_the_hidden_layer_stands_before_the_classes() -> None:
+    model = build_model(workload("resnet50", hidden_units=512, dropout=0.3), seed=0).network
+    shapes = [layer.out_features for layer in model.fc if isinstance(layer, nn.Linear)]
+    assert shapes == [512, 10]
+    assert [type(layer).__name__ for layer in model.fc] == [
+        "Linear",
+        "ReLU",
+        "KeyedDropout",
+        "Linear",
+    ]

@@ -1,0 +1,108 @@
+"""The gate itself: real processes, real strategies, and four that train wrongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import run_parity
+from parity_cases import ROOT, STRATEGIES, case_of, make_oracle
+
+from shardmark.metrics import Parity
+
+SABOTAGE = ROOT / "tests/sabotage"
+DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
+
+
+@pytest.fixture(scope="session")
+def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("oracles")
+
+
+def assert_passed(parity: Parity) -> None:
+    assert parity.status == "passed", parity.reason
+    fp32 = parity.precisions[0]
+    assert fp32.deviation.loss <= 1e-5
+    assert fp32.deviation.final_weights <= 1e-5
+    assert fp32.noise_floor.loss <= 1e-6
+    assert fp32.noise_floor.final_weights <= 1e-6
+    assert len(parity.losses) >= 8
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_rank_matches_the_oracle(strategy: str, oracles: Path) -> None:
+    case = case_of(strategy, 1)
+    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+
+
+@pytest.mark.parametrize("strategy", DISTRIBUTED)
+def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, oracles: Path) -> None:
+    case = case_of(strategy, 2, precision="bf16")
+    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    assert_passed(parity)
+    assert [result.precision for result in parity.precisions] == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize("strategy", DISTRIBUTED)
+def test_four_ranks_match_the_oracle(strategy: str, oracles: Path) -> None:
+    case = case_of(strategy, 4)
+    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2", "fairscale_fsdp", "deepspeed_zero3"])
+def test_accumulation_synchronised_batchnorm_and_loader_match(strategy: str, oracles: Path) -> None:
+    case = case_of(
+        strategy,
+        2,
+        batchnorm="sync",
+        batch={"per_gpu": 16, "accumulate": 2},
+        dataset={"name": "synthetic", "loader": "dataloader", "loader_workers": 1},
+    )
+    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_zero2"])
+def test_a_transformer_with_adamw_matches(strategy: str, oracles: Path) -> None:
+    case = case_of(
+        strategy,
+        2,
+        model={"name": "vit_b_16"},
+        optimizer={"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
+        dataset={"name": "synthetic", "image_size": 32},
+    )
+    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    assert_passed(parity)
+    assert parity.real_model is not None
+
+
+def test_fp16_with_its_loss_scaler_matches(oracles: Path) -> None:
+    case = case_of("fsdp", 2, precision="fp16")
+    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+
+
+def test_dp_with_two_replicas_on_a_cpu_is_unsupported_and_starts_nothing(tmp_path: Path) -> None:
+    parity = run_parity.run_parity(case_of("dp", 2), tmp_path / "no such oracle")
+    assert parity.status == "unsupported"
+    assert "CPU" in (parity.reason or "")
+
+
+def test_deepspeeds_default_clipping_is_caught(oracles: Path) -> None:
+    case = case_of("zero1_default_clipping", 2)
+    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    assert parity.status == "failed", parity.precisions
+    assert "fp32" in (parity.reason or "")
+
+
+def test_bf16_reduction_under_autocast_is_caught(oracles: Path) -> None:
+    case = case_of("zero1_bf16_reduction", 2, precision="bf16")
+    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    assert parity.precisions[0].passed, "in float32 there is nothing to catch"
+    assert parity.status == "failed", parity.precisions
+    assert "bf16: first update" in (parity.reason or "")
+
+
+@pytest.mark.parametrize("script", ["train_without_averaging.py", "train_other_order.py"])
+def test_a_strategy_that_trains_another_model_is_caught(script: str, oracles: Path) -> None:
+    case = case_of("ddp", 2)
+    parity = run_parity.run_parity(case, make_oracle(case, oracles), SABOTAGE / script)
+    assert parity.status == "failed", parity.precisions

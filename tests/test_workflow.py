@@ -1,0 +1,344 @@
+"""The workflow as a user types it: a real Snakemake in a copy of the project.
+
+Stand-ins take the place of the scripts that train and that aggregate; what runs, when, and what is
+left of it is what is tested.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = "workflow/scripts"
+CONFIG = "matrix.yaml"
+CELL = "results/t/{}/{}/gpus{}/seed{}/metrics.json"
+DDP_CELL = CELL.format("small", "ddp", 2, 1)
+
+WORKLOAD = """
+    model: {{name: resnet8}}
+    dataset: {{name: synthetic, train_images: 64, test_images: 16}}
+    batch: {{global: 16}}
+    optimizer: {{name: sgd, learning_rate: {}}}
+    precision: fp32
+"""
+MATRIX = f"""
+run: t
+matrix:
+  workloads: [small, other]
+  strategies: [dp, ddp, fsdp]
+  gpus: [1, 2]
+  seeds: [0, 1]
+cluster: {{device: cpu}}
+workloads:
+  small: {WORKLOAD.format(0.1)}
+  other: {WORKLOAD.format(0.2)}
+"""
+
+
+class Project:
+    """A copy of the project, and Snakemake in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *arguments: str, config: bool = True) -> subprocess.CompletedProcess[str]:
+        """Snakemake with the text of both streams in ``stdout``."""
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        if config:
+            command += ["--configfile", CONFIG]
+        return subprocess.run(
+            command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def matrix(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("--profile", "profiles/local", *arguments)
+
+    def planned(self) -> dict[str, set[str]]:
+        """What a plain run would do now: each rule with the outputs of its jobs."""
+        found: dict[str, set[str]] = {}
+        plan = self.matrix("-n")
+        assert plan.returncode == 0, plan.stdout
+        for job in re.split(r"\n(?=\[|local)", plan.stdout):
+            if match := re.search(r"rule (\w+):\n", job):
+                output = re.search(r"output: ([^ ,\n]+)", job)
+                found.setdefault(match[1], set()).add(output[1] if output else "")
+        return found
+
+    def ran(self) -> list[str]:
+        """The cells that ran since last asked."""
+        log = self.folder / "ran.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    def edit(self, name: str, text: str = "\n# edited\n") -> None:
+        with (self.folder / name).open("a") as file:
+            file.write(text)
+
+
+def copy_project(folder: Path) -> Project:
+    for name in ("Snakefile", "config", "profiles", "workflow"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    (folder / "resources").mkdir()
+    (folder / CONFIG).write_text(MATRIX)
+    for _n in ("summary", "workflow"):  # TEMP
+        (folder / f"workflow/report/{_n}.rst").touch()  # TEMP
+    stand_ins = ROOT / "tests/stand_ins"
+    shutil.copy(stand_ins / "run_cell.py", folder / SCRIPTS)
+    for script in ("make_oracle", "run_parity", "collect", "summarise", "plot", "report_page"):
+        shutil.copy(stand_ins / "write_outputs.py", folder / SCRIPTS / f"{script}.py")
+    return Project(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose matrix has run."""
+    project = copy_project(tmp_path_factory.mktemp("whole"))
+    result = project.matrix()
+    assert result.returncode == 0, result.stdout
+    assert len(project.ran()) == 20
+    return project.folder
+
+
+@pytest.fixture
+def project(whole: Path, tmp_path: Path) -> Project:
+    """A copy of it to change: with its time stamps, as Snakemake left it."""
+    shutil.copytree(whole, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    return copy_project(tmp_path)
+
+
+def test_matrix_that_has_run_is_up_to_date(project: Project) -> None:
+    assert project.planned() == {}
+    assert (project.folder / "results/t/report.html").exists()
+    assert (project.folder / "results/t/snakemake-report.html").stat().st_size > 10_000
+
+
+def test_cells_start_in_the_planned_order(fresh: Project) -> None:
+    assert fresh.matrix().returncode == 0
+    gpus = [line.split()[2] for line in fresh.ran()]
+    assert gpus == sorted(gpus, reverse=True)
+
+
+def test_unsupported_cells_start_no_process_and_are_results(project: Project) -> None:
+    for seed in (0, 1):
+        path = project.folder / CELL.format("small", "dp", 2, seed)
+        metrics = json.loads(path.read_text())
+        assert metrics["status"] == "unsupported"
+        assert "CUDA" in metrics["failure"]["exception"]
+        assert not path.with_name("job.log").exists()
+    verdict = project.folder / "results/t/parity/small/dp/ranks2.json"
+    assert json.loads(verdict.read_text())["status"] == "unsupported"
+
+
+def test_touched_code_reruns_nothing(project: Project) -> None:
+    for path in (project.folder / "workflow").rglob("*.py"):
+        path.touch()
+    assert project.planned() == {}
+
+
+def test_edited_code_reruns_the_cells_that_it_can_affect(project: Project) -> None:
+    project.edit(f"{SCRIPTS}/train_fsdp.py")
+    planned = project.planned()
+    assert len(planned["train"]) == 8
+    assert all("/fsdp/" in path for path in planned["train"])
+    assert all("/fsdp/" in path for path in planned["check_parity"])
+    assert "make_oracle" not in planned
+
+
+def test_edited_library_reruns_every_cell(project: Project) -> None:
+    project.edit(f"{SCRIPTS}/shardmark/training.py")
+    assert len(project.planned()["train"]) == 20
+
+
+def test_learning_rate_reruns_its_workload_only(project: Project) -> None:
+    text = (project.folder / CONFIG).read_text()
+    (project.folder / CONFIG).write_text(text.replace("0.2", "0.3"))
+    planned = project.planned()
+    assert len(planned["train"]) == 10
+    assert all(path.startswith("results/t/other/") for path in planned["train"])
+    assert all("/other/" in path for path in planned["check_parity"])
+
+
+def test_time_limit_reruns_nothing(project: Project) -> None:
+    (project.folder / CONFIG).write_text(
+        MATRIX.replace("device: cpu", "device: cpu, time_limit_minutes: 7")
+    )
+    planned = project.planned()
+    assert "train" not in planned
+    assert "check_parity" not in planned
+
+
+def test_forced_cell_reruns_alone_and_makes_stale_what_depends_on_it(project: Project) -> None:
+    result = project.run("--force", DDP_CELL)
+    assert result.returncode == 0, result.stdout
+    assert project.ran() == ["small ddp gpus2 seed1"]
+    planned = project.planned()
+    assert "train" not in planned
+    assert {"collect", "summarise", "plot", "write_report"} <= planned.keys()
+
+
+def test_rerun_with_the_same_result_makes_nothing_stale(project: Project) -> None:
+    before = (project.folder / DDP_CELL).read_text()
+    (project.folder / "SAME").write_text(before)
+    assert project.run("--force", DDP_CELL).returncode == 0
+    assert project.planned() == {}
+
+
+def test_failed_rerun_keeps_the_previous_result_and_is_owed(project: Project) -> None:
+    path = project.folder / DDP_CELL
+    before = path.read_text()
+    (project.folder / "FAIL").touch()
+    result = project.run("--force", DDP_CELL)
+    assert result.returncode == 1
+    assert "job.log" in result.stdout
+    assert "the stand-in fails" in result.stdout
+    assert '"cell"' not in result.stdout
+    assert path.read_text() == before
+    (project.folder / "FAIL").unlink()
+    assert project.planned()["train"] == {DDP_CELL}
+    report = project.run("report")
+    assert "24 of 24 cells have a result" in report.stdout
+
+
+def test_failed_rerun_of_changed_code_is_not_taken_for_its_result(project: Project) -> None:
+    project.edit(f"{SCRIPTS}/train_ddp.py")
+    (project.folder / "FAIL").touch()
+    assert project.run("--force", DDP_CELL).returncode == 1
+    (project.folder / "FAIL").unlink()
+    assert DDP_CELL in project.planned()["train"]
+    assert "stale: small ddp" in project.run("report").stdout
+
+
+def test_failing_cell_does_not_end_the_matrix(fresh: Project) -> None:
+    (fresh.folder / "FAIL").touch()
+    result = fresh.matrix()
+    assert result.returncode == 1
+    assert len(fresh.ran()) == 20
+    assert "cells [20/20] | 20 no result" in result.stdout
+
+
+def test_report_never_trains(project: Project) -> None:
+    shutil.rmtree(project.folder / "results/t/small/fsdp")
+    (project.folder / "results/t/parity/small/ddp/ranks1.json").unlink()
+    project.edit(f"{SCRIPTS}/train_ddp.py")
+    project.ran()
+    result = project.run("report")
+    assert result.returncode == 0, result.stdout
+    assert project.ran() == []
+    assert not (project.folder / "results/t/parity/small/ddp/ranks1.json").exists()
+    assert "20 of 24 cells have a result" in result.stdout
+    assert "missing: small fsdp gpus1 seed0" in result.stdout
+    assert "stale: small ddp gpus1 seed0" in result.stdout
+    assert "report: results/t/report.html" in result.stdout
+    planned = project.planned()
+    assert len(planned["train"]) == 12
+    assert "collect" in planned
+
+
+def test_aggregates_of_a_part_are_rebuilt_from_the_whole(project: Project) -> None:
+    fsdp = project.folder / "results/t/small/fsdp"
+    fsdp.rename(project.folder / "away")
+    assert project.run("report").returncode == 0
+    (project.folder / "away").rename(fsdp)
+    planned = project.planned()
+    assert "train" not in planned
+    assert "collect" in planned
+
+
+def test_report_of_nothing_says_so(fresh: Project) -> None:
+    result = fresh.run("report")
+    assert result.returncode == 1
+    assert "results/t has no cell to report" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_dry_runs(fresh: Project) -> None:
+    for arguments in (
+        ("--profile", "profiles/local"),
+        ("--profile", "profiles/slurm"),
+        ("report",),
+        ("--force", DDP_CELL),
+    ):
+        result = fresh.run(*arguments, "-n")
+        assert result.returncode == 0, result.stdout
+    assert not (fresh.folder / "results").exists()
+
+
+def test_default_configuration_plans(fresh: Project) -> None:
+    result = fresh.run("-n", "--quiet", "rules", config=False)
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"train +640", result.stdout)
+    assert re.search(r"fetch_data +1", result.stdout)
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n",), ("report",)])
+def test_mistakes_are_one_message(fresh: Project, arguments: tuple[str, ...]) -> None:
+    (fresh.folder / CONFIG).write_text(MATRIX.replace("fsdp", "fdsp").replace("[1, 2]", "[0, 3]"))
+    result = fresh.run(*arguments)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout
+    assert result.stdout.count("mistakes in the configuration") == 1
+    for path in ("matrix.strategies[2]", "matrix.gpus[0]", "workloads.small.batch.global"):
+        assert result.stdout.count(f"{path}:") == 1
+
+
+def test_yaml_that_does_not_parse_is_named_with_its_line(fresh: Project) -> None:
+    fresh.edit("config/config.yaml", "run: [a\nb: c\n")
+    result = fresh.run("-n", config=False)
+    assert result.returncode == 1
+    assert re.search(r"config/config.yaml:\d+:\d+: not valid YAML", result.stdout)
+    assert "Traceback" not in result.stdout
+
+
+def test_overlay_that_does_not_parse(fresh: Project) -> None:
+    (fresh.folder / CONFIG).write_text("run: [a\nb: c\n")
+    result = fresh.run("-n")
+    assert result.returncode == 1
+    assert "not valid JSON or YAML" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_gpus_asked_for_and_not_seen(fresh: Project) -> None:
+    (fresh.folder / CONFIG).write_text(MATRIX.replace("device: cpu", "device: cuda"))
+    hidden = dict(os.environ, CUDA_VISIBLE_DEVICES="")
+    command = [sys.executable, "-m", "snakemake", "--profile", "profiles/local"]
+    command += ["--configfile", CONFIG]
+    result = subprocess.run(command, cwd=fresh.folder, env=hidden, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "cluster.device is cuda, but" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert fresh.ran() == []
+    assert not (fresh.folder / ".snakemake/locks").exists() or not list(
+        (fresh.folder / ".snakemake/locks").iterdir()
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked"),
+    [
+        (2, ["gpu=2", "nodes=1", "cpus_per_task=16", "mem_mb=128000"]),
+        (8, ["gpu=8", "nodes=2", "mpi=srun", "tasks_per_node=4", "cpus_per_task=8"]),
+    ],
+)
+def test_resources_on_slurm(fresh: Project, gpus: int, asked: list[str]) -> None:
+    text = MATRIX.replace("device: cpu", "device: cuda, gpus_per_node: 4")
+    (fresh.folder / CONFIG).write_text(text.replace("[1, 2]", f"[{gpus}]"))
+    result = fresh.run("--profile", "profiles/slurm", "-n", CELL.format("small", "ddp", gpus, 0))
+    (resources,) = re.findall(r"resources: (.*)", result.stdout)
+    for resource in asked:
+        assert resource in resources.split(", ")
+    assert ("mpi" in resources) == (gpus == 8)
+    assert "slurm_extra=--exclusive" in resources

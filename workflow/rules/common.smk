@@ -1,0 +1,235 @@
+import json
+import shlex
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(workflow.basedir, "workflow/scripts")
+sys.path.insert(0, str(SCRIPTS))
+
+from shardmark.cells import cells_of, parity_case, start_order
+from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
+from shardmark.config import check_yaml, load
+from shardmark.errors import ConfigError
+from shardmark.gpu_check import why_no_gpus
+from shardmark.progress import Progress
+
+try:
+    # Snakemake's own message names neither the file nor the line.
+    check_yaml(Path("config/config.yaml"))
+except ConfigError as error:
+    sys.exit(str(error))
+
+
+configfile: "config/config.yaml"
+
+
+try:
+    CONFIG = load(config)
+except ConfigError as error:
+    sys.exit(str(error))
+
+PYTHON = sys.executable
+RESULTS = f"results/{CONFIG.run}"
+TABLES = f"{RESULTS}/tables"
+FIGURES = f"{RESULTS}/figures"
+PAGE = f"{RESULTS}/report.html"
+SNAKEMAKE_REPORT = f"{RESULTS}/snakemake-report.html"
+CELL = f"{RESULTS}/{{workload}}/{{strategy}}/gpus{{gpus}}/seed{{seed}}"
+STAMP = "code.sha256"
+PARITY = f"{RESULTS}/parity/{{workload}}/{{strategy}}/ranks{{ranks}}"
+
+CELLS = {(cell.workload, cell.strategy, cell.gpus, cell.seed): cell for cell in cells_of(CONFIG)}
+PLACES = start_order(CONFIG)
+CASES = {
+    (workload, strategy, gpus): parity_case(CONFIG, workload, strategy, gpus)
+    for workload, strategy, gpus, _ in CELLS
+}
+
+
+def one_of(names):
+    """A wildcard's constraint: these values and no others."""
+    return "|".join(map(str, names))
+
+
+wildcard_constraints:
+    workload=one_of(CONFIG.matrix.workloads),
+    strategy=one_of(CONFIG.matrix.strategies),
+    gpus=one_of(CONFIG.matrix.gpus),
+    ranks=one_of(CONFIG.matrix.gpus),
+    seed=one_of(CONFIG.matrix.seeds),
+
+
+# Snakemake gives every job OMP_NUM_THREADS=<threads>; a cell shares out the cores among its
+# processes itself.
+OWN_THREADS = "unset OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS;"
+
+UNSUPPORTED_CELLS = [cell for cell in CELLS.values() if cell.unsupported]
+UNSUPPORTED_CASES = [case for case in CASES.values() if case.cell.unsupported]
+
+# The rules that read results and never train; all that `snakemake report` may run.
+AGGREGATES = ["collect", "summarise", "plot", "write_report", "write_snakemake_report"]
+if UNSUPPORTED_CELLS:
+    AGGREGATES.append("mark_unsupported")
+
+
+def metrics_of(cell):
+    return str(cell.folder / "metrics.json")
+
+
+def parity_of(case):
+    return f"{RESULTS}/parity/{case.cell.workload}/{case.cell.strategy}/ranks{case.cell.gpus}.json"
+
+
+def to_json(section):
+    """A part of the configuration as a script's argument, and as what a job depends on."""
+    return section.model_dump_json(by_alias=True)
+
+
+def code_of(script):
+    """The checksum of a script and of all that it imports."""
+    return code_sha256(sources(SCRIPTS / script))
+
+
+def cell_at(wildcards):
+    key = (wildcards.workload, wildcards.strategy, wildcards.gpus, wildcards.seed)
+    return CELLS[key[0], key[1], int(key[2]), int(key[3])]
+
+
+def case_at(wildcards):
+    return CASES[wildcards.workload, wildcards.strategy, int(wildcards.ranks)]
+
+
+def cell_json_at(wildcards):
+    return to_json(cell_at(wildcards))
+
+
+def case_json_at(wildcards):
+    return to_json(case_at(wildcards))
+
+
+def oracle_json_at(wildcards):
+    """The oracle does not depend on the strategy; ddp runs at every replica count."""
+    case = parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks))
+    return to_json(case)
+
+
+def cell_code_at(wildcards):
+    return code_sha256(code_of_cell(cell_at(wildcards)))
+
+
+def case_code_at(wildcards):
+    return code_sha256(code_of_parity(case_at(wildcards)))
+
+
+def data_at(wildcards):
+    """The record of a cell's data set; synthetic images have none.
+
+    Fetched again, the data set is the same: no reason to run its cells again.
+    """
+    dataset = cell_at(wildcards).definition.dataset.name
+    return [] if dataset == "synthetic" else ancient(f"{RESULTS}/data/{dataset}.json")
+
+
+def replicas_at(wildcards):
+    """GPUs of a job: a cell's, or a parity case's ranks."""
+    return int(wildcards.get("gpus") or wildcards.ranks)
+
+
+def whole_machine(wildcards):
+    """Locally a cell claims every core, so that cells that share a machine run one at a time."""
+    return workflow.cores if workflow.is_main_process and workflow.local_exec else 1
+
+
+def nodes_at(wildcards):
+    return -(-replicas_at(wildcards) // CONFIG.cluster.gpus_per_node)
+
+
+def gpus_at(wildcards):
+    return replicas_at(wildcards) if CONFIG.cluster.device == "cuda" else None
+
+
+def replicas_a_node(wildcards):
+    return min(replicas_at(wildcards), CONFIG.cluster.gpus_per_node)
+
+
+def mpi_at(wildcards):
+    """Across nodes the launcher itself calls srun; on one node it must not."""
+    return "srun" if nodes_at(wildcards) > 1 else None
+
+
+def tasks_per_node_at(wildcards):
+    """Sizes an allocation of several nodes; the plugin wants more than one."""
+    return max(2, replicas_a_node(wildcards)) if nodes_at(wildcards) > 1 else None
+
+
+def cpus_per_task_at(wildcards):
+    tasks = tasks_per_node_at(wildcards) or 1
+    return max(1, replicas_a_node(wildcards) * CONFIG.cluster.cpus_per_gpu // tasks)
+
+
+def mem_mb_at(wildcards):
+    """Memory of one node, which is what Slurm's --mem means."""
+    return replicas_a_node(wildcards) * CONFIG.cluster.mem_gb_per_gpu * 1000
+
+
+# Slurm ends a job with no word to its cell: the cell's own limit must come first.
+TIME_LIMIT_MINUTES = CONFIG.cluster.time_limit_minutes
+RUNTIME_MINUTES = TIME_LIMIT_MINUTES + 10
+
+# Goes first: a strategy that is not the same training shows before hours are spent on its cells.
+PARITY_PRIORITY = len(CELLS) + 1
+
+
+def start_priority(wildcards):
+    """The planned order: the cell of place 0 has the highest priority."""
+    cell = cell_at(wildcards)
+    key = (cell.workload, cell.strategy, cell.gpus, cell.seed)
+    return len(PLACES) - PLACES[key]
+
+
+def obtainable(paths):
+    """Every path where cells may be trained; those that are there where they may not."""
+    allowed = workflow.dag_settings.allowed_rules
+    if not allowed or "train" in allowed:
+        return paths
+    planned = {metrics_of(cell) for cell in UNSUPPORTED_CELLS}
+    planned |= {parity_of(case) for case in UNSUPPORTED_CASES}
+    return [path for path in paths if path in planned or Path(path).exists()]
+
+
+def all_metrics(wildcards):
+    return obtainable([metrics_of(cell) for cell in CELLS.values()])
+
+
+def all_stamps(wildcards):
+    """What tells a cell that is owed another run from one whose result stands."""
+    trained = [cell for cell in CELLS.values() if not cell.unsupported]
+    return obtainable([str(cell.folder / STAMP) for cell in trained])
+
+
+def all_verdicts(wildcards):
+    return obtainable([parity_of(case) for case in CASES.values()])
+
+
+def nested_snakemake():
+    """A Snakemake of this very configuration that takes no lock and no profile."""
+    command = [PYTHON, "-m", "snakemake", "--nolock", "--nocolor", "--quiet", "host"]
+    command += ["--profile", "none", "--workflow-profile", "none"]
+    command += ["--executor", "local", "--cores", "1"]
+    command += ["--snakefile", str(workflow.main_snakefile)]
+    if workflow.overwrite_configfiles:
+        command += ["--configfile", *map(str, workflow.overwrite_configfiles)]
+    if workflow.config_settings.config_args:
+        command += ["--config", *workflow.config_settings.config_args]
+    return shlex.join(command)
+
+
+onstart:
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "train"]
+    planned = [cell_at(job.wildcards) for job in jobs]
+    if planned and CONFIG.cluster.device == "cuda" and workflow.local_exec:
+        reason = why_no_gpus(max(cell.gpus for cell in planned))
+        if reason:
+            sys.exit(f"cluster.device is cuda, but {reason}")
+    if not workflow.output_settings.verbose:
+        Progress.attach(logger, planned)

@@ -1,0 +1,17 @@
+localrules:
+    fetch_data,
+
+
+rule fetch_data:
+    output:
+        f"{RESULTS}/data/{{dataset}}.json",
+    log:
+        f"{RESULTS}/data/{{dataset}}.log",
+    wildcard_constraints:
+        dataset="cifar10|cifar100",
+    params:
+        dir=CONFIG.data.dir,
+        download=str(CONFIG.data.download).lower(),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/fetch_data.py --dataset {wildcards.dataset} --dir {params.dir:q}"
+        " --download {params.download} --output {output:q} > {log:q} 2>&1"

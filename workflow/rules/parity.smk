@@ -1,0 +1,45 @@
+rule make_oracle:
+    output:
+        f"{RESULTS}/parity/{{workload}}/oracle/ranks{{ranks}}.pt",
+    log:
+        f"{RESULTS}/parity/{{workload}}/oracle/ranks{{ranks}}.log",
+    priority: PARITY_PRIORITY
+    threads: whole_machine
+    resources:
+        # One process emulates the replicas one after another.
+        gpu=1 if CONFIG.cluster.device == "cuda" else None,
+        nodes=1,
+        cpus_per_task=CONFIG.cluster.cpus_per_gpu,
+        mem_mb=CONFIG.cluster.mem_gb_per_gpu * 1000,
+        runtime=RUNTIME_MINUTES,
+    params:
+        case=oracle_json_at,
+        code=code_of("make_oracle.py"),
+    shell:
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/make_oracle.py --case {params.case:q}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule check_parity:
+    input:
+        oracle=f"{RESULTS}/parity/{{workload}}/oracle/ranks{{ranks}}.pt",
+    output:
+        f"{PARITY}.json",
+    log:
+        f"{PARITY}.log",
+    priority: PARITY_PRIORITY
+    threads: whole_machine
+    resources:
+        gpu=gpus_at,
+        nodes=nodes_at,
+        mpi=mpi_at,
+        tasks_per_node=tasks_per_node_at,
+        cpus_per_task=cpus_per_task_at,
+        mem_mb=mem_mb_at,
+        runtime=RUNTIME_MINUTES,
+    params:
+        case=case_json_at,
+        code=case_code_at,
+    shell:
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_parity.py --case {params.case:q}"
+        " --oracle {input.oracle:q} --output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,55 @@
+rule train:
+    input:
+        data_at,
+    output:
+        # Kept until the new result is there, and put back if there is none.
+        metrics=update(f"{CELL}/metrics.json"),
+        # Gone after a rerun that failed: Snakemake records such a job as done with its new
+        # definition, and would take the old result that it put back for the new one.
+        stamp=f"{CELL}/{STAMP}",
+    log:
+        f"{CELL}/job.log",
+    priority: start_priority
+    threads: whole_machine
+    resources:
+        gpu=gpus_at,
+        nodes=nodes_at,
+        mpi=mpi_at,
+        tasks_per_node=tasks_per_node_at,
+        cpus_per_task=cpus_per_task_at,
+        mem_mb=mem_mb_at,
+        runtime=RUNTIME_MINUTES,
+        time_limit_minutes=TIME_LIMIT_MINUTES,
+    params:
+        cell=cell_json_at,
+        # Edited code reruns the cells that it can affect; a touched file, or a fresh checkout, none.
+        code=cell_code_at,
+    shell:
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_cell.py --cell {params.cell:q}"
+        " --time-limit-minutes {resources.time_limit_minutes}"
+        " --output {output.metrics:q} > {log:q} 2>&1 && echo {params.code} > {output.stamp:q}"
+
+
+if UNSUPPORTED_CELLS:
+
+    localrules:
+        mark_unsupported,
+
+    ruleorder: mark_unsupported > train
+    ruleorder: mark_unsupported > check_parity
+
+    rule mark_unsupported:
+        output:
+            metrics=[metrics_of(cell) for cell in UNSUPPORTED_CELLS],
+            parity=[parity_of(case) for case in UNSUPPORTED_CASES],
+        log:
+            f"{RESULTS}/unsupported.log",
+        params:
+            # One cell for all its seeds keeps the command line short.
+            cases=json.dumps(
+                [case.model_dump(mode="json", by_alias=True) for case in UNSUPPORTED_CASES]
+            ),
+            seeds=CONFIG.matrix.seeds,
+        shell:
+            "{PYTHON:q} {SCRIPTS:q}/mark_unsupported.py --cases {params.cases:q}"
+            " --seeds {params.seeds} > {log:q} 2>&1"

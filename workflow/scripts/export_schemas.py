@@ -1,0 +1,125 @@
+"""Write what derives from the pydantic models: the JSON Schemas and the table of config/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from shardmark.cells import Cell
+from shardmark.config import Config
+from shardmark.metrics import Metrics, Parity
+from shardmark.strategies import STRATEGIES
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS: dict[str, type[BaseModel]] = {
+    "cell": Cell,
+    "config": Config,
+    "metrics": Metrics,
+    "parity": Parity,
+}
+BEGIN = "<!-- from here to the end: make schemas -->"
+HEAD = "| key | allowed | default | meaning |\n|---|---|---|---|"
+
+
+def schemas() -> dict[Path, str]:
+    """Every schema's file, relative to the project, and its text."""
+    return {
+        Path("workflow/schemas", f"{name}.schema.json"): json.dumps(
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", **_schema(model)}, indent=1
+        )
+        + "\n"
+        for name, model in MODELS.items()
+    }
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True)
+
+
+def reference() -> str:
+    """The generated part of config/README.md."""
+    keys = "\n".join(_rows(Config, ""))
+    parts = [BEGIN, "", "## Every key", "", HEAD, keys, "", "## Options of a variant", ""]
+    parts += ["`variants.<name>: {base: <strategy>, <option>: <value>, ...}`", ""]
+    parts += ["| base, option | allowed | default | meaning |\n|---|---|---|---|"]
+    for names, options in _options():
+        parts += [_row(f"{names}: `{key}`", options, key) for key in options.model_fields]
+    return "\n".join(parts) + "\n"
+
+
+def _options() -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each model of options with the strategies that share it."""
+    shared: dict[type[BaseModel], list[str]] = {}
+    for name, strategy in STRATEGIES.items():
+        shared.setdefault(strategy.options, []).append(name)
+    for options, names in shared.items():
+        yield ", ".join(names), options
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        section, named = _section_of(field)
+        if section is None:
+            yield _row(f"`{key}`", model, name)
+        else:
+            yield from _rows(section, f"{key}.<name>." if named else f"{key}.")
+
+
+def _section_of(field: FieldInfo) -> tuple[type[BaseModel] | None, bool]:
+    """The section a key opens, if it does, and whether the user names its entries."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind, kind is not field.annotation
+    return None, False
+
+
+def _row(key: str, model: type[BaseModel], name: str) -> str:
+    field = model.model_fields[name]
+    allowed = _allowed(_schema(model)["properties"][field.alias or name])
+    default = "required" if field.is_required() else _yaml(field.get_default(call_default_factory=True))
+    meaning = (field.description or "").replace("<", "&lt;")
+    return f"| {key} | {allowed} | {default} | {meaning} |"
+
+
+def _yaml(value: object) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """A JSON Schema of one value, in words."""
+    if "anyOf" in schema:
+        return " or ".join(_allowed(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if schema.get("type") == "array":
+        parts = schema.get("prefixItems")
+        if parts:
+            return f"{len(parts)} numbers"
+        return f"list of {_allowed(schema['items'])}"
+    words = {"integer": "integer", "number": "number", "boolean": "true, false", "null": "null"}
+    word = words.get(schema.get("type", ""), schema.get("type", "any"))
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[limit]:g}" for limit, sign in signs.items() if limit in schema]
+    if "pattern" in schema:
+        limits.append(f"`{schema['pattern']}`")
+    return f"{word} {', '.join(limits)}" if limits else str(word)
+
+
+def main() -> None:
+    """Write them all."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for path, text in schemas().items():
+        (ROOT / path).write_text(text)
+    page = ROOT / "config/README.md"
+    page.write_text(page.read_text().split(BEGIN)[0] + reference())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Record the cells that cannot run here, as results, without starting any of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from shardmark.atomic import write_text
+from shardmark.cells import Cell, ParityCase
+from shardmark.codebase import code_of_cell, code_of_parity, code_sha256
+from shardmark.metrics import Failure, Metrics, Parity
+
+
+def unsupported_cell(cell: Cell) -> Metrics:
+    """The result of a cell that cannot run.
+
+    Raises:
+        ValueError: if it can.
+    """
+    return Metrics(
+        cell=cell,
+        cell_sha256=cell.fingerprint(),
+        code_sha256=code_sha256(code_of_cell(cell)),
+        status="unsupported",
+        failure=Failure.plain(_reason(cell)),
+    )
+
+
+def unsupported_parity(case: ParityCase) -> Parity:
+    """The verdict on a case that cannot run.
+
+    Raises:
+        ValueError: if it can.
+    """
+    cell = case.cell
+    return Parity(
+        workload=cell.workload,
+        strategy=cell.strategy,
+        ranks=cell.gpus,
+        device=cell.device,
+        backend=None,
+        status="unsupported",
+        reason=_reason(cell),
+        case_sha256=case.fingerprint(),
+        code_sha256=code_sha256(code_of_parity(case)),
+    )
+
+
+def _reason(cell: Cell) -> str:
+    if cell.unsupported is None:
+        raise ValueError(f"{cell.title} can run")
+    return cell.unsupported
+
+
+def main() -> None:
+    """Write metrics.json and the verdict of every case of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", required=True, help="parity cases, a JSON list")
+    parser.add_argument("--seeds", required=True, nargs="+", type=int, help="seeds of their cells")
+    arguments = parser.parse_args()
+    for raw in json.loads(arguments.cases):
+        case = ParityCase.model_validate(raw)
+        for seed in arguments.seeds:
+            cell = case.cell.model_copy(update={"seed": seed})
+            text = unsupported_cell(cell).model_dump_json(by_alias=True, indent=1)
+            write_text(cell.folder / "metrics.json", text)
+        cell = case.cell
+        verdict = Path("results", cell.run, "parity", cell.workload, cell.strategy)
+        text = unsupported_parity(case).model_dump_json(by_alias=True, indent=1)
+        write_text(verdict / f"ranks{cell.gpus}.json", text)
+        print(f"{cell.workload} {cell.strategy} gpus{cell.gpus}: {cell.unsupported}")
+
+
+if __name__ == "__main__":
+    main()
