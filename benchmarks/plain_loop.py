@@ -152,6 +152,7 @@ def main() -> None:
     torch.cuda.set_device(DEVICE)
     torch.backends.cudnn.benchmark = True
     single = "RANK" not in os.environ
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed takes its device from it
     dist.init_process_group(
         "nccl",
         store=dist.HashStore() if single else None,

@@ -1,7 +1,7 @@
 """Judge what `snakemake --lint` says: fail on everything but the kinds that are waived here.
 
-Snakemake's linter has no waivers of its own, and its command line ignores the format it is asked for
-(9.27), so the text is read.
+Snakemake's linter has no waivers of its own, and its command line ignores the format it is asked
+for (9.27), so the text is read.
 """
 
 import re
@@ -14,8 +14,8 @@ WAIVED = {
         "locked environment is installed by make"
     ),
     r"Shell command directly uses variable (PYTHON|SCRIPTS|OWN_THREADS|SNAKEMAKE) from outside": (
-        "the interpreter, the checkout's place and the way to call Snakemake are no parameters of a "
-        "result: another place must rerun nothing"
+        "the interpreter, the checkout's place and the way to call Snakemake are no parameters of "
+        "a result: another place must rerun nothing"
     ),
 }
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parity_cases import case_of
 
+from parity_cases import case_of
 from shardmark.config import Workload
 from shardmark.data import (
     Images,

@@ -23,7 +23,7 @@ def gpu_rows(seconds: float, watts: float, interval: float = 0.05) -> list[dict[
     rows: list[dict[str, float | None]] = []
     for index in range(int(seconds / interval) + 1):
         moment = index * interval
-        tick = int(round(moment / interval)) // 2 * 0.1
+        tick = round(moment / interval) // 2 * 0.1
         rows.append(
             {
                 "monotonic_s": moment,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from parity_cases import case_of
 from torch import nn
 
+from parity_cases import case_of
 from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, MODELS
 from shardmark.config import Workload
 from shardmark.models import build_model, build_surrogate, shard_units
@@ -37,11 +37,15 @@ def test_a_models_blocks_are_its_shard_units_and_hold_most_parameters(name: str)
 def test_a_surrogate_has_the_blocks_of_its_model_and_gradients_everywhere(block: str) -> None:
     name = next(model for model, its in BLOCK_OF_MODEL.items() if its == block)
     side = 224 if block == "EncoderBlock" else 32
-    case = case_of("ddp", 1, model={"name": name}, dataset={"name": "synthetic", "image_size": side})
+    case = case_of(
+        "ddp", 1, model={"name": name}, dataset={"name": "synthetic", "image_size": side}
+    )
     cell = surrogate_cell(case, "fp32")
     model = build_surrogate(cell.definition, seed=0)
     assert len(shard_units(model, cell.definition)) >= 2
-    images = torch.randn(4, 3, cell.definition.dataset.image_size, cell.definition.dataset.image_size)
+    images = torch.randn(
+        4, 3, cell.definition.dataset.image_size, cell.definition.dataset.image_size
+    )
     loss = nn.functional.cross_entropy(model(images, torch.arange(4)), torch.arange(4))
     loss.backward()
     squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]

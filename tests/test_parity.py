@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 import run_parity
 from parity_cases import ROOT, STRATEGIES, case_of, make_oracle
-
 from shardmark.metrics import Parity
 
 SABOTAGE = ROOT / "tests/sabotage"

@@ -1,10 +1,10 @@
 """DDP that trains on the right samples in another order."""
 
 from torch import Tensor
-from train_ddp import Ddp
 
 from shardmark import data
 from shardmark.training import main
+from train_ddp import Ddp
 
 right_order = data.epoch_order
 

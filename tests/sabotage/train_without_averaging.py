@@ -2,9 +2,8 @@
 
 from contextlib import AbstractContextManager
 
-from train_ddp import Ddp
-
 from shardmark.training import main
+from train_ddp import Ddp
 
 
 class DdpWithoutAveraging(Ddp):

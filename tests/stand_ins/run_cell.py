@@ -1,7 +1,7 @@
 """Stands in for run_cell.py where the workflow is tested and not the training.
 
-Notes that it ran. Fails, having spoilt its output, while a file FAIL is there; while there is a file
-SAME, that is the result.
+Notes that it ran. Fails, having spoilt its output, while a file FAIL is there; while there is a
+file SAME, that is the result.
 """
 
 import argparse
@@ -32,4 +32,6 @@ metrics = Metrics(
     provenance={"time": time.time()},
 )
 same = Path("SAME")
-arguments.output.write_text(same.read_text() if same.exists() else metrics.model_dump_json(by_alias=True))
+arguments.output.write_text(
+    same.read_text() if same.exists() else metrics.model_dump_json(by_alias=True)
+)

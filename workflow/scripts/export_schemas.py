@@ -1,4 +1,4 @@
-"""Write what derives from the pydantic models: the JSON Schemas and the table of config/README.md."""
+"""Write what derives from the pydantic models: JSON Schemas and the table of config/README.md."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def _section_of(field: FieldInfo) -> tuple[type[BaseModel] | None, bool]:
 def _row(key: str, model: type[BaseModel], name: str) -> str:
     field = model.model_fields[name]
     allowed = _allowed(_schema(model)["properties"][field.alias or name])
-    default = "required" if field.is_required() else _yaml(field.get_default(call_default_factory=True))
+    default = (
+        "required" if field.is_required() else _yaml(field.get_default(call_default_factory=True))
+    )
     meaning = (field.description or "").replace("<", "&lt;")
     return f"| {key} | {allowed} | {default} | {meaning} |"
 

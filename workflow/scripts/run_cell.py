@@ -28,8 +28,8 @@ from shardmark.metrics import (
     Failure,
     Loss,
     Metrics,
-    Times,
     Throughput,
+    Times,
     read_metrics,
 )
 from shardmark.strategies import STRATEGIES
@@ -94,9 +94,7 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
     """
     if ended.timed_out:
         reason = f"the time limit ended it after {ended.seconds:.0f} s"
-        return "timeout", Failure(
-            phase=None, rank=None, exception=reason, log_tail=ended.log_tail
-        )
+        return "timeout", Failure(phase=None, rank=None, exception=reason, log_tail=ended.log_tail)
     if ended.exit_code == 0:
         return None
     if not ended.failures:
@@ -117,9 +115,7 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
     )
 
 
-def completed(
-    cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended
-) -> Metrics:
+def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
     phases = result["phases_s"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})

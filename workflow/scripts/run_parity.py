@@ -72,8 +72,7 @@ def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool)
     found = torch.load(found_file, weights_only=False)
     oracle = torch.load(oracle_file, weights_only=False)
     precisions = [
-        judge(precision, found[precision], oracle, case)
-        for precision in precisions_of(case)
+        judge(precision, found[precision], oracle, case) for precision in precisions_of(case)
     ]
     real = None
     if oracle["real"] is not None:

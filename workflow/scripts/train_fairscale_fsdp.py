@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     from fairscale.nn.wrap import enable_wrap, wrap
     from fairscale.optim.grad_scaler import ShardedGradScaler
 
+from shardmark import fairscale_gloo
 from shardmark.strategy import StateDict, Strategy, Task, unwrapped
 from shardmark.training import main
 
@@ -27,10 +28,10 @@ class FairscaleFsdp(Strategy):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
+        if task.runtime.backend == "gloo":
+            fairscale_gloo.allow_gloo()
         if self.device.type == "cpu":
-            from shardmark import fairscale_on_cpu
-
-            fairscale_on_cpu.install()
+            fairscale_gloo.allow_cpu()
         self.settings = {
             "reshard_after_forward": task.cell.options["reshard_after_forward"],
             "flatten_parameters": True,

@@ -47,7 +47,9 @@ class Fsdp(Strategy):
             sharding_strategy=_SHARDING[options["sharding"]],
             auto_wrap_policy=ModuleWrapPolicy(units),
             backward_prefetch=_PREFETCH[options["backward_prefetch"]],
-            mixed_precision=MixedPrecision(param_dtype=dtype, reduce_dtype=dtype) if dtype else None,
+            mixed_precision=MixedPrecision(param_dtype=dtype, reduce_dtype=dtype)
+            if dtype
+            else None,
             device_id=self.device,
             use_orig_params=True,
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -32,14 +32,17 @@ class Fsdp2(Strategy):
         self.units = task.shard_units(model)
         for unit in self.units:
             fully_shard(unit, **settings)
-        self.module = fully_shard(model, **settings)
+        # The root's parameters are used first in the forward pass and last in the backward pass or
+        # the other way round; fully_shard keeps them gathered between, and so does this.
+        self.module = fully_shard(model, **(settings | {"reshard_after_forward": False}))
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Gradients are reduced in the last micro-batch only."""
         assert isinstance(self.module, FSDPModule)
-        self.module.set_requires_gradient_sync(last)
+        if self.accumulate > 1:  # it walks over all modules
+            self.module.set_requires_gradient_sync(last)
         yield
 
     def full_state_dict(self) -> StateDict:

@@ -38,7 +38,9 @@ MODELS: tuple[str, ...] = tuple(BLOCK_OF_MODEL)
 
 # Smaller stand-ins that the parity gate trains in place of a workload's model: the same blocks,
 # few enough parameters for a float32 comparison on a CPU in seconds.
-WITH_BATCH_NORM = {m for m, block in BLOCK_OF_MODEL.items() if block in ("BasicBlock", "Bottleneck")}
+WITH_BATCH_NORM = {
+    m for m, block in BLOCK_OF_MODEL.items() if block in ("BasicBlock", "Bottleneck")
+}
 
 
 def is_resnet(model: str) -> bool:

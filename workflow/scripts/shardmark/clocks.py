@@ -37,7 +37,7 @@ class StepClock:
     def mark(self) -> None:
         """The end of a step, and the begin of the next."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._events.append(event)
         else:
@@ -50,6 +50,5 @@ class StepClock:
             pairs = zip(self._events, self._events[1:], strict=False)
             return [begin.elapsed_time(end) for begin, end in pairs]
         return [
-            1000 * (end - begin)
-            for begin, end in zip(self._times, self._times[1:], strict=False)
+            1000 * (end - begin) for begin, end in zip(self._times, self._times[1:], strict=False)
         ]

@@ -36,7 +36,9 @@ class Section(BaseModel):
 class Model(Section):
     """The network of a workload."""
 
-    name: str = Field(description="a torchvision model, or resnet8/20/32/44/56 (He et al. 2015, 4.2)")
+    name: str = Field(
+        description="a torchvision model, or resnet8/20/32/44/56 (He et al. 2015, 4.2)"
+    )
     stem: Literal["auto", "cifar", "imagenet"] = Field(
         "auto",
         description="ResNet's first layers: cifar is 3x3 stride 1 without max-pool; auto takes "
@@ -271,7 +273,7 @@ def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]
     return base, STRATEGIES[base].options(**variant).model_dump()
 
 
-def load(raw: Mapping[str, Any], root: Path = Path(".")) -> Config:
+def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
     """Validate a merged configuration.
 
     Args:
@@ -411,7 +413,8 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         kind = key.removesuffix("s").replace("strategie", "strategy")
         for index, name in _entries(matrix, key, str):
             if allowed and name not in allowed:
-                yield f"matrix.{key}[{index}]: unknown {kind} {name!r}; {did_you_mean(name, allowed)}"
+                hint = did_you_mean(name, allowed)
+                yield f"matrix.{key}[{index}]: unknown {kind} {name!r}; {hint}"
     values: list[int] | list[str]
     for key in ("workloads", "strategies", "gpus", "seeds"):
         if key in ("gpus", "seeds"):

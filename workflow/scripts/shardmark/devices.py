@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -128,9 +129,7 @@ def _mean(rows: Sequence[Row], key: str) -> float | None:
         return None
     if len(known) == 1:
         return known[0][1]
-    area = sum(
-        (v0 + v1) / 2 * (t1 - t0) for (t0, v0), (t1, v1) in zip(known, known[1:], strict=False)
-    )
+    area = sum((v0 + v1) / 2 * (t1 - t0) for (t0, v0), (t1, v1) in itertools.pairwise(known))
     return area / (known[-1][0] - known[0][0])
 
 

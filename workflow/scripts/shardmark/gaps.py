@@ -32,7 +32,7 @@ class Gaps:
         return len(self.current) + len(self.missing) + len(self.stale)
 
 
-def find_gaps(config: Config, root: Path = Path(".")) -> Gaps:
+def find_gaps(config: Config, root: Path = Path()) -> Gaps:
     """Hold every result under ``root`` against the configuration and the code as they are now."""
     gaps = Gaps()
     for cell in cells_of(config):

@@ -50,7 +50,8 @@ class Accuracy(Section):
 
 class Times(Section):
     """Wall-clock seconds of each phase on rank 0. The phases do not overlap, but for the first
-    step, which begins the training."""
+    step, which begins the training.
+    """
 
     imports_s: float | None = None
     process_group_s: float | None = None
@@ -205,7 +206,9 @@ def _read(path: Path, model: type[T]) -> T:
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); delete it to run it again") from None
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); delete it to run it again"
+        ) from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(

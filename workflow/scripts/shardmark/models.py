@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -147,16 +148,14 @@ def _network(workload: Workload) -> nn.Module:
         name, weights=None, num_classes=workload.classes, **extra
     )
     stem = workload.model.stem
-    if is_resnet(name) and (
-        stem == "cifar" or (stem == "auto" and size <= CIFAR_STEM_UP_TO_PX)
-    ):
+    if is_resnet(name) and (stem == "cifar" or (stem == "auto" and size <= CIFAR_STEM_UP_TO_PX)):
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model
 
 
-def _surrogate_network(workload: Workload) -> nn.Module:
+def _surrogate_network(workload: Workload) -> Any:
     classes = workload.classes
     match BLOCK_OF_MODEL[workload.model.name]:
         case "BasicBlock":
@@ -262,7 +261,9 @@ def _key_the_randomness(model: nn.Module) -> None:
             keyed = KeyedDropout(module.p, layer)
         else:
             if module.mode != "row":
-                raise NotImplementedError(f"{name}: stochastic depth by batch has no per-sample form")
+                raise NotImplementedError(
+                    f"{name}: stochastic depth by batch has no per-sample form"
+                )
             keyed = KeyedStochasticDepth(module.p, layer)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, keyed)
@@ -270,7 +271,7 @@ def _key_the_randomness(model: nn.Module) -> None:
 
 def _synchronise_batchnorm(model: nn.Module) -> nn.Module:
     if dist.get_backend() == "nccl":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return cast(nn.Module, cast(Any, nn.SyncBatchNorm).convert_sync_batchnorm(model))
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
@@ -312,7 +313,8 @@ class GlooSyncBatchNorm2d(nn.Module):
             self.running_var.lerp_(unbiased, self.momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
         out = centred * scale[:, None, None] + self.bias[:, None, None]
-        return out.to(x.dtype)
+        normalised: Tensor = out.to(x.dtype)
+        return normalised
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -325,7 +327,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, grad: Tensor) -> Tensor:
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total

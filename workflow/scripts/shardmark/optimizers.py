@@ -14,7 +14,7 @@ from shardmark.config import Optimizer, Workload
 def build_optimizer(
     params: Iterable[nn.Parameter], settings: Optimizer, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """The torch optimizer of the workload, one group: flattened shards know no single parameters."""
+    """The workload's torch optimizer, one group: flattened shards know no single parameters."""
     if settings.name == "sgd":
         return torch.optim.SGD(
             params,

@@ -7,7 +7,7 @@ the cells, and neither their loop nor their indexing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +31,8 @@ class Trajectory:
 
     Attributes:
         losses: mean loss over the global batch, one a step.
-        initial, first, final: parameters by name on the CPU: before, after one step, at the end.
+        initial, first, final: parameters by name on the CPU: before, after the first step that
+            changed them (loss scaling may skip steps), at the end.
     """
 
     losses: list[float]
@@ -68,6 +69,7 @@ def run_oracle(
     per_epoch = len(labels) // cell.global_batch_size
     losses: list[float] = []
     initial = first = _parameters(model)
+    moved = False
     for step in range(steps):
         epoch, place = divmod(step, per_epoch)
         shuffled = epoch_order(cell.seed, epoch, len(labels)).to(device)
@@ -80,17 +82,18 @@ def run_oracle(
         for samples in forwards:
             keys = sample_keys(cell.seed, epoch, samples)
             inputs = pipeline.training_images(padded, samples, keys)
-            with autocast(workload.precision, device):
+            with autocast(workload.precision, device.type):
                 logits = model(inputs, keys)
             loss = nn.functional.cross_entropy(logits.float(), labels[samples])
-            scaler.scale(loss / len(forwards)).backward()
+            scaler.scale(loss / len(forwards)).backward()  # type: ignore[no-untyped-call]
             total += loss.item() / len(forwards)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         losses.append(total)
-        if step == 0:
+        if not moved:
             first = _parameters(model)
+            moved = differ(first, initial)
     return Trajectory(losses, initial, first, _parameters(model))
 
 
@@ -109,6 +112,11 @@ def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tens
     if order == "samples_reversed":
         passes = [part.flip(0) for part in passes]
     return passes
+
+
+def differ(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether any of the tensors differs from its namesake."""
+    return any(not torch.equal(tensor, others[name]) for name, tensor in some.items())
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

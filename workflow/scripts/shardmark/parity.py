@@ -9,10 +9,11 @@ the size of their first update.
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from shardmark.data import Images, synthetic_images, training_data
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.models import build_model, build_surrogate, surrogate_image_size, surrogate_name
 from shardmark.optimizers import learning_rate_at
-from shardmark.oracle import SummationOrder, Trajectory, run_oracle
+from shardmark.oracle import SummationOrder, Trajectory, differ, run_oracle
 from shardmark.precision import set_math_mode
 from shardmark.runtime import Runtime, start_runtime
 from shardmark.training import StrategyClass, make_task, take_step
@@ -39,6 +40,9 @@ REAL_MODEL_BATCH = 4
 SMALLEST_ADAM_EPS = 1e-4
 # A large rate amplifies rounding until the oracle's own noise hides what the gate looks for.
 LARGEST_RATE = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
+# Relative root mean square error of rounding to 8 (bf16) or 11 (fp16, tf32) significant bits: half
+# a unit in the last place at most, evenly spread, over mantissas from 1 to 2.
+ROUNDING_RMS = {"bf16": 2**-8 / 24**0.5, "fp16": 2**-11 / 24**0.5, "tf32": 2**-11 / 24**0.5}
 # Every other way of taking the same sums; the largest difference they make is the noise floor.
 OTHER_ORDERS: tuple[SummationOrder, ...] = ("replicas_reversed", "samples_reversed")
 
@@ -55,7 +59,7 @@ def compute_alike(device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would write through every buffer a framework sets aside: gigabytes for DeepSpeed's.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
 
 
@@ -206,6 +210,7 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
         with phases(f"parity in {precision}"):
             cell = surrogate_cell(case, precision)
             found[precision] = _train(strategy, cell, runtime, build_surrogate, case.gate.steps)
+            gc.collect()  # frameworks hold their modules in cycles
     real = real_model_cell(case)
     if real is not None:
         with phases("first steps of the real model"):
@@ -236,7 +241,14 @@ def _train(
     driven = strategy(make_task(cell, runtime, build))
     driven.train()
     losses: list[float] = []
-    initial = first = driven.full_state_dict()
+    names = {name for name, _ in build(workload, cell.seed).named_parameters()}
+
+    def weights() -> dict[str, Tensor]:
+        state = driven.full_state_dict()
+        return {name: state[name] for name in names & state.keys()}
+
+    initial = first = weights()
+    moved = False
     for step in range(steps):
         epoch, place = divmod(step, data.steps)
         if place == 0:
@@ -244,16 +256,10 @@ def _train(
         driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps))
         loss = take_step(driven, next(batches))
         losses.append(float(runtime.sum_over_ranks(loss)) / runtime.world_size)
-        if step == 0:
-            first = driven.full_state_dict()
-    final = driven.full_state_dict()
-    del driven
-    gc.collect()
-    names = {name for name, _ in build(workload, cell.seed).named_parameters()}
-    weights = [
-        {name: state[name] for name in names & state.keys()} for state in (initial, first, final)
-    ]
-    return Trajectory(losses, *weights)
+        if not moved:
+            first = weights()
+            moved = bool(runtime.rank0_decides(float(differ(first, initial))))
+    return Trajectory(losses, initial, first, final=weights())
 
 
 def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
@@ -278,8 +284,9 @@ def judge(
     In float32 the tolerance of loss and weights is the configured one, and the oracle's own noise
     must lie ten times below it, or the setting could not tell right from wrong. In another
     precision loss and weights are held to a multiple of the oracle's noise in that precision. The
-    first update is held to float32's tolerance in every precision: its micro-batches are computed
-    bit by bit as the oracle's, and the sum over replicas is to be taken in float32.
+    first update is held to a quarter of what rounding the gradients once to that precision would
+    do to it: its micro-batches are computed as the oracle's, so that the sum over replicas is all
+    that may differ, and that is to be taken in float32.
     """
     measured = deviation(found, oracles[precision]["trajectory"])
     floor, tolerance = floor_and_tolerance(precision, oracles, case)
@@ -325,7 +332,9 @@ def floor_and_tolerance(
         # order than the oracle's, so there the wider floor stands.
         narrow = oracles[precision]["first_update_floor"]
         floor = floor.model_copy(update={"first_update": narrow})
-    first_update = max(first_update, gate.floor_multiple * floor.first_update)
+    first_update = max(
+        first_update, gate.floor_multiple * floor.first_update, ROUNDING_RMS[precision] / 4
+    )
     return floor, Deviation(
         loss=max(gate.tolerance, gate.floor_multiple * floor.loss),
         first_update=first_update,
@@ -364,7 +373,8 @@ def _difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[st
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> float:
-    return sum(float(tensor.double().square().sum()) for tensor in tensors.values()) ** 0.5
+    squares = sum(float(tensor.double().square().sum()) for tensor in tensors.values())
+    return math.sqrt(squares)
 
 
 def _distance(found: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> float:
@@ -372,4 +382,5 @@ def _distance(found: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> floa
     if found.keys() != oracle.keys():
         missing = sorted(oracle.keys() - found.keys())[:3]
         raise ValueError(f"the strategy's weights lack {missing}")
-    return _norm(_difference(found, oracle)) / _norm(oracle)
+    norm = _norm(oracle)
+    return _norm(_difference(found, oracle)) / norm if norm else math.inf

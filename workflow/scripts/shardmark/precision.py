@@ -20,10 +20,10 @@ def set_math_mode(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def autocast(precision: str, device_type: str) -> AbstractContextManager[object]:
     """The autocast region of a forward pass; disabled, but present, for fp32 and tf32."""
     dtype = AUTOCAST_DTYPES.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -69,6 +69,9 @@ def start_runtime(cell: Cell) -> Runtime:
             "the launcher or a --resources limit clipped them"
         )
     shared = os.environ.get("SHARDMARK_SHARED_DEVICE") == "1"
+    if shared:
+        # DeepSpeed takes its device from here.
+        os.environ["LOCAL_RANK"] = "0"
     if cell.device == "cuda":
         _require_gpus(cell, shared)
         device = torch.device("cuda", 0 if shared else local_rank)
@@ -79,7 +82,7 @@ def start_runtime(cell: Cell) -> Runtime:
     dist.init_process_group(
         backend,
         # A single process needs no rendezvous, so it takes no port.
-        store=dist.HashStore() if world == 1 else None,
+        store=dist.HashStore() if world == 1 else None,  # type: ignore[attr-defined]
         rank=rank,
         world_size=world,
         device_id=device if backend == "nccl" else None,
@@ -99,9 +102,9 @@ def start_runtime(cell: Cell) -> Runtime:
 def _require_gpus(cell: Cell, shared: bool) -> None:
     needed = 1 if shared else cell.gpus_per_node
     if not torch.cuda.is_available():
-        from shardmark.gpu_check import why_no_gpu
+        from shardmark.gpu_check import why_no_gpus
 
-        raise UserError(f"cluster.device is cuda, but torch sees no GPU here: {why_no_gpu()}")
+        raise UserError(f"cluster.device is cuda, but {why_no_gpus(needed)}")
     seen = torch.cuda.device_count()
     if seen < needed:
         raise UserError(

@@ -48,9 +48,7 @@ class FsdpOptions(Options):
 class Fsdp2Options(Options):
     """fully_shard (FSDP2)."""
 
-    reshard_after_forward: bool = Field(
-        True, description="true is ZeRO-3-like, false ZeRO-2-like"
-    )
+    reshard_after_forward: bool = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
     mixed_precision: Literal["none", "bf16", "fp16"] = Field(
         "none", description="FSDP2's own low-precision gather, compute and reduction"
     )
@@ -59,9 +57,7 @@ class Fsdp2Options(Options):
 class FairscaleOptions(Options):
     """FairScale's FullyShardedDataParallel."""
 
-    reshard_after_forward: bool = Field(
-        True, description="true is ZeRO-3-like, false ZeRO-2-like"
-    )
+    reshard_after_forward: bool = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
 
 
 class DeepspeedOptions(Options):
@@ -69,7 +65,7 @@ class DeepspeedOptions(Options):
 
     gradient_clipping: float | None = Field(
         0.0,
-        description="0 clips nothing; null leaves DeepSpeed's own default, which is 1.0 since 0.19.3",
+        description="0 clips nothing; null leaves DeepSpeed's own default, 1.0 since 0.19.3",
     )
     low_precision_communication: bool = Field(
         False, description="DeepSpeed's native autocast: gradients reduced in bf16 or fp16"
@@ -93,9 +89,7 @@ class Strategy(BaseModel):
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "dp": Strategy(
-        script="train_dp.py", options=NoOptions, label="DataParallel", one_process=True
-    ),
+    "dp": Strategy(script="train_dp.py", options=NoOptions, label="DataParallel", one_process=True),
     "ddp": Strategy(script="train_ddp.py", options=DdpOptions, label="DDP"),
     "fsdp": Strategy(script="train_fsdp.py", options=FsdpOptions, label="FSDP1"),
     "fsdp2": Strategy(script="train_fsdp2.py", options=Fsdp2Options, label="FSDP2"),

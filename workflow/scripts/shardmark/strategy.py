@@ -61,7 +61,7 @@ class Strategy(ABC):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (batch, classes) of this process's images."""
-        with autocast(self.task.precision, self.device):
+        with autocast(self.task.precision, self.device.type):
             logits: Tensor = self.module(batch.images, batch.keys)
         return logits
 

@@ -56,21 +56,21 @@ class GpuProbe:
                 "utilization_pct": self._ask(
                     lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu, handle
                 ),
-                "memory_used_bytes": self._ask(lambda h: nvml.nvmlDeviceGetMemoryInfo(h).used, handle),
+                "memory_used_bytes": self._ask(
+                    lambda h: nvml.nvmlDeviceGetMemoryInfo(h).used, handle
+                ),
                 "sm_clock_mhz": self._ask(
                     lambda h: nvml.nvmlDeviceGetClockInfo(h, nvml.NVML_CLOCK_SM), handle
                 ),
                 "temperature_c": self._ask(
                     lambda h: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU), handle
                 ),
-                "throttle_mask": self._ask(
-                    nvml.nvmlDeviceGetCurrentClocksEventReasons, handle
-                ),
+                "throttle_mask": self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
             }
 
     def _ask(self, question: Any, handle: Any, unit: float | None = None) -> float | int | None:
         try:
-            answer = question(handle)
+            answer: float | int = question(handle)
         except self._nvml.NVMLError:
             return None
         return answer if unit is None else answer * unit

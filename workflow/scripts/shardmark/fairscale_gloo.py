@@ -1,8 +1,9 @@
-"""FairScale's FSDP on a machine without a GPU, where it would look for CUDA streams.
+"""FairScale's FSDP over gloo, and on a machine without a GPU, where it would look for CUDA streams.
 
-Everything on a CPU happens in order, so the streams have nothing to do: they are replaced by ones
-that do nothing, in FairScale's own modules only. What FairScale computes is untouched, and the
-parity gate holds it against the oracle like any other strategy.
+gloo wants a reduce-scatter's tensors flat, which NCCL does not ask for. Everything on a CPU happens
+in order, so the streams have nothing to do: they are replaced by ones that do nothing, in
+FairScale's own modules only. What FairScale computes is untouched, and the parity gate holds it
+against the oracle like any other strategy.
 """
 
 from __future__ import annotations
@@ -54,11 +55,18 @@ def _stream(stream: object) -> AbstractContextManager[None]:
 
 def _reduce_scatter_flat(output: Tensor, shards: Tensor, group: Any = None) -> Any:
     # gloo checks output.shape[0] * world == input.shape[0]; FairScale hands over (world, n).
-    return dist._reduce_scatter_base(output.view(-1), shards.view(-1), group=group)
+    return cast(Any, dist)._reduce_scatter_base(output.view(-1), shards.view(-1), group=group)
 
 
-def install() -> None:
-    """Let FairScale's FSDP train on the CPU in this process; a second call changes nothing."""
+def allow_gloo() -> None:
+    """Let FairScale's FSDP reduce over gloo in this process; a second call changes nothing."""
+    bucketer = cast(Any, reduce_scatter_bucketer)
+    if not isinstance(bucketer.dist, _Overlay):
+        bucketer.dist = _Overlay(dist, _reduce_scatter_base=_reduce_scatter_flat)
+
+
+def allow_cpu() -> None:
+    """Let FairScale's FSDP train without a GPU in this process; a second call changes nothing."""
     module = cast(Any, fairscale_fsdp)
     if isinstance(module.torch, _Overlay):
         return
@@ -66,8 +74,6 @@ def install() -> None:
         torch.cuda, stream=_stream, current_stream=_current_stream, synchronize=_synchronize
     )
     module.torch = _Overlay(torch, cuda=cuda)
-    bucketer = cast(Any, reduce_scatter_bucketer)
-    bucketer.dist = _Overlay(dist, _reduce_scatter_base=_reduce_scatter_flat)
     wrapper = cast(Any, FullyShardedDataParallel)
     set_up = wrapper._setup_streams
 
