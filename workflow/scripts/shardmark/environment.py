@@ -65,10 +65,12 @@ def torch_environment(device: Any, backend: str) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
+        backends: Any = torch.backends
+        nccl: Any = torch.cuda.nccl
         found |= {
-            "cudnn": torch.backends.cudnn.version(),
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
+            "cudnn": backends.cudnn.version(),
+            "cudnn_benchmark": backends.cudnn.benchmark,
+            "nccl": ".".join(map(str, nccl.version())),
             "gpu": torch.cuda.get_device_name(device),
         }
     return found
