@@ -36,7 +36,8 @@ READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
-	@python workflow/scripts/show_summary.py results/demo
+	@cat results/demo/tables/summary.txt
+	@echo "report: results/demo/report.html"
 
 test: $(READY)
 	@python -m pytest

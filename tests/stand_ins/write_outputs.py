@@ -6,7 +6,7 @@ Snakemake removes a job's outputs before it starts, so that they are told from i
 import sys
 from pathlib import Path
 
-NAMED = (".csv", ".md", ".tex", ".html", ".svg", ".pdf", ".pt", ".json")
+NAMED = (".csv", ".md", ".tex", ".txt", ".html", ".svg", ".pdf", ".png", ".pt", ".json")
 
 for argument in sys.argv[1:]:
     path = Path(argument)

@@ -7,17 +7,18 @@ localrules:
 rule collect:
     input:
         all_stamps,
-        metrics=all_metrics,
-        parity=all_verdicts,
+        all_metrics,
+        all_verdicts,
     output:
         cells=f"{TABLES}/cells.csv",
         epochs=f"{TABLES}/epochs.csv",
     log:
         f"{TABLES}/collect.log",
     params:
+        config=to_json(CONFIG),
         code=code_of("collect.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/collect.py --metrics {input.metrics:q} --parity {input.parity:q}"
+        "{PYTHON:q} {SCRIPTS:q}/collect.py --config {params.config:q}"
         " --cells {output.cells:q} --epochs {output.epochs:q} > {log:q} 2>&1"
 
 
@@ -29,13 +30,14 @@ rule summarise:
         html=report(f"{TABLES}/summary.html", category="Tables", caption="../report/summary.rst"),
         md=f"{TABLES}/summary.md",
         tex=f"{TABLES}/summary.tex",
+        txt=f"{TABLES}/summary.txt",
     log:
         f"{TABLES}/summarise.log",
     params:
-        baseline=CONFIG.baseline,
+        config=to_json(CONFIG),
         code=code_of("summarise.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/summarise.py --cells {input:q} --baseline {params.baseline}"
+        "{PYTHON:q} {SCRIPTS:q}/summarise.py --cells {input:q} --config {params.config:q}"
         " --output {output:q} > {log:q} 2>&1"
 
 
@@ -44,10 +46,24 @@ rule plot:
         cells=rules.collect.output.cells,
         epochs=rules.collect.output.epochs,
     output:
-        svg=report(f"{FIGURES}/loss.svg", category="Figures", caption="../report/summary.rst"),
+        # Snakemake's report shows one format of each.
+        [
+            report(
+                f"{FIGURES}/{{workload}}/{name}.svg",
+                category="Figures",
+                caption=f"../report/{name}.rst",
+                labels={"workload": "{workload}", "figure": title},
+            )
+            for name, title in FIGURE_TITLES.items()
+        ],
+        figures_of("{workload}", "pdf"),
+        figures_of("{workload}", "png"),
     log:
-        f"{FIGURES}/plot.log",
+        f"{FIGURES}/{{workload}}/plot.log",
     params:
+        config=to_json(CONFIG),
         code=code_of("plot.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/plot.py --output {output:q} > {log:q} 2>&1"
+        "{PYTHON:q} {SCRIPTS:q}/plot.py --cells {input.cells:q} --epochs {input.epochs:q}"
+        " --config {params.config:q} --workload {wildcards.workload}"
+        " --output {output:q} > {log:q} 2>&1"

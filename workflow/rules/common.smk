@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shlex
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
+from shardmark.captions import FIGURES as FIGURE_TITLES, caption_file
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config import check_yaml, load
@@ -77,7 +79,16 @@ def metrics_of(cell):
 
 
 def parity_of(case):
-    return f"{RESULTS}/parity/{case.cell.workload}/{case.cell.strategy}/ranks{case.cell.gpus}.json"
+    return str(case.file)
+
+
+def figures_of(workload, kind):
+    """All figures of a workload in one format."""
+    return [f"{FIGURES}/{workload}/{name}.{kind}" for name in FIGURE_TITLES]
+
+
+def all_figures(wildcards):
+    return [path for workload in CONFIG.matrix.workloads for path in figures_of(workload, "svg")]
 
 
 def to_json(section):
@@ -88,6 +99,11 @@ def to_json(section):
 def code_of(script):
     """The checksum of a script and of all that it imports."""
     return code_sha256(sources(SCRIPTS / script))
+
+
+def checksum(paths):
+    """Of files that belong to the code and are no Python; their place is no reason to run again."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def cell_at(wildcards):
@@ -138,6 +154,13 @@ def replicas_at(wildcards):
 def whole_machine(wildcards):
     """Locally a cell claims every core, so that cells that share a machine run one at a time."""
     return workflow.cores if workflow.is_main_process and workflow.local_exec else 1
+
+
+def parity_threads(wildcards):
+    """The gate is not timed: on CPUs a case takes the cores that its ranks compute on."""
+    if CONFIG.cluster.device == "cuda":
+        return whole_machine(wildcards)
+    return min(whole_machine(wildcards), replicas_at(wildcards))
 
 
 def nodes_at(wildcards):

@@ -4,7 +4,7 @@ rule make_oracle:
     log:
         f"{RESULTS}/parity/{{workload}}/oracle/ranks{{ranks}}.log",
     priority: PARITY_PRIORITY
-    threads: whole_machine
+    threads: parity_threads
     resources:
         # One process emulates the replicas one after another.
         gpu=1 if CONFIG.cluster.device == "cuda" else None,
@@ -28,7 +28,7 @@ rule check_parity:
     log:
         f"{PARITY}.log",
     priority: PARITY_PRIORITY
-    threads: whole_machine
+    threads: parity_threads
     resources:
         gpu=gpus_at,
         nodes=nodes_at,

@@ -6,27 +6,31 @@ localrules:
 
 # Not a parameter: which files the configuration was merged from is no reason to build again.
 SNAKEMAKE = nested_snakemake()
+TEMPLATE = Path(workflow.basedir, "workflow/report/page.html.j2")
 
 
 rule write_report:
     input:
         cells=rules.collect.output.cells,
-        figures=rules.plot.output,
+        figures=all_figures,
         tables=rules.summarise.output,
     output:
-        report(PAGE, category="Report", caption="../report/summary.rst"),
+        report(PAGE, category="Report", caption="../report/report.rst"),
     log:
         f"{RESULTS}/report.log",
     params:
         config=to_json(CONFIG),
         code=code_of("report_page.py"),
+        texts=checksum([TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/report_page.py --output {output:q} > {log:q} 2>&1"
+        "{PYTHON:q} {SCRIPTS:q}/report_page.py --cells {input.cells:q} --figures {FIGURES:q}"
+        " --config {params.config:q} --template {TEMPLATE:q} --output {output:q}"
+        " > {log:q} 2>&1"
 
 
 rule write_snakemake_report:
     input:
-        rules.plot.output,
+        all_figures,
         rules.summarise.output,
         page=PAGE,
     output:
@@ -37,7 +41,8 @@ rule write_snakemake_report:
         "{SNAKEMAKE} --report {output:q} {input.page:q} > {log:q} 2>&1"
 
 
-# The words `snakemake report`: from the cells that there are, however much is missing or stale.
+# The words `snakemake report`: from the cells that there are, however much is missing or stale. The
+# page is always written anew, since it names what is missing, which no input tells.
 rule report:
     log:
         f"{RESULTS}/report-command.log",
@@ -48,5 +53,5 @@ rule report:
         beside=SNAKEMAKE_REPORT,
     shell:
         "{PYTHON:q} {SCRIPTS:q}/name_gaps.py --config {params.config:q} || exit 1;"
-        " {SNAKEMAKE} --allowed-rules {params.rules} -- {params.page:q} {params.beside:q} > {log:q} 2>&1"
+        " {SNAKEMAKE} --forcerun write_report --allowed-rules {params.rules} -- {params.page:q} {params.beside:q} > {log:q} 2>&1"
         " && echo report: {params.page:q}"

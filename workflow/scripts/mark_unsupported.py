@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase
@@ -66,9 +65,8 @@ def main() -> None:
             text = unsupported_cell(cell).model_dump_json(by_alias=True, indent=1)
             write_text(cell.folder / "metrics.json", text)
         cell = case.cell
-        verdict = Path("results", cell.run, "parity", cell.workload, cell.strategy)
         text = unsupported_parity(case).model_dump_json(by_alias=True, indent=1)
-        write_text(verdict / f"ranks{cell.gpus}.json", text)
+        write_text(case.file, text)
         print(f"{cell.workload} {cell.strategy} gpus{cell.gpus}: {cell.unsupported}")
 
 

@@ -26,12 +26,14 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="the configuration as JSON")
     config = Config.model_validate_json(parser.parse_args().config)
     gaps = find_gaps(config)
-    if len(gaps.missing) == gaps.planned:
+    for _, reason in gaps.refused:
+        print(f"refused: {reason}")
+    if not gaps.reported:
         sys.exit(
             f"results/{config.run} has no cell to report; run the matrix first: "
             "snakemake --profile profiles/local"
         )
-    print(f"{gaps.planned - len(gaps.missing)} of {gaps.planned} cells have a result")
+    print(f"{gaps.reported} of {gaps.planned} cells have a result")
     if gaps.missing:
         print(f"missing: {some(gaps.missing)}")
     if gaps.stale:

@@ -140,6 +140,14 @@ class ParityCase(Section):
     cell: Cell
     gate: ParityGate
 
+    @property
+    def file(self) -> Path:
+        """Where the verdict stands, relative to the project."""
+        cell = self.cell
+        return Path("results", cell.run, "parity", cell.workload, cell.strategy) / (
+            f"ranks{cell.gpus}.json"
+        )
+
     def fingerprint(self) -> str:
         """SHA-256 over what defines the verdict."""
         defining = self.model_dump(mode="json", by_alias=True, exclude={"cell": {"data_dir"}})

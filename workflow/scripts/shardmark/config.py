@@ -245,6 +245,14 @@ class ParityGate(Section):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="the gate's own seed")
 
 
+class Report(Section):
+    """How results are shown."""
+
+    figure_width_mm: Annotated[float, Field(ge=80, le=400)] = Field(
+        180.0, description="width of the figures, mm: 85 to 90 is a column, 180 a page"
+    )
+
+
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
@@ -261,6 +269,7 @@ class Config(Section):
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
+    report: Report = Field(default_factory=lambda: Report())
     order_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="shuffles the order in which the strategies of a block start"
     )
@@ -271,6 +280,14 @@ def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]
     variant = dict(config.variants.get(strategy, {"base": strategy}))
     base = variant.pop("base")
     return base, STRATEGIES[base].options(**variant).model_dump()
+
+
+def labels_of(config: Config) -> dict[str, str]:
+    """What a reader calls each strategy of the matrix; a variant goes by its own name."""
+    return {
+        name: STRATEGIES[name].label if name in STRATEGIES else name
+        for name in config.matrix.strategies
+    }
 
 
 def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:

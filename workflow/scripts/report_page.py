@@ -1,0 +1,43 @@
+"""Write the report: one page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from shardmark.atomic import write_text
+from shardmark.config import Config
+from shardmark.page import page_context
+from shardmark.summary import read_cells
+
+
+def render(template: Path, context: dict[str, object]) -> str:
+    """The template filled in; every text is escaped, a name it does not know is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(context)
+
+
+def main() -> None:
+    """Write the page of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", required=True, help="cells.csv")
+    parser.add_argument("--figures", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
+    parser.add_argument("--output", type=Path, required=True, help="HTML to write")
+    arguments = parser.parse_args()
+    config = Config.model_validate_json(arguments.config)
+    context = page_context(config, read_cells(arguments.cells), arguments.figures, Path())
+    write_text(arguments.output, render(arguments.template, context))
+
+
+if __name__ == "__main__":
+    main()

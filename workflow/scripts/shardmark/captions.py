@@ -1,0 +1,36 @@
+"""The figures there are, what each is called, and what a reader must know to read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+REPORT = Path(__file__).resolve().parents[2] / "report"
+
+# In reading order. A figure stands in results/<run>/figures/<workload>/<name>.svg, its caption in
+# workflow/report/<name>.rst, for Snakemake's report and for ours.
+FIGURES: dict[str, str] = {
+    "throughput": "Throughput",
+    "scaling": "Throughput against GPU count",
+    "training_time": "Training time",
+    "memory": "Memory",
+    "energy": "Energy",
+    "power": "Power",
+    "utilisation": "Utilisation",
+    "loss": "Loss an epoch",
+    "final_loss": "Final loss",
+    "accuracy": "Test accuracy",
+}
+
+
+def caption_file(name: str) -> Path:
+    """The file with the caption of a figure or table."""
+    return REPORT / f"{name}.rst"
+
+
+def caption(name: str) -> str:
+    """What a reader must know of a figure or table, in one paragraph.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    return " ".join(caption_file(name).read_text(encoding="utf-8").split())

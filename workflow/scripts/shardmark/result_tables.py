@@ -1,0 +1,219 @@
+"""The tidy tables that everything downstream reads: one row a cell, one row an epoch of a cell.
+
+The models are the tables' data dictionary: a column's name carries its unit, its description says
+what it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from shardmark.cells import ParityCase
+from shardmark.config import Section
+from shardmark.errors import UserError
+from shardmark.metrics import Device, Metrics, Parity, read_parity
+
+Row = TypeVar("Row", bound=Section)
+
+
+class CellRow(Section):
+    """One cell: what it was, how it ended, what was measured. Empty: not measured."""
+
+    run: str = Field(description="name of the matrix")
+    workload: str = Field(description="name of the workload")
+    strategy: str = Field(description="name of the strategy or variant in the matrix")
+    base: str = Field(description="the strategy a variant is of; else the strategy itself")
+    gpus: int = Field(description="replicas of the cell")
+    nodes: int = Field(description="machines the cell spanned")
+    seed: int = Field(description="the run: initial weights, data order, augmentation, dropout")
+    status: str = Field(description="ok, oom, timeout, diverged, failed or unsupported")
+    validity: str = Field(description="valid, or suspect by a written rule")
+    validity_reasons: str = Field(description="the rules that fired, separated by ';'")
+    failure: str | None = Field(description="why the cell is not ok")
+    failure_phase: str | None = Field(description="the phase in which it failed")
+    failure_rank: int | None = Field(description="the rank that failed first")
+    parity: str = Field(
+        description="verdict of the parity gate at this GPU count: passed, failed, error, "
+        "unsupported, missing"
+    )
+    scaling: str = Field(description="strong (fixed global batch) or weak (fixed batch a GPU)")
+    global_batch_size: int = Field(description="images a step over all replicas")
+    per_gpu_batch_size: int = Field(description="images a step of one replica")
+    precision: str = Field(description="fp32, tf32, bf16 or fp16")
+    batchnorm: str = Field(description="local or sync")
+    device: str = Field(description="cuda or cpu")
+    epochs: int = Field(description="epochs asked for")
+    images_per_s: float | None = Field(description="throughput of the steady state, slowest rank")
+    images_per_s_per_gpu: float | None = Field(description="the same, a replica")
+    step_ms_mean: float | None = Field(description="mean step of the slowest rank, ms")
+    step_ms_p50: float | None = Field(description="median step, ms")
+    step_ms_p90: float | None = Field(description="90th percentile of the steps, ms")
+    step_ms_p99: float | None = Field(description="99th percentile of the steps, ms")
+    steps: int | None = Field(description="steps of the steady window")
+    window_s: float | None = Field(description="length of the steady window, s")
+    window_complete: bool | None = Field(description="whether it is as long as was asked for")
+    warmup_steps: int | None = Field(description="steps before the window")
+    warmup_converged: bool | None = Field(description="whether step times settled before the cap")
+    final_loss: float | None = Field(description="mean training loss of the last epoch")
+    final_accuracy: float | None = Field(description="test accuracy after the last epoch, 0 ... 1")
+    epoch_s_mean: float | None = Field(description="mean training time of an epoch, s")
+    training_s: float | None = Field(description="all epochs, evaluation left out, s")
+    evaluation_s: float | None = Field(description="all evaluations, s")
+    measurement_s: float | None = Field(description="warm-up and steady window, s")
+    total_s: float | None = Field(description="from the launch to the end of the processes, s")
+    imports_s: float | None = Field(description="process start and imports, s")
+    process_group_s: float | None = Field(description="joining the process group, s")
+    data_s: float | None = Field(description="loading the images, s")
+    build_s: float | None = Field(description="building and wrapping the model, s")
+    first_step_s: float | None = Field(description="the first step, a part of the training, s")
+    utilization_pct: float | None = Field(
+        description="mean over devices and the steady window: NVML's GPU utilisation, or the share "
+        "of all CPU cores, %"
+    )
+    memory_used_peak_bytes: int | None = Field(
+        description="peak in the steady window of the fullest device: NVML's memory used, or the "
+        "resident memory of the cell's processes, bytes"
+    )
+    torch_allocated_peak_bytes: int | None = Field(
+        description="peak of torch's allocated memory on the fullest device, bytes"
+    )
+    torch_reserved_peak_bytes: int | None = Field(
+        description="peak of what torch's allocator reserved on the fullest device, bytes"
+    )
+    power_w: float | None = Field(description="mean power of all devices together, W")
+    energy_per_image_j: float | None = Field(description="by the energy counter, all devices, J")
+    energy_per_epoch_j: float | None = Field(description="that times the images of an epoch, J")
+    device_names: str = Field(description="names of the devices, separated by ';'")
+    device_uuids: str = Field(description="their UUIDs, sorted, separated by ';'")
+    hosts: str = Field(description="names of the nodes, separated by ';'")
+    torch: str | None = Field(description="version")
+    deepspeed: str | None = Field(description="version")
+    fairscale: str | None = Field(description="version")
+    driver: str | None = Field(description="version of the NVIDIA driver")
+    git_commit: str | None = Field(description="commit of the code that ran")
+    cell_sha256: str = Field(description="checksum of the cell's definition")
+    code_sha256: str = Field(description="checksum of the code that ran")
+    path: str = Field(description="the metrics.json, from the project's folder")
+
+
+class EpochRow(Section):
+    """One epoch of one cell."""
+
+    workload: str = Field(description="name of the workload")
+    strategy: str = Field(description="name of the strategy or variant")
+    gpus: int = Field(description="replicas of the cell")
+    seed: int = Field(description="the run")
+    epoch: int = Field(description="counted from 1")
+    loss: float = Field(description="mean training loss over the epoch, before each update")
+    accuracy: float | None = Field(description="test accuracy after the epoch, 0 ... 1")
+    epoch_s: float | None = Field(description="training time of the epoch, s")
+
+
+def cell_row(metrics: Metrics, parity: str) -> CellRow:
+    """The row of one result; ``parity`` is the gate's verdict on its strategy and GPU count."""
+    cell, failure = metrics.cell, metrics.failure
+    times, loss, accuracy = metrics.time_s, metrics.loss, metrics.accuracy
+    throughput, efficiency = metrics.throughput, metrics.efficiency
+    versions = metrics.environment.get("versions", {})
+    energy = efficiency.energy_per_image_j if efficiency else None
+    epochs_s = times.epochs_s if times else []
+    values: dict[str, Any] = {
+        **_fields(cell, CellRow),
+        **_fields(throughput, CellRow),
+        **_fields(times, CellRow),
+        **_fields(efficiency, CellRow),
+        "precision": cell.definition.precision,
+        "batchnorm": cell.definition.batchnorm,
+        "epochs": cell.definition.epochs,
+        "status": metrics.status,
+        "validity": metrics.validity,
+        "validity_reasons": "; ".join(metrics.validity_reasons),
+        "failure": failure.exception if failure else None,
+        "failure_phase": failure.phase if failure else None,
+        "failure_rank": failure.rank if failure else None,
+        "parity": parity,
+        "final_loss": loss.final if loss else None,
+        "final_accuracy": accuracy.final if accuracy else None,
+        "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
+        "energy_per_epoch_j": (
+            None if energy is None else energy * cell.steps_per_epoch * cell.global_batch_size
+        ),
+        **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
+        "device_names": _joined(device.name for device in metrics.devices),
+        "device_uuids": _joined(sorted(device.uuid or "" for device in metrics.devices)),
+        "hosts": _joined(sorted({device.node for device in metrics.devices})),
+        "torch": versions.get("torch"),
+        "deepspeed": versions.get("deepspeed"),
+        "fairscale": versions.get("fairscale"),
+        "driver": metrics.environment.get("driver"),
+        "git_commit": metrics.provenance.get("git_commit"),
+        "cell_sha256": metrics.cell_sha256,
+        "code_sha256": metrics.code_sha256,
+        "path": str(cell.folder / "metrics.json"),
+    }
+    # A cell that did not come so far has none of the rest.
+    return CellRow.model_validate(dict.fromkeys(CellRow.model_fields) | values)
+
+
+def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:
+    """One row for each epoch whose loss is known."""
+    accuracies = metrics.accuracy.per_epoch if metrics.accuracy else []
+    seconds = metrics.time_s.epochs_s if metrics.time_s else []
+    for index, loss in enumerate(metrics.loss.per_epoch if metrics.loss else []):
+        yield EpochRow(
+            workload=metrics.cell.workload,
+            strategy=metrics.cell.strategy,
+            gpus=metrics.cell.gpus,
+            seed=metrics.cell.seed,
+            epoch=index + 1,
+            loss=loss,
+            accuracy=_at(accuracies, index),
+            epoch_s=_at(seconds, index),
+        )
+
+
+def parity_verdict(case: ParityCase, root: Path = Path()) -> Parity | None:
+    """The gate's result on a case as it is defined now; None where there is none."""
+    try:
+        parity = read_parity(root / case.file)
+    except UserError:
+        return None
+    return parity if parity.case_sha256 == case.fingerprint() else None
+
+
+def to_csv(model: type[Row], rows: Iterable[Row]) -> str:
+    """The rows as CSV with a header; null is empty, numbers keep all their digits."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(model.model_fields), lineterminator="\n")
+    table.writeheader()
+    table.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
+
+
+def _fields(section: Section | None, model: type[Section]) -> dict[str, Any]:
+    """What a section and a row have in common, by name."""
+    if section is None:
+        return {}
+    shared = type(section).model_fields.keys() & model.model_fields.keys()
+    return {key: getattr(section, key) for key in shared}
+
+
+def _peak(devices: Sequence[Device], key: str) -> int | None:
+    """The fullest device's; null as soon as one does not know."""
+    peaks = [getattr(device, key) for device in devices]
+    return max(peaks) if peaks and None not in peaks else None
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ";".join(names)
+
+
+def _at(values: Sequence[float], index: int) -> float | None:
+    return values[index] if index < len(values) else None

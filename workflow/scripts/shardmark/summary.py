@@ -1,0 +1,183 @@
+"""From one row a cell to one row a strategy: the runs of a strategy side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from shardmark.quantities import SUMMARY, THROUGHPUT, Quantity, label_on, written
+
+# What shares a table: METHOD.md in docs/ says why nothing else may be compared.
+GROUP = ["workload", "scaling", "gpus"]
+
+
+def read_cells(path: str) -> pd.DataFrame:
+    """cells.csv, its text columns as text where they are empty.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    text = ["validity_reasons", "device_names", "device_uuids", "hosts", "failure"]
+    cells = pd.read_csv(path)
+    cells[text] = cells[text].fillna("")
+    return cells
+
+
+def summarise(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """One row for each workload, regime, GPU count and strategy.
+
+    Args:
+        cells: columns as ``result_tables.CellRow``.
+        baseline: the strategy that throughputs are divided by.
+
+    Returns:
+        The group's columns and the strategy; ``cells`` of it, ``runs`` that are ok (the n of every
+        figure), ``suspect`` ones among them, ``outcomes`` in words, ``parity``; for each quantity
+        its median over the runs under the column's name, and ``<column>_min``, ``<column>_max``;
+        ``ratio``, the median throughput over the baseline's in the same group.
+    """
+    rows = [
+        dict(zip([*GROUP, "strategy"], key, strict=True)) | _strategy(part)
+        for key, part in cells.groupby([*GROUP, "strategy"], sort=False)
+    ]
+    summary = pd.DataFrame(rows)
+    if summary.empty:
+        return summary
+    speed = THROUGHPUT.column
+    of_baseline = summary[summary.strategy == baseline].set_index(GROUP)[speed]
+    keys = pd.MultiIndex.from_frame(summary[GROUP])
+    summary["ratio"] = summary[speed].to_numpy() / of_baseline.reindex(keys).to_numpy()
+    return summary
+
+
+def _strategy(part: pd.DataFrame) -> dict[str, Any]:
+    ok = part[part.status == "ok"]
+    found: dict[str, Any] = {
+        "device": part.device.iloc[0],
+        "cells": len(part),
+        "runs": len(ok),
+        "suspect": int((ok.validity == "suspect").sum()),
+        "outcomes": ", ".join(
+            f"{count} {status}" for status, count in part.status.value_counts().items()
+        ),
+        "parity": part.parity.iloc[0],
+    }
+    for quantity in SUMMARY:
+        values = ok[quantity.column].astype(float)
+        found |= {
+            quantity.column: values.median(),
+            f"{quantity.column}_min": values.min(),
+            f"{quantity.column}_max": values.max(),
+        }
+    return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is shown: every value written out.
+
+    Attributes:
+        caption: what it compares, the baseline and the number of runs.
+        headings: one a column, with units; the first column holds names.
+        rows: one list of values a row.
+        notes: reservations that belong under it.
+    """
+
+    caption: str
+    headings: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def tables_of(
+    summary: pd.DataFrame,
+    baseline: str,
+    labels: Mapping[str, str],
+    *,
+    ranges: bool = True,
+) -> Iterator[Table]:
+    """One table for each workload, regime and GPU count.
+
+    Args:
+        summary: as ``summarise`` gives it.
+        baseline: named in each caption.
+        labels: what a reader calls each strategy, in the order of the rows.
+        ranges: whether to write the smallest and the largest run beside the median.
+    """
+    place = {name: index for index, name in enumerate(labels)}
+    for _, group in summary.groupby(GROUP, sort=False):
+        group = group.sort_values("strategy", key=lambda names: names.map(place))
+        device = group.device.iloc[0]
+        shown = [label_on(quantity, device) for quantity in SUMMARY]
+        shown = [quantity for quantity in shown if group[quantity.column].notna().any()]
+        unmeasured = [q.label.lower() for q in SUMMARY if group[q.column].isna().all()]
+        runs = sorted({count for count in group.runs if count})
+        yield Table(
+            caption=_caption(group.iloc[0], labels[baseline], runs),
+            headings=[
+                "Strategy",
+                "Runs",
+                *[quantity.heading for quantity in shown],
+                f"Throughput / {labels[baseline]}",
+                "Parity",
+            ],
+            rows=[_row(row, shown, labels, ranges) for row in group.to_dict("records")],
+            notes=_notes(group, unmeasured, labels),
+        )
+
+
+def _caption(first: pd.Series, baseline: str, runs: Sequence[int]) -> str:
+    unit = "GPU" if first.device == "cuda" else "process"
+    plural = "" if first.gpus == 1 else "s" if unit == "GPU" else "es"
+    regime = {"strong": "fixed global batch", "weak": "fixed batch a replica"}[first.scaling]
+    match runs:
+        case []:
+            spread = "no run is ok"
+        case [1]:
+            spread = "one run each (n = 1)"
+        case [n]:
+            spread = f"median [smallest, largest] of n = {n} runs"
+        case [fewest, *_, most]:
+            spread = f"median [smallest, largest] of n = {fewest} to {most} runs"
+    return (
+        f"{first.workload} on {first.gpus} {unit}{plural}, {first.scaling} scaling ({regime}); "
+        f"{spread}; baseline {baseline}"
+    )
+
+
+def _row(
+    row: Mapping[Any, Any], shown: Sequence[Quantity], labels: Mapping[str, str], ranges: bool
+) -> list[str]:
+    runs = str(row["runs"]) if row["runs"] == row["cells"] else f"{row['runs']} of {row['cells']}"
+    ratio = "–" if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}"
+    values = [_value(row, quantity, ranges) for quantity in shown]
+    return [labels[row["strategy"]], runs, *values, ratio, row["parity"]]
+
+
+def _value(row: Mapping[Any, Any], quantity: Quantity, ranges: bool) -> str:
+    middle = row[quantity.column]
+    if pd.isna(middle):
+        return "–"
+    shown = written(middle * quantity.scale)
+    if row["runs"] == 1 or not ranges:
+        return shown
+    low, high = (row[f"{quantity.column}_{end}"] * quantity.scale for end in ("min", "max"))
+    return f"{shown} [{written(low)}, {written(high)}]"
+
+
+def _notes(group: pd.DataFrame, unmeasured: Sequence[str], labels: Mapping[str, str]) -> list[str]:
+    notes = []
+    if unmeasured:
+        notes.append(f"Not measured here: {', '.join(unmeasured)}.")
+    for row in group[group.runs < group.cells].to_dict("records"):
+        notes.append(f"{labels[row['strategy']]}: {row['outcomes']}.")
+    for row in group[group.suspect > 0].to_dict("records"):
+        notes.append(f"{labels[row['strategy']]}: {row['suspect']} of its runs suspect.")
+    for row in group[~group.parity.isin(["passed", "unsupported"])].to_dict("records"):
+        notes.append(
+            f"{labels[row['strategy']]}: parity {row['parity']}; not shown to be the same training."
+        )
+    return notes
