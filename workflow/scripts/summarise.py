@@ -1,4 +1,4 @@
-"""Put the runs of each strategy side by side: the summary as CSV, Markdown, LaTeX, text and HTML."""
+"""Put the runs of each strategy side by side: CSV, Markdown, LaTeX, text and HTML."""
 
 from __future__ import annotations
 

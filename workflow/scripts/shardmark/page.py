@@ -228,6 +228,8 @@ def _figures(cells: pd.DataFrame, folder: Path) -> Iterator[Shown]:
         quantity = OF_FIGURE.get(name)
         if quantity is not None and ok[quantity.column].isna().all():
             continue
+        if name == "loss" and cells.final_loss.isna().all():
+            continue
         if name == "scaling" and ok.gpus.nunique() < 2:
             continue
         path = folder / f"{name}.svg"

@@ -1,4 +1,4 @@
-"""What is measured and shown: each quantity's column, name, unit and the way numbers are written."""
+"""What is measured and shown: each quantity's column, name, unit, and how numbers are written."""
 
 from __future__ import annotations
 

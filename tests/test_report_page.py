@@ -1,0 +1,183 @@
+"""The report as a reader meets it: in a real browser, offline."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from collect import collect
+from matrices import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
+from playwright.sync_api import Browser, Page, sync_playwright
+from report_page import render
+
+from shardmark.appearance import looks_of
+from shardmark.captions import FIGURES, REPORT
+from shardmark.cells import cell_of
+from shardmark.config import Config, labels_of
+from shardmark.figures import Data, draw, save
+from shardmark.page import page_context
+from shardmark.result_tables import CellRow, EpochRow, to_csv
+from shardmark.summary import read_cells
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: install it, or name one in CHROMIUM")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def build(config: Config, root: Path) -> Path:
+    """The page of the results under ``root``, by the code that the workflow calls."""
+    run = root / "results/t"
+    cells, epochs, _ = collect(config, root)
+    (run / "cells.csv").write_text(to_csv(CellRow, cells))
+    (run / "epochs.csv").write_text(to_csv(EpochRow, epochs))
+    frame = read_cells(str(run / "cells.csv"))
+    for name, figure in figures_of(config, frame, pd.read_csv(run / "epochs.csv")).items():
+        save(figure, run / f"figures/w/{name}.svg")
+    page = run / "report.html"
+    context = page_context(config, frame, run / "figures", root)
+    page.write_text(render(REPORT / "page.html.j2", context))
+    return page
+
+
+def figures_of(config: Config, cells: pd.DataFrame, epochs: pd.DataFrame) -> dict:
+    labels = labels_of(config)
+    looks = looks_of(list(labels), {name: name for name in labels})
+    data = Data("w", cells, epochs, config.baseline, labels, looks, 180)
+    return {name: draw(name, data) for name in FIGURES}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A matrix with a bit of everything that can be wrong."""
+    root = tmp_path_factory.mktemp("project")
+    config = config_of()
+    write_matrix(config, root)
+    write(failed(cell_of(config, "w", "dp", 2, 0), "oom", "OutOfMemoryError: <b>2 GiB</b>"), root)
+    suspect = metrics_of(
+        cell_of(config, "w", "fsdp", 1, 1), validity="suspect", validity_reasons=["throttled"]
+    )
+    write(suspect, root)
+    old = write(metrics_of(cell_of(config, "w", "fsdp2", 1, 2), code_sha256="0"), root)
+    assert old.exists()
+    edit_json(write(metrics_of(cell_of(config, "w", "ddp", 1, 2)), root), cell_sha256="0")
+    shutil.rmtree(root / cell_of(config, "w", "deepspeed_zero3", 2, 2).folder)
+    write_parity(config, "fairscale_fsdp", 2, root, status="failed", reason="fp32: loss deviates")
+    return build(config, root)
+
+
+@pytest.fixture
+def page(browser: Browser, report: Path) -> Iterator[Page]:
+    """The page, opened; fails the test on any console error or request to elsewhere."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
+    page = context.new_page()
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    yield page
+    context.close()
+    assert errors == []
+    assert [url[:80] for url in requests if not url.startswith(("data:", report.as_uri()))] == []
+
+
+def column(page: Page, table: str, index: int) -> list[str]:
+    return page.locator(f"{table} tbody tr td:nth-child({index})").all_text_contents()
+
+
+def test_the_first_screen_tells_the_reservations(page: Page) -> None:
+    said = page.locator(".reservations").inner_text()
+    for words in (
+        "2 of 48 cells have no result that counts",
+        "1 cells are of earlier code",
+        "1 cells did not end well",
+        "1 cells are suspect",
+        "Not shown to be the same training somewhere: FairScale FSDP",
+    ):
+        assert words in said
+    assert page.locator(".reservations").bounding_box()["y"] < 400  # type: ignore[index]
+
+
+def test_every_figure_is_decoded_and_has_a_caption(page: Page) -> None:
+    images = page.locator("figure img")
+    assert images.count() == len(FIGURES)
+    for index in range(images.count()):
+        assert images.nth(index).evaluate("image => image.complete && image.naturalWidth > 300")
+        caption = page.locator("figcaption").nth(index).inner_text()
+        assert len(caption) > 30
+
+
+def test_tables_sort_by_number_and_back_with_empty_values_last(page: Page) -> None:
+    table = "#comparison ~ .scroll >> nth=1 >> table"
+    heads = page.locator(f"{table} th").all_inner_texts()
+    place = next(i for i, head in enumerate(heads) if head.startswith("Throughput (images/s)"))
+    before = column(page, table, 1)
+    button = page.locator(f"{table} th").nth(place).locator("button")
+
+    def speeds() -> list[float]:
+        texts = column(page, table, place + 1)
+        return [float(text.split()[0].replace(",", "")) for text in texts if text != "–"]
+
+    button.click()
+    assert speeds() == sorted(speeds())
+    button.click()
+    assert speeds() == sorted(speeds(), reverse=True)
+    assert sorted(column(page, table, 1)) == sorted(before)
+    assert page.locator(f"{table} th").nth(place).get_attribute("aria-sort") == "descending"
+
+
+def test_the_raw_table_filters_by_words(page: Page) -> None:
+    rows = page.locator("#data ~ .scroll tbody tr")
+    assert rows.count() == 46
+    page.locator(".filter input").fill("fsdp2 suspect")
+    assert rows.locator("visible=true").count() == 0
+    page.locator(".filter input").fill("fairscale 2")
+    assert 0 < rows.locator("visible=true").count() <= 6
+    page.locator(".filter input").fill("")
+    assert rows.locator("visible=true").count() == 46
+
+
+def test_failures_are_told_with_their_reason_and_nothing_is_interpreted(page: Page) -> None:
+    said = page.locator("#failures ~ .scroll .words, .words").first
+    text = page.locator("table.words").first.inner_text()
+    assert "<b>2 GiB</b>" in text, "a message is text, not markup"
+    assert "its definition has changed since" in text
+    assert said.count() == 1
+    grid = page.locator(".grid table").inner_text()
+    for sign in "M ◐ ○ R ·".split():
+        assert sign in grid
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_page_never_scrolls_sideways(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_one_seed_is_said_first(tmp_path: Path) -> None:
+    config = config_of(seeds=[0], strategies=["ddp", "fsdp2"], gpus=[1])
+    write_matrix(config, tmp_path)
+    text = build(config, tmp_path).read_text()
+    assert "One run a cell: nothing here tells a difference from chance." in text
+    assert "Throughput against GPU count" not in text, "one GPU count has no scaling"
+
+
+def test_a_report_of_nothing_measured_still_builds(tmp_path: Path) -> None:
+    config = config_of(seeds=[0], strategies=["ddp"], gpus=[1])
+    write(failed(cell_of(config, "w", "ddp", 1, 0), "failed", "RuntimeError: no"), tmp_path)
+    text = build(config, tmp_path).read_text()
+    assert "RuntimeError: no" in text
+    assert "<img" not in text

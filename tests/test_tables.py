@@ -1,0 +1,170 @@
+"""From the cells' files to the tables: what counts, what does not, and how it is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from collect import collect
+from matrices import (
+    ROOT,
+    STRATEGIES,
+    config_of,
+    edit_json,
+    failed,
+    metrics_of,
+    write,
+    write_matrix,
+    write_parity,
+)
+
+from shardmark.cells import cell_of
+from shardmark.config import Config, labels_of
+from shardmark.quantities import written
+from shardmark.rendering import to_html, to_latex, to_markdown, to_text
+from shardmark.result_tables import CellRow, EpochRow, to_csv
+from shardmark.summary import Table, read_cells, summarise, tables_of
+
+
+@pytest.fixture
+def config() -> Config:
+    return config_of()
+
+
+def summary_of(config: Config, root: Path) -> list[Table]:
+    cells, _, _ = collect(config, root)
+    path = root / "cells.csv"
+    path.write_text(to_csv(CellRow, cells))
+    return list(
+        tables_of(summarise(read_cells(str(path)), "ddp"), "ddp", labels_of(config))
+    )
+
+
+def test_there_is_a_row_a_cell_and_a_row_an_epoch(config: Config, tmp_path: Path) -> None:
+    write_matrix(config, tmp_path)
+    cells, epochs, refused = collect(config, tmp_path)
+    assert len(cells) == 8 * 2 * 3
+    assert len(epochs) == 8 * 2 * 3 * 3
+    assert refused == []
+    row = next(row for row in cells if (row.strategy, row.gpus, row.seed) == ("fsdp2", 2, 1))
+    metrics = metrics_of(cell_of(config, "w", "fsdp2", 2, 1))
+    assert metrics.throughput is not None
+    assert row.images_per_s == metrics.throughput.images_per_s
+    assert row.parity == "passed"
+    assert row.power_w == 1200
+    assert row.memory_used_peak_bytes == 17 * 2**30 + 1, "of the fullest device"
+    assert row.device_uuids == "GPU-0;GPU-1"
+    assert row.energy_per_epoch_j == pytest.approx(0.04 * (50_000 // 1024) * 1024)
+
+
+def test_what_was_not_measured_is_empty_and_never_zero(config: Config, tmp_path: Path) -> None:
+    cell = cell_of(config, "w", "ddp", 1, 0)
+    write(failed(cell, "oom", "OutOfMemoryError: tried to allocate 2 GiB"), tmp_path)
+    cells, epochs, _ = collect(config, tmp_path)
+    assert epochs == []
+    [row] = csv.DictReader(io.StringIO(to_csv(CellRow, cells)))
+    measured = ("images_per_s", "final_loss", "power_w", "energy_per_image_j", "training_s")
+    assert [row[name] for name in measured] == [""] * 5
+    assert row["status"] == "oom"
+    assert row["failure_phase"] == "training"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_text("{"), "not readable as JSON"),
+        (lambda path: edit_json(path, schema_version=99), "schema version 99"),
+        (lambda path: edit_json(path, cell_sha256="0" * 64), "its definition has changed"),
+        (lambda path: edit_json(path, status="fine"), "status"),
+    ],
+)
+def test_a_result_that_does_not_count_is_refused_with_its_path(
+    spoil, reason: str, config: Config, tmp_path: Path
+) -> None:
+    paths = write_matrix(config, tmp_path)
+    spoil(paths[5])
+    cells, _, [refused] = collect(config, tmp_path)
+    assert len(cells) == len(paths) - 1
+    assert str(paths[5]) in refused
+    assert reason in refused
+
+
+def test_a_verdict_on_another_definition_does_not_count(config: Config, tmp_path: Path) -> None:
+    write_matrix(config, tmp_path)
+    write_parity(config, "fsdp", 2, tmp_path, case_sha256="0")
+    write_parity(config, "dp", 1, tmp_path, status="failed", reason="fp32: loss deviates")
+    cells, _, _ = collect(config, tmp_path)
+    verdicts = {(row.strategy, row.gpus): row.parity for row in cells}
+    assert verdicts["fsdp", 2] == "missing"
+    assert verdicts["dp", 1] == "failed"
+    notes = [note for table in summary_of(config, tmp_path) for note in table.notes]
+    assert any(note.startswith("FSDP1: parity missing") for note in notes)
+
+
+def test_the_summary_gives_medians_with_the_range_and_the_ratio(
+    config: Config, tmp_path: Path
+) -> None:
+    write_matrix(config, tmp_path)
+    one, two = summary_of(config, tmp_path)
+    assert "1 GPU, weak scaling" in one.caption
+    assert "2 GPUs" in two.caption
+    assert "n = 3" in two.caption
+    assert [row[0] for row in two.rows] == list(labels_of(config).values())
+    ddp = dict(zip(two.headings, two.rows[1], strict=True))
+    assert ddp["Throughput / DDP"] == "1.000"
+    speeds = sorted(
+        metrics_of(cell_of(config, "w", "ddp", 2, seed)).throughput.images_per_s  # type: ignore[union-attr]
+        for seed in range(3)
+    )
+    low, middle, high = (written(speed) for speed in speeds)
+    assert ddp["Throughput (images/s)"] == f"{middle} [{low}, {high}]"
+    assert ddp["Memory peak (GiB)"].startswith("19.00 ")
+
+
+def test_failures_are_counted_and_named_and_left_out(config: Config, tmp_path: Path) -> None:
+    write_matrix(config, tmp_path)
+    write(failed(cell_of(config, "w", "ddp", 1, 2), "oom", "OutOfMemoryError"), tmp_path)
+    one = summary_of(config, tmp_path)[0]
+    assert one.rows[1][1] == "2 of 3"
+    assert "DDP: 2 ok, 1 oom." in one.notes
+
+
+def test_csv_keeps_every_digit(config: Config, tmp_path: Path) -> None:
+    write_matrix(config, tmp_path)
+    cells, epochs, _ = collect(config, tmp_path)
+    path = tmp_path / "cells.csv"
+    path.write_text(to_csv(CellRow, cells))
+    assert list(read_cells(str(path)).images_per_s) == [row.images_per_s for row in cells]
+    assert to_csv(EpochRow, epochs).count("\n") == len(epochs) + 1
+
+
+TABLE = Table("50 % of a_b & c", ["Name", "A (%)"], [["x_1", "–"], ["y|z", "1,234"]], ["a < b"])
+
+
+def test_markdown_latex_html_and_text_escape_what_they_must() -> None:
+    markdown = to_markdown([TABLE])
+    assert "| y\\|z | 1,234 |" in markdown
+    latex = to_latex([TABLE])
+    assert r"\caption{50 \% of a\_b \& c}" in latex
+    assert r"x\_1 & -- \\" in latex
+    assert r"\toprule" in latex
+    assert "a &lt; b" in to_html([TABLE], "t")
+    lines = to_text([TABLE]).splitlines()
+    assert len({len(line) for line in lines[2:5]}) == 1, "columns are aligned"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(14823.4, "14,823"), (0.0123456, "0.01235"), (None, "–"), (float("nan"), "–"), (0, "0")],
+)
+def test_numbers_are_written_with_four_digits(value: float | None, text: str) -> None:
+    assert written(value) == text
+
+
+def test_every_column_has_a_meaning() -> None:
+    for model in (CellRow, EpochRow):
+        assert all(field.description for field in model.model_fields.values())
+    assert set(STRATEGIES) == set(config_of().matrix.strategies)
+    assert (ROOT / "workflow/report/summary.rst").exists()
