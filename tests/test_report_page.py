@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
 from collect import collect
 from matrices import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
-from playwright.sync_api import Browser, Page, sync_playwright
 from report_page import render
-
 from shardmark.appearance import looks_of
 from shardmark.captions import FIGURES, REPORT
 from shardmark.cells import cell_of
@@ -101,10 +101,10 @@ def column(page: Page, table: str, index: int) -> list[str]:
 def test_the_first_screen_tells_the_reservations(page: Page) -> None:
     said = page.locator(".reservations").inner_text()
     for words in (
-        "2 of 48 cells have no result that counts",
-        "1 cells are of earlier code",
-        "1 cells did not end well",
-        "1 cells are suspect",
+        "2 of 48 cells without a result that counts",
+        "1 cell of earlier code",
+        "1 cell that did not end well",
+        "1 cell suspect",
         "Not shown to be the same training somewhere: FairScale FSDP",
     ):
         assert words in said
@@ -157,7 +157,7 @@ def test_failures_are_told_with_their_reason_and_nothing_is_interpreted(page: Pa
     assert "its definition has changed since" in text
     assert said.count() == 1
     grid = page.locator(".grid table").inner_text()
-    for sign in "M ◐ ○ R ·".split():
+    for sign in ["M", "◐", "○", "R", "·"]:
         assert sign in grid
 
 

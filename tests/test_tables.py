@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
+
 from collect import collect
 from matrices import (
     ROOT,
@@ -19,7 +20,6 @@ from matrices import (
     write_matrix,
     write_parity,
 )
-
 from shardmark.cells import cell_of
 from shardmark.config import Config, labels_of
 from shardmark.quantities import written
@@ -37,9 +37,7 @@ def summary_of(config: Config, root: Path) -> list[Table]:
     cells, _, _ = collect(config, root)
     path = root / "cells.csv"
     path.write_text(to_csv(CellRow, cells))
-    return list(
-        tables_of(summarise(read_cells(str(path)), "ddp"), "ddp", labels_of(config))
-    )
+    return list(tables_of(summarise(read_cells(str(path)), "ddp"), "ddp", labels_of(config)))
 
 
 def test_there_is_a_row_a_cell_and_a_row_an_epoch(config: Config, tmp_path: Path) -> None:

@@ -114,17 +114,17 @@ def reservations(
     """What a reader must know before the first figure."""
     if gaps.missing or gaps.refused:
         lacking = len(gaps.missing) + len(gaps.refused)
-        yield f"{lacking} of {gaps.planned} cells have no result that counts."
+        yield f"{lacking} of {gaps.planned} cells without a result that counts."
     if gaps.stale:
-        yield f"{len(gaps.stale)} cells are of earlier code than the present one."
+        yield f"{_cells(len(gaps.stale))} of earlier code than the present one."
     if len(config.matrix.seeds) == 1:
         yield "One run a cell: nothing here tells a difference from chance."
     bad = sum(m.status not in ("ok", "unsupported") for m in metrics)
     if bad:
-        yield f"{bad} cells did not end well; they are listed under Failures."
+        yield f"{_cells(bad)} that did not end well, listed under Failures."
     suspect = sum(m.validity == "suspect" for m in metrics)
     if suspect:
-        yield f"{suspect} cells are suspect by a written rule."
+        yield f"{_cells(suspect)} suspect by a written rule."
     unproven = sorted(set(cells[~cells.parity.isin(["passed", "unsupported"])].strategy))
     if unproven:
         labels = labels_of(config)
@@ -132,9 +132,13 @@ def reservations(
         yield f"Not shown to be the same training somewhere: {names}; see Parity."
     short = cells[(cells.status == "ok") & (cells.window_complete == False)]  # noqa: E712
     if len(short):
-        yield f"{len(short)} cells were timed over a shorter window than was asked for."
+        yield f"{_cells(len(short))} timed over a shorter window than was asked for."
     if config.cluster.device == "cpu":
         yield "Measured on CPUs: this shows that the workflow works, and nothing about GPUs."
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def failures(metrics: Sequence[Metrics], gaps: Gaps) -> list[dict[str, str]]:

@@ -120,8 +120,8 @@ def tables_of(
             headings=[
                 "Strategy",
                 "Runs",
-                *[quantity.heading for quantity in shown],
                 f"Throughput / {labels[baseline]}",
+                *[quantity.heading for quantity in shown],
                 "Parity",
             ],
             rows=[_row(row, shown, labels, ranges) for row in group.to_dict("records")],
@@ -154,7 +154,7 @@ def _row(
     runs = str(row["runs"]) if row["runs"] == row["cells"] else f"{row['runs']} of {row['cells']}"
     ratio = "–" if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}"
     values = [_value(row, quantity, ranges) for quantity in shown]
-    return [labels[row["strategy"]], runs, *values, ratio, row["parity"]]
+    return [labels[row["strategy"]], runs, ratio, *values, row["parity"]]
 
 
 def _value(row: Mapping[Any, Any], quantity: Quantity, ranges: bool) -> str:
