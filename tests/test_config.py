@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 import math
 import re
@@ -13,49 +12,13 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
+from matrices import RAW, ROOT, changed
 from shardmark.cells import cells_of
 from shardmark.config import Config, load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
 W = "workloads.small"
-RAW: dict[str, Any] = {
-    "run": "t",
-    "matrix": {
-        "workloads": ["small"],
-        "strategies": ["dp", "ddp", "slim"],
-        "gpus": [1, 2],
-        "seeds": [0, 1],
-    },
-    "workloads": {
-        "small": {
-            "model": {"name": "resnet8"},
-            "dataset": {"name": "synthetic", "train_images": 64, "test_images": 16},
-            "batch": {"global": 16},
-            "optimizer": {"name": "sgd", "learning_rate": 0.1},
-            "schedule": {"warmup_epochs": 1},
-            "precision": "fp32",
-            "epochs": 2,
-        }
-    },
-    "variants": {"slim": {"base": "ddp", "comm_hook": "bf16_compress"}},
-    "cluster": {"device": "cpu", "gpus_per_node": 4},
-    "data": {"dir": "config"},
-    "measure": {"warmup_min_steps": 3, "warmup_max_steps": 20},
-}
-
-
-def changed(**values: Any) -> dict[str, Any]:
-    """The configuration with values at paths; ``a__b`` is ``a.b``."""
-    raw = copy.deepcopy(RAW)
-    for path, value in values.items():
-        *parents, key = path.split("__")
-        section = raw
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[key] = value
-    return raw
 
 
 def mistakes(raw: Any) -> list[str]:
