@@ -585,6 +585,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         '{"run":\t"a"}',
         "run: &name a\nbaseline: *name\n",
         "a: &x {k: 1}\nb: {<<: *x, k: 2}\nc: {<<: *x, k: 3}\n",
+        "a: &x {k: 1}\nb: &y {l: 1}\nc: {<<: *x, <<: *y}\n",
         "a: {gpus: 1}\nb: {gpus: 1}\n",
         "a: &loop [*loop]\n",
     ],
