@@ -27,6 +27,7 @@ from shardmark.launch import LOG_TAIL_LINES, Ended, launch
 from shardmark.metrics import Metrics, read_metrics
 from shardmark.training import is_out_of_memory
 
+pytestmark = pytest.mark.timeout(120)
 FAILING = ROOT / "tests/failing"
 SCRIPTS = ROOT / "workflow/scripts"
 
@@ -161,17 +162,20 @@ def started(command: list[str], pattern: str) -> Iterator[tuple[subprocess.Popen
         text=True,
     ) as process:
         assert process.stdout is not None
-        text = ""
-        for line in process.stdout:
-            text += line
-            if re.search(pattern, text):
-                break
-        else:
-            raise AssertionError(f"{pattern!r} is not in {text!r}")
         try:
-            yield process, text
+            text = ""
+            for line in process.stdout:
+                text += line
+                if re.search(pattern, text):
+                    yield process, text
+                    return
+            raise AssertionError(f"{pattern!r} is not in {text!r}")
         finally:
-            process.kill()
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 @pytest.mark.parametrize(

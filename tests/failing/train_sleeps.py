@@ -8,5 +8,7 @@ import time
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print(f"rank {os.environ['RANK']} is {os.getpid()} and its child is {child.pid}", flush=True)
+# One write, so that two ranks do not mix their lines.
+line = f"rank {os.environ['RANK']} is {os.getpid()} and its child is {child.pid}\n"
+os.write(sys.stdout.fileno(), line.encode())
 time.sleep(600)
