@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from matrices import cell_at, matrix
 from shardmark.cells import Cell, cells_of, parity_case, start_order
+from small_matrix import cell_at, matrix
 
 STRATEGIES = ["dp", "ddp", "fsdp", "fsdp2", "deepspeed_zero1"]
 MANY: dict[str, Any] = {

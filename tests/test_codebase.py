@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from matrices import cell_at, matrix
 from shardmark.cells import parity_case
 from shardmark.codebase import SCRIPTS, code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.strategies import STRATEGIES
+from small_matrix import cell_at, matrix
 
 TRAINING = {strategy.script for strategy in STRATEGIES.values()}
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from matrices import RAW, ROOT, changed
 from shardmark.cells import cells_of
 from shardmark.config import Config, load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
+from small_matrix import RAW, ROOT, changed
 
 W = "workloads.small"
 

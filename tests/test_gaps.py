@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from matrices import cell_at, matrix
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.gaps import Gaps, find_gaps
 from shardmark.metrics import Metrics
+from small_matrix import cell_at, matrix
 
 CONFIG = {"matrix__strategies": ["ddp"], "matrix__gpus": [1], "matrix__seeds": [0, 1]}
 FIRST, SECOND = "small ddp gpus1 seed0", "small ddp gpus1 seed1"

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 import run_cell
-from matrices import ROOT, cell_at
 from shardmark import launch as launching
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.launch import LOG_TAIL_LINES, Ended, launch
 from shardmark.metrics import Metrics, read_metrics
 from shardmark.training import is_out_of_memory
+from small_matrix import ROOT, cell_at
 
 pytestmark = pytest.mark.timeout(120)
 FAILING = ROOT / "tests/failing"

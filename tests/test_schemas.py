@@ -14,9 +14,9 @@ from snakemake.utils import update_config
 
 import export_schemas
 from mark_unsupported import unsupported_cell, unsupported_parity
-from matrices import RAW, ROOT, cell_at, changed, matrix
 from run_cell import run_cell
 from shardmark.cells import parity_case
+from small_matrix import RAW, ROOT, cell_at, changed, matrix
 
 SCHEMAS = export_schemas.schemas()
 REMEDY = "run: make schemas"
