@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from collect import collect
-from matrices import (
+from result_sets import (
     ROOT,
     STRATEGIES,
     config_of,

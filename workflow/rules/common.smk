@@ -10,14 +10,16 @@ sys.path.insert(0, str(SCRIPTS))
 from shardmark.captions import FIGURES as FIGURE_TITLES, caption_file
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
-from shardmark.config import check_yaml, load
+from shardmark.config import load
+from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
 
 try:
     # Snakemake's own message names neither the file nor the line.
-    check_yaml(Path("config/config.yaml"))
+    for file in ("config/config.yaml", *workflow.overwrite_configfiles):
+        check_file(Path(file))
 except ConfigError as error:
     sys.exit(str(error))
 

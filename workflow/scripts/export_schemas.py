@@ -15,6 +15,7 @@ from shardmark.cells import Cell
 from shardmark.config import Config
 from shardmark.metrics import Metrics, Parity
 from shardmark.strategies import STRATEGIES
+from shardmark.values import LARGEST
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS: dict[str, type[BaseModel]] = {
@@ -108,7 +109,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     words = {"integer": "integer", "number": "number", "boolean": "true, false", "null": "null"}
     word = words.get(schema.get("type", ""), schema.get("type", "any"))
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[limit]:g}" for limit, sign in signs.items() if limit in schema]
+    bounds = {limit: schema[limit] for limit in signs if schema.get(limit, LARGEST) != LARGEST}
+    limits = [f"{signs[limit]} {bound:g}" for limit, bound in bounds.items()]
     if "pattern" in schema:
         limits.append(f"`{schema['pattern']}`")
     return f"{word} {', '.join(limits)}" if limits else str(word)

@@ -21,7 +21,7 @@ PACKAGE = "shardmark"
 
 
 def sources(script: Path) -> list[Path]:
-    """A script and every module of the library that it imports, directly or through others.
+    """A script and all of the library and of the scripts that it imports, directly or not.
 
     Imports inside functions count: they are late, not optional.
 
@@ -51,7 +51,7 @@ def _closure(script: Path) -> frozenset[Path]:
 
 @functools.cache
 def _imported(path: Path) -> frozenset[Path]:
-    """The library's files that one file imports."""
+    """The library's files, and the scripts, that one file imports."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Import):
@@ -63,9 +63,9 @@ def _imported(path: Path) -> frozenset[Path]:
     files: set[Path] = set()
     for module in modules:
         parts = module.split(".")
+        files.add(SCRIPTS.joinpath(*parts).with_suffix(".py"))
         if parts[0] == PACKAGE:
             files.add(SCRIPTS / PACKAGE / "__init__.py")
-            files.add(SCRIPTS.joinpath(*parts).with_suffix(".py"))
     return frozenset(file for file in files if file.is_file())
 
 

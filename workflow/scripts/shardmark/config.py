@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from shardmark.architectures import CIFAR_RESNETS, MODELS, WITH_BATCH_NORM, is_resnet, is_vit
 from shardmark.errors import ConfigError
 from shardmark.strategies import STRATEGIES
+from shardmark.values import Count, Flag, Name, Number, Seed
 
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
-E = TypeVar("E", int, str)
+E = TypeVar("E", bound=int | str)
 S = TypeVar("S", bound="Section")
 
 CIFAR_SIZES = {"train": 50_000, "test": 10_000}
 CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 CIFAR_SIDE = 32
 
+# What else stands in results/<run>/, and beside a strategy's folder in its parity/<workload>/.
+RESERVED_WORKLOADS = ("data", "figures", "parity", "tables")
+RESERVED_VARIANTS = ("oracle",)
+
+SHOWN_CHARACTERS = 80
+_NAME_RULE = "it must be at most 64 letters, digits and _, a letter first"
+
 
 class Section(BaseModel):
     """A mapping of the configuration: unknown keys are mistakes, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Model(Section):
@@ -44,10 +52,10 @@ class Model(Section):
         description="ResNet's first layers: cifar is 3x3 stride 1 without max-pool; auto takes "
         "cifar for images of at most 64 px",
     )
-    hidden_units: Annotated[int, Field(ge=1)] | None = Field(
+    hidden_units: Count | None = Field(
         None, description="width of one hidden ReLU layer before the classes; null for none"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="dropout rate before the classes"
     )
 
@@ -56,25 +64,25 @@ class Dataset(Section):
     """The images of a workload."""
 
     name: str = Field(description="cifar10, cifar100 or synthetic")
-    image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
+    image_size: Annotated[int, Strict(), Field(ge=8, le=1024)] = Field(
         CIFAR_SIDE, description="side the model sees, px; CIFAR is resized to it on the device"
     )
-    classes: Annotated[int, Field(ge=2)] | None = Field(
+    classes: Annotated[Count, Field(ge=2)] | None = Field(
         None, description="number of classes; synthetic only (CIFAR has its own)"
     )
-    train_images: Annotated[int, Field(ge=1)] | None = Field(
+    train_images: Count | None = Field(
         None, description="first N training images only; null for all (synthetic: 4096)"
     )
-    test_images: Annotated[int, Field(ge=1)] | None = Field(
+    test_images: Count | None = Field(
         None, description="first N test images only; null for all (synthetic: 1024)"
     )
-    augment: bool = Field(True, description="random crop with 4 px of padding, random flip")
+    augment: Flag = Field(True, description="random crop with 4 px of padding, random flip")
     loader: Literal["device", "dataloader"] = Field(
         "device",
         description="device keeps all images on the device as uint8; dataloader prefetches "
         "batches in worker processes",
     )
-    loader_workers: Annotated[int, Field(ge=1)] = Field(
+    loader_workers: Count = Field(
         4, description="worker processes a replica, with loader: dataloader"
     )
 
@@ -88,29 +96,30 @@ class Dataset(Section):
 class Batch(Section):
     """The batch size, and with it the scaling regime."""
 
-    per_gpu: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="images a replica a step: weak scaling"
-    )
-    global_: Annotated[int, Field(ge=1)] | None = Field(
+    per_gpu: Count | None = Field(None, description="images a replica a step: weak scaling")
+    global_: Count | None = Field(
         None, alias="global", description="images a step over all replicas: strong scaling"
     )
-    accumulate: Annotated[int, Field(ge=1)] = Field(
+    accumulate: Count = Field(
         1, description="micro-batches whose gradients are accumulated before a step"
     )
+
+
+Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class Optimizer(Section):
     """The torch optimizer every strategy uses."""
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="of torch.optim")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
-    nesterov: bool = Field(False, description="sgd only")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
+    learning_rate: Annotated[Number, Field(gt=0)] = Field(description="peak learning rate")
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
+    nesterov: Flag = Field(False, description="sgd only")
+    weight_decay: Annotated[Number, Field(ge=0)] = Field(
         0.0, description="added to the gradient by sgd and adam, decoupled in adamw"
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="adam and adamw only")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam and adamw only")
+    eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="adam and adamw only")
 
 
 class Schedule(Section):
@@ -119,7 +128,7 @@ class Schedule(Section):
     name: Literal["constant", "cosine"] = Field(
         "constant", description="after the warm-up; cosine falls to zero at the last step"
     )
-    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
+    warmup_epochs: Annotated[Number, Field(ge=0)] = Field(
         0.0, description="epochs of linear growth from zero"
     )
 
@@ -144,9 +153,7 @@ class Workload(Section):
     batchnorm: Literal["local", "sync"] = Field(
         "local", description="statistics of each replica's batch, or of the global batch"
     )
-    epochs: Annotated[int, Field(ge=1)] = Field(
-        1, description="passes over the training images, each followed by a test"
-    )
+    epochs: Count = Field(1, description="passes over the training images, each followed by a test")
 
     @property
     def classes(self) -> int:
@@ -174,10 +181,10 @@ class Matrix(Section):
     strategies: Annotated[list[str], Field(min_length=1)] = Field(
         description="strategies, and variants defined under variants"
     )
-    gpus: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
+    gpus: Annotated[list[Count], Field(min_length=1)] = Field(
         description="GPUs, and so replicas, of a cell"
     )
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         description="one run each: initial weights, data order, augmentation, dropout"
     )
 
@@ -188,16 +195,10 @@ class Cluster(Section):
     device: Literal["cuda", "cpu"] = Field(
         "cuda", description="cuda (NCCL), or cpu (gloo, a process a replica)"
     )
-    gpus_per_node: Annotated[int, Field(ge=1)] = Field(
-        8, description="a cell of more GPUs spans whole nodes"
-    )
-    cpus_per_gpu: Annotated[int, Field(ge=1)] = Field(
-        8, description="CPU cores a Slurm job asks for, for each GPU"
-    )
-    mem_gb_per_gpu: Annotated[int, Field(ge=1)] = Field(
-        64, description="GB of memory a Slurm job asks for, for each GPU"
-    )
-    time_limit_minutes: Annotated[int, Field(ge=1)] = Field(
+    gpus_per_node: Count = Field(8, description="a cell of more GPUs spans whole nodes")
+    cpus_per_gpu: Count = Field(8, description="CPU cores a Slurm job asks for, for each GPU")
+    mem_gb_per_gpu: Count = Field(64, description="GB of memory a Slurm job asks for, for each GPU")
+    time_limit_minutes: Count = Field(
         120, description="minutes after which a cell is ended and recorded as a time-out"
     )
 
@@ -205,50 +206,50 @@ class Cluster(Section):
 class Data(Section):
     """Where the images come from."""
 
-    dir: str = Field("resources", description="folder of the data sets; must exist")
-    download: bool = Field(True, description="fetch a missing data set once, before any cell")
+    dir: Annotated[str, Field(min_length=1)] = Field(
+        "resources", description="folder of the data sets; must exist"
+    )
+    download: Flag = Field(True, description="fetch a missing data set once, before any cell")
 
 
 class Measure(Section):
     """How a cell is measured."""
 
-    steady_s: Annotated[float, Field(gt=0)] = Field(
+    steady_s: Annotated[Number, Field(gt=0)] = Field(
         30.0, description="seconds of uninterrupted steps that are timed after the training"
     )
-    warmup_min_steps: Annotated[int, Field(ge=1)] = Field(
-        10, description="steps before the timed ones, at least"
-    )
-    warmup_max_steps: Annotated[int, Field(ge=1)] = Field(
+    warmup_min_steps: Count = Field(10, description="steps before the timed ones, at least")
+    warmup_max_steps: Count = Field(
         200, description="and at most, if the step times do not settle before"
     )
-    sample_interval_s: Annotated[float, Field(ge=0.02, le=10)] = Field(
+    sample_interval_s: Annotated[Number, Field(ge=0.02, le=10)] = Field(
         0.1, description="seconds between two samples of the devices"
     )
-    sampler: bool = Field(True, description="false measures the sampler's own cost by its absence")
+    sampler: Flag = Field(True, description="false measures the sampler's own cost by its absence")
 
 
 class ParityGate(Section):
     """The proof that a strategy trains the oracle's model."""
 
-    steps: Annotated[int, Field(ge=8)] = Field(
+    steps: Annotated[Count, Field(ge=8)] = Field(
         8, description="steps that a strategy trains beside the oracle"
     )
-    per_gpu_batch: Annotated[int, Field(ge=2)] = Field(
+    per_gpu_batch: Annotated[Count, Field(ge=2)] = Field(
         16, description="images a replica a step of the gate"
     )
-    tolerance: Annotated[float, Field(gt=0)] = Field(
+    tolerance: Annotated[Number, Field(gt=0)] = Field(
         1e-5, description="largest relative difference in float32"
     )
-    floor_multiple: Annotated[float, Field(ge=1)] = Field(
+    floor_multiple: Annotated[Number, Field(ge=1)] = Field(
         10.0, description="the timed precision's tolerance, in multiples of the oracle's own noise"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="the gate's own seed")
+    seed: Seed = Field(0, description="the gate's own seed")
 
 
 class Report(Section):
     """How results are shown."""
 
-    figure_width_mm: Annotated[float, Field(ge=80, le=400)] = Field(
+    figure_width_mm: Annotated[Number, Field(ge=80, le=400)] = Field(
         180.0, description="width of the figures, mm: 85 to 90 is a column, 180 a page"
     )
 
@@ -256,12 +257,14 @@ class Report(Section):
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = Field(
         description="names the matrix: its results stand in results/<run>/"
     )
     baseline: str = Field("ddp", description="the strategy or variant that others are compared to")
     matrix: Matrix
-    workloads: dict[Name, Workload] = Field(description="what can be trained, by name")
+    workloads: Annotated[dict[Name, Workload], Field(min_length=1)] = Field(
+        description="what can be trained, by name"
+    )
     variants: dict[Name, dict[str, Any]] = Field(
         default_factory=dict, description="name: {base: strategy, option: value, ...}"
     )
@@ -270,7 +273,7 @@ class Config(Section):
     measure: Measure = Field(default_factory=lambda: Measure())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
     report: Report = Field(default_factory=lambda: Report())
-    order_seed: Annotated[int, Field(ge=0)] = Field(
+    order_seed: Seed = Field(
         0, description="shuffles the order in which the strategies of a block start"
     )
 
@@ -300,6 +303,8 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
     Raises:
         ConfigError: with every mistake on a line of its own: path, what was given, what is allowed.
     """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(_message([f"(top level): got {shown(raw)}; {_EXPECTED['dict_type']}"]))
     lines: list[str] = []
     config = None
     try:
@@ -313,23 +318,6 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
     return config
 
 
-def check_yaml(path: Path) -> None:
-    """See that a configuration file is YAML, which Snakemake itself says without a place.
-
-    Raises:
-        ConfigError: naming the file, the line and what was expected there.
-    """
-    try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
-
-
 def _message(lines: Sequence[str]) -> str:
     count = len(lines)
     head = "1 mistake" if count == 1 else f"{count} mistakes"
@@ -338,9 +326,18 @@ def _message(lines: Sequence[str]) -> str:
 
 def did_you_mean(given: object, allowed: Sequence[str]) -> str:
     """The allowed values, led by the nearest one where one is near."""
-    near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
+    text = given if isinstance(given, str) else ""
+    near = difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}allowed: {', '.join(allowed)}"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: as YAML writes it, and not at length."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value) if isinstance(value, date) else repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -350,28 +347,57 @@ def _path(location: Sequence[int | str]) -> str:
     return path or "(top level)"
 
 
+_EXPECTED = {
+    "model_type": "a mapping of keys is expected here",
+    "dict_type": "a mapping of keys is expected here",
+    "list_type": "a list is expected here, [a, b, ...]",
+    "tuple_type": "a list is expected here, [a, b, ...]",
+    "string_type": "text is expected here; what only looks like a number goes in quotes",
+    "int_type": "a whole number is expected here",
+    "bool_type": "true or false is expected here",
+    "float_type": "a number is expected here",
+    "finite_number": "a finite number is expected here",
+}
+
+
 def _explain(detail: Any) -> str:
-    location = list(detail["loc"])
+    """One mistake that pydantic found, as a line of the message."""
+    location, kind, given = list(detail["loc"]), detail["type"], detail.get("input")
+    if location and location[-1] == "[key]":
+        return f"{_path(location[:-2])}: {shown(given)} is no name; {_NAME_RULE}"
+    if kind == "invalid_key":  # its own place gives true as 1
+        location[-1] = given if isinstance(given, str) else shown(given)
     path = _path(location)
-    given = detail.get("input")
-    match detail["type"]:
-        case "extra_forbidden":
+    match kind:
+        case "extra_forbidden" | "invalid_key":
             return f"{path}: unknown key; {did_you_mean(location[-1], _keys_at(location[:-1]))}"
         case "missing":
-            return f"{path}: missing, and it has no default"
+            return f"{path}: missing" + ("" if path.endswith("]") else ", and it has no default")
         case "literal_error":
             allowed = [part.strip(" '") for part in detail["ctx"]["expected"].split(",")]
             allowed = [name.strip(" '") for part in allowed for name in part.split(" or ")]
-            return f"{path}: got {given!r}; {did_you_mean(given, allowed)}"
+            return f"{path}: got {shown(given)}; {did_you_mean(given, allowed)}"
         case "too_short":
             return f"{path}: is empty; name at least one"
+        case "too_long":
+            count, most = detail["ctx"]["actual_length"], detail["ctx"]["max_length"]
+            return f"{path}: got {count} entries; {most} are allowed"
         case "string_pattern_mismatch":
-            return f"{path}: got {given!r}; it must match {detail['ctx']['pattern']}"
-        case "model_type" | "dict_type":
-            return f"{path}: got {given!r}; a mapping of keys is expected here"
+            return f"{path}: got {shown(given)}; it must match {detail['ctx']['pattern']}"
+        case "float_type" if _looks_like_a_number(given):
+            return f"{path}: got {shown(given)}, which YAML reads as text; write it as 1.0e-3"
         case _:
-            reason = detail["msg"].removeprefix("Input ")
-            return f"{path}: got {given!r}; {reason}"
+            rule = detail["msg"].removeprefix("Input ").removeprefix("String ")
+            reason = _EXPECTED.get(kind, f"it {rule}")
+            return f"{path}: got {shown(given)}; {reason}"
+
+
+def _looks_like_a_number(value: object) -> bool:
+    """YAML 1.1 wants a point in 1e-3."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
@@ -420,29 +446,13 @@ def _section(kind: type[S], raw: Mapping[str, Any], key: str) -> S | None:
 
 def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     variants, workloads = _mapping(raw, "variants"), _mapping(raw, "workloads")
+    matrix, cluster = _mapping(raw, "matrix"), _section(Cluster, raw, "cluster")
     yield from _variant_mistakes(variants)
-    matrix = _mapping(raw, "matrix")
-    strategies = _entries(matrix, "strategies", str)
-    for key, allowed in (
-        ("strategies", [*STRATEGIES, *variants]),
-        ("workloads", list(workloads)),
-    ):
-        kind = key.removesuffix("s").replace("strategie", "strategy")
-        for index, name in _entries(matrix, key, str):
-            if allowed and name not in allowed:
-                hint = did_you_mean(name, allowed)
-                yield f"matrix.{key}[{index}]: unknown {kind} {name!r}; {hint}"
-    values: list[int] | list[str]
-    for key in ("workloads", "strategies", "gpus", "seeds"):
-        if key in ("gpus", "seeds"):
-            values = [value for _, value in _entries(matrix, key, int)]
-        else:
-            values = [name for _, name in _entries(matrix, key, str)]
-        for value, count in Counter[object](values).items():
-            if count > 1:
-                yield f"matrix.{key}: {value!r} is named {count} times; name each once"
+    yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants])
+    yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
+    yield from _named_twice(matrix)
     baseline = raw.get("baseline", Config.model_fields["baseline"].default)
-    names = [name for _, name in strategies]
+    names = [name for _, name in _entries(matrix, "strategies", str)]
     if isinstance(baseline, str) and names and baseline not in names:
         yield (
             f"baseline: {baseline!r} is not in matrix.strategies; {did_you_mean(baseline, names)}"
@@ -453,7 +463,6 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
             f"measure.warmup_max_steps: got {measure.warmup_max_steps}; it must not be less than "
             f"measure.warmup_min_steps, {measure.warmup_min_steps}"
         )
-    cluster = _section(Cluster, raw, "cluster")
     gpus = [(index, count) for index, count in _entries(matrix, "gpus", int) if count > 0]
     for index, count in gpus:
         if cluster and count > cluster.gpus_per_node and count % cluster.gpus_per_node:
@@ -462,40 +471,75 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
                 f"(cluster.gpus_per_node is {cluster.gpus_per_node})"
             )
     selected = [name for _, name in _entries(matrix, "workloads", str)]
-    for name in workloads:
+    for name, workload in workloads.items():
         counts = [count for _, count in gpus] if name in selected else []
-        yield from _workload_mistakes(
-            f"workloads.{name}", _mapping(workloads, name), counts, cluster
-        )
+        if name in RESERVED_WORKLOADS:
+            yield f"workloads.{name}: names something else among the results; choose another"
+        if isinstance(workload, Mapping):
+            yield from _workload_mistakes(f"workloads.{name}", workload, counts, cluster)
     data = _section(Data, raw, "data")
-    if data and not (root / data.dir).is_dir():
-        yield f"data.dir: {data.dir!r} is not a folder; create it or name another"
+    if data and not _is_folder(root / data.dir):
+        yield f"data.dir: {shown(data.dir)} is not a folder; create it or name another"
+
+
+def _unknown_names(
+    matrix: Mapping[str, Any], key: str, kind: str, defined: Sequence[object]
+) -> Iterator[str]:
+    allowed = [name for name in defined if isinstance(name, str)]
+    for index, name in _entries(matrix, key, str):
+        if allowed and name not in allowed:
+            hint = did_you_mean(name, allowed)
+            yield f"matrix.{key}[{index}]: unknown {kind} {shown(name)}; {hint}"
+
+
+def _named_twice(matrix: Mapping[str, Any]) -> Iterator[str]:
+    for key in Matrix.model_fields:
+        kind: type[int] | type[str] = int if key in ("gpus", "seeds") else str
+        values = [value for _, value in _entries(matrix, key, kind)]
+        for value, count in Counter[object](values).items():
+            if count > 1:
+                yield f"matrix.{key}: {value!r} is named {count} times; name each once"
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than a file system takes, for one
+        return False
 
 
 def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
-    for name in variants:
+    for name, variant in variants.items():
         path = f"variants.{name}"
-        variant = _mapping(variants, name)
-        base = variant.get("base")
         if name in STRATEGIES:
             yield f"{path}: is the name of a strategy; choose another"
-        if base is None:
+        if name in RESERVED_VARIANTS:
+            yield f"{path}: names something else among the results; choose another"
+        if not isinstance(variant, Mapping):
+            continue
+        base = variant.get("base")
+        if "base" not in variant:
             yield f"{path}.base: missing; {did_you_mean('', list(STRATEGIES))}"
-        elif base not in STRATEGIES:
-            yield f"{path}.base: unknown strategy {base!r}; {did_you_mean(base, list(STRATEGIES))}"
+        elif not isinstance(base, str) or base not in STRATEGIES:
+            hint = did_you_mean(base, list(STRATEGIES))
+            yield f"{path}.base: unknown strategy {shown(base)}; {hint}"
         else:
-            options = STRATEGIES[base].options
-            try:
-                options(**{key: value for key, value in variant.items() if key != "base"})
-            except ValidationError as error:
-                for detail in error.errors():
-                    key = str(detail["loc"][0])
-                    if detail["type"] == "extra_forbidden":
-                        allowed = list(options.model_fields)
-                        choice = did_you_mean(key, allowed) if allowed else f"{base} has no options"
-                        yield f"{path}.{key}: unknown option of {base}; {choice}"
-                    else:
-                        yield f"{path}.{key}: got {detail['input']!r}; {detail['msg']}"
+            options = {key: value for key, value in variant.items() if key != "base"}
+            yield from _option_mistakes(path, base, options)
+
+
+def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator[str]:
+    options = STRATEGIES[base].options
+    try:
+        options.model_validate({key: value for key, value in given.items() if isinstance(key, str)})
+    except ValidationError as error:
+        for detail in error.errors():
+            if detail["type"] == "extra_forbidden":
+                key, allowed = detail["loc"][0], list(options.model_fields)
+                choice = did_you_mean(key, allowed) if allowed else f"{base} has no options"
+                yield f"{path}.{key}: unknown option of {base}; {choice}"
+            else:
+                yield _explain({**detail, "loc": (path, *detail["loc"])})
 
 
 def _workload_mistakes(
@@ -512,9 +556,7 @@ def _workload_mistakes(
     model = _section(Model, raw, "model")
     if model is not None and model.name not in MODELS:
         model = None
-    optimizer = _section(Optimizer, raw, "optimizer")
-    batch = _section(Batch, raw, "batch")
-
+    yield from _optimizer_mistakes(path, raw)
     if dataset and dataset.name != "synthetic":
         if dataset.classes is not None:
             yield f"{path}.dataset.classes: only synthetic images have a choice of classes"
@@ -536,8 +578,7 @@ def _workload_mistakes(
             )
     if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
         yield f"{path}.precision: tf32 is a mode of CUDA devices; cluster.device is cpu"
-    if optimizer and optimizer.nesterov and not optimizer.momentum:
-        yield f"{path}.optimizer.nesterov: needs a momentum above 0"
+    batch = _section(Batch, raw, "batch") if isinstance(raw.get("batch"), Mapping) else None
     if batch and raw.get("learning_rate_rule") == "linear" and batch.per_gpu is None:
         yield f"{path}.learning_rate_rule: linear belongs to weak scaling (batch.per_gpu)"
     if batch and (batch.per_gpu is None) == (batch.global_ is None):
@@ -548,6 +589,21 @@ def _workload_mistakes(
         )
     elif batch:
         yield from _batch_mistakes(path, batch, model, dataset, gpus)
+
+
+def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:
+    optimizer = _section(Optimizer, raw, "optimizer")
+    schedule = _section(Schedule, raw, "schedule")
+    epochs = raw.get("epochs", Workload.model_fields["epochs"].default)
+    if optimizer and optimizer.nesterov and optimizer.name != "sgd":
+        yield f"{path}.optimizer.nesterov: belongs to sgd; {optimizer.name} needs it false"
+    elif optimizer and optimizer.nesterov and not optimizer.momentum:
+        yield f"{path}.optimizer.nesterov: needs a momentum above 0"
+    if schedule and isinstance(epochs, int) and 0 < epochs < schedule.warmup_epochs:
+        yield (
+            f"{path}.schedule.warmup_epochs: got {schedule.warmup_epochs:g}; it must not be more "
+            f"than the workload's epochs, {epochs}"
+        )
 
 
 def _batch_mistakes(

@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
+
+import psutil
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
@@ -22,6 +25,9 @@ from shardmark.errors import UserError
 SCRIPTS = Path(__file__).resolve().parents[1]
 LOG_TAIL_LINES = 40
 GRACE_S = 10.0
+POLL_S = 0.1
+# An environment variable that every process of a cell inherits, and its descendants.
+MARK = "SHARDMARK_MARK"
 
 
 @dataclass(frozen=True)
@@ -73,28 +79,27 @@ def launch(
             "by this version; keep matrix.gpus within cluster.gpus_per_node"
         )
     begin = time.monotonic()
-    process = subprocess.Popen(
-        [*_command(cell), str(script), *arguments],
-        env=_environment(cell) | dict(extra_env or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    mark = uuid.uuid4().hex
     tail: collections.deque[str] = collections.deque(maxlen=LOG_TAIL_LINES)
-    reader = Thread(target=_pass_on, args=(process.stdout, tail), daemon=True)
-    reader.start()
     timed_out = False
-    try:
-        with _signals_end(process):
-            exit_code = process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        timed_out = True
-        exit_code = _end(process)
-    finally:
-        _end(process)
+    with _ended_at_exit(mark):
+        process = subprocess.Popen(
+            [*_command(cell), str(script), *arguments],
+            env=_environment(cell) | {MARK: mark} | dict(extra_env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        reader = Thread(target=_pass_on, args=(process.stdout, tail), daemon=True)
+        reader.start()
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+    exit_code = process.wait()
     reader.join(timeout=GRACE_S)
     found = [json.loads(path.read_text()) for path in scratch.glob("failure.rank*.json")]
     failures = sorted(found, key=lambda failure: float(failure["time"]))
@@ -137,27 +142,50 @@ def _pass_on(stream: IO[str], tail: collections.deque[str]) -> None:
         print(line, end="", flush=True)
 
 
-def _end(process: subprocess.Popen[str]) -> int:
-    """End the process and all of its session."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(GRACE_S)
-    return process.wait()
-
-
 @contextlib.contextmanager
-def _signals_end(process: subprocess.Popen[str]) -> Iterator[None]:
-    """While inside, a SIGTERM or SIGINT to this process ends the cell's processes first."""
+def _ended_at_exit(mark: str) -> Iterator[None]:
+    """End the processes of this mark on leaving, also where SIGTERM or SIGINT is the reason."""
 
     def leave(number: int, frame: object) -> None:
-        _end(process)
+        # A second one must not break off what the first has begun. The processes are not ended
+        # here: this may run inside a wait() for one of them, which holds a lock.
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, leave)
     try:
         yield
     finally:
+        _end(mark)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end(mark: str) -> None:
+    """End every process of this mark: by SIGTERM, and by SIGKILL those that do not heed it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in _living(mark):
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+        patience = time.monotonic() + GRACE_S
+        while time.monotonic() < patience:
+            if not _living(mark):
+                return
+            time.sleep(POLL_S)
+
+
+def _living(mark: str) -> list[psutil.Process]:
+    """The processes of this mark.
+
+    Neither a process group nor the tree of children finds them all: torchrun gives each rank a
+    session of its own, and a rank whose torchrun was killed has no parent that is known here.
+    """
+    living = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # another user's, or gone
+            if process.environ().get(MARK) == mark:
+                living.append(process)
+    return living

@@ -8,7 +8,7 @@ log file keeps them all.
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 import sys
 import threading
 import time
@@ -25,6 +25,10 @@ REFRESH_S = 1.0
 BAR_WIDTH = 24
 LOG_TAIL_LINES = 5
 TRAIN = "train"
+USUAL_WIDTH = 80
+
+# Workload, strategy, GPU count and seed.
+Place = tuple[str, str, int, int]
 
 
 class Progress(logging.Handler):
@@ -38,15 +42,16 @@ class Progress(logging.Handler):
 
     def __init__(self, planned: Iterable[Cell], stream: TextIO = sys.stderr) -> None:
         super().__init__(logging.INFO)
-        self.planned = {(c.workload, c.strategy, c.gpus, c.seed): c for c in planned}
+        self.planned = {place_of(cell): cell for cell in planned}
         self.cells = len(self.planned)
         self.stream = stream
         self.live = stream.isatty() and self.cells > 0
         self.begin = time.monotonic()
-        self.outcomes: Counter[str] = Counter()
+        self.ended: dict[Place, str] = {}
         self.running: dict[int, Cell] = {}
         self.others: dict[int, str] = {}
-        self._closed = threading.Event()
+        # Not _closed, which is logging's own.
+        self._over = threading.Event()
         if self.live:
             threading.Thread(target=self._keep_drawing, daemon=True).start()
 
@@ -78,19 +83,19 @@ class Progress(logging.Handler):
 
     def close(self) -> None:
         """Leave the last state on a line of its own."""
-        if not self._closed.is_set():
-            self._closed.set()
-            if self.live:
-                self._clear()
-            if self.cells:
-                self._say(self.state())
+        with self.lock or threading.RLock():
+            if not self._over.is_set():
+                self._over.set()
+                if self.cells:
+                    self._say(self.state())
         super().close()
 
     def _started(self, job: dict[str, Any]) -> None:
         if job["rule_name"] == TRAIN:
             at = job["wildcards"]
-            key = (at["workload"], at["strategy"], int(at["gpus"]), int(at["seed"]))
-            self.running[job["jobid"]] = self.planned[key]
+            place = (at["workload"], at["strategy"], int(at["gpus"]), int(at["seed"]))
+            self.running[job["jobid"]] = self.planned[place]
+            self.ended.pop(place, None)  # a retry of a cell that failed
         else:
             self.others[job["jobid"]] = job["rule_name"]
 
@@ -99,7 +104,7 @@ class Progress(logging.Handler):
         if jobid in self.running:
             cell = self.running.pop(jobid)
             status, figure = outcome(cell.folder / "metrics.json")
-            self.outcomes[status] += 1
+            self.ended[place_of(cell)] = status
             self._say(f"{self.count()} {cell.title}: {status}{figure}")
 
     def _failed(self, job: dict[str, Any]) -> None:
@@ -107,7 +112,7 @@ class Progress(logging.Handler):
         title = str(job["rule_name"])
         cell = self.running.pop(job["jobid"], None)
         if cell is not None:
-            self.outcomes["no result"] += 1
+            self.ended[place_of(cell)] = "no result"
             title = f"{self.count()} {cell.title}"
         logs = [Path(log) for log in job["log"]]
         self._say(f"{title}: no result; see {', '.join(map(str, logs)) or 'the messages'}")
@@ -119,7 +124,7 @@ class Progress(logging.Handler):
     @property
     def done(self) -> int:
         """Cells that have ended, however."""
-        return sum(self.outcomes.values())
+        return len(self.ended)
 
     def count(self) -> str:
         """Cells ended of all that this run trains."""
@@ -133,7 +138,8 @@ class Progress(logging.Handler):
 
     def state(self) -> str:
         """The whole matrix in one line."""
-        counts = ", ".join(f"{number} {status}" for status, number in self.outcomes.most_common())
+        outcomes = Counter(self.ended.values()).most_common()
+        counts = ", ".join(f"{number} {status}" for status, number in outcomes)
         parts = [f"cells {self.count()}", counts or "none ended yet"]
         if self.running:
             first = next(iter(self.running.values())).title
@@ -147,13 +153,15 @@ class Progress(logging.Handler):
         return " | ".join(parts)
 
     def _keep_drawing(self) -> None:
-        while not self._closed.wait(REFRESH_S):
+        while not self._over.wait(REFRESH_S):
             with self.lock or threading.RLock():
+                if self._over.is_set():
+                    return
                 filled = BAR_WIDTH * self.done // max(1, self.cells)
                 bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-                width = shutil.get_terminal_size().columns - 1
                 self._clear()
-                self.stream.write(f"{bar} {self.state()}"[:width])
+                # A longer line would wrap, and only its last row would be cleared.
+                self.stream.write(f"{bar} {self.state()}"[: terminal_width(self.stream) - 1])
                 self.stream.flush()
 
     def _clear(self) -> None:
@@ -165,6 +173,16 @@ class Progress(logging.Handler):
             self._clear()
         self.stream.write(f"{line}\n")
         self.stream.flush()
+
+
+def place_of(cell: Cell) -> Place:
+    """What tells a cell from the others of its matrix."""
+    return cell.workload, cell.strategy, cell.gpus, cell.seed
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Columns of the terminal that a stream writes to."""
+    return os.get_terminal_size(stream.fileno()).columns or USUAL_WIDTH
 
 
 def needs_the_console(record: logging.LogRecord) -> bool:

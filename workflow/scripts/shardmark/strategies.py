@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shardmark.values import Count, Flag, Number
+
 
 class Options(BaseModel):
     """Options of a strategy. The defaults are the strategy as the matrix names it."""
@@ -27,8 +29,8 @@ class DdpOptions(Options):
     comm_hook: Literal["none", "bf16_compress", "fp16_compress"] = Field(
         "none", description="gradient compression on the wire; not the same arithmetic as 'none'"
     )
-    bucket_cap_mb: Annotated[int, Field(ge=1)] = Field(25, description="gradient bucket size, MiB")
-    static_graph: bool = Field(False, description="promise DDP that the graph never changes")
+    bucket_cap_mb: Count = Field(25, description="gradient bucket size, MiB")
+    static_graph: Flag = Field(False, description="promise DDP that the graph never changes")
 
 
 class FsdpOptions(Options):
@@ -48,7 +50,7 @@ class FsdpOptions(Options):
 class Fsdp2Options(Options):
     """fully_shard (FSDP2)."""
 
-    reshard_after_forward: bool = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
+    reshard_after_forward: Flag = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
     mixed_precision: Literal["none", "bf16", "fp16"] = Field(
         "none", description="FSDP2's own low-precision gather, compute and reduction"
     )
@@ -57,23 +59,21 @@ class Fsdp2Options(Options):
 class FairscaleOptions(Options):
     """FairScale's FullyShardedDataParallel."""
 
-    reshard_after_forward: bool = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
+    reshard_after_forward: Flag = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
 
 
 class DeepspeedOptions(Options):
     """DeepSpeed ZeRO, stages 1, 2 and 3."""
 
-    gradient_clipping: float | None = Field(
+    gradient_clipping: Annotated[Number, Field(ge=0)] | None = Field(
         0.0,
         description="0 clips nothing; null leaves DeepSpeed's own default, 1.0 since 0.19.3",
     )
-    low_precision_communication: bool = Field(
+    low_precision_communication: Flag = Field(
         False, description="DeepSpeed's native autocast: gradients reduced in bf16 or fp16"
     )
-    overlap_comm: bool | None = Field(None, description="null leaves the stage's own default")
-    reduce_bucket_size: Annotated[int, Field(ge=1)] = Field(
-        500_000_000, description="elements in a gradient bucket"
-    )
+    overlap_comm: Flag | None = Field(None, description="null leaves the stage's own default")
+    reduce_bucket_size: Count = Field(500_000_000, description="elements in a gradient bucket")
 
 
 class Strategy(BaseModel):

@@ -70,17 +70,32 @@ def main(strategy: StrategyClass) -> None:
         dist.destroy_process_group()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the device or on the host.
+
+    torch's caching allocator alone has a class for it; the CUDA runtime, cuBLAS, NCCL and torch's
+    allocator for the CPU raise plain RuntimeErrors.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def record_failure(error: Exception, phase: str, scratch: Path) -> None:
     """Leave what happened to this rank, for the launcher to read."""
     rank = int(os.environ.get("RANK", "0"))
-    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     if not isinstance(error, UserError):
         traceback.print_exc()
     failure = {
         "rank": rank,
         "phase": phase,
         "exception": f"{type(error).__name__}: {error}",
-        "kind": "oom" if out_of_memory else "user" if isinstance(error, UserError) else "failed",
+        "kind": "oom"
+        if is_out_of_memory(error)
+        else "user"
+        if isinstance(error, UserError)
+        else "failed",
         "message": str(error),
         "time": time.time(),
     }

@@ -1,0 +1,33 @@
+"""DDP whose last rank fails in the second step, as the environment's FAILURE says."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from shardmark.data import Batch
+from shardmark.training import main
+from train_ddp import Ddp
+
+
+class Failing(Ddp):
+    """Trains one step."""
+
+    steps = 0
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.steps += 1
+        runtime = self.task.runtime
+        if self.steps == 2 and runtime.rank == runtime.world_size - 1:
+            fail(os.environ["FAILURE"])
+        return super().forward(batch)
+
+
+def fail(kind: str) -> None:
+    if kind == "memory":
+        torch.empty(1 << 60, dtype=torch.uint8)
+    raise ArithmeticError("the wheels came off")
+
+
+if __name__ == "__main__":
+    main(Failing)

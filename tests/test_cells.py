@@ -1,0 +1,152 @@
+"""Cells: what defines them, and the order in which they start."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from shardmark.cells import Cell, cells_of, parity_case, start_order
+from small_matrix import cell_at, matrix
+
+STRATEGIES = ["dp", "ddp", "fsdp", "fsdp2", "deepspeed_zero1"]
+MANY: dict[str, Any] = {
+    "matrix__strategies": STRATEGIES,
+    "matrix__gpus": [1, 4, 2],
+    "matrix__seeds": [0, 1, 2],
+}
+
+
+def test_where_the_data_lie_is_no_part_of_a_definition() -> None:
+    assert cell_at(data__dir="tests").fingerprint() == cell_at(data__dir="config").fingerprint()
+    cases = [parity_case(matrix(data__dir=d), "small", "ddp", 2) for d in ("tests", "config")]
+    assert cases[0].fingerprint() == cases[1].fingerprint()
+
+
+def test_the_rest_of_the_matrix_is_no_part_of_a_definition() -> None:
+    unrelated = {"matrix__gpus": [1], "matrix__seeds": [0, 5], "order_seed": 3}
+    unrelated |= {"cluster__time_limit_minutes": 7, "parity": {"steps": 9}}
+    assert cell_at(**unrelated).fingerprint() == cell_at().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"gpus": 2},
+        {"strategy": "slim"},
+        {"run": "u"},
+        {"workloads__small__optimizer__learning_rate": 0.2},
+        {"workloads__small__batch__accumulate": 2},
+        {"workloads__small__precision": "bf16"},
+        {"measure__steady_s": 0.3},
+    ],
+)
+def test_whatever_can_change_the_result_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert cell_at(**change).fingerprint() != cell_at().fingerprint()
+
+
+def test_an_options_value_changes_the_fingerprint_and_the_gates() -> None:
+    hooks = [{"base": "ddp", "comm_hook": f"{kind}_compress"} for kind in ("bf16", "fp16")]
+    first, second = (cell_at("slim", variants__slim=hook).fingerprint() for hook in hooks)
+    assert first != second
+    first, second = (
+        parity_case(matrix(variants__slim=hook), "small", "slim", 2).fingerprint() for hook in hooks
+    )
+    assert first != second
+    assert (
+        parity_case(matrix(parity={"steps": 9}), "small", "slim", 2).fingerprint()
+        != parity_case(matrix(), "small", "slim", 2).fingerprint()
+    )
+
+
+def test_a_fingerprint_survives_the_way_to_the_job_and_back() -> None:
+    cell = cell_at("slim", gpus=2, workloads__small__optimizer__betas=[0.5, 0.9])
+    assert Cell.model_validate_json(cell.model_dump_json(by_alias=True)) == cell
+    again = Cell.model_validate_json(cell.model_dump_json(by_alias=True, indent=1))
+    assert again.fingerprint() == cell.fingerprint()
+
+
+def test_every_cell_has_its_place() -> None:
+    config = matrix(**MANY)
+    order = start_order(config)
+    assert sorted(order.values()) == list(range(45))
+    assert {(c.workload, c.strategy, c.gpus, c.seed) for c in cells_of(config)} == order.keys()
+
+
+def test_gpu_counts_descend_and_a_block_stays_together() -> None:
+    order = start_order(matrix(**MANY))
+    started = sorted(order, key=lambda key: order[key])
+    gpus = [key[2] for key in started]
+    assert gpus == sorted(gpus, reverse=True)
+    blocks = [key for key, _ in itertools.groupby(started, lambda key: (key[0], key[2], key[3]))]
+    assert len(blocks) == len(set(blocks)) == 9
+
+
+def shuffles(order_seed: int) -> list[list[str]]:
+    """The strategies of each block in their order."""
+    order = start_order(matrix(order_seed=order_seed, **MANY))
+    started = sorted(order, key=lambda key: order[key])
+    return [[key[1] for key in started[place : place + 5]] for place in range(0, 45, 5)]
+
+
+def test_strategies_are_shuffled_anew_in_each_block_from_the_recorded_seed() -> None:
+    assert shuffles(0) == shuffles(0)
+    assert shuffles(0) != shuffles(1)
+    assert len({tuple(block) for block in shuffles(0)}) > 4
+    # Another Python, or another machine, must plan the same order from the same seed.
+    assert shuffles(0)[0] == ["dp", "fsdp2", "fsdp", "ddp", "deepspeed_zero1"]
+
+
+def test_a_drift_of_the_machine_falls_on_no_strategy_alone() -> None:
+    places = {name: [0] * 5 for name in STRATEGIES}
+    blocks = [block for seed in range(40) for block in shuffles(seed)]
+    for block in blocks:
+        for place, name in enumerate(block):
+            places[name][place] += 1
+    share = len(blocks) / 5
+    # Six standard deviations of a binomial count.
+    bound = 6 * (len(blocks) * 0.2 * 0.8) ** 0.5
+    assert all(abs(count - share) < bound for counts in places.values() for count in counts)
+
+
+@pytest.mark.parametrize(
+    ("batch", "gpus", "scaling", "global_batch", "per_gpu"),
+    [({"global": 16}, 4, "strong", 16, 4), ({"per_gpu": 8}, 4, "weak", 32, 8)],
+)
+def test_the_batch_says_the_regime(
+    batch: dict[str, int], gpus: int, scaling: str, global_batch: int, per_gpu: int
+) -> None:
+    cell = cell_at(gpus=gpus, workloads__small__batch=batch | {"accumulate": 2})
+    assert (cell.scaling, cell.global_batch_size, cell.per_gpu_batch_size) == (
+        scaling,
+        global_batch,
+        per_gpu,
+    )
+    assert cell.micro_batch_size == per_gpu // 2
+
+
+def test_the_ragged_last_batch_makes_no_step() -> None:
+    assert cell_at(workloads__small__dataset__train_images=63).steps_per_epoch == 3
+
+
+@pytest.mark.parametrize(("gpus", "nodes", "per_node"), [(1, 1, 1), (4, 1, 4), (8, 2, 4)])
+def test_a_cell_of_more_gpus_than_a_node_has_spans_whole_nodes(
+    gpus: int, nodes: int, per_node: int
+) -> None:
+    cell = cell_at(gpus=gpus)
+    assert (cell.nodes, cell.gpus_per_node) == (nodes, per_node)
+
+
+def test_dp_holds_its_replicas_in_one_process_and_says_where_it_cannot_run() -> None:
+    assert cell_at("dp", gpus=4).processes == 1
+    assert cell_at("ddp", gpus=4).processes == 4
+    assert cell_at("dp", gpus=1).unsupported is None
+    assert "CUDA" in (cell_at("dp", gpus=2).unsupported or "")
+    cuda = {"cluster__device": "cuda"}
+    assert cell_at("dp", gpus=2, **cuda).unsupported is None
+    assert "2 nodes" in (cell_at("dp", gpus=8, **cuda).unsupported or "")
+    sync = cuda | {"workloads__small__batchnorm": "sync"}
+    assert "synchronised" in (cell_at("dp", gpus=2, **sync).unsupported or "")
+    assert cell_at("ddp", gpus=8, **sync).unsupported is None

@@ -1,0 +1,302 @@
+"""How cells end: real processes, and none of them left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import run_cell
+from shardmark import launch as launching
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+from shardmark.launch import LOG_TAIL_LINES, Ended, launch
+from shardmark.metrics import Metrics, read_metrics
+from shardmark.training import is_out_of_memory
+from small_matrix import ROOT, cell_at
+
+pytestmark = pytest.mark.timeout(120)
+FAILING = ROOT / "tests/failing"
+SCRIPTS = ROOT / "workflow/scripts"
+
+
+def train(script: Path, cell: Cell, folder: Path, named: Cell | None = None, **env: str) -> Ended:
+    """Launch a cell's training script; ``named`` is what its ranks are told to be."""
+    (folder / "cell.json").write_text((named or cell).model_dump_json(by_alias=True))
+    arguments = ["--cell", str(folder / "cell.json"), "--scratch", str(folder)]
+    return launch(script, arguments, cell, folder, extra_env=env)
+
+
+def pids_in(text: str) -> list[int]:
+    """The processes that a sleeping cell has named."""
+    return [int(pid) for pid in re.findall(r"is (\d+)", text)]
+
+
+def assert_gone(pids: list[int]) -> None:
+    def living() -> list[int]:
+        zombie = psutil.STATUS_ZOMBIE
+        return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != zombie]
+
+    end = time.monotonic() + 5
+    while living() and time.monotonic() < end:
+        time.sleep(0.05)
+    left = living()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == [], f"{len(left)} of {len(pids)} processes lived on"
+
+
+def test_a_rank_that_raises_is_a_failure_with_its_phase_rank_and_exception(tmp_path: Path) -> None:
+    cell = cell_at(gpus=2)
+    ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE="error")
+    assert ended.exit_code != 0
+    assert not ended.timed_out
+    status, failure = run_cell.failure_of(cell, ended) or ("", None)
+    assert status == "failed"
+    assert failure is not None
+    assert failure.phase == "training"
+    assert failure.rank == 1
+    assert failure.exception == "ArithmeticError: the wheels came off"
+    assert 0 < len(failure.log_tail) <= LOG_TAIL_LINES
+
+
+def test_running_out_of_memory_is_an_outcome_of_its_own(tmp_path: Path) -> None:
+    cell = cell_at()
+    ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE="memory")
+    status, failure = run_cell.failure_of(cell, ended) or ("", None)
+    assert status == "oom", failure
+    assert failure is not None
+    assert failure.rank == 0
+    assert "can't allocate memory" in failure.exception
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("NCCL error: Cuda failure 2 'out of memory'"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("the wheels are out of memory"), False),
+    ],
+)
+def test_memory_runs_out_in_several_ways(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+def test_a_world_that_was_clipped_is_the_users_to_mend(tmp_path: Path) -> None:
+    ended = train(SCRIPTS / "train_ddp.py", cell_at(), tmp_path, named=cell_at(gpus=2))
+    with pytest.raises(UserError, match="1 processes were started where the cell has 2") as caught:
+        run_cell.failure_of(cell_at(gpus=2), ended)
+    assert "--resources" in str(caught.value)
+    assert not any("Traceback" in line for line in ended.log_tail)
+
+
+def test_a_loss_that_becomes_no_number_is_divergence(tmp_path: Path) -> None:
+    diverging = cell_at(
+        workloads__small__optimizer__learning_rate=1.0e30,
+        workloads__small__schedule__warmup_epochs=0,
+    )
+    metrics = run_cell.run_cell(diverging, tmp_path)
+    assert metrics.status == "diverged"
+    assert metrics.failure is not None
+    assert re.fullmatch(r"the mean loss of epoch 1 is (nan|inf)", metrics.failure.exception)
+    assert metrics.throughput is None
+    assert metrics.loss is not None
+    assert metrics.loss.final is None
+    assert Metrics.model_validate_json(metrics.model_dump_json(by_alias=True)) == metrics
+
+
+def test_the_time_limit_ends_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launching, "GRACE_S", 1.0)
+    cell = cell_at()
+    ended = launch(FAILING / "train_sleeps.py", [], cell, tmp_path, limit_s=3)
+    pids = pids_in(capfd.readouterr().out)
+    assert len(pids) == 2
+    assert_gone(pids)
+    assert ended.timed_out
+    assert 3 <= ended.seconds < 8
+    status, failure = run_cell.failure_of(cell, ended) or ("", None)
+    assert status == "timeout"
+    assert failure is not None
+    assert "the time limit ended it" in failure.exception
+    assert any("rank 0 is" in line for line in failure.log_tail)
+
+
+LAUNCH = """
+import sys
+from pathlib import Path
+from shardmark import launch
+from shardmark.cells import Cell
+launch.GRACE_S = 1.0
+cell = Cell.model_validate_json(sys.argv[2])
+launch.launch(Path(sys.argv[1]), [], cell, Path(sys.argv[3]))
+print("lived on")
+"""
+
+
+@contextlib.contextmanager
+def started(command: list[str], pattern: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A launcher, and what it has printed when its cell has come to ``pattern``."""
+    with subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            text = ""
+            for line in process.stdout:
+                text += line
+                if re.search(pattern, text):
+                    yield process, text
+                    return
+            raise AssertionError(f"{pattern!r} is not in {text!r}")
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "gpus"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)]
+)
+def test_a_signal_to_the_launcher_ends_its_processes(
+    number: int, gpus: int, tmp_path: Path
+) -> None:
+    cell = cell_at(gpus=gpus).model_dump_json(by_alias=True)
+    command = ["-c", LAUNCH, str(FAILING / "train_sleeps.py"), cell, str(tmp_path)]
+    every_rank = r"(?s)" + r"rank \d is.*\n.*" * gpus
+    with started(command, every_rank) as (process, text):
+        process.send_signal(number)
+        time.sleep(0.2)
+        process.send_signal(number)  # an impatient second one must not leave them behind
+        rest, _ = process.communicate(timeout=10)
+    assert len(pids_in(text)) == 2 * gpus
+    assert_gone(pids_in(text))
+    assert process.returncode == 128 + number
+    assert "lived on" not in rest
+    # torchrun has one of its own to show.
+    assert gpus > 1 or "Traceback" not in rest
+
+
+def test_a_cell_that_is_ended_from_outside_leaves_no_result(tmp_path: Path) -> None:
+    cell = cell_at(workloads__small__epochs=10_000)
+    output = tmp_path / "metrics.json"
+    arguments = ["--cell", cell.model_dump_json(by_alias=True), "--output", str(output)]
+    arguments += ["--time-limit-minutes", "10"]
+    command = [str(SCRIPTS / "run_cell.py"), *arguments]
+    with started(command, r"epoch 1: loss") as (process, _):
+        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        process.communicate(timeout=30)
+    assert len(children) >= 2, "the rank and the sampler"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert_gone(children)
+    assert not output.exists()
+
+
+def test_processes_that_something_else_killed_are_no_result(tmp_path: Path) -> None:
+    script = tmp_path / "train_killed.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    ended = launch(script, [], cell_at(), tmp_path)
+    assert ended.exit_code == -signal.SIGKILL
+    with pytest.raises(UserError, match="something else killed them"):
+        run_cell.failure_of(cell_at(), ended)
+
+
+def test_what_a_finished_cell_leaves_running_is_ended(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train_leaves.py"
+    script.write_text(
+        "import subprocess, sys\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "left = subprocess.Popen(sleep, start_new_session=True, stdout=subprocess.DEVNULL)\n"
+        "print(f'it is {left.pid}', flush=True)\n"
+    )
+    ended = launch(script, [], cell_at(), tmp_path)
+    assert ended.exit_code == 0
+    assert_gone(pids_in(capfd.readouterr().out))
+
+
+def test_the_end_of_the_output_is_kept_and_all_of_it_is_passed_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train_talks.py"
+    script.write_text(
+        "import sys\n"
+        "for number in range(100): print('line', number)\n"
+        "sys.stdout.buffer.write(b'caf\\xe9')\n"
+    )
+    ended = launch(script, [], cell_at(), tmp_path)
+    assert ended.log_tail == [*(f"line {n}" for n in range(61, 100)), "caf�"]
+    assert capfd.readouterr().out.splitlines()[:2] == ["line 0", "line 1"]
+
+
+def test_the_earliest_failure_is_the_cause(tmp_path: Path) -> None:
+    script = tmp_path / "train_fails.py"
+    script.write_text(
+        "import json\n"
+        "for rank, time in ((0, 20.5), (1, 9.25)):\n"
+        "    failure = dict(rank=rank, time=time, kind='failed', phase='build', exception='e')\n"
+        f"    path = '{tmp_path}/failure.rank%d.json' % rank\n"
+        "    open(path, 'w').write(json.dumps(failure))\n"
+        "raise SystemExit(1)\n"
+    )
+    _, failure = run_cell.failure_of(cell_at(), launch(script, [], cell_at(), tmp_path)) or (
+        "",
+        None,
+    )
+    assert failure is not None
+    assert failure.rank == 1
+
+
+def result(cell: Cell, status: Any) -> Metrics:
+    reason = run_cell.Failure.plain("the wheels came off")
+    return run_cell.outcome(cell, status, reason)
+
+
+def test_a_failure_does_not_take_the_place_of_a_good_result(tmp_path: Path) -> None:
+    cell, path = cell_at(), tmp_path / "metrics.json"
+    run_cell.keep_good_result(path, result(cell, "oom"))
+    path.write_text(result(cell, "ok").model_dump_json(by_alias=True))
+    run_cell.keep_good_result(path, result(cell, "ok"))
+    with pytest.raises(UserError, match=r"ended as oom .*wheels.*previous good result stays"):
+        run_cell.keep_good_result(path, result(cell, "oom"))
+    assert read_metrics(path).status == "ok"
+    assert read_metrics(tmp_path / "metrics.failed.json").status == "oom"
+    # Of another definition it is no result any more.
+    run_cell.keep_good_result(path, result(cell_at(measure__steady_s=9), "oom"))
+
+
+def test_a_cell_of_several_nodes_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="spans 2 nodes"):
+        launch(tmp_path / "no such script", [], cell_at(gpus=8), tmp_path)
+
+
+def test_an_unsupported_cell_starts_nothing(tmp_path: Path) -> None:
+    metrics = run_cell.run_cell(cell_at("dp", gpus=2), tmp_path)
+    assert metrics.status == "unsupported"
+    assert list(tmp_path.iterdir()) == []
+    assert json.loads(metrics.model_dump_json(by_alias=True))["throughput"] is None

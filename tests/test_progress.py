@@ -1,0 +1,321 @@
+"""The matrix as it runs, from the records that Snakemake logs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import logging
+import os
+import re
+import struct
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from shardmark import progress
+from shardmark.atomic import write_text
+from shardmark.cells import Cell, cells_of
+from shardmark.metrics import Failure, Loss, Metrics, Throughput
+from shardmark.progress import Progress, duration, needs_the_console, outcome
+from small_matrix import cell_at, matrix
+
+CELLS = list(cells_of(matrix(matrix__strategies=["ddp"], matrix__gpus=[1])))
+
+
+class Matrix:
+    """A logger with the display on it, and the records of a matrix of ``CELLS``."""
+
+    def __init__(self, stream: io.TextIOBase, cells: list[Cell] = CELLS) -> None:
+        self.stream = stream
+        self.progress = Progress(cells, stream)  # type: ignore[arg-type]
+        self.logger = logging.Logger("a matrix", logging.INFO)
+        self.logger.addHandler(self.progress)
+
+    def log(self, event: LogEvent, **fields: object) -> None:
+        self.logger.info("", extra={"event": event, **fields})
+
+    def start(self, jobid: int, cell: Cell) -> None:
+        at = {"workload": cell.workload, "strategy": cell.strategy}
+        at |= {"gpus": str(cell.gpus), "seed": str(cell.seed)}
+        self.log(LogEvent.JOB_INFO, rule_name="train", jobid=jobid, wildcards=at)
+
+    def finish(self, jobid: int, metrics: Metrics | None = None) -> None:
+        if metrics is not None:
+            write_text(metrics.cell.folder / "metrics.json", metrics.model_dump_json(by_alias=True))
+        self.log(LogEvent.JOB_FINISHED, job_id=jobid)
+
+    def fail(self, jobid: int, rule: str = "train", logs: tuple[str, ...] = ()) -> None:
+        self.log(LogEvent.JOB_ERROR, rule_name=rule, jobid=jobid, log=list(logs))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def plain() -> Iterator[Matrix]:
+    """The display where there is no terminal."""
+    shown = Matrix(io.StringIO())
+    yield shown
+    shown.progress.close()
+
+
+def lines(shown: Matrix) -> list[str]:
+    assert isinstance(shown.stream, io.StringIO)
+    return shown.stream.getvalue().splitlines()
+
+
+def ok(cell: Cell) -> Metrics:
+    throughput = Throughput(
+        images_per_s=14500.4,
+        images_per_s_per_gpu=14500.4,
+        step_ms_mean=1,
+        step_ms_p50=1,
+        step_ms_p90=1,
+        step_ms_p99=1,
+        steps=10,
+        window_s=1,
+        window_complete=True,
+        warmup_steps=3,
+        warmup_converged=True,
+        slowest_rank=0,
+    )
+    loss = Loss(per_epoch=[2, 1.23456], final=1.23456)
+    return ended(cell, "ok").model_copy(update={"throughput": throughput, "loss": loss})
+
+
+def ended(cell: Cell, status: str, reason: str | None = None) -> Metrics:
+    failure = None if reason is None else Failure.plain(reason)
+    return Metrics(cell=cell, cell_sha256="", code_sha256="", status=status, failure=failure)  # type: ignore[arg-type]
+
+
+def test_without_a_terminal_a_cell_that_ends_is_one_plain_line(plain: Matrix) -> None:
+    for jobid, cell in enumerate(CELLS):
+        plain.start(jobid, cell)
+    plain.finish(0, ok(CELLS[0]))
+    plain.finish(1, ended(CELLS[1], "oom", "CUDA out of memory.\nTried to allocate 2 GiB"))
+    assert lines(plain) == [
+        "[1/2] small ddp gpus1 seed0: ok, 14,500 images/s, loss 1.235",
+        "[2/2] small ddp gpus1 seed1: oom (CUDA out of memory.)",
+    ]
+    plain.progress.close()
+    plain.progress.close()
+    assert lines(plain)[2:] == ["cells [2/2] | 1 ok, 1 oom"]
+
+
+def test_a_cell_whose_result_cannot_be_read_is_told_and_ends_nothing(plain: Matrix) -> None:
+    plain.start(7, CELLS[0])
+    write_text(CELLS[0].folder / "metrics.json", "{")
+    plain.finish(7)
+    [line] = lines(plain)
+    assert line.startswith("[1/2] small ddp gpus1 seed0: unreadable (results/t/small/ddp/")
+
+
+def test_a_failed_cell_shows_the_end_of_its_log(plain: Matrix) -> None:
+    log = Path("job.log")
+    log.write_text("".join(f"line {number}\n" for number in range(20)))
+    plain.start(1, CELLS[0])
+    plain.fail(1, logs=("job.log",))
+    assert lines(plain) == [
+        "[1/2] small ddp gpus1 seed0: no result; see job.log",
+        *(f"    line {number}" for number in range(15, 20)),
+    ]
+    assert plain.progress.state().startswith("cells [1/2] | 1 no result")
+
+
+def test_a_failed_cell_without_a_log_points_to_the_messages(plain: Matrix) -> None:
+    plain.start(1, CELLS[0])
+    plain.fail(1)
+    plain.fail(2, rule="fetch_data", logs=("gone.log",))
+    assert lines(plain) == [
+        "[1/2] small ddp gpus1 seed0: no result; see the messages",
+        "fetch_data: no result; see gone.log",
+    ]
+
+
+def test_a_log_that_is_no_text_is_shown_as_far_as_it_can_be(plain: Matrix) -> None:
+    Path("job.log").write_bytes(b"caf\xe9\n")
+    plain.start(1, CELLS[0])
+    plain.fail(1, logs=("job.log",))
+    assert lines(plain)[-1] == "    caf�"
+
+
+def test_a_cell_that_is_tried_again_counts_once(plain: Matrix) -> None:
+    plain.start(1, CELLS[0])
+    plain.fail(1)
+    plain.start(1, CELLS[0])
+    assert plain.progress.done == 0
+    plain.finish(1, ok(CELLS[0]))
+    assert lines(plain)[-1].startswith("[1/2] ")
+    assert "1 ok" in plain.progress.state()
+    assert "no result" not in plain.progress.state()
+
+
+def test_the_state_says_what_runs(plain: Matrix) -> None:
+    assert plain.progress.state() == "cells [0/2] | none ended yet"
+    plain.log(LogEvent.JOB_INFO, rule_name="make_oracle", jobid=9, wildcards={})
+    assert plain.progress.state().endswith("| running make_oracle")
+    for jobid, cell in enumerate(CELLS):
+        plain.start(jobid, cell)
+    assert plain.progress.state().endswith("| running small ddp gpus1 seed0 and 1 more")
+    plain.log(LogEvent.JOB_FINISHED, job_id=9)
+    assert lines(plain) == []
+
+
+def test_the_time_left_follows_the_pace_of_the_cells_so_far(plain: Matrix) -> None:
+    assert plain.progress.left_s() is None
+    plain.start(0, CELLS[0])
+    plain.finish(0, ok(CELLS[0]))
+    plain.progress.begin = time.monotonic() - 600
+    assert plain.progress.left_s() == pytest.approx(600, abs=5)
+    assert plain.progress.state().endswith("about 10 min left")
+    plain.start(1, CELLS[1])
+    plain.finish(1, ok(CELLS[1]))
+    assert plain.progress.left_s() == 0
+    assert "left" not in plain.progress.state()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5340, "89 min"), (5400, "1 h 30 min")],
+)
+def test_durations_as_a_person_says_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_display_that_goes_wrong_does_not_end_the_matrix(
+    plain: Matrix, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain.start(0, cell_at("slim", gpus=2))  # no cell of this run
+    plain.finish(0)
+    plain.start(1, CELLS[0])
+    plain.finish(1, ok(CELLS[0]))
+    assert lines(plain)[-1].startswith("[1/2] small ddp gpus1 seed0: ok")
+    capsys.readouterr()
+
+
+def test_nothing_planned_shows_no_bar_and_no_state() -> None:
+    shown = Matrix(io.StringIO(), [])
+    shown.fail(3, rule="plot", logs=("plot.log",))
+    shown.progress.close()
+    assert lines(shown) == ["plot: no result; see plot.log"]
+
+
+def test_only_what_the_display_does_not_tell_reaches_the_console() -> None:
+    def record(level: int, text: str = "", **fields: object) -> logging.LogRecord:
+        made = logging.LogRecord("snakemake", level, "", 0, text, None, None)
+        made.__dict__.update(fields)
+        return made
+
+    assert needs_the_console(record(logging.WARNING, "disk is full"))
+    assert needs_the_console(record(logging.ERROR, "bug", exception="RuleException"))
+    assert not needs_the_console(record(logging.INFO, "Finished job 3"))
+    assert not needs_the_console(record(logging.ERROR, event=LogEvent.JOB_ERROR))
+    assert not needs_the_console(
+        record(logging.ERROR, "CalledProcessError in rule train", exception="RuleException")
+    )
+
+
+class Terminal:
+    """A pseudo-terminal of a width, and what was written to it."""
+
+    def __init__(self, columns: int) -> None:
+        self.reading, writing = os.openpty()
+        fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        os.set_blocking(self.reading, False)
+        self.stream = os.fdopen(writing, "w")
+        self.seen = ""
+
+    def read(self) -> str:
+        with contextlib.suppress(BlockingIOError):  # nothing new
+            self.seen += os.read(self.reading, 1 << 16).decode()
+        return self.seen
+
+    def wait_for(self, pattern: str) -> str:
+        """Everything written, as soon as it holds the pattern."""
+        end = time.monotonic() + 10
+        while not re.search(pattern, self.read()):
+            assert time.monotonic() < end, f"{pattern!r} is not in {self.seen!r}"
+            time.sleep(0.01)
+        return self.seen
+
+
+@pytest.fixture(params=[100, 40])
+def terminal(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Terminal, Matrix]]:
+    monkeypatch.setattr(progress, "REFRESH_S", 0.02)
+    made = Terminal(request.param)
+    shown = Matrix(made.stream)  # type: ignore[arg-type]
+    yield made, shown
+    shown.progress.close()
+
+
+def test_in_a_terminal_a_live_bar_stands_under_the_lines(
+    terminal: tuple[Terminal, Matrix],
+) -> None:
+    made, shown = terminal
+    made.wait_for(r"-{24} cells \[0/2\]")
+    shown.start(0, CELLS[0])
+    shown.finish(0, ok(CELLS[0]))
+    text = made.wait_for(r"#{12}-{12} cells \[1/2\]")
+    # Each drawing begins by clearing the row, so that a line is never written behind the bar.
+    assert "\r\x1b[K[1/2] small ddp gpus1 seed0: ok, 14,500 images/s, loss 1.235\r\n" in text
+    drawn = [part for part in text.split("\r\x1b[K") if "cells [" in part]
+    width = os.get_terminal_size(made.reading).columns
+    assert all("\n" not in part and len(part) < width for part in drawn), drawn
+
+
+def test_at_the_end_the_bar_gives_way_to_the_last_state(terminal: tuple[Terminal, Matrix]) -> None:
+    made, shown = terminal
+    shown.start(0, CELLS[0])
+    shown.finish(0, ended(CELLS[0], "timeout", "the time limit"))
+    made.wait_for(r"#{12}-{12} cells")
+    shown.progress.close()
+    made.wait_for(r"\r\x1b\[Kcells \[1/2\] \| 1 timeout[^#]*\r\n$")
+    time.sleep(0.1)
+    assert made.read().endswith("\r\n"), "drawn after its end"
+
+
+def test_a_warning_of_snakemakes_is_not_written_behind_the_bar(
+    terminal: tuple[Terminal, Matrix],
+) -> None:
+    made, shown = terminal
+
+    class Console(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shown.stream.write(f"{record.getMessage()}\n")
+            shown.stream.flush()
+
+    shown.logger.addHandler(Console())
+    made.wait_for(r"cells \[0/2\]")
+    shown.logger.warning("disk is nearly full")
+    text = made.wait_for("nearly full")
+    assert "\r\x1b[Kdisk is nearly full" in text
+
+
+def test_attached_it_takes_the_place_of_the_consoles_messages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.Logger("snakemake's", logging.INFO)
+    console = logging.StreamHandler(io.StringIO())
+    console.set_name("DefaultStreamHandler")
+    logger.addHandler(console)
+    shown = Progress.attach(logger, [])
+    assert logger.handlers[0] is shown
+    logger.info("Finished job 3")
+    logger.warning("disk is full")
+    assert console.stream.getvalue() == "disk is full\n"
+    shown.close()
+
+
+def test_an_outcome_without_figures_is_its_status(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(ended(CELLS[0], "ok").model_dump_json(by_alias=True))
+    assert outcome(path) == ("ok", "")

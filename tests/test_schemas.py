@@ -1,0 +1,121 @@
+"""The exported schemas: what the models say, valid, and true of what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from snakemake.utils import update_config
+
+import export_schemas
+from mark_unsupported import unsupported_cell, unsupported_parity
+from run_cell import run_cell
+from shardmark.cells import parity_case
+from small_matrix import RAW, ROOT, cell_at, changed, matrix
+
+SCHEMAS = export_schemas.schemas()
+REMEDY = "run: make schemas"
+
+
+def schema(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(SCHEMAS[Path(f"workflow/schemas/{name}.schema.json")])
+    return found
+
+
+def errors(name: str, value: object) -> list[str]:
+    """Where a value, as JSON writes it, does not fit a schema."""
+    found = Draft202012Validator(schema(name)).iter_errors(json.loads(json.dumps(value)))
+    return [error.json_path for error in found]
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=str)
+def test_a_schema_is_what_the_models_say(path: Path) -> None:
+    assert (ROOT / path).read_text() == SCHEMAS[path], REMEDY
+
+
+def test_no_schema_is_left_of_a_model_that_is_gone() -> None:
+    assert {path.relative_to(ROOT) for path in (ROOT / "workflow/schemas").iterdir()} == set(
+        SCHEMAS
+    )
+
+
+def test_the_reference_of_every_key_is_what_the_models_say() -> None:
+    page = (ROOT / "config/README.md").read_text()
+    assert page[page.index(export_schemas.BEGIN) :] == export_schemas.reference(), REMEDY
+
+
+def test_the_reference_names_every_key_that_the_default_configuration_sets() -> None:
+    def keys(section: dict[str, Any], path: str) -> list[str]:
+        found: list[str] = []
+        for key, value in section.items():
+            here = f"{path}{'<name>' if path == 'workloads.' else key}"
+            found += keys(value, f"{here}.") if isinstance(value, dict) else [here]
+        return found
+
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    del raw["variants"]
+    lines = export_schemas.reference().splitlines()
+    for key in keys(raw, ""):
+        assert sum(line.startswith(f"| `{key}` |") for line in lines) == 1, key
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=str)
+def test_a_schema_is_valid_2020_12(path: Path) -> None:
+    parsed = json.loads(SCHEMAS[path])
+    assert parsed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    Draft202012Validator.check_schema(parsed)
+
+
+@pytest.mark.parametrize("overlay", [None, "demo", "incumbent", "pilot"])
+def test_the_shipped_configurations_fit_the_schema(overlay: str | None) -> None:
+    raw: dict[str, Any] = {}
+    for name in filter(None, ("config", overlay)):
+        update_config(raw, yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
+    assert errors("config", raw) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (changed(matrix__gpus=[0]), "$.matrix.gpus[0]"),
+        (changed(matrix__gpus=["2"]), "$.matrix.gpus[0]"),
+        (changed(matrix__seeds=[]), "$.matrix.seeds"),
+        (changed(workloads__small__precision="fp8"), "$.workloads.small.precision"),
+        (changed(workloads__small__img=1), "$.workloads.small"),
+        (changed(measure=None), "$.measure"),
+        (changed(workloads={}), "$.workloads"),
+    ],
+)
+def test_an_editor_with_the_schema_sees_the_mistakes(raw: dict[str, Any], path: str) -> None:
+    assert errors("config", RAW) == []
+    assert errors("config", raw) == [path]
+
+
+def test_the_result_of_a_real_cell_fits_the_schema(tmp_path: Path) -> None:
+    metrics = run_cell(cell_at("ddp"), tmp_path)
+    assert metrics.status == "ok", metrics.failure
+    written = json.loads(metrics.model_dump_json(by_alias=True, indent=1))
+    assert written["throughput"]["images_per_s"] > 0
+    assert errors("metrics", written) == []
+    assert errors("cell", written["cell"]) == []
+    assert errors("metrics", written | {"status": "fine"}) == ["$.status"]
+    assert errors("metrics", written | {"power": 1}) == ["$"]
+    del written["cell"]["seed"]
+    assert errors("metrics", written) == ["$.cell"]
+
+
+def test_what_cannot_run_fits_the_schemas_too() -> None:
+    metrics = unsupported_cell(cell_at("dp", gpus=2))
+    assert errors("metrics", json.loads(metrics.model_dump_json(by_alias=True))) == []
+    verdict = unsupported_parity(parity_case(matrix(), "small", "dp", 2))
+    assert errors("parity", json.loads(verdict.model_dump_json(by_alias=True))) == []
+
+
+def test_the_schema_says_the_version_that_is_read() -> None:
+    with pytest.raises(jsonschema.ValidationError, match="1 was expected"):
+        jsonschema.validate({"schema_version": 2}, {"properties": schema("metrics")["properties"]})

@@ -1,0 +1,82 @@
+"""Configuration files as a user wrote them, before they are merged and validated.
+
+Snakemake says neither the file nor the line of what it cannot parse, and a key that stands twice
+loses its first value without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from shardmark.errors import ConfigError
+
+
+def check_file(path: Path) -> None:
+    """See that a configuration file is YAML or JSON with keys at its top, each named once.
+
+    Raises:
+        ConfigError: naming the file, the line and what was expected there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    try:
+        content, twice = _parse(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{_place(mark)}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+    except ValueError as error:  # a date that there is not, a number of thousands of digits
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        given = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path}: holds {given} where keys and values are expected")
+    if twice:
+        raise ConfigError("\n".join(f"{path}:{line}" for line in twice))
+
+
+def _parse(text: str) -> tuple[object, list[str]]:
+    """What a file holds, and which of its keys stand twice."""
+    try:
+        # Snakemake tries JSON first too, which allows the tabs that YAML does not.
+        return json.loads(text), []
+    except ValueError:
+        content = yaml.safe_load(text)
+        return content, list(_named_twice(yaml.compose(text, yaml.SafeLoader)))
+
+
+def _named_twice(root: yaml.Node | None) -> Iterator[str]:
+    """The keys that stand in their mapping a second time, each with its place."""
+    left: list[yaml.Node | None] = [root]
+    seen: set[int] = set()
+    while left:
+        node = left.pop(0)
+        if id(node) in seen:  # an alias of what was looked at already
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.MappingNode):
+            first: dict[str, yaml.Mark] = {}
+            for key, value in node.value:
+                left.append(value)
+                if key.value == "<<" or not isinstance(key.value, str):
+                    continue
+                before = first.setdefault(key.value, key.start_mark)
+                if before is not key.start_mark:
+                    yield (
+                        f"{_place(key.start_mark)}: the key {key.value!r} stands in line "
+                        f"{before.line + 1} already; name it once"
+                    )
+
+
+def _place(mark: yaml.Mark) -> str:
+    return f"{mark.line + 1}:{mark.column + 1}"
