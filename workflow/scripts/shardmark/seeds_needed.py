@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
-from shardmark.shift import ShiftTest
+from shardmark.shift import FloatArray, ShiftTest
+
+IntArray: TypeAlias = npt.NDArray[np.int_]
 
 ASSUMPTION = (
     "if the true ratio is the one estimated here and further runs scatter like these; the chance "
@@ -44,36 +49,39 @@ def seeds_needed(
         return None
     spread = test.spread * math.sqrt((test.n - 1) / stats.chi2.ppf(1 - POWER, test.n - 1))
     level = alpha / comparisons
-    for n in range(test.n + 1, MOST + 1):
-        if settling_power(test, n, spread, margin, level) >= POWER:
-            return n
-    return None
+    numbers = np.arange(test.n + 1, MOST + 1)
+    enough = settling_power(test, numbers, spread, margin, level) >= POWER
+    return int(numbers[enough.argmax()]) if enough.any() else None
 
 
-def settling_power(test: ShiftTest, n: int, spread: float, margin: float, level: float) -> float:
+def settling_power(
+    test: ShiftTest, n: IntArray, spread: float, margin: float, level: float
+) -> FloatArray:
     """The chance that n seeds show a difference, or equivalence, whichever is likelier.
 
     Args:
         test: the comparison so far, whose estimate is taken as the truth.
-        n: seeds.
+        n: numbers of seeds, shape (k,).
         spread: standard deviation of one difference.
         margin: of the equivalence test, as a share of the ratio.
         level: of either test.
+
+    Returns:
+        Shape (k,).
     """
     shift, bound = abs(test.estimate), math.log1p(margin)
-    # One-sided, as equivalence is tested; the two-sided smallest p is twice that.
-    can_differ = test.smallest_p_at(n) <= level
-    can_equal = test.smallest_p_at(n) / 2 <= level
-    differ = _t_power(shift, n, spread, level / 2) if can_differ else 0.0
-    misses = [1 - _t_power(bound + side, n, spread, level) for side in (-shift, shift)]
-    return max(differ, 1 - sum(misses) if can_equal else 0.0)
+    smallest = np.array([test.smallest_p_at(int(number)) for number in n])
+    differ = np.where(smallest <= level, _t_power(shift, n, spread, level / 2), 0.0)
+    # Equivalence is tested one-sided, whose smallest p is half of the two-sided one.
+    misses = sum(1 - _t_power(bound + side, n, spread, level) for side in (-shift, shift))
+    return np.maximum(differ, np.where(smallest / 2 <= level, 1 - misses, 0.0))
 
 
-def _t_power(shift: float, n: int, spread: float, level: float) -> float:
+def _t_power(shift: float, n: IntArray, spread: float, level: float) -> FloatArray:
     """Power of the one-sided test at ``level`` to see a shift, by the t-test's formula."""
     if shift <= 0:
-        return 0.0
+        return np.zeros(n.shape)
     if spread == 0:
-        return 1.0
-    seen = shift * math.sqrt(n * EFFICIENCY) / spread
-    return float(stats.nct.sf(stats.t.ppf(1 - level, n - 1), n - 1, seen))
+        return np.ones(n.shape)
+    seen = shift * np.sqrt(n * EFFICIENCY) / spread
+    return np.asarray(stats.nct.sf(stats.t.ppf(1 - level, n - 1), n - 1, seen))
