@@ -374,7 +374,7 @@ def test_no_speed_up_is_given_over_another_batch_or_version_and_no_interval_from
 
 
 def test_the_statistics_do_not_import_torch() -> None:
-    modules = ("comparisons", "scaling", "verdict")
+    modules = ("comparisons", "scaling", "verdict", "set_comparison", "merge")
     code = "import sys\n" + "".join(f"import shardmark.{name}\n" for name in modules)
     code += "sys.exit('torch' in sys.modules)"
     scripts = ROOT / "workflow/scripts"

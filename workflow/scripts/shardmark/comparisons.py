@@ -17,10 +17,11 @@ from shardmark.eligibility import (
     told,
     why_confounded,
     why_left_out,
+    why_mixed,
     why_not_comparable,
 )
 from shardmark.family import holm, pairs_for_significance
-from shardmark.seeds_needed import ASSUMPTION, seeds_needed
+from shardmark.seeds_needed import ASSUMPTION, FEWEST, MOST, seeds_needed
 from shardmark.shift import ShiftTest, equivalence_p, interval, two_sided_p
 
 ALPHA = 0.05
@@ -124,23 +125,34 @@ def contrasts_of(
     """Every strategy of one workload, regime and GPU count against the baseline."""
     reference = group[group["strategy"] == baseline]
     return [
-        contrast(group[group["strategy"] == strategy], reference, baseline, metric, same_code)
+        contrast(
+            (group[group["strategy"] == strategy], reference),
+            (str(strategy), baseline),
+            metric,
+            same_code,
+        )
         for strategy in group["strategy"].drop_duplicates()
         if strategy != baseline
     ]
 
 
 def contrast(
-    treated: pd.DataFrame,
-    reference: pd.DataFrame,
-    baseline: str,
+    sides: tuple[pd.DataFrame, pd.DataFrame],
+    names: tuple[str, str],
     metric: Metric,
-    same_code: SameCode,
+    same_code: SameCode | None,
 ) -> Contrast:
-    """One strategy's cells against the baseline's, in one group."""
-    first = treated.iloc[0]
+    """Two sets of cells of one workload, regime and GPU count.
+
+    Args:
+        sides: the cells in question, at least one, and those they are compared to.
+        names: what messages call them.
+        metric: the metric.
+        same_code: of the whole table; None where the sides are of two result sets, whose versions
+            and devices may differ, as long as either is one thing in itself.
+    """
     usable, notes, refusal = [], [], ""
-    for name, side in ((first["strategy"], treated), (baseline, reference)):
+    for name, side in zip(names, sides, strict=True):
         reasons = why_left_out(side)
         kept = side[(reasons == "") & (side[metric.column] > 0)]
         usable.append(kept)
@@ -151,17 +163,21 @@ def contrast(
             if (reasons == "").any():
                 refusal = f"{metric.column} was not measured for {name}"
             elif not reasons.any():
-                refusal = f"{name}, the baseline, has no cell here"
-    refusal = refusal or why_not_comparable(usable, same_code)
+                refusal = f"{name} has no cell here"
+    if not refusal and same_code is None:
+        refusal = "; ".join(filter(None, map(why_mixed, usable)))
+    elif not refusal and same_code is not None:
+        refusal = why_not_comparable(usable, same_code)
     test, paired = (None, False) if refusal else test_of(usable[0], usable[1], metric.column)
-    if test is not None and not paired:
+    if test is not None and not paired and same_code is not None:
         refusal = why_confounded(usable[0], usable[1])
+    first = sides[0].iloc[0]
     return Contrast(
         workload=str(first["workload"]),
         scaling=str(first["scaling"]),
         gpus=int(first["gpus"]),
         strategy=str(first["strategy"]),
-        baseline=baseline,
+        baseline=names[1],
         metric=metric,
         test=None if refusal else test,
         paired=paired,
@@ -247,7 +263,7 @@ def row_of(
     wanted = None
     if verdict in ("inconclusive", CANNOT):
         wanted = seeds_needed(item.test, margin, family, alpha)
-        reason += f"; {_outlook(wanted)}"
+        reason += f"; {outlook(item.n, wanted)}"
     if not item.paired:
         reason += "; not paired: the runs of a seed were on different devices"
     return row | {
@@ -293,7 +309,15 @@ def _least_seeds(item: Contrast, family: int, alpha: float) -> int:
     return next(n for n in range(2, 100) if family * item.test.smallest_p_at(n) <= alpha)
 
 
-def _outlook(seeds: int | None) -> str:
-    if seeds is None:
-        return "how many seeds would settle it cannot be said, or it is more than 200"
-    return f"about {seeds} seeds would settle it {ASSUMPTION}"
+def outlook(n: int, wanted: int | None) -> str:
+    """How many seeds would settle an open comparison, with what that assumes.
+
+    Args:
+        n: seeds so far.
+        wanted: what ``seeds_needed`` found.
+    """
+    if wanted is not None:
+        return f"about {wanted} seeds would settle it {ASSUMPTION}"
+    if n < FEWEST:
+        return f"how many would settle it cannot be said from fewer than {FEWEST}"
+    return f"more than {MOST} would be needed to settle it {ASSUMPTION}"

@@ -275,7 +275,7 @@ def _relation(
     margin: float,
     alpha: float,
 ) -> str:
-    item = contrast(one, other, str(other["strategy"].iloc[0]), metric, same_code)
+    item = contrast((one, other), ("one", "other"), metric, same_code)
     if item.test is None:
         return "open"
     p = two_sided_p(item.test)
