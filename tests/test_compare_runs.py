@@ -138,9 +138,11 @@ def test_a_change_of_one_strategy_is_told_of_that_one(before: Path, tmp_path: Pa
     after = write_set(tmp_path / "after", RATIOS, noise=2)
     for path in after.glob("w/fsdp/gpus1/*/metrics.json"):
         metrics = read_metrics(path)
-        write(after, metrics.model_copy(update={"effective_config": {"units": 17}}))
+        options = metrics.cell.options | {"sharding": "shard_grad_op"}
+        cell = metrics.cell.model_copy(update={"options": options})
+        write(after, metrics.model_copy(update={"cell": cell}))
     assert compared(before, after).changes.to_numpy().tolist() == [
-        ["effective.units", "absent", "17", "fsdp"]
+        ["cell.options.sharding", "full_shard", "shard_grad_op", "fsdp"]
     ]
 
 

@@ -191,7 +191,8 @@ def _facts(found: ResultSet) -> dict[Group, dict[str, set[str]]]:
 
 def _settings(result: Result) -> dict[str, Any]:
     metrics, cell = result.metrics, result.cell
-    environment = dict(metrics.environment)
+    plain = metrics.model_dump(mode="json", include={"effective_config", "environment"})
+    environment = plain["environment"]
     variables = environment.pop("variables", None) or {}
     return {
         "cell": {
@@ -199,7 +200,7 @@ def _settings(result: Result) -> dict[str, Any]:
             "measure": cell.measure.model_dump(mode="json"),
             **{name: getattr(cell, name) for name in ("device", "nodes", "gpus_per_node")},
         },
-        "effective": metrics.effective_config or {},
+        "effective": plain["effective_config"] or {},
         "environment": environment,
         "variables": {name: value for name, value in variables.items() if name not in PLACEMENT},
         "devices": {
