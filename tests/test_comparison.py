@@ -196,17 +196,18 @@ def test_noise_leaves_a_comparison_open_and_says_how_many_seeds_would_settle_it(
 
 def test_the_seeds_said_to_settle_a_comparison_do_so_four_times_of_five() -> None:
     generator = np.random.default_rng(11)
-    pilot = SignedRank(0.01 + 0.008 * stats.zscore(generator.normal(size=9), ddof=1))
+    pilot = SignedRank(0.01 + 0.02 * stats.zscore(generator.normal(size=9), ddof=1))
     needed = seeds_needed(pilot, 0.02)
     assert needed is not None
     settled = 0
     for _ in range(400):
         # At the upper limit of the spread, which is what the number is meant to withstand.
-        spread = 0.008 * math.sqrt(8 / stats.chi2.ppf(0.2, 8))
+        spread = 0.02 * math.sqrt(8 / stats.chi2.ppf(0.2, 8))
         later = SignedRank(generator.normal(pilot.estimate, spread, needed))
         settled += two_sided_p(later) <= 0.05 or equivalence_p(later, 0.02) <= 0.05
-    # Either route may settle it and the number counts on one, so more than four of five.
-    assert settled / 400 >= 0.78
+    print(f"{needed} seeds settle it in {settled / 400:.2f} of the cases")
+    # Two standard errors of 400 are 0.04.
+    assert settled / 400 == pytest.approx(0.8, abs=0.05)
     assert seeds_needed(SignedRank([0.1, 0.1]), 0.02) is None
 
 
@@ -217,6 +218,11 @@ def test_a_baseline_in_disguise_changes_no_verdict() -> None:
     assert one["verdict"] == other["verdict"] == "equivalent"
     assert one["ratio"] * other["ratio"] == pytest.approx(1)
     assert one["p_equivalence"] == other["p_equivalence"]
+    # 0.98 is not 1 / 1.02: one side's 2 % slower must be the other's 2 % faster.
+    assert equivalence_p(SignedRank([-0.02] * 9), 0.02) == equivalence_p(
+        SignedRank([0.02] * 9), 0.02
+    )
+    assert equivalence_p(SignedRank([-0.02] * 9), 0.02) > 0.9
 
 
 def test_runs_of_a_seed_on_different_devices_are_not_pairs() -> None:
@@ -321,6 +327,11 @@ def test_other_metrics_are_exploratory_and_exact_with_nothing_but_ties() -> None
     assert math.isnan(memory["p_holm"])
     assert memory["verdict"] == "lower"
     assert memory["ci_low"] == memory["ci_high"] == pytest.approx(0.5)
+    # Not corrected: six seeds are enough for each of seven.
+    cells = cells_table({"ddp": 1.0} | dict.fromkeys(OTHERS, 0.97), range(6))
+    cells.loc[cells["strategy"] != "ddp", "memory_used_peak_bytes"] //= 2
+    table = compare(cells, "ddp").set_index("metric")
+    assert set(table.loc["memory_used_peak_bytes", "verdict"]) == {"lower"}
 
 
 def test_groups_are_families_of_their_own_and_regimes_never_mix() -> None:

@@ -51,9 +51,8 @@ def why_left_out(cells: pd.DataFrame) -> pd.Series[str]:
         if cell["validity"] != "valid":
             given = text_of(cell["validity_reasons"])
             return f"suspect: {given}" if given else "suspect"
-        return (
-            "" if cell["parity"] == "passed" else f"parity {text_of(cell['parity']) or 'missing'}"
-        )
+        parity = text_of(cell["parity"]) or "missing"
+        return "" if parity == "passed" else f"parity {parity}"
 
     return pd.Series([reason(cell) for _, cell in cells.iterrows()], index=cells.index, dtype=str)
 

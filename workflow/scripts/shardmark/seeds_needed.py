@@ -57,7 +57,9 @@ def seeds_needed(
 def settling_power(
     test: ShiftTest, n: IntArray, spread: float, margin: float, level: float
 ) -> FloatArray:
-    """The chance that n seeds show a difference, or equivalence, whichever is likelier.
+    """The chance that n seeds show a difference, or equivalence.
+
+    The two chances add up: both at once happens only with so many seeds that one is certain.
 
     Args:
         test: the comparison so far, whose estimate is taken as the truth.
@@ -74,7 +76,8 @@ def settling_power(
     differ = np.where(smallest <= level, _t_power(shift, n, spread, level / 2), 0.0)
     # Equivalence is tested one-sided, whose smallest p is half of the two-sided one.
     misses = sum(1 - _t_power(bound + side, n, spread, level) for side in (-shift, shift))
-    return np.maximum(differ, np.where(smallest / 2 <= level, 1 - misses, 0.0))
+    equal = np.where(smallest / 2 <= level, np.maximum(0.0, 1 - misses), 0.0)
+    return np.asarray(np.minimum(1.0, differ + equal))
 
 
 def _t_power(shift: float, n: IntArray, spread: float, level: float) -> FloatArray:
