@@ -137,6 +137,15 @@ def test_equivalent_by_one_objective_and_better_by_another_beats() -> None:
     assert verdict_of(cells).pareto == ["fsdp"]
 
 
+def test_what_is_open_beats_nothing_and_equals_beat_neither() -> None:
+    unpriced = {"energy_per_image_j": None}
+    noisy = cells_table({"ddp": 1.0, "fsdp": 0.99}, sd=0.03, noise=1, **unpriced)
+    found = verdict_of(with_memory(noisy, {"ddp": 12.0, "fsdp": 9.0}))
+    assert found.fastest.open == ["fsdp"]
+    assert found.pareto == ["ddp", "fsdp"]
+    assert verdict_of(cells_table({"ddp": 1.0, "fsdp": 1.0}, **unpriced)).pareto == ["ddp", "fsdp"]
+
+
 def test_unpaired_comparisons_are_said_so() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 0.97})
     cells["device_uuids"] = [GPU.format((7 * index) % 5) for index in range(len(cells))]
