@@ -1,186 +1,123 @@
-"""Matrices of results for tests of what comes after the cells: written as the cells write them."""
+"""Result sets on disk for tests: real metrics.json of real cells, with planted throughput."""
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardmark.cells import Cell, cells_of, parity_case
-from shardmark.codebase import code_of_cell, code_sha256
-from shardmark.config import Config, load
-from shardmark.metrics import (
-    Accuracy,
-    Deviation,
-    Device,
-    Efficiency,
-    Failure,
-    Loss,
-    Metrics,
-    Parity,
-    PrecisionParity,
-    Throughput,
-    Times,
-)
+import numpy as np
+
+from shardmark.cells import Cell, cell_of
+from shardmark.config import load
+from shardmark.metrics import Device, Efficiency, Failure, Metrics, Parity, Throughput, Times
 
 ROOT = Path(__file__).resolve().parents[1]
-STRATEGIES = [
-    "dp",
-    "ddp",
-    "fsdp",
-    "fsdp2",
-    "fairscale_fsdp",
-    "deepspeed_zero1",
-    "deepspeed_zero2",
-    "deepspeed_zero3",
-]
-Change = Callable[[Cell, dict[str, Any]], dict[str, Any]]
+GIB = 2**30
 
 
-def config_of(**matrix: Any) -> Config:
-    """A matrix of one workload on GPUs; ``matrix`` changes its lists."""
-    return load(
-        {
-            "run": "t",
-            "matrix": {
-                "workloads": ["w"],
-                "strategies": STRATEGIES,
-                "gpus": [1, 2],
-                "seeds": [0, 1, 2],
-            }
-            | matrix,
-            "workloads": {
-                "w": {
-                    "model": {"name": "resnet50"},
-                    "dataset": {"name": "cifar10"},
-                    "batch": {"per_gpu": 512},
-                    "optimizer": {"learning_rate": 0.1},
-                    "precision": "bf16",
-                    "epochs": 3,
-                }
-            },
-            "cluster": {"device": "cuda", "gpus_per_node": 4},
+def cells(run: str, strategies: Sequence[str], seeds: Sequence[int], **changes: Any) -> list[Cell]:
+    """Cells on one GPU; ``changes`` to the workload."""
+    workload: dict[str, Any] = {
+        "model": {"name": "resnet50"},
+        "dataset": {"name": "synthetic"},
+        "batch": {"per_gpu": 512},
+        "optimizer": {"learning_rate": 0.1},
+        "precision": "bf16",
+    }
+    raw = {
+        "run": run,
+        "baseline": strategies[0],
+        "matrix": {
+            "workloads": ["w"],
+            "strategies": list(strategies),
+            "gpus": [1],
+            "seeds": list(seeds),
         },
-        ROOT,
-    )
+        "workloads": {"w": workload | changes},
+    }
+    config = load(raw, ROOT)
+    return [cell_of(config, "w", name, 1, seed) for name in strategies for seed in seeds]
 
 
-def metrics_of(cell: Cell, **changes: Any) -> Metrics:
-    """A good result: a strategy's speed is its place in the list, a seed moves it by about 1 %."""
-    place = STRATEGIES.index(cell.base)
-    chance = random.Random(f"{cell.base}/{cell.gpus}/{cell.seed}")
-    speed = 15_000 * cell.gpus * (1 - 0.05 * place) * chance.uniform(0.99, 1.01)
-    step_ms = 1000 * cell.global_batch_size / speed
-    losses = [2.0 / (1 + epoch) + 0.01 * cell.seed for epoch in range(cell.definition.epochs)]
-    memory = int((20 - place) * 2**30)
-    devices = [
-        Device(
-            index=index,
-            node="node1",
-            kind="gpu",
-            name="Test GPU",
-            uuid=f"GPU-{index}",
-            utilization_pct=95.0 - place,
-            memory_used_peak_bytes=memory + index,
-            torch_allocated_peak_bytes=memory // 2,
-            power_mean_w=600.0,
-            energy_counter_j=6000.0,
-            samples=100,
-        )
-        for index in range(cell.gpus)
-    ]
-    fields: dict[str, Any] = {
+def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Metrics:
+    """A result of that throughput, or one that ran out of memory."""
+    known: dict[str, Any] = {
         "cell": cell,
         "cell_sha256": cell.fingerprint(),
-        "code_sha256": code_sha256(code_of_cell(cell)),
-        "status": "ok",
-        "loss": Loss(per_epoch=losses, final=losses[-1]),
-        "accuracy": Accuracy(per_epoch=[0.4, 0.6, 0.7], final=0.7),
-        "time_s": Times(training_s=30.0 + place, total_s=60.0, epochs_s=[10.0, 10.0, 10.0 + place]),
-        "throughput": Throughput(
-            images_per_s=speed,
-            images_per_s_per_gpu=speed / cell.gpus,
+        "code_sha256": f"code of {cell.base}",
+        "environment": {"driver": "570.1", "versions": {"torch": "2.15.0"}} | environment,
+        "provenance": {"git_commit": "a" * 40},
+    }
+    if images_per_s is None:
+        return Metrics(**known, status="oom", failure=Failure.plain("CUDA out of memory"))
+    step_ms = 512_000 / images_per_s
+    return Metrics(
+        **known,
+        status="ok",
+        time_s=Times(total_s=60 + 1e6 / images_per_s, epochs_s=[1e5 / images_per_s] * 2),
+        throughput=Throughput(
+            images_per_s=images_per_s,
+            images_per_s_per_gpu=images_per_s,
             step_ms_mean=step_ms,
             step_ms_p50=step_ms,
-            step_ms_p90=step_ms * 1.02,
-            step_ms_p99=step_ms * 1.1,
-            steps=100,
-            window_s=step_ms / 10,
+            step_ms_p90=step_ms,
+            step_ms_p99=step_ms,
+            steps=1000,
+            window_s=step_ms,
             window_complete=True,
-            warmup_steps=20,
+            warmup_steps=10,
             warmup_converged=True,
             slowest_rank=0,
         ),
-        "devices": devices,
-        "efficiency": Efficiency(
-            energy_per_image_j=0.04,
-            power_w=600.0 * cell.gpus,
-            utilization_pct=95.0 - place,
-            memory_peak_bytes=memory,
-        ),
-        "effective_config": {"optimizer": "SGD", "wrapper": cell.base, "gradient_clipping": 0.0},
-        "environment": {"host": "node1", "versions": {"torch": "2.15.0"}},
-        "provenance": {"git_commit": "0" * 40},
-    }
-    return Metrics(**(fields | changes))
-
-
-def failed(cell: Cell, status: str, reason: str) -> Metrics:
-    """A cell that did not end well."""
-    failure = Failure(phase="training", rank=0, exception=reason, log_tail=["line 1", "line 2"])
-    return Metrics(
-        cell=cell,
-        cell_sha256=cell.fingerprint(),
-        code_sha256=code_sha256(code_of_cell(cell)),
-        status=status,  # type: ignore[arg-type]
-        failure=failure,
+        devices=[Device(index=0, node="node1", kind="gpu", name="NVIDIA H200", uuid="GPU-00")],
+        efficiency=Efficiency(energy_per_image_j=400 / images_per_s, memory_peak_bytes=10 * GIB),
     )
 
 
-def write(metrics: Metrics, root: Path) -> Path:
-    """Put a result where its cell would."""
-    path = root / metrics.cell.folder / "metrics.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(metrics.model_dump_json(by_alias=True))
-    return path
+def write(folder: Path, metrics: Metrics) -> Path:
+    """One cell's files, as a run leaves them in ``folder``, with a passed parity beside it."""
+    cell = metrics.cell
+    place = folder / cell.folder.relative_to(Path("results", cell.run))
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "metrics.json").write_text(metrics.model_dump_json(by_alias=True))
+    (place / "steps.csv").write_text(f"rank,step,step_ms\n0,0,{cell.seed}\n")
+    (place / "code.sha256").write_text("0" * 64)
+    write_parity(folder, cell.workload, cell.strategy, "passed")
+    return place / "metrics.json"
 
 
-def write_matrix(config: Config, root: Path) -> list[Path]:
-    """Every cell of the matrix with a good result, and every strategy's parity passed."""
-    paths = [write(metrics_of(cell), root) for cell in cells_of(config)]
-    for strategy in config.matrix.strategies:
-        for ranks in config.matrix.gpus:
-            write_parity(config, strategy, ranks, root)
-    return paths
+def write_parity(folder: Path, workload: str, strategy: str, status: Any) -> None:
+    """The parity gate's result at one rank."""
+    place = folder / "parity" / workload / strategy
+    place.mkdir(parents=True, exist_ok=True)
+    parity = Parity(
+        workload=workload,
+        strategy=strategy,
+        ranks=1,
+        device="cuda",
+        backend="nccl",
+        status=status,
+        case_sha256="0" * 64,
+        code_sha256="0" * 64,
+    )
+    (place / "ranks1.json").write_text(parity.model_dump_json())
 
 
-def write_parity(config: Config, strategy: str, ranks: int, root: Path, **changes: Any) -> None:
-    """The gate's verdict on one strategy: passed, unless ``changes`` say otherwise."""
-    case = parity_case(config, "w", strategy, ranks)
-    small = Deviation(loss=1e-7, first_update=1e-7, final_weights=1e-7)
-    limit = Deviation(loss=1e-5, first_update=1e-5, final_weights=1e-5)
-    fields: dict[str, Any] = {
-        "workload": "w",
-        "strategy": strategy,
-        "ranks": ranks,
-        "device": "cuda",
-        "backend": "nccl",
-        "status": "passed",
-        "precisions": [
-            PrecisionParity(
-                precision="fp32", deviation=small, noise_floor=small, tolerance=limit, passed=True
-            )
-        ],
-        "case_sha256": case.fingerprint(),
-        "code_sha256": "",
-    }
-    path = root / case.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(Parity(**(fields | changes)).model_dump_json(by_alias=True))
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    """Change the top level of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def write_set(
+    folder: Path,
+    ratios: Mapping[str, float],
+    seeds: Sequence[int] = range(9),
+    *,
+    noise: int,
+    sd: float = 0.005,
+    run: str = "",
+    environment: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """A result set of 10,000 images/s times each strategy's ratio, with normal noise."""
+    generator = np.random.default_rng(noise)
+    for cell in cells(run or folder.name, list(ratios), seeds, **changes):
+        value = 1e4 * ratios[cell.strategy] * float(np.exp(generator.normal(0, sd)))
+        write(folder, metrics_of(cell, value, **(environment or {})))
+    return folder

@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from collect import collect
+from gpu_matrix import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
 from report_page import render
-from result_sets import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
 from shardmark.appearance import looks_of
 from shardmark.captions import FIGURES, REPORT
 from shardmark.cells import cell_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from collect import collect
-from result_sets import (
+from gpu_matrix import (
     ROOT,
     STRATEGIES,
     config_of,

@@ -1,0 +1,186 @@
+"""Matrices of results for tests of what comes after the cells: written as the cells write them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shardmark.cells import Cell, cells_of, parity_case
+from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.config import Config, load
+from shardmark.metrics import (
+    Accuracy,
+    Deviation,
+    Device,
+    Efficiency,
+    Failure,
+    Loss,
+    Metrics,
+    Parity,
+    PrecisionParity,
+    Throughput,
+    Times,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+STRATEGIES = [
+    "dp",
+    "ddp",
+    "fsdp",
+    "fsdp2",
+    "fairscale_fsdp",
+    "deepspeed_zero1",
+    "deepspeed_zero2",
+    "deepspeed_zero3",
+]
+Change = Callable[[Cell, dict[str, Any]], dict[str, Any]]
+
+
+def config_of(**matrix: Any) -> Config:
+    """A matrix of one workload on GPUs; ``matrix`` changes its lists."""
+    return load(
+        {
+            "run": "t",
+            "matrix": {
+                "workloads": ["w"],
+                "strategies": STRATEGIES,
+                "gpus": [1, 2],
+                "seeds": [0, 1, 2],
+            }
+            | matrix,
+            "workloads": {
+                "w": {
+                    "model": {"name": "resnet50"},
+                    "dataset": {"name": "cifar10"},
+                    "batch": {"per_gpu": 512},
+                    "optimizer": {"learning_rate": 0.1},
+                    "precision": "bf16",
+                    "epochs": 3,
+                }
+            },
+            "cluster": {"device": "cuda", "gpus_per_node": 4},
+        },
+        ROOT,
+    )
+
+
+def metrics_of(cell: Cell, **changes: Any) -> Metrics:
+    """A good result: a strategy's speed is its place in the list, a seed moves it by about 1 %."""
+    place = STRATEGIES.index(cell.base)
+    chance = random.Random(f"{cell.base}/{cell.gpus}/{cell.seed}")
+    speed = 15_000 * cell.gpus * (1 - 0.05 * place) * chance.uniform(0.99, 1.01)
+    step_ms = 1000 * cell.global_batch_size / speed
+    losses = [2.0 / (1 + epoch) + 0.01 * cell.seed for epoch in range(cell.definition.epochs)]
+    memory = int((20 - place) * 2**30)
+    devices = [
+        Device(
+            index=index,
+            node="node1",
+            kind="gpu",
+            name="Test GPU",
+            uuid=f"GPU-{index}",
+            utilization_pct=95.0 - place,
+            memory_used_peak_bytes=memory + index,
+            torch_allocated_peak_bytes=memory // 2,
+            power_mean_w=600.0,
+            energy_counter_j=6000.0,
+            samples=100,
+        )
+        for index in range(cell.gpus)
+    ]
+    fields: dict[str, Any] = {
+        "cell": cell,
+        "cell_sha256": cell.fingerprint(),
+        "code_sha256": code_sha256(code_of_cell(cell)),
+        "status": "ok",
+        "loss": Loss(per_epoch=losses, final=losses[-1]),
+        "accuracy": Accuracy(per_epoch=[0.4, 0.6, 0.7], final=0.7),
+        "time_s": Times(training_s=30.0 + place, total_s=60.0, epochs_s=[10.0, 10.0, 10.0 + place]),
+        "throughput": Throughput(
+            images_per_s=speed,
+            images_per_s_per_gpu=speed / cell.gpus,
+            step_ms_mean=step_ms,
+            step_ms_p50=step_ms,
+            step_ms_p90=step_ms * 1.02,
+            step_ms_p99=step_ms * 1.1,
+            steps=100,
+            window_s=step_ms / 10,
+            window_complete=True,
+            warmup_steps=20,
+            warmup_converged=True,
+            slowest_rank=0,
+        ),
+        "devices": devices,
+        "efficiency": Efficiency(
+            energy_per_image_j=0.04,
+            power_w=600.0 * cell.gpus,
+            utilization_pct=95.0 - place,
+            memory_peak_bytes=memory,
+        ),
+        "effective_config": {"optimizer": "SGD", "wrapper": cell.base, "gradient_clipping": 0.0},
+        "environment": {"host": "node1", "versions": {"torch": "2.15.0"}},
+        "provenance": {"git_commit": "0" * 40},
+    }
+    return Metrics(**(fields | changes))
+
+
+def failed(cell: Cell, status: str, reason: str) -> Metrics:
+    """A cell that did not end well."""
+    failure = Failure(phase="training", rank=0, exception=reason, log_tail=["line 1", "line 2"])
+    return Metrics(
+        cell=cell,
+        cell_sha256=cell.fingerprint(),
+        code_sha256=code_sha256(code_of_cell(cell)),
+        status=status,  # type: ignore[arg-type]
+        failure=failure,
+    )
+
+
+def write(metrics: Metrics, root: Path) -> Path:
+    """Put a result where its cell would."""
+    path = root / metrics.cell.folder / "metrics.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(metrics.model_dump_json(by_alias=True))
+    return path
+
+
+def write_matrix(config: Config, root: Path) -> list[Path]:
+    """Every cell of the matrix with a good result, and every strategy's parity passed."""
+    paths = [write(metrics_of(cell), root) for cell in cells_of(config)]
+    for strategy in config.matrix.strategies:
+        for ranks in config.matrix.gpus:
+            write_parity(config, strategy, ranks, root)
+    return paths
+
+
+def write_parity(config: Config, strategy: str, ranks: int, root: Path, **changes: Any) -> None:
+    """The gate's verdict on one strategy: passed, unless ``changes`` say otherwise."""
+    case = parity_case(config, "w", strategy, ranks)
+    small = Deviation(loss=1e-7, first_update=1e-7, final_weights=1e-7)
+    limit = Deviation(loss=1e-5, first_update=1e-5, final_weights=1e-5)
+    fields: dict[str, Any] = {
+        "workload": "w",
+        "strategy": strategy,
+        "ranks": ranks,
+        "device": "cuda",
+        "backend": "nccl",
+        "status": "passed",
+        "precisions": [
+            PrecisionParity(
+                precision="fp32", deviation=small, noise_floor=small, tolerance=limit, passed=True
+            )
+        ],
+        "case_sha256": case.fingerprint(),
+        "code_sha256": "",
+    }
+    path = root / case.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(Parity(**(fields | changes)).model_dump_json(by_alias=True))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change the top level of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,0 +1,166 @@
+"""merge_runs.py: every cell once, nothing hidden, and a merged run that reads as any other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from result_sets import metrics_of, write, write_parity, write_set
+from shardmark.comparisons import compare
+from shardmark.metrics import read_metrics, read_parity
+from shardmark.result_set import cells_of_set, read_result_set
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "workflow/scripts/merge_runs.py"
+RATIOS = {"ddp": 1.0, "fsdp": 0.97}
+
+
+def merge_runs(into: Path, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--into", str(into), *map(str, arguments)]
+    return subprocess.run(command, text=True, capture_output=True)
+
+
+@pytest.fixture
+def monday(tmp_path: Path) -> Path:
+    return write_set(tmp_path / "monday", RATIOS, range(5), noise=1)
+
+
+@pytest.fixture
+def tuesday(tmp_path: Path) -> Path:
+    return write_set(tmp_path / "tuesday", RATIOS, range(5, 9), noise=2)
+
+
+def test_seeds_of_two_runs_become_one_run_that_can_be_compared(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    joined = tmp_path / "joined"
+    result = merge_runs(joined, monday, tuesday)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f"18 cells of 2 sets are in {joined}"
+    cells = cells_of_set(read_result_set(joined))
+    assert len(cells) == 18
+    assert set(cells["run"]) == {"joined"}
+    assert set(cells["parity"]) == {"passed"}
+    table = compare(cells, "ddp").set_index("metric")
+    assert table.loc["images_per_s", "n"] == 9
+    assert table.loc["images_per_s", "verdict"] == "slower"
+
+
+def test_a_merged_cell_is_the_cell_of_its_new_run_and_says_where_it_came_from(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    joined = tmp_path / "joined"
+    merge_runs(joined, monday, tuesday)
+    place = "w/fsdp/gpus1/seed7"
+    old, new = (read_metrics(run / place / "metrics.json") for run in (tuesday, joined))
+    assert new.cell.run == "joined"
+    assert new.cell_sha256 == new.cell.fingerprint() != old.cell_sha256
+    assert new.throughput == old.throughput
+    assert new.provenance["merged_from"] == {
+        "run": "tuesday",
+        "path": str(tuesday / place / "metrics.json"),
+        "cell_sha256": old.cell_sha256,
+    }
+    assert (joined / place / "steps.csv").read_text().endswith("0,0,7\n")
+    assert (joined / place / "code.sha256").exists()
+    assert (joined / "parity/w/fsdp/ranks1.json").exists()
+    assert old.cell.run == "tuesday"
+
+
+def test_the_same_result_in_two_sets_is_counted_once(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    assert merge_runs(first, monday, tuesday).returncode == 0
+    # A merge of a merge with one of its parts, and of a copy under another name.
+    shutil.copytree(monday, tmp_path / "copy")
+    result = merge_runs(tmp_path / "second", first, monday, tmp_path / "copy")
+    assert result.returncode == 0, result.stderr
+    assert "18 cells of 3 sets" in result.stdout
+    assert "counted once, though in several sets: 10" in result.stdout
+    assert len(read_result_set(tmp_path / "second").results) == 18
+
+
+def test_different_results_of_one_cell_are_named_and_nothing_is_written(
+    monday: Path, tmp_path: Path
+) -> None:
+    other = write_set(tmp_path / "other", RATIOS, range(4, 6), noise=3)
+    joined = tmp_path / "joined"
+    result = merge_runs(joined, monday, other)
+    assert result.returncode == 1
+    for strategy in RATIOS:
+        assert f"w {strategy} gpus1 seed4: " in result.stderr
+        assert str(other / f"w/{strategy}/gpus1/seed4/metrics.json") in result.stderr
+    assert "seed5" not in result.stderr
+    assert "images/s in " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("*joined*"))
+
+
+@pytest.mark.parametrize("prefer", ["first", "last"])
+def test_a_preference_decides_between_results_and_is_recorded(
+    monday: Path, tmp_path: Path, prefer: str
+) -> None:
+    other = tmp_path / "other"
+    cell = read_metrics(monday / "w/ddp/gpus1/seed4/metrics.json").cell
+    write(other, metrics_of(cell, None))
+    joined = tmp_path / "joined"
+    result = merge_runs(joined, monday, other, "--prefer", prefer)
+    assert result.returncode == 0, result.stderr
+    status = read_metrics(joined / "w/ddp/gpus1/seed4/metrics.json").status
+    assert status == {"first": "ok", "last": "oom"}[prefer]
+    chosen = {"first": monday, "last": other}[prefer]
+    (conflict,) = json.loads((joined / "merged.json").read_text())["conflicts"]
+    assert f"oom in {other / 'w/ddp/gpus1/seed4/metrics.json'}" in conflict
+    assert conflict.endswith(f"{chosen / 'w/ddp/gpus1/seed4/metrics.json'} stands")
+    assert conflict in result.stdout
+
+
+def test_a_workload_of_two_definitions_is_refused_whatever_is_preferred(
+    monday: Path, tmp_path: Path
+) -> None:
+    other = write_set(tmp_path / "other", RATIOS, range(5, 9), noise=3, precision="fp32")
+    result = merge_runs(tmp_path / "joined", monday, other, "--prefer", "last")
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert lines[1:] == [f"  workload w: definition.precision: bf16 -> fp32 ({monday} -> {other})"]
+    assert not (tmp_path / "joined").exists()
+
+
+def test_a_failed_parity_of_one_machine_stands(monday: Path, tuesday: Path, tmp_path: Path) -> None:
+    write_parity(tuesday, "w", "fsdp", "failed")
+    joined = tmp_path / "joined"
+    result = merge_runs(joined, monday, tuesday)
+    assert "parity of w fsdp ranks1: passed in " in result.stdout
+    assert read_parity(joined / "parity/w/fsdp/ranks1.json").status == "failed"
+
+
+def test_versions_that_differ_are_told(monday: Path, tmp_path: Path) -> None:
+    versions = {"versions": {"torch": "2.16.0"}}
+    other = write_set(tmp_path / "other", RATIOS, range(5, 9), noise=3, environment=versions)
+    result = merge_runs(tmp_path / "joined", monday, other)
+    assert result.returncode == 0
+    assert "torch: 2.15.0, 2.16.0" in result.stdout
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    result = merge_runs(monday, tuesday)
+    assert result.returncode == 1
+    assert f"{monday}: is not empty; delete it, or name another folder" in result.stderr
+    assert len(read_result_set(monday).results) == 10
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "empty").mkdir()
+    assert merge_runs(tmp_path / "empty", tuesday).returncode == 0
+
+
+def test_a_name_that_no_run_can_have_is_refused(tuesday: Path, tmp_path: Path) -> None:
+    result = merge_runs(tmp_path / "a b", tuesday)
+    assert result.returncode == 1
+    assert "--into: 'a b' cannot be the name of a run" in result.stderr

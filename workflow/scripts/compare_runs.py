@@ -1,0 +1,181 @@
+"""Compare two result sets: what changed, and what got faster or slower.
+
+    python workflow/scripts/compare_runs.py results/before results/after
+
+Writes comparison.md, comparison.csv, changes.csv and comparison.svg, and prints the first. The exit
+status is for a machine to act on: 0 no regression, 1 a regression beyond the margin, 2 inconclusive
+or not comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from shardmark.atomic import write_text
+from shardmark.comparisons import MARGIN, PRIMARY
+from shardmark.errors import UserError
+from shardmark.result_set import read_result_set
+from shardmark.set_comparison import EXIT_CODES, SetComparison, compare_sets, regressions_of
+from shardmark.wording import percent, ratio_text
+
+HEADLINES = {
+    "no regression": "No regression: each strategy is faster, or equivalent within the margin.",
+    "regression": "Regression, slower than before by more than the margin:",
+    "inconclusive": "Inconclusive: not every strategy is shown to be as fast as before.",
+}
+# Okabe & Ito's colours, told apart by any eye; the markers say it without colour.
+LOOKS = {
+    "faster": ("#0072B2", "^"),
+    "slower": ("#D55E00", "v"),
+    "equivalent": ("#009E73", "s"),
+}
+OPEN_LOOK = ("#555555", "o")
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table in Markdown; what is missing is an empty cell."""
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += [["" if value != value else str(value) for value in row] for row in table.to_numpy()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons as a person reads them."""
+    return pd.DataFrame(
+        {
+            "workload": table["workload"],
+            "GPUs": table["gpus"],
+            "strategy": table["strategy"],
+            "metric": table["metric"],
+            "after / before": [change(value) for value in table["ratio"]],
+            "95 % interval": [
+                f"{change(low)} to {change(high)}"
+                if not math.isnan(low + high)
+                else "none at this n"
+                for low, high in table[["ci_low", "ci_high"]].itertuples(index=False)
+            ],
+            "n": table["n"],
+            "verdict": table["verdict"],
+            "reason": table["reason"],
+        }
+    )
+
+
+def change(ratio: float) -> str:
+    """A ratio as a signed difference; a dash where there is none."""
+    return "–" if math.isnan(ratio) else percent(ratio)
+
+
+def report_of(found: SetComparison, names: tuple[str, str], margin: float) -> str:
+    """The comparison in Markdown."""
+    primary = found.table["metric"] == PRIMARY.column
+    slower = [
+        f"{row['workload']} {row['strategy']} gpus{row['gpus']} ({ratio_text(row)})"
+        for _, row in regressions_of(found.table, margin).iterrows()
+    ]
+    parts = [
+        f"# {names[1]} against {names[0]}",
+        f"{HEADLINES[found.outcome]} {'; '.join(slower)}".strip(),
+        f"Ratios are of {names[1]} (after) to {names[0]} (before). "
+        f"The margin is {100 * margin:g} %, the level 5 %, corrected by Holm within a workload and "
+        "GPU count.",
+        "## Throughput",
+        markdown_table(readable(found.table[primary])),
+    ]
+    for title, groups in (("only before", found.only_before), ("only after", found.only_after)):
+        if groups:
+            parts.append(f"Measured {title}, and so not compared: {', '.join(groups)}.")
+    parts += [
+        "## What changed around it",
+        markdown_table(found.changes) if len(found.changes) else "No setting, version or device.",
+        "## Memory, energy and time (exploratory: not corrected, and no part of the outcome)",
+        markdown_table(readable(found.table[~primary])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def signed(value: float, _: object = None) -> str:
+    """A figure on the axis with its sign; nothing has none."""
+    return f"{value:+g}".replace("-", "−") if value else "0"
+
+
+def draw(found: SetComparison, names: tuple[str, str], margin: float, path: Path) -> None:
+    """Every throughput ratio with its interval, the margin behind them."""
+    rows = found.table[(found.table["metric"] == PRIMARY.column) & found.table["ratio"].notna()]
+    figure = Figure(figsize=(7.2, 1.3 + 0.28 * max(1, len(rows))), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(100 / (1 + margin) - 100, 100 * margin, color="#e6e6e6", lw=0)
+    axes.axvline(0, color="#333333", lw=0.8)
+    labels = []
+    for place, (_, row) in enumerate(rows.iterrows()):
+        color, marker = LOOKS.get(row["verdict"], OPEN_LOOK)
+        value = 100 * (row["ratio"] - 1)
+        ends = [100 * (row[end] - 1) for end in ("ci_low", "ci_high")]
+        if not math.isnan(sum(ends)):
+            axes.plot(ends, [place, place], color=color, lw=1.6, solid_capstyle="butt")
+        axes.plot(value, place, marker, color=color, ms=6)
+        axes.annotate(
+            f"{row['verdict']} (n = {row['n']})",
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=color,
+        )
+        labels.append(
+            f"{row['workload']}, {row['gpus']} GPU{'s' * (row['gpus'] > 1)}, {row['strategy']}"
+        )
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(signed))
+    axes.set_xlabel(
+        f"images/s of {names[1]} against {names[0]}, %, with 95 % intervals; "
+        f"band: the margin of {100 * margin:g} %",
+        fontsize=8,
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Compare the result sets of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("before", type=Path, help="folder of a run, results/<run>")
+    parser.add_argument("after", type=Path, help="folder of another")
+    parser.add_argument("--margin", type=float, default=MARGIN, help="share, by default 0.02")
+    parser.add_argument(
+        "--output", type=Path, help="folder to write to, by default AFTER/compared-with-<before>"
+    )
+    arguments = parser.parse_args()
+    if not 0 < arguments.margin < 1:
+        parser.error(f"--margin: got {arguments.margin}; it is a share, such as 0.02")
+    names = (arguments.before.resolve().name, arguments.after.resolve().name)
+    output = arguments.output or arguments.after / f"compared-with-{names[0]}"
+    try:
+        sets = [read_result_set(folder) for folder in (arguments.before, arguments.after)]
+        found = compare_sets(*sets, margin=arguments.margin)
+    except UserError as error:
+        print(f"shardmark: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODES["inconclusive"])
+    report = report_of(found, names, arguments.margin)
+    write_text(output / "comparison.md", report)
+    write_text(output / "comparison.csv", found.table.to_csv(index=False))
+    write_text(output / "changes.csv", found.changes.to_csv(index=False))
+    draw(found, names, arguments.margin, output / "comparison.svg")
+    print(report)
+    sys.exit(EXIT_CODES[found.outcome])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Join the results of several machines or runs into one run.
+
+    python workflow/scripts/merge_runs.py --into results/joined results/monday results/tuesday
+
+The cells are copied to results/joined/, each counted once; the sets are left as they are. What
+speaks against a merge is named, and nothing is written: a workload, strategy or GPU count that does
+not mean the same in all sets, or a cell with different results. `snakemake report` with a
+configuration whose `run` is joined then makes their one report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from shardmark.config import Config
+from shardmark.errors import UserError
+from shardmark.merge import Merged, merge, write_merged
+from shardmark.result_set import read_result_set
+
+NAMED = 5
+
+
+def summary(merged: Merged, sets: int, folder: Path) -> str:
+    """What was merged, in a few lines."""
+    lines = [f"{len(merged.results)} cells of {sets} sets are in {folder}"]
+    for title, texts in (
+        ("counted once, though in several sets", merged.duplicates),
+        ("conflicts", merged.conflicts),
+        (
+            "versions that differ; a comparison does not mix those of torch, driver or code",
+            merged.notes,
+        ),
+    ):
+        lines += [f"{title}: {len(texts)}"] * bool(texts)
+        lines += [f"  {text}" for text in texts[:NAMED]]
+        if len(texts) > NAMED:
+            lines.append(f"  and {len(texts) - NAMED} more, in {folder / 'merged.json'}")
+    return "\n".join(lines)
+
+
+def check_run_name(name: str) -> None:
+    """See that a folder's name can be the name of a run.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    (pattern,) = [
+        rule.pattern for rule in Config.model_fields["run"].metadata if hasattr(rule, "pattern")
+    ]
+    if not re.match(pattern, name):
+        raise UserError(f"--into: {name!r} cannot be the name of a run; it must match {pattern}")
+
+
+def main() -> None:
+    """Merge the result sets of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", type=Path, nargs="+", help="folders of runs, results/<run>")
+    parser.add_argument("--into", type=Path, required=True, help="folder of the merged run")
+    parser.add_argument(
+        "--prefer",
+        choices=["none", "first", "last"],
+        default="none",
+        help="which stands of different results of one cell; none, the default, refuses",
+    )
+    arguments = parser.parse_args()
+    try:
+        check_run_name(arguments.into.name)
+        sets = [read_result_set(folder) for folder in arguments.sets]
+        merged = merge(sets, arguments.prefer)
+        write_merged(merged, arguments.into, arguments.sets)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
+    print(summary(merged, len(sets), arguments.into))
+
+
+if __name__ == "__main__":
+    main()
