@@ -17,11 +17,14 @@ from report_page import render
 from shardmark.appearance import looks_of
 from shardmark.captions import FIGURES, REPORT
 from shardmark.cells import cell_of
+from shardmark.comparisons import compare
 from shardmark.config import Config, labels_of
 from shardmark.figures import Data, draw, save
-from shardmark.page import page_context
+from shardmark.page import Findings, page_context
 from shardmark.result_tables import CellRow, EpochRow, to_csv
+from shardmark.scaling import scaling_of
 from shardmark.summary import read_cells
+from shardmark.verdict import verdicts
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -45,8 +48,15 @@ def build(config: Config, root: Path) -> Path:
     frame = read_cells(str(run / "cells.csv"))
     for name, figure in figures_of(config, frame, pd.read_csv(run / "epochs.csv")).items():
         save(figure, run / f"figures/w/{name}.svg")
+    comparisons = compare(frame, config.baseline)
+    findings = Findings(
+        cells=frame,
+        comparisons=comparisons,
+        scaling=scaling_of(frame),
+        verdicts=[found.as_dict() for found in verdicts(frame, comparisons, config.baseline)],
+    )
     page = run / "report.html"
-    context = page_context(config, frame, run / "figures", root)
+    context = page_context(config, findings, run / "figures", root)
     page.write_text(render(REPORT / "page.html.j2", context))
     return page
 

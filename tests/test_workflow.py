@@ -91,7 +91,15 @@ def copy_project(folder: Path) -> Project:
     (folder / CONFIG).write_text(MATRIX)
     stand_ins = ROOT / "tests/stand_ins"
     shutil.copy(stand_ins / "run_cell.py", folder / SCRIPTS)
-    for script in ("make_oracle", "run_parity", "collect", "summarise", "plot", "report_page"):
+    for script in (
+        "make_oracle",
+        "run_parity",
+        "collect",
+        "summarise",
+        "compare_strategies",
+        "plot",
+        "report_page",
+    ):
         shutil.copy(stand_ins / "write_outputs.py", folder / SCRIPTS / f"{script}.py")
     return Project(folder)
 

@@ -1,6 +1,7 @@
 localrules:
     collect,
     summarise,
+    compare,
     plot,
 
 
@@ -39,6 +40,28 @@ rule summarise:
     shell:
         "{PYTHON:q} {SCRIPTS:q}/summarise.py --cells {input:q} --config {params.config:q}"
         " --output {output:q} > {log:q} 2>&1"
+
+
+rule compare:
+    input:
+        rules.collect.output.cells,
+    output:
+        comparisons=report(
+            f"{TABLES}/comparisons.csv",
+            category="Tables",
+            caption="../report/comparisons.rst",
+        ),
+        scaling=f"{TABLES}/scaling.csv",
+        verdict=f"{TABLES}/verdict.json",
+    log:
+        f"{TABLES}/compare.log",
+    params:
+        config=to_json(CONFIG),
+        code=code_of("compare_strategies.py"),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/compare_strategies.py --cells {input:q} --config {params.config:q}"
+        " --comparisons {output.comparisons:q} --scaling {output.scaling:q}"
+        " --verdict {output.verdict:q} > {log:q} 2>&1"
 
 
 rule plot:

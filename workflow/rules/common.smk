@@ -71,7 +71,7 @@ UNSUPPORTED_CELLS = [cell for cell in CELLS.values() if cell.unsupported]
 UNSUPPORTED_CASES = [case for case in CASES.values() if case.cell.unsupported]
 
 # The rules that read results and never train; all that `snakemake report` may run.
-AGGREGATES = ["collect", "summarise", "plot", "write_report", "write_snakemake_report"]
+AGGREGATES = ["collect", "summarise", "compare", "plot", "write_report", "write_snakemake_report"]
 if UNSUPPORTED_CELLS:
     AGGREGATES.append("mark_unsupported")
 

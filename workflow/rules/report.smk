@@ -14,6 +14,9 @@ rule write_report:
         cells=rules.collect.output.cells,
         figures=all_figures,
         tables=rules.summarise.output,
+        comparisons=rules.compare.output.comparisons,
+        scaling=rules.compare.output.scaling,
+        verdict=rules.compare.output.verdict,
     output:
         report(PAGE, category="Report", caption="../report/report.rst"),
     log:
@@ -24,6 +27,8 @@ rule write_report:
         texts=checksum([TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/report_page.py --cells {input.cells:q} --figures {FIGURES:q}"
+        " --comparisons {input.comparisons:q} --scaling {input.scaling:q}"
+        " --verdict {input.verdict:q}"
         " --config {params.config:q} --template {TEMPLATE:q} --output {output:q}"
         " > {log:q} 2>&1"
 
@@ -32,6 +37,7 @@ rule write_snakemake_report:
     input:
         all_figures,
         rules.summarise.output,
+        rules.compare.output,
         page=PAGE,
     output:
         SNAKEMAKE_REPORT,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardmark.atomic import write_text
 from shardmark.config import Config
-from shardmark.page import page_context
+from shardmark.page import Findings, page_context
 from shardmark.summary import read_cells
 
 
@@ -30,12 +32,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", required=True, help="cells.csv")
     parser.add_argument("--figures", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--comparisons", required=True, help="comparisons.csv")
+    parser.add_argument("--scaling", required=True, help="scaling.csv")
+    parser.add_argument("--verdict", type=Path, required=True, help="verdict.json")
     parser.add_argument("--config", required=True, help="the configuration as JSON")
     parser.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
     config = Config.model_validate_json(arguments.config)
-    context = page_context(config, read_cells(arguments.cells), arguments.figures, Path())
+    findings = Findings(
+        cells=read_cells(arguments.cells),
+        comparisons=pd.read_csv(arguments.comparisons),
+        scaling=pd.read_csv(arguments.scaling),
+        verdicts=json.loads(arguments.verdict.read_text()),
+    )
+    context = page_context(config, findings, arguments.figures, Path())
     write_text(arguments.output, render(arguments.template, context))
 
 

@@ -252,6 +252,10 @@ class Report(Section):
     figure_width_mm: Annotated[Number, Field(ge=80, le=400)] = Field(
         180.0, description="width of the figures, mm: 85 to 90 is a column, 180 a page"
     )
+    margin: Annotated[Number, Field(gt=0, lt=1)] = Field(
+        0.02,
+        description="strategies whose throughput differs by less than this share are equivalent",
+    )
 
 
 class Config(Section):

@@ -36,6 +36,23 @@ SIGNS = {
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What the rules before the page have found.
+
+    Attributes:
+        cells: cells.csv.
+        comparisons: comparisons.csv.
+        scaling: scaling.csv.
+        verdicts: verdict.json, one mapping a workload, regime and GPU count.
+    """
+
+    cells: pd.DataFrame
+    comparisons: pd.DataFrame
+    scaling: pd.DataFrame
+    verdicts: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Shown:
     """A figure on the page."""
 
@@ -51,19 +68,22 @@ class WorkloadPart:
 
     name: str
     definition: str
+    verdicts: list[tuple[str, list[str]]]
     tables: list[Table]
+    comparisons: list[Table]
+    scaling: Table | None
     figures: list[Shown]
     grid: Table
     parity: Table
     settings: list[Table]
 
 
-def page_context(config: Config, cells: pd.DataFrame, figures: Path, root: Path) -> dict[str, Any]:
+def page_context(config: Config, findings: Findings, figures: Path, root: Path) -> dict[str, Any]:
     """Everything the template reads.
 
     Args:
         config: the matrix.
-        cells: cells.csv.
+        findings: what the rules before have found.
         figures: the folder with a folder of figures for each workload.
         root: the project's folder, where results/ stands.
     """
@@ -74,16 +94,17 @@ def page_context(config: Config, cells: pd.DataFrame, figures: Path, root: Path)
         "run": config.run,
         "baseline": labels_of(config)[config.baseline],
         "workloads": [
-            _workload(config, name, cells, gaps, metrics, figures, root)
+            _workload(config, name, findings, gaps, metrics, figures / name, root)
             for name in config.matrix.workloads
         ],
         "planned": gaps.planned,
         "outcomes": outcomes(config, gaps, metrics),
-        "reservations": list(reservations(config, gaps, metrics, cells)),
+        "reservations": list(reservations(config, gaps, metrics, findings.cells)),
         "failures": failures(metrics, gaps),
         "signs": SIGNS,
         "environment": environment(metrics),
-        "cells": _raw(cells),
+        "cells": _raw(findings.cells),
+        "margin_pct": f"{100 * config.report.margin:g}",
         "strategies": labels_of(config),
     }
 
@@ -191,20 +212,30 @@ def environment(metrics: Sequence[Metrics]) -> list[tuple[str, list[tuple[str, i
 def _workload(
     config: Config,
     name: str,
-    cells: pd.DataFrame,
+    findings: Findings,
     gaps: Gaps,
     metrics: Sequence[Metrics],
     figures: Path,
     root: Path,
 ) -> WorkloadPart:
     labels = labels_of(config)
-    mine = cells[cells.workload == name]
+    mine, compared, scaling = (
+        table[table.workload == name]
+        for table in (findings.cells, findings.comparisons, findings.scaling)
+    )
     own = [result for result in metrics if result.cell.workload == name]
     return WorkloadPart(
         name=name,
         definition=definition(config, name),
+        verdicts=[
+            (replicas(config, found["gpus"]), found["sentences"])
+            for found in findings.verdicts
+            if found["workload"] == name
+        ],
+        comparisons=list(comparison_tables(config, compared)),
+        scaling=scaling_table(config, scaling),
         tables=list(tables_of(summarise(mine, config.baseline), config.baseline, labels)),
-        figures=list(_figures(mine, figures / name)),
+        figures=list(_figures(mine, figures)),
         grid=grid(config, name, status_signs(config, gaps, metrics)),
         parity=parity_table(config, name, root),
         settings=list(settings_tables(own, labels)),
@@ -254,10 +285,9 @@ def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
         if cell.workload == workload:
             of.setdefault((cell.strategy, cell.gpus), []).append(cell)
     counts = sorted(matrix.gpus)
-    unit = "GPU" if config.cluster.device == "cuda" else "process"
     return Table(
         caption=f"{workload}: one sign a seed ({', '.join(map(str, matrix.seeds))})",
-        headings=["Strategy", *[f"{count} {unit}" + _plural(unit, count) for count in counts]],
+        headings=["Strategy", *[replicas(config, count) for count in counts]],
         rows=[
             [
                 labels[name],
@@ -272,8 +302,87 @@ def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
     )
 
 
-def _plural(unit: str, count: int) -> str:
-    return "" if count == 1 else "es" if unit.endswith("s") else "s"
+def replicas(config: Config, count: int) -> str:
+    """A GPU count in words."""
+    if config.cluster.device == "cpu":
+        return f"{count} process{'' if count == 1 else 'es'}"
+    return f"{count} GPU{'' if count == 1 else 's'}"
+
+
+_COMPARED = {
+    "images_per_s": "Throughput",
+    "memory_used_peak_bytes": "Memory peak",
+    "energy_per_image_j": "Energy an image",
+    "epoch_s_mean": "Time an epoch",
+    "total_s": "Time of the whole cell",
+}
+_COMPARISON_HEADINGS = [
+    *("Strategy", "Metric", "Family", "Ratio", "95 % interval"),
+    *("p", "n", "Verdict", "Why"),
+]
+_SCALING_HEADINGS = [
+    *("Strategy", "GPUs", "from", "Throughput (images/s)"),
+    *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
+]
+
+
+def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[Table]:
+    """One table a GPU count: each strategy's ratio to the baseline by each metric."""
+    labels = labels_of(config)
+    for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
+        first = group.iloc[0]
+        rows = [
+            [
+                labels[row["strategy"]],
+                _COMPARED.get(row["metric"], row["metric"]),
+                "primary" if row["family"] == "primary" else "exploratory",
+                _number(row["ratio"], 3),
+                f"{_number(row['ci_low'], 3)} to {_number(row['ci_high'], 3)}",
+                _number(row["p_holm"] if row["family"] == "primary" else row["p"], 4),
+                str(row["n"]),
+                row["verdict"],
+                "" if _is_null(row["reason"]) else row["reason"],
+            ]
+            for row in group.to_dict("records")
+        ]
+        yield Table(
+            caption=f"{replicas(config, first.gpus)}, {first.scaling} scaling: ratio to "
+            f"{labels[config.baseline]}, margin of equivalence {100 * config.report.margin:g} %",
+            headings=_COMPARISON_HEADINGS,
+            rows=rows,
+            notes=[],
+        )
+
+
+def scaling_table(config: Config, scaling: pd.DataFrame) -> Table | None:
+    """Speed-up and efficiency of each strategy; None where one GPU count is all there is."""
+    if scaling.empty:
+        return None
+    labels = labels_of(config)
+    return Table(
+        caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals; runs "
+        "are groups here, not pairs",
+        headings=_SCALING_HEADINGS,
+        rows=[
+            [
+                labels[row["strategy"]],
+                str(row["gpus"]),
+                str(row["reference_gpus"]),
+                written(row["images_per_s"]),
+                _number(row["speedup"], 2),
+                f"{_number(row['speedup_low'], 2)} to {_number(row['speedup_high'], 2)}",
+                _number(row["efficiency"], 3),
+                f"{_number(row['efficiency_low'], 3)} to {_number(row['efficiency_high'], 3)}",
+                str(row["n"]),
+            ]
+            for row in scaling.to_dict("records")
+        ],
+        notes=[],
+    )
+
+
+def _number(value: float, places: int) -> str:
+    return "–" if _is_null(value) else f"{value:.{places}f}"
 
 
 def parity_table(config: Config, workload: str, root: Path) -> Table:

@@ -1,0 +1,46 @@
+"""Compare every strategy to the baseline, and say what the comparisons allow to be said."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from shardmark.atomic import write_text
+from shardmark.comparisons import compare
+from shardmark.config import Config, labels_of
+from shardmark.errors import UserError
+from shardmark.scaling import scaling_of
+from shardmark.summary import read_cells
+from shardmark.verdict import verdicts
+
+
+def main() -> None:
+    """Compare the cells of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", required=True, help="cells.csv")
+    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--comparisons", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--scaling", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--verdict", type=Path, required=True, help="JSON to write")
+    arguments = parser.parse_args()
+    config = Config.model_validate_json(arguments.config)
+    margin, baseline = config.report.margin, config.baseline
+    cells = read_cells(arguments.cells)
+    labels = labels_of(config)
+    # In sentences a strategy goes by the name that the tables and figures give it.
+    named = cells.assign(strategy=cells.strategy.map(labels))
+    try:
+        comparisons = compare(cells, baseline, margin)
+        words = verdicts(named, compare(named, labels[baseline], margin), labels[baseline], margin)
+        scaling = scaling_of(cells)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
+    write_text(arguments.comparisons, comparisons.to_csv(index=False))
+    write_text(arguments.scaling, scaling.to_csv(index=False))
+    write_text(arguments.verdict, json.dumps([found.as_dict() for found in words], indent=1))
+
+
+if __name__ == "__main__":
+    main()
