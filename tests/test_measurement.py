@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from shardmark.clocks import Phases
 from shardmark.devices import read_samples, summarise_cell, summarise_device
 from shardmark.metrics import Device
-from shardmark.steady_state import is_stationary, summarise_steps
+from shardmark.steady_state import is_stationary, percentile, summarise_steps
 from shardmark.telemetry import rapl_energy_j, sampling
 
 GPU = {"index": 0, "node": "n", "kind": "gpu", "name": "GPU", "uuid": "GPU-1"}
@@ -89,6 +90,34 @@ def test_throughput_is_the_slowest_ranks() -> None:
     assert found["images_per_s"] == pytest.approx(64 / 0.020)
     assert found["slowest_rank"] == 1
     assert found["step_ms_p50"] == 20
+
+
+def test_percentiles_are_of_nearest_rank() -> None:
+    assert [percentile([1, 2, 3, 4, 5], share) for share in (0.0, 0.5, 0.9, 0.99)] == [1, 3, 5, 5]
+    assert percentile([float(n) for n in range(1, 101)], 0.9) == 90
+
+
+def test_a_second_belongs_to_one_phase() -> None:
+    begin = time.perf_counter()
+    phases = Phases(imports_s=1.0)
+    with phases("training"):
+        time.sleep(0.02)
+        with phases("first_step"):
+            time.sleep(0.03)
+        assert phases.current == "training"
+        time.sleep(0.02)
+    time.sleep(0.01)
+    found = phases.so_far()
+    assert sum(found.values()) == pytest.approx(1.0 + time.perf_counter() - begin, abs=1e-3)
+    for name, seconds in (("training", 0.04), ("first_step", 0.03), ("other", 0.01)):
+        assert seconds <= found[name] < seconds + 0.01
+
+
+def test_a_failure_is_told_with_the_phase_it_was_in() -> None:
+    phases = Phases()
+    with pytest.raises(ValueError, match="boom"), phases("training"), phases("first_step"):
+        raise ValueError("boom")
+    assert phases.current == "first_step"
 
 
 def test_warm_up_lasts_until_the_halves_agree() -> None:

@@ -117,7 +117,6 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
 
 def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
-    phases = result["phases_s"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
     throughput = None
     devices: list[Device] = []
@@ -130,16 +129,7 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result["loss"], final=last(result["loss"])),
         "accuracy": Accuracy(per_epoch=result["accuracy"], final=last(result["accuracy"])),
-        "time_s": Times(
-            **{f"{name}_s": phases.get(name) for name in ("imports", "process_group", "data")},
-            build_s=phases.get("build"),
-            first_step_s=phases.get("first_step"),
-            training_s=phases.get("training"),
-            evaluation_s=phases.get("evaluation"),
-            measurement_s=phases.get("measurement"),
-            total_s=ended.seconds,
-            epochs_s=result["epochs_s"],
-        ),
+        "time_s": times(result, ended),
         "throughput": throughput,
         "devices": devices,
         "effective_config": result["effective_config"],
@@ -194,14 +184,31 @@ def gpu_facts(uuid: str) -> dict[str, Any]:
     return facts
 
 
+def times(result: dict[str, Any], ended: Ended) -> Times:
+    """Seconds of every phase; what lies between the result and the processes' end is shut-down."""
+    phases = {f"{name}_s": seconds for name, seconds in result["phases_s"].items()}
+    first_step = phases.get("first_step_s")
+    measured = [phases[name] for name in ("warmup_s", "steady_s") if name in phases]
+    return Times(
+        **phases
+        | {
+            "training_s": phases.get("training_s", 0.0) + (first_step or 0.0),
+            "measurement_s": sum(measured) if measured else None,
+            "shutdown_s": ended.at - result["left_at"],
+            "total_s": ended.seconds,
+            "epochs_s": result["epochs_s"],
+        }
+    )
+
+
 def write_steps(path: Path, ranks: list[dict[str, Any]]) -> None:
-    """Every step of the steady window, on every rank."""
+    """Every step of the training, the warm-up and the steady window, on every rank."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["rank", "step", "step_ms"])
-        for rank, window in enumerate(ranks):
-            for step, duration in enumerate(window["steps_ms"]):
-                table.writerow([rank, step, f"{duration:.4f}"])
+        table.writerow(["rank", "phase", "epoch", "step", "step_ms"])
+        for rank, found in enumerate(ranks):
+            for phase, epoch, step, duration in found["steps"]:
+                table.writerow([rank, phase, epoch, step, f"{duration:.4f}"])
 
 
 def last(values: list[float]) -> float | None:

@@ -49,18 +49,24 @@ class Accuracy(Section):
 
 
 class Times(Section):
-    """Wall-clock seconds of each phase on rank 0. The phases do not overlap, but for the first
-    step, which begins the training.
+    """Wall-clock seconds on rank 0, from the launch to the end of the last process.
+
+    They share out ``total_s`` without overlap, but for three that are parts of others: the first
+    step of the training, and the warm-up and the steady state of the measurement.
     """
 
     imports_s: float | None = None
     process_group_s: float | None = None
     data_s: float | None = None
     build_s: float | None = None
-    first_step_s: float | None = None
     training_s: float | None = None
+    first_step_s: float | None = None
     evaluation_s: float | None = None
     measurement_s: float | None = None
+    warmup_s: float | None = None
+    steady_s: float | None = None
+    shutdown_s: float | None = None
+    other_s: float | None = None
     total_s: float | None = None
     epochs_s: list[float] = []
 

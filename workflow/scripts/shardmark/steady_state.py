@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ def is_stationary(step_ms: Sequence[float]) -> bool:
 
 def percentile(ordered: Sequence[float], share: float) -> float:
     """The nearest-rank percentile of ascending values; ``share`` in 0 ... 1."""
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,8 @@ from shardmark.steady_state import is_stationary, summarise_steps
 from shardmark.strategy import Strategy, Task
 
 StrategyClass = Callable[[Task], Strategy]
+# Steps of the steady window beyond those that fill it at the warm-up's pace.
+WINDOW_MARGIN = 1.05
 
 
 def main(strategy: StrategyClass) -> None:
@@ -46,9 +48,7 @@ def main(strategy: StrategyClass) -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
     arguments = parser.parse_args()
     faulthandler.enable()
-    phases = Phases()
-    launched = float(os.environ.get("SHARDMARK_LAUNCHED", time.time()))
-    phases.seconds["imports"] = time.time() - launched
+    phases = Phases(time.time() - float(os.environ.get("SHARDMARK_LAUNCHED", time.time())))
     try:
         if arguments.case is not None:
             from shardmark.parity import run_case
@@ -115,6 +115,15 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Batch]) -> Tensor:
     return total / len(micro_batches)
 
 
+class Step(NamedTuple):
+    """One timed step: its phase (training, warmup or steady), its place in the data, its time."""
+
+    phase: str
+    epoch: int
+    step: int
+    ms: float
+
+
 class Diverged(Exception):
     """The loss is no number any more."""
 
@@ -159,6 +168,7 @@ class CellTraining:
             self.strategy = strategy(make_task(cell, self.runtime))
             self.runtime.synchronise()
         self.steps_done = 0
+        self.steps: list[Step] = []
         self.losses: list[float] = []
         self.accuracies: list[float] = []
         self.epochs_s: list[float] = []
@@ -170,43 +180,45 @@ class CellTraining:
         window: dict[str, Any] = {}
         try:
             for epoch in range(self.cell.definition.epochs):
-                self._train_epoch(epoch)
+                with self.phases("training"):
+                    self._train_epoch(epoch)
                 with self.phases("evaluation"):
                     self.accuracies.append(self._evaluate())
-            with self.phases("measurement"):
-                throughput, window = self._measure()
+            throughput, window = self._measure()
         except Diverged as error:
             diverged = str(error)
-        ranks = self._gather(window | {"steps_ms": window.get("steps_ms", [])})
+        ranks = self._gather(window | self._place() | {"steps": self.steps})
         if self.runtime.rank:
             return None
         return {
             "diverged": diverged,
             "loss": self.losses,
             "accuracy": self.accuracies,
-            "phases_s": self.phases.seconds,
             "epochs_s": self.epochs_s,
             "throughput": throughput,
             "ranks": ranks,
             "effective_config": self.strategy.effective_config(),
             "environment": torch_environment(self.runtime.device, self.runtime.backend),
+            "phases_s": self.phases.so_far(),
+            "left_at": time.time(),
         }
 
     def _train_epoch(self, epoch: int) -> None:
         self.strategy.train()
         begin = time.perf_counter()
+        clock = StepClock(self.runtime.device)
         total = torch.zeros((), device=self.runtime.device)
         for micro_batches in self.data.epoch(epoch):
             if self.steps_done == 0:
                 with self.phases("first_step"):
                     total += self._step(micro_batches)
                     self.runtime.synchronise()
-                self.phases.current = "training"
             else:
                 total += self._step(micro_batches)
-        self.runtime.synchronise()
+            clock.mark()
+        steps_ms = clock.step_ms()
         self.epochs_s.append(time.perf_counter() - begin)
-        self.phases.seconds["training"] = sum(self.epochs_s)
+        self.steps += [Step("training", epoch, step, ms) for step, ms in enumerate(steps_ms)]
         world = self.runtime.world_size
         loss = float(self.runtime.sum_over_ranks(total).item()) / (world * self.data.steps)
         if not math.isfinite(loss):
@@ -238,9 +250,28 @@ class CellTraining:
 
     def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Time a window of uninterrupted steps, after a warm-up whose end the step times show."""
-        settings = self.cell.measure
         self.strategy.train()
         steps = self._endless_steps()
+        with self.phases("warmup"):
+            warmup, stationary = self._warm_up(steps)
+        with self.phases("steady"):
+            window, steady = self._steady_state(steps, warmup)
+        for index, ms in enumerate(warmup + steady):
+            epoch, step = divmod(index, self.data.steps)
+            phase = "warmup" if index < len(warmup) else "steady"
+            self.steps.append(Step(phase, self.cell.definition.epochs + epoch, step, ms))
+        throughput = summarise_steps(self._gather(steady), self.cell.global_batch_size) | {
+            "window_complete": window["end_monotonic_s"] - window["begin_monotonic_s"]
+            >= self.cell.measure.steady_s,
+            "warmup_steps": len(warmup),
+            "warmup_converged": stationary,
+        }
+        self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
+        return throughput, window
+
+    def _warm_up(self, steps: Iterator[list[Batch]]) -> tuple[list[float], bool]:
+        """The times of the steps until they are stationary, and whether they became so, ms."""
+        settings = self.cell.measure
         warmup: list[float] = []
         stationary = False
         while not stationary and len(warmup) < settings.warmup_max_steps:
@@ -248,10 +279,18 @@ class CellTraining:
             part = min(part, settings.warmup_max_steps - len(warmup))
             warmup += self._timed(steps, part)
             stationary = bool(self.runtime.rank0_decides(float(is_stationary(warmup))))
-        # A fast step, not a typical one: the window is to be at least as long as asked for.
+        return warmup, stationary
+
+    def _steady_state(
+        self, steps: Iterator[list[Batch]], warmup: Sequence[float]
+    ) -> tuple[dict[str, Any], list[float]]:
+        """This process's window on the monotonic clock, its memory, and its steps' times, ms."""
+        settings = self.cell.measure
+        # A fast step, not a typical one, and some more of them: the window is to be at least as
+        # long as asked for, and every rank must take as many steps.
         recent = sorted(warmup[-settings.warmup_min_steps :])
         step_s = self.runtime.rank0_decides(recent[len(recent) // 10] / 1000)
-        count = max(2, math.ceil(settings.steady_s / step_s))
+        count = max(2, math.ceil(WINDOW_MARGIN * settings.steady_s / step_s))
         if self.runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         dist.barrier()
@@ -259,15 +298,8 @@ class CellTraining:
         begin = time.monotonic()
         steps_ms = self._timed(steps, count)
         end = time.monotonic()
-        window = {"begin_monotonic_s": begin, "end_monotonic_s": end, "steps_ms": steps_ms}
-        everyone = self._gather(steps_ms)
-        throughput = summarise_steps(everyone, self.cell.global_batch_size) | {
-            "window_complete": end - begin >= settings.steady_s,
-            "warmup_steps": len(warmup),
-            "warmup_converged": stationary,
-        }
-        self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
-        return throughput, window
+        window = {"begin_monotonic_s": begin, "end_monotonic_s": end}
+        return window | self._torch_memory(), steps_ms
 
     def _endless_steps(self) -> Iterator[list[Batch]]:
         for epoch in itertools.count(self.cell.definition.epochs):
@@ -281,12 +313,14 @@ class CellTraining:
         return clock.step_ms()
 
     def _gather(self, mine: Any) -> list[Any]:
-        """What every rank has, on every rank; with this rank's memory if it is a window's."""
-        if isinstance(mine, dict):
-            mine = mine | self._torch_memory() | {"node": os.uname().nodename}
+        """What every rank has, on every rank."""
         everyone: list[Any] = [None] * self.runtime.world_size
         dist.all_gather_object(everyone, mine)
         return everyone
+
+    def _place(self) -> dict[str, Any]:
+        """Where this process runs."""
+        return {"node": os.uname().nodename}
 
     def _torch_memory(self) -> dict[str, Any]:
         """Peaks of torch's allocator by device index, bytes, since the window began."""
