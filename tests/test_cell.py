@@ -8,21 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from real_cells import cell_named
-from run_cell import run_cell
+from real_cells import folder_of_run, metrics_of_run
 from shardmark.metrics import Metrics
 
 PARTS_OF_OTHERS = ("first_step_s", "warmup_s", "steady_s", "total_s")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cell")
+def folder() -> Path:
+    return folder_of_run("ddp")
 
 
 @pytest.fixture(scope="module")
-def metrics(folder: Path) -> Metrics:
-    return run_cell(cell_named("ddp"), folder)
+def metrics() -> Metrics:
+    return metrics_of_run("ddp")
 
 
 def test_the_phases_share_out_the_wall_clock(metrics: Metrics) -> None:

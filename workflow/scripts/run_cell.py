@@ -19,6 +19,7 @@ from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.devices import read_samples, summarise_cell, summarise_device
+from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import host_environment, provenance
 from shardmark.errors import UserError
 from shardmark.launch import LOG_TAIL_LINES, SCRIPTS, Ended, launch
@@ -38,13 +39,16 @@ from shardmark.telemetry import sampling, visible_gpus
 ROOT = SCRIPTS.parents[1]
 
 
-def run_cell(cell: Cell, folder: Path, limit_s: float | None = None) -> Metrics:
+def run_cell(
+    cell: Cell, folder: Path, limit_s: float | None = None, script: Path | None = None
+) -> Metrics:
     """Run the cell to its end.
 
     Args:
         cell: the cell.
         folder: where steps.csv and telemetry.csv are left.
         limit_s: seconds after which its processes are ended.
+        script: another script than the strategy's own; a test's, that trains otherwise on purpose.
 
     Raises:
         UserError: where there is no result to record.
@@ -57,13 +61,18 @@ def run_cell(cell: Cell, folder: Path, limit_s: float | None = None) -> Metrics:
     with tempfile.TemporaryDirectory(prefix="shardmark-") as name:
         scratch = Path(name)
         (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
-        script = SCRIPTS / STRATEGIES[cell.base].script
         arguments = ["--cell", str(scratch / "cell.json"), "--scratch", name]
         sampler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if cell.measure.sampler:
             sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus)
         with sampler:
-            ended = launch(script, arguments, cell, scratch, limit_s=limit_s)
+            ended = launch(
+                script or SCRIPTS / STRATEGIES[cell.base].script,
+                arguments,
+                cell,
+                scratch,
+                limit_s=limit_s,
+            )
         failed = failure_of(cell, ended)
         if failed is not None:
             return outcome(cell, *failed)
@@ -117,6 +126,7 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
 
 def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
+    effective = result["effective_config"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
     throughput = None
     devices: list[Device] = []
@@ -132,7 +142,7 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
         "time_s": times(result, ended),
         "throughput": throughput,
         "devices": devices,
-        "effective_config": result["effective_config"],
+        "effective_config": effective and EffectiveConfig.model_validate(effective),
         "environment": metrics.environment | result["environment"],
     }
     if throughput is not None:

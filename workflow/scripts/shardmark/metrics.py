@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from shardmark.cells import Cell
 from shardmark.config import Section
+from shardmark.effective_config import EffectiveConfig
 from shardmark.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -62,6 +63,7 @@ class Times(Section):
     training_s: float | None = None
     first_step_s: float | None = None
     evaluation_s: float | None = None
+    inspection_s: float | None = None
     measurement_s: float | None = None
     warmup_s: float | None = None
     steady_s: float | None = None
@@ -137,7 +139,7 @@ class Metrics(Section):
     throughput: Throughput | None = None
     devices: list[Device] = []
     efficiency: Efficiency | None = None
-    effective_config: dict[str, Any] | None = None
+    effective_config: EffectiveConfig | None = None
     environment: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 

@@ -18,13 +18,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.clocks import Phases, StepClock
 from shardmark.data import Batch, TestData, TrainingData, load_images, training_data
+from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import torch_environment
 from shardmark.errors import UserError
+from shardmark.inspection import StepObserver, effective_config
 from shardmark.models import build_model, shard_units
 from shardmark.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
 from shardmark.precision import set_math_mode
@@ -33,6 +36,8 @@ from shardmark.steady_state import is_stationary, summarise_steps
 from shardmark.strategy import Strategy, Task
 
 StrategyClass = Callable[[Task], Strategy]
+# At most; one is enough but where the loss scaler leaves out a step.
+INSPECTED_STEPS = 4
 # Steps of the steady window beyond those that fill it at the warm-up's pace.
 WINDOW_MARGIN = 1.05
 
@@ -168,6 +173,9 @@ class CellTraining:
             self.strategy = strategy(make_task(cell, self.runtime))
             self.runtime.synchronise()
         self.steps_done = 0
+        # The steps that updated weights: all but those that a loss scaler left out.
+        self.updates: set[int] = set()
+        register_optimizer_step_post_hook(lambda *_: self.updates.add(self.steps_done))
         self.steps: list[Step] = []
         self.losses: list[float] = []
         self.accuracies: list[float] = []
@@ -178,12 +186,15 @@ class CellTraining:
         diverged = None
         throughput: dict[str, Any] | None = None
         window: dict[str, Any] = {}
+        effective = None
         try:
             for epoch in range(self.cell.definition.epochs):
                 with self.phases("training"):
                     self._train_epoch(epoch)
                 with self.phases("evaluation"):
                     self.accuracies.append(self._evaluate())
+            with self.phases("inspection"):
+                effective = self._inspect()
             throughput, window = self._measure()
         except Diverged as error:
             diverged = str(error)
@@ -197,7 +208,7 @@ class CellTraining:
             "epochs_s": self.epochs_s,
             "throughput": throughput,
             "ranks": ranks,
-            "effective_config": self.strategy.effective_config(),
+            "effective_config": effective.model_dump() if effective else None,
             "environment": torch_environment(self.runtime.device, self.runtime.backend),
             "phases_s": self.phases.so_far(),
             "left_at": time.time(),
@@ -247,6 +258,23 @@ class CellTraining:
         correct, images = self.runtime.sum_over_ranks(right).tolist()
         self._say(f"accuracy {correct / images:.4f} on {int(images)} test images")
         return float(correct / images)
+
+    def _inspect(self) -> EffectiveConfig:
+        """The settings in effect, from one more step; from another where the scaler left it out."""
+        self.strategy.train()
+        device = self.runtime.device
+        for micro_batches in self.data.epoch(self.cell.definition.epochs, INSPECTED_STEPS):
+            observer = StepObserver(device.type)
+            with observer.watching(self.strategy.module):
+                self._step(micro_batches)
+            if observer.optimizer is not None:
+                break
+        skipped = self.steps_done - len(self.updates)
+        found = effective_config(self.strategy, observer, self.data, skipped)
+        if device.type == "cuda":
+            # What evaluation and observation left behind is not the training's memory.
+            torch.cuda.empty_cache()
+        return found
 
     def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Time a window of uninterrupted steps, after a warm-up whose end the step times show."""
