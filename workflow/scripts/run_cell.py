@@ -13,11 +13,12 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.config import Section
 from shardmark.devices import read_samples, summarise_cell, summarise_device
 from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import host_environment, provenance
@@ -28,6 +29,7 @@ from shardmark.metrics import (
     Device,
     Failure,
     Loss,
+    Memory,
     Metrics,
     Throughput,
     Times,
@@ -37,6 +39,7 @@ from shardmark.strategies import STRATEGIES
 from shardmark.telemetry import sampling, visible_gpus
 
 ROOT = SCRIPTS.parents[1]
+T = TypeVar("T", bound=Section)
 
 
 def run_cell(
@@ -126,7 +129,7 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
 
 def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
-    effective = result["effective_config"]
+    inspected = result["inspected"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
     throughput = None
     devices: list[Device] = []
@@ -142,7 +145,8 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
         "time_s": times(result, ended),
         "throughput": throughput,
         "devices": devices,
-        "effective_config": effective and EffectiveConfig.model_validate(effective),
+        "effective_config": known(EffectiveConfig, inspected.get("effective_config")),
+        "memory": known(Memory, inspected.get("memory")),
         "environment": metrics.environment | result["environment"],
     }
     if throughput is not None:
@@ -219,6 +223,11 @@ def write_steps(path: Path, ranks: list[dict[str, Any]]) -> None:
         for rank, found in enumerate(ranks):
             for phase, epoch, step, duration in found["steps"]:
                 table.writerow([rank, phase, epoch, step, f"{duration:.4f}"])
+
+
+def known(model: type[T], fields: dict[str, Any] | None) -> T | None:
+    """A section of the result, where its fields were measured."""
+    return None if fields is None else model.model_validate(fields)
 
 
 def last(values: list[float]) -> float | None:

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from shardmark.data import TrainingData
 from shardmark.effective_config import Collective, EffectiveConfig
+from shardmark.model_state import storages
 from shardmark.strategy import Strategy
 
 # Names of c10d's operators, with the underscores taken out; the first that fits. `wait_tensor` and
@@ -75,7 +76,7 @@ class StepObserver:
 
     Attributes:
         optimizer: the torch optimizer that stepped; None if none did.
-        gradients: its gradients at that moment, and those of ``parameters``.
+        gradients_bytes: of the gradients at that moment, its own and the module's.
         clipping: the norm that torch's own clipping was called with, 0.0 if it was not.
     """
 
@@ -84,7 +85,7 @@ class StepObserver:
         self.optimizer: Optimizer | None = None
         self.settings: dict[str, Any] = {}
         self.learning_rate: float | None = None
-        self.gradients: list[Tensor] = []
+        self.gradients_bytes = 0
         self.clipping = 0.0
         self.seen: dict[str, set[str]] = {name: set() for name in _SETS}
         self.tf32_matmul = self.tf32_convolution = False
@@ -158,9 +159,9 @@ class StepObserver:
         self.settings = {key: group[key] for key in _HYPER_PARAMETERS if key in group}
         self.learning_rate = float(group["lr"])
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        found = [parameter.grad for parameter in [*owned, *self._parameters]]
-        self.gradients = [grad for grad in found if grad is not None]
-        self.seen["gradient"] |= {_name(grad.dtype) for grad in self.gradients}
+        gradients = [parameter.grad for parameter in [*owned, *self._parameters]]
+        self.seen["gradient"] |= {_name(grad.dtype) for grad in gradients if grad is not None}
+        self.gradients_bytes = sum(storages(gradients).values())
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # torch counts its steps in tensors of one element, on whatever device.

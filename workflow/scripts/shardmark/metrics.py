@@ -90,6 +90,30 @@ class Throughput(Section):
     slowest_rank: int
 
 
+class ModelState(Section):
+    """Bytes of the model's state on one rank: parameters, gradients when the optimizer steps, and
+    the optimizer's state with its own copies of parameters.
+    """
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_state_bytes: int
+
+
+class Memory(Section):
+    """The model's state as ranks hold it, beside what ZeRO's formulas predict of a rank.
+
+    ``at_rest_bytes`` is all that torch's allocator has given out on a rank's device between two
+    steps: the state, the images, and whatever buffers a framework keeps; null on a CPU.
+    """
+
+    parameters: int
+    zero_stage: int
+    predicted: ModelState
+    measured: list[ModelState]
+    at_rest_bytes: list[int | None]
+
+
 class Device(Section):
     """One GPU, or the processes of the cell on a node without one, over the steady window."""
 
@@ -137,6 +161,7 @@ class Metrics(Section):
     accuracy: Accuracy | None = None
     time_s: Times | None = None
     throughput: Throughput | None = None
+    memory: Memory | None = None
     devices: list[Device] = []
     efficiency: Efficiency | None = None
     effective_config: EffectiveConfig | None = None

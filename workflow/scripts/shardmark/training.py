@@ -28,6 +28,8 @@ from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import torch_environment
 from shardmark.errors import UserError
 from shardmark.inspection import StepObserver, effective_config
+from shardmark.model_cost import ModelCost, cost_of
+from shardmark.model_state import float32_bytes, held, predicted
 from shardmark.models import build_model, shard_units
 from shardmark.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
 from shardmark.precision import set_math_mode
@@ -186,7 +188,7 @@ class CellTraining:
         diverged = None
         throughput: dict[str, Any] | None = None
         window: dict[str, Any] = {}
-        effective = None
+        inspected: dict[str, Any] = {}
         try:
             for epoch in range(self.cell.definition.epochs):
                 with self.phases("training"):
@@ -194,7 +196,7 @@ class CellTraining:
                 with self.phases("evaluation"):
                     self.accuracies.append(self._evaluate())
             with self.phases("inspection"):
-                effective = self._inspect()
+                inspected = self._inspect()
             throughput, window = self._measure()
         except Diverged as error:
             diverged = str(error)
@@ -208,7 +210,7 @@ class CellTraining:
             "epochs_s": self.epochs_s,
             "throughput": throughput,
             "ranks": ranks,
-            "effective_config": effective.model_dump() if effective else None,
+            "inspected": inspected,
             "environment": torch_environment(self.runtime.device, self.runtime.backend),
             "phases_s": self.phases.so_far(),
             "left_at": time.time(),
@@ -259,8 +261,8 @@ class CellTraining:
         self._say(f"accuracy {correct / images:.4f} on {int(images)} test images")
         return float(correct / images)
 
-    def _inspect(self) -> EffectiveConfig:
-        """The settings in effect, from one more step; from another where the scaler left it out."""
+    def _inspect(self) -> dict[str, Any]:
+        """What one more step shows; another one where the loss scaler left that out."""
         self.strategy.train()
         device = self.runtime.device
         for micro_batches in self.data.epoch(self.cell.definition.epochs, INSPECTED_STEPS):
@@ -270,11 +272,38 @@ class CellTraining:
             if observer.optimizer is not None:
                 break
         skipped = self.steps_done - len(self.updates)
-        found = effective_config(self.strategy, observer, self.data, skipped)
+        settings = effective_config(self.strategy, observer, self.data, skipped)
+        cost = cost_of(self.cell.definition)
+        found = {
+            "effective_config": settings.model_dump(),
+            "flops_per_image": cost.flops_per_image,
+            "memory": self._model_state(observer, settings, cost),
+        }
         if device.type == "cuda":
             # What evaluation and observation left behind is not the training's memory.
             torch.cuda.empty_cache()
         return found
+
+    def _model_state(
+        self, observer: StepObserver, settings: EffectiveConfig, cost: ModelCost
+    ) -> dict[str, Any]:
+        """Fields of Memory."""
+        mine = None
+        if observer.optimizer is not None:
+            parameters = self.strategy.module.parameters()
+            mine = held(parameters, observer.optimizer, observer.gradients_bytes)
+        at_rest = None
+        if self.runtime.device.type == "cuda":
+            at_rest = torch.cuda.memory_allocated(self.runtime.device)
+        everyone = self._gather((mine and mine.model_dump(), at_rest))
+        stage, each = settings.zero_stage, float32_bytes(settings.optimizer_settings)
+        return {
+            "parameters": cost.parameters,
+            "zero_stage": stage,
+            "predicted": predicted(cost.parameters, stage, self.cell.processes, each).model_dump(),
+            "measured": [state for state, _ in everyone if state],
+            "at_rest_bytes": [size for _, size in everyone],
+        }
 
     def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Time a window of uninterrupted steps, after a warm-up whose end the step times show."""
