@@ -36,7 +36,8 @@ from shardmark.metrics import (
     read_metrics,
 )
 from shardmark.strategies import STRATEGIES
-from shardmark.telemetry import sampling, visible_gpus
+from shardmark.telemetry import gpu_facts, sampling, visible_gpus
+from shardmark.validity import judged
 
 ROOT = SCRIPTS.parents[1]
 T = TypeVar("T", bound=Section)
@@ -67,7 +68,9 @@ def run_cell(
         arguments = ["--cell", str(scratch / "cell.json"), "--scratch", name]
         sampler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if cell.measure.sampler:
-            sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus)
+            # Without a GPU nothing tells the idle power of what other processes share.
+            idle_s = cell.measure.idle_s if gpus else 0.0
+            sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus, idle_s)
         with sampler:
             ended = launch(
                 script or SCRIPTS / STRATEGIES[cell.base].script,
@@ -151,51 +154,38 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
     }
     if throughput is not None:
         images = throughput.steps * cell.global_batch_size
-        update["efficiency"] = summarise_cell(devices, images)
+        epoch = cell.steps_per_epoch * cell.global_batch_size
+        update["efficiency"] = summarise_cell(devices, images, epoch)
     if result["diverged"]:
         update |= {"status": "diverged", "failure": Failure.plain(result["diverged"])}
-    return metrics.model_copy(update=update)
+    return judged(metrics.model_copy(update=update))
 
 
 def devices_of(cell: Cell, result: dict[str, Any], samples: dict[str, Any]) -> list[Device]:
-    """Each device of the cell once, over the steady window of its node's first rank."""
-    window = result["ranks"][0]
-    begin, end = window["begin_monotonic_s"], window["end_monotonic_s"]
+    """Each device of a node once, over the steady window of the node's first rank."""
+    ranks = result["ranks"]
+    node, begin, end = (ranks[0][key] for key in ("node", "begin_monotonic_s", "end_monotonic_s"))
     if cell.device == "cpu":
-        known = {"index": 0, "node": window["node"], "kind": "cpu", "name": "processes of the cell"}
+        known = {"index": 0, "node": node, "kind": "cpu", "name": "processes of the cell"}
         return [summarise_device(samples.get("cpu", []), begin, end, known)]
-    memory = {
-        device["uuid"]: device
-        for rank in result["ranks"]
-        for device in rank["torch_memory"].values()
-    }
+    memory = {device["uuid"]: device for rank in ranks for device in rank["torch_memory"].values()}
     devices = []
     for index, (uuid, used) in enumerate(sorted(memory.items())):
         known = gpu_facts(uuid) | {
             "index": index,
-            "node": window["node"],
+            "node": node,
             "kind": "gpu",
             "uuid": uuid,
             "torch_allocated_peak_bytes": used["allocated"],
             "torch_reserved_peak_bytes": used["reserved"],
         }
-        devices.append(summarise_device(samples.get(uuid, []), begin, end, known))
+        own = [
+            rank["pid"]
+            for rank in ranks
+            if any(device["uuid"] == uuid for device in rank["torch_memory"].values())
+        ]
+        devices.append(summarise_device(samples.get(uuid, []), begin, end, known, own))
     return devices
-
-
-def gpu_facts(uuid: str) -> dict[str, Any]:
-    """What NVML says of a GPU that does not change while a cell runs."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    facts: dict[str, Any] = {
-        "name": pynvml.nvmlDeviceGetName(handle),
-        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-    }
-    with contextlib.suppress(pynvml.NVMLError):
-        facts["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-    return facts
 
 
 def times(result: dict[str, Any], ended: Ended) -> Times:

@@ -225,6 +225,9 @@ class Measure(Section):
         0.1, description="seconds between two samples of the devices"
     )
     sampler: bool = Field(True, description="false measures the sampler's own cost by its absence")
+    idle_s: Annotated[float, Field(ge=0, le=600)] = Field(
+        4.0, description="seconds for which idle GPUs are watched before a cell begins"
+    )
 
 
 class ParityGate(Section):
@@ -245,6 +248,14 @@ class ParityGate(Section):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="the gate's own seed")
 
 
+class Validity(Section):
+    """What becomes of cells that a rule marks as suspect (docs/)."""
+
+    compare_suspect: bool = Field(
+        False, description="true lets suspect cells enter comparisons; they stay marked"
+    )
+
+
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
@@ -260,6 +271,7 @@ class Config(Section):
     cluster: Cluster = Field(default_factory=lambda: Cluster())
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
+    validity: Validity = Field(default_factory=lambda: Validity())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
     order_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="shuffles the order in which the strategies of a block start"

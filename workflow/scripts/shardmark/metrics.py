@@ -74,7 +74,11 @@ class Times(Section):
 
 
 class Throughput(Section):
-    """Steady state: uninterrupted steps after the training, the slowest rank's."""
+    """Steady state: uninterrupted steps after the training, the slowest rank's.
+
+    ``drift_pct`` is how much slower the last third of the steps is than the first; null where there
+    are too few steps to say.
+    """
 
     images_per_s: float
     images_per_s_per_gpu: float
@@ -88,6 +92,7 @@ class Throughput(Section):
     warmup_steps: int
     warmup_converged: bool
     slowest_rank: int
+    drift_pct: float | None = None
 
 
 class ModelState(Section):
@@ -115,7 +120,11 @@ class Memory(Section):
 
 
 class Device(Section):
-    """One GPU, or the processes of the cell on a node without one, over the steady window."""
+    """One GPU, or the processes of the cell on a node without one, over the steady window.
+
+    Energy is of the device alone; ``energy_refused`` says why there is none. Net is less what the
+    device took before the cell began. Idle figures are from then.
+    """
 
     index: int
     node: str
@@ -129,18 +138,38 @@ class Device(Section):
     torch_reserved_peak_bytes: int | None = None
     power_mean_w: float | None = None
     power_limit_w: float | None = None
+    power_limit_default_w: float | None = None
     energy_counter_j: float | None = None
     energy_integral_j: float | None = None
+    energy_disagreement_pct: float | None = None
+    energy_net_j: float | None = None
+    energy_ticks: int | None = None
+    energy_refused: str | None = None
+    idle_power_w: float | None = None
+    idle_memory_bytes: int | None = None
+    idle_utilization_pct: float | None = None
     sm_clock_mean_mhz: float | None = None
+    sm_clock_min_mhz: float | None = None
+    sm_clock_limit_mhz: float | None = None
     temperature_max_c: float | None = None
     throttle_reasons: list[str] | None = None
+    throttled_pct: dict[str, float] | None = None
+    ecc_errors: int | None = None
+    foreign_processes: int | None = None
     samples: int = 0
 
 
 class Efficiency(Section):
-    """Figures of the whole cell, from all its devices, over the steady window."""
+    """Figures of the whole cell, from all its devices, over the steady window.
+
+    Energy is of the devices alone: gross, and net of what they take when idle.
+    """
 
     energy_per_image_j: float | None = None
+    energy_per_epoch_j: float | None = None
+    energy_net_per_image_j: float | None = None
+    energy_disagreement_pct: float | None = None
+    energy_refused: str | None = None
     power_w: float | None = None
     utilization_pct: float | None = None
     memory_peak_bytes: int | None = None

@@ -377,7 +377,7 @@ class CellTraining:
 
     def _place(self) -> dict[str, Any]:
         """Where this process runs."""
-        return {"node": os.uname().nodename}
+        return {"node": os.uname().nodename, "pid": os.getpid()}
 
     def _torch_memory(self) -> dict[str, Any]:
         """Peaks of torch's allocator by device index, bytes, since the window began."""
