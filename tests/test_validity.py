@@ -9,7 +9,7 @@ import pytest
 from real_cells import cell_named
 from shardmark.cells import Cell
 from shardmark.devices import summarise_device
-from shardmark.metrics import Metrics, Throughput
+from shardmark.metrics import Metrics, Probe, Throughput
 from shardmark.validity import RULES, judged
 from test_measurement import gpu_rows
 
@@ -182,6 +182,24 @@ def test_only_the_same_training_is_a_control() -> None:
 
 def test_several_controls_count_by_their_median() -> None:
     assert judged(loaded(1000), [control(x) for x in (900, 1010, 3000)]).validity == "valid"
+
+
+def probed(tflops: float, name: str = "H200") -> Metrics:
+    probe = Probe(
+        device=0, uuid="u", matmul_tflops=tflops, copy_gb_per_s=4000, all_reduce_gb_per_s=None
+    )
+    cell = cell_named("ddp").model_copy(update={"device": "cuda"})
+    found = result(cell=cell)
+    device = found.devices[0].model_copy(update={"name": name})
+    return found.model_copy(update={"probes": [probe], "devices": [device]})
+
+
+def test_a_gpu_slower_than_the_others_of_its_kind_is_seen() -> None:
+    slow = probed(680)
+    (reason,) = judged(slow, [slow, probed(780), probed(782)]).validity_reasons
+    assert reason == ("slow GPU: 680.0 TFLOP/s in the probe, 13 % under the 781.0 of 2 other cells")
+    assert judged(probed(730), [probed(780)]).validity == "valid", "within 10 %"
+    assert judged(slow, [probed(990, name="H100")]).validity == "valid"
 
 
 def test_a_cell_that_failed_is_no_suspect() -> None:

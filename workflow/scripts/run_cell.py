@@ -12,6 +12,7 @@ import csv
 import json
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +32,12 @@ from shardmark.metrics import (
     Loss,
     Memory,
     Metrics,
+    Probe,
     Throughput,
     Times,
     read_metrics,
 )
+from shardmark.roofs import roofs_of
 from shardmark.strategies import STRATEGIES
 from shardmark.telemetry import gpu_facts, sampling, visible_gpus
 from shardmark.validity import judged
@@ -134,7 +137,8 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
     """The result of a cell that ran to its end, or whose loss diverged."""
     inspected = result["inspected"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
-    throughput = None
+    throughput = roofs = None
+    probes = [Probe.model_validate(one) for rank in result["ranks"] for one in rank["probes"]]
     devices: list[Device] = []
     if result["throughput"] is not None:
         measured = result["throughput"]
@@ -142,11 +146,19 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
             **measured, images_per_s_per_gpu=measured["images_per_s"] / cell.gpus
         )
         devices = devices_of(cell, result, samples)
+        roofs = roofs_of(
+            probes,
+            inspected["flops_per_image"],
+            inspected["bytes_per_image"],
+            throughput.images_per_s_per_gpu,
+        )
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result["loss"], final=last(result["loss"])),
         "accuracy": Accuracy(per_epoch=result["accuracy"], final=last(result["accuracy"])),
         "time_s": times(result, ended),
         "throughput": throughput,
+        "probes": probes,
+        "roofs": roofs,
         "devices": devices,
         "effective_config": known(EffectiveConfig, inspected.get("effective_config")),
         "memory": known(Memory, inspected.get("memory")),
@@ -252,12 +264,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cell", required=True, help="the cell as JSON")
     parser.add_argument("--output", type=Path, required=True, help="metrics.json to write")
+    parser.add_argument("--place", type=int, help="its planned place in the matrix; 0 starts first")
     parser.add_argument("--time-limit-minutes", type=float, help="end the cell after this time")
     arguments = parser.parse_args()
     limit = arguments.time_limit_minutes
+    started = datetime.now(UTC)
     try:
         cell = Cell.model_validate_json(arguments.cell)
         metrics = run_cell(cell, arguments.output.parent, limit * 60 if limit else None)
+        order = {
+            "started_at": started.isoformat(),
+            "ended_at": datetime.now(UTC).isoformat(),
+            "planned_place": arguments.place,
+        }
+        metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
         keep_good_result(arguments.output, metrics)
     except UserError as error:
         sys.exit(f"shardmark: {error}")

@@ -51,6 +51,8 @@ _IN_PROCESS = {
     "scatter": "scatter",
     "gather": "gather",
 }
+# They give memory and touch none.
+_ALLOCATIONS = ("empty", "newempty")
 GATHERS = ("all_gather", "broadcast")
 REDUCTIONS = ("all_reduce", "reduce_scatter", "reduce")
 _HYPER_PARAMETERS = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad")
@@ -77,6 +79,8 @@ class StepObserver:
     Attributes:
         optimizer: the torch optimizer that stepped; None if none did.
         gradients_bytes: of the gradients at that moment, its own and the module's.
+        operand_bytes: that the operations read and wrote, collectives left out: each operand of
+            each operation once, as if nothing were cached or fused.
         clipping: the norm that torch's own clipping was called with, 0.0 if it was not.
     """
 
@@ -86,6 +90,7 @@ class StepObserver:
         self.settings: dict[str, Any] = {}
         self.learning_rate: float | None = None
         self.gradients_bytes = 0
+        self.operand_bytes = 0
         self.clipping = 0.0
         self.seen: dict[str, set[str]] = {name: set() for name in _SETS}
         self.tf32_matmul = self.tf32_convolution = False
@@ -109,7 +114,7 @@ class StepObserver:
             for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
                 for name in ("clip_grad_norm_", "clip_grad_value_"):
                     stack.enter_context(_noting(owner, name, self._note_clipping, name))
-            stack.enter_context(_Collectives(self.note_collective))
+            stack.enter_context(_Operations(self))
             yield
 
     def note_collective(self, kind: str, tensors: list[Tensor]) -> None:
@@ -169,24 +174,27 @@ class StepObserver:
         self.seen["optimizer_state"] |= {_name(leaf.dtype) for leaf in state if leaf.numel() > 1}
 
 
-class _Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tells of every c10d operator that the process, or autograd in its name, calls."""
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tells of every operator that the process, or autograd in its name, calls."""
 
-    def __init__(self, note: Callable[[str, list[Tensor]], None]) -> None:
+    def __init__(self, observer: StepObserver) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._note = note
+        self._observer = observer
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.replace("_", "")
         if func.namespace in ("c10d", "_c10d_functional"):
-            name = func.overloadpacket.__name__.replace("_", "")
             kind = next((kind for part, kind in _KINDS.items() if part in name), None)
             moved = [_tensors(part) for part in (*args, output)]
             largest = max(moved, key=_nbytes)
             if kind and largest:
-                self._note(kind, largest)
+                self._observer.note_collective(kind, largest)
+        elif not func.is_view and not name.startswith(_ALLOCATIONS):
+            operands = _tensors((args, kwargs, output))
+            self._observer.operand_bytes += _nbytes(operands)
         return output
 
 
@@ -275,7 +283,9 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _nbytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Of the elements; of a DTensor those of this rank."""
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -58,6 +58,7 @@ class Times(Section):
 
     imports_s: float | None = None
     process_group_s: float | None = None
+    probe_s: float | None = None
     data_s: float | None = None
     build_s: float | None = None
     training_s: float | None = None
@@ -93,6 +94,41 @@ class Throughput(Section):
     warmup_converged: bool
     slowest_rank: int
     drift_pct: float | None = None
+
+
+class Probe(Section):
+    """What one device did in a short probe before the cell trained.
+
+    A dense matrix product in the workload's precision, a copy within the device (bytes read and
+    written), and an all-reduce of the whole cell (bus bandwidth); null for one process.
+    """
+
+    device: int
+    uuid: str | None
+    matmul_tflops: float
+    copy_gb_per_s: float
+    all_reduce_gb_per_s: float | None
+
+
+class Roofs(Section):
+    """What one GPU achieves against the peaks that its cell's probe measured.
+
+    Bytes are those that operations read and write if nothing is cached or fused; null where not all
+    operations could be seen (DataParallel's replicas run in threads).
+    """
+
+    flops_per_image: int
+    bytes_per_image: int | None
+    peak_tflops: float
+    bandwidth_gb_per_s: float
+    achieved_tflops: float
+    peak_share_pct: float
+    achieved_gb_per_s: float | None
+    bandwidth_share_pct: float | None
+    compute_roof_images_per_s: float
+    memory_roof_images_per_s: float | None
+    bound: Literal["compute", "memory"] | None
+    statement: str | None
 
 
 class ModelState(Section):
@@ -190,6 +226,8 @@ class Metrics(Section):
     accuracy: Accuracy | None = None
     time_s: Times | None = None
     throughput: Throughput | None = None
+    probes: list[Probe] = []
+    roofs: Roofs | None = None
     memory: Memory | None = None
     devices: list[Device] = []
     efficiency: Efficiency | None = None

@@ -33,6 +33,7 @@ from shardmark.model_state import float32_bytes, held, predicted
 from shardmark.models import build_model, shard_units
 from shardmark.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
 from shardmark.precision import set_math_mode
+from shardmark.probe import probe, uuid_of
 from shardmark.runtime import Runtime, start_runtime
 from shardmark.steady_state import is_stationary, summarise_steps
 from shardmark.strategy import Strategy, Task
@@ -150,6 +151,10 @@ class CellTraining:
         with phases("process_group"):
             self.runtime = start_runtime(cell)
         set_math_mode(workload.precision)
+        with phases("probe"):
+            self.probes = probe(self.runtime, workload.precision)
+            if self.runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
         # Shapes never change, so cuDNN's search for the fastest kernels pays in the warm-up.
         torch.backends.cudnn.benchmark = True
         with phases("data"):
@@ -200,7 +205,9 @@ class CellTraining:
             throughput, window = self._measure()
         except Diverged as error:
             diverged = str(error)
-        ranks = self._gather(window | self._place() | {"steps": self.steps})
+        probes = [one.model_dump() for one in self.probes]
+        mine = window | self._place() | {"steps": self.steps, "probes": probes}
+        ranks = self._gather(mine)
         if self.runtime.rank:
             return None
         return {
@@ -277,12 +284,19 @@ class CellTraining:
         found = {
             "effective_config": settings.model_dump(),
             "flops_per_image": cost.flops_per_image,
+            "bytes_per_image": self._bytes_per_image(observer),
             "memory": self._model_state(observer, settings, cost),
         }
         if device.type == "cuda":
             # What evaluation and observation left behind is not the training's memory.
             torch.cuda.empty_cache()
         return found
+
+    def _bytes_per_image(self, observer: StepObserver) -> int | None:
+        """Operand bytes of an image; None where replicas run in threads that cannot be seen."""
+        if len(self.runtime.replicas) > 1:
+            return None
+        return observer.operand_bytes // self.cell.per_gpu_batch_size
 
     def _model_state(
         self, observer: StepObserver, settings: EffectiveConfig, cost: ModelCost
@@ -388,7 +402,7 @@ class CellTraining:
         return {
             "torch_memory": {
                 str(device): {
-                    "uuid": f"GPU-{torch.cuda.get_device_properties(device).uuid}",
+                    "uuid": uuid_of(torch.device("cuda", device)),
                     "allocated": torch.cuda.max_memory_allocated(device),
                     "reserved": torch.cuda.max_memory_reserved(device),
                 }

@@ -28,6 +28,8 @@ MOST_IDLE_MEMORY_BYTES = 256 * 2**20
 MOST_IDLE_UTILIZATION_PCT = 10.0
 MOST_DRIFT_PCT = 5.0
 MOST_INPUT_BOUND_PCT = 5.0
+# GPUs of one model differ by 8 % on average, some by more than 20 % (arXiv 2208.11035).
+MOST_SLOWER_PCT = 10.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ RULES = (
     ),
     Rule("window too short", "the window is shorter than measure.steady_s", _too_short),
 )
+SLOW_GPU = (
+    "its matrix product in the probe is slower by more than "
+    f"{MOST_SLOWER_PCT:g} % than the median of the other cells on GPUs of that name"
+)
 INPUT_BOUND = (
     "the same cell on synthetic images that live on the device is faster by more than "
     f"{MOST_INPUT_BOUND_PCT:g} %"
@@ -144,12 +150,47 @@ def judged(metrics: Metrics, others: Iterable[Metrics] = ()) -> Metrics:
     Args:
         metrics: of one cell.
         others: of the same matrix, among them perhaps the controls that show whether input limits
-            this cell.
+            this cell, and cells that ran on GPUs of the same name.
     """
-    reasons = [*reasons_of(metrics), *_input_bound(metrics, others)]
+    others = list(others)
+    reasons = [
+        *reasons_of(metrics),
+        *_slow_gpu(metrics, others),
+        *_input_bound(metrics, others),
+    ]
     if metrics.status != "ok" or not reasons:
         return metrics.model_copy(update={"validity": "valid", "validity_reasons": []})
     return metrics.model_copy(update={"validity": "suspect", "validity_reasons": reasons})
+
+
+def _probed_tflops(metrics: Metrics) -> float | None:
+    """Of the cell's slowest GPU; None on a CPU, whose probe says little."""
+    if metrics.cell.device == "cpu" or not metrics.probes:
+        return None
+    return min(one.matmul_tflops for one in metrics.probes)
+
+
+def _slow_gpu(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
+    mine = _probed_tflops(metrics)
+    kind = _kind_of_gpu(metrics)
+    rates = [
+        rate
+        for other in others
+        if other is not metrics and _kind_of_gpu(other) == kind and (rate := _probed_tflops(other))
+    ]
+    if mine is None or not rates:
+        return
+    usual = statistics.median(rates)
+    slower = 100 * (1 - mine / usual)
+    if slower > MOST_SLOWER_PCT:
+        yield (
+            f"slow GPU: {mine:.1f} TFLOP/s in the probe, {slower:.0f} % under the {usual:.1f} of "
+            f"{len(rates)} other cells"
+        )
+
+
+def _kind_of_gpu(metrics: Metrics) -> tuple[set[str], str]:
+    return {device.name for device in metrics.devices}, metrics.cell.definition.precision
 
 
 def _input_bound(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
