@@ -33,6 +33,7 @@ from shardmark.metrics import (
     Memory,
     Metrics,
     Probe,
+    StepSplit,
     Throughput,
     Times,
     read_metrics,
@@ -159,6 +160,9 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
         "throughput": throughput,
         "probes": probes,
         "roofs": roofs,
+        "profile": [
+            StepSplit.model_validate(rank["profile"]) for rank in result["ranks"] if rank["profile"]
+        ],
         "devices": devices,
         "effective_config": known(EffectiveConfig, inspected.get("effective_config")),
         "memory": known(Memory, inspected.get("memory")),

@@ -225,6 +225,9 @@ class Measure(Section):
         0.1, description="seconds between two samples of the devices"
     )
     sampler: bool = Field(True, description="false measures the sampler's own cost by its absence")
+    profile: bool = Field(
+        False, description="a profiled pass after the timed steps: where the time of a step goes"
+    )
     idle_s: Annotated[float, Field(ge=0, le=600)] = Field(
         4.0, description="seconds for which idle GPUs are watched before a cell begins"
     )

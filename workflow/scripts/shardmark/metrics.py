@@ -68,6 +68,7 @@ class Times(Section):
     measurement_s: float | None = None
     warmup_s: float | None = None
     steady_s: float | None = None
+    profile_s: float | None = None
     shutdown_s: float | None = None
     other_s: float | None = None
     total_s: float | None = None
@@ -129,6 +130,23 @@ class Roofs(Section):
     memory_roof_images_per_s: float | None
     bound: Literal["compute", "memory"] | None
     statement: str | None
+
+
+class StepSplit(Section):
+    """Where one rank's step goes, ms: mean of a few profiled steps, none of them timed.
+
+    Compute, exposed communication, data and host gaps add up to the step. Communication is all of
+    it, what compute hides included.
+    """
+
+    rank: int
+    steps: int
+    step_ms: float
+    compute_ms: float
+    exposed_communication_ms: float
+    data_ms: float
+    host_gap_ms: float
+    communication_ms: float
 
 
 class ModelState(Section):
@@ -228,6 +246,7 @@ class Metrics(Section):
     throughput: Throughput | None = None
     probes: list[Probe] = []
     roofs: Roofs | None = None
+    profile: list[StepSplit] = []
     memory: Memory | None = None
     devices: list[Device] = []
     efficiency: Efficiency | None = None

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.profiler import ProfilerActivity, profile
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase
@@ -36,11 +39,15 @@ from shardmark.precision import set_math_mode
 from shardmark.probe import probe, uuid_of
 from shardmark.runtime import Runtime, start_runtime
 from shardmark.steady_state import is_stationary, summarise_steps
+from shardmark.step_split import DATA, STEP, split_of
 from shardmark.strategy import Strategy, Task
 
 StrategyClass = Callable[[Task], Strategy]
 # At most; one is enough but where the loss scaler leaves out a step.
 INSPECTED_STEPS = 4
+# A profiler's first steps are slow.
+UNTRACED_STEPS = 2
+PROFILED_STEPS = 5
 # Steps of the steady window beyond those that fill it at the warm-up's pace.
 WINDOW_MARGIN = 1.05
 
@@ -194,6 +201,7 @@ class CellTraining:
         throughput: dict[str, Any] | None = None
         window: dict[str, Any] = {}
         inspected: dict[str, Any] = {}
+        split = None
         try:
             for epoch in range(self.cell.definition.epochs):
                 with self.phases("training"):
@@ -203,10 +211,21 @@ class CellTraining:
             with self.phases("inspection"):
                 inspected = self._inspect()
             throughput, window = self._measure()
+            if self.cell.measure.profile:
+                with self.phases("profile"):
+                    split = self._profile()
         except Diverged as error:
             diverged = str(error)
         probes = [one.model_dump() for one in self.probes]
-        mine = window | self._place() | {"steps": self.steps, "probes": probes}
+        mine = (
+            window
+            | self._place()
+            | {
+                "steps": self.steps,
+                "probes": probes,
+                "profile": split,
+            }
+        )
         ranks = self._gather(mine)
         if self.runtime.rank:
             return None
@@ -392,6 +411,29 @@ class CellTraining:
     def _place(self) -> dict[str, Any]:
         """Where this process runs."""
         return {"node": os.uname().nodename, "pid": os.getpid()}
+
+    def _profile(self) -> dict[str, Any]:
+        """Where the time of a few more steps goes."""
+        activities = [ProfilerActivity.CPU]
+        if self.runtime.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        steps = self._endless_steps()
+        dist.barrier()
+        with profile(activities=activities) as profiler:
+            for index in range(UNTRACED_STEPS + PROFILED_STEPS):
+                if index <= UNTRACED_STEPS:
+                    self.runtime.synchronise()
+                name = STEP if index >= UNTRACED_STEPS else "warm-up"
+                with record_function(name):
+                    with record_function(DATA):
+                        micro_batches = next(steps)
+                    self._step(micro_batches)
+            self.runtime.synchronise()
+        with tempfile.TemporaryDirectory(prefix="shardmark-") as folder:
+            trace = Path(folder, "trace.json")
+            profiler.export_chrome_trace(str(trace))
+            events = json.loads(trace.read_text())["traceEvents"]
+        return split_of(events, self.runtime.rank).model_dump()
 
     def _torch_memory(self) -> dict[str, Any]:
         """Peaks of torch's allocator by device index, bytes, since the window began."""
