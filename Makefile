@@ -1,6 +1,7 @@
 # make demo    everything, on this machine's CPU        make test    the tests
 # make lint    what the code must pass                  make lock    resolve the lock anew
 # make schemas export the models again              make clean    remove what the targets made
+# make rerun METRICS=results/.../metrics.json       run that cell again and compare
 #
 #   PYTHON=python3.12   the interpreter (3.11 or newer)     VENV=.venv   where to install
 #   TORCH=site          keep the torch and torchvision that this interpreter already has
@@ -32,7 +33,7 @@ export PATH := $(BIN):$(PATH)
 LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
 READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
-.PHONY: demo test lint lock schemas clean
+.PHONY: demo test lint lock schemas rerun clean
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
@@ -58,6 +59,11 @@ lock: $(READY)
 
 schemas: $(READY)
 	@python workflow/scripts/export_schemas.py
+
+rerun: $(READY)
+	@test -n "$(METRICS)" || \
+	  { echo "shardmark: name the cell with make rerun METRICS=results/.../metrics.json" >&2; exit 1; }
+	@python workflow/scripts/rerun.py $(METRICS)
 
 clean:
 	@if [ -e $(VENV)/.shardmark ]; then rm -rf $(VENV); fi

@@ -11,6 +11,7 @@ from typing import Any
 from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config import Config, load
+from shardmark.effective_config import EffectiveConfig
 from shardmark.metrics import (
     Accuracy,
     Deviation,
@@ -116,15 +117,61 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
         "devices": devices,
         "efficiency": Efficiency(
             energy_per_image_j=0.04,
+            energy_per_epoch_j=0.04 * 49_152,
             power_w=600.0 * cell.gpus,
             utilization_pct=95.0 - place,
             memory_peak_bytes=memory,
         ),
-        "effective_config": {"optimizer": "SGD", "wrapper": cell.base, "gradient_clipping": 0.0},
+        "effective_config": settings_of(cell),
         "environment": {"host": "node1", "versions": {"torch": "2.15.0"}},
         "provenance": {"git_commit": "0" * 40},
     }
     return Metrics(**(fields | changes))
+
+
+def settings_of(cell: Cell) -> EffectiveConfig:
+    """What an honest strategy is read back as."""
+    optimizer = cell.definition.optimizer
+    return EffectiveConfig(
+        wrapper=cell.base,
+        optimizer="SGD",
+        optimizer_settings={
+            "momentum": optimizer.momentum,
+            "dampening": 0,
+            "nesterov": optimizer.nesterov,
+            "weight_decay": optimizer.weight_decay,
+        },
+        learning_rate=0.1,
+        gradient_clipping=0.0,
+        loss_scaler=None,
+        loss_scale=None,
+        skipped_steps=0,
+        accumulate=1,
+        autocast=["bfloat16"],
+        parameter_dtypes=["float32"],
+        compute_dtypes=["bfloat16"],
+        normalisation_dtypes=["bfloat16"],
+        gather_dtypes=[],
+        reduction_dtypes=["float32"],
+        gradient_dtypes=["float32"],
+        optimizer_state_dtypes=["float32"],
+        tf32_matmul=False,
+        tf32_convolution=False,
+        input_formats=["channels_last"],
+        weight_formats=["contiguous"],
+        normalisation=["BatchNorm2d"],
+        buffers_broadcast=False,
+        buffers_differ_between_ranks=True,
+        loader="device",
+        loader_workers=0,
+        compiled=False,
+        cudnn_benchmark=True,
+        zero_stage=0,
+        sharded_units=None,
+        bucket_bytes=None,
+        collectives=[],
+        own={},
+    )
 
 
 def failed(cell: Cell, status: str, reason: str) -> Metrics:

@@ -7,20 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shardmark.devices import read_samples, summarise_cell, summarise_device
+from shardmark.clocks import Phases
+from shardmark.devices import foreign_processes, read_samples, summarise_cell, summarise_device
 from shardmark.metrics import Device
-from shardmark.steady_state import is_stationary, summarise_steps
+from shardmark.steady_state import drift_pct, is_stationary, percentile, summarise_steps
 from shardmark.telemetry import rapl_energy_j, sampling
 
 GPU = {"index": 0, "node": "n", "kind": "gpu", "name": "GPU", "uuid": "GPU-1"}
 
 
-def gpu_rows(seconds: float, watts: float, interval: float = 0.05) -> list[dict[str, float | None]]:
+def gpu_rows(seconds: float, watts: float, interval: float = 0.05) -> list[dict[str, Any]]:
     """A counter that moves every 100 ms, as an H200's does, sampled twice as often."""
-    rows: list[dict[str, float | None]] = []
+    rows: list[dict[str, Any]] = []
     for index in range(int(seconds / interval) + 1):
         moment = index * interval
         tick = round(moment / interval) // 2 * 0.1
@@ -39,18 +41,59 @@ def gpu_rows(seconds: float, watts: float, interval: float = 0.05) -> list[dict[
     return rows
 
 
+def idle_rows(watts: float) -> list[dict[str, Any]]:
+    """Five seconds that end when the cell begins, at 0."""
+    rows = gpu_rows(5, watts)
+    return [row | {"idle": 1.0, "monotonic_s": (row["monotonic_s"] or 0) - 5} for row in rows]
+
+
 def test_the_energy_counter_gives_power_times_window() -> None:
     device = summarise_device(gpu_rows(10, 400), 2.0, 8.0, GPU)
     assert device.energy_counter_j == pytest.approx(2400, rel=1e-6)
     assert device.energy_integral_j == pytest.approx(2400, rel=1e-6)
     assert device.power_mean_w == pytest.approx(400)
     assert device.throttle_reasons == []
+    assert device.energy_refused is None
+    assert device.energy_disagreement_pct == pytest.approx(0, abs=1e-6)
+    assert device.energy_ticks == 60
 
 
-def test_a_window_too_short_for_the_counter_has_no_energy() -> None:
+def test_the_counter_is_read_from_tick_to_tick() -> None:
+    # Ticks of 0.5 s: a plain difference over a window that holds 8.4 of them would be off by 5 %.
+    rows = gpu_rows(20, 400)
+    for row in rows:
+        row["energy_j"] = 1000 + 400 * ((row["monotonic_s"] or 0) // 0.5) * 0.5
+    device = summarise_device(rows, 2.1, 6.3, GPU)
+    assert device.energy_counter_j == pytest.approx(400 * 4.2, rel=1e-6)
+    assert device.energy_ticks == 8
+
+
+def test_the_disagreement_of_counter_and_integral_is_told() -> None:
+    rows = [row | {"power_w": 420.0} for row in gpu_rows(10, 400)]
+    device = summarise_device(rows, 2.0, 8.0, GPU)
+    assert device.energy_disagreement_pct == pytest.approx(5.0)
+    assert device.energy_integral_j == pytest.approx(2520)
+    assert device.power_mean_w == pytest.approx(400)
+
+
+def test_net_energy_is_less_what_the_idle_device_takes() -> None:
+    device = summarise_device([*idle_rows(75), *gpu_rows(10, 400)], 2.0, 8.0, GPU)
+    assert device.idle_power_w == pytest.approx(75)
+    assert device.energy_counter_j == pytest.approx(2400)
+    assert device.energy_net_j == pytest.approx((400 - 75) * 6)
+
+
+def test_a_device_not_seen_idle_has_no_net_energy() -> None:
+    assert summarise_device(gpu_rows(10, 400), 2.0, 8.0, GPU).energy_net_j is None
+
+
+def test_a_window_too_short_for_the_counter_has_no_energy_and_says_why() -> None:
     device = summarise_device(gpu_rows(10, 400), 2.0, 2.5, GPU)
     assert device.energy_counter_j is None
     assert device.power_mean_w is None
+    assert device.energy_refused is not None
+    assert "50 ms: uncertain by 1" in device.energy_refused
+    assert summarise_cell([device], 10, 100).energy_refused == device.energy_refused
     assert device.utilization_pct == pytest.approx(90)
 
 
@@ -58,7 +101,17 @@ def test_a_counter_that_wrapped_tells_nothing() -> None:
     rows = gpu_rows(10, 400)
     for row in rows[100:]:
         row["energy_j"] = (row["energy_j"] or 0) - 2000
-    assert summarise_device(rows, 2.0, 8.0, GPU).energy_counter_j is None
+    device = summarise_device(rows, 2.0, 8.0, GPU)
+    assert device.energy_counter_j is None
+    assert device.energy_refused == "the energy counter ran backwards"
+
+
+def test_a_device_without_a_counter_has_the_integral_alone() -> None:
+    rows = [row | {"energy_j": None} for row in gpu_rows(10, 400)]
+    device = summarise_device(rows, 2.0, 8.0, GPU)
+    assert device.energy_refused == "the device has no energy counter that can be read"
+    assert device.energy_integral_j == pytest.approx(2400)
+    assert device.power_mean_w == pytest.approx(400)
 
 
 def test_what_no_sample_saw_is_null() -> None:
@@ -77,11 +130,46 @@ def test_the_mean_weighs_time_not_samples() -> None:
 
 
 def test_one_device_that_does_not_know_makes_the_cells_energy_unknown() -> None:
-    known = Device(**GPU, energy_counter_j=100.0, power_mean_w=50.0)
+    known = Device(**GPU, energy_counter_j=100.0, energy_net_j=60.0, power_mean_w=50.0)
     unknown = Device(**GPU)
-    assert summarise_cell([known, known], 10).energy_per_image_j == 20
-    assert summarise_cell([known, unknown], 10).energy_per_image_j is None
-    assert summarise_cell([known, unknown], 10).power_w is None
+    both = summarise_cell([known, known], images=10, images_per_epoch=1000)
+    assert both.energy_per_image_j == 20
+    assert both.energy_net_per_image_j == 12
+    assert both.energy_per_epoch_j == 20_000
+    assert summarise_cell([known, unknown], 10, 1000).energy_per_image_j is None
+    assert summarise_cell([known, unknown], 10, 1000).energy_per_epoch_j is None
+    assert summarise_cell([known, unknown], 10, 1000).power_w is None
+
+
+def test_throttling_is_told_by_its_share_of_the_samples() -> None:
+    rows = gpu_rows(10, 400)
+    for row in rows[100:]:
+        row["throttle_mask"] = float(0x20 | 0x4 | 0x1)
+    device = summarise_device(rows, 0.0, 10.0, GPU)
+    assert device.throttle_reasons == ["sw_power_cap", "sw_thermal_slowdown"]
+    assert device.throttled_pct == pytest.approx(
+        {"sw_power_cap": 50, "sw_thermal_slowdown": 50}, abs=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("idle", "listed", "foreign"),
+    [
+        (None, "-", 0),
+        (None, "10;11", 0),
+        (None, "10;11;99", 1),
+        # Of another namespace: by their number.
+        (None, "700;701", 0),
+        (None, "700;701;702", 1),
+        (1.0, "-", 0),
+        (1.0, "99", 1),
+        (None, None, None),
+    ],
+)
+def test_processes_that_are_not_the_cells(
+    idle: float | None, listed: str | None, foreign: int | None
+) -> None:
+    assert foreign_processes([{"idle": idle, "processes": listed}], {10, 11}) == foreign
 
 
 def test_throughput_is_the_slowest_ranks() -> None:
@@ -89,6 +177,41 @@ def test_throughput_is_the_slowest_ranks() -> None:
     assert found["images_per_s"] == pytest.approx(64 / 0.020)
     assert found["slowest_rank"] == 1
     assert found["step_ms_p50"] == 20
+
+
+def test_percentiles_are_of_nearest_rank() -> None:
+    assert [percentile([1, 2, 3, 4, 5], share) for share in (0.0, 0.5, 0.9, 0.99)] == [1, 3, 5, 5]
+    assert percentile([float(n) for n in range(1, 101)], 0.9) == 90
+
+
+def test_a_second_belongs_to_one_phase() -> None:
+    begin = time.perf_counter()
+    phases = Phases(imports_s=1.0)
+    with phases("training"):
+        time.sleep(0.02)
+        with phases("first_step"):
+            time.sleep(0.03)
+        assert phases.current == "training"
+        time.sleep(0.02)
+    time.sleep(0.01)
+    found = phases.so_far()
+    assert sum(found.values()) == pytest.approx(1.0 + time.perf_counter() - begin, abs=1e-3)
+    for name, seconds in (("training", 0.04), ("first_step", 0.03), ("other", 0.01)):
+        assert seconds <= found[name] < seconds + 0.01
+
+
+def test_a_failure_is_told_with_the_phase_it_was_in() -> None:
+    phases = Phases()
+    with pytest.raises(ValueError, match="boom"), phases("training"), phases("first_step"):
+        raise ValueError("boom")
+    assert phases.current == "first_step"
+
+
+def test_drift_is_of_the_last_third_against_the_first() -> None:
+    assert drift_pct([10.0] * 20 + [11.0] * 20) == pytest.approx(10)
+    assert drift_pct([10.0, 11.0] * 50) == pytest.approx(0, abs=0.6)
+    assert drift_pct([10.0] * 60 + [900.0]) == pytest.approx(0)
+    assert drift_pct([10.0] * 29) is None
 
 
 def test_warm_up_lasts_until_the_halves_agree() -> None:
@@ -109,6 +232,21 @@ def test_the_sampler_sees_a_busy_process_and_ends_with_its_parent(tmp_path: Path
     assert device.utilization_pct is not None
     assert 0.3 * share < device.utilization_pct < 1.4 * share
     assert (device.memory_used_peak_bytes or 0) > 1e6
+
+
+def test_the_devices_are_watched_idle_before_the_cell_begins(tmp_path: Path) -> None:
+    target = tmp_path / "telemetry.csv"
+    called = time.monotonic()
+    with sampling(target, 0.05, None, idle_s=1.5):
+        begin = time.monotonic()
+        time.sleep(0.2)
+    assert begin - called >= 1.5
+    rows = read_samples(target)["cpu"]
+    idle = [row["monotonic_s"] for row in rows if row["idle"]]
+    assert max(idle) < begin
+    # Not its first second, in which the device may still show the cell before.
+    assert max(idle) - min(idle) < 0.6
+    assert any(row["monotonic_s"] > begin and not row["idle"] for row in rows)
 
 
 def test_rapl_is_null_where_it_cannot_be_read_and_a_sum_of_packages_where_it_can(

@@ -138,6 +138,16 @@ def test_cells_start_in_the_planned_order(fresh: Project) -> None:
     assert gpus == sorted(gpus, reverse=True)
 
 
+def test_each_cell_records_its_planned_place(project: Project) -> None:
+    results = (project.folder / "results/t").glob("*/*/gpus*/seed*/metrics.json")
+    provenances = [json.loads(path.read_text())["provenance"] for path in results]
+    places = sorted(found["planned_place"] for found in provenances if found)
+    assert len(places) == 20
+    # The four of dp on two GPUs are unsupported and keep theirs.
+    assert set(places) < set(range(24))
+    assert len(set(places)) == 20
+
+
 def test_unsupported_cells_start_no_process_and_are_results(project: Project) -> None:
     for seed in (0, 1):
         path = project.folder / CELL.format("small", "dp", 2, seed)

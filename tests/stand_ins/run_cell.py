@@ -16,6 +16,7 @@ from shardmark.metrics import Metrics
 parser = argparse.ArgumentParser()
 parser.add_argument("--cell")
 parser.add_argument("--time-limit-minutes")
+parser.add_argument("--place", type=int)
 parser.add_argument("--output", type=Path)
 arguments = parser.parse_args()
 cell = Cell.model_validate_json(arguments.cell)
@@ -29,7 +30,7 @@ metrics = Metrics(
     cell_sha256=cell.fingerprint(),
     code_sha256=code_sha256(code_of_cell(cell)),
     status="ok",
-    provenance={"time": time.time()},
+    provenance={"time": time.time(), "planned_place": arguments.place},
 )
 same = Path("SAME")
 arguments.output.write_text(

@@ -205,11 +205,15 @@ RUNTIME_MINUTES = TIME_LIMIT_MINUTES + 10
 PARITY_PRIORITY = len(CELLS) + 1
 
 
+def place_at(wildcards):
+    """A cell's planned place: 0 starts first."""
+    cell = cell_at(wildcards)
+    return PLACES[cell.workload, cell.strategy, cell.gpus, cell.seed]
+
+
 def start_priority(wildcards):
     """The planned order: the cell of place 0 has the highest priority."""
-    cell = cell_at(wildcards)
-    key = (cell.workload, cell.strategy, cell.gpus, cell.seed)
-    return len(PLACES) - PLACES[key]
+    return len(PLACES) - place_at(wildcards)
 
 
 def obtainable(paths):

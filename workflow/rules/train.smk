@@ -20,13 +20,15 @@ rule train:
         mem_mb=mem_mb_at,
         runtime=RUNTIME_MINUTES,
         time_limit_minutes=TIME_LIMIT_MINUTES,
+        # No parameter: another place in the order is no reason to run again.
+        place=place_at,
     params:
         cell=cell_json_at,
         # Edited code reruns the cells that it can affect; a touched file, or a fresh checkout, none.
         code=cell_code_at,
     shell:
         "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_cell.py --cell {params.cell:q}"
-        " --time-limit-minutes {resources.time_limit_minutes}"
+        " --time-limit-minutes {resources.time_limit_minutes} --place {resources.place}"
         " --output {output.metrics:q} > {log:q} 2>&1 && echo {params.code} > {output.stamp:q}"
 
 

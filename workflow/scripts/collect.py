@@ -10,8 +10,7 @@ from shardmark.atomic import write_text
 from shardmark.cells import parity_case
 from shardmark.config import Config
 from shardmark.errors import UserError
-from shardmark.gaps import results_of
-from shardmark.metrics import Metrics
+from shardmark.matrix_results import read_matrix
 from shardmark.result_tables import (
     CellRow,
     EpochRow,
@@ -27,18 +26,15 @@ def collect(config: Config, root: Path = Path()) -> tuple[list[CellRow], list[Ep
     verdicts: dict[tuple[str, str, int], str] = {}
     cells: list[CellRow] = []
     epochs: list[EpochRow] = []
-    refused: list[str] = []
-    for cell, result in results_of(config, root):
-        if not isinstance(result, Metrics):
-            refused.append(str(result))
-            continue
-        key = (cell.workload, cell.strategy, cell.gpus)
+    results = read_matrix(config, root)
+    for result in results.metrics:
+        key = (result.cell.workload, result.cell.strategy, result.cell.gpus)
         if key not in verdicts:
             verdict = parity_verdict(parity_case(config, *key), root)
             verdicts[key] = verdict.status if verdict else "missing"
         cells.append(cell_row(result, verdicts[key]))
         epochs += epoch_rows(result)
-    return cells, epochs, refused
+    return cells, epochs, results.refused
 
 
 def main() -> None:

@@ -12,13 +12,16 @@ import csv
 import json
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.config import Section
 from shardmark.devices import read_samples, summarise_cell, summarise_device
+from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import host_environment, provenance
 from shardmark.errors import UserError
 from shardmark.launch import LOG_TAIL_LINES, SCRIPTS, Ended, launch
@@ -27,24 +30,33 @@ from shardmark.metrics import (
     Device,
     Failure,
     Loss,
+    Memory,
     Metrics,
+    Probe,
+    StepSplit,
     Throughput,
     Times,
     read_metrics,
 )
+from shardmark.roofs import roofs_of
 from shardmark.strategies import STRATEGIES
-from shardmark.telemetry import sampling, visible_gpus
+from shardmark.telemetry import gpu_facts, sampling, visible_gpus
+from shardmark.validity import judged
 
 ROOT = SCRIPTS.parents[1]
+T = TypeVar("T", bound=Section)
 
 
-def run_cell(cell: Cell, folder: Path, limit_s: float | None = None) -> Metrics:
+def run_cell(
+    cell: Cell, folder: Path, limit_s: float | None = None, script: Path | None = None
+) -> Metrics:
     """Run the cell to its end.
 
     Args:
         cell: the cell.
         folder: where steps.csv and telemetry.csv are left.
         limit_s: seconds after which its processes are ended.
+        script: another script than the strategy's own; a test's, that trains otherwise on purpose.
 
     Raises:
         UserError: where there is no result to record.
@@ -57,13 +69,20 @@ def run_cell(cell: Cell, folder: Path, limit_s: float | None = None) -> Metrics:
     with tempfile.TemporaryDirectory(prefix="shardmark-") as name:
         scratch = Path(name)
         (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
-        script = SCRIPTS / STRATEGIES[cell.base].script
         arguments = ["--cell", str(scratch / "cell.json"), "--scratch", name]
         sampler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if cell.measure.sampler:
-            sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus)
+            # Without a GPU nothing tells the idle power of what other processes share.
+            idle_s = cell.measure.idle_s if gpus else 0.0
+            sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus, idle_s)
         with sampler:
-            ended = launch(script, arguments, cell, scratch, limit_s=limit_s)
+            ended = launch(
+                script or SCRIPTS / STRATEGIES[cell.base].script,
+                arguments,
+                cell,
+                scratch,
+                limit_s=limit_s,
+            )
         failed = failure_of(cell, ended)
         if failed is not None:
             return outcome(cell, *failed)
@@ -117,9 +136,10 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
 
 def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
-    phases = result["phases_s"]
+    inspected = result["inspected"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
-    throughput = None
+    throughput = roofs = None
+    probes = [Probe.model_validate(one) for rank in result["ranks"] for one in rank["probes"]]
     devices: list[Device] = []
     if result["throughput"] is not None:
         measured = result["throughput"]
@@ -127,81 +147,93 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
             **measured, images_per_s_per_gpu=measured["images_per_s"] / cell.gpus
         )
         devices = devices_of(cell, result, samples)
+        roofs = roofs_of(
+            probes,
+            inspected["flops_per_image"],
+            inspected["bytes_per_image"],
+            throughput.images_per_s_per_gpu,
+        )
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result["loss"], final=last(result["loss"])),
         "accuracy": Accuracy(per_epoch=result["accuracy"], final=last(result["accuracy"])),
-        "time_s": Times(
-            **{f"{name}_s": phases.get(name) for name in ("imports", "process_group", "data")},
-            build_s=phases.get("build"),
-            first_step_s=phases.get("first_step"),
-            training_s=phases.get("training"),
-            evaluation_s=phases.get("evaluation"),
-            measurement_s=phases.get("measurement"),
-            total_s=ended.seconds,
-            epochs_s=result["epochs_s"],
-        ),
+        "time_s": times(result, ended),
         "throughput": throughput,
+        "probes": probes,
+        "roofs": roofs,
+        "profile": [
+            StepSplit.model_validate(rank["profile"]) for rank in result["ranks"] if rank["profile"]
+        ],
         "devices": devices,
-        "effective_config": result["effective_config"],
+        "effective_config": known(EffectiveConfig, inspected.get("effective_config")),
+        "memory": known(Memory, inspected.get("memory")),
         "environment": metrics.environment | result["environment"],
     }
     if throughput is not None:
         images = throughput.steps * cell.global_batch_size
-        update["efficiency"] = summarise_cell(devices, images)
+        epoch = cell.steps_per_epoch * cell.global_batch_size
+        update["efficiency"] = summarise_cell(devices, images, epoch)
     if result["diverged"]:
         update |= {"status": "diverged", "failure": Failure.plain(result["diverged"])}
-    return metrics.model_copy(update=update)
+    return judged(metrics.model_copy(update=update))
 
 
 def devices_of(cell: Cell, result: dict[str, Any], samples: dict[str, Any]) -> list[Device]:
-    """Each device of the cell once, over the steady window of its node's first rank."""
-    window = result["ranks"][0]
-    begin, end = window["begin_monotonic_s"], window["end_monotonic_s"]
+    """Each device of a node once, over the steady window of the node's first rank."""
+    ranks = result["ranks"]
+    node, begin, end = (ranks[0][key] for key in ("node", "begin_monotonic_s", "end_monotonic_s"))
     if cell.device == "cpu":
-        known = {"index": 0, "node": window["node"], "kind": "cpu", "name": "processes of the cell"}
+        known = {"index": 0, "node": node, "kind": "cpu", "name": "processes of the cell"}
         return [summarise_device(samples.get("cpu", []), begin, end, known)]
-    memory = {
-        device["uuid"]: device
-        for rank in result["ranks"]
-        for device in rank["torch_memory"].values()
-    }
+    memory = {device["uuid"]: device for rank in ranks for device in rank["torch_memory"].values()}
     devices = []
     for index, (uuid, used) in enumerate(sorted(memory.items())):
         known = gpu_facts(uuid) | {
             "index": index,
-            "node": window["node"],
+            "node": node,
             "kind": "gpu",
             "uuid": uuid,
             "torch_allocated_peak_bytes": used["allocated"],
             "torch_reserved_peak_bytes": used["reserved"],
         }
-        devices.append(summarise_device(samples.get(uuid, []), begin, end, known))
+        own = [
+            rank["pid"]
+            for rank in ranks
+            if any(device["uuid"] == uuid for device in rank["torch_memory"].values())
+        ]
+        devices.append(summarise_device(samples.get(uuid, []), begin, end, known, own))
     return devices
 
 
-def gpu_facts(uuid: str) -> dict[str, Any]:
-    """What NVML says of a GPU that does not change while a cell runs."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    facts: dict[str, Any] = {
-        "name": pynvml.nvmlDeviceGetName(handle),
-        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-    }
-    with contextlib.suppress(pynvml.NVMLError):
-        facts["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-    return facts
+def times(result: dict[str, Any], ended: Ended) -> Times:
+    """Seconds of every phase; what lies between the result and the processes' end is shut-down."""
+    phases = {f"{name}_s": seconds for name, seconds in result["phases_s"].items()}
+    first_step = phases.get("first_step_s")
+    measured = [phases[name] for name in ("warmup_s", "steady_s") if name in phases]
+    return Times(
+        **phases
+        | {
+            "training_s": phases.get("training_s", 0.0) + (first_step or 0.0),
+            "measurement_s": sum(measured) if measured else None,
+            "shutdown_s": ended.at - result["left_at"],
+            "total_s": ended.seconds,
+            "epochs_s": result["epochs_s"],
+        }
+    )
 
 
 def write_steps(path: Path, ranks: list[dict[str, Any]]) -> None:
-    """Every step of the steady window, on every rank."""
+    """Every step of the training, the warm-up and the steady window, on every rank."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["rank", "step", "step_ms"])
-        for rank, window in enumerate(ranks):
-            for step, duration in enumerate(window["steps_ms"]):
-                table.writerow([rank, step, f"{duration:.4f}"])
+        table.writerow(["rank", "phase", "epoch", "step", "step_ms"])
+        for rank, found in enumerate(ranks):
+            for phase, epoch, step, duration in found["steps"]:
+                table.writerow([rank, phase, epoch, step, f"{duration:.4f}"])
+
+
+def known(model: type[T], fields: dict[str, Any] | None) -> T | None:
+    """A section of the result, where its fields were measured."""
+    return None if fields is None else model.model_validate(fields)
 
 
 def last(values: list[float]) -> float | None:
@@ -236,12 +268,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cell", required=True, help="the cell as JSON")
     parser.add_argument("--output", type=Path, required=True, help="metrics.json to write")
+    parser.add_argument("--place", type=int, help="its planned place in the matrix; 0 starts first")
     parser.add_argument("--time-limit-minutes", type=float, help="end the cell after this time")
     arguments = parser.parse_args()
     limit = arguments.time_limit_minutes
+    started = datetime.now(UTC)
     try:
         cell = Cell.model_validate_json(arguments.cell)
         metrics = run_cell(cell, arguments.output.parent, limit * 60 if limit else None)
+        order = {
+            "started_at": started.isoformat(),
+            "ended_at": datetime.now(UTC).isoformat(),
+            "planned_place": arguments.place,
+        }
+        metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
         keep_good_result(arguments.output, metrics)
     except UserError as error:
         sys.exit(f"shardmark: {error}")

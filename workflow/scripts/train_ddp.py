@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -61,12 +61,17 @@ class Ddp(Strategy):
 
     def effective_config(self) -> dict[str, Any]:
         """With DDP's own settings."""
+        logged = cast(Any, self.module)._get_ddp_logging_data()
+        buckets = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
         return super().effective_config() | {
-            "bucket_cap_mb": self.module.bucket_bytes_cap / 2**20,
-            "gradient_as_bucket_view": self.module.gradient_as_bucket_view,
-            "static_graph": self.module.static_graph,
-            "comm_hook": self.task.cell.options["comm_hook"],
-            "broadcast_buffers": self.module.will_sync_module_buffers(),
+            "bucket_bytes": [int(size) for size in buckets.split(",")],
+            "buffers_broadcast": self.module.will_sync_module_buffers(),
+            "own": {
+                "bucket_cap_mb": self.module.bucket_bytes_cap / 2**20,
+                "gradient_as_bucket_view": self.module.gradient_as_bucket_view,
+                "static_graph": self.module.static_graph,
+                "comm_hook": logged.get("comm_hook", "none"),
+            },
         }
 
 

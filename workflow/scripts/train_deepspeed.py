@@ -74,28 +74,25 @@ class Zero(Strategy):
     def effective_config(self) -> dict[str, Any]:
         """Read back from the engine."""
         engine = self.module
-        inner = engine.basic_optimizer or self.optimizer
         zero = engine._config.zero_config
-        autocast_on = engine.torch_autocast_enabled()
-        scale = getattr(self.optimizer, "torch_autocast_gradscaler", None)
+        scaler = getattr(self.optimizer, "torch_autocast_gradscaler", None)
         return super().effective_config() | {
-            "wrapper": type(engine).__name__,
-            "optimizer": type(inner).__name__,
-            "zero_optimizer": type(self.optimizer).__name__,
-            "stage": engine.zero_optimization_stage(),
             "gradient_clipping": float(engine.gradient_clipping()),
-            "autocast": self.task.precision if autocast_on else None,
-            "lower_precision_modules": (
-                engine.torch_autocast_lower_precision_safe_modules() if autocast_on else []
-            ),
-            "loss_scaler": type(scale).__name__ if scale is not None else None,
-            "loss_scale": scale.get_scale() if scale is not None else None,
+            "loss_scaler": type(scaler).__name__ if scaler is not None else None,
+            "loss_scale": scaler.get_scale() if scaler is not None else None,
             "accumulate": engine.gradient_accumulation_steps(),
-            "overlap_comm": zero.overlap_comm,
-            "reduce_bucket_size": zero.reduce_bucket_size,
-            "parameter_persistence_threshold": (
-                zero.param_persistence_threshold if self.stage == 3 else None
-            ),
+            "zero_stage": engine.zero_optimization_stage(),
+            "own": {
+                "zero_optimizer": type(self.optimizer).__name__,
+                "autocast": str(engine.torch_autocast_dtype())
+                if engine.torch_autocast_enabled()
+                else "none",
+                "overlap_comm": zero.overlap_comm,
+                "reduce_bucket_elements": zero.reduce_bucket_size,
+                "parameter_persistence_threshold": (
+                    zero.param_persistence_threshold if self.stage == 3 else None
+                ),
+            },
         }
 
 

@@ -59,7 +59,7 @@ class Dp(Strategy):
 
     def effective_config(self) -> dict[str, Any]:
         """With the devices it scatters to."""
-        return super().effective_config() | {"device_ids": list(self.module.device_ids)}
+        return super().effective_config() | {"own": {"device_ids": list(self.module.device_ids)}}
 
 
 if __name__ == "__main__":

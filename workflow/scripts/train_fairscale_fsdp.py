@@ -41,11 +41,9 @@ class FairscaleFsdp(Strategy):
         model = task.build_model()
         if self.device.type == "cuda":
             model = model.to(self.device)
-        self.units = 1
         with enable_wrap(wrapper_cls=FullyShardedDataParallel, **self.settings):
             for unit in task.shard_units(model):
                 _replace(model, unit, wrap(unit))
-                self.units += 1
             self.module = wrap(model)
         self.scaler = _scaler(task, self.device)
         self.optimizer = task.build_optimizer(self.module.parameters())
@@ -61,11 +59,18 @@ class FairscaleFsdp(Strategy):
     def effective_config(self) -> dict[str, Any]:
         """With the settings of the outermost unit."""
         module = cast(Any, self.module)
+        units = [part for part in module.modules() if isinstance(part, FullyShardedDataParallel)]
+        # The outermost unit keeps its own parameters gathered, whatever it is told.
+        reshards = any(unit.reshard_after_forward for unit in units)
         return super().effective_config() | {
-            "sharded_units": self.units,
-            "reshard_after_forward": module.reshard_after_forward,
-            "mixed_precision": str(module.mixed_precision).lower(),
-            "flatten_parameters": module.flatten_parameters,
+            "zero_stage": 3 if reshards else 2,
+            "sharded_units": len(units),
+            "bucket_bytes": [module.bucket_cap_mb * 2**20],
+            "own": {
+                "reshard_after_forward": reshards,
+                "mixed_precision": module.mixed_precision,
+                "flatten_parameters": module.flatten_parameters,
+            },
         }
 
 

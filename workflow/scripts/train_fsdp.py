@@ -72,12 +72,16 @@ class Fsdp(Strategy):
     def effective_config(self) -> dict[str, Any]:
         """With the settings of its units."""
         units = FullyShardedDataParallel.fsdp_modules(self.module)
+        mixed = self.module.mixed_precision
         return super().effective_config() | {
+            "zero_stage": 3 if self.module.sharding_strategy == ShardingStrategy.FULL_SHARD else 2,
             "sharded_units": len(units),
-            "sharding": self.module.sharding_strategy.name.lower(),
-            "backward_prefetch": getattr(self.module.backward_prefetch, "name", "none").lower(),
-            "limit_all_gathers": self.module.limit_all_gathers,
-            "mixed_precision": self.task.cell.options["mixed_precision"],
+            "own": {
+                "sharding": self.module.sharding_strategy.name.lower(),
+                "backward_prefetch": getattr(self.module.backward_prefetch, "name", "none").lower(),
+                "limit_all_gathers": self.module.limit_all_gathers,
+                "mixed_precision": str(mixed.param_dtype) if mixed else "none",
+            },
         }
 
 

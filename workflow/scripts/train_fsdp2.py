@@ -29,8 +29,7 @@ class Fsdp2(Strategy):
             "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype),
         }
         model = task.build_model().to(self.device)
-        self.units = task.shard_units(model)
-        for unit in self.units:
+        for unit in task.shard_units(model):
             fully_shard(unit, **settings)
         # The root's parameters are used first in the forward pass and last in the backward pass or
         # the other way round; fully_shard keeps them gathered between, and so does this.
@@ -53,11 +52,16 @@ class Fsdp2(Strategy):
     def effective_config(self) -> dict[str, Any]:
         """With what each unit was told."""
         options = self.task.cell.options
+        units = [part for part in self.module.modules() if isinstance(part, FSDPModule)]
         return super().effective_config() | {
             "wrapper": "fully_shard",
-            "sharded_units": len(self.units) + 1,
-            "reshard_after_forward": options["reshard_after_forward"],
-            "mixed_precision": options["mixed_precision"],
+            "zero_stage": 3 if options["reshard_after_forward"] else 2,
+            "sharded_units": len(units),
+            # torch has no public way to read them back; the collectives show what came of them.
+            "own": {
+                "reshard_after_forward": options["reshard_after_forward"],
+                "mixed_precision": options["mixed_precision"],
+            },
         }
 
 

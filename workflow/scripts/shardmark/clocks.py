@@ -8,21 +8,46 @@ from contextlib import contextmanager
 
 import torch
 
+OTHER = "other"
+
 
 class Phases:
-    """Wall-clock seconds of the named phases of a process, and which one it is in."""
+    """Wall-clock seconds of a process, each second in exactly one phase.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    Attributes:
+        seconds: by phase; ``other`` is the time in none.
+        current: the phase last entered, for a failure to be told with.
+    """
+
+    def __init__(self, imports_s: float = 0.0) -> None:
+        self.seconds: dict[str, float] = {"imports": imports_s}
         self.current = "imports"
+        self._open = OTHER
+        self._since = time.perf_counter()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to the phase; an exception leaves its name in ``current``."""
+        """Give the time inside to this phase, and to the one around it no more until it is left.
+
+        An exception leaves the name in ``current``.
+        """
+        around = self._switch(name)
         self.current = name
-        begin = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        self._switch(around)
+        if around != OTHER:
+            self.current = around
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds by phase until now."""
+        self._switch(self._open)
+        return dict(self.seconds)
+
+    def _switch(self, name: str) -> str:
+        now = time.perf_counter()
+        self.seconds[self._open] = self.seconds.get(self._open, 0.0) + now - self._since
+        self._open, self._since, before = name, now, self._open
+        return before
 
 
 class StepClock:

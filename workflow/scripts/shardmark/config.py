@@ -226,6 +226,12 @@ class Measure(Section):
         0.1, description="seconds between two samples of the devices"
     )
     sampler: Flag = Field(True, description="false measures the sampler's own cost by its absence")
+    profile: Flag = Field(
+        False, description="a profiled pass after the timed steps: where the time of a step goes"
+    )
+    idle_s: Annotated[Number, Field(ge=0, le=600)] = Field(
+        4.0, description="seconds for which idle GPUs are watched before a cell begins"
+    )
 
 
 class ParityGate(Section):
@@ -258,6 +264,14 @@ class Report(Section):
     )
 
 
+class Validity(Section):
+    """What becomes of cells that a rule marks as suspect (docs/)."""
+
+    compare_suspect: Flag = Field(
+        False, description="true lets suspect cells enter comparisons; they stay marked"
+    )
+
+
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
@@ -275,6 +289,7 @@ class Config(Section):
     cluster: Cluster = Field(default_factory=lambda: Cluster())
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
+    validity: Validity = Field(default_factory=lambda: Validity())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
     report: Report = Field(default_factory=lambda: Report())
     order_seed: Seed = Field(

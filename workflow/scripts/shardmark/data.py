@@ -195,7 +195,12 @@ class TrainingData:
         world: replicas of the cell.
         per_replica: images a replica takes a step.
         device: where batches are made.
+
+    Attributes:
+        workers: processes that prefetch for this one.
     """
+
+    workers = 0
 
     def __init__(
         self,
@@ -256,7 +261,7 @@ class LoadedTrainingData(TrainingData):
     def _load(self, images: Images, workload: Workload) -> None:
         self._padded = self.pipeline.pad(images.pixels)
         self._labels = images.labels
-        self._workers = workload.dataset.loader_workers
+        self.workers = workload.dataset.loader_workers
 
     def epoch(self, epoch: int, steps: int | None = None) -> Iterator[list[Batch]]:
         """The steps of an epoch, each a list of ``accumulate`` micro-batches."""
@@ -270,7 +275,7 @@ class LoadedTrainingData(TrainingData):
         loader = DataLoader(
             _MicroBatches(self._padded, self._labels, index),
             batch_size=None,
-            num_workers=self._workers,
+            num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4,
         )

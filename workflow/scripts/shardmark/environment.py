@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
 import os
 import platform
 import subprocess
@@ -22,8 +25,24 @@ _PACKAGES = (
     "pandas",
 )
 # Only variables that change how a cell runs; anything else may hold a secret.
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "DS_ACCELERATOR")
-_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
+_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MODULE_LOADING",
+    "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
+    "LD_PRELOAD",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "PYTHONHASHSEED",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "UCX_", "FI_")
 _SLURM = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES")
 
 
@@ -47,22 +66,28 @@ def host_environment() -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "memory_total_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "versions": software_versions(),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name in _VARIABLES or name in _SLURM or name.startswith(_PREFIXES)
-        },
+        "variables": variables(),
+    }
+
+
+def variables() -> dict[str, str]:
+    """The environment variables that change how a cell runs, and its Slurm job's."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in _VARIABLES or name in _SLURM or name.startswith(_PREFIXES)
     }
 
 
 def torch_environment(device: Any, backend: str) -> dict[str, Any]:
-    """What only a process with torch knows: CUDA, cuDNN, NCCL, devices, threads."""
+    """What only a rank knows: CUDA, cuDNN, NCCL, devices and how they are connected, variables."""
     import torch
 
     found: dict[str, Any] = {
         "backend": backend,
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
+        "variables": variables(),
     }
     if device.type == "cuda":
         backends: Any = torch.backends
@@ -72,16 +97,54 @@ def torch_environment(device: Any, backend: str) -> dict[str, Any]:
             "cudnn_benchmark": backends.cudnn.benchmark,
             "nccl": ".".join(map(str, nccl.version())),
             "gpu": torch.cuda.get_device_name(device),
-        }
+        } | driver_and_topology()
     return found
 
 
+def driver_and_topology() -> dict[str, Any]:
+    """The driver's version, and for each pair of this machine's GPUs what lies between them.
+
+    NVML's words for the nearest common ancestor on the PCI tree, and whether NVLink joins the two.
+    """
+    import pynvml
+
+    pynvml.nvmlInit()
+    ancestors = {
+        value: name.removeprefix("NVML_TOPOLOGY_").lower()
+        for name, value in vars(pynvml).items()
+        if name.startswith("NVML_TOPOLOGY_")
+    }
+    handles = [
+        pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+    ]
+    pairs = []
+    for (one, first), (other, second) in itertools.combinations(enumerate(handles), 2):
+        path = nvlink = None
+        with contextlib.suppress(pynvml.NVMLError):
+            path = ancestors[pynvml.nvmlDeviceGetTopologyCommonAncestor(first, second)]
+            status = pynvml.nvmlDeviceGetP2PStatus(first, second, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+            nvlink = status == pynvml.NVML_P2P_STATUS_OK
+        pairs.append({"gpus": [one, other], "path": path, "nvlink": nvlink})
+    return {"driver": pynvml.nvmlSystemGetDriverVersion(), "topology": pairs}
+
+
 def provenance(root: Path) -> dict[str, Any]:
-    """The commit the code stands at, and whether it was changed since; null outside git."""
+    """What code ran, and how it was started; null outside git.
+
+    ``git_diff_sha256`` is of ``git diff HEAD``, None where nothing was changed; ``locks`` of the
+    files that pin every package.
+    """
+    diff = _git(root, "diff", "HEAD", "--binary")
     return {
         "git_commit": _git(root, "rev-parse", "HEAD"),
         "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        "git_diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+        "locks": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(root.glob("requirements*.txt"))
+        },
         "command": [sys.executable, *sys.argv],
+        "folder": str(Path.cwd()),
     }
 
 

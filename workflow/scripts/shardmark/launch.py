@@ -40,6 +40,7 @@ class Ended:
         failures: what each failed rank left, the earliest first.
         log_tail: the last lines they printed.
         seconds: wall-clock time from the launch.
+        at: when, in seconds since the epoch.
     """
 
     exit_code: int
@@ -47,6 +48,7 @@ class Ended:
     failures: list[dict[str, Any]]
     log_tail: list[str]
     seconds: float
+    at: float
 
 
 def launch(
@@ -103,7 +105,7 @@ def launch(
     reader.join(timeout=GRACE_S)
     found = [json.loads(path.read_text()) for path in scratch.glob("failure.rank*.json")]
     failures = sorted(found, key=lambda failure: float(failure["time"]))
-    return Ended(exit_code, timed_out, failures, list(tail), time.monotonic() - begin)
+    return Ended(exit_code, timed_out, failures, list(tail), time.monotonic() - begin, time.time())
 
 
 def _command(cell: Cell) -> list[str]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from shardmark.cells import Cell
 from shardmark.config import Section
+from shardmark.effective_config import EffectiveConfig
 from shardmark.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -49,24 +50,37 @@ class Accuracy(Section):
 
 
 class Times(Section):
-    """Wall-clock seconds of each phase on rank 0. The phases do not overlap, but for the first
-    step, which begins the training.
+    """Wall-clock seconds on rank 0, from the launch to the end of the last process.
+
+    They share out ``total_s`` without overlap, but for three that are parts of others: the first
+    step of the training, and the warm-up and the steady state of the measurement.
     """
 
     imports_s: float | None = None
     process_group_s: float | None = None
+    probe_s: float | None = None
     data_s: float | None = None
     build_s: float | None = None
-    first_step_s: float | None = None
     training_s: float | None = None
+    first_step_s: float | None = None
     evaluation_s: float | None = None
+    inspection_s: float | None = None
     measurement_s: float | None = None
+    warmup_s: float | None = None
+    steady_s: float | None = None
+    profile_s: float | None = None
+    shutdown_s: float | None = None
+    other_s: float | None = None
     total_s: float | None = None
     epochs_s: list[float] = []
 
 
 class Throughput(Section):
-    """Steady state: uninterrupted steps after the training, the slowest rank's."""
+    """Steady state: uninterrupted steps after the training, the slowest rank's.
+
+    ``drift_pct`` is how much slower the last third of the steps is than the first; null where there
+    are too few steps to say.
+    """
 
     images_per_s: float
     images_per_s_per_gpu: float
@@ -80,10 +94,91 @@ class Throughput(Section):
     warmup_steps: int
     warmup_converged: bool
     slowest_rank: int
+    drift_pct: float | None = None
+
+
+class Probe(Section):
+    """What one device did in a short probe before the cell trained.
+
+    A dense matrix product in the workload's precision, a copy within the device (bytes read and
+    written), and an all-reduce of the whole cell (bus bandwidth); null for one process.
+    """
+
+    device: int
+    uuid: str | None
+    matmul_tflops: float
+    copy_gb_per_s: float
+    all_reduce_gb_per_s: float | None
+
+
+class Roofs(Section):
+    """What one GPU achieves against the peaks that its cell's probe measured.
+
+    Bytes are those that operations read and write if nothing is cached or fused; null where not all
+    operations could be seen (DataParallel's replicas run in threads).
+    """
+
+    flops_per_image: int
+    bytes_per_image: int | None
+    peak_tflops: float
+    bandwidth_gb_per_s: float
+    achieved_tflops: float
+    peak_share_pct: float
+    achieved_gb_per_s: float | None
+    bandwidth_share_pct: float | None
+    compute_roof_images_per_s: float
+    memory_roof_images_per_s: float | None
+    bound: Literal["compute", "memory"] | None
+    statement: str | None
+
+
+class StepSplit(Section):
+    """Where one rank's step goes, ms: mean of a few profiled steps, none of them timed.
+
+    Compute, exposed communication, data and host gaps add up to the step. Communication is all of
+    it, what compute hides included.
+    """
+
+    rank: int
+    steps: int
+    step_ms: float
+    compute_ms: float
+    exposed_communication_ms: float
+    data_ms: float
+    host_gap_ms: float
+    communication_ms: float
+
+
+class ModelState(Section):
+    """Bytes of the model's state on one rank: parameters, gradients when the optimizer steps, and
+    the optimizer's state with its own copies of parameters.
+    """
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_state_bytes: int
+
+
+class Memory(Section):
+    """The model's state as ranks hold it, beside what ZeRO's formulas predict of a rank.
+
+    ``at_rest_bytes`` is all that torch's allocator has given out on a rank's device between two
+    steps: the state, the images, and whatever buffers a framework keeps; null on a CPU.
+    """
+
+    parameters: int
+    zero_stage: int
+    predicted: ModelState
+    measured: list[ModelState]
+    at_rest_bytes: list[int | None]
 
 
 class Device(Section):
-    """One GPU, or the processes of the cell on a node without one, over the steady window."""
+    """One GPU, or the processes of the cell on a node without one, over the steady window.
+
+    Energy is of the device alone; ``energy_refused`` says why there is none. Net is less what the
+    device took before the cell began. Idle figures are from then.
+    """
 
     index: int
     node: str
@@ -97,18 +192,38 @@ class Device(Section):
     torch_reserved_peak_bytes: int | None = None
     power_mean_w: float | None = None
     power_limit_w: float | None = None
+    power_limit_default_w: float | None = None
     energy_counter_j: float | None = None
     energy_integral_j: float | None = None
+    energy_disagreement_pct: float | None = None
+    energy_net_j: float | None = None
+    energy_ticks: int | None = None
+    energy_refused: str | None = None
+    idle_power_w: float | None = None
+    idle_memory_bytes: int | None = None
+    idle_utilization_pct: float | None = None
     sm_clock_mean_mhz: float | None = None
+    sm_clock_min_mhz: float | None = None
+    sm_clock_limit_mhz: float | None = None
     temperature_max_c: float | None = None
     throttle_reasons: list[str] | None = None
+    throttled_pct: dict[str, float] | None = None
+    ecc_errors: int | None = None
+    foreign_processes: int | None = None
     samples: int = 0
 
 
 class Efficiency(Section):
-    """Figures of the whole cell, from all its devices, over the steady window."""
+    """Figures of the whole cell, from all its devices, over the steady window.
+
+    Energy is of the devices alone: gross, and net of what they take when idle.
+    """
 
     energy_per_image_j: float | None = None
+    energy_per_epoch_j: float | None = None
+    energy_net_per_image_j: float | None = None
+    energy_disagreement_pct: float | None = None
+    energy_refused: str | None = None
     power_w: float | None = None
     utilization_pct: float | None = None
     memory_peak_bytes: int | None = None
@@ -129,9 +244,13 @@ class Metrics(Section):
     accuracy: Accuracy | None = None
     time_s: Times | None = None
     throughput: Throughput | None = None
+    probes: list[Probe] = []
+    roofs: Roofs | None = None
+    profile: list[StepSplit] = []
+    memory: Memory | None = None
     devices: list[Device] = []
     efficiency: Efficiency | None = None
-    effective_config: dict[str, Any] | None = None
+    effective_config: EffectiveConfig | None = None
     environment: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 

@@ -58,6 +58,9 @@ class CellRow(Section):
     step_ms_p99: float | None = Field(description="99th percentile of the steps, ms")
     steps: int | None = Field(description="steps of the steady window")
     window_s: float | None = Field(description="length of the steady window, s")
+    drift_pct: float | None = Field(
+        description="how much slower the window's last third is than its first, %"
+    )
     window_complete: bool | None = Field(description="whether it is as long as was asked for")
     warmup_steps: int | None = Field(description="steps before the window")
     warmup_converged: bool | None = Field(description="whether step times settled before the cap")
@@ -73,6 +76,7 @@ class CellRow(Section):
     data_s: float | None = Field(description="loading the images, s")
     build_s: float | None = Field(description="building and wrapping the model, s")
     first_step_s: float | None = Field(description="the first step, a part of the training, s")
+    shutdown_s: float | None = Field(description="from the last measurement to the end, s")
     utilization_pct: float | None = Field(
         description="mean over devices and the steady window: NVML's GPU utilisation, or the share "
         "of all CPU cores, %"
@@ -89,7 +93,13 @@ class CellRow(Section):
     )
     power_w: float | None = Field(description="mean power of all devices together, W")
     energy_per_image_j: float | None = Field(description="by the energy counter, all devices, J")
-    energy_per_epoch_j: float | None = Field(description="that times the images of an epoch, J")
+    energy_net_per_image_j: float | None = Field(
+        description="the same, less what the devices take when idle, J"
+    )
+    energy_per_epoch_j: float | None = Field(description="energy of an epoch's steps, J")
+    energy_disagreement_pct: float | None = Field(
+        description="the integral of sampled power against the counter, %"
+    )
     device_names: str = Field(description="names of the devices, separated by ';'")
     device_uuids: str = Field(description="their UUIDs, sorted, separated by ';'")
     hosts: str = Field(description="names of the nodes, separated by ';'")
@@ -122,7 +132,6 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
     times, loss, accuracy = metrics.time_s, metrics.loss, metrics.accuracy
     throughput, efficiency = metrics.throughput, metrics.efficiency
     versions = metrics.environment.get("versions", {})
-    energy = efficiency.energy_per_image_j if efficiency else None
     epochs_s = times.epochs_s if times else []
     values: dict[str, Any] = {
         **_fields(cell, CellRow),
@@ -142,9 +151,6 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
         "final_loss": loss.final if loss else None,
         "final_accuracy": accuracy.final if accuracy else None,
         "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
-        "energy_per_epoch_j": (
-            None if energy is None else energy * cell.steps_per_epoch * cell.global_batch_size
-        ),
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _joined(device.name for device in metrics.devices),
         "device_uuids": _joined(sorted(device.uuid or "" for device in metrics.devices)),

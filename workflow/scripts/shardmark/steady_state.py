@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 # Two halves of the recent steps whose medians differ by less than this are the same speed.
 STATIONARY_WITHIN = 0.05
+# Steps without which a third of the window says little.
+SHORTEST_THIRD = 10
 
 
 def is_stationary(step_ms: Sequence[float]) -> bool:
@@ -19,12 +23,29 @@ def is_stationary(step_ms: Sequence[float]) -> bool:
     return abs(later - earlier) <= STATIONARY_WITHIN * earlier
 
 
+def drift_pct(step_ms: Sequence[float]) -> float | None:
+    """How much slower the last third of the steps is than the first, percent; None for few steps.
+
+    Each third by the mean of its middle half: single stragglers do not move it, and steps that
+    alternate between two speeds do not either, as they would a median.
+    """
+    third = len(step_ms) // 3
+    if third < SHORTEST_THIRD:
+        return None
+    return 100 * (_middle_mean(step_ms[-third:]) / _middle_mean(step_ms[:third]) - 1)
+
+
+def _middle_mean(values: Sequence[float]) -> float:
+    quarter = len(values) // 4
+    return statistics.fmean(sorted(values)[quarter : len(values) - quarter])
+
+
 def percentile(ordered: Sequence[float], share: float) -> float:
     """The nearest-rank percentile of ascending values; ``share`` in 0 ... 1."""
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered)) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> dict[str, float]:
+def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> dict[str, Any]:
     """Throughput and step times of the slowest rank.
 
     Args:
@@ -47,4 +68,5 @@ def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> 
         "steps": len(steps),
         "window_s": window_s,
         "slowest_rank": slowest,
+        "drift_pct": drift_pct(step_ms_by_rank[slowest]),
     }

@@ -97,23 +97,22 @@ class Strategy(ABC):
         """Unsharded tensors on the CPU under the network's own names, on rank 0; a collective."""
 
     def effective_config(self) -> dict[str, Any]:
-        """What the framework ended up with, read back from the live objects."""
-        group = self.optimizer.param_groups[0]
-        first = next(iter(self.module.parameters()))
-        hyper = ("lr", "momentum", "nesterov", "betas", "eps", "weight_decay")
+        """What the framework says it ended up with, read back from its live objects.
+
+        The fields of EffectiveConfig that no observation of a step can tell; settings that no
+        other strategy has stand under ``own``.
+        """
         return {
             "wrapper": type(self.module).__name__,
-            "optimizer": type(self.optimizer).__name__,
-            "optimizer_settings": {key: group[key] for key in hyper if key in group},
             "gradient_clipping": 0.0,
             "loss_scaler": type(self.scaler).__name__ if self.scaler.is_enabled() else None,
             "loss_scale": self.scaler.get_scale() if self.scaler.is_enabled() else None,
-            "parameter_dtype": str(first.dtype).removeprefix("torch."),
-            "autocast": self.task.precision if self.task.precision in ("bf16", "fp16") else None,
             "accumulate": self.accumulate,
-            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-            "tf32_cudnn": torch.backends.cudnn.allow_tf32,
-            "batchnorm": self.task.cell.definition.batchnorm,
+            "zero_stage": 0,
+            "sharded_units": None,
+            "bucket_bytes": None,
+            "buffers_broadcast": False,
+            "own": {},
         }
 
 

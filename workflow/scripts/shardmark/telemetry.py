@@ -23,6 +23,7 @@ import psutil
 COLUMNS = (
     "monotonic_s",
     "device",
+    "idle",
     "utilization_pct",
     "memory_used_bytes",
     "power_w",
@@ -30,7 +31,14 @@ COLUMNS = (
     "sm_clock_mhz",
     "temperature_c",
     "throttle_mask",
+    "power_limit_w",
+    "ecc_errors",
+    "processes",
 )
+# What changes rarely and takes NVML long to say is asked this often.
+SLOW_S = 1.0
+# After its last work a device still reads as busy for as long as NVML averages over.
+SETTLING_S = 1.0
 _RAPL = Path("/sys/class/powercap")
 
 
@@ -43,22 +51,26 @@ class GpuProbe:
         self._nvml = pynvml
         pynvml.nvmlInit()
         self._handles = {uuid: pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids}
+        self._slow_due = time.monotonic()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a GPU; what a GPU cannot tell is left out."""
+        """One row a GPU; what a GPU cannot tell, and what is not asked this time, is left out."""
         nvml = self._nvml
+        slow = time.monotonic() >= self._slow_due
+        if slow:
+            self._slow_due += SLOW_S
         for uuid, handle in self._handles.items():
-            yield {
+            # Its moment is the energy counter's, whose ticks are told from it.
+            energy = self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle, 1e-3)
+            row = {
                 "monotonic_s": time.monotonic(),
                 "device": uuid,
-                "energy_j": self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle, 1e-3),
+                "energy_j": energy,
                 "power_w": self._ask(nvml.nvmlDeviceGetPowerUsage, handle, 1e-3),
                 "utilization_pct": self._ask(
                     lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu, handle
                 ),
-                "memory_used_bytes": self._ask(
-                    lambda h: nvml.nvmlDeviceGetMemoryInfo(h).used, handle
-                ),
+                "memory_used_bytes": self._ask(memory_used, handle),
                 "sm_clock_mhz": self._ask(
                     lambda h: nvml.nvmlDeviceGetClockInfo(h, nvml.NVML_CLOCK_SM), handle
                 ),
@@ -67,13 +79,59 @@ class GpuProbe:
                 ),
                 "throttle_mask": self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
             }
+            yield row | self._slow_answers(handle) if slow else row
 
-    def _ask(self, question: Any, handle: Any, unit: float | None = None) -> float | int | None:
+    def _slow_answers(self, handle: Any) -> dict[str, Any]:
+        nvml = self._nvml
+        uncorrected = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+        processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        return {
+            "power_limit_w": self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle, 1e-3),
+            "ecc_errors": self._ask(
+                lambda h: nvml.nvmlDeviceGetTotalEccErrors(h, uncorrected, nvml.NVML_VOLATILE_ECC),
+                handle,
+            ),
+            # None where it cannot be asked, "-" where there are none.
+            "processes": processes
+            if processes is None
+            else ";".join(str(process.pid) for process in processes) or "-",
+        }
+
+    def _ask(self, question: Any, handle: Any, unit: float | None = None) -> Any:
         try:
-            answer: float | int = question(handle)
+            answer = question(handle)
         except self._nvml.NVMLError:
             return None
         return answer if unit is None else answer * unit
+
+
+def memory_used(handle: Any) -> int:
+    """Bytes in use on a GPU, what the driver keeps for itself left out where NVML tells it."""
+    import pynvml
+
+    try:
+        used = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used
+    except pynvml.NVMLError:
+        used = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+    return int(used)
+
+
+def gpu_facts(uuid: str) -> dict[str, Any]:
+    """What NVML says of a GPU that does not change while a cell runs."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    facts: dict[str, Any] = {
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+    }
+    with contextlib.suppress(pynvml.NVMLError):
+        default = pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle)
+        facts["power_limit_default_w"] = default / 1000
+    with contextlib.suppress(pynvml.NVMLError):
+        facts["sm_clock_limit_mhz"] = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
+    return facts
 
 
 class CpuProbe:
@@ -144,22 +202,31 @@ def visible_gpus(count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def sampling(target: Path, interval_s: float, gpus: Sequence[str] | None) -> Iterator[None]:
+def sampling(
+    target: Path, interval_s: float, gpus: Sequence[str] | None, idle_s: float = 0.0
+) -> Iterator[None]:
     """Sample into ``target`` (CSV) while inside, from a process of its own.
 
     Args:
         target: file to write.
         interval_s: seconds between samples.
         gpus: UUIDs of the GPUs to watch, or None for the processes this one starts.
+        idle_s: seconds for which the devices are watched before anything inside begins.
     """
     command = [sys.executable, "-m", "shardmark.telemetry", "--output", str(target)]
     command += ["--interval", str(interval_s), "--parent", str(os.getpid())]
+    command += ["--idle", str(idle_s)]
     if gpus is not None:
         command += ["--gpus", *gpus]
     scripts = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
-    sampler = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+    sampler = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
+    )
     try:
+        if idle_s:
+            assert sampler.stdout is not None
+            sampler.stdout.readline()  # also returns where the sampler has failed
         yield
     finally:
         sampler.terminate()
@@ -167,20 +234,30 @@ def sampling(target: Path, interval_s: float, gpus: Sequence[str] | None) -> Ite
 
 
 def main() -> None:
-    """Sample until ended, or until the process that wanted the samples is gone."""
+    """Sample until ended, or until the process that wanted the samples is gone.
+
+    Prints a line when the devices have been watched idle for long enough.
+    """
     parser = argparse.ArgumentParser(description="samples the devices of one cell on one node")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--interval", type=float, required=True, help="seconds between samples")
     parser.add_argument("--parent", type=int, required=True, help="process whose cell is watched")
     parser.add_argument("--gpus", nargs="+", help="UUIDs; without them the cell's processes")
+    parser.add_argument("--idle", type=float, default=0.0, help="seconds before the cell begins")
     arguments = parser.parse_args()
     probe = GpuProbe(arguments.gpus) if arguments.gpus else CpuProbe(arguments.parent)
     with arguments.output.open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        due = time.monotonic()
+        begin = due = time.monotonic()
+        idle = arguments.idle > 0
         while os.getppid() == arguments.parent:
-            table.writerows(probe.rows())
+            elapsed = time.monotonic() - begin
+            if idle and elapsed >= arguments.idle:
+                idle = False
+                print("the cell may begin", flush=True)
+            settled = idle and elapsed >= SETTLING_S
+            table.writerows(row | {"idle": int(settled)} for row in probe.rows())
             file.flush()
             due += arguments.interval
             time.sleep(max(0.0, due - time.monotonic()))

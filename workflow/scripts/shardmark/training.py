@@ -9,30 +9,47 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.profiler import ProfilerActivity, profile
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.clocks import Phases, StepClock
 from shardmark.data import Batch, TestData, TrainingData, load_images, training_data
+from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import torch_environment
 from shardmark.errors import UserError
+from shardmark.inspection import StepObserver, effective_config
+from shardmark.model_cost import ModelCost, cost_of
+from shardmark.model_state import float32_bytes, held, predicted
 from shardmark.models import build_model, shard_units
 from shardmark.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
 from shardmark.precision import set_math_mode
+from shardmark.probe import probe, uuid_of
 from shardmark.runtime import Runtime, start_runtime
 from shardmark.steady_state import is_stationary, summarise_steps
+from shardmark.step_split import DATA, STEP, split_of
 from shardmark.strategy import Strategy, Task
 
 StrategyClass = Callable[[Task], Strategy]
+# At most; one is enough but where the loss scaler leaves out a step.
+INSPECTED_STEPS = 4
+# A profiler's first steps are slow.
+UNTRACED_STEPS = 2
+PROFILED_STEPS = 5
+# Steps of the steady window beyond those that fill it at the warm-up's pace.
+WINDOW_MARGIN = 1.05
 
 
 def main(strategy: StrategyClass) -> None:
@@ -46,9 +63,7 @@ def main(strategy: StrategyClass) -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
     arguments = parser.parse_args()
     faulthandler.enable()
-    phases = Phases()
-    launched = float(os.environ.get("SHARDMARK_LAUNCHED", time.time()))
-    phases.seconds["imports"] = time.time() - launched
+    phases = Phases(time.time() - float(os.environ.get("SHARDMARK_LAUNCHED", time.time())))
     try:
         if arguments.case is not None:
             from shardmark.parity import run_case
@@ -130,6 +145,15 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Batch]) -> Tensor:
     return total / len(micro_batches)
 
 
+class Step(NamedTuple):
+    """One timed step: its phase (training, warmup or steady), its place in the data, its time."""
+
+    phase: str
+    epoch: int
+    step: int
+    ms: float
+
+
 class Diverged(Exception):
     """The loss is no number any more."""
 
@@ -149,6 +173,10 @@ class CellTraining:
         with phases("process_group"):
             self.runtime = start_runtime(cell)
         set_math_mode(workload.precision)
+        with phases("probe"):
+            self.probes = probe(self.runtime, workload.precision)
+            if self.runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
         # Shapes never change, so cuDNN's search for the fastest kernels pays in the warm-up.
         torch.backends.cudnn.benchmark = True
         with phases("data"):
@@ -174,6 +202,10 @@ class CellTraining:
             self.strategy = strategy(make_task(cell, self.runtime))
             self.runtime.synchronise()
         self.steps_done = 0
+        # The steps that updated weights: all but those that a loss scaler left out.
+        self.updates: set[int] = set()
+        register_optimizer_step_post_hook(lambda *_: self.updates.add(self.steps_done))
+        self.steps: list[Step] = []
         self.losses: list[float] = []
         self.accuracies: list[float] = []
         self.epochs_s: list[float] = []
@@ -183,45 +215,64 @@ class CellTraining:
         diverged = None
         throughput: dict[str, Any] | None = None
         window: dict[str, Any] = {}
+        inspected: dict[str, Any] = {}
+        split = None
         try:
             for epoch in range(self.cell.definition.epochs):
-                self._train_epoch(epoch)
+                with self.phases("training"):
+                    self._train_epoch(epoch)
                 with self.phases("evaluation"):
                     self.accuracies.append(self._evaluate())
-            with self.phases("measurement"):
-                throughput, window = self._measure()
+            with self.phases("inspection"):
+                inspected = self._inspect()
+            throughput, window = self._measure()
+            if self.cell.measure.profile:
+                with self.phases("profile"):
+                    split = self._profile()
         except Diverged as error:
             diverged = str(error)
-        ranks = self._gather(window | {"steps_ms": window.get("steps_ms", [])})
+        probes = [one.model_dump() for one in self.probes]
+        mine = (
+            window
+            | self._place()
+            | {
+                "steps": self.steps,
+                "probes": probes,
+                "profile": split,
+            }
+        )
+        ranks = self._gather(mine)
         if self.runtime.rank:
             return None
         return {
             "diverged": diverged,
             "loss": self.losses,
             "accuracy": self.accuracies,
-            "phases_s": self.phases.seconds,
             "epochs_s": self.epochs_s,
             "throughput": throughput,
             "ranks": ranks,
-            "effective_config": self.strategy.effective_config(),
+            "inspected": inspected,
             "environment": torch_environment(self.runtime.device, self.runtime.backend),
+            "phases_s": self.phases.so_far(),
+            "left_at": time.time(),
         }
 
     def _train_epoch(self, epoch: int) -> None:
         self.strategy.train()
         begin = time.perf_counter()
+        clock = StepClock(self.runtime.device)
         total = torch.zeros((), device=self.runtime.device)
         for micro_batches in self.data.epoch(epoch):
             if self.steps_done == 0:
                 with self.phases("first_step"):
                     total += self._step(micro_batches)
                     self.runtime.synchronise()
-                self.phases.current = "training"
             else:
                 total += self._step(micro_batches)
-        self.runtime.synchronise()
+            clock.mark()
+        steps_ms = clock.step_ms()
         self.epochs_s.append(time.perf_counter() - begin)
-        self.phases.seconds["training"] = sum(self.epochs_s)
+        self.steps += [Step("training", epoch, step, ms) for step, ms in enumerate(steps_ms)]
         world = self.runtime.world_size
         loss = float(self.runtime.sum_over_ranks(total).item()) / (world * self.data.steps)
         if not math.isfinite(loss):
@@ -251,11 +302,81 @@ class CellTraining:
         self._say(f"accuracy {correct / images:.4f} on {int(images)} test images")
         return float(correct / images)
 
+    def _inspect(self) -> dict[str, Any]:
+        """What one more step shows; another one where the loss scaler left that out."""
+        self.strategy.train()
+        device = self.runtime.device
+        for micro_batches in self.data.epoch(self.cell.definition.epochs, INSPECTED_STEPS):
+            observer = StepObserver(device.type)
+            with observer.watching(self.strategy.module):
+                self._step(micro_batches)
+            if observer.optimizer is not None:
+                break
+        skipped = self.steps_done - len(self.updates)
+        settings = effective_config(self.strategy, observer, self.data, skipped)
+        cost = cost_of(self.cell.definition)
+        found = {
+            "effective_config": settings.model_dump(),
+            "flops_per_image": cost.flops_per_image,
+            "bytes_per_image": self._bytes_per_image(observer),
+            "memory": self._model_state(observer, settings, cost),
+        }
+        if device.type == "cuda":
+            # What evaluation and observation left behind is not the training's memory.
+            torch.cuda.empty_cache()
+        return found
+
+    def _bytes_per_image(self, observer: StepObserver) -> int | None:
+        """Operand bytes of an image; None where replicas run in threads that cannot be seen."""
+        if len(self.runtime.replicas) > 1:
+            return None
+        return observer.operand_bytes // self.cell.per_gpu_batch_size
+
+    def _model_state(
+        self, observer: StepObserver, settings: EffectiveConfig, cost: ModelCost
+    ) -> dict[str, Any]:
+        """Fields of Memory."""
+        mine = None
+        if observer.optimizer is not None:
+            parameters = self.strategy.module.parameters()
+            mine = held(parameters, observer.optimizer, observer.gradients_bytes)
+        at_rest = None
+        if self.runtime.device.type == "cuda":
+            at_rest = torch.cuda.memory_allocated(self.runtime.device)
+        everyone = self._gather((mine and mine.model_dump(), at_rest))
+        stage, each = settings.zero_stage, float32_bytes(settings.optimizer_settings)
+        return {
+            "parameters": cost.parameters,
+            "zero_stage": stage,
+            "predicted": predicted(cost.parameters, stage, self.cell.processes, each).model_dump(),
+            "measured": [state for state, _ in everyone if state],
+            "at_rest_bytes": [size for _, size in everyone],
+        }
+
     def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Time a window of uninterrupted steps, after a warm-up whose end the step times show."""
-        settings = self.cell.measure
         self.strategy.train()
         steps = self._endless_steps()
+        with self.phases("warmup"):
+            warmup, stationary = self._warm_up(steps)
+        with self.phases("steady"):
+            window, steady = self._steady_state(steps, warmup)
+        for index, ms in enumerate(warmup + steady):
+            epoch, step = divmod(index, self.data.steps)
+            phase = "warmup" if index < len(warmup) else "steady"
+            self.steps.append(Step(phase, self.cell.definition.epochs + epoch, step, ms))
+        throughput = summarise_steps(self._gather(steady), self.cell.global_batch_size) | {
+            "window_complete": window["end_monotonic_s"] - window["begin_monotonic_s"]
+            >= self.cell.measure.steady_s,
+            "warmup_steps": len(warmup),
+            "warmup_converged": stationary,
+        }
+        self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
+        return throughput, window
+
+    def _warm_up(self, steps: Iterator[list[Batch]]) -> tuple[list[float], bool]:
+        """The times of the steps until they are stationary, and whether they became so, ms."""
+        settings = self.cell.measure
         warmup: list[float] = []
         stationary = False
         while not stationary and len(warmup) < settings.warmup_max_steps:
@@ -263,10 +384,18 @@ class CellTraining:
             part = min(part, settings.warmup_max_steps - len(warmup))
             warmup += self._timed(steps, part)
             stationary = bool(self.runtime.rank0_decides(float(is_stationary(warmup))))
-        # A fast step, not a typical one: the window is to be at least as long as asked for.
+        return warmup, stationary
+
+    def _steady_state(
+        self, steps: Iterator[list[Batch]], warmup: Sequence[float]
+    ) -> tuple[dict[str, Any], list[float]]:
+        """This process's window on the monotonic clock, its memory, and its steps' times, ms."""
+        settings = self.cell.measure
+        # A fast step, not a typical one, and some more of them: the window is to be at least as
+        # long as asked for, and every rank must take as many steps.
         recent = sorted(warmup[-settings.warmup_min_steps :])
         step_s = self.runtime.rank0_decides(recent[len(recent) // 10] / 1000)
-        count = max(2, math.ceil(settings.steady_s / step_s))
+        count = max(2, math.ceil(WINDOW_MARGIN * settings.steady_s / step_s))
         if self.runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         dist.barrier()
@@ -274,15 +403,8 @@ class CellTraining:
         begin = time.monotonic()
         steps_ms = self._timed(steps, count)
         end = time.monotonic()
-        window = {"begin_monotonic_s": begin, "end_monotonic_s": end, "steps_ms": steps_ms}
-        everyone = self._gather(steps_ms)
-        throughput = summarise_steps(everyone, self.cell.global_batch_size) | {
-            "window_complete": end - begin >= settings.steady_s,
-            "warmup_steps": len(warmup),
-            "warmup_converged": stationary,
-        }
-        self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
-        return throughput, window
+        window = {"begin_monotonic_s": begin, "end_monotonic_s": end}
+        return window | self._torch_memory(), steps_ms
 
     def _endless_steps(self) -> Iterator[list[Batch]]:
         for epoch in itertools.count(self.cell.definition.epochs):
@@ -296,12 +418,37 @@ class CellTraining:
         return clock.step_ms()
 
     def _gather(self, mine: Any) -> list[Any]:
-        """What every rank has, on every rank; with this rank's memory if it is a window's."""
-        if isinstance(mine, dict):
-            mine = mine | self._torch_memory() | {"node": os.uname().nodename}
+        """What every rank has, on every rank."""
         everyone: list[Any] = [None] * self.runtime.world_size
         dist.all_gather_object(everyone, mine)
         return everyone
+
+    def _place(self) -> dict[str, Any]:
+        """Where this process runs."""
+        return {"node": os.uname().nodename, "pid": os.getpid()}
+
+    def _profile(self) -> dict[str, Any]:
+        """Where the time of a few more steps goes."""
+        activities = [ProfilerActivity.CPU]
+        if self.runtime.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        steps = self._endless_steps()
+        dist.barrier()
+        with profile(activities=activities) as profiler:
+            for index in range(UNTRACED_STEPS + PROFILED_STEPS):
+                if index <= UNTRACED_STEPS:
+                    self.runtime.synchronise()
+                name = STEP if index >= UNTRACED_STEPS else "warm-up"
+                with record_function(name):
+                    with record_function(DATA):
+                        micro_batches = next(steps)
+                    self._step(micro_batches)
+            self.runtime.synchronise()
+        with tempfile.TemporaryDirectory(prefix="shardmark-") as folder:
+            trace = Path(folder, "trace.json")
+            profiler.export_chrome_trace(str(trace))
+            events = json.loads(trace.read_text())["traceEvents"]
+        return split_of(events, self.runtime.rank).model_dump()
 
     def _torch_memory(self) -> dict[str, Any]:
         """Peaks of torch's allocator by device index, bytes, since the window began."""
@@ -312,7 +459,7 @@ class CellTraining:
         return {
             "torch_memory": {
                 str(device): {
-                    "uuid": f"GPU-{torch.cuda.get_device_properties(device).uuid}",
+                    "uuid": uuid_of(torch.device("cuda", device)),
                     "allocated": torch.cuda.max_memory_allocated(device),
                     "reserved": torch.cuda.max_memory_reserved(device),
                 }

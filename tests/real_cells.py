@@ -1,0 +1,69 @@
+"""Real cells on this machine's CPU, small enough for a test."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from parity_cases import ROOT, STRATEGIES, VARIANTS
+from run_cell import run_cell
+from shardmark.cells import Cell, cell_of
+from shardmark.config import load
+from shardmark.metrics import Metrics, read_metrics
+
+_RUNS = tempfile.TemporaryDirectory(prefix="shardmark-test-")
+
+
+def cell_named(
+    strategy: str, gpus: int = 2, measure: dict[str, Any] | None = None, **changes: Any
+) -> Cell:
+    """A cell of one epoch of four steps; ``changes`` to its workload."""
+    workload: dict[str, Any] = {
+        "model": {"name": "resnet8"},
+        "dataset": {"name": "synthetic", "train_images": 64, "test_images": 16},
+        "batch": {"global": 16},
+        "optimizer": {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+        "precision": "fp32",
+    } | changes
+    raw = {
+        "run": "test",
+        "matrix": {
+            "workloads": ["w"],
+            "strategies": [*STRATEGIES, *VARIANTS],
+            "gpus": [1, 2],
+            "seeds": [0],
+        },
+        "workloads": {"w": workload},
+        "variants": VARIANTS,
+        "cluster": {"device": "cpu"},
+        "measure": {"steady_s": 0.3, "warmup_min_steps": 4, "warmup_max_steps": 8}
+        | (measure or {}),
+    }
+    return cell_of(load(raw, ROOT), "w", strategy, gpus, 0)
+
+
+@functools.cache
+def folder_of_run(
+    strategy: str, gpus: int = 2, precision: str = "bf16", sabotage: str | None = None
+) -> Path:
+    """What a real cell left behind, its metrics.json included; each is run once.
+
+    Args:
+        strategy: of the matrix, or a variant of the parity gate's tests.
+        gpus: processes of the cell.
+        precision: the workload's.
+        sabotage: a script of tests/sabotage that trains in the place of the strategy's own.
+    """
+    folder = Path(_RUNS.name, f"{strategy}-{gpus}-{precision}-{sabotage}")
+    script = ROOT / "tests/sabotage" / sabotage if sabotage else None
+    metrics = run_cell(cell_named(strategy, gpus, precision=precision), folder, script=script)
+    assert metrics.status == "ok", metrics.failure
+    (folder / "metrics.json").write_text(metrics.model_dump_json(by_alias=True))
+    return folder
+
+
+def metrics_of_run(*arguments: Any, **named: Any) -> Metrics:
+    """The result of such a cell, as a reader of its file has it."""
+    return read_metrics(folder_of_run(*arguments, **named) / "metrics.json")

@@ -1,0 +1,24 @@
+"""DDP around another optimizer than the workload's, as a framework's own Adam would be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from shardmark.strategy import Task
+from shardmark.training import main
+from train_ddp import Ddp
+
+
+class WithAdam(Ddp):
+    def __init__(self, task: Task) -> None:
+        super().__init__(
+            dataclasses.replace(
+                task, build_optimizer=lambda params: torch.optim.Adam(params, lr=0.001)
+            )
+        )
+
+
+if __name__ == "__main__":
+    main(WithAdam)

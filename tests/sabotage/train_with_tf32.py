@@ -1,0 +1,19 @@
+"""DDP that allows TensorFloat-32 when it is built."""
+
+from __future__ import annotations
+
+import torch
+
+from shardmark.strategy import Task
+from shardmark.training import main
+from train_ddp import Ddp
+
+
+class WithTf32(Ddp):
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        torch.set_float32_matmul_precision("high")
+
+
+if __name__ == "__main__":
+    main(WithTf32)

@@ -1,0 +1,62 @@
+"""Whole cells: real processes from the launch to metrics.json and the files beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from real_cells import folder_of_run, metrics_of_run
+from shardmark.metrics import Metrics
+
+PARTS_OF_OTHERS = ("first_step_s", "warmup_s", "steady_s", "total_s")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return folder_of_run("ddp")
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Metrics:
+    return metrics_of_run("ddp")
+
+
+def test_the_phases_share_out_the_wall_clock(metrics: Metrics) -> None:
+    times = metrics.time_s
+    assert times is not None
+    shares = times.model_dump(exclude={*PARTS_OF_OTHERS, "epochs_s"})
+    assert all(seconds is not None for seconds in shares.values()), shares
+    assert sum(shares.values()) == pytest.approx(times.total_s, rel=0.01)
+    assert times.other_s is not None
+    assert times.other_s < 0.01 * (times.total_s or 0)
+    assert (times.first_step_s or 0) < (times.training_s or 0)
+    assert (times.warmup_s or 0) + (times.steady_s or 0) == times.measurement_s
+    assert sum(times.epochs_s) <= (times.training_s or 0)
+
+
+def test_steps_csv_holds_every_step_of_every_rank(metrics: Metrics, folder: Path) -> None:
+    throughput = metrics.throughput
+    assert throughput is not None
+    with (folder / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    counts = Counter((row["rank"], row["phase"]) for row in rows)
+    for rank in ("0", "1"):
+        assert counts[rank, "training"] == 4
+        assert counts[rank, "warmup"] == throughput.warmup_steps
+        assert counts[rank, "steady"] == throughput.steps
+    assert 4 <= throughput.warmup_steps <= 8
+    measured = [(int(row["epoch"]), int(row["step"])) for row in rows if row["rank"] == "0"]
+    assert measured == [divmod(index, 4) for index in range(len(measured))]
+    steady = {
+        rank: [
+            float(row["step_ms"]) for row in rows if (row["rank"], row["phase"]) == (rank, "steady")
+        ]
+        for rank in ("0", "1")
+    }
+    slowest = max(sum(steps) for steps in steady.values())
+    assert throughput.images_per_s == pytest.approx(
+        16 * throughput.steps / (slowest / 1000), rel=1e-4
+    )

@@ -1,0 +1,146 @@
+"""The certificate over real cells: honest strategies pass, each way of cheating is caught."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from parity_cases import ROOT, STRATEGIES
+from real_cells import metrics_of_run
+from shardmark.certificate import Certificate, Row, as_markdown, certificates, certify
+from shardmark.metrics import Metrics
+
+DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
+
+
+def row_of(certificate: Certificate, setting: str) -> Row:
+    return next(row for row in certificate.rows if row.setting == setting)
+
+
+def beside_ddp(suspect: Metrics, name: str) -> Certificate:
+    cell = suspect.cell.model_copy(update={"strategy": name})
+    return certify([metrics_of_run("ddp"), suspect.model_copy(update={"cell": cell})], "ddp")
+
+
+@pytest.fixture(scope="module")
+def honest() -> Certificate:
+    return certify([metrics_of_run(strategy) for strategy in DISTRIBUTED], "ddp")
+
+
+def test_seven_strategies_have_no_difference_that_nothing_explains(honest: Certificate) -> None:
+    print(as_markdown(honest))
+    assert honest.flagged == []
+    assert honest.strategies[0] == "ddp"
+    assert len(honest.strategies) == 7
+
+
+def test_autocast_and_dtypes_are_those_seen_in_the_step(honest: Certificate) -> None:
+    assert set(row_of(honest, "autocast in the forward pass").values.values()) == {"bfloat16"}
+    assert set(row_of(honest, "precision of compute").values.values()) == {"bfloat16"}
+    assert row_of(honest, "precision of the gradient reduction").verdict == "same"
+    gathers = row_of(honest, "precision of the parameter gather")
+    assert (gathers.verdict, gathers.values["ddp"]) == ("inherent", "none")
+
+
+def test_collectives_move_the_bytes_that_the_parameters_have() -> None:
+    def bytes_of(strategy: str, kind: str) -> int:
+        config = metrics_of_run(strategy).effective_config
+        assert config is not None
+        return sum(x.bytes for x in config.collectives if x.kind == kind)
+
+    whole = 78_042 * 4  # ResNet-8's parameters in float32
+    assert bytes_of("ddp", "all_reduce") == whole
+    for strategy in ("fsdp", "fsdp2", "fairscale_fsdp"):
+        assert bytes_of(strategy, "reduce_scatter") == whole
+        # Every unit is gathered again in the backward pass, but for the outermost.
+        assert whole < bytes_of(strategy, "all_gather") < 2 * whole
+    assert bytes_of("deepspeed_zero1", "all_gather") == pytest.approx(whole, rel=1e-4)
+    assert bytes_of("deepspeed_zero3", "reduce_scatter") == whole
+
+
+def test_dp_in_one_process_agrees_with_ddp_in_one() -> None:
+    certificate = certify([metrics_of_run("ddp", 1), metrics_of_run("dp", 1)], "ddp")
+    assert certificate.flagged == []
+    assert row_of(certificate, "precision of the gradient reduction").values["dp"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sabotage", "precision", "setting", "value"),
+    [
+        ("zero1_default_clipping", None, "bf16", "gradient clipping", "1.0"),
+        (
+            "zero1_bf16_reduction",
+            None,
+            "bf16",
+            "precision of the gradient reduction",
+            "bfloat16, float32",
+        ),
+        (
+            "deepspeed_zero1",
+            "train_outer_autocast.py",
+            "bf16",
+            "autocast in the forward pass",
+            "none",
+        ),
+        ("ddp", "train_with_adam.py", "bf16", "optimizer", "Adam"),
+        ("ddp", "train_with_tf32.py", "bf16", "TF32 in matrix products", "true"),
+    ],
+)
+def test_sabotage_is_caught(
+    strategy: str, sabotage: str | None, precision: str, setting: str, value: str
+) -> None:
+    suspect = metrics_of_run(strategy, 2, precision, sabotage)
+    certificate = beside_ddp(suspect, "suspect")
+    row = row_of(certificate, setting)
+    print(as_markdown(certificate))
+    assert row.flagged.keys() == {"suspect"}
+    assert row.values["suspect"] == value
+
+
+def test_what_a_variant_declares_is_named_and_flagged_all_the_same() -> None:
+    certificate = beside_ddp(metrics_of_run("zero1_bf16_reduction"), "variant")
+    why = row_of(certificate, "precision of the gradient reduction").flagged["variant"]
+    assert why == (
+        "bfloat16, float32, where float32 is prescribed "
+        "(a variant of deepspeed_zero1 with low_precision_communication: true)"
+    )
+
+
+def test_all_strategies_wrong_alike_are_flagged_all() -> None:
+    config = metrics_of_run("ddp").effective_config
+    assert config is not None
+    wrong = config.model_copy(update={"gradient_clipping": 1.0})
+    found = [
+        one.model_copy(update={"effective_config": wrong})
+        for one in (metrics_of_run("ddp"), metrics_of_run("fsdp"))
+    ]
+    assert row_of(certify(found, "ddp"), "gradient clipping").flagged.keys() == {"ddp", "fsdp"}
+
+
+def test_seeds_of_a_strategy_that_differ_are_flagged() -> None:
+    one = metrics_of_run("ddp")
+    assert one.effective_config is not None
+    other = one.effective_config.model_copy(update={"cudnn_benchmark": False})
+    found = [one, one.model_copy(update={"effective_config": other}), metrics_of_run("fsdp")]
+    row = row_of(certify(found, "fsdp"), "cuDNN searches for kernels")
+    assert row.flagged.keys() == {"ddp"}
+    assert row.values["ddp"] == "true or false"
+
+
+def test_a_cell_that_failed_is_named_as_missing() -> None:
+    failed = metrics_of_run("fsdp").model_copy(update={"effective_config": None, "status": "oom"})
+    certificate = certify([metrics_of_run("ddp"), failed], "ddp")
+    assert certificate.missing == {"fsdp": "oom"}
+    assert "fsdp: oom, nothing read back" in as_markdown(certificate)
+
+
+def test_each_gpu_count_has_its_certificate() -> None:
+    found = certificates([metrics_of_run("ddp", 1), metrics_of_run("ddp", 2)])
+    assert [certificate.gpus for certificate in found] == [2, 1]
+
+
+def test_the_certificate_needs_no_torch() -> None:
+    code = "import shardmark.certificate, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "workflow/scripts")

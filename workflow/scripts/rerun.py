@@ -1,0 +1,92 @@
+"""Run a cell again from its metrics.json alone, and hold the new result against the old one.
+
+The new result is left in rerun/ beside it. Exit status 1 where the outcome is not the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from run_cell import run_cell
+from shardmark.atomic import write_text
+from shardmark.errors import UserError
+from shardmark.metrics import Metrics, read_metrics
+
+# What may explain a difference, by where it stands in the result.
+CIRCUMSTANCES = (
+    ("provenance", "git_commit"),
+    ("provenance", "git_diff_sha256"),
+    ("environment", "host"),
+    ("environment", "driver"),
+    ("environment", "versions"),
+    ("environment", "variables"),
+)
+
+
+def figures(metrics: Metrics) -> dict[str, float | None]:
+    """What is compared, with its unit."""
+    throughput, efficiency = metrics.throughput, metrics.efficiency
+    losses = metrics.loss.per_epoch if metrics.loss else []
+    return {f"loss of epoch {index + 1}": loss for index, loss in enumerate(losses)} | {
+        "final accuracy": metrics.accuracy.final if metrics.accuracy else None,
+        "images/s": throughput.images_per_s if throughput else None,
+        "step p50, ms": throughput.step_ms_p50 if throughput else None,
+        "energy an image, J": efficiency.energy_per_image_j if efficiency else None,
+        "memory, bytes": efficiency.memory_peak_bytes if efficiency else None,
+    }
+
+
+def compare(old: Metrics, new: Metrics) -> Iterator[str]:
+    """The two results in lines of text."""
+    yield f"{'':24}{'then':>16}{'now':>16}{'change':>10}"
+    yield f"{'status':24}{old.status:>16}{new.status:>16}"
+    now = figures(new)
+    for name, before in figures(old).items():
+        after = now.get(name)
+        change = f"{100 * (after / before - 1):+.2f} %" if before and after is not None else ""
+        yield f"{name:24}{_number(before):>16}{_number(after):>16}{change:>10}"
+    same_code = old.code_sha256 == new.code_sha256
+    yield f"code: {'the same' if same_code else 'another'}"
+    for section, key in CIRCUMSTANCES:
+        before, after = (getattr(one, section).get(key) for one in (old, new))
+        if before != after:
+            yield f"{key}: {_difference(before, after)}"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.6g}"
+
+
+def _difference(before: Any, after: Any) -> str:
+    if isinstance(before, dict) and isinstance(after, dict):
+        changed = sorted(
+            key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+        )
+        return ", ".join(f"{key} {before.get(key)} -> {after.get(key)}" for key in changed)
+    return f"{before} -> {after}"
+
+
+def main() -> None:
+    """Run the cell of the command line's metrics.json again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("metrics", type=Path, help="metrics.json of a cell")
+    arguments = parser.parse_args()
+    try:
+        old = read_metrics(arguments.metrics)
+        folder = arguments.metrics.parent / "rerun"
+        new = run_cell(old.cell, folder)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
+    folder.mkdir(exist_ok=True)
+    write_text(folder / "metrics.json", new.model_dump_json(indent=1, by_alias=True))
+    print(f"{old.cell.title}, again: {folder / 'metrics.json'}")
+    print("\n".join(compare(old, new)))
+    sys.exit(old.status != new.status)
+
+
+if __name__ == "__main__":
+    main()

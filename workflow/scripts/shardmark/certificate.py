@@ -1,0 +1,356 @@
+"""The fairness certificate: the effective settings of a workload's strategies, side by side.
+
+What the workload prescribes is held against what was read back; what it does not prescribe must at
+least be the same for all. A difference is explained, by a reason written here, where it is what the
+strategy *is*; every other one is flagged. Free of torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shardmark.cells import Cell
+from shardmark.config import Section
+from shardmark.effective_config import EffectiveConfig
+from shardmark.metrics import Metrics
+from shardmark.strategies import STRATEGIES
+
+_OPTIMIZER_CLASSES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+_AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
+
+
+class Row(Section):
+    """One setting.
+
+    Attributes:
+        setting: what it is.
+        values: by strategy.
+        verdict: whether all have the same, or the differences are explained, or one is not.
+        reason: why a difference is the strategies' nature.
+        flagged: by strategy, what is wrong with its value.
+    """
+
+    setting: str
+    values: dict[str, str]
+    verdict: Literal["same", "inherent", "flagged"]
+    reason: str | None = None
+    flagged: dict[str, str] = {}
+
+
+class Certificate(Section):
+    """The settings of a workload's strategies at one GPU count.
+
+    Attributes:
+        workload: its name.
+        gpus: GPUs of the cells.
+        strategies: those compared, in the order given.
+        missing: those of which nothing was read back, and the status of their cells.
+        rows: the settings.
+    """
+
+    workload: str
+    gpus: int
+    strategies: list[str]
+    missing: dict[str, str]
+    rows: list[Row]
+
+    @property
+    def flagged(self) -> list[Row]:
+        """The rows with a difference that nothing explains."""
+        return [row for row in self.rows if row.verdict == "flagged"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one setting is judged.
+
+    Attributes:
+        label: in words.
+        value: read from an effective configuration.
+        prescribed: what the workload prescribes; without it, all must have what most have.
+        inherent: why any difference is the strategies' nature.
+        lacking: why a strategy of this cell may have none; None if it must have one.
+    """
+
+    label: str
+    value: Callable[[EffectiveConfig], Any]
+    prescribed: Callable[[Cell], Any] | None = None
+    inherent: str | None = None
+    lacking: Callable[[Cell], str | None] | None = None
+
+
+def _optimizer_settings(cell: Cell) -> dict[str, Any]:
+    wanted = cell.definition.optimizer
+    if wanted.name == "sgd":
+        return {
+            "momentum": wanted.momentum,
+            "dampening": 0,
+            "nesterov": wanted.nesterov,
+            "weight_decay": wanted.weight_decay,
+        }
+    return {
+        "betas": list(wanted.betas),
+        "eps": wanted.eps,
+        "weight_decay": wanted.weight_decay,
+        "amsgrad": False,
+    }
+
+
+def _autocast(cell: Cell) -> list[str]:
+    return _AUTOCAST.get(cell.definition.precision, [])
+
+
+def _float32(cell: Cell) -> list[str]:
+    return ["float32"]
+
+
+def _tf32(cell: Cell) -> bool:
+    return cell.definition.precision == "tf32"
+
+
+def _gathers_nothing(cell: Cell) -> str | None:
+    return "whole parameters on every rank need no gathering"
+
+
+def _reduces_nothing(cell: Cell) -> str | None:
+    return "one replica has nobody to reduce with" if cell.gpus == 1 else None
+
+
+def _no_state(cell: Cell) -> str | None:
+    optimizer = cell.definition.optimizer
+    plain = optimizer.name == "sgd" and not optimizer.momentum
+    return "SGD without momentum keeps no state" if plain else None
+
+
+SETTINGS = (
+    Setting("wrapper", lambda c: c.wrapper, inherent="it is the strategy"),
+    Setting(
+        "optimizer",
+        lambda c: c.optimizer,
+        lambda k: _OPTIMIZER_CLASSES[k.definition.optimizer.name],
+    ),
+    Setting("optimizer settings", lambda c: c.optimizer_settings, _optimizer_settings),
+    Setting("learning rate of the observed step", lambda c: c.learning_rate),
+    Setting("gradient clipping", lambda c: c.gradient_clipping, lambda k: 0.0),
+    Setting(
+        "loss scaling",
+        lambda c: "dynamic" if c.loss_scaler else "none",
+        lambda k: "dynamic" if k.definition.precision == "fp16" else "none",
+    ),
+    Setting(
+        "loss scaler",
+        lambda c: c.loss_scaler,
+        inherent="sharded gradients need one that looks for infinities on every rank",
+    ),
+    Setting(
+        "steps skipped by the loss scaler",
+        lambda c: c.skipped_steps if c.loss_scaler is None else "as it overflows",
+        lambda k: 0 if k.definition.precision != "fp16" else "as it overflows",
+    ),
+    Setting("micro-batches", lambda c: c.accumulate, lambda k: k.definition.batch.accumulate),
+    Setting("autocast in the forward pass", lambda c: c.autocast, _autocast),
+    Setting("precision of parameters", lambda c: c.parameter_dtypes, _float32),
+    Setting(
+        "precision of compute", lambda c: c.compute_dtypes, lambda k: _autocast(k) or ["float32"]
+    ),
+    Setting("precision of normalisation", lambda c: c.normalisation_dtypes),
+    Setting(
+        "precision of the parameter gather",
+        lambda c: c.gather_dtypes,
+        _float32,
+        lacking=_gathers_nothing,
+    ),
+    Setting(
+        "precision of the gradient reduction",
+        lambda c: c.reduction_dtypes,
+        _float32,
+        lacking=_reduces_nothing,
+    ),
+    Setting("precision of gradients", lambda c: c.gradient_dtypes, _float32),
+    Setting(
+        "precision of the optimizer state",
+        lambda c: c.optimizer_state_dtypes,
+        _float32,
+        lacking=_no_state,
+    ),
+    Setting("TF32 in matrix products", lambda c: c.tf32_matmul, _tf32),
+    Setting("TF32 in convolutions", lambda c: c.tf32_convolution, _tf32),
+    Setting("memory format of inputs", lambda c: c.input_formats),
+    Setting("memory format of weights", lambda c: c.weight_formats),
+    Setting("normalisation layers", lambda c: c.normalisation),
+    Setting(
+        "buffers broadcast in the forward pass", lambda c: c.buffers_broadcast, lambda k: False
+    ),
+    Setting("running statistics differ between ranks", lambda c: c.buffers_differ_between_ranks),
+    Setting("loader", lambda c: c.loader),
+    Setting("loader workers", lambda c: c.loader_workers),
+    Setting("compiled", lambda c: c.compiled, lambda k: False),
+    Setting("cuDNN searches for kernels", lambda c: c.cudnn_benchmark),
+    Setting(
+        "what is sharded (ZeRO stage)",
+        lambda c: c.zero_stage,
+        inherent="it is what sets the strategies apart",
+    ),
+    Setting(
+        "units sharded one at a time",
+        lambda c: c.sharded_units,
+        lacking=lambda k: "it shards nothing, or parameter by parameter",
+    ),
+    Setting(
+        "gradient buckets, bytes",
+        lambda c: c.bucket_bytes,
+        inherent="how a strategy packs its messages is its own",
+    ),
+    Setting(
+        "collectives of a step",
+        lambda c: "; ".join(f"{x.calls} {x.kind} {x.dtype}, {x.bytes:,} B" for x in c.collectives),
+        inherent="which messages a strategy sends is what it is",
+    ),
+    Setting(
+        "settings of its own",
+        lambda c: c.own,
+        inherent="no other strategy has them",
+    ),
+)
+
+
+def certificates(metrics: Iterable[Metrics], baseline: str | None = None) -> list[Certificate]:
+    """One certificate for each workload and GPU count that the cells are of, the most GPUs first.
+
+    Args:
+        metrics: results of cells; of those that left no settings the status is told.
+        baseline: named first, and whose value stands where there is no majority.
+    """
+    groups: dict[tuple[str, int], list[Metrics]] = defaultdict(list)
+    for result in metrics:
+        groups[result.cell.workload, result.cell.gpus].append(result)
+    return [
+        certify(groups[key], baseline) for key in sorted(groups, key=lambda key: (key[0], -key[1]))
+    ]
+
+
+def certify(metrics: Sequence[Metrics], baseline: str | None = None) -> Certificate:
+    """Hold the settings of strategies against the workload and against one another.
+
+    Args:
+        metrics: results of one workload at one GPU count, any seeds.
+        baseline: as for certificates.
+    """
+    by_strategy: dict[str, list[Metrics]] = defaultdict(list)
+    for result in metrics:
+        by_strategy[result.cell.strategy].append(result)
+    order = sorted(by_strategy, key=lambda name: name != baseline)
+    read = {
+        name: found
+        for name in order
+        if (found := [one for one in by_strategy[name] if one.effective_config])
+    }
+    cell = metrics[0].cell
+    return Certificate(
+        workload=cell.workload,
+        gpus=cell.gpus,
+        strategies=list(read),
+        missing={name: by_strategy[name][0].status for name in order if name not in read},
+        rows=[_judge(setting, read, baseline) for setting in SETTINGS] if read else [],
+    )
+
+
+def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: str | None) -> Row:
+    values = {
+        name: [setting.value(one.effective_config) for one in found if one.effective_config]
+        for name, found in read.items()
+    }
+    texts = {name: " or ".join(dict.fromkeys(map(_text, each))) for name, each in values.items()}
+    differ = len(set(texts.values())) > 1
+    if setting.inherent:
+        return Row(
+            setting=setting.label,
+            values=texts,
+            verdict="inherent" if differ else "same",
+            reason=setting.inherent if differ else None,
+        )
+    reasons: dict[str, None] = {}
+    flagged: dict[str, str] = {}
+    common = _most_common(texts, values, baseline)
+    for name, found in read.items():
+        cell = found[0].cell
+        lacking = setting.lacking(cell) if setting.lacking else None
+        wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
+        if lacking and not any(values[name]):
+            reasons[lacking] = None
+        elif texts[name] != wanted:
+            word = "prescribed" if setting.prescribed else "of the others"
+            flagged[name] = f"{texts[name]}, where {wanted} is {word}{_options_of(cell)}"
+    verdict: Literal["same", "inherent", "flagged"] = "inherent" if differ else "same"
+    return Row(
+        setting=setting.label,
+        values=texts,
+        verdict="flagged" if flagged else verdict,
+        reason="; ".join(reasons) if differ and reasons else None,
+        flagged=flagged,
+    )
+
+
+def _most_common(
+    texts: Mapping[str, str], values: Mapping[str, Sequence[Any]], baseline: str | None
+) -> str:
+    """What most strategies that have any have; the baseline decides a draw."""
+    counts = Counter(
+        text for name, text in texts.items() if any(v is not None for v in values[name])
+    )
+    if not counts:
+        return _text(None)
+    most = max(counts.values())
+    best = [text for text, count in counts.items() if count == most]
+    favoured = texts.get(baseline or "")
+    return favoured if favoured in best else best[0]
+
+
+def _options_of(cell: Cell) -> str:
+    """The options a variant sets, which may be why it differs: told, and flagged all the same."""
+    defaults = STRATEGIES[cell.base].options().model_dump()
+    chosen = {key: value for key, value in cell.options.items() if value != defaults[key]}
+    if not chosen:
+        return ""
+    told = ", ".join(f"{key}: {_text(value)}" for key, value in chosen.items())
+    return f" (a variant of {cell.base} with {told})"
+
+
+def _text(value: Any) -> str:
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ", ".join(value)
+    return json.dumps(value)
+
+
+def as_markdown(certificate: Certificate) -> str:
+    """The certificate as a table: what is the same folded into a line, then what differs."""
+    lines = [f"### {certificate.workload}, {certificate.gpus} GPUs", ""]
+    same = [row for row in certificate.rows if row.verdict == "same"]
+    folded = "; ".join(f"{row.setting}: {next(iter(row.values.values()))}" for row in same)
+    lines += [f"The same for {', '.join(certificate.strategies)}: {folded}.", ""]
+    names = certificate.strategies
+    lines += [f"| setting | {' | '.join(names)} | |", "|---" * (len(names) + 2) + "|"]
+    for row in sorted(certificate.rows, key=lambda row: row.verdict != "flagged"):
+        if row.verdict == "same":
+            continue
+        cells = [
+            f"**{row.values[name]}**" if name in row.flagged else row.values[name] for name in names
+        ]
+        note = row.reason or ""
+        if row.flagged:
+            note = "**NOT EXPLAINED** " + "; ".join(
+                f"{name}: {why}" for name, why in row.flagged.items()
+            )
+        lines.append(f"| {row.setting} | {' | '.join(cells)} | {note} |")
+    lines += [
+        f"\n{name}: {status}, nothing read back" for name, status in certificate.missing.items()
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,66 @@
+"""The settings a training really ran with, read back from it; what the certificate compares.
+
+Free of torch: the aggregation reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardmark.config import Section
+
+
+class Collective(Section):
+    """The collectives of one kind and data type in one optimizer step of one rank.
+
+    ``bytes`` is the larger of what a call takes and gives, as nccl-tests count it: the whole tensor
+    for an all-reduce, the gathered one for an all-gather, the unreduced one for a reduce-scatter.
+    """
+
+    kind: str
+    dtype: str
+    calls: int
+    bytes: int
+
+
+class EffectiveConfig(Section):
+    """One strategy's settings, from its live objects and from one observed step.
+
+    Data types are sorted lists of what was seen, empty where nothing of the kind was. Compute is
+    what convolutions and linear layers gave; gather and reduction are collectives of more than one
+    element; gradients are the optimizer's, as it stepped.
+    """
+
+    wrapper: str
+    optimizer: str | None
+    optimizer_settings: dict[str, Any]
+    learning_rate: float | None
+    gradient_clipping: float
+    loss_scaler: str | None
+    loss_scale: float | None
+    skipped_steps: int
+    accumulate: int
+    autocast: list[str]
+    parameter_dtypes: list[str]
+    compute_dtypes: list[str]
+    normalisation_dtypes: list[str]
+    gather_dtypes: list[str]
+    reduction_dtypes: list[str]
+    gradient_dtypes: list[str]
+    optimizer_state_dtypes: list[str]
+    tf32_matmul: bool
+    tf32_convolution: bool
+    input_formats: list[str]
+    weight_formats: list[str]
+    normalisation: list[str]
+    buffers_broadcast: bool
+    buffers_differ_between_ranks: bool | None
+    loader: str
+    loader_workers: int
+    compiled: bool
+    cudnn_benchmark: bool
+    zero_stage: int
+    sharded_units: int | None
+    bucket_bytes: list[int] | None
+    collectives: list[Collective]
+    own: dict[str, Any]

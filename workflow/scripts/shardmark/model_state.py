@@ -1,0 +1,97 @@
+"""Bytes of the model's state, as a process holds them and as ZeRO's formulas predict them.
+
+The state is what sharding can save: parameters, gradients, optimizer state. Activations, buffers of
+a framework's own and the images are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from shardmark.metrics import ModelState
+
+_FLOAT32_BYTES = 4
+
+
+def storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
+    """Bytes of the memory behind tensors, by its address: views of one memory count it once.
+
+    That is what is really held: a shard that is a view of a larger buffer holds the buffer.
+    """
+    found = {}
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        memory = local.untyped_storage()
+        if memory.nbytes():
+            found[memory.data_ptr()] = memory.nbytes()
+    return found
+
+
+def held(
+    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, gradients_bytes: int
+) -> ModelState:
+    """What this process holds between two steps.
+
+    Args:
+        parameters: of the strategy's module. Those of ZeRO-3 keep their shard in ``ds_tensor``.
+        optimizer: the torch optimizer that steps. Where its parameters are not the module's, they
+            are copies, and belong to its state.
+        gradients_bytes: of the gradients at the moment when it stepped; between steps there are
+            none.
+    """
+    module = list(parameters)
+    shards = [getattr(parameter, "ds_tensor", None) for parameter in module]
+    whole = storages([*module, *shards])
+    stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = [leaf for leaf in tree_leaves(dict(optimizer.state)) if isinstance(leaf, Tensor)]
+    own = {
+        address: size
+        for address, size in storages([*stepped, *state]).items()
+        if address not in whole
+    }
+    return ModelState(
+        parameters_bytes=sum(whole.values()),
+        gradients_bytes=gradients_bytes,
+        optimizer_state_bytes=sum(own.values()),
+    )
+
+
+def predicted(
+    parameters: int, stage: int, ranks: int, bytes_each: tuple[int, int, int]
+) -> ModelState:
+    """What a rank would hold by the formulas of ZeRO.
+
+    Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
+    (SC20), figure 1.
+
+    Args:
+        parameters: of the model, over all ranks.
+        stage: 0 shards nothing, 1 the optimizer state, 2 the gradients too, 3 the parameters too.
+        ranks: over which is sharded.
+        bytes_each: of a parameter, of its gradient, of its optimizer state; the paper's are 2, 2
+            and 12.
+    """
+    parameter, gradient, state = (parameters * size for size in bytes_each)
+    return ModelState(
+        parameters_bytes=-(-parameter // ranks) if stage >= 3 else parameter,
+        gradients_bytes=-(-gradient // ranks) if stage >= 2 else gradient,
+        optimizer_state_bytes=-(-state // ranks) if stage >= 1 else state,
+    )
+
+
+def float32_bytes(optimizer: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Bytes of a parameter, its gradient and its optimizer state, all in float32 and none twice.
+
+    Args:
+        optimizer: settings of its parameter group: Adam keeps two numbers a parameter, SGD one with
+            momentum and none without.
+    """
+    numbers = 2 if "betas" in optimizer else int(bool(optimizer.get("momentum")))
+    return _FLOAT32_BYTES, _FLOAT32_BYTES, numbers * _FLOAT32_BYTES

@@ -1,0 +1,61 @@
+"""How near a cell comes to what its devices can do, by the roofline model.
+
+Williams et al., "Roofline: An Insightful Visual Performance Model for Multicore Architectures"
+(CACM 2009). The roofs are the cell's own probe of its devices. Free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardmark.metrics import Probe, Roofs
+
+
+def roofs_of(
+    probes: Sequence[Probe],
+    flops_per_image: int,
+    bytes_per_image: int | None,
+    images_per_s_per_gpu: float,
+) -> Roofs:
+    """The cell's figures of one GPU against its roofs; the slowest GPU's, which sets the pace.
+
+    Args:
+        probes: of every device of the cell.
+        flops_per_image: of forward and backward pass.
+        bytes_per_image: that operations read and write, each operand once and nothing cached or
+            fused; None where not all operations could be seen.
+        images_per_s_per_gpu: in steady state.
+    """
+    peak = min(one.matmul_tflops for one in probes)
+    bandwidth = min(one.copy_gb_per_s for one in probes)
+    achieved = flops_per_image * images_per_s_per_gpu / 1e12
+    compute_roof = peak * 1e12 / flops_per_image
+    moved = memory_roof = bound = statement = None
+    if bytes_per_image:
+        moved = bytes_per_image * images_per_s_per_gpu / 1e9
+        memory_roof = bandwidth * 1e9 / bytes_per_image
+        bound, statement = _bound(compute_roof, memory_roof, images_per_s_per_gpu)
+    return Roofs(
+        flops_per_image=flops_per_image,
+        bytes_per_image=bytes_per_image,
+        peak_tflops=peak,
+        bandwidth_gb_per_s=bandwidth,
+        achieved_tflops=achieved,
+        peak_share_pct=100 * achieved / peak,
+        achieved_gb_per_s=moved,
+        bandwidth_share_pct=100 * moved / bandwidth if moved is not None else None,
+        compute_roof_images_per_s=compute_roof,
+        memory_roof_images_per_s=memory_roof,
+        bound=bound,
+        statement=statement,
+    )
+
+
+def _bound(compute: float, memory: float, measured: float) -> tuple[str, str]:
+    bound, roof, other = (
+        ("memory", memory, compute) if memory < compute else ("compute", compute, memory)
+    )
+    return bound, (
+        f"{bound}-bound: {bound} allows {roof:,.0f} images/s a GPU, where the other roof is at "
+        f"{other:,.0f}; measured {measured:,.0f}, {100 * measured / roof:.0f} % of the lower"
+    )

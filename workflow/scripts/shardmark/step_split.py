@@ -1,0 +1,134 @@
+"""Where the time of a step goes, from a trace of torch.profiler: figures that add up to the step.
+
+Every moment of the traced steps belongs to one of four: the device computes; it only communicates
+(what overlaps with compute is hidden, and costs nothing); it makes or awaits data; or it has
+nothing to do, because the host has not told it in time. Free of torch: it reads the trace's JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from shardmark.metrics import StepSplit
+
+STEP = "shardmark: step"
+DATA = "shardmark: data"
+_ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+# What computes and what communicates on a CPU; other records (of autograd's nodes, of optimizers)
+# span both, and what lies between.
+_COMPUTE_OF_CPU = ("aten::", "fsdp::")
+_COMMUNICATION = ("nccl", "gloo:", "c10d::")
+
+Interval = tuple[float, float]
+
+
+def split_of(events: Iterable[Mapping[str, Any]], rank: int) -> StepSplit:
+    """Split the steps of a trace.
+
+    On a GPU the device's own records are read; the trace's projection of the data range onto the
+    device tells its kernels from those of the model. Without a GPU, torch's own operators are the
+    compute, in whatever thread.
+
+    Args:
+        events: ``traceEvents`` of the trace, whose times are in microseconds. Steps stand in ranges
+            named STEP, and the making of their batches within them in ranges named DATA. The device
+            had nothing to do when the first step began.
+        rank: whose trace it is.
+
+    Raises:
+        ValueError: if no step is in the trace.
+    """
+    complete = [event for event in events if event.get("ph") == "X"]
+    steps = _named(complete, STEP, "user_annotation")
+    if not steps:
+        raise ValueError("no step is in the trace")
+    host_data = _named(complete, DATA, "user_annotation")
+    on_gpu = [event for event in complete if event.get("cat") in _ON_GPU]
+    work = on_gpu or [event for event in complete if _is_work_of_a_cpu(event)]
+    device_data = _named(complete, DATA, "gpu_user_annotation") if on_gpu else host_data
+    communicates = union(_interval(event) for event in work if _is_communication(event))
+    computes = union(_interval(event) for event in work if not _is_communication(event))
+    data = intersection(computes, union(device_data))
+    begin = min(start for start, _ in steps)
+    end = max([stop for _, stop in steps] + [stop for _, stop in map(_interval, work)])
+    whole = [(begin, end)]
+    compute = difference(intersection(computes, whole), data)
+    communication = intersection(communicates, whole)
+    exposed = difference(communication, compute)
+    busy = union([*compute, *exposed])
+    # Also the host's: where the device is idle while a batch is made or awaited, that is why.
+    in_data = difference(intersection(union([*data, *host_data]), whole), busy)
+    gaps = difference(whole, union([*busy, *in_data]))
+    each = 1000 * len(steps)
+    return StepSplit(
+        rank=rank,
+        steps=len(steps),
+        step_ms=(end - begin) / each,
+        compute_ms=length(compute) / each,
+        exposed_communication_ms=length(exposed) / each,
+        data_ms=length(in_data) / each,
+        host_gap_ms=length(gaps) / each,
+        communication_ms=length(communication) / each,
+    )
+
+
+def _named(events: Sequence[Mapping[str, Any]], name: str, category: str) -> list[Interval]:
+    return [
+        _interval(event)
+        for event in events
+        if event.get("name") == name and event.get("cat") == category
+    ]
+
+
+def _interval(event: Mapping[str, Any]) -> Interval:
+    begin = float(event["ts"])
+    return begin, begin + float(event["dur"])
+
+
+def _is_work_of_a_cpu(event: Mapping[str, Any]) -> bool:
+    return str(event["name"]).startswith((*_COMPUTE_OF_CPU, *_COMMUNICATION))
+
+
+def _is_communication(event: Mapping[str, Any]) -> bool:
+    name = str(event["name"]).lower()
+    return any(sign in name for sign in _COMMUNICATION)
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same moments in intervals that are apart, in the order of time."""
+    merged: list[Interval] = []
+    for begin, end in sorted(intervals):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        elif end > begin:
+            merged.append((begin, end))
+    return merged
+
+
+def intersection(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]:
+    """The moments in both; each is a union."""
+    found = []
+    first = second = 0
+    while first < len(one) and second < len(other):
+        begin = max(one[first][0], other[second][0])
+        end = min(one[first][1], other[second][1])
+        if begin < end:
+            found.append((begin, end))
+        if one[first][1] < other[second][1]:
+            first += 1
+        else:
+            second += 1
+    return found
+
+
+def difference(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]:
+    """The moments in the first and not in the second; each is a union."""
+    edges = [float("-inf"), *(edge for interval in other for edge in interval), float("inf")]
+    outside = list(zip(edges[::2], edges[1::2], strict=True))
+    return intersection(one, outside)
+
+
+def length(intervals: Iterable[Interval]) -> float:
+    """Their time together."""
+    return sum(end - begin for begin, end in intervals)

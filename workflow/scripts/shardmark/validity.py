@@ -1,0 +1,234 @@
+"""The written rules that mark a cell as suspect. Free of torch.
+
+A suspect cell is shown, with its reasons, and takes no part in comparisons unless the configuration
+says so. Each rule gives its reason with the figure that broke its limit.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shardmark.metrics import Device, Metrics
+
+# Reasons under which a device runs below the clock it would otherwise hold: heat and faults. The
+# power cap is not among them: at its own limit it is how a device of its kind runs under load.
+FAULTS = (
+    "hw_slowdown",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+)
+POWER_CAP = "sw_power_cap"
+MOST_THROTTLED_PCT = 1.0
+# What a driver keeps is less, and a CUDA context more than this.
+MOST_IDLE_MEMORY_BYTES = 256 * 2**20
+MOST_IDLE_UTILIZATION_PCT = 10.0
+MOST_DRIFT_PCT = 5.0
+MOST_INPUT_BOUND_PCT = 5.0
+# GPUs of one model differ by 8 % on average, some by more than 20 % (arXiv 2208.11035).
+MOST_SLOWER_PCT = 10.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: what it finds.
+        says: when, in words.
+        reasons: the reasons a cell gives for it; none where the rule does not apply.
+    """
+
+    name: str
+    says: str
+    reasons: Callable[[Metrics], Iterator[str]]
+
+
+def _gpus(metrics: Metrics) -> Iterator[tuple[str, Device]]:
+    for device in metrics.devices:
+        if device.kind == "gpu":
+            yield f"GPU {device.index} of {device.node}", device
+
+
+def _throttled(metrics: Metrics) -> Iterator[str]:
+    for name, device in _gpus(metrics):
+        for reason, share in (device.throttled_pct or {}).items():
+            if reason in FAULTS and share > MOST_THROTTLED_PCT:
+                yield f"{name} was slowed down by {reason} for {share:.0f} % of the window"
+        capped = (device.throttled_pct or {}).get(POWER_CAP, 0.0)
+        limit, default = device.power_limit_w, device.power_limit_default_w
+        lowered = limit is not None and default is not None and limit < default
+        if capped > MOST_THROTTLED_PCT and lowered:
+            yield (
+                f"{name} was held at {limit:.0f} W, of its own {default:.0f} W, for {capped:.0f} % "
+                "of the window"
+            )
+
+
+def _shared(metrics: Metrics) -> Iterator[str]:
+    for name, device in _gpus(metrics):
+        if device.foreign_processes:
+            yield f"{name} had {device.foreign_processes} processes that are not the cell's"
+        memory, load = device.idle_memory_bytes, device.idle_utilization_pct
+        if memory is not None and memory > MOST_IDLE_MEMORY_BYTES:
+            yield f"{name} had {memory / 2**20:.0f} MiB in use before the cell began"
+        if load is not None and load > MOST_IDLE_UTILIZATION_PCT:
+            yield f"{name} was busy for {load:.0f} % of the time before the cell began"
+
+
+def _unwatched(metrics: Metrics) -> Iterator[str]:
+    for name, device in _gpus(metrics):
+        if not device.samples:
+            yield f"{name} was not watched in the window, so that nothing is known of it"
+
+
+def _memory_errors(metrics: Metrics) -> Iterator[str]:
+    for name, device in _gpus(metrics):
+        if device.ecc_errors:
+            yield f"{name} had {device.ecc_errors} uncorrected memory errors"
+
+
+def _drifting(metrics: Metrics) -> Iterator[str]:
+    drift = metrics.throughput.drift_pct if metrics.throughput else None
+    if drift is not None and abs(drift) > MOST_DRIFT_PCT:
+        word = "slower" if drift > 0 else "faster"
+        yield f"steps became {abs(drift):.1f} % {word} from the window's first third to its last"
+
+
+def _too_short(metrics: Metrics) -> Iterator[str]:
+    measured = metrics.throughput
+    if measured is not None and not measured.window_complete:
+        asked = metrics.cell.measure.steady_s
+        yield f"the window was {measured.window_s:.2f} s long, of the {asked:g} s asked for"
+
+
+RULES = (
+    Rule(
+        "throttled",
+        f"heat or a fault slowed a GPU down for more than {MOST_THROTTLED_PCT:g} % of the window, "
+        "or a power limit below its own did",
+        _throttled,
+    ),
+    Rule(
+        "shared GPU",
+        "another process was on a GPU, or before the cell began more than "
+        f"{MOST_IDLE_MEMORY_BYTES // 2**20} MiB were in use on it, or it was busy for more than "
+        f"{MOST_IDLE_UTILIZATION_PCT:g} % of the time",
+        _shared,
+    ),
+    Rule("unwatched", "no sample of a GPU fell into the window", _unwatched),
+    Rule("memory errors", "a GPU counted an uncorrected memory error", _memory_errors),
+    Rule(
+        "drifting",
+        "the steps of the window's last third are slower or faster than those of its first by more "
+        f"than {MOST_DRIFT_PCT:g} %",
+        _drifting,
+    ),
+    Rule("window too short", "the window is shorter than measure.steady_s", _too_short),
+)
+SLOW_GPU = (
+    "its matrix product in the probe is slower by more than "
+    f"{MOST_SLOWER_PCT:g} % than the median of the other cells on GPUs of that name"
+)
+INPUT_BOUND = (
+    "the same cell on synthetic images that live on the device is faster by more than "
+    f"{MOST_INPUT_BOUND_PCT:g} %"
+)
+
+
+def reasons_of(metrics: Metrics) -> list[str]:
+    """Why a cell is suspect, by the rules that need no other cell: ``<rule>: <reason>``."""
+    return [f"{rule.name}: {reason}" for rule in RULES for reason in rule.reasons(metrics)]
+
+
+def judged(metrics: Metrics, others: Iterable[Metrics] = ()) -> Metrics:
+    """The result with its validity.
+
+    Args:
+        metrics: of one cell.
+        others: of the same matrix, among them perhaps the controls that show whether input limits
+            this cell, and cells that ran on GPUs of the same name.
+    """
+    others = list(others)
+    reasons = [
+        *reasons_of(metrics),
+        *_slow_gpu(metrics, others),
+        *_input_bound(metrics, others),
+    ]
+    if metrics.status != "ok" or not reasons:
+        return metrics.model_copy(update={"validity": "valid", "validity_reasons": []})
+    return metrics.model_copy(update={"validity": "suspect", "validity_reasons": reasons})
+
+
+def _probed_tflops(metrics: Metrics) -> float | None:
+    """Of the cell's slowest GPU; None on a CPU, whose probe says little."""
+    if metrics.cell.device == "cpu" or not metrics.probes:
+        return None
+    return min(one.matmul_tflops for one in metrics.probes)
+
+
+def _slow_gpu(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
+    mine = _probed_tflops(metrics)
+    kind = _kind_of_gpu(metrics)
+    rates = [
+        rate
+        for other in others
+        if other is not metrics and _kind_of_gpu(other) == kind and (rate := _probed_tflops(other))
+    ]
+    if mine is None or not rates:
+        return
+    usual = statistics.median(rates)
+    slower = 100 * (1 - mine / usual)
+    if slower > MOST_SLOWER_PCT:
+        yield (
+            f"slow GPU: {mine:.1f} TFLOP/s in the probe, {slower:.0f} % under the {usual:.1f} of "
+            f"{len(rates)} other cells"
+        )
+
+
+def _kind_of_gpu(metrics: Metrics) -> tuple[set[str], str]:
+    return {device.name for device in metrics.devices}, metrics.cell.definition.precision
+
+
+def _input_bound(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
+    controls = [
+        other.throughput.images_per_s
+        for other in others
+        if other.throughput is not None and is_control(other, metrics)
+    ]
+    if metrics.throughput is None or not controls:
+        return
+    gain = 100 * (statistics.median(controls) / metrics.throughput.images_per_s - 1)
+    if gain > MOST_INPUT_BOUND_PCT:
+        yield (
+            f"input-bound: the same training on synthetic images is {gain:.1f} % faster "
+            f"({len(controls)} cells)"
+        )
+
+
+def is_control(control: Metrics, cell: Metrics) -> bool:
+    """Whether a cell differs from another in the source of its images alone, which are no limit."""
+    dataset = control.cell.definition.dataset
+    return (
+        dataset.name == "synthetic"
+        and dataset.loader == "device"
+        and (control.cell.base, control.cell.gpus) == (cell.cell.base, cell.cell.gpus)
+        and control.cell.definition != cell.cell.definition
+        and _without_images(control) == _without_images(cell)
+    )
+
+
+def _without_images(metrics: Metrics) -> dict[str, Any]:
+    """What a cell and its control have in common."""
+    cell = metrics.cell
+    common: dict[str, Any] = cell.definition.model_dump(exclude={"dataset", "epochs", "schedule"})
+    return common | {
+        "image_size": cell.definition.dataset.image_size,
+        "classes": cell.definition.classes,
+        "strategy": (cell.base, cell.options),
+        "place": (cell.device, cell.gpus, cell.nodes),
+        "batch": (cell.global_batch_size, cell.per_gpu_batch_size),
+    }
