@@ -72,6 +72,11 @@ class DeepspeedOptions(Options):
     low_precision_communication: Flag = Field(
         False, description="DeepSpeed's native autocast: gradients reduced in bf16 or fp16"
     )
+    memory_efficient_linear: Flag = Field(
+        False,
+        description="stage 3: DeepSpeed's own linear layer, whose backward pass under autocast "
+        "rounds otherwise than torch's",
+    )
     overlap_comm: Flag | None = Field(None, description="null leaves the stage's own default")
     reduce_bucket_size: Count = Field(500_000_000, description="elements in a gradient bucket")
 
