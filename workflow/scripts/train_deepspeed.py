@@ -101,9 +101,10 @@ def engine_config(task: Task, stage: int) -> dict[str, Any]:
 
     Clipping defaults to 1.0 since DeepSpeed 0.19.3. Autocast from outside is switched off in the
     engine. With autocast, gradients of convolutions and linear layers are reduced in the low
-    precision unless ``lower_precision_safe_modules`` is empty. Stage 3 puts a linear layer of its own
-    in the place of torch's, whose backward pass rounds otherwise under autocast: with it the first
-    update was off by 2.6e-4 on an H200, where every other strategy matched the oracle bit by bit.
+    precision unless ``lower_precision_safe_modules`` is empty. Stage 3 puts a linear layer of its
+    own in the place of torch's, whose backward pass rounds otherwise under autocast: with it the
+    first update was off by 2.6e-4 on an H200, where every other strategy matched the oracle bit by
+    bit.
     """
     cell, options = task.cell, task.cell.options
     zero: dict[str, Any] = {

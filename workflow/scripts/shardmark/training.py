@@ -49,7 +49,7 @@ INSPECTED_STEPS = 4
 UNTRACED_STEPS = 2
 PROFILED_STEPS = 5
 # Steps of the steady window beyond those that fill it at the warm-up's pace.
-WINDOW_MARGIN = 1.05
+WINDOW_MARGIN = 1.1
 
 
 def main(strategy: StrategyClass) -> None:
