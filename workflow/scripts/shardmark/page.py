@@ -22,6 +22,7 @@ from shardmark.page_tables import (
     SIGNS,
     Settings,
     comparison_tables,
+    decisions,
     grid,
     parity_table,
     raw_table,
@@ -66,6 +67,7 @@ class WorkloadPart:
 
     name: str
     definition: str
+    decisions: Table | None
     verdicts: list[tuple[str, list[str]]]
     tables: list[Table]
     comparisons: list[Table]
@@ -233,15 +235,13 @@ def _workload(
         table[table.workload == name]
         for table in (findings.cells, findings.comparisons, findings.scaling)
     )
+    verdicts = [found for found in findings.verdicts if found["workload"] == name]
     own = [result for result in metrics if result.cell.workload == name]
     return WorkloadPart(
         name=name,
         definition=definition(config, name),
-        verdicts=[
-            (replicas(config, found["gpus"]), found["sentences"])
-            for found in findings.verdicts
-            if found["workload"] == name
-        ],
+        decisions=decisions(config, verdicts) if verdicts else None,
+        verdicts=[(replicas(config, found["gpus"]), found["sentences"]) for found in verdicts],
         comparisons=list(comparison_tables(config, compared)),
         scaling=scaling_table(config, scaling),
         tables=list(tables_of(summarise(mine, config.baseline), config.baseline, labels)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from shardmark.metrics import Metrics, Parity
 from shardmark.quantities import written
 from shardmark.result_tables import parity_verdict
 from shardmark.summary import Table
+from shardmark.wording import quantity
 
 # One sign for each outcome of a cell in the grid: told apart without colour.
 SIGNS = {
@@ -81,6 +83,44 @@ def replicas(config: Config, count: int) -> str:
     if config.cluster.device == "cpu":
         return f"{count} process{'' if count == 1 else 'es'}"
     return f"{count} GPU{'' if count == 1 else 's'}"
+
+
+def decisions(config: Config, verdicts: Sequence[Mapping[str, Any]]) -> Table:
+    """The best strategy by each objective at every GPU count, and whether that is shown.
+
+    Args:
+        config: the matrix.
+        verdicts: ``verdict.Verdict`` of one workload as plain mappings, a GPU count each.
+    """
+    rows = []
+    for found in verdicts:
+        runs = [number for number in found["runs"].values() if number]
+        spread = (
+            f"{min(runs)} to {max(runs)}" if len(set(runs)) > 1 else f"{runs[0]}" if runs else "0"
+        )
+        standings = [_standing(found[name]) for name in ("fastest", "memory", "energy")]
+        rows.append([replicas(config, found["gpus"]), spread, *standings])
+    return Table(
+        caption="The best by each objective; memory and energy are exploratory",
+        headings=["", "Runs", "Fastest", "Least memory", "Least energy"],
+        rows=rows,
+        notes=[],
+    )
+
+
+def _standing(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "not measured"
+    if found["best"] is None:
+        return "no usable cell"
+    best = f"{found['best']}, {quantity(found['metric'], found['value'])}"
+    others = found["worse"] + found["equivalent"] + found["open"]
+    if found["shown"]:
+        return f"{best} [shown: better than all {len(others)} others compared]"
+    if not others:
+        return f"{best} [nothing to compare to]"
+    parts = [f"{kind}: {', '.join(found[kind])}" for kind in ("equivalent", "open") if found[kind]]
+    return f"{best} [not shown; {'; '.join(parts)}]"
 
 
 _COMPARED = {
