@@ -7,7 +7,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from shardmark.captions import FIGURES as FIGURE_TITLES, caption_file
+from shardmark.captions import FIGURES as FIGURE_TITLES, PAGE_TEMPLATE, caption_file
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config import load

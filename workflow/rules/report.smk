@@ -6,7 +6,6 @@ localrules:
 
 # Not a parameter: which files the configuration was merged from is no reason to build again.
 SNAKEMAKE = nested_snakemake()
-TEMPLATE = Path(workflow.basedir, "workflow/report/page.html.j2")
 
 
 rule write_report:
@@ -23,13 +22,14 @@ rule write_report:
         f"{RESULTS}/report.log",
     params:
         config=to_json(CONFIG),
+        figures=FIGURES,
         code=code_of("report_page.py"),
-        texts=checksum([TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
+        texts=checksum([PAGE_TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/report_page.py --cells {input.cells:q} --figures {FIGURES:q}"
+        "{PYTHON:q} {SCRIPTS:q}/report_page.py --cells {input.cells:q} --figures {params.figures}"
         " --comparisons {input.comparisons:q} --scaling {input.scaling:q}"
         " --verdict {input.verdict:q}"
-        " --config {params.config:q} --template {TEMPLATE:q} --output {output:q}"
+        " --config {params.config:q} --output {output:q}"
         " > {log:q} 2>&1"
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardmark.atomic import write_text
+from shardmark.captions import PAGE_TEMPLATE
 from shardmark.config import Config
 from shardmark.page import Findings, page_context
 from shardmark.summary import read_cells
@@ -36,7 +37,6 @@ def main() -> None:
     parser.add_argument("--scaling", required=True, help="scaling.csv")
     parser.add_argument("--verdict", type=Path, required=True, help="verdict.json")
     parser.add_argument("--config", required=True, help="the configuration as JSON")
-    parser.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
     config = Config.model_validate_json(arguments.config)
@@ -47,7 +47,7 @@ def main() -> None:
         verdicts=json.loads(arguments.verdict.read_text()),
     )
     context = page_context(config, findings, arguments.figures, Path())
-    write_text(arguments.output, render(arguments.template, context))
+    write_text(arguments.output, render(PAGE_TEMPLATE, context))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 REPORT = Path(__file__).resolve().parents[2] / "report"
+PAGE_TEMPLATE = REPORT / "page.html.j2"
 
 # In reading order. A figure stands in results/<run>/figures/<workload>/<name>.svg, its caption in
 # workflow/report/<name>.rst, for Snakemake's report and for ours.
