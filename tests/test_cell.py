@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from real_cells import folder_of_run, metrics_of_run
+from parity_cases import ROOT
+from real_cells import cell_named, folder_of_run, metrics_of_run
+from run_cell import run_cell
 from shardmark.metrics import Metrics
 
 PARTS_OF_OTHERS = ("first_step_s", "warmup_s", "steady_s", "total_s")
@@ -61,3 +63,11 @@ def test_steps_csv_holds_every_step_of_every_rank(metrics: Metrics, folder: Path
     assert throughput.images_per_s == pytest.approx(
         16 * throughput.steps / (slowest / 1000), rel=1e-4
     )
+
+
+def test_the_strategy_is_gone_before_its_process_group_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = ROOT / "tests/failing/train_outlives_its_group.py"
+    assert run_cell(cell_named("ddp", 1), tmp_path, script=script).status == "ok"
+    assert "strategies alive: 0" in capfd.readouterr().out

@@ -99,6 +99,16 @@ def test_sabotage_is_caught(
     assert row.values["suspect"] == value
 
 
+def test_steps_that_the_loss_scaler_left_out_are_counted() -> None:
+    config = metrics_of_run("ddp", 1, "fp16", "train_overflowing.py").effective_config
+    assert config is not None
+    print(config.skipped_steps, config.loss_scale)
+    # Each step left out halves the scale, which began at 2 ** 22.
+    assert config.skipped_steps > 0
+    assert config.loss_scale == 2.0 ** (22 - config.skipped_steps)
+    assert config.optimizer == "SGD", "one of the steps that followed was seen"
+
+
 def test_what_a_variant_declares_is_named_and_flagged_all_the_same() -> None:
     certificate = beside_ddp(metrics_of_run("zero1_bf16_reduction"), "variant")
     why = row_of(certificate, "precision of the gradient reduction").flagged["variant"]

@@ -33,7 +33,7 @@ class Size:
 
 # Large enough to fill the device, short enough to be a second together.
 GPU_SIZE = Size(side=8192, copied=2**30, reduced=2**26, repetitions=20)
-CPU_SIZE = Size(side=256, copied=2**26, reduced=2**18, repetitions=5)
+CPU_SIZE = Size(side=256, copied=2**25, reduced=2**18, repetitions=5)
 
 
 def probe(runtime: Runtime, precision: str) -> list[Probe]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,7 +205,6 @@ class CellTraining:
         self.steps_done = 0
         # The steps that updated weights: all but those that a loss scaler left out.
         self.updates: set[int] = set()
-        register_optimizer_step_post_hook(lambda *_: self.updates.add(self.steps_done))
         self.steps: list[Step] = []
         self.losses: list[float] = []
         self.accuracies: list[float] = []
@@ -218,13 +218,14 @@ class CellTraining:
         inspected: dict[str, Any] = {}
         split = None
         try:
-            for epoch in range(self.cell.definition.epochs):
-                with self.phases("training"):
-                    self._train_epoch(epoch)
-                with self.phases("evaluation"):
-                    self.accuracies.append(self._evaluate())
-            with self.phases("inspection"):
-                inspected = self._inspect()
+            with self._counting_updates():
+                for epoch in range(self.cell.definition.epochs):
+                    with self.phases("training"):
+                        self._train_epoch(epoch)
+                    with self.phases("evaluation"):
+                        self.accuracies.append(self._evaluate())
+                with self.phases("inspection"):
+                    inspected = self._inspect()
             throughput, window = self._measure()
             if self.cell.measure.profile:
                 with self.phases("profile"):
@@ -256,6 +257,19 @@ class CellTraining:
             "phases_s": self.phases.so_far(),
             "left_at": time.time(),
         }
+
+    @contextmanager
+    def _counting_updates(self) -> Iterator[None]:
+        """Note the steps in which an optimizer steps.
+
+        The hook is torch's own and global: left there, it would keep the whole training alive until
+        the interpreter ends, past the process group that the strategy's destructors want.
+        """
+        hook = register_optimizer_step_post_hook(lambda *_: self.updates.add(self.steps_done))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _train_epoch(self, epoch: int) -> None:
         self.strategy.train()

@@ -1,0 +1,19 @@
+"""DDP whose loss scale is so high at first that gradients overflow and steps are left out."""
+
+from __future__ import annotations
+
+import torch
+
+from shardmark.strategy import Task
+from shardmark.training import main
+from train_ddp import Ddp
+
+
+class Overflowing(Ddp):
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**22)
+
+
+if __name__ == "__main__":
+    main(Overflowing)
