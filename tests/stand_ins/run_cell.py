@@ -16,6 +16,7 @@ from shardmark.metrics import Metrics
 parser = argparse.ArgumentParser()
 parser.add_argument("--cell")
 parser.add_argument("--time-limit-minutes")
+parser.add_argument("--stall-limit-minutes")
 parser.add_argument("--output", type=Path)
 arguments = parser.parse_args()
 cell = Cell.model_validate_json(arguments.cell)
