@@ -1,4 +1,4 @@
-"""Run one cell: launch its processes, watch its devices, leave one valid metrics.json.
+"""Run one cell: launch its processes, judge how they ended, leave one valid metrics.json.
 
 Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, failed, unsupported);
 1 where there is none: a mistake of the set-up, or processes that something else killed.
@@ -7,11 +7,9 @@ Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, fa
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.devices import read_samples, summarise_cell, summarise_device
+from shardmark.endings import failure_of
 from shardmark.environment import host_environment, provenance
 from shardmark.errors import UserError
-from shardmark.launch import LOG_TAIL_LINES, SCRIPTS, Ended, launch
+from shardmark.launch import Ended, launch
 from shardmark.metrics import (
     Accuracy,
     Device,
@@ -32,45 +31,52 @@ from shardmark.metrics import (
     Times,
     read_metrics,
 )
+from shardmark.node import SCRIPTS, NodeReport, telemetry_path
+from shardmark.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
-from shardmark.telemetry import sampling, visible_gpus
 
 ROOT = SCRIPTS.parents[1]
 
 
-def run_cell(cell: Cell, folder: Path, limit_s: float | None = None) -> Metrics:
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    *,
+    limit_s: float | None = None,
+    stall_s: float | None = None,
+    script: Path | None = None,
+) -> Metrics:
     """Run the cell to its end.
 
     Args:
         cell: the cell.
-        folder: where steps.csv and telemetry.csv are left.
+        folder: where steps.csv and telemetry.csv are left, and where its processes meet.
         limit_s: seconds after which its processes are ended.
+        stall_s: seconds without any rank getting further after which they are.
+        script: another script than the strategy's own; a test's, that fails on purpose.
 
     Raises:
         UserError: where there is no result to record.
     """
     if cell.unsupported:
         return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
-    folder.mkdir(parents=True, exist_ok=True)
-    telemetry = folder / "telemetry.csv"
-    gpus = visible_gpus(cell.gpus) if cell.device == "cuda" else None
-    with tempfile.TemporaryDirectory(prefix="shardmark-") as name:
-        scratch = Path(name)
+    with scratch_folder(folder / "metrics.json") as scratch:
         (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
-        script = SCRIPTS / STRATEGIES[cell.base].script
-        arguments = ["--cell", str(scratch / "cell.json"), "--scratch", name]
-        sampler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if cell.measure.sampler:
-            sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus)
-        with sampler:
-            ended = launch(script, arguments, cell, scratch, limit_s=limit_s)
+        ended = launch(
+            script or SCRIPTS / STRATEGIES[cell.base].script,
+            ["--cell", str(scratch / "cell.json"), "--scratch", str(scratch)],
+            cell,
+            scratch,
+            telemetry=folder / "telemetry.csv" if cell.measure.sampler else None,
+            limit_s=limit_s,
+            stall_s=stall_s,
+        )
         failed = failure_of(cell, ended)
         if failed is not None:
             return outcome(cell, *failed)
-        result = json.loads((scratch / "result.json").read_text())
-    write_steps(folder / "steps.csv", result["ranks"])
-    samples = read_samples(telemetry) if cell.measure.sampler else {}
-    return completed(cell, result, samples, ended)
+        found = json.loads((scratch / "result.json").read_text())
+    write_steps(folder / "steps.csv", found["ranks"])
+    return completed(cell, found, ended, folder / "telemetry.csv")
 
 
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
@@ -86,36 +92,7 @@ def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
     )
 
 
-def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
-    """The status and failure of processes that did not end well; None if they did.
-
-    Raises:
-        UserError: for a mistake of the user's, and where nothing tells what ended them.
-    """
-    if ended.timed_out:
-        reason = f"the time limit ended it after {ended.seconds:.0f} s"
-        return "timeout", Failure(phase=None, rank=None, exception=reason, log_tail=ended.log_tail)
-    if ended.exit_code == 0:
-        return None
-    if not ended.failures:
-        raise UserError(
-            f"{cell.title}: its processes ended with exit code {ended.exit_code} and left no "
-            "reason; something else killed them (the kernel's out-of-memory killer, the "
-            "scheduler, a person). This is no result; run it again"
-        )
-    # Where one rank fails, the others follow with errors of their own.
-    first = ended.failures[0]
-    if first["kind"] == "user":
-        raise UserError(first["message"])
-    return first["kind"], Failure(
-        phase=first["phase"],
-        rank=first["rank"],
-        exception=first["exception"],
-        log_tail=ended.log_tail[-LOG_TAIL_LINES:],
-    )
-
-
-def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended) -> Metrics:
+def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
     phases = result["phases_s"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
@@ -126,7 +103,10 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
         throughput = Throughput(
             **measured, images_per_s_per_gpu=measured["images_per_s"] / cell.gpus
         )
-        devices = devices_of(cell, result, samples)
+        for node in ended.nodes:
+            samples = telemetry_path(telemetry, cell.nodes, node.index)
+            rows = read_samples(samples) if cell.measure.sampler else {}
+            devices += devices_of(cell, result, rows, node)
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result["loss"], final=last(result["loss"])),
         "accuracy": Accuracy(per_epoch=result["accuracy"], final=last(result["accuracy"])),
@@ -153,23 +133,21 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
     return metrics.model_copy(update=update)
 
 
-def devices_of(cell: Cell, result: dict[str, Any], samples: dict[str, Any]) -> list[Device]:
-    """Each device of the cell once, over the steady window of its node's first rank."""
-    window = result["ranks"][0]
-    begin, end = window["begin_monotonic_s"], window["end_monotonic_s"]
+def devices_of(
+    cell: Cell, result: dict[str, Any], samples: dict[str, Any], node: NodeReport
+) -> list[Device]:
+    """Each device of a node once, over the steady window of the node's first rank."""
+    ranks = [rank for rank in result["ranks"] if rank["node"] == node.name]
+    begin, end = ranks[0]["begin_monotonic_s"], ranks[0]["end_monotonic_s"]
     if cell.device == "cpu":
-        known = {"index": 0, "node": window["node"], "kind": "cpu", "name": "processes of the cell"}
+        known = {"index": 0, "node": node.name, "kind": "cpu", "name": "processes of the cell"}
         return [summarise_device(samples.get("cpu", []), begin, end, known)]
-    memory = {
-        device["uuid"]: device
-        for rank in result["ranks"]
-        for device in rank["torch_memory"].values()
-    }
+    memory = {device["uuid"]: device for rank in ranks for device in rank["torch_memory"].values()}
     devices = []
     for index, (uuid, used) in enumerate(sorted(memory.items())):
-        known = gpu_facts(uuid) | {
+        known = node.gpus[uuid] | {
             "index": index,
-            "node": window["node"],
+            "node": node.name,
             "kind": "gpu",
             "uuid": uuid,
             "torch_allocated_peak_bytes": used["allocated"],
@@ -177,21 +155,6 @@ def devices_of(cell: Cell, result: dict[str, Any], samples: dict[str, Any]) -> l
         }
         devices.append(summarise_device(samples.get(uuid, []), begin, end, known))
     return devices
-
-
-def gpu_facts(uuid: str) -> dict[str, Any]:
-    """What NVML says of a GPU that does not change while a cell runs."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    facts: dict[str, Any] = {
-        "name": pynvml.nvmlDeviceGetName(handle),
-        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-    }
-    with contextlib.suppress(pynvml.NVMLError):
-        facts["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-    return facts
 
 
 def write_steps(path: Path, ranks: list[dict[str, Any]]) -> None:
@@ -237,11 +200,19 @@ def main() -> None:
     parser.add_argument("--cell", required=True, help="the cell as JSON")
     parser.add_argument("--output", type=Path, required=True, help="metrics.json to write")
     parser.add_argument("--time-limit-minutes", type=float, help="end the cell after this time")
+    parser.add_argument(
+        "--stall-limit-minutes", type=float, help="and after this time without progress"
+    )
     arguments = parser.parse_args()
-    limit = arguments.time_limit_minutes
+    limit, stall = arguments.time_limit_minutes, arguments.stall_limit_minutes
     try:
         cell = Cell.model_validate_json(arguments.cell)
-        metrics = run_cell(cell, arguments.output.parent, limit * 60 if limit else None)
+        metrics = run_cell(
+            cell,
+            arguments.output.parent,
+            limit_s=limit * 60 if limit else None,
+            stall_s=stall * 60 if stall else None,
+        )
         keep_good_result(arguments.output, metrics)
     except UserError as error:
         sys.exit(f"shardmark: {error}")

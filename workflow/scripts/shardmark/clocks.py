@@ -8,13 +8,31 @@ from contextlib import contextmanager
 
 import torch
 
+from shardmark.heartbeat import Heartbeat
+
 
 class Phases:
-    """Wall-clock seconds of the named phases of a process, and which one it is in."""
+    """Wall-clock seconds of the named phases of a process, and which one it is in.
+
+    Attributes:
+        seconds: of each phase so far.
+        heart: tells the launcher how far the process has come.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.heart = Heartbeat()
         self.current = "imports"
+
+    @property
+    def current(self) -> str:
+        """The phase the process is in."""
+        return self._current
+
+    @current.setter
+    def current(self, name: str) -> None:
+        self._current = name
+        self.heart.phase(name)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

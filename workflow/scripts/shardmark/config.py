@@ -200,6 +200,21 @@ class Cluster(Section):
     time_limit_minutes: Annotated[int, Field(ge=1)] = Field(
         120, description="minutes after which a cell is ended and recorded as a time-out"
     )
+    stall_limit_minutes: Annotated[float, Field(gt=0)] = Field(
+        5.0,
+        description="minutes without any rank getting further (a phase, a step, a test batch) "
+        "after which a cell is taken for hung, ended and recorded as failed",
+    )
+    slurm_extra: str = Field(
+        "--exclusive",
+        description="further options of sbatch for each cell; without --exclusive, neighbours on "
+        "the same nodes disturb what is measured",
+    )
+    block: Literal["free", "pinned"] = Field(
+        "free",
+        description="pinned runs all strategies of a block (workload, GPU count, seed) on the same "
+        "nodes of the cluster, so that they compare in pairs",
+    )
 
 
 class Data(Section):

@@ -8,6 +8,7 @@ log file keeps them all.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 import threading
@@ -25,6 +26,8 @@ REFRESH_S = 1.0
 BAR_WIDTH = 24
 LOG_TAIL_LINES = 5
 TRAIN = "train"
+# Above what the job's own Snakemake says of it at length.
+_SLURM_ERROR = re.compile(r"(srun|slurmstepd|sbatch): (error|fatal):")
 
 
 class Progress(logging.Handler):
@@ -113,7 +116,7 @@ class Progress(logging.Handler):
         self._say(f"{title}: no result; see {', '.join(map(str, logs)) or 'the messages'}")
         for log in logs:
             if log.is_file():
-                for line in log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]:
+                for line in telling_lines(log.read_text(errors="replace")):
                     self._say(f"    {line}")
 
     @property
@@ -178,6 +181,12 @@ def needs_the_console(record: logging.LogRecord) -> bool:
     if getattr(record, "exception", "") == "RuleException":
         return "CalledProcessError" not in record.getMessage()
     return record.levelno >= logging.WARNING
+
+
+def telling_lines(log: str) -> list[str]:
+    """What of a failed job's log is shown: Slurm's own errors, or else its last lines."""
+    lines = log.splitlines()
+    return [line for line in lines if _SLURM_ERROR.match(line)] or lines[-LOG_TAIL_LINES:]
 
 
 def outcome(path: Path) -> tuple[str, str]:

@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from shardmark.tether import tethered
+
 COLUMNS = (
     "monotonic_s",
     "device",
@@ -143,6 +145,21 @@ def visible_gpus(count: int) -> list[str]:
     return chosen[:count]
 
 
+def gpu_facts(uuid: str) -> dict[str, Any]:
+    """What NVML says of a GPU that does not change while a cell runs."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    facts: dict[str, Any] = {
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+    }
+    with contextlib.suppress(pynvml.NVMLError):
+        facts["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+    return facts
+
+
 @contextlib.contextmanager
 def sampling(target: Path, interval_s: float, gpus: Sequence[str] | None) -> Iterator[None]:
     """Sample into ``target`` (CSV) while inside, from a process of its own.
@@ -158,7 +175,7 @@ def sampling(target: Path, interval_s: float, gpus: Sequence[str] | None) -> Ite
         command += ["--gpus", *gpus]
     scripts = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
-    sampler = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+    sampler = subprocess.Popen(tethered(command), env=os.environ | {"PYTHONPATH": path})
     try:
         yield
     finally:

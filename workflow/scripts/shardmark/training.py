@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -46,6 +47,8 @@ def main(strategy: StrategyClass) -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
     arguments = parser.parse_args()
     faulthandler.enable()
+    # The launcher asks a rank that hangs where it stands.
+    faulthandler.register(signal.SIGUSR1)
     phases = Phases()
     launched = float(os.environ.get("SHARDMARK_LAUNCHED", time.time()))
     phases.seconds["imports"] = time.time() - launched
@@ -219,6 +222,7 @@ class CellTraining:
         rate = learning_rate_at(workload, cell.gpus, self.steps_done, cell.steps_per_epoch)
         self.strategy.set_learning_rate(rate)
         self.steps_done += 1
+        self.phases.heart.step()
         return take_step(self.strategy, micro_batches)
 
     @torch.no_grad()
@@ -230,6 +234,7 @@ class CellTraining:
             dist.broadcast(buffer, 0)
         right = torch.zeros(2, device=self.runtime.device)
         for batch, counted in self.test_data:
+            self.phases.heart.alive()
             hits = self.strategy.forward(batch).argmax(dim=1) == batch.labels
             right += torch.stack([(hits & counted).sum(), counted.sum()])
         correct, images = self.runtime.sum_over_ranks(right).tolist()
@@ -283,7 +288,8 @@ class CellTraining:
     def _gather(self, mine: Any) -> list[Any]:
         """What every rank has, on every rank; with this rank's memory if it is a window's."""
         if isinstance(mine, dict):
-            mine = mine | self._torch_memory() | {"node": os.uname().nodename}
+            node = os.environ.get("SHARDMARK_NODE") or os.uname().nodename
+            mine = mine | self._torch_memory() | {"node": node}
         everyone: list[Any] = [None] * self.runtime.world_size
         dist.all_gather_object(everyone, mine)
         return everyone
