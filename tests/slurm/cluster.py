@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -276,17 +275,6 @@ def nodes_in(state: str) -> list[str]:
         ["sinfo", "--noheader", "--Node", "--format=%N %t"], capture_output=True, text=True
     )
     return [line.split()[0] for line in found.stdout.splitlines() if line.split()[1] == state]
-
-
-def jobs(fields: tuple[str, ...]) -> list[dict[str, str]]:
-    """Every job that accounting knows, the oldest first."""
-    text = run("sacct", "-X", "-P", "-n", "-S", "now-1days", f"--format={','.join(fields)}")
-    return [dict(zip(fields, line.split("|"), strict=True)) for line in text.splitlines()]
-
-
-def tres(text: str) -> dict[str, str]:
-    """``cpu=4,mem=8G,node=2,gres/gpu=4`` as a mapping."""
-    return dict(re.findall(r"([^,=]+)=([^,]+)", text))
 
 
 def raise_loopback() -> None:

@@ -36,14 +36,7 @@ workloads:
 measure: {{steady_s: 0.3, warmup_min_steps: 2, warmup_max_steps: 4}}
 cluster: {{{cluster}}}
 """
-CLUSTER = {
-    "device": "cpu",
-    "gpus_per_node": 2,
-    "cpus_per_gpu": 2,
-    "mem_gb_per_gpu": 3,
-    "time_limit_minutes": 5,
-    "slurm_extra": "''",
-}
+CLUSTER = {"gpus_per_node": 2, "cpus_per_gpu": 2, "mem_gb_per_gpu": 3, "time_limit_minutes": 5}
 # The cells train on the CPU; the GPUs of the nodes are asked for all the same, as their sizes say.
 FAKE_GPUS = (
     "gpu=int(wildcards.gpus) if int(wildcards.gpus) <= 2 else None",
@@ -82,9 +75,18 @@ class SlurmProject:
         """Put a stand-in in the place of the script that trains."""
         shutil.copy(STAND_INS / "run_cell.py", self.folder / SCRIPTS)
 
-    def matrix(self, strategies: str, gpus: str, seeds: str = "0", **cluster: object) -> None:
-        """Write the configuration; ``cluster`` are changes to its section."""
-        section = ", ".join(f"{key}: {value}" for key, value in (CLUSTER | cluster).items())
+    def matrix(
+        self,
+        strategies: str,
+        gpus: str,
+        seeds: str = "0",
+        device: str = "cpu",
+        slurm_extra: str = "",
+        **cluster: object,
+    ) -> None:
+        """Write the configuration; ``cluster`` are further keys of its section."""
+        keys = CLUSTER | {"device": device, "slurm_extra": f"'{slurm_extra}'"} | cluster
+        section = ", ".join(f"{key}: {value}" for key, value in keys.items())
         text = MATRIX.format(strategies=strategies, gpus=gpus, seeds=seeds, cluster=section)
         (self.folder / CONFIG).write_text(text)
 

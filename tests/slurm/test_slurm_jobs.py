@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 import pytest
 
-from cluster import Cluster, jobs, tres
+from accounting import assert_asked_and_given, comment, last_jobs, options, tres
+from cluster import Cluster
 from slurm_project import SlurmProject
-
-FIELDS = ("JobIDRaw", "State", "ReqTRES", "AllocTRES", "NNodes", "TimelimitRaw", "SubmitLine")
-
-
-def jobs_by_comment() -> dict[str, dict[str, str]]:
-    """Accounting's last job of each rule and cell, by the plugin's comment."""
-    found = jobs((*FIELDS, "Comment"))
-    return {job["Comment"]: job for job in found}
-
-
-def options(submit_line: str) -> dict[str, str]:
-    """The options of an sbatch call."""
-    words = shlex.split(submit_line.split(" --wrap")[0])
-    found: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if match := re.fullmatch(r"(--[a-z-]+)=(.*)", word):
-            found[match[1]] = match[2]
-        elif word.startswith("-"):
-            found[word] = "" if following.startswith("-") else following
-    return found
 
 
 def test_every_cell_asks_for_its_gpus_nodes_cpus_memory_and_time(project: SlurmProject) -> None:
@@ -37,28 +17,13 @@ def test_every_cell_asks_for_its_gpus_nodes_cpus_memory_and_time(project: SlurmP
     targets = [project.path(s, n) for s in ("ddp", "dp") for n in (4, 2, 1)]
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout
-    found = jobs_by_comment()
+    found = last_jobs()
     for strategy in ("ddp", "dp"):
         for gpus in (1, 2, 4):
-            if (strategy, gpus) == ("dp", 4):
-                continue
-            job = found[f"rule_train_wildcards_small_{strategy}_{gpus}_0"]
-            nodes, on_node = max(1, gpus // 2), min(gpus, 2)
-            asked = options(job["SubmitLine"])
-            assert asked["--nodes"] == str(nodes)
-            assert asked["--mem"] == str(3000 * on_node)
-            assert asked["-t"] == "15"
-            assert asked.get("--gpus") == (str(gpus) if nodes == 1 else None)
-            assert asked.get("--gres") == (None if nodes == 1 else "gpu:2")
-            given = tres(job["AllocTRES"])
-            assert given["gres/gpu"] == str(gpus)
-            assert given["node"] == job["NNodes"] == str(nodes)
-            assert given["cpu"] == str(2 * gpus)
-            assert given["mem"] in (f"{3000 * gpus}M", f"{3000 * gpus / 1024:.2f}G")
-            assert job["TimelimitRaw"] == "15"
-            assert job["State"] == "COMPLETED"
+            if (strategy, gpus) != ("dp", 4):
+                assert_asked_and_given(found[comment(strategy, gpus)], gpus)
     assert project.metrics("dp", 4).status == "unsupported"
-    assert "rule_train_wildcards_small_dp_4_0" not in found
+    assert comment("dp", 4) not in found
 
 
 def test_a_cell_has_its_nodes_to_itself_by_default(project: SlurmProject) -> None:
@@ -66,8 +31,8 @@ def test_a_cell_has_its_nodes_to_itself_by_default(project: SlurmProject) -> Non
     project.matrix("ddp", "1", device="cuda", slurm_extra="--exclusive")
     result = project.run(project.path("ddp", 1))
     assert result.returncode == 0, result.stdout
-    job = jobs_by_comment()["rule_train_wildcards_small_ddp_1_0"]
-    assert "--exclusive" in options(job["SubmitLine"])
+    job = last_jobs()[comment("ddp", 1)]
+    assert "--exclusive" in options(job)
     assert tres(job["ReqTRES"])["gres/gpu"] == "1"
     assert tres(job["AllocTRES"])["cpu"] == "16", "all CPUs of its node"
 
@@ -95,12 +60,12 @@ def test_the_cells_of_a_pinned_block_run_on_the_same_nodes(project: SlurmProject
     targets = [project.path(s, 2, seed) for s in ("ddp", "fsdp", "fsdp2") for seed in (0, 1)]
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout
-    ran = {job["Comment"]: job["NodeList"] for job in jobs(("Comment", "NodeList"))}
+    ran = last_jobs()
     for seed in (0, 1):
         block = f"results/t/blocks/small/gpus2/seed{seed}.json"
         (pinned,) = re.findall(r'"nodes": \["(n\d)"\]', (project.folder / block).read_text())
         for strategy in ("ddp", "fsdp", "fsdp2"):
-            assert ran[f"rule_train_wildcards_small_{strategy}_2_{seed}"] == pinned
+            assert ran[comment(strategy, 2, seed)]["NodeList"] == pinned
 
 
 def test_the_cluster_is_real(cluster: Cluster) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from cluster import jobs, tres
+import itertools
+import time
+
+import pytest
+
+from accounting import assert_asked_and_given, comment, last_jobs
+from parity_cases import STRATEGIES
 from shardmark.metrics import read_parity
 from slurm_project import SlurmProject
 
@@ -25,6 +31,33 @@ def test_cells_of_one_gpu_two_gpus_and_two_nodes_train_the_same(project: SlurmPr
     assert all(device.samples for device in two_nodes.devices), "a sampler on each node"
     parity = read_parity(project.folder / verdict)
     assert parity.status == "passed", parity.reason
-    given = {job["Comment"]: tres(job["AllocTRES"]) for job in jobs(("Comment", "AllocTRES"))}
+    found = last_jobs()
     for gpus in (1, 2, 4):
-        assert given[f"rule_train_wildcards_small_ddp_{gpus}_0"]["gres/gpu"] == str(gpus)
+        assert_asked_and_given(found[comment("ddp", gpus)], gpus)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(5400)
+def test_every_strategy_on_1_2_and_4_gpus_with_two_seeds(project: SlurmProject) -> None:
+    project.matrix(", ".join(STRATEGIES), "4, 2, 1", "0, 1")
+    cells = list(itertools.product(STRATEGIES, (4, 2, 1), (0, 1)))
+    begin = time.monotonic()
+    result = project.run(*(project.path(*cell) for cell in cells), fake_gpus=True)
+    minutes = (time.monotonic() - begin) / 60
+    assert result.returncode == 0, result.stdout
+    found = last_jobs()
+    print(f"\n{len(cells)} cells in {minutes:.1f} min")
+    for strategy, gpus, seed in cells:
+        metrics = project.metrics(strategy, gpus, seed)
+        if strategy == "dp" and gpus > 1:
+            assert metrics.status == "unsupported"
+            assert comment(strategy, gpus, seed) not in found
+            continue
+        job = found[comment(strategy, gpus, seed)]
+        assert metrics.status == "ok", metrics.failure
+        assert_asked_and_given(job, gpus)
+        assert metrics.throughput is not None
+        print(
+            f"{strategy:16} gpus {gpus} seed {seed}: {job['NodeList']:7} {job['AllocTRES']} "
+            f"{job['ElapsedRaw']:>3} s, {metrics.throughput.images_per_s:.0f} images/s"
+        )

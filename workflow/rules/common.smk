@@ -12,6 +12,7 @@ from shardmark.config import check_yaml, load
 from shardmark.errors import ConfigError
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
+from shardmark.stopping import StopAtFailure
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -261,3 +262,6 @@ onstart:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if not workflow.output_settings.verbose:
         Progress.attach(logger, planned)
+    if CONFIG.on_failure == "stop":
+        on_slurm = workflow.executor_plugin.name == "slurm"
+        logger.addHandler(StopAtFailure(planned, on_slurm=on_slurm))

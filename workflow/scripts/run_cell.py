@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shardmark.atomic import write_text
+from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.devices import read_samples, summarise_cell, summarise_device
@@ -36,6 +36,7 @@ from shardmark.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
 
 ROOT = SCRIPTS.parents[1]
+SIDE_FILES = ("steps.csv", "telemetry*.csv")
 
 
 def run_cell(
@@ -50,7 +51,7 @@ def run_cell(
 
     Args:
         cell: the cell.
-        folder: where steps.csv and telemetry.csv are left, and where its processes meet.
+        folder: where its processes meet, and where steps.csv and telemetry.csv are left.
         limit_s: seconds after which its processes are ended.
         stall_s: seconds without any rank getting further after which they are.
         script: another script than the strategy's own; a test's, that fails on purpose.
@@ -60,21 +61,20 @@ def run_cell(
     """
     if cell.unsupported:
         return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
-    with scratch_folder(folder / "metrics.json") as scratch:
-        (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
-        ended = launch(
-            script or SCRIPTS / STRATEGIES[cell.base].script,
-            ["--cell", str(scratch / "cell.json"), "--scratch", str(scratch)],
-            cell,
-            scratch,
-            telemetry=folder / "telemetry.csv" if cell.measure.sampler else None,
-            limit_s=limit_s,
-            stall_s=stall_s,
-        )
-        failed = failure_of(cell, ended)
-        if failed is not None:
-            return outcome(cell, *failed)
-        found = json.loads((scratch / "result.json").read_text())
+    (folder / "cell.json").write_text(cell.model_dump_json(by_alias=True))
+    ended = launch(
+        script or SCRIPTS / STRATEGIES[cell.base].script,
+        ["--cell", str(folder / "cell.json"), "--scratch", str(folder)],
+        cell,
+        folder,
+        telemetry=folder / "telemetry.csv" if cell.measure.sampler else None,
+        limit_s=limit_s,
+        stall_s=stall_s,
+    )
+    failed = failure_of(cell, ended)
+    if failed is not None:
+        return outcome(cell, *failed)
+    found = json.loads((folder / "result.json").read_text())
     write_steps(folder / "steps.csv", found["ranks"])
     return completed(cell, found, ended, folder / "telemetry.csv")
 
@@ -129,7 +129,10 @@ def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path)
         images = throughput.steps * cell.global_batch_size
         update["efficiency"] = summarise_cell(devices, images)
     if result["diverged"]:
-        update |= {"status": "diverged", "failure": Failure.plain(result["diverged"])}
+        failure = Failure(
+            phase="training", rank=None, exception=result["diverged"], log_tail=ended.log_tail
+        )
+        update |= {"status": "diverged", "failure": failure}
     return metrics.model_copy(update=update)
 
 
@@ -194,6 +197,16 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
         )
 
 
+def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
+    """Put a result in its place: what belongs to it first, and metrics.json, which counts, last."""
+    for pattern in SIDE_FILES:
+        for old in output.parent.glob(pattern):
+            old.unlink()
+        for new in scratch.glob(pattern):
+            new.replace(output.parent / new.name)
+    write_text(output, metrics.model_dump_json(indent=1, by_alias=True))
+
+
 def main() -> None:
     """Run the cell of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -205,18 +218,26 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     limit, stall = arguments.time_limit_minutes, arguments.stall_limit_minutes
+    cell = Cell.model_validate_json(arguments.cell)
     try:
-        cell = Cell.model_validate_json(arguments.cell)
-        metrics = run_cell(
-            cell,
-            arguments.output.parent,
-            limit_s=limit * 60 if limit else None,
-            stall_s=stall * 60 if stall else None,
-        )
-        keep_good_result(arguments.output, metrics)
+        with scratch_folder(arguments.output) as scratch:
+            metrics = run_cell(
+                cell,
+                scratch,
+                limit_s=limit * 60 if limit else None,
+                stall_s=stall * 60 if stall else None,
+            )
+            keep_good_result(arguments.output, metrics)
+            publish(scratch, arguments.output, metrics)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
-    write_text(arguments.output, metrics.model_dump_json(indent=1, by_alias=True))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(
+            f"shardmark: {cell.title}: {error.filename or arguments.output}: {error.strerror}. "
+            "This is no result; make room and run it again"
+        )
     print(f"[{cell.title}] {metrics.status}", flush=True)
 
 

@@ -276,6 +276,11 @@ class Config(Section):
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
+    on_failure: Literal["record", "stop"] = Field(
+        "record",
+        description="after a failed cell (oom, timeout, diverged, failed), which is recorded: "
+        "record goes on with the others; stop starts no more, and lets those that run end",
+    )
     order_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="shuffles the order in which the strategies of a block start"
     )

@@ -50,6 +50,11 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
         first = ended.failures[0]
         if first["kind"] == "user":
             raise UserError(first["message"])
+        if first["kind"] == "full_disk":
+            raise Interrupted(
+                f"{title}: {first['exception']} (rank {first['rank']}). This is no result; make "
+                "room and run it again"
+            )
         return _failed(ended, first["kind"], first["phase"], first["rank"], first["exception"])
     for death in _deaths(ended):
         if death["exit_code"] not in (0, -signal.SIGTERM):

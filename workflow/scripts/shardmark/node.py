@@ -26,6 +26,7 @@ from shardmark.agent import agent_command
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.config import Section
+from shardmark.errors import UserError
 from shardmark.heartbeat import FILE_VARIABLE, Beat, Heartbeats
 from shardmark.telemetry import gpu_facts, sampling, visible_gpus
 from shardmark.tether import tethered
@@ -321,7 +322,10 @@ def main() -> None:
     """Run this node's part of the plan of the command line; exit 1 where it did not end well."""
     plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
     index = int(os.environ.get("SLURM_NODEID", "0")) if plan.cell.nodes > 1 else 0
-    report = run_node(plan, index)
+    try:
+        report = run_node(plan, index)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
     write_text(report_path(plan.scratch, index), report.model_dump_json())
     sys.exit(0 if report.exit_code == 0 and report.ended_by is None else 1)
 

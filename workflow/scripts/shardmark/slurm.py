@@ -6,12 +6,14 @@ Slurm itself.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
@@ -82,6 +84,44 @@ def state_of(job: str) -> str:
         raise
     # Its processes are being ended.
     return "" if state == "COMPLETING" else state
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is queued or running.
+
+    Attributes:
+        job_id: its number.
+        state: ``PENDING``, ``RUNNING``, ...
+        reason: why it waits, in Slurm's word.
+        comment: rule and wildcards, as Snakemake's executor writes them.
+        nodes: where it runs, as a list in Slurm's notation.
+        left: time until its limit, ``[days-]hours:minutes:seconds``.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    comment: str
+    nodes: str
+    left: str
+
+
+def jobs_of(project: Path) -> list[Job]:
+    """The jobs of this user that were sent from a project's folder and have not ended.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    user = getpass.getuser()
+    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%k|%N|%L|%Z")
+    found = [line.split("|", 6) for line in text.splitlines()]
+    here = str(project.resolve())
+    return [
+        Job(*fields)
+        for *fields, folder in found
+        if folder == here and fields[1] != "COMPLETING" and fields[3].startswith("rule_")
+    ]
 
 
 def host_names(node_list: str) -> tuple[str, ...]:

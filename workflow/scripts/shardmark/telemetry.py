@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from shardmark.errors import UserError
 from shardmark.tether import tethered
 
 COLUMNS = (
@@ -168,6 +169,9 @@ def sampling(target: Path, interval_s: float, gpus: Sequence[str] | None) -> Ite
         target: file to write.
         interval_s: seconds between samples.
         gpus: UUIDs of the GPUs to watch, or None for the processes this one starts.
+
+    Raises:
+        UserError: if the sampler ended before it was to.
     """
     command = [sys.executable, "-m", "shardmark.telemetry", "--output", str(target)]
     command += ["--interval", str(interval_s), "--parent", str(os.getpid())]
@@ -178,6 +182,11 @@ def sampling(target: Path, interval_s: float, gpus: Sequence[str] | None) -> Ite
     sampler = subprocess.Popen(tethered(command), env=os.environ | {"PYTHONPATH": path})
     try:
         yield
+        if sampler.poll() is not None:
+            raise UserError(
+                f"the sampler of the devices ended early, with exit code {sampler.returncode} (its "
+                "last words are above), so there are no whole samples; run it again"
+            )
     finally:
         sampler.terminate()
         sampler.wait()

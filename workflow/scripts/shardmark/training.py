@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shardmark.atomic import write_text
+from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.clocks import Phases, StepClock
 from shardmark.data import Batch, TestData, TrainingData, load_images, training_data
@@ -73,17 +73,37 @@ def main(strategy: StrategyClass) -> None:
         dist.destroy_process_group()
 
 
+def kind_of(error: Exception) -> str:
+    """What sort of failure an exception is: oom, user, full_disk or failed."""
+    if is_out_of_memory(error):
+        return "oom"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "full_disk"
+    return "user" if isinstance(error, UserError) else "failed"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the device or on the host.
+
+    torch's caching allocator alone has a class for it; the CUDA runtime, cuBLAS, NCCL and torch's
+    allocator for the CPU raise plain RuntimeErrors.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def record_failure(error: Exception, phase: str, scratch: Path) -> None:
     """Leave what happened to this rank, for the launcher to read."""
     rank = int(os.environ.get("RANK", "0"))
-    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     if not isinstance(error, UserError):
         traceback.print_exc()
     failure = {
         "rank": rank,
         "phase": phase,
         "exception": f"{type(error).__name__}: {error}",
-        "kind": "oom" if out_of_memory else "user" if isinstance(error, UserError) else "failed",
+        "kind": kind_of(error),
         "message": str(error),
         "time": time.time(),
     }
