@@ -115,9 +115,9 @@ def test_a_kill_at_any_level_leaves_no_result_no_half_and_no_process(
         family = [launcher, *launcher.children(recursive=True)]
         assert len(family) >= 6, "launcher, node's part, sampler, torchrun, two ranks"
         VICTIMS[victim](family).kill()
+        assert process.wait(timeout=20) != 0
         _, living = psutil.wait_procs(family, timeout=20)
         assert living == []
-        assert process.wait() != 0
     assert not (tmp_path / "metrics.json").exists()
     assert [path.name for path in tmp_path.iterdir() if "run" not in path.name] == []
 

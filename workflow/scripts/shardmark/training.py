@@ -26,6 +26,7 @@ from shardmark.clocks import Phases, StepClock
 from shardmark.data import Batch, TestData, TrainingData, load_images, training_data
 from shardmark.environment import torch_environment
 from shardmark.errors import UserError
+from shardmark.heartbeat import Heartbeat
 from shardmark.models import build_model, shard_units
 from shardmark.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
 from shardmark.precision import set_math_mode
@@ -125,13 +126,16 @@ def make_task(
     )
 
 
-def take_step(strategy: Strategy, micro_batches: Sequence[Batch]) -> Tensor:
+def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbeat) -> Tensor:
     """One optimizer step; returns this process's mean loss before the update, on the device."""
+    heart.step()
     total = torch.zeros((), device=micro_batches[0].images.device)
     for index, batch in enumerate(micro_batches):
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
             logits = strategy.forward(batch)
             loss = nn.functional.cross_entropy(logits.float(), batch.labels)
+            # A rank that hangs before it reduces is a beat behind those that wait for it.
+            heart.alive()
             strategy.backward(loss)
         total += loss.detach()
     strategy.step()
@@ -242,8 +246,7 @@ class CellTraining:
         rate = learning_rate_at(workload, cell.gpus, self.steps_done, cell.steps_per_epoch)
         self.strategy.set_learning_rate(rate)
         self.steps_done += 1
-        self.phases.heart.step()
-        return take_step(self.strategy, micro_batches)
+        return take_step(self.strategy, micro_batches, self.phases.heart)
 
     @torch.no_grad()
     def _evaluate(self) -> float:
