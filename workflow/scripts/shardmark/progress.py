@@ -27,7 +27,7 @@ BAR_WIDTH = 24
 LOG_TAIL_LINES = 5
 TRAIN = "train"
 # Above what the job's own Snakemake says of it at length.
-_SLURM_ERROR = re.compile(r"(srun|slurmstepd|sbatch): (error|fatal):")
+_SLURM_ERROR = re.compile(r"(srun|sbatch|slurmstepd\S*): (error|fatal):")
 
 
 class Progress(logging.Handler):
