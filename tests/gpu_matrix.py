@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from parity_cases import STRATEGIES
 from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config import Config, load
@@ -27,16 +28,6 @@ from shardmark.metrics import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-STRATEGIES = [
-    "dp",
-    "ddp",
-    "fsdp",
-    "fsdp2",
-    "fairscale_fsdp",
-    "deepspeed_zero1",
-    "deepspeed_zero2",
-    "deepspeed_zero3",
-]
 Change = Callable[[Cell, dict[str, Any]], dict[str, Any]]
 
 
@@ -47,7 +38,7 @@ def config_of(**matrix: Any) -> Config:
             "run": "t",
             "matrix": {
                 "workloads": ["w"],
-                "strategies": STRATEGIES,
+                "strategies": list(STRATEGIES),
                 "gpus": [1, 2],
                 "seeds": [0, 1, 2],
             }
