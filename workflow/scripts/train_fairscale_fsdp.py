@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 with warnings.catch_warnings():
     # It warns about torch APIs that it will never move away from.
@@ -48,6 +48,23 @@ class FairscaleFsdp(Strategy):
         self.scaler = _scaler(task, self.device)
         self.optimizer = task.build_optimizer(self.module.parameters())
 
+    def backward(self, loss: Tensor) -> None:
+        """With the hooks of this pass taken away again, unless the cell wants them to pile up.
+
+        FairScale 0.4.13 gives each parameter's gradient accumulator one more hook every forward
+        pass and counts on autograd to drop the accumulator with its hooks; but the handle that
+        FairScale keeps holds the accumulator too. Its maintainers fixed that after the last
+        release, on a branch (facebookresearch/fairscale pull request 1139). No hook is needed
+        after the pass.
+        """
+        super().backward(loss)
+        if not self.task.cell.options["release_hooks"]:
+            return
+        for parameter in self.module.parameters():
+            _, handle = parameter.__dict__.pop("_shard_bwd_hook", (None, None))
+            if handle is not None:
+                handle.remove()
+
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
         """Gradients are reduced in the last micro-batch only."""
         return nullcontext() if last else cast(Any, self.module).no_sync()
@@ -70,6 +87,7 @@ class FairscaleFsdp(Strategy):
                 "reshard_after_forward": reshards,
                 "mixed_precision": module.mixed_precision,
                 "flatten_parameters": module.flatten_parameters,
+                "release_hooks": self.task.cell.options["release_hooks"],
             },
         }
 

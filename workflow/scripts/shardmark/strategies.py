@@ -60,6 +60,11 @@ class FairscaleOptions(Options):
     """FairScale's FullyShardedDataParallel."""
 
     reshard_after_forward: Flag = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
+    release_hooks: Flag = Field(
+        True,
+        description="false is FairScale 0.4.13 as released, whose backward hooks pile up, so that "
+        "each step is slower than the one before",
+    )
 
 
 class DeepspeedOptions(Options):
