@@ -1,4 +1,7 @@
-"""The networks: torchvision's, changed only where a fair comparison needs it."""
+"""The networks: torchvision's, changed only where a fair comparison needs it.
+
+torchvision is imported by those that need it, and late: it takes as long to import as torch.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,10 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
-from torchvision.models.swin_transformer import SwinTransformerBlock
-from torchvision.ops import StochasticDepth
 
 from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, is_resnet, is_vit
+from shardmark.cifar_resnet import CifarResNet
 from shardmark.config import Workload
 from shardmark.keyed_random import KeyedDropout, KeyedStochasticDepth
 
@@ -48,43 +48,6 @@ class Classifier(nn.Module):
             if isinstance(module, (KeyedDropout, KeyedStochasticDepth)):
                 module.keys = keys
         logits: Tensor = self.network(images)
-        return logits
-
-
-class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2 for 32 px images (He et al. 2015, section 4.2).
-
-    Its shortcuts are torchvision's 1x1 projections (the paper's option B; its CIFAR nets use A).
-    """
-
-    def __init__(self, blocks: int, classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
-        )
-        stages: list[nn.Module] = []
-        width = 16
-        for out_width, stride in ((16, 1), (32, 2), (64, 2)):
-            for index in range(blocks):
-                step = stride if index == 0 else 1
-                shortcut = None
-                if step != 1 or width != out_width:
-                    shortcut = nn.Sequential(
-                        nn.Conv2d(width, out_width, 1, stride=step, bias=False),
-                        nn.BatchNorm2d(out_width),
-                    )
-                stages.append(BasicBlock(width, out_width, step, shortcut))
-                width = out_width
-        self.blocks = nn.Sequential(*stages)
-        self.fc = nn.Linear(width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, 3, side, side) to logits (batch, classes)."""
-        features = self.blocks(self.stem(images)).mean(dim=(2, 3))
-        logits: Tensor = self.fc(features)
         return logits
 
 
@@ -150,6 +113,8 @@ def _network(workload: Workload) -> nn.Module:
     name = workload.model.name
     if name in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[name], workload.classes)
+    import torchvision
+
     size = workload.dataset.image_size
     extra = {"image_size": size} if is_vit(name) else {}
     model: nn.Module = torchvision.models.get_model(
@@ -165,11 +130,15 @@ def _network(workload: Workload) -> nn.Module:
 
 def _surrogate_network(workload: Workload) -> Any:
     classes = workload.classes
-    match BLOCK_OF_MODEL[workload.model.name]:
+    block = BLOCK_OF_MODEL[workload.model.name]
+    match block:
         case "BasicBlock":
             return CifarResNet(1, classes)
         case "Bottleneck":
             return _NarrowBottlenecks(classes)
+    import torchvision
+
+    match block:
         case "EncoderBlock":
             return torchvision.models.VisionTransformer(
                 image_size=32,
@@ -196,9 +165,9 @@ def _surrogate_network(workload: Workload) -> Any:
                 window_size=[4, 4],
                 stochastic_depth_prob=0.1,
                 num_classes=classes,
-                block=SwinTransformerBlock,
+                block=torchvision.models.swin_transformer.SwinTransformerBlock,
             )
-        case block:
+        case _:
             raise NotImplementedError(f"no surrogate is made of {block}")
 
 
@@ -207,7 +176,8 @@ class _NarrowBottlenecks(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        block = torchvision.models.resnet.Bottleneck
+        from torchvision.models.resnet import Bottleneck
+
         self.stem = nn.Sequential(
             nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
         )
@@ -216,8 +186,8 @@ class _NarrowBottlenecks(nn.Module):
             nn.Sequential(nn.Conv2d(32, 64, 1, stride=2, bias=False), nn.BatchNorm2d(64)),
         ]
         self.blocks = nn.Sequential(
-            block(16, 8, 1, shortcuts[0]),
-            block(32, 16, 2, shortcuts[1]),
+            Bottleneck(16, 8, 1, shortcuts[0]),
+            Bottleneck(32, 16, 2, shortcuts[1]),
         )
         self.fc = nn.Linear(64, classes)
         for module in self.modules():
@@ -261,7 +231,8 @@ def _key_the_randomness(model: nn.Module) -> None:
     """Replace dropout that draws from a rank's generator by dropout drawn per sample."""
     layer = 100  # purposes below belong to the augmentation
     for name, module in list(model.named_modules()):
-        if not isinstance(module, (nn.Dropout, StochasticDepth)):
+        # torchvision's own class, by its name: where it is not imported there is none.
+        if not isinstance(module, nn.Dropout) and type(module).__name__ != "StochasticDepth":
             continue
         layer += 1
         keyed: nn.Module
@@ -272,7 +243,7 @@ def _key_the_randomness(model: nn.Module) -> None:
                 raise NotImplementedError(
                     f"{name}: stochastic depth by batch has no per-sample form"
                 )
-            keyed = KeyedStochasticDepth(module.p, layer)
+            keyed = KeyedStochasticDepth(float(cast(Any, module.p)), layer)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, keyed)
 
