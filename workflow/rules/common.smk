@@ -159,10 +159,10 @@ def whole_machine(wildcards):
 
 
 def parity_threads(wildcards):
-    """The gate is not timed: on CPUs a case takes the cores that its ranks compute on."""
+    """The gate is not timed: on CPUs two ranks share a core, for they mostly start and wait."""
     if CONFIG.cluster.device == "cuda":
         return whole_machine(wildcards)
-    return min(whole_machine(wildcards), replicas_at(wildcards))
+    return min(whole_machine(wildcards), max(1, replicas_at(wildcards) // 2))
 
 
 def nodes_at(wildcards):

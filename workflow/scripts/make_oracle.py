@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shardmark.cells import ParityCase
+from shardmark.leaving import leave
 from shardmark.parity import make_oracles
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     for precision, oracle in oracles.items():
         if oracle is not None:
             print(f"oracle {precision}: noise floor {oracle['floor']}")
+    leave()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from shardmark.cells import ParityCase
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.errors import UserError
 from shardmark.launch import SCRIPTS, Ended, launch
+from shardmark.leaving import leave
 from shardmark.metrics import Parity
 from shardmark.strategies import STRATEGIES
 from shardmark.telemetry import visible_gpus
@@ -127,6 +128,7 @@ def main() -> None:
         sys.exit(f"shardmark: {error}")
     write_text(arguments.output, parity.model_dump_json(indent=1, by_alias=True))
     print(f"[parity of {case.cell.title}] {parity.status} {parity.reason or ''}", flush=True)
+    leave()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -32,6 +31,7 @@ from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import torch_environment
 from shardmark.errors import UserError
 from shardmark.inspection import StepObserver, effective_config
+from shardmark.leaving import leave
 from shardmark.model_cost import ModelCost, cost_of
 from shardmark.model_state import float32_bytes, held, predicted
 from shardmark.models import build_model, shard_units
@@ -80,10 +80,10 @@ def main(strategy: StrategyClass) -> None:
         record_failure(error, phases.current, arguments.scratch)
         # The other ranks may wait in a collective for ever; leaving at once lets the launcher
         # end them, where an orderly exit would first wait for the process group.
-        sys.stderr.flush()
-        os._exit(1)
+        leave(1)
     if dist.is_initialized():
         dist.destroy_process_group()
+    leave()
 
 
 def is_out_of_memory(error: Exception) -> bool:
