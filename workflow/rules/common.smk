@@ -15,6 +15,7 @@ from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
+from shardmark.stopping import StopAtFailure
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -40,6 +41,7 @@ PAGE = f"{RESULTS}/report.html"
 SNAKEMAKE_REPORT = f"{RESULTS}/snakemake-report.html"
 CELL = f"{RESULTS}/{{workload}}/{{strategy}}/gpus{{gpus}}/seed{{seed}}"
 STAMP = "code.sha256"
+BLOCK = f"{RESULTS}/blocks/{{workload}}/gpus{{gpus}}/seed{{seed}}.json"
 PARITY = f"{RESULTS}/parity/{{workload}}/{{strategy}}/ranks{{ranks}}"
 
 CELLS = {(cell.workload, cell.strategy, cell.gpus, cell.seed): cell for cell in cells_of(CONFIG)}
@@ -170,7 +172,17 @@ def nodes_at(wildcards):
 
 
 def gpus_at(wildcards):
-    return replicas_at(wildcards) if CONFIG.cluster.device == "cuda" else None
+    """GPUs of a job on one node."""
+    if CONFIG.cluster.device == "cuda" and nodes_at(wildcards) == 1:
+        return replicas_at(wildcards)
+    return None
+
+
+def gres_at(wildcards):
+    """GPUs of each node of a job on several: of a total, Slurm might give one node more."""
+    if CONFIG.cluster.device == "cuda" and nodes_at(wildcards) > 1:
+        return f"gpu:{CONFIG.cluster.gpus_per_node}"
+    return None
 
 
 def replicas_a_node(wildcards):
@@ -195,6 +207,23 @@ def cpus_per_task_at(wildcards):
 def mem_mb_at(wildcards):
     """Memory of one node, which is what Slurm's --mem means."""
     return replicas_a_node(wildcards) * CONFIG.cluster.mem_gb_per_gpu * 1000
+
+
+def block_at(wildcards):
+    """The record of a block's nodes, where its cells are to share them.
+
+    Chosen anew, the nodes are no reason to run the cells again.
+    """
+    return ancient(BLOCK) if CONFIG.cluster.block == "pinned" else []
+
+
+def slurm_extra_at(wildcards, input):
+    """Options of sbatch that have no resource of their own."""
+    options = CONFIG.cluster.slurm_extra
+    if "block" not in input.keys() or not input.block:
+        return options
+    nodes = json.loads(Path(input.block).read_text())["nodes"]
+    return f"{options} --nodelist={','.join(nodes)}".strip()
 
 
 # Slurm ends a job with no word to its cell: the cell's own limit must come first.
@@ -262,3 +291,6 @@ onstart:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if not workflow.output_settings.verbose:
         Progress.attach(logger, planned)
+    if CONFIG.on_failure == "stop":
+        on_slurm = workflow.executor_plugin.name == "slurm"
+        logger.addHandler(StopAtFailure(planned, on_slurm=on_slurm))

@@ -31,6 +31,7 @@ rule check_parity:
     threads: parity_threads
     resources:
         gpu=gpus_at,
+        gres=gres_at,
         nodes=nodes_at,
         mpi=mpi_at,
         tasks_per_node=tasks_per_node_at,

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from torch.autograd.profiler import record_function
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
-from shardmark.atomic import write_text
+from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.clocks import Phases, StepClock
 from shardmark.data import Batch, TestData, TrainingData, load_images, training_data
@@ -64,6 +65,8 @@ def main(strategy: StrategyClass) -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
     arguments = parser.parse_args()
     faulthandler.enable()
+    # The launcher asks a rank that hangs where it stands.
+    faulthandler.register(signal.SIGUSR1)
     phases = Phases(time.time() - float(os.environ.get("SHARDMARK_LAUNCHED", time.time())))
     try:
         if arguments.case is not None:
@@ -84,6 +87,15 @@ def main(strategy: StrategyClass) -> None:
         os._exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def kind_of(error: Exception) -> str:
+    """What sort of failure an exception is: oom, user, full_disk or failed."""
+    if is_out_of_memory(error):
+        return "oom"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "full_disk"
+    return "user" if isinstance(error, UserError) else "failed"
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -107,11 +119,7 @@ def record_failure(error: Exception, phase: str, scratch: Path) -> None:
         "rank": rank,
         "phase": phase,
         "exception": f"{type(error).__name__}: {error}",
-        "kind": "oom"
-        if is_out_of_memory(error)
-        else "user"
-        if isinstance(error, UserError)
-        else "failed",
+        "kind": kind_of(error),
         "message": str(error),
         "time": time.time(),
     }
@@ -299,6 +307,7 @@ class CellTraining:
         rate = learning_rate_at(workload, cell.gpus, self.steps_done, cell.steps_per_epoch)
         self.strategy.set_learning_rate(rate)
         self.steps_done += 1
+        self.phases.heart.step()
         return take_step(self.strategy, micro_batches)
 
     @torch.no_grad()
@@ -310,6 +319,7 @@ class CellTraining:
             dist.broadcast(buffer, 0)
         right = torch.zeros(2, device=self.runtime.device)
         for batch, counted in self.test_data:
+            self.phases.heart.alive()
             hits = self.strategy.forward(batch).argmax(dim=1) == batch.labels
             right += torch.stack([(hits & counted).sum(), counted.sum()])
         correct, images = self.runtime.sum_over_ranks(right).tolist()
@@ -439,7 +449,8 @@ class CellTraining:
 
     def _place(self) -> dict[str, Any]:
         """Where this process runs."""
-        return {"node": os.uname().nodename, "pid": os.getpid()}
+        node = os.environ.get("SHARDMARK_NODE") or os.uname().nodename
+        return {"node": node, "pid": os.getpid()}
 
     def _profile(self) -> dict[str, Any]:
         """Where the time of a few more steps goes."""
