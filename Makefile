@@ -3,7 +3,8 @@
 # make schemas export the models again              make clean    remove what the targets made
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
-# make test-matrix  eight strategies, three GPU counts, two seeds on it (about half an hour)
+# make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
+#                   minutes for (about half an hour)
 #
 #   PYTHON=python3.12   the interpreter (3.11 or newer)     VENV=.venv   where to install
 #   TORCH=site          keep the torch and torchvision that this interpreter already has
@@ -35,7 +36,7 @@ export PATH := $(BIN):$(PATH)
 LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
 READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
-.PHONY: demo test test-slurm test-matrix lint lock schemas rerun clean
+.PHONY: demo test test-slurm test-slurm-long lint lock schemas rerun clean
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
@@ -53,9 +54,9 @@ test-slurm: $(READY)
 	@sh tests/slurm/install.sh
 	@$(ON_CLUSTER) python -m pytest tests/slurm
 
-test-matrix: $(READY)
+test-slurm-long: $(READY)
 	@sh tests/slurm/install.sh
-	@$(ON_CLUSTER) python -m pytest tests/slurm -m matrix -s
+	@$(ON_CLUSTER) python -m pytest tests/slurm -m long -s
 
 lint: $(READY)
 	@ruff check .

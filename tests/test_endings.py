@@ -134,8 +134,8 @@ def test_a_users_mistake_is_told_as_one() -> None:
 
 
 def test_a_hang_names_the_rank_that_is_behind() -> None:
-    one = node(ended_by="stall", beats=[Beat(10, 0, 6, "training", 61.0)])
-    other = node(index=1, name="n2", ended_by="stall", beats=[Beat(11, 1, 5, "training", 61.2)])
+    one = node(ended_by="stall", beats=[Beat(10, 0, 17, 6, "training", 61.0)])
+    other = node(index=1, name="n2", ended_by="stall", beats=[Beat(11, 1, 15, 5, "training", 61.2)])
     status, failure = failure_of(CELL, ended(one, other)) or ("", None)
     assert status == "failed"
     assert failure is not None
@@ -144,14 +144,14 @@ def test_a_hang_names_the_rank_that_is_behind() -> None:
 
 
 def test_a_hang_of_ranks_that_are_level_accuses_none() -> None:
-    beats = [Beat(10, 0, 5, "training", 61.0), Beat(11, 1, 5, "training", 61.2)]
+    beats = [Beat(10, 0, 15, 5, "training", 61.0), Beat(11, 1, 15, 5, "training", 61.2)]
     _, failure = failure_of(CELL, ended(node(ended_by="stall", beats=beats))) or ("", None)
     assert failure is not None
     assert failure.rank is None
 
 
 def test_a_cell_out_of_time_says_how_far_it_came() -> None:
-    late = node(ended_by="time limit", beats=[Beat(10, 0, 500, "measurement", 0.1)])
+    late = node(ended_by="time limit", beats=[Beat(10, 0, 1500, 500, "measurement", 0.1)])
     status, failure = failure_of(CELL, ended(late)) or ("", None)
     assert status == "timeout"
     assert failure is not None

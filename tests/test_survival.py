@@ -43,8 +43,9 @@ def test_a_hung_rank_is_found_by_its_silence_and_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = time.monotonic()
-    metrics = misbehaving("hang", tmp_path, monkeypatch, stall_s=20.0)
-    assert time.monotonic() - begin < 100, "NCCL and gloo themselves wait for 10 to 30 minutes"
+    # Longer than the imports take on a busy machine.
+    metrics = misbehaving("hang", tmp_path, monkeypatch, stall_s=45.0)
+    assert time.monotonic() - begin < 200, "NCCL and gloo themselves wait for 10 to 30 minutes"
     assert metrics.status == "failed"
     assert metrics.failure is not None
     assert metrics.failure.exception.startswith("hung: no rank got further; rank 1 in training")
@@ -115,9 +116,9 @@ def test_a_kill_at_any_level_leaves_no_result_no_half_and_no_process(
         family = [launcher, *launcher.children(recursive=True)]
         assert len(family) >= 6, "launcher, node's part, sampler, torchrun, two ranks"
         VICTIMS[victim](family).kill()
+        assert process.wait(timeout=20) != 0
         _, living = psutil.wait_procs(family, timeout=20)
         assert living == []
-        assert process.wait() != 0
     assert not (tmp_path / "metrics.json").exists()
     assert [path.name for path in tmp_path.iterdir() if "run" not in path.name] == []
 

@@ -6,26 +6,36 @@ import re
 import shlex
 
 from cluster import run
-from slurm_project import CLUSTER
+from slurm_project import CLUSTER, SlurmProject
 
 FIELDS = (
     *("JobIDRaw", "State", "Comment", "NodeList", "NNodes", "ReqTRES", "AllocTRES"),
-    *("TimelimitRaw", "ElapsedRaw", "SubmitLine"),
+    *("TimelimitRaw", "ElapsedRaw", "WorkDir", "SubmitLine"),
 )
 Job = dict[str, str]
 
 
-def jobs() -> list[Job]:
-    """Every job, the oldest first."""
+def jobs(project: SlurmProject) -> list[Job]:
+    """Every job of a project, the oldest first."""
     text = run("sacct", "-X", "-P", "-n", "-S", "now-1days", f"--format={','.join(FIELDS)}")
     # The command line comes last, since it may hold the sign that parts the fields.
     split = [line.split("|", len(FIELDS) - 1) for line in text.splitlines()]
-    return [dict(zip(FIELDS, values, strict=True)) for values in split if len(values) > 1]
+    known = [dict(zip(FIELDS, values, strict=True)) for values in split if len(values) > 1]
+    return [job for job in known if job["WorkDir"] == str(project.folder)]
 
 
-def last_jobs() -> dict[str, Job]:
+def last_jobs(project: SlurmProject) -> dict[str, Job]:
     """The last job of each rule and cell, by the executor's comment."""
-    return {job["Comment"]: job for job in jobs()}
+    return {job["Comment"]: job for job in jobs(project)}
+
+
+def queue() -> dict[str, Job]:
+    """What is queued or running now, by the executor's comment, which accounting has at the end."""
+    names = ("JobIDRaw", "State", "NodeList", "Comment")
+    lines = run("squeue", "--noheader", "--format=%i|%T|%N|%k").splitlines()
+    return {
+        (job := dict(zip(names, line.split("|"), strict=True)))["Comment"]: job for line in lines
+    }
 
 
 def comment(strategy: str, gpus: int, seed: int = 0) -> str:

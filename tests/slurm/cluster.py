@@ -36,6 +36,8 @@ COMMANDS = (
     "sacctmgr",
     "sbatch",
 )
+# A requeued job waits until the credential of its first try has expired; Slurm's default is 120.
+CREDENTIAL_S = 10
 START_S = 60.0
 END_S = 15.0
 
@@ -170,7 +172,7 @@ SlurmctldHost=localhost
 SlurmctldPort={self.slurmctld_port}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={self.folder}/munge.socket
+AuthInfo=socket={self.folder}/munge.socket,cred_expire={CREDENTIAL_S}
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -33,7 +33,7 @@ workloads:
     batch: {{global: 16}}
     optimizer: {{name: sgd, learning_rate: 0.05}}
     precision: fp32
-measure: {{steady_s: 0.3, warmup_min_steps: 2, warmup_max_steps: 4}}
+measure: {{steady_s: {steady_s}, warmup_min_steps: 2, warmup_max_steps: 4}}
 cluster: {{{cluster}}}
 """
 CLUSTER = {"gpus_per_node": 2, "cpus_per_gpu": 2, "mem_gb_per_gpu": 3, "time_limit_minutes": 5}
@@ -82,12 +82,15 @@ class SlurmProject:
         seeds: str = "0",
         device: str = "cpu",
         slurm_extra: str = "",
+        steady_s: float = 0.3,
         **cluster: object,
     ) -> None:
         """Write the configuration; ``cluster`` are further keys of its section."""
         keys = CLUSTER | {"device": device, "slurm_extra": f"'{slurm_extra}'"} | cluster
         section = ", ".join(f"{key}: {value}" for key, value in keys.items())
-        text = MATRIX.format(strategies=strategies, gpus=gpus, seeds=seeds, cluster=section)
+        text = MATRIX.format(
+            strategies=strategies, gpus=gpus, seeds=seeds, steady_s=steady_s, cluster=section
+        )
         (self.folder / CONFIG).write_text(text)
 
     def command(self, *arguments: str, fake_gpus: bool = False) -> list[str]:

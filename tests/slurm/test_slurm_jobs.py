@@ -17,7 +17,7 @@ def test_every_cell_asks_for_its_gpus_nodes_cpus_memory_and_time(project: SlurmP
     targets = [project.path(s, n) for s in ("ddp", "dp") for n in (4, 2, 1)]
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout
-    found = last_jobs()
+    found = last_jobs(project)
     for strategy in ("ddp", "dp"):
         for gpus in (1, 2, 4):
             if (strategy, gpus) != ("dp", 4):
@@ -31,7 +31,7 @@ def test_a_cell_has_its_nodes_to_itself_by_default(project: SlurmProject) -> Non
     project.matrix("ddp", "1", device="cuda", slurm_extra="--exclusive")
     result = project.run(project.path("ddp", 1))
     assert result.returncode == 0, result.stdout
-    job = last_jobs()[comment("ddp", 1)]
+    job = last_jobs(project)[comment("ddp", 1)]
     assert "--exclusive" in options(job)
     assert tres(job["ReqTRES"])["gres/gpu"] == "1"
     assert tres(job["AllocTRES"])["cpu"] == "16", "all CPUs of its node"
@@ -60,7 +60,7 @@ def test_the_cells_of_a_pinned_block_run_on_the_same_nodes(project: SlurmProject
     targets = [project.path(s, 2, seed) for s in ("ddp", "fsdp", "fsdp2") for seed in (0, 1)]
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout
-    ran = last_jobs()
+    ran = last_jobs(project)
     for seed in (0, 1):
         block = f"results/t/blocks/small/gpus2/seed{seed}.json"
         (pinned,) = re.findall(r'"nodes": \["(n\d)"\]', (project.folder / block).read_text())

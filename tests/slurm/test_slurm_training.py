@@ -31,12 +31,12 @@ def test_cells_of_one_gpu_two_gpus_and_two_nodes_train_the_same(project: SlurmPr
     assert all(device.samples for device in two_nodes.devices), "a sampler on each node"
     parity = read_parity(project.folder / verdict)
     assert parity.status == "passed", parity.reason
-    found = last_jobs()
+    found = last_jobs(project)
     for gpus in (1, 2, 4):
         assert_asked_and_given(found[comment("ddp", gpus)], gpus)
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.timeout(5400)
 def test_every_strategy_on_1_2_and_4_gpus_with_two_seeds(project: SlurmProject) -> None:
     project.matrix(", ".join(STRATEGIES), "4, 2, 1", "0, 1")
@@ -45,7 +45,7 @@ def test_every_strategy_on_1_2_and_4_gpus_with_two_seeds(project: SlurmProject) 
     result = project.run(*(project.path(*cell) for cell in cells), fake_gpus=True)
     minutes = (time.monotonic() - begin) / 60
     assert result.returncode == 0, result.stdout
-    found = last_jobs()
+    found = last_jobs(project)
     print(f"\n{len(cells)} cells in {minutes:.1f} min")
     for strategy, gpus, seed in cells:
         metrics = project.metrics(strategy, gpus, seed)

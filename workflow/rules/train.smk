@@ -15,7 +15,7 @@ if CONFIG.cluster.block == "pinned":
             cpus_per_task=cpus_per_task_at,
             mem_mb=mem_mb_at,
             runtime=5,
-            slurm_extra=CONFIG.cluster.slurm_extra,
+            slurm_extra=pin_extra_at,
         shell:
             "{PYTHON:q} {SCRIPTS:q}/pin_block.py --output {output:q} > {log:q} 2>&1"
 

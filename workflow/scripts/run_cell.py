@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -243,6 +244,23 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
         )
 
 
+def made_meanwhile(cell: Cell, path: Path) -> bool:
+    """Whether the cell's result was made after the controller that wants it had started.
+
+    So it is where an earlier controller was killed and its job for the same cell went on: this one
+    was told to wait for that one, and has nothing left to do.
+    """
+    started = os.environ.get("SHARDMARK_CONTROLLER_STARTED")
+    if started is None or not path.exists():
+        return False
+    try:
+        found = read_metrics(path)
+    except UserError:
+        return False
+    same = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
+    return (found.cell_sha256, found.code_sha256) == same and path.stat().st_mtime > float(started)
+
+
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
     """Put a result in its place: what belongs to it first, and metrics.json, which counts, last."""
     for pattern in SIDE_FILES:
@@ -268,6 +286,9 @@ def main() -> None:
     started = datetime.now(UTC)
     cell = Cell.model_validate_json(arguments.cell)
     try:
+        if made_meanwhile(cell, arguments.output):
+            print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
+            return
         with scratch_folder(arguments.output) as scratch:
             metrics = run_cell(
                 cell,

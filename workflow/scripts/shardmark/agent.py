@@ -28,6 +28,7 @@ def agent_command(report: Path, options: Sequence[str], script: Sequence[str]) -
 
 def main() -> None:
     """Run torchrun with the arguments of the command line; exit 1 where a rank failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -36,6 +37,8 @@ def main() -> None:
     ranks = tethered([sys.executable, *arguments[at:]])
     try:
         run(parse_args([*arguments[:at], *ranks]))  # type: ignore[no-untyped-call]
+    except SignalException as asked:
+        sys.exit(128 + asked.sigval)
     except ChildFailedError as error:
         failures = [
             {

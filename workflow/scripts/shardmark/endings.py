@@ -46,20 +46,31 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
     if crashed:
         name = signal.Signals(-crashed[0]["exit_code"]).name
         return _failed(ended, "failed", None, crashed[0]["rank"], f"the process died of {name}")
+    # Who raises leaves an exception; who ends without one was not brought down by a peer's end.
+    told = {failure["rank"] for failure in ended.failures}
+    silent = [d for d in _deaths(ended) if d["exit_code"] > 0 and d["rank"] not in told]
+    if silent:
+        code, rank = silent[0]["exit_code"], silent[0]["rank"]
+        reason = f"the process ended with exit code {code} and left no exception"
+        return _failed(ended, "failed", None, rank, reason)
     if ended.failures:
-        first = ended.failures[0]
-        if first["kind"] == "user":
-            raise UserError(first["message"])
-        if first["kind"] == "full_disk":
-            raise Interrupted(
-                f"{title}: {first['exception']} (rank {first['rank']}). This is no result; make "
-                "room and run it again"
-            )
-        return _failed(ended, first["kind"], first["phase"], first["rank"], first["exception"])
-    for death in _deaths(ended):
-        if death["exit_code"] not in (0, -signal.SIGTERM):
-            return _failed(ended, "failed", None, death["rank"], _exit_words(death["exit_code"]))
+        return _raised(title, ended.failures[0], ended)
+    if deaths and deaths[0]["exit_code"] != -signal.SIGTERM:
+        name = signal.Signals(-deaths[0]["exit_code"]).name
+        return _failed(ended, "failed", None, deaths[0]["rank"], f"the process died of {name}")
     raise Interrupted(_no_reason(title, ended))
+
+
+def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Failure]:
+    """The outcome of an exception."""
+    if first["kind"] == "user":
+        raise UserError(first["message"])
+    if first["kind"] == "full_disk":
+        raise Interrupted(
+            f"{title}: {first['exception']} (rank {first['rank']}). This is no result; make room "
+            "and run it again"
+        )
+    return _failed(ended, first["kind"], first["phase"], first["rank"], first["exception"])
 
 
 def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
@@ -73,13 +84,12 @@ def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
             )
     if ended.failures:  # a rank failed, and the others waited for it
         return None
-    beats = sorted((beat for node in ended.nodes for beat in node.beats), key=lambda b: b.steps)
+    beats = sorted((beat for node in ended.nodes for beat in node.beats), key=lambda b: b.beats)
     where = "; ".join(map(str, beats))
     behind = beats[0] if beats else None
     phase = behind.phase if behind else None
     if "stall" in causes:
-        # Who hangs before it reduces its gradients is a step behind those that wait for it.
-        alone = behind is not None and (len(beats) == 1 or behind.steps < beats[1].steps)
+        alone = behind is not None and (len(beats) == 1 or behind.beats < beats[1].beats)
         rank = behind.rank if behind and alone else None
         return _failed(ended, "failed", phase, rank, f"hung: no rank got further; {where}")
     if "time limit" in causes:
@@ -119,12 +129,6 @@ def _failed(
 ) -> tuple[Status, Failure]:
     failure = Failure(phase=phase, rank=rank, exception=reason, log_tail=ended.log_tail)
     return status, failure
-
-
-def _exit_words(code: int) -> str:
-    if code < 0:
-        return f"the process died of {signal.Signals(-code).name}"
-    return f"the process ended with exit code {code} and left no exception"
 
 
 def _no_reason(title: str, ended: Ended) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE_VARIABLE = "SHARDMARK_HEARTBEATS"
-# Process id, rank, steps, monotonic time of the last beat in seconds, phase.
-_RECORD = struct.Struct("=QQQd40s")
+# Process id, rank, beats, steps, monotonic time of the last beat in seconds, phase.
+_RECORD = struct.Struct("=QQQQd40s")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Beat:
     Attributes:
         pid: its process; 0 before its first beat, which comes after the imports.
         rank: the rank, among those of all nodes.
+        beats: signs of life so far; ranks that do the same work have given as many.
         steps: optimizer steps it has begun.
         phase: the phase it is in.
         silent_s: seconds since it last got further.
@@ -31,6 +32,7 @@ class Beat:
 
     pid: int
     rank: int
+    beats: int
     steps: int
     phase: str
     silent_s: float
@@ -44,7 +46,7 @@ class Heartbeat:
     """A rank's side: counts up as the rank gets further. Does nothing without a launcher."""
 
     def __init__(self) -> None:
-        self._steps, self._phase = 0, b"imports"
+        self._beats, self._steps, self._phase = 0, 0, b"imports"
         self._rank = int(os.environ.get("RANK", "0"))
         self._memory: mmap.mmap | None = None
         self._offset = int(os.environ.get("LOCAL_RANK", "0")) * _RECORD.size
@@ -63,13 +65,14 @@ class Heartbeat:
         self._write()
 
     def alive(self) -> None:
-        """The rank gets on within a phase that has no steps."""
+        """The rank gets on: within a step, or in a phase that has none."""
         self._write()
 
     def _write(self) -> None:
         if self._memory is not None:
-            record = (os.getpid(), self._rank, self._steps, time.monotonic(), self._phase)
-            _RECORD.pack_into(self._memory, self._offset, *record)
+            self._beats += 1
+            done = (self._beats, self._steps, time.monotonic(), self._phase)
+            _RECORD.pack_into(self._memory, self._offset, os.getpid(), self._rank, *done)
 
 
 class Heartbeats:
@@ -82,7 +85,7 @@ class Heartbeats:
 
     def __init__(self, path: Path, ranks: int) -> None:
         self.path = path
-        begin = _RECORD.pack(0, 0, 0, time.monotonic(), b"imports")
+        begin = _RECORD.pack(0, 0, 0, 0, time.monotonic(), b"imports")
         path.write_bytes(begin * ranks)
         with path.open("rb") as file:
             self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -91,6 +94,6 @@ class Heartbeats:
         """The last beat of each rank, by local rank."""
         now = time.monotonic()
         return [
-            Beat(pid, rank, steps, phase.rstrip(b"\0").decode(errors="replace"), now - then)
-            for pid, rank, steps, then, phase in _RECORD.iter_unpack(self._memory[:])
+            Beat(pid, rank, beats, steps, phase.rstrip(b"\0").decode(), now - then)
+            for pid, rank, beats, steps, then, phase in _RECORD.iter_unpack(self._memory[:])
         ]

@@ -16,16 +16,29 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
+import psutil
+
 from shardmark import slurm
 from shardmark.cells import Cell
 from shardmark.errors import UserError
-from shardmark.node import SCRIPTS, NodeReport, Plan, end, report_path
+from shardmark.node import (
+    SCRIPTS,
+    NodeReport,
+    Plan,
+    ancestors,
+    end,
+    is_snakemake,
+    report_path,
+)
 from shardmark.tether import tethered
 
 LOG_TAIL_LINES = 40
 # Between SIGTERM and SIGKILL. Slurm itself leaves a job 30 s (KillWait); a node needs this for its
 # ranks before it can end, and this process for its nodes.
 GRACE_S = 5.0
+# For srun to end the other nodes, once one has failed.
+SRUN_GRACE_S = 20.0
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -110,9 +123,11 @@ def launch(
     reader = Thread(target=_pass_on, args=(process.stdout, tail), daemon=True)
     reader.start()
     with _ended_at_exit(process):
-        exit_code = process.wait()
+        exit_code = _wait(process, plan)
     reader.join(timeout=GRACE_S)
     nodes = _reports(scratch, cell.nodes)
+    if any(node.ended_by == "orphaned" for node in nodes):
+        _give_back_job()
     return Ended(
         next((node.exit_code for node in nodes if node.exit_code), exit_code),
         _failures(scratch),
@@ -120,6 +135,34 @@ def launch(
         list(tail),
         time.monotonic() - begin,
     )
+
+
+def _wait(process: subprocess.Popen[str], plan: Plan) -> int:
+    """Wait for the nodes; not for an srun that has not noticed the end of one of them."""
+    failed_at = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(POLL_S)
+        if plan.cell.nodes > 1 and failed_at is None:
+            reports = _reports(plan.scratch, plan.cell.nodes)
+            if any(node.exit_code or node.ended_by for node in reports):
+                failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > SRUN_GRACE_S:
+            return -signal.SIGTERM
+
+
+def _give_back_job() -> None:
+    """Cancel this Slurm job, of which a part was killed from outside.
+
+    Slurm misses a step daemon that was killed no sooner than when the job's time is up, and does
+    not end what it had started: Snakemake's job, which hangs where its output leads nowhere.
+    """
+    if job := slurm.job_id():
+        with contextlib.suppress(UserError):
+            slurm.ask("scancel", job)
+        for process in filter(is_snakemake, ancestors()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _placed(plan: Plan) -> tuple[Plan, list[str]]:

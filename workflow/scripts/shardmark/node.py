@@ -295,11 +295,19 @@ def ancestors() -> list[psutil.Process]:
     return chain[: anchors[-1] + 1] if anchors else chain[:1]
 
 
+def is_snakemake(process: psutil.Process) -> bool:
+    """Whether a process is Snakemake: as an interpreter's script or module.
+
+    A shell's command line names it within an argument.
+    """
+    with contextlib.suppress(psutil.Error):
+        return "snakemake" in [Path(argument).name for argument in process.cmdline()[:3]]
+    return False
+
+
 def _is_anchor(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        # As an interpreter's script or module; a shell's command line names it within an argument.
-        started = [Path(argument).name for argument in process.cmdline()[:3]]
-        return process.name() == "slurmstepd" or "snakemake" in started
+        return process.name() == "slurmstepd" or is_snakemake(process)
     return False
 
 

@@ -256,9 +256,8 @@ def _train(
         epoch, place = divmod(step, data.steps)
         if place == 0:
             batches = data.epoch(epoch)
-        phases.heart.step()
         driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps))
-        loss = take_step(driven, next(batches))
+        loss = take_step(driven, next(batches), phases.heart)
         losses.append(float(runtime.sum_over_ranks(loss)) / runtime.world_size)
         if not moved:
             first = weights()

@@ -28,7 +28,7 @@ LOG_TAIL_LINES = 5
 TRAIN = "train"
 USUAL_WIDTH = 80
 # Above what the job's own Snakemake says of it at length.
-_SLURM_ERROR = re.compile(r"(srun|slurmstepd|sbatch): (error|fatal):")
+_SLURM_ERROR = re.compile(r"(srun|sbatch|slurmstepd\S*): (error|fatal):")
 
 # Workload, strategy, GPU count and seed.
 Place = tuple[str, str, int, int]

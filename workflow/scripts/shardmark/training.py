@@ -32,6 +32,7 @@ from shardmark.data import Batch, TestData, TrainingData, load_images, training_
 from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import torch_environment
 from shardmark.errors import UserError
+from shardmark.heartbeat import Heartbeat
 from shardmark.inspection import StepObserver, effective_config
 from shardmark.model_cost import ModelCost, cost_of
 from shardmark.model_state import float32_bytes, held, predicted
@@ -141,13 +142,16 @@ def make_task(
     )
 
 
-def take_step(strategy: Strategy, micro_batches: Sequence[Batch]) -> Tensor:
+def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbeat) -> Tensor:
     """One optimizer step; returns this process's mean loss before the update, on the device."""
+    heart.step()
     total = torch.zeros((), device=micro_batches[0].images.device)
     for index, batch in enumerate(micro_batches):
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
             logits = strategy.forward(batch)
             loss = nn.functional.cross_entropy(logits.float(), batch.labels)
+            # A rank that hangs before it reduces is a beat behind those that wait for it.
+            heart.alive()
             strategy.backward(loss)
         total += loss.detach()
     strategy.step()
@@ -307,8 +311,7 @@ class CellTraining:
         rate = learning_rate_at(workload, cell.gpus, self.steps_done, cell.steps_per_epoch)
         self.strategy.set_learning_rate(rate)
         self.steps_done += 1
-        self.phases.heart.step()
-        return take_step(self.strategy, micro_batches)
+        return take_step(self.strategy, micro_batches, self.phases.heart)
 
     @torch.no_grad()
     def _evaluate(self) -> float:
