@@ -2,6 +2,9 @@
 # make lint    what the code must pass                  make lock    resolve the lock anew
 # make schemas export the models again              make clean    remove what the targets made
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
+# make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
+# make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
+#                   minutes for (about half an hour)
 #
 #   PYTHON=python3.12   the interpreter (3.11 or newer)     VENV=.venv   where to install
 #   TORCH=site          keep the torch and torchvision that this interpreter already has
@@ -33,7 +36,7 @@ export PATH := $(BIN):$(PATH)
 LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
 READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
-.PHONY: demo test lint lock schemas rerun clean
+.PHONY: demo test test-slurm test-slurm-long lint lock schemas rerun clean
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
@@ -42,6 +45,18 @@ demo: $(READY)
 
 test: $(READY)
 	@python -m pytest
+
+# In namespaces of their own the cluster meets no Slurm of this machine's, and nothing of it is left.
+ON_CLUSTER = SHARDMARK_PRIVATE_NAMESPACES=1 \
+  unshare --mount --net --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh
+
+test-slurm: $(READY)
+	@sh tests/slurm/install.sh
+	@$(ON_CLUSTER) python -m pytest tests/slurm
+
+test-slurm-long: $(READY)
+	@sh tests/slurm/install.sh
+	@$(ON_CLUSTER) python -m pytest tests/slurm -m long -s
 
 lint: $(READY)
 	@ruff check .

@@ -26,11 +26,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from run_cell import run_cell
+from run_cell import publish, run_cell
 from shardmark.cells import Cell, cell_of
 from shardmark.certificate import as_markdown, certify
 from shardmark.config import load
 from shardmark.metrics import Metrics
+from shardmark.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
 from shardmark.validity import judged
 
@@ -100,9 +101,10 @@ class Checks:
 
     def run(self, cell: Cell, name: str, script: Path | None = None) -> Metrics:
         """The cell's result, left in a folder of that name."""
-        metrics = run_cell(cell, self.output / name, script=script)
         path = self.output / name / "metrics.json"
-        path.write_text(metrics.model_dump_json(indent=1, by_alias=True))
+        with scratch_folder(path) as scratch:
+            metrics = run_cell(cell, scratch, script=script)
+            publish(scratch, path, metrics)
         why = f" ({metrics.failure.exception})" if metrics.failure else ""
         print(
             f"== {name}: {metrics.status}{why}, {time.monotonic() - self.begin:.0f} s", flush=True

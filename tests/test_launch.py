@@ -221,7 +221,7 @@ def test_processes_that_something_else_killed_are_no_result(tmp_path: Path) -> N
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     ended = launch(script, [], cell_at(), tmp_path)
     assert ended.exit_code == -signal.SIGKILL
-    with pytest.raises(UserError, match="something else killed them"):
+    with pytest.raises(UserError, match="something else killed rank 0"):
         run_cell.failure_of(cell_at(), ended)
 
 

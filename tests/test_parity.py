@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import run_parity
 from parity_cases import ROOT, STRATEGIES, case_of, make_oracle
+from shardmark.cells import ParityCase
 from shardmark.metrics import Parity
 
 SABOTAGE = ROOT / "tests/sabotage"
@@ -17,6 +19,13 @@ DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
 @pytest.fixture(scope="session")
 def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("oracles")
+
+
+def gate(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
+    """The verdict on a case, by its own processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        oracle = make_oracle(case, oracles)
+        return run_parity.run_parity(case, oracle, Path(folder, "verdict.json"), script)
 
 
 def assert_passed(parity: Parity) -> None:
@@ -32,13 +41,13 @@ def assert_passed(parity: Parity) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_one_rank_matches_the_oracle(strategy: str, oracles: Path) -> None:
     case = case_of(strategy, 1)
-    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+    assert_passed(gate(case, oracles))
 
 
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
 def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, oracles: Path) -> None:
     case = case_of(strategy, 2, precision="bf16")
-    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    parity = gate(case, oracles)
     assert_passed(parity)
     assert [result.precision for result in parity.precisions] == ["fp32", "bf16"]
 
@@ -46,7 +55,7 @@ def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, oracles: 
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
 def test_four_ranks_match_the_oracle(strategy: str, oracles: Path) -> None:
     case = case_of(strategy, 4)
-    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+    assert_passed(gate(case, oracles))
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2", "fairscale_fsdp", "deepspeed_zero3"])
@@ -58,7 +67,7 @@ def test_accumulation_synchronised_batchnorm_and_loader_match(strategy: str, ora
         batch={"per_gpu": 16, "accumulate": 2},
         dataset={"name": "synthetic", "loader": "dataloader", "loader_workers": 1},
     )
-    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+    assert_passed(gate(case, oracles))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_zero2"])
@@ -70,32 +79,32 @@ def test_a_transformer_with_adamw_matches(strategy: str, oracles: Path) -> None:
         optimizer={"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
         dataset={"name": "synthetic", "image_size": 32},
     )
-    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    parity = gate(case, oracles)
     assert_passed(parity)
     assert parity.real_model is not None
 
 
 def test_fp16_with_its_loss_scaler_matches(oracles: Path) -> None:
     case = case_of("fsdp", 2, precision="fp16")
-    assert_passed(run_parity.run_parity(case, make_oracle(case, oracles)))
+    assert_passed(gate(case, oracles))
 
 
 def test_dp_with_two_replicas_on_a_cpu_is_unsupported_and_starts_nothing(tmp_path: Path) -> None:
-    parity = run_parity.run_parity(case_of("dp", 2), tmp_path / "no such oracle")
+    parity = run_parity.run_parity(case_of("dp", 2), tmp_path / "no such oracle", tmp_path)
     assert parity.status == "unsupported"
     assert "CPU" in (parity.reason or "")
 
 
 def test_deepspeeds_default_clipping_is_caught(oracles: Path) -> None:
     case = case_of("zero1_default_clipping", 2)
-    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    parity = gate(case, oracles)
     assert parity.status == "failed", parity.precisions
     assert "fp32" in (parity.reason or "")
 
 
 def test_bf16_reduction_under_autocast_is_caught(oracles: Path) -> None:
     case = case_of("zero1_bf16_reduction", 2, precision="bf16")
-    parity = run_parity.run_parity(case, make_oracle(case, oracles))
+    parity = gate(case, oracles)
     assert parity.precisions[0].passed, "in float32 there is nothing to catch"
     assert parity.status == "failed", parity.precisions
     assert "bf16: first update" in (parity.reason or "")
@@ -104,5 +113,5 @@ def test_bf16_reduction_under_autocast_is_caught(oracles: Path) -> None:
 @pytest.mark.parametrize("script", ["train_without_averaging.py", "train_other_order.py"])
 def test_a_strategy_that_trains_another_model_is_caught(script: str, oracles: Path) -> None:
     case = case_of("ddp", 2)
-    parity = run_parity.run_parity(case, make_oracle(case, oracles), SABOTAGE / script)
+    parity = gate(case, oracles, SABOTAGE / script)
     assert parity.status == "failed", parity.precisions

@@ -346,7 +346,7 @@ def test_gpus_asked_for_and_not_seen(fresh: Project) -> None:
     ("gpus", "asked"),
     [
         (2, ["gpu=2", "nodes=1", "cpus_per_task=16", "mem_mb=128000"]),
-        (8, ["gpu=8", "nodes=2", "mpi=srun", "tasks_per_node=4", "cpus_per_task=8"]),
+        (8, ["gres=gpu:4", "nodes=2", "mpi=srun", "tasks_per_node=4", "cpus_per_task=8"]),
     ],
 )
 def test_resources_on_slurm(fresh: Project, gpus: int, asked: list[str]) -> None:

@@ -1,20 +1,26 @@
+import functools
 import hashlib
 import json
+import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
+from shardmark import slurm
 from shardmark.captions import FIGURES as FIGURE_TITLES, PAGE_TEMPLATE, caption_file
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config import load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
+from shardmark.executor import see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
+from shardmark.stopping import StopAtFailure
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -32,6 +38,10 @@ try:
 except ConfigError as error:
     sys.exit(str(error))
 
+if workflow.is_main_process:
+    # Reaches every job: a cell whose result is younger has nothing left to do.
+    os.environ["SHARDMARK_CONTROLLER_STARTED"] = str(time.time())
+
 PYTHON = sys.executable
 RESULTS = f"results/{CONFIG.run}"
 TABLES = f"{RESULTS}/tables"
@@ -40,6 +50,7 @@ PAGE = f"{RESULTS}/report.html"
 SNAKEMAKE_REPORT = f"{RESULTS}/snakemake-report.html"
 CELL = f"{RESULTS}/{{workload}}/{{strategy}}/gpus{{gpus}}/seed{{seed}}"
 STAMP = "code.sha256"
+BLOCK = f"{RESULTS}/blocks/{{workload}}/gpus{{gpus}}/seed{{seed}}.json"
 PARITY = f"{RESULTS}/parity/{{workload}}/{{strategy}}/ranks{{ranks}}"
 
 CELLS = {(cell.workload, cell.strategy, cell.gpus, cell.seed): cell for cell in cells_of(CONFIG)}
@@ -170,7 +181,17 @@ def nodes_at(wildcards):
 
 
 def gpus_at(wildcards):
-    return replicas_at(wildcards) if CONFIG.cluster.device == "cuda" else None
+    """GPUs of a job on one node."""
+    if CONFIG.cluster.device == "cuda" and nodes_at(wildcards) == 1:
+        return replicas_at(wildcards)
+    return None
+
+
+def gres_at(wildcards):
+    """GPUs of each node of a job on several: of a total, Slurm might give one node more."""
+    if CONFIG.cluster.device == "cuda" and nodes_at(wildcards) > 1:
+        return f"gpu:{CONFIG.cluster.gpus_per_node}"
+    return None
 
 
 def replicas_a_node(wildcards):
@@ -195,6 +216,52 @@ def cpus_per_task_at(wildcards):
 def mem_mb_at(wildcards):
     """Memory of one node, which is what Slurm's --mem means."""
     return replicas_a_node(wildcards) * CONFIG.cluster.mem_gb_per_gpu * 1000
+
+
+def block_at(wildcards):
+    """The record of a block's nodes, where its cells are to share them.
+
+    Chosen anew, the nodes are no reason to run the cells again.
+    """
+    return ancient(BLOCK) if CONFIG.cluster.block == "pinned" else []
+
+
+@functools.cache
+def orphans():
+    """Jobs that a controller which is gone left in Slurm's queue: the executor's comment, the number.
+
+    Asked before this controller sends its own.
+    """
+    if workflow.dryrun or workflow.executor_plugin.name != "slurm":
+        return {}
+    return {job.comment: job.job_id for job in slurm.jobs_of(Path())}
+
+
+def after_orphan(rule, wildcards):
+    """The option that keeps a job waiting for the one that was left running for the same output."""
+    job = orphans().get("_".join(["rule", rule, "wildcards", *wildcards]))
+    return f"--dependency=afterany:{job}" if job and slurm.state_of(job) else ""
+
+
+def oracle_extra_at(wildcards):
+    return after_orphan("make_oracle", wildcards)
+
+
+def parity_extra_at(wildcards):
+    return after_orphan("check_parity", wildcards)
+
+
+def pin_extra_at(wildcards):
+    return f"{CONFIG.cluster.slurm_extra} {after_orphan('pin_block', wildcards)}".strip()
+
+
+def slurm_extra_at(wildcards, input):
+    """Options of sbatch that have no resource of their own, for a cell."""
+    options = [CONFIG.cluster.slurm_extra, after_orphan("train", wildcards)]
+    if "block" in input.keys() and input.block:
+        nodes = json.loads(Path(input.block).read_text())["nodes"]
+        options.append(f"--nodelist={','.join(nodes)}")
+    return " ".join(filter(None, options))
 
 
 # Slurm ends a job with no word to its cell: the cell's own limit must come first.
@@ -260,5 +327,15 @@ onstart:
         reason = why_no_gpus(max(cell.gpus for cell in planned))
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
+    if workflow.executor_plugin.name == "slurm":
+        see_cancelled_jobs()
+    if orphans():
+        print(
+            f"{len(orphans())} job(s) of a controller that is gone are still queued or running "
+            f"({', '.join(orphans().values())}); what they work on is waited for and not started again"
+        )
     if not workflow.output_settings.verbose:
         Progress.attach(logger, planned)
+    if CONFIG.on_failure == "stop":
+        on_slurm = workflow.executor_plugin.name == "slurm"
+        logger.addHandler(StopAtFailure(planned, on_slurm=on_slurm))

@@ -12,6 +12,7 @@ rule make_oracle:
         cpus_per_task=CONFIG.cluster.cpus_per_gpu,
         mem_mb=CONFIG.cluster.mem_gb_per_gpu * 1000,
         runtime=RUNTIME_MINUTES,
+        slurm_extra=oracle_extra_at,
     params:
         case=oracle_json_at,
         code=code_of("make_oracle.py"),
@@ -31,12 +32,14 @@ rule check_parity:
     threads: parity_threads
     resources:
         gpu=gpus_at,
+        gres=gres_at,
         nodes=nodes_at,
         mpi=mpi_at,
         tasks_per_node=tasks_per_node_at,
         cpus_per_task=cpus_per_task_at,
         mem_mb=mem_mb_at,
         runtime=RUNTIME_MINUTES,
+        slurm_extra=parity_extra_at,
     params:
         case=case_json_at,
         code=case_code_at,

@@ -1,6 +1,29 @@
+if CONFIG.cluster.block == "pinned":
+
+    # The scheduler chooses the nodes of a block; its cells, as big, then follow to them.
+    rule pin_block:
+        output:
+            BLOCK,
+        log:
+            BLOCK.replace(".json", ".log"),
+        resources:
+            gpu=gpus_at,
+            gres=gres_at,
+            nodes=nodes_at,
+            mpi=mpi_at,
+            tasks_per_node=tasks_per_node_at,
+            cpus_per_task=cpus_per_task_at,
+            mem_mb=mem_mb_at,
+            runtime=5,
+            slurm_extra=pin_extra_at,
+        shell:
+            "{PYTHON:q} {SCRIPTS:q}/pin_block.py --output {output:q} > {log:q} 2>&1"
+
+
 rule train:
     input:
-        data_at,
+        data=data_at,
+        block=block_at,
     output:
         # Kept until the new result is there, and put back if there is none.
         metrics=update(f"{CELL}/metrics.json"),
@@ -13,6 +36,7 @@ rule train:
     threads: whole_machine
     resources:
         gpu=gpus_at,
+        gres=gres_at,
         nodes=nodes_at,
         mpi=mpi_at,
         tasks_per_node=tasks_per_node_at,
@@ -22,13 +46,17 @@ rule train:
         time_limit_minutes=TIME_LIMIT_MINUTES,
         # No parameter: another place in the order is no reason to run again.
         place=place_at,
+        # A string, since Snakemake knows no fraction in a resource.
+        stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
+        slurm_extra=slurm_extra_at,
     params:
         cell=cell_json_at,
         # Edited code reruns the cells that it can affect; a touched file, or a fresh checkout, none.
         code=cell_code_at,
     shell:
         "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_cell.py --cell {params.cell:q}"
-        " --time-limit-minutes {resources.time_limit_minutes} --place {resources.place}"
+        " --time-limit-minutes {resources.time_limit_minutes}"
+        " --stall-limit-minutes {resources.stall_limit_minutes} --place {resources.place}"
         " --output {output.metrics:q} > {log:q} 2>&1 && echo {params.code} > {output.stamp:q}"
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from run_cell import run_cell
-from shardmark.atomic import write_text
+from run_cell import publish, run_cell
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, read_metrics
+from shardmark.scratch import scratch_folder
 
 # What may explain a difference, by where it stands in the result.
 CIRCUMSTANCES = (
@@ -77,13 +77,13 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         old = read_metrics(arguments.metrics)
-        folder = arguments.metrics.parent / "rerun"
-        new = run_cell(old.cell, folder)
+        result = arguments.metrics.parent / "rerun/metrics.json"
+        with scratch_folder(result) as scratch:
+            new = run_cell(old.cell, scratch)
+            publish(scratch, result, new)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
-    folder.mkdir(exist_ok=True)
-    write_text(folder / "metrics.json", new.model_dump_json(indent=1, by_alias=True))
-    print(f"{old.cell.title}, again: {folder / 'metrics.json'}")
+    print(f"{old.cell.title}, again: {result}")
     print("\n".join(compare(old, new)))
     sys.exit(old.status != new.status)
 

@@ -1,4 +1,4 @@
-"""Run one cell: launch its processes, watch its devices, leave one valid metrics.json.
+"""Run one cell: launch its processes, judge how they ended, leave one valid metrics.json.
 
 Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, failed, unsupported);
 1 where there is none: a mistake of the set-up, or processes that something else killed.
@@ -7,24 +7,24 @@ Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, fa
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
+import os
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shardmark.atomic import write_text
+from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config import Section
 from shardmark.devices import read_samples, summarise_cell, summarise_device
 from shardmark.effective_config import EffectiveConfig
+from shardmark.endings import failure_of
 from shardmark.environment import host_environment, provenance
 from shardmark.errors import UserError
-from shardmark.launch import LOG_TAIL_LINES, SCRIPTS, Ended, launch
+from shardmark.launch import Ended, launch
 from shardmark.metrics import (
     Accuracy,
     Device,
@@ -38,24 +38,32 @@ from shardmark.metrics import (
     Times,
     read_metrics,
 )
+from shardmark.node import SCRIPTS, NodeReport, telemetry_path
 from shardmark.roofs import roofs_of
+from shardmark.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
-from shardmark.telemetry import gpu_facts, sampling, visible_gpus
 from shardmark.validity import judged
 
 ROOT = SCRIPTS.parents[1]
+SIDE_FILES = ("steps.csv", "telemetry*.csv")
 T = TypeVar("T", bound=Section)
 
 
 def run_cell(
-    cell: Cell, folder: Path, limit_s: float | None = None, script: Path | None = None
+    cell: Cell,
+    folder: Path,
+    *,
+    limit_s: float | None = None,
+    stall_s: float | None = None,
+    script: Path | None = None,
 ) -> Metrics:
     """Run the cell to its end.
 
     Args:
         cell: the cell.
-        folder: where steps.csv and telemetry.csv are left.
+        folder: where its processes meet, and where steps.csv and telemetry.csv are left.
         limit_s: seconds after which its processes are ended.
+        stall_s: seconds without any rank getting further after which they are.
         script: another script than the strategy's own; a test's, that trains otherwise on purpose.
 
     Raises:
@@ -64,32 +72,22 @@ def run_cell(
     if cell.unsupported:
         return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
     folder.mkdir(parents=True, exist_ok=True)
-    telemetry = folder / "telemetry.csv"
-    gpus = visible_gpus(cell.gpus) if cell.device == "cuda" else None
-    with tempfile.TemporaryDirectory(prefix="shardmark-") as name:
-        scratch = Path(name)
-        (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
-        arguments = ["--cell", str(scratch / "cell.json"), "--scratch", name]
-        sampler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if cell.measure.sampler:
-            # Without a GPU nothing tells the idle power of what other processes share.
-            idle_s = cell.measure.idle_s if gpus else 0.0
-            sampler = sampling(telemetry, cell.measure.sample_interval_s, gpus, idle_s)
-        with sampler:
-            ended = launch(
-                script or SCRIPTS / STRATEGIES[cell.base].script,
-                arguments,
-                cell,
-                scratch,
-                limit_s=limit_s,
-            )
-        failed = failure_of(cell, ended)
-        if failed is not None:
-            return outcome(cell, *failed)
-        result = json.loads((scratch / "result.json").read_text())
-    write_steps(folder / "steps.csv", result["ranks"])
-    samples = read_samples(telemetry) if cell.measure.sampler else {}
-    return completed(cell, result, samples, ended)
+    (folder / "cell.json").write_text(cell.model_dump_json(by_alias=True))
+    ended = launch(
+        script or SCRIPTS / STRATEGIES[cell.base].script,
+        ["--cell", str(folder / "cell.json"), "--scratch", str(folder)],
+        cell,
+        folder,
+        telemetry=folder / "telemetry.csv" if cell.measure.sampler else None,
+        limit_s=limit_s,
+        stall_s=stall_s,
+    )
+    failed = failure_of(cell, ended)
+    if failed is not None:
+        return outcome(cell, *failed)
+    found = json.loads((folder / "result.json").read_text())
+    write_steps(folder / "steps.csv", found["ranks"])
+    return completed(cell, found, ended, folder / "telemetry.csv")
 
 
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
@@ -105,36 +103,7 @@ def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
     )
 
 
-def failure_of(cell: Cell, ended: Ended) -> tuple[str, Failure] | None:
-    """The status and failure of processes that did not end well; None if they did.
-
-    Raises:
-        UserError: for a mistake of the user's, and where nothing tells what ended them.
-    """
-    if ended.timed_out:
-        reason = f"the time limit ended it after {ended.seconds:.0f} s"
-        return "timeout", Failure(phase=None, rank=None, exception=reason, log_tail=ended.log_tail)
-    if ended.exit_code == 0:
-        return None
-    if not ended.failures:
-        raise UserError(
-            f"{cell.title}: its processes ended with exit code {ended.exit_code} and left no "
-            "reason; something else killed them (the kernel's out-of-memory killer, the "
-            "scheduler, a person). This is no result; run it again"
-        )
-    # Where one rank fails, the others follow with errors of their own.
-    first = ended.failures[0]
-    if first["kind"] == "user":
-        raise UserError(first["message"])
-    return first["kind"], Failure(
-        phase=first["phase"],
-        rank=first["rank"],
-        exception=first["exception"],
-        log_tail=ended.log_tail[-LOG_TAIL_LINES:],
-    )
-
-
-def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended: Ended) -> Metrics:
+def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
     inspected = result["inspected"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
@@ -146,7 +115,10 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
         throughput = Throughput(
             **measured, images_per_s_per_gpu=measured["images_per_s"] / cell.gpus
         )
-        devices = devices_of(cell, result, samples)
+        for node in ended.nodes:
+            samples = telemetry_path(telemetry, cell.nodes, node.index)
+            rows = read_samples(samples) if cell.measure.sampler else {}
+            devices += devices_of(cell, result, rows, node)
         roofs = roofs_of(
             probes,
             inspected["flops_per_image"],
@@ -156,7 +128,7 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result["loss"], final=last(result["loss"])),
         "accuracy": Accuracy(per_epoch=result["accuracy"], final=last(result["accuracy"])),
-        "time_s": times(result, ended),
+        "time_s": times(result, ended.nodes),
         "throughput": throughput,
         "probes": probes,
         "roofs": roofs,
@@ -173,23 +145,28 @@ def completed(cell: Cell, result: dict[str, Any], samples: dict[str, Any], ended
         epoch = cell.steps_per_epoch * cell.global_batch_size
         update["efficiency"] = summarise_cell(devices, images, epoch)
     if result["diverged"]:
-        update |= {"status": "diverged", "failure": Failure.plain(result["diverged"])}
+        failure = Failure(
+            phase="training", rank=None, exception=result["diverged"], log_tail=ended.log_tail
+        )
+        update |= {"status": "diverged", "failure": failure}
     return judged(metrics.model_copy(update=update))
 
 
-def devices_of(cell: Cell, result: dict[str, Any], samples: dict[str, Any]) -> list[Device]:
+def devices_of(
+    cell: Cell, result: dict[str, Any], samples: dict[str, Any], node: NodeReport
+) -> list[Device]:
     """Each device of a node once, over the steady window of the node's first rank."""
-    ranks = result["ranks"]
-    node, begin, end = (ranks[0][key] for key in ("node", "begin_monotonic_s", "end_monotonic_s"))
+    ranks = [rank for rank in result["ranks"] if rank["node"] == node.name]
+    begin, end = ranks[0]["begin_monotonic_s"], ranks[0]["end_monotonic_s"]
     if cell.device == "cpu":
-        known = {"index": 0, "node": node, "kind": "cpu", "name": "processes of the cell"}
+        known = {"index": 0, "node": node.name, "kind": "cpu", "name": "processes of the cell"}
         return [summarise_device(samples.get("cpu", []), begin, end, known)]
     memory = {device["uuid"]: device for rank in ranks for device in rank["torch_memory"].values()}
     devices = []
     for index, (uuid, used) in enumerate(sorted(memory.items())):
-        known = gpu_facts(uuid) | {
+        known = node.gpus[uuid] | {
             "index": index,
-            "node": node,
+            "node": node.name,
             "kind": "gpu",
             "uuid": uuid,
             "torch_allocated_peak_bytes": used["allocated"],
@@ -204,8 +181,12 @@ def devices_of(cell: Cell, result: dict[str, Any], samples: dict[str, Any]) -> l
     return devices
 
 
-def times(result: dict[str, Any], ended: Ended) -> Times:
-    """Seconds of every phase; what lies between the result and the processes' end is shut-down."""
+def times(result: dict[str, Any], nodes: list[NodeReport]) -> Times:
+    """Seconds of every phase, on the node of rank 0.
+
+    What lies between the result and the processes' end is shut-down.
+    """
+    node = next(node for node in nodes if node.name == result["ranks"][0]["node"])
     phases = {f"{name}_s": seconds for name, seconds in result["phases_s"].items()}
     first_step = phases.get("first_step_s")
     measured = [phases[name] for name in ("warmup_s", "steady_s") if name in phases]
@@ -214,8 +195,8 @@ def times(result: dict[str, Any], ended: Ended) -> Times:
         | {
             "training_s": phases.get("training_s", 0.0) + (first_step or 0.0),
             "measurement_s": sum(measured) if measured else None,
-            "shutdown_s": ended.at - result["left_at"],
-            "total_s": ended.seconds,
+            "shutdown_s": node.at - result["left_at"],
+            "total_s": node.seconds,
             "epochs_s": result["epochs_s"],
         }
     )
@@ -263,6 +244,33 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
         )
 
 
+def made_meanwhile(cell: Cell, path: Path) -> bool:
+    """Whether the cell's result was made after the controller that wants it had started.
+
+    So it is where an earlier controller was killed and its job for the same cell went on: this one
+    was told to wait for that one, and has nothing left to do.
+    """
+    started = os.environ.get("SHARDMARK_CONTROLLER_STARTED")
+    if started is None or not path.exists():
+        return False
+    try:
+        found = read_metrics(path)
+    except UserError:
+        return False
+    same = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
+    return (found.cell_sha256, found.code_sha256) == same and path.stat().st_mtime > float(started)
+
+
+def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
+    """Put a result in its place: what belongs to it first, and metrics.json, which counts, last."""
+    for pattern in SIDE_FILES:
+        for old in output.parent.glob(pattern):
+            old.unlink()
+        for new in scratch.glob(pattern):
+            new.replace(output.parent / new.name)
+    write_text(output, metrics.model_dump_json(indent=1, by_alias=True))
+
+
 def main() -> None:
     """Run the cell of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -270,22 +278,41 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="metrics.json to write")
     parser.add_argument("--place", type=int, help="its planned place in the matrix; 0 starts first")
     parser.add_argument("--time-limit-minutes", type=float, help="end the cell after this time")
+    parser.add_argument(
+        "--stall-limit-minutes", type=float, help="and after this time without progress"
+    )
     arguments = parser.parse_args()
-    limit = arguments.time_limit_minutes
+    limit, stall = arguments.time_limit_minutes, arguments.stall_limit_minutes
     started = datetime.now(UTC)
+    cell = Cell.model_validate_json(arguments.cell)
     try:
-        cell = Cell.model_validate_json(arguments.cell)
-        metrics = run_cell(cell, arguments.output.parent, limit * 60 if limit else None)
-        order = {
-            "started_at": started.isoformat(),
-            "ended_at": datetime.now(UTC).isoformat(),
-            "planned_place": arguments.place,
-        }
-        metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
-        keep_good_result(arguments.output, metrics)
+        if made_meanwhile(cell, arguments.output):
+            print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
+            return
+        with scratch_folder(arguments.output) as scratch:
+            metrics = run_cell(
+                cell,
+                scratch,
+                limit_s=limit * 60 if limit else None,
+                stall_s=stall * 60 if stall else None,
+            )
+            order = {
+                "started_at": started.isoformat(),
+                "ended_at": datetime.now(UTC).isoformat(),
+                "planned_place": arguments.place,
+            }
+            metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
+            keep_good_result(arguments.output, metrics)
+            publish(scratch, arguments.output, metrics)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
-    write_text(arguments.output, metrics.model_dump_json(indent=1, by_alias=True))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(
+            f"shardmark: {cell.title}: {error.filename or arguments.output}: {error.strerror}. "
+            "This is no result; make room and run it again"
+        )
     print(f"[{cell.title}] {metrics.status}", flush=True)
 
 

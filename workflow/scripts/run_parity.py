@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from shardmark.atomic import write_text
 from shardmark.cells import ParityCase
 from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.endings import failure_of
 from shardmark.errors import UserError
-from shardmark.launch import SCRIPTS, Ended, launch
+from shardmark.launch import launch
 from shardmark.leaving import leave
-from shardmark.metrics import Parity
+from shardmark.metrics import Failure, Parity
+from shardmark.node import SCRIPTS
+from shardmark.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
 from shardmark.telemetry import visible_gpus
 
 
-def run_parity(case: ParityCase, oracle: Path, script: Path | None = None) -> Parity:
+def run_parity(case: ParityCase, oracle: Path, result: Path, script: Path | None = None) -> Parity:
     """Drive the strategy's own training script through the gate and judge it.
 
     Args:
         case: the strategy, the replica count and the gate's settings.
         oracle: what make_oracle.py wrote for the same workload and replica count.
+        result: where the verdict will be; the processes meet beside it.
         script: another script than the strategy's own; a test's, that trains wrongly on purpose.
 
     Raises:
@@ -36,32 +39,25 @@ def run_parity(case: ParityCase, oracle: Path, script: Path | None = None) -> Pa
     cell = case.cell
     if cell.unsupported:
         return verdict(case, status="unsupported", reason=cell.unsupported)
-    shared = cell.device == "cuda" and len(visible_gpus(cell.gpus)) < cell.gpus
-    with tempfile.TemporaryDirectory(prefix="shardmark-") as name:
-        scratch = Path(name)
+    shared = cell.device == "cuda" and cell.nodes == 1 and len(visible_gpus(cell.gpus)) < cell.gpus
+    with scratch_folder(result) as scratch:
         (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
         ended = launch(
             script or SCRIPTS / STRATEGIES[cell.base].script,
-            ["--case", str(scratch / "case.json"), "--scratch", name],
+            ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
             cell,
             scratch,
-            extra_env={"SHARDMARK_SHARED_DEVICE": "1"} if shared else None,
+            extra_env={"SHARDMARK_SHARED_DEVICE": "1"} if shared else {},
         )
-        if ended.exit_code:
-            return verdict(case, status="error", reason=_why(case, ended), shared_device=shared)
+        failed = failure_of(cell, ended)
+        if failed is not None:
+            return verdict(case, status="error", reason=_why(failed[1]), shared_device=shared)
         return _judged(case, scratch / "trajectories.pt", oracle, shared)
 
 
-def _why(case: ParityCase, ended: Ended) -> str:
-    if not ended.failures:
-        raise UserError(
-            f"parity of {case.cell.title}: its processes ended with exit code {ended.exit_code} "
-            "and left no reason; run it again"
-        )
-    first = ended.failures[0]
-    if first["kind"] == "user":
-        raise UserError(first["message"])
-    return f"{first['phase']}, rank {first['rank']}: {first['exception']}"
+def _why(failure: Failure) -> str:
+    where = [failure.phase, None if failure.rank is None else f"rank {failure.rank}"]
+    return ", ".join(filter(None, where)) + f": {failure.exception}"
 
 
 def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
@@ -123,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     case = ParityCase.model_validate_json(arguments.case)
     try:
-        parity = run_parity(case, arguments.oracle)
+        parity = run_parity(case, arguments.oracle, arguments.output)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     write_text(arguments.output, parity.model_dump_json(indent=1, by_alias=True))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from shardmark.heartbeat import Heartbeat
+
 OTHER = "other"
 
 
@@ -16,14 +18,25 @@ class Phases:
 
     Attributes:
         seconds: by phase; ``other`` is the time in none.
-        current: the phase last entered, for a failure to be told with.
+        heart: tells the launcher how far the process has come.
     """
 
     def __init__(self, imports_s: float = 0.0) -> None:
         self.seconds: dict[str, float] = {"imports": imports_s}
+        self.heart = Heartbeat()
         self.current = "imports"
         self._open = OTHER
         self._since = time.perf_counter()
+
+    @property
+    def current(self) -> str:
+        """The phase last entered, for a failure to be told with."""
+        return self._current
+
+    @current.setter
+    def current(self, name: str) -> None:
+        self._current = name
+        self.heart.phase(name)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

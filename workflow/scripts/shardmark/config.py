@@ -28,7 +28,7 @@ CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 CIFAR_SIDE = 32
 
 # What else stands in results/<run>/, and beside a strategy's folder in its parity/<workload>/.
-RESERVED_WORKLOADS = ("data", "figures", "parity", "tables")
+RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
 SHOWN_CHARACTERS = 80
@@ -201,6 +201,21 @@ class Cluster(Section):
     time_limit_minutes: Count = Field(
         120, description="minutes after which a cell is ended and recorded as a time-out"
     )
+    stall_limit_minutes: Annotated[Number, Field(gt=0)] = Field(
+        5.0,
+        description="minutes without any rank getting further (a phase, a step, a test batch) "
+        "after which a cell is taken for hung, ended and recorded as failed",
+    )
+    slurm_extra: str = Field(
+        "--exclusive",
+        description="further options of sbatch for each cell; without --exclusive, neighbours on "
+        "the same nodes disturb what is measured",
+    )
+    block: Literal["free", "pinned"] = Field(
+        "free",
+        description="pinned runs all strategies of a block (workload, GPU count, seed) on the same "
+        "nodes of the cluster, so that they compare in pairs",
+    )
 
 
 class Data(Section):
@@ -292,6 +307,11 @@ class Config(Section):
     validity: Validity = Field(default_factory=lambda: Validity())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
     report: Report = Field(default_factory=lambda: Report())
+    on_failure: Literal["record", "stop"] = Field(
+        "record",
+        description="after a failed cell (oom, timeout, diverged, failed), which is recorded: "
+        "record goes on with the others; stop starts no more, and lets those that run end",
+    )
     order_seed: Seed = Field(
         0, description="shuffles the order in which the strategies of a block start"
     )

@@ -209,12 +209,14 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
     for precision in precisions_of(case):
         with phases(f"parity in {precision}"):
             cell = surrogate_cell(case, precision)
-            found[precision] = _train(strategy, cell, runtime, build_surrogate, case.gate.steps)
+            found[precision] = _train(
+                strategy, cell, runtime, build_surrogate, case.gate.steps, phases
+            )
             gc.collect()  # frameworks hold their modules in cycles
     real = real_model_cell(case)
     if real is not None:
         with phases("first steps of the real model"):
-            trajectory = _train(strategy, real, runtime, build_model, REAL_MODEL_STEPS)
+            trajectory = _train(strategy, real, runtime, build_model, REAL_MODEL_STEPS, phases)
             found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
     if runtime.rank == 0:
         torch.save(found, scratch / "trajectories.pt")
@@ -226,6 +228,7 @@ def _train(
     runtime: Runtime,
     build: Callable[[Workload, int], nn.Module],
     steps: int,
+    phases: Phases,
 ) -> Trajectory:
     workload = cell.definition
     set_math_mode(workload.precision)
@@ -254,7 +257,7 @@ def _train(
         if place == 0:
             batches = data.epoch(epoch)
         driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps))
-        loss = take_step(driven, next(batches))
+        loss = take_step(driven, next(batches), phases.heart)
         losses.append(float(runtime.sum_over_ranks(loss)) / runtime.world_size)
         if not moved:
             first = weights()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ BAR_WIDTH = 24
 LOG_TAIL_LINES = 5
 TRAIN = "train"
 USUAL_WIDTH = 80
+# Above what the job's own Snakemake says of it at length.
+_SLURM_ERROR = re.compile(r"(srun|sbatch|slurmstepd\S*): (error|fatal):")
 
 # Workload, strategy, GPU count and seed.
 Place = tuple[str, str, int, int]
@@ -118,7 +121,7 @@ class Progress(logging.Handler):
         self._say(f"{title}: no result; see {', '.join(map(str, logs)) or 'the messages'}")
         for log in logs:
             if log.is_file():
-                for line in log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]:
+                for line in telling_lines(log.read_text(errors="replace")):
                     self._say(f"    {line}")
 
     @property
@@ -196,6 +199,12 @@ def needs_the_console(record: logging.LogRecord) -> bool:
     if getattr(record, "exception", "") == "RuleException":
         return "CalledProcessError" not in record.getMessage()
     return record.levelno >= logging.WARNING
+
+
+def telling_lines(log: str) -> list[str]:
+    """What of a failed job's log is shown: Slurm's own errors, or else its last lines."""
+    lines = log.splitlines()
+    return [line for line in lines if _SLURM_ERROR.match(line)] or lines[-LOG_TAIL_LINES:]
 
 
 def outcome(path: Path) -> tuple[str, str]:

@@ -20,6 +20,9 @@ from typing import Any
 
 import psutil
 
+from shardmark.errors import UserError
+from shardmark.tether import tethered
+
 COLUMNS = (
     "monotonic_s",
     "device",
@@ -212,6 +215,9 @@ def sampling(
         interval_s: seconds between samples.
         gpus: UUIDs of the GPUs to watch, or None for the processes this one starts.
         idle_s: seconds for which the devices are watched before anything inside begins.
+
+    Raises:
+        UserError: if the sampler ended before it was to.
     """
     command = [sys.executable, "-m", "shardmark.telemetry", "--output", str(target)]
     command += ["--interval", str(interval_s), "--parent", str(os.getpid())]
@@ -221,13 +227,18 @@ def sampling(
     scripts = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
     sampler = subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
+        tethered(command), env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
     )
     try:
         if idle_s:
             assert sampler.stdout is not None
             sampler.stdout.readline()  # also returns where the sampler has failed
         yield
+        if sampler.poll() is not None:
+            raise UserError(
+                f"the sampler of the devices ended early, with exit code {sampler.returncode} (its "
+                "last words are above), so there are no whole samples; run it again"
+            )
     finally:
         sampler.terminate()
         sampler.wait()

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -23,13 +24,14 @@ from torch.autograd.profiler import record_function
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
-from shardmark.atomic import write_text
+from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.clocks import Phases, StepClock
 from shardmark.data import Batch, TestData, TrainingData, load_images, training_data
 from shardmark.effective_config import EffectiveConfig
 from shardmark.environment import torch_environment
 from shardmark.errors import UserError
+from shardmark.heartbeat import Heartbeat
 from shardmark.inspection import StepObserver, effective_config
 from shardmark.leaving import leave
 from shardmark.model_cost import ModelCost, cost_of
@@ -64,6 +66,8 @@ def main(strategy: StrategyClass) -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
     arguments = parser.parse_args()
     faulthandler.enable()
+    # The launcher asks a rank that hangs where it stands.
+    faulthandler.register(signal.SIGUSR1)
     phases = Phases(time.time() - float(os.environ.get("SHARDMARK_LAUNCHED", time.time())))
     try:
         if arguments.case is not None:
@@ -84,6 +88,15 @@ def main(strategy: StrategyClass) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     leave()
+
+
+def kind_of(error: Exception) -> str:
+    """What sort of failure an exception is: oom, user, full_disk or failed."""
+    if is_out_of_memory(error):
+        return "oom"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "full_disk"
+    return "user" if isinstance(error, UserError) else "failed"
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -107,11 +120,7 @@ def record_failure(error: Exception, phase: str, scratch: Path) -> None:
         "rank": rank,
         "phase": phase,
         "exception": f"{type(error).__name__}: {error}",
-        "kind": "oom"
-        if is_out_of_memory(error)
-        else "user"
-        if isinstance(error, UserError)
-        else "failed",
+        "kind": kind_of(error),
         "message": str(error),
         "time": time.time(),
     }
@@ -133,13 +142,16 @@ def make_task(
     )
 
 
-def take_step(strategy: Strategy, micro_batches: Sequence[Batch]) -> Tensor:
+def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbeat) -> Tensor:
     """One optimizer step; returns this process's mean loss before the update, on the device."""
+    heart.step()
     total = torch.zeros((), device=micro_batches[0].images.device)
     for index, batch in enumerate(micro_batches):
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
             logits = strategy.forward(batch)
             loss = nn.functional.cross_entropy(logits.float(), batch.labels)
+            # A rank that hangs before it reduces is a beat behind those that wait for it.
+            heart.alive()
             strategy.backward(loss)
         total += loss.detach()
     strategy.step()
@@ -299,7 +311,7 @@ class CellTraining:
         rate = learning_rate_at(workload, cell.gpus, self.steps_done, cell.steps_per_epoch)
         self.strategy.set_learning_rate(rate)
         self.steps_done += 1
-        return take_step(self.strategy, micro_batches)
+        return take_step(self.strategy, micro_batches, self.phases.heart)
 
     @torch.no_grad()
     def _evaluate(self) -> float:
@@ -310,6 +322,7 @@ class CellTraining:
             dist.broadcast(buffer, 0)
         right = torch.zeros(2, device=self.runtime.device)
         for batch, counted in self.test_data:
+            self.phases.heart.alive()
             hits = self.strategy.forward(batch).argmax(dim=1) == batch.labels
             right += torch.stack([(hits & counted).sum(), counted.sum()])
         correct, images = self.runtime.sum_over_ranks(right).tolist()
@@ -439,7 +452,8 @@ class CellTraining:
 
     def _place(self) -> dict[str, Any]:
         """Where this process runs."""
-        return {"node": os.uname().nodename, "pid": os.getpid()}
+        node = os.environ.get("SHARDMARK_NODE") or os.uname().nodename
+        return {"node": node, "pid": os.getpid()}
 
     def _profile(self) -> dict[str, Any]:
         """Where the time of a few more steps goes."""

@@ -1,0 +1,80 @@
+"""What accounting knows of the jobs that a matrix became."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from cluster import run
+from slurm_project import CLUSTER, SlurmProject
+
+FIELDS = (
+    *("JobIDRaw", "State", "Comment", "NodeList", "NNodes", "ReqTRES", "AllocTRES"),
+    *("TimelimitRaw", "ElapsedRaw", "WorkDir", "SubmitLine"),
+)
+Job = dict[str, str]
+
+
+def jobs(project: SlurmProject) -> list[Job]:
+    """Every job of a project, the oldest first."""
+    text = run("sacct", "-X", "-P", "-n", "-S", "now-1days", f"--format={','.join(FIELDS)}")
+    # The command line comes last, since it may hold the sign that parts the fields.
+    split = [line.split("|", len(FIELDS) - 1) for line in text.splitlines()]
+    known = [dict(zip(FIELDS, values, strict=True)) for values in split if len(values) > 1]
+    return [job for job in known if job["WorkDir"] == str(project.folder)]
+
+
+def last_jobs(project: SlurmProject) -> dict[str, Job]:
+    """The last job of each rule and cell, by the executor's comment."""
+    return {job["Comment"]: job for job in jobs(project)}
+
+
+def queue() -> dict[str, Job]:
+    """What is queued or running now, by the executor's comment, which accounting has at the end."""
+    names = ("JobIDRaw", "State", "NodeList", "Comment")
+    lines = run("squeue", "--noheader", "--format=%i|%T|%N|%k").splitlines()
+    return {
+        (job := dict(zip(names, line.split("|"), strict=True)))["Comment"]: job for line in lines
+    }
+
+
+def comment(strategy: str, gpus: int, seed: int = 0) -> str:
+    """What the executor calls the job of a cell."""
+    return f"rule_train_wildcards_small_{strategy}_{gpus}_{seed}"
+
+
+def tres(text: str) -> dict[str, str]:
+    """``cpu=4,mem=8G,node=2,gres/gpu=4`` as a mapping."""
+    return dict(re.findall(r"([^,=]+)=([^,]+)", text))
+
+
+def options(job: Job) -> dict[str, str]:
+    """The options of the job's sbatch call."""
+    words = shlex.split(job["SubmitLine"].split(" --wrap")[0])
+    found: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if match := re.fullmatch(r"(--[a-z-]+)=(.*)", word):
+            found[match[1]] = match[2]
+        elif word.startswith("-"):
+            found[word] = "" if following.startswith("-") else following
+    return found
+
+
+def assert_asked_and_given(job: Job, gpus: int) -> None:
+    """The job of a cell with this many GPUs asked for just what the cell is, and was given it."""
+    nodes, on_node = max(1, gpus // 2), min(gpus, 2)
+    memory_mb = CLUSTER["mem_gb_per_gpu"] * 1000
+    minutes = str(CLUSTER["time_limit_minutes"] + 10)
+    asked = options(job)
+    assert asked["--nodes"] == str(nodes)
+    assert asked["--mem"] == str(memory_mb * on_node)
+    assert asked["-t"] == job["TimelimitRaw"] == minutes
+    assert asked.get("--gpus") == (str(gpus) if nodes == 1 else None)
+    assert asked.get("--gres") == (None if nodes == 1 else f"gpu:{on_node}")
+    given = tres(job["AllocTRES"])
+    assert given["gres/gpu"] == str(gpus)
+    assert given["node"] == job["NNodes"] == str(nodes)
+    assert given["cpu"] == str(CLUSTER["cpus_per_gpu"] * gpus)
+    total = memory_mb * gpus
+    assert given["mem"] in (f"{total}M", f"{total / 1024:.2f}G")
+    assert job["State"] == "COMPLETED"

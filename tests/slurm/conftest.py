@@ -1,0 +1,31 @@
+"""One cluster for all tests of this folder, and a project for each."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import Cluster, running, why_not_here
+from slurm_project import SlurmProject
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if reason := why_not_here():
+        pytest.skip(reason)
+    # Not pytest's own folder, which is nobody's but the user's: the daemons change users.
+    folder = Path(tempfile.mkdtemp(prefix="shardmark-slurm-"))
+    folder.chmod(0o755)
+    with running(folder) as up:
+        yield up
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def project(cluster: Cluster, tmp_path: Path) -> SlurmProject:
+    """The project as a user has it who changed the profile's lines."""
+    return SlurmProject(tmp_path)

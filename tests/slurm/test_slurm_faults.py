@@ -1,0 +1,192 @@
+"""What Slurm, and people, do to jobs: the cell has a result or none, and runs once at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from accounting import comment, jobs, queue
+from cluster import Cluster, run
+from slurm_project import SlurmProject
+
+# Enough for a cell to be met while it trains.
+STEADY_S = 8
+PATIENCE_S = 120.0
+
+
+def until(there: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not there():
+        if time.monotonic() > deadline:
+            now = run("squeue", "--format=%i %T %r %k") + run("sinfo", "-N", "--format=%N %t %E")
+            raise AssertionError(f"no {what} after {PATIENCE_S:.0f} s\n{now}")
+        time.sleep(0.2)
+
+
+def trains(project: SlurmProject, *cell: object) -> bool:
+    """Whether a cell has come as far as its steps."""
+    log = project.folder / Path(project.path(*cell)).with_name("job.log")  # type: ignore[arg-type]
+    return log.exists() and "epoch 1" in log.read_text()
+
+
+@contextlib.contextmanager
+def controller(project: SlurmProject, *targets: str) -> Iterator[subprocess.Popen[str]]:
+    """Snakemake, gone at the end."""
+    process = subprocess.Popen(
+        project.command(*targets),
+        cwd=project.folder,
+        env=project.environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_orphan_of_a_killed_controller_is_waited_for_and_not_launched_again(
+    project: SlurmProject,
+) -> None:
+    project.matrix("ddp, fsdp", "1", steady_s=STEADY_S)
+    targets = [project.path("ddp", 1), project.path("fsdp", 1)]
+    with controller(project, *targets) as process:
+        until(lambda: trains(project, "ddp", 1) and trains(project, "fsdp", 1), "training")
+        process.kill()
+    orphans = [queue()[comment(s, 1)]["JobIDRaw"] for s in ("ddp", "fsdp")]
+    locked = project.run(*targets)
+    assert locked.returncode == 1
+    assert "--unlock" in locked.stdout
+    project.run("--unlock")
+    result = project.run(*targets)
+    assert result.returncode == 0, result.stdout
+    assert "2 job(s) of a controller that is gone are still queued or running" in result.stdout
+    ran = [
+        job for job in jobs(project) if job["Comment"] in (comment("ddp", 1), comment("fsdp", 1))
+    ]
+    assert len(ran) == 4
+    for orphan in orphans:
+        assert any(f"--dependency=afterany:{orphan}" in job["SubmitLine"] for job in ran)
+    for strategy in ("ddp", "fsdp"):
+        log = project.folder / Path(project.path(strategy, 1)).with_name("job.log")
+        assert "another job has made its result meanwhile" in log.read_text()
+        metrics = project.metrics(strategy, 1)
+        assert metrics.environment["variables"]["SLURM_JOB_ID"] in orphans
+    assert project.run(*targets, "-n").stdout.count("Nothing to be done") == 1
+
+
+def test_cancelled_cells_and_an_interrupted_controller_lose_nothing_that_was_done(
+    project: SlurmProject,
+) -> None:
+    project.matrix("ddp", "1", "0, 1, 2, 3", steady_s=STEADY_S)
+    targets = [project.path("ddp", 1, seed) for seed in (0, 1, 2, 3)]
+    assert project.run(targets[0]).returncode == 0
+    first = (project.folder / targets[0]).read_text()
+    with controller(project, *targets) as process:
+        until(lambda: all(trains(project, "ddp", 1, s) for s in (1, 2, 3)), "training of three")
+        cells = [comment("ddp", 1, seed) for seed in (1, 2, 3)]
+        run("scancel", *(queue()[cell]["JobIDRaw"] for cell in cells))
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 1
+    until(lambda: not queue(), "end of the jobs")
+    for target in targets[1:]:
+        assert not (project.folder / target).exists()
+    result = project.run(*targets)
+    assert result.returncode == 0, result.stdout
+    assert "cells [3/3] | 3 ok" in result.stdout
+    assert (project.folder / targets[0]).read_text() == first
+    done = Counter(job["Comment"] for job in jobs(project) if job["State"] == "COMPLETED")
+    assert [done[comment("ddp", 1, seed)] for seed in (0, 1, 2, 3)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "step daemon killed",
+        pytest.param("requeued", marks=pytest.mark.long),
+        pytest.param("node lost", marks=pytest.mark.long),
+    ],
+)
+def test_what_slurm_does_to_a_job_is_no_result_and_the_cell_runs_again(
+    how: str, project: SlurmProject, cluster: Cluster
+) -> None:
+    project.matrix("ddp", "2", steady_s=STEADY_S)
+    with controller(project, project.path("ddp", 2)) as process:
+        until(lambda: trains(project, "ddp", 2), "training")
+        job = queue()[comment("ddp", 2)]
+        family = processes_of(job["JobIDRaw"])
+        match how:
+            case "step daemon killed":
+                step_daemon(job["JobIDRaw"]).kill()
+            case "requeued":
+                run("scontrol", "requeue", job["JobIDRaw"])
+            case "node lost":
+                lose_node(cluster, job["NodeList"], family)
+        assert_gone(family)
+        assert not (project.folder / project.path("ddp", 2)).exists()
+        text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text
+    assert project.metrics("ddp", 2).status == "ok"
+
+
+@pytest.mark.long
+def test_slurms_own_time_limit_is_no_result(project: SlurmProject) -> None:
+    project.matrix("ddp", "2", steady_s=600)
+    target = project.path("ddp", 2)
+    more = ["--set-resources", "train:runtime=1", "--retries", "0"]
+    with controller(project, target, *more) as process:
+        until(lambda: trains(project, "ddp", 2), "training")
+        family = processes_of(queue()[comment("ddp", 2)]["JobIDRaw"])
+        text, _ = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "DUE TO TIME LIMIT" in text
+    assert_gone(family)
+    assert not (project.folder / target).exists()
+
+
+def assert_gone(family: list[psutil.Process]) -> None:
+    """No process outlives its job."""
+    assert family
+    _, living = psutil.wait_procs(family, timeout=60)
+    assert [" ".join(left.cmdline())[:300] for left in living] == []
+
+
+def processes_of(job: str) -> list[psutil.Process]:
+    """Every process of a job, its step daemons left out."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURM_JOB_ID") == job and process.name() != "slurmstepd":
+                found.append(process)
+    return found
+
+
+def step_daemon(job: str) -> psutil.Process:
+    """The step daemon that the ranks run under."""
+    titles = {" ".join(p.cmdline()): p for p in psutil.process_iter() if p.name() == "slurmstepd"}
+    return next(p for title, p in titles.items() if f"[{job}.0]" in title)
+
+
+def lose_node(cluster: Cluster, node: str, family: list[psutil.Process]) -> None:
+    """Power off a node and, when Slurm has noticed, on again."""
+    cluster.end(f"slurmd-{node}", signal.SIGKILL)
+    for process in (*psutil.process_iter(), *family):
+        with contextlib.suppress(psutil.Error):
+            at_home = process.environ().get("SLURMD_NODENAME") == node
+            if at_home or (process.name() == "slurmstepd" and process.pid != os.getpid()):
+                process.kill()
+    until(lambda: f"{node} down" in run("sinfo", "-Nh", "-o", "%N %t"), "loss of the node")
+    cluster.start_node(node)

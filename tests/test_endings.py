@@ -1,0 +1,159 @@
+"""What ended a cell's processes, from what they left: a result, or none."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from parity_cases import case_of
+from shardmark.cells import Cell
+from shardmark.endings import Interrupted, failure_of
+from shardmark.errors import UserError
+from shardmark.heartbeat import Beat
+from shardmark.launch import Ended
+from shardmark.node import NodeReport
+
+CELL: Cell = case_of("ddp", 2).cell
+
+
+def died(rank: int, code: int, time: float = 100.0) -> dict[str, Any]:
+    return {"rank": rank, "exit_code": code, "pid": 1000 + rank, "time": time}
+
+
+def raised(rank: int, kind: str = "failed", time: float = 100.0) -> dict[str, Any]:
+    words = {"phase": "training", "exception": "RuntimeError: it", "message": "it"}
+    return {"rank": rank, "kind": kind, "time": time, **words}
+
+
+def node(*failures: dict[str, Any], **fields: Any) -> NodeReport:
+    report: dict[str, Any] = {
+        "index": 0,
+        "name": "n1",
+        "exit_code": 1,
+        "ended_by": None,
+        "failures": list(failures),
+        "beats": [],
+        "oom_kills": 0,
+        "gpus": {},
+        "seconds": 60.0,
+        "at": 160.0,
+    }
+    return NodeReport(**(report | fields))
+
+
+def ended(*nodes: NodeReport, failures: tuple[dict[str, Any], ...] = ()) -> Ended:
+    code = next((node.exit_code for node in nodes if node.exit_code), 0 if nodes else 1)
+    return Ended(code, list(failures), list(nodes), ["the last line"], 61.0)
+
+
+def test_processes_that_ended_well_have_no_failure() -> None:
+    assert failure_of(CELL, ended(node(exit_code=0))) is None
+
+
+def test_an_exception_is_told_with_its_phase_rank_and_last_lines() -> None:
+    found = failure_of(CELL, ended(node(died(1, 1)), failures=(raised(1),)))
+    assert found is not None
+    status, failure = found
+    assert (status, failure.phase, failure.rank) == ("failed", "training", 1)
+    assert failure.exception == "RuntimeError: it"
+    assert failure.log_tail == ["the last line"]
+
+
+def test_a_rank_killed_from_outside_is_no_result_though_its_peers_raise() -> None:
+    left = ended(node(died(0, 1), died(1, -signal.SIGKILL)), failures=(raised(0),))
+    with pytest.raises(Interrupted, match="something else killed rank 1"):
+        failure_of(CELL, left)
+
+
+def test_a_rank_killed_for_memory_is_a_result() -> None:
+    killed = node(died(1, -signal.SIGKILL), died(0, 1), oom_kills=1)
+    status, failure = failure_of(CELL, ended(killed, failures=(raised(0),))) or ("", None)
+    assert status == "oom"
+    assert failure is not None
+    assert failure.rank == 1
+    assert "out-of-memory killer" in failure.exception
+
+
+def test_a_peer_that_torchrun_had_to_kill_is_not_the_cause() -> None:
+    late = died(0, -signal.SIGKILL, time=131.0)
+    found = failure_of(CELL, ended(node(died(1, 1), late), failures=(raised(1),)))
+    assert found is not None
+    assert (found[0], found[1].rank) == ("failed", 1)
+
+
+def test_a_crash_of_one_rank_comes_before_the_errors_of_its_peers() -> None:
+    crash = node(died(0, 1), died(1, -signal.SIGSEGV))
+    found = failure_of(CELL, ended(crash, failures=(raised(0),)))
+    assert found is not None
+    assert (found[0], found[1].rank) == ("failed", 1)
+    assert "SIGSEGV" in found[1].exception
+
+
+def test_an_abort_after_an_exception_is_not_the_cause() -> None:
+    """NCCL's own watchdog aborts the peers of a rank that raised."""
+    found = failure_of(
+        CELL, ended(node(died(1, 1), died(0, -signal.SIGABRT)), failures=(raised(1),))
+    )
+    assert found is not None
+    assert found[1].rank == 1
+
+
+def test_a_library_that_ends_the_process_is_a_failure() -> None:
+    found = failure_of(CELL, ended(node(died(0, 3), died(1, -signal.SIGTERM))))
+    assert found is not None
+    assert found[1].exception == "the process ended with exit code 3 and left no exception"
+
+
+@pytest.mark.parametrize("cause", ["signal", "orphaned"])
+def test_a_cell_that_was_asked_to_end_is_no_result(cause: str) -> None:
+    left = ended(node(died(0, 1), ended_by=cause), failures=(raised(0),))
+    with pytest.raises(Interrupted, match="This is no result"):
+        failure_of(CELL, left)
+
+
+def test_a_node_that_left_no_report_is_no_result() -> None:
+    with pytest.raises(Interrupted, match="a node that was lost"):
+        failure_of(CELL, ended())
+
+
+def test_ranks_that_only_were_ended_are_no_result() -> None:
+    with pytest.raises(Interrupted):
+        failure_of(CELL, ended(node(died(0, -signal.SIGTERM), died(1, -signal.SIGTERM))))
+
+
+def test_a_full_disk_is_no_result() -> None:
+    with pytest.raises(Interrupted, match="make room"):
+        failure_of(CELL, ended(node(died(0, 1)), failures=(raised(0, "full_disk"),)))
+
+
+def test_a_users_mistake_is_told_as_one() -> None:
+    with pytest.raises(UserError, match=r"^it$"):
+        failure_of(CELL, ended(node(died(0, 1)), failures=(raised(0, "user"),)))
+
+
+def test_a_hang_names_the_rank_that_is_behind() -> None:
+    one = node(ended_by="stall", beats=[Beat(10, 0, 17, 6, "training", 61.0)])
+    other = node(index=1, name="n2", ended_by="stall", beats=[Beat(11, 1, 15, 5, "training", 61.2)])
+    status, failure = failure_of(CELL, ended(one, other)) or ("", None)
+    assert status == "failed"
+    assert failure is not None
+    assert (failure.rank, failure.phase) == (1, "training")
+    assert "rank 1 in training, 5 steps, silent for 61 s" in failure.exception
+
+
+def test_a_hang_of_ranks_that_are_level_accuses_none() -> None:
+    beats = [Beat(10, 0, 15, 5, "training", 61.0), Beat(11, 1, 15, 5, "training", 61.2)]
+    _, failure = failure_of(CELL, ended(node(ended_by="stall", beats=beats))) or ("", None)
+    assert failure is not None
+    assert failure.rank is None
+
+
+def test_a_cell_out_of_time_says_how_far_it_came() -> None:
+    late = node(ended_by="time limit", beats=[Beat(10, 0, 1500, 500, "measurement", 0.1)])
+    status, failure = failure_of(CELL, ended(late)) or ("", None)
+    assert status == "timeout"
+    assert failure is not None
+    assert failure.phase == "measurement"
+    assert "after 60 s" in failure.exception

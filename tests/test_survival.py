@@ -1,0 +1,208 @@
+"""What is left of a cell when something goes wrong: a result or none, and never a process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import run_cell
+from parity_cases import ROOT, case_of
+from shardmark.cells import Cell
+from shardmark.endings import Interrupted
+from shardmark.metrics import Metrics, read_metrics
+
+SCRIPT = ROOT / "tests/failing/train_misbehaves.py"
+RUN_CELL = ROOT / "workflow/scripts/run_cell.py"
+
+
+def cell_of(gpus: int = 2, **measure: float) -> Cell:
+    """A cell of seconds."""
+    cell = case_of("ddp", gpus, dataset={"name": "synthetic", "train_images": 256}).cell
+    short = {"steady_s": 0.2, "warmup_min_steps": 2, "warmup_max_steps": 4}
+    return cell.model_copy(update={"measure": cell.measure.model_copy(update=short | measure)})
+
+
+def misbehaving(
+    how: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **limits: float
+) -> Metrics:
+    """The result of a cell whose last rank misbehaves."""
+    monkeypatch.setenv("MISBEHAVIOUR", how)
+    return run_cell.run_cell(cell_of(), folder, script=SCRIPT, **limits)
+
+
+def test_a_hung_rank_is_found_by_its_silence_and_ends_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = time.monotonic()
+    # Longer than the imports take on a busy machine.
+    metrics = misbehaving("hang", tmp_path, monkeypatch, stall_s=45.0)
+    assert time.monotonic() - begin < 200, "NCCL and gloo themselves wait for 10 to 30 minutes"
+    assert metrics.status == "failed"
+    assert metrics.failure is not None
+    assert metrics.failure.exception.startswith("hung: no rank got further; rank 1 in training")
+    assert metrics.failure.rank == 1
+    assert any("misbehave" in line for line in metrics.failure.log_tail), "where it stood"
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("crash", "died of SIGSEGV"), ("exit", "exit code 3 and left no exception")]
+)
+def test_a_rank_that_ends_without_an_exception_is_a_failure(
+    how: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = misbehaving(how, tmp_path, monkeypatch)
+    assert metrics.status == "failed"
+    assert metrics.failure is not None
+    assert metrics.failure.rank == 1
+    assert words in metrics.failure.exception
+
+
+def test_a_rank_that_is_killed_leaves_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted, match="something else killed rank 1"):
+        misbehaving("killed", tmp_path, monkeypatch)
+
+
+@contextlib.contextmanager
+def started(folder: Path, cell: Cell) -> Iterator[subprocess.Popen[str]]:
+    """run_cell.py as the workflow calls it, come as far as its training."""
+    output = folder / "metrics.json"
+    command = [sys.executable, str(RUN_CELL), "--cell", cell.model_dump_json(by_alias=True)]
+    process = subprocess.Popen(
+        [*command, "--output", str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "epoch 1" in line:
+                break
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def found(children: list[psutil.Process], word: str) -> psutil.Process:
+    return next(child for child in children if word in " ".join(child.cmdline()))
+
+
+VICTIMS: dict[str, Callable[[list[psutil.Process]], psutil.Process]] = {
+    "a rank": lambda family: found(family[1:], "train_ddp.py"),
+    "torchrun": lambda family: found(family[1:], "shardmark.agent"),
+    "the node's part": lambda family: found(family[1:], "shardmark.node"),
+    "the launcher": lambda family: family[0],
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_kill_at_any_level_leaves_no_result_no_half_and_no_process(
+    victim: str, tmp_path: Path
+) -> None:
+    with started(tmp_path, cell_of(steady_s=600)) as process:
+        launcher = psutil.Process(process.pid)
+        family = [launcher, *launcher.children(recursive=True)]
+        assert len(family) >= 6, "launcher, node's part, sampler, torchrun, two ranks"
+        VICTIMS[victim](family).kill()
+        assert process.wait(timeout=20) != 0
+        _, living = psutil.wait_procs(family, timeout=20)
+        assert living == []
+    assert not (tmp_path / "metrics.json").exists()
+    assert [path.name for path in tmp_path.iterdir() if "run" not in path.name] == []
+
+
+def test_a_cell_whose_launcher_was_killed_starts_anew(tmp_path: Path) -> None:
+    with started(tmp_path, cell_of(gpus=1, steady_s=600)) as process:
+        process.kill()
+        process.wait()
+    assert (tmp_path / ".metrics.run").is_dir()
+    command = [sys.executable, str(RUN_CELL), "--output", str(tmp_path / "metrics.json")]
+    command += ["--cell", cell_of(gpus=1).model_dump_json(by_alias=True)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert read_metrics(tmp_path / "metrics.json").status == "ok"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.json",
+        "steps.csv",
+        "telemetry.csv",
+    ]
+
+
+def test_a_cell_that_runs_is_not_started_a_second_time(tmp_path: Path) -> None:
+    with started(tmp_path, cell_of(gpus=1, steady_s=600)) as process:
+        command = [sys.executable, str(RUN_CELL), "--output", str(tmp_path / "metrics.json")]
+        command += ["--cell", cell_of(gpus=1).model_dump_json(by_alias=True)]
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert process.poll() is None, "the first runs on"
+        assert second.returncode == 1
+        assert f"process {process.pid} of this machine runs it" in second.stderr
+        assert "Traceback" not in second.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_leaves_the_previous_result(tmp_path: Path) -> None:
+    cell = cell_of(gpus=1)
+    command = [sys.executable, str(RUN_CELL), "--cell", cell.model_dump_json(by_alias=True)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        result = disk / "metrics.json"
+        previous = run_cell.outcome(cell, "ok", run_cell.Failure.plain("")).model_dump_json()
+        result.write_text(previous)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        done = subprocess.run(
+            [*command, "--output", str(result)], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr
+        assert "make room and run it again" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert result.read_text() == previous
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not (MEMORY / "memory.limit_in_bytes").exists(),
+    reason="limiting memory needs root and version 1 control groups",
+)
+def test_the_kernels_out_of_memory_killer_is_a_result(tmp_path: Path) -> None:
+    group = MEMORY / f"shardmark-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text("2500M")
+        script = (
+            "import sys, os; from pathlib import Path; import run_cell; from shardmark.cells "
+            f"import Cell; Path({str(group / 'cgroup.procs')!r}).write_text(str(os.getpid()));"
+            "cell = Cell.model_validate_json(sys.argv[1]);"
+            f"done = run_cell.run_cell(cell, Path(sys.argv[2]), script=Path({str(SCRIPT)!r}));"
+            "Path(sys.argv[2], 'metrics.json').write_text(done.model_dump_json(by_alias=True))"
+        )
+        command = [sys.executable, "-c", script, cell_of().model_dump_json(by_alias=True)]
+        env = os.environ | {"PYTHONPATH": str(RUN_CELL.parent), "MISBEHAVIOUR": "eat memory"}
+        done = subprocess.run([*command, str(tmp_path)], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    finally:
+        group.rmdir()
+    metrics = read_metrics(tmp_path / "metrics.json")
+    assert metrics.status == "oom"
+    assert metrics.failure is not None
+    assert "out-of-memory killer" in metrics.failure.exception
+    assert json.loads((tmp_path / "node0.json").read_text())["oom_kills"] >= 1

@@ -1,0 +1,218 @@
+"""What Slurm gave the job this process belongs to, and how a step is started on all its nodes.
+
+Snakemake's executor strips every SLURM_* variable but the job's number, so the rest is asked of
+Slurm itself.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+
+ASK_S = 60.0
+# Below the ports that Linux gives to whoever asks for any (32768 on), so that none of those is met.
+PORTS = range(20_000, 32_000)
+PORTS_A_JOB = 16
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a job has.
+
+    Attributes:
+        job_id: its number.
+        nodes: its nodes by name, the first one its head.
+        cpus_per_node: CPUs it asked for on each node (an exclusive job has more).
+        gpus: GPUs over all its nodes; 0 where it has none, or where Slurm does not say.
+    """
+
+    job_id: str
+    nodes: tuple[str, ...]
+    cpus_per_node: int
+    gpus: int
+
+
+def job_id() -> str | None:
+    """The number of the Slurm job this process belongs to, if it does."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def ask(*command: str) -> str:
+    """What a Slurm command prints.
+
+    Raises:
+        UserError: if it cannot be run or fails.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{command[0]} cannot be asked ({error})") from None
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def allocation(job: str) -> Allocation:
+    """What the job with this number has.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    return parse_allocation(job, ask("scontrol", "show", "job", job, "--oneliner"), host_names)
+
+
+def state_of(job: str) -> str:
+    """The state of a job that is queued, running or held (``RUNNING``); empty if it is none.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    try:
+        state = ask("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip()
+    except UserError as error:
+        if "Invalid job id" in str(error):  # Slurm has forgotten it
+            return ""
+        raise
+    # Its processes are being ended.
+    return "" if state == "COMPLETING" else state
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is queued or running.
+
+    Attributes:
+        job_id: its number.
+        state: ``PENDING``, ``RUNNING``, ...
+        reason: why it waits, in Slurm's word.
+        comment: rule and wildcards, as Snakemake's executor writes them.
+        nodes: where it runs, as a list in Slurm's notation.
+        left: time until its limit, ``[days-]hours:minutes:seconds``.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    comment: str
+    nodes: str
+    left: str
+
+
+def jobs_of(project: Path) -> list[Job]:
+    """The jobs of this user that were sent from a project's folder and have not ended.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    user = getpass.getuser()
+    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%k|%N|%L|%Z")
+    found = [line.split("|", 6) for line in text.splitlines()]
+    here = str(project.resolve())
+    return [
+        Job(*fields)
+        for *fields, folder in found
+        if folder == here and fields[1] != "COMPLETING" and fields[3].startswith("rule_")
+    ]
+
+
+def host_names(node_list: str) -> tuple[str, ...]:
+    """``n[1-2]`` as ``("n1", "n2")``."""
+    return tuple(ask("scontrol", "show", "hostnames", node_list).split())
+
+
+def parse_allocation(job: str, text: str, expand: Callable[[str], tuple[str, ...]]) -> Allocation:
+    """An allocation from one line of ``scontrol show job``."""
+    nodes = expand(_field(text, "NodeList"))
+    tasks = _field(text, "NtasksPerN:B:S:C").split(":")[0]
+    per_task = _field(text, "CPUs/Task") or "1"
+    gpus = re.search(r"[ ,=]gres/gpu=(\d+)", _field(text, "AllocTRES") or _field(text, "TRES"))
+    per_node = re.search(r"gpu(?::[^:,\s]+)?:(\d+)", _field(text, "TresPerNode"))
+    count = int(gpus[1]) if gpus else int(per_node[1]) * len(nodes) if per_node else 0
+    # Slurm says 0 tasks a node where none were asked for, which is one.
+    return Allocation(job, nodes, max(1, int(tasks or 1)) * int(per_task), count)
+
+
+def _field(text: str, name: str) -> str:
+    found = re.search(rf"(?:^|\s){re.escape(name)}=(\S*)", text)
+    return found[1] if found and found[1] != "(null)" else ""
+
+
+def require_all(cell: Cell, given: Allocation) -> None:
+    """See that a job has what its cell names.
+
+    Raises:
+        UserError: naming what was clipped.
+    """
+    lacking = []
+    if len(given.nodes) < cell.nodes:
+        lacking.append(f"nodes: {len(given.nodes)} of {cell.nodes}")
+    if 0 < given.gpus < cell.gpus:
+        lacking.append(f"GPUs: {given.gpus} of {cell.gpus}")
+    if lacking:
+        raise UserError(
+            f"{cell.title}: Slurm job {given.job_id} on {','.join(given.nodes)} has less than the "
+            f"cell names ({'; '.join(lacking)}); a --resources limit or a set-resources of the "
+            "profile clipped it"
+        )
+
+
+def addresses(nodes: Sequence[str]) -> list[str]:
+    """The address that Slurm reaches each node at.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    text = ask("scontrol", "show", "node", ",".join(nodes), "--oneliner")
+    known = {_field(line, "NodeName"): _field(line, "NodeAddr") for line in text.splitlines()}
+    return [known.get(node) or node for node in nodes]
+
+
+def free_port(job: str) -> int:
+    """A port of this machine for the job's rendezvous.
+
+    Jobs that share a node look in places of their own, so that one which has found its port and
+    not yet bound it does not lose it to another.
+
+    Raises:
+        UserError: if not one is free.
+    """
+    first = int(job) * PORTS_A_JOB % len(PORTS)
+    ports: list[int] = [*PORTS[first:], *PORTS[:first]]
+    for port in ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"no free port in {PORTS.start}-{PORTS.stop - 1} for the rendezvous")
+
+
+def step_command(cell: Cell, given: Allocation) -> list[str]:
+    """One task a node by srun, each with all of the node that the job has.
+
+    Every count is spelled out: srun would take what is missing from variables that are stripped.
+    A task that fails ends the others.
+    """
+    gpus = given.gpus or (cell.gpus if cell.device == "cuda" else 0)
+    return [
+        "srun",
+        f"--jobid={given.job_id}",
+        f"--nodes={cell.nodes}",
+        f"--ntasks={cell.nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={given.cpus_per_node}",
+        *([f"--gpus-per-node={gpus // cell.nodes}"] if gpus else []),
+        "--mpi=none",
+        "--kill-on-bad-exit=1",
+        "--input=none",
+    ]
