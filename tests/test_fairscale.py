@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from real_cells import cell_named
+from shardmark.heartbeat import Heartbeat
 from shardmark.runtime import start_runtime
 from shardmark.training import load_images, make_task, take_step, training_data
 from train_fairscale_fsdp import FairscaleFsdp
@@ -55,5 +56,5 @@ def test_hooks_do_not_pile_up(one_process: None, release: bool, left: int) -> No
     )
     strategy.train()
     for micro_batches in data.epoch(0, STEPS):
-        take_step(strategy, micro_batches)
+        take_step(strategy, micro_batches, Heartbeat())
     assert hooks() == left
