@@ -71,3 +71,11 @@ def test_the_strategy_is_gone_before_its_process_group_is(
     script = ROOT / "tests/failing/train_outlives_its_group.py"
     assert run_cell(cell_named("ddp", 1), tmp_path, script=script).status == "ok"
     assert "strategies alive: 0" in capfd.readouterr().out
+
+
+def test_a_window_whose_steps_became_faster_is_as_long_as_was_asked_for(tmp_path: Path) -> None:
+    script = ROOT / "tests/failing/train_quickens.py"
+    found = run_cell(cell_named("ddp", 2), tmp_path, script=script).throughput
+    assert found is not None
+    assert found.window_s >= 0.3
+    assert found.window_complete

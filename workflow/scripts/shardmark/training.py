@@ -158,6 +158,11 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbe
     return total / len(micro_batches)
 
 
+def steps_to_fill(missing_s: float, step_s: float) -> int:
+    """Steps that fill what is missing of a window, and some more; 0 where nothing is."""
+    return max(2, math.ceil(WINDOW_MARGIN * missing_s / step_s)) if missing_s > 0 else 0
+
+
 class Step(NamedTuple):
     """One timed step: its phase (training, warmup or steady), its place in the data, its time."""
 
@@ -421,15 +426,22 @@ class CellTraining:
         # A fast step, not a typical one, and some more of them: the window is to be at least as
         # long as asked for, and every rank must take as many steps.
         recent = sorted(warmup[-settings.warmup_min_steps :])
-        step_s = self.runtime.rank0_decides(recent[len(recent) // 10] / 1000)
-        count = max(2, math.ceil(WINDOW_MARGIN * settings.steady_s / step_s))
+        step_s = recent[len(recent) // 10] / 1000
+        count = int(self.runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
         if self.runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         dist.barrier()
         self.runtime.synchronise()
+        clock = StepClock(self.runtime.device)
         begin = time.monotonic()
-        steps_ms = self._timed(steps, count)
-        end = time.monotonic()
+        while count:
+            self._take(steps, clock, count)
+            steps_ms = clock.step_ms()
+            end = time.monotonic()
+            # Where steps became faster the window goes on; the device waits for the decision, and
+            # the step after it is that much longer.
+            more = steps_to_fill(settings.steady_s - (end - begin), (end - begin) / len(steps_ms))
+            count = int(self.runtime.rank0_decides(more))
         window = {"begin_monotonic_s": begin, "end_monotonic_s": end}
         return window | self._torch_memory(), steps_ms
 
@@ -439,10 +451,13 @@ class CellTraining:
 
     def _timed(self, steps: Iterator[list[Batch]], count: int) -> list[float]:
         clock = StepClock(self.runtime.device)
+        self._take(steps, clock, count)
+        return clock.step_ms()
+
+    def _take(self, steps: Iterator[list[Batch]], clock: StepClock, count: int) -> None:
         for _ in range(count):
             self._step(next(steps))
             clock.mark()
-        return clock.step_ms()
 
     def _gather(self, mine: Any) -> list[Any]:
         """What every rank has, on every rank."""
