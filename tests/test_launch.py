@@ -24,7 +24,7 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.launch import LOG_TAIL_LINES, Ended, launch
 from shardmark.metrics import Metrics, read_metrics
-from shardmark.training import is_out_of_memory
+from shardmark.rank import is_out_of_memory
 from small_matrix import ROOT, cell_at
 
 pytestmark = pytest.mark.timeout(120)

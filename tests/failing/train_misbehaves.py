@@ -8,7 +8,7 @@ import time
 from torch import Tensor
 
 from shardmark.data import Batch
-from shardmark.training import main
+from shardmark.rank import main
 from train_ddp import Ddp
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shardmark.data import Batch
-from shardmark.training import main
+from shardmark.rank import main
 from train_ddp import Ddp
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shardmark import data
-from shardmark.training import main
+from shardmark.rank import main
 from train_ddp import Ddp
 
 right_order = data.epoch_order

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import train_deepspeed
 from shardmark.precision import autocast
+from shardmark.rank import main
 from shardmark.strategy import Task
-from shardmark.training import main
 
 engine_config = train_deepspeed.engine_config
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from shardmark.rank import main
 from shardmark.strategy import Task
-from shardmark.training import main
 from train_ddp import Ddp
 
 

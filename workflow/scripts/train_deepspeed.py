@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from shardmark.precision import AUTOCAST_DTYPES
+from shardmark.rank import main
 from shardmark.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.training import main
 
 if not torch.cuda.is_available():
     # Read on import; without it DeepSpeed looks for a GPU's driver.

@@ -9,8 +9,8 @@ from torch.nn import DataParallel
 
 from shardmark.data import Batch
 from shardmark.precision import autocast
+from shardmark.rank import main
 from shardmark.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.training import main
 
 
 class AutocastInside(nn.Module):

@@ -17,8 +17,8 @@ with warnings.catch_warnings():
     from fairscale.optim.grad_scaler import ShardedGradScaler
 
 from shardmark import fairscale_gloo
+from shardmark.rank import main
 from shardmark.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.training import main
 
 
 class FairscaleFsdp(Strategy):

@@ -17,8 +17,8 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from shardmark.precision import AUTOCAST_DTYPES
+from shardmark.rank import main
 from shardmark.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.training import main
 
 _SHARDING = {
     "full_shard": ShardingStrategy.FULL_SHARD,

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from shardmark.precision import AUTOCAST_DTYPES
+from shardmark.rank import main
 from shardmark.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.training import main
 
 
 class Fsdp2(Strategy):
