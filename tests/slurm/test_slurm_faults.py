@@ -99,7 +99,7 @@ def test_cancelled_cells_and_an_interrupted_controller_lose_nothing_that_was_don
         run("scancel", *(queue()[cell]["JobIDRaw"] for cell in cells))
         time.sleep(2)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 1
     until(lambda: not queue(), "end of the jobs")
     for target in targets[1:]:
