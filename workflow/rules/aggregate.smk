@@ -3,6 +3,7 @@ localrules:
     summarise,
     compare,
     plot,
+    plot_outcomes,
 
 
 rule collect:
@@ -66,8 +67,9 @@ rule compare:
 
 rule plot:
     input:
-        cells=rules.collect.output.cells,
-        epochs=rules.collect.output.epochs,
+        rules.collect.output,
+        scaling=rules.compare.output.scaling,
+        verdict=rules.compare.output.verdict,
     output:
         # Snakemake's report shows one format of each.
         [
@@ -81,12 +83,38 @@ rule plot:
         ],
         figures_of("{workload}", "pdf"),
         figures_of("{workload}", "png"),
+        not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}",
     log:
         f"{FIGURES}/{{workload}}/plot.log",
     params:
         config=to_json(CONFIG),
+        tables=TABLES,
+        figures=drawn_at,
         code=code_of("plot.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/plot.py --cells {input.cells:q} --epochs {input.epochs:q}"
+        "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q}"
         " --config {params.config:q} --workload {wildcards.workload}"
-        " --output {output:q} > {log:q} 2>&1"
+        " --not-drawn {output.not_drawn:q} --output {params.figures:q} > {log:q} 2>&1"
+
+
+# What is missing or stale is no input of any rule: `snakemake report` draws this anew each time.
+rule plot_outcomes:
+    input:
+        rules.collect.output.cells,
+    output:
+        report(
+            f"{FIGURES}/{{workload}}/{OUTCOMES}.svg",
+            category="Figures",
+            caption=f"../report/{OUTCOMES}.rst",
+            labels={"workload": "{workload}", "figure": "Outcomes"},
+        ),
+        f"{FIGURES}/{{workload}}/{OUTCOMES}.pdf",
+        f"{FIGURES}/{{workload}}/{OUTCOMES}.png",
+    log:
+        f"{FIGURES}/{{workload}}/plot-outcomes.log",
+    params:
+        config=to_json(CONFIG),
+        code=code_of("plot_outcomes.py"),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/plot_outcomes.py --config {params.config:q}"
+        " --workload {wildcards.workload} --output {output:q} > {log:q} 2>&1"

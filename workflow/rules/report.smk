@@ -59,5 +59,5 @@ rule report:
         beside=SNAKEMAKE_REPORT,
     shell:
         "{PYTHON:q} {SCRIPTS:q}/name_gaps.py --config {params.config:q} || exit 1;"
-        " {SNAKEMAKE} --forcerun write_report --allowed-rules {params.rules} -- {params.page:q} {params.beside:q} > {log:q} 2>&1"
+        " {SNAKEMAKE} --forcerun write_report plot_outcomes --allowed-rules {params.rules} -- {params.page:q} {params.beside:q} > {log:q} 2>&1"
         " && echo report: {params.page:q}"

@@ -13,24 +13,11 @@ from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.certificate import Certificate, Row, certificates
 from shardmark.config import Config, labels_of
 from shardmark.metrics import Metrics, Parity
-from shardmark.quantities import written
+from shardmark.outcomes import SIGNS
+from shardmark.quantities import replicas, written
 from shardmark.result_tables import parity_verdict
 from shardmark.summary import Table
 from shardmark.wording import quantity
-
-# One sign for each outcome of a cell in the grid: told apart without colour.
-SIGNS = {
-    "ok": ("●", "ran to its end"),
-    "suspect": ("◐", "ran, but a validity rule marks it"),
-    "stale": ("○", "ran, with earlier code"),
-    "oom": ("M", "out of memory"),
-    "timeout": ("T", "over its time limit"),
-    "diverged": ("D", "the loss diverged"),
-    "failed": ("F", "failed"),
-    "refused": ("R", "its file does not count: unreadable or of another definition"),
-    "unsupported": ("–", "cannot run there, by plan"),
-    "missing": ("·", "no result yet"),
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
     counts = sorted(matrix.gpus)
     return Table(
         caption=f"{workload}: one sign a seed ({', '.join(map(str, matrix.seeds))})",
-        headings=["Strategy", *[replicas(config, count) for count in counts]],
+        headings=["Strategy", *[replicas(config.cluster.device, count) for count in counts]],
         rows=[
             [
                 labels[name],
@@ -76,13 +63,6 @@ def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
         ],
         notes=[],
     )
-
-
-def replicas(config: Config, count: int) -> str:
-    """A GPU count in words."""
-    if config.cluster.device == "cpu":
-        return f"{count} process{'' if count == 1 else 'es'}"
-    return f"{count} GPU{'' if count == 1 else 's'}"
 
 
 def decisions(config: Config, verdicts: Sequence[Mapping[str, Any]]) -> Table:
@@ -99,7 +79,7 @@ def decisions(config: Config, verdicts: Sequence[Mapping[str, Any]]) -> Table:
             f"{min(runs)} to {max(runs)}" if len(set(runs)) > 1 else f"{runs[0]}" if runs else "0"
         )
         standings = [_standing(found[name]) for name in ("fastest", "memory", "energy")]
-        rows.append([replicas(config, found["gpus"]), spread, *standings])
+        rows.append([replicas(config.cluster.device, found["gpus"]), spread, *standings])
     return Table(
         caption="The best by each objective; memory and energy are exploratory",
         headings=["", "Runs", "Fastest", "Least memory", "Least energy"],
@@ -142,7 +122,8 @@ _SCALING_HEADINGS = [
 
 def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[Table]:
     """One table a GPU count: each strategy's ratio to the baseline by each metric."""
-    labels = labels_of(config)
+    labels, device = labels_of(config), config.cluster.device
+    margin = f"margin of equivalence {100 * config.report.margin:g} %"
     for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
         first = group.iloc[0]
         rows = [
@@ -160,8 +141,8 @@ def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[Tab
             for row in group.to_dict("records")
         ]
         yield Table(
-            caption=f"{replicas(config, first.gpus)}, {first.scaling} scaling: ratio to "
-            f"{labels[config.baseline]}, margin of equivalence {100 * config.report.margin:g} %",
+            caption=f"{replicas(device, first.gpus)}, {first.scaling} scaling: ratio to "
+            f"{labels[config.baseline]}, {margin}",
             headings=_COMPARISON_HEADINGS,
             rows=rows,
             notes=[],
