@@ -33,11 +33,11 @@ ROOT = Path(__file__).resolve().parents[1]
 Change = Callable[[Cell, dict[str, Any]], dict[str, Any]]
 
 
-def config_of(variants: Mapping[str, Any] | None = None, **matrix: Any) -> Config:
+def config_of(variants: Mapping[str, Any] | None = None, run: str = "t", **matrix: Any) -> Config:
     """A matrix of one workload on GPUs; ``matrix`` changes its lists."""
     return load(
         {
-            "run": "t",
+            "run": run,
             "variants": dict(variants or {}),
             "matrix": {
                 "workloads": ["w"],
