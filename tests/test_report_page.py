@@ -88,7 +88,7 @@ def test_every_figure_is_decoded_and_has_a_caption(page: Page) -> None:
     for index in range(images.count()):
         assert images.nth(index).evaluate("image => image.complete && image.naturalWidth > 300")
         caption = page.locator("figcaption").nth(index).inner_text()
-        assert "Baseline: DDP; n = 1 to 3 runs a point; weak scaling" in caption
+        assert "Baseline: DDP; n = 2 to 3 runs a point; weak scaling" in caption
 
 
 def test_tables_sort_by_number_and_back_with_empty_values_last(page: Page) -> None:
@@ -129,6 +129,27 @@ def test_failures_are_told_with_their_reason_and_nothing_is_interpreted(page: Pa
     grid = page.locator(".grid table").inner_text()
     for sign in ["M", "◐", "○", "R", "·"]:
         assert sign in grid
+
+
+def test_what_is_exploratory_is_folded_and_what_is_tested_is_not(page: Page) -> None:
+    folded = page.locator("#tests ~ details.lastwords")
+    assert folded.count() == 2, "one a GPU count"
+    table = folded.first.locator("table")
+    assert not table.is_visible()
+    assert page.locator("#tests ~ div.lastwords table").first.is_visible()
+    folded.first.locator("summary").click()
+    assert table.is_visible()
+    assert "Memory peak" in table.inner_text()
+    assert "Throughput" not in table.inner_text()
+
+
+def test_the_first_screen_says_what_is_best_and_how_sure_it_is(page: Page) -> None:
+    best = page.locator(".decisions")
+    assert best.bounding_box()["y"] < 700  # type: ignore[index]
+    said = best.inner_text()
+    assert "DataParallel, " in said
+    assert "best median, but not told apart yet from" in said
+    assert "more seeds may" in said
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])

@@ -69,7 +69,7 @@ class WorkloadPart:
     decisions: Table | None
     verdicts: list[tuple[str, list[str]]]
     tables: list[Table]
-    comparisons: list[Table]
+    comparisons: list[tuple[Table, Table]]
     scaling: Table | None
     figures: list[Shown]
     not_drawn: list[str]

@@ -81,11 +81,20 @@ def decisions(config: Config, verdicts: Sequence[Mapping[str, Any]]) -> Table:
         standings = [_standing(found[name]) for name in ("fastest", "memory", "energy")]
         rows.append([replicas(config.cluster.device, found["gpus"]), spread, *standings])
     return Table(
-        caption="The best by each objective; memory and energy are exploratory",
+        caption="The best strategy by each objective (best median of its runs)",
         headings=["", "Runs", "Fastest", "Least memory", "Least energy"],
         rows=rows,
-        notes=[],
+        notes=[
+            "Below each is how sure it is: shown means that tests at the 5 % level say so; not "
+            "told apart means that the runs so far do not, and more seeds may.",
+            "Throughput is what the matrix is judged by; memory and energy are exploratory: their "
+            "tests are not corrected for their number.",
+        ],
     )
+
+
+# More names than these say less than their number.
+NAMED = 3
 
 
 def _standing(found: Mapping[str, Any] | None) -> str:
@@ -96,11 +105,21 @@ def _standing(found: Mapping[str, Any] | None) -> str:
     best = f"{found['best']}, {quantity(found['metric'], found['value'])}"
     others = found["worse"] + found["equivalent"] + found["open"]
     if found["shown"]:
-        return f"{best} [shown: better than all {len(others)} others compared]"
+        return f"{best} [shown to be better than all {len(others)} others]"
     if not others:
         return f"{best} [nothing to compare to]"
-    parts = [f"{kind}: {', '.join(found[kind])}" for kind in ("equivalent", "open") if found[kind]]
-    return f"{best} [not shown; {'; '.join(parts)}]"
+    told = (
+        ("no better by more than the margin than", "equivalent"),
+        ("not told apart yet from", "open"),
+    )
+    parts = [f"{words} {_few(found[kind], len(others))}" for words, kind in told if found[kind]]
+    return f"{best} [best median, but {'; '.join(parts)}]"
+
+
+def _few(names: Sequence[str], of: int) -> str:
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"any of the {of} others" if len(names) == of else f"{len(names)} of the {of} others"
 
 
 _COMPARED = {
@@ -110,43 +129,46 @@ _COMPARED = {
     "epoch_s_mean": "Time an epoch",
     "total_s": "Time of the whole cell",
 }
-_COMPARISON_HEADINGS = [
-    *("Strategy", "Metric", "Family", "Ratio", "95 % interval"),
-    *("p", "n", "Verdict", "Why"),
-]
 _SCALING_HEADINGS = [
     *("Strategy", "GPUs", "from", "Throughput (images/s)"),
     *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
 ]
 
 
-def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[Table]:
-    """One table a GPU count: each strategy's ratio to the baseline by each metric."""
-    labels, device = labels_of(config), config.cluster.device
-    margin = f"margin of equivalence {100 * config.report.margin:g} %"
+def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[tuple[Table, Table]]:
+    """Two tables a GPU count, of ratios to the baseline: throughput, and what is exploratory."""
     for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
-        first = group.iloc[0]
-        rows = [
-            [
-                labels[row["strategy"]],
-                _COMPARED.get(row["metric"], row["metric"]),
-                "primary" if row["family"] == "primary" else "exploratory",
-                _number(row["ratio"], 3),
-                f"{_number(row['ci_low'], 3)} to {_number(row['ci_high'], 3)}",
-                _number(row["p_holm"] if row["family"] == "primary" else row["p"], 4),
-                str(row["n"]),
-                row["verdict"],
-                "" if _is_null(row["reason"]) else row["reason"],
-            ]
-            for row in group.to_dict("records")
-        ]
-        yield Table(
-            caption=f"{replicas(device, first.gpus)}, {first.scaling} scaling: ratio to "
-            f"{labels[config.baseline]}, {margin}",
-            headings=_COMPARISON_HEADINGS,
-            rows=rows,
-            notes=[],
+        primary = group.family == "primary"
+        yield (
+            _comparison_table(config, group[primary], "p after Holm"),
+            _comparison_table(config, group[~primary], "p, not corrected"),
         )
+
+
+def _comparison_table(config: Config, group: pd.DataFrame, p: str) -> Table:
+    labels, first = labels_of(config), group.iloc[0]
+    corrected = first.family == "primary"
+    rows = [
+        [
+            labels[row["strategy"]],
+            _COMPARED.get(row["metric"], row["metric"]),
+            _number(row["ratio"], 3),
+            f"{_number(row['ci_low'], 3)} to {_number(row['ci_high'], 3)}",
+            _number(row["p_holm"] if corrected else row["p"], 4),
+            str(row["n"]),
+            row["verdict"],
+            "" if _is_null(row["reason"]) else row["reason"],
+        ]
+        for row in group.to_dict("records")
+    ]
+    where = replicas(config.cluster.device, first.gpus)
+    return Table(
+        caption=f"{first.workload} on {where}, {first.scaling} scaling: ratio to "
+        f"{labels[config.baseline]}, margin of equivalence {100 * config.report.margin:g} %",
+        headings=["Strategy", "Metric", "Ratio", "95 % interval", p, "n", "Verdict", "Why"],
+        rows=rows,
+        notes=[],
+    )
 
 
 def scaling_table(config: Config, scaling: pd.DataFrame) -> Table | None:
