@@ -23,6 +23,7 @@ from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, source
 from shardmark.config import load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
+from shardmark.exports import exported_files
 from shardmark.executor import see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
@@ -88,8 +89,8 @@ UNSUPPORTED_CELLS = [cell for cell in CELLS.values() if cell.unsupported]
 UNSUPPORTED_CASES = [case for case in CASES.values() if case.cell.unsupported]
 
 # The rules that read results and never train; all that `snakemake report` may run.
-AGGREGATES = ["collect", "summarise", "compare", "plot", "plot_outcomes"]
-AGGREGATES += ["write_report", "write_snakemake_report"]
+AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot"]
+AGGREGATES += ["plot_outcomes", "write_report", "write_snakemake_report"]
 if UNSUPPORTED_CELLS:
     AGGREGATES.append("mark_unsupported")
 

@@ -15,6 +15,8 @@ import pandas as pd
 from shardmark.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
 from shardmark.certificate import certificates
 from shardmark.config import Config, labels_of
+from shardmark.exports import KINDS, TABLES
+from shardmark.failures import failures
 from shardmark.gaps import Gaps, find_gaps
 from shardmark.matrix_results import read_matrix
 from shardmark.metrics import Metrics
@@ -106,6 +108,8 @@ def page_context(config: Config, findings: Findings, figures: Path, root: Path) 
         "cells": raw_table(findings.cells),
         "margin_pct": f"{100 * config.report.margin:g}",
         "strategies": labels_of(config),
+        "exports": TABLES,
+        "kinds": KINDS,
     }
 
 
@@ -143,47 +147,6 @@ def reservations(
 
 def _cells(count: int) -> str:
     return f"{count} cell{'' if count == 1 else 's'}"
-
-
-def failures(metrics: Sequence[Metrics], gaps: Gaps) -> list[dict[str, str]]:
-    """Every cell without a good result, and why; a planned impossibility once for all seeds."""
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for result in metrics:
-        if result.failure is None:
-            continue
-        cell = result.cell
-        where = f"{result.failure.phase or '–'}"
-        if result.failure.rank is not None:
-            where += f", rank {result.failure.rank}"
-        name = f"{cell.workload} {cell.strategy} gpus{cell.gpus}"
-        if result.status != "unsupported":
-            name += f" seed{cell.seed}"
-        rows[name, result.status, result.failure.exception] = {
-            "cell": name,
-            "status": result.status,
-            "where": where,
-            "reason": result.failure.exception,
-            "log": "\n".join(result.failure.log_tail),
-        }
-    for result in metrics:
-        if result.validity == "suspect":
-            reason = "; ".join(result.validity_reasons)
-            rows[result.cell.title, "suspect", reason] = {
-                "cell": result.cell.title,
-                "status": "suspect",
-                "where": "–",
-                "reason": reason,
-                "log": "",
-            }
-    for cell, reason in gaps.refused:
-        rows[cell.title, "refused", reason] = {
-            "cell": cell.title,
-            "status": "refused",
-            "where": "–",
-            "reason": reason,
-            "log": "",
-        }
-    return list(rows.values())
 
 
 def environment(metrics: Sequence[Metrics]) -> list[tuple[str, list[tuple[str, int]]]]:
