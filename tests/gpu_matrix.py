@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,22 @@ from shardmark.metrics import (
     Metrics,
     Parity,
     PrecisionParity,
+    StepSplit,
     Throughput,
     Times,
+    Windows,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 Change = Callable[[Cell, dict[str, Any]], dict[str, Any]]
 
 
-def config_of(**matrix: Any) -> Config:
+def config_of(variants: Mapping[str, Any] | None = None, run: str = "t", **matrix: Any) -> Config:
     """A matrix of one workload on GPUs; ``matrix`` changes its lists."""
     return load(
         {
-            "run": "t",
+            "run": run,
+            "variants": dict(variants or {}),
             "matrix": {
                 "workloads": ["w"],
                 "strategies": list(STRATEGIES),
@@ -90,7 +93,33 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
         "status": "ok",
         "loss": Loss(per_epoch=losses, final=losses[-1]),
         "accuracy": Accuracy(per_epoch=[0.4, 0.6, 0.7], final=0.7),
-        "time_s": Times(training_s=30.0 + place, total_s=60.0, epochs_s=[10.0, 10.0, 10.0 + place]),
+        "time_s": Times(
+            imports_s=5.0,
+            build_s=2.0,
+            training_s=30.0 + place,
+            evaluation_s=3.0,
+            measurement_s=12.0,
+            other_s=8.0 - place,
+            total_s=60.0,
+            epochs_s=[10.0, 10.0, 10.0 + place],
+        ),
+        "windows": Windows(
+            steady_monotonic_s=(40.0, 50.0),
+            evaluations_monotonic_s=[(18.0, 19.0), (29.0, 30.0), (38.0, 39.0)],
+        ),
+        "profile": [
+            StepSplit(
+                rank=rank,
+                steps=5,
+                step_ms=step_ms,
+                compute_ms=0.7 * step_ms,
+                exposed_communication_ms=0.2 * step_ms,
+                data_ms=0.04 * step_ms,
+                host_gap_ms=0.06 * step_ms,
+                communication_ms=0.4 * step_ms,
+            )
+            for rank in range(cell.gpus)
+        ],
         "throughput": Throughput(
             images_per_s=speed,
             images_per_s_per_gpu=speed / cell.gpus,
@@ -185,9 +214,82 @@ def write(metrics: Metrics, root: Path) -> Path:
     return path
 
 
+def write_side_files(metrics: Metrics, root: Path) -> None:
+    """The steps and the samples of a cell, as a run leaves them beside its result."""
+    assert metrics.throughput is not None
+    folder, middle = root / metrics.cell.folder, metrics.throughput.step_ms_p50
+    chance = random.Random(metrics.cell.title)
+    lines = ["rank,phase,epoch,step,step_ms"]
+    for phase, count in (("training", 4), ("steady", 60)):
+        for rank in range(min(2, metrics.cell.gpus)):
+            lines += [
+                f"{rank},{phase},3,{step},{middle * chance.lognormvariate(0.01 * rank, 0.02):.4f}"
+                for step in range(count)
+            ]
+    (folder / "steps.csv").write_text("\n".join(lines) + "\n")
+    lines = ["monotonic_s,device,utilization_pct,memory_used_bytes,power_w"]
+    for tenth in range(0, 520, 5):
+        busy = tenth > 70
+        for device in metrics.devices[:4]:
+            load = chance.uniform(90, 100) if busy else 0
+            memory = (device.memory_used_peak_bytes or 0) if busy else 10**9
+            lines.append(f"{tenth / 10},{device.uuid},{load:.1f},{memory},{100 + 6 * load:.1f}")
+    name = "telemetry.csv" if metrics.cell.nodes == 1 else "telemetry.node0.csv"
+    (folder / name).write_text("\n".join(lines) + "\n")
+
+
+VARIANTS = {
+    "ddp_bf16_hook": {"base": "ddp", "comm_hook": "bf16_compress"},
+    "fsdp2_zero2": {"base": "fsdp2", "reshard_after_forward": False},
+    "ddp_small_buckets": {"base": "ddp", "bucket_cap_mb": 5},
+    "fsdp_zero2": {"base": "fsdp", "sharding": "shard_grad_op"},
+}
+
+
+def write_crowded(root: Path) -> Config:
+    """The largest matrix that figures and page must bear: twelve strategies, six GPU counts."""
+    config = config_of(
+        VARIANTS, strategies=[*STRATEGIES, *VARIANTS], gpus=[1, 2, 4, 8, 16, 32], seeds=[0, 1, 2]
+    )
+    bad = {
+        ("ddp", 32, 1): ("oom", "OutOfMemoryError: 2 GiB"),
+        ("deepspeed_zero3", 8, 0): ("diverged", "the mean loss of epoch 2 is nan"),
+        ("fsdp_zero2", 16, 2): ("timeout", "over its limit"),
+    }
+    for cell in cells_of(config):
+        key = (cell.strategy, cell.gpus, cell.seed)
+        if cell.unsupported:
+            write(failed(cell, "unsupported", cell.unsupported), root)
+        elif key in bad:
+            write(failed(cell, *bad[key]), root)
+        elif key != ("fsdp2_zero2", 4, 2):
+            own = random.Random(cell.strategy).uniform(0.9, 1.05)
+            found = metrics_of(cell)
+            assert found.throughput is not None
+            speed = found.throughput.images_per_s * own * cell.gpus**-0.06
+            throughput = found.throughput.model_copy(update={"images_per_s": speed})
+            efficiency = Efficiency(
+                energy_per_image_j=600 * cell.gpus / speed,
+                energy_per_epoch_j=600 * cell.gpus / speed * 49_152,
+                power_w=600.0 * cell.gpus * own,
+                utilization_pct=90 * own,
+                memory_peak_bytes=int(own * (30 - cell.gpus / 4) * 2**30 / own**3),
+            )
+            found = found.model_copy(update={"throughput": throughput, "efficiency": efficiency})
+            write(found, root)
+            write_side_files(found, root)
+    for strategy in config.matrix.strategies:
+        for ranks in config.matrix.gpus:
+            write_parity(config, strategy, ranks, root)
+    return config
+
+
 def write_matrix(config: Config, root: Path) -> list[Path]:
     """Every cell of the matrix with a good result, and every strategy's parity passed."""
-    paths = [write(metrics_of(cell), root) for cell in cells_of(config)]
+    results = [metrics_of(cell) for cell in cells_of(config)]
+    paths = [write(result, root) for result in results]
+    for result in results:
+        write_side_files(result, root)
     for strategy in config.matrix.strategies:
         for ranks in config.matrix.gpus:
             write_parity(config, strategy, ranks, root)

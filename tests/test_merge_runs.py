@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from built_pages import build
+from gpu_matrix import config_of, edit_json, write_matrix
 from result_sets import metrics_of, write, write_parity, write_set
 from shardmark.comparisons import compare
+from shardmark.gaps import find_gaps
 from shardmark.metrics import read_metrics, read_parity
 from shardmark.result_set import cells_of_set, read_result_set
 
@@ -49,6 +53,34 @@ def test_seeds_of_two_runs_become_one_run_that_can_be_compared(
     table = compare(cells, "ddp").set_index("metric")
     assert table.loc["images_per_s", "n"] == 9
     assert table.loc["images_per_s", "verdict"] == "slower"
+
+
+def test_nine_runs_of_one_seed_each_are_one_report_of_nine_pairs(tmp_path: Path) -> None:
+    shape = {"strategies": ["ddp", "fsdp2"], "gpus": [1]}
+    for seed in range(9):
+        write_matrix(config_of(run=f"night{seed}", seeds=[seed], **shape), tmp_path)
+    nights = [tmp_path / f"results/night{seed}" for seed in range(9)]
+    result = merge_runs(tmp_path / "results/joined", *nights)
+    assert result.returncode == 0, result.stderr
+    config = config_of(run="joined", seeds=list(range(9)), **shape)
+    gaps = find_gaps(config, tmp_path)
+    assert (len(gaps.current), gaps.planned) == (18, 18)
+    page = build(config, tmp_path).read_text()
+    table = pd.read_csv(tmp_path / "results/joined/tables/comparisons.csv").set_index("metric")
+    row = table.loc["images_per_s"]
+    assert (row.strategy, row.n, row.paired, row.verdict) == ("fsdp2", 9, True, "slower")
+    assert "without a result that counts" not in page
+    assert "Not shown to be the same training" not in page, "the gate's verdicts still count"
+
+
+def test_gates_of_two_definitions_are_a_conflict_that_is_named(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    path = tuesday / "parity/w/fsdp/ranks1.json"
+    edit_json(path, case_sha256="1" * 64)
+    result = merge_runs(tmp_path / "joined", monday, tuesday)
+    assert "parity of w fsdp ranks1: the gate is defined in several ways in " in result.stdout
+    assert str(path) in result.stdout
 
 
 def test_a_merged_cell_is_the_cell_of_its_new_run_and_says_where_it_came_from(
@@ -98,6 +130,7 @@ def test_different_results_of_one_cell_are_named_and_nothing_is_written(
         assert str(other / f"w/{strategy}/gpus1/seed4/metrics.json") in result.stderr
     assert "seed5" not in result.stderr
     assert "images/s in " in result.stderr
+    assert "The run of a seed counts once" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.glob("*joined*"))
 

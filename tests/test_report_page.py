@@ -7,24 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from collect import collect
+from built_pages import build
 from gpu_matrix import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
-from report_page import render
-from shardmark.appearance import looks_of
-from shardmark.captions import FIGURES, REPORT
+from shardmark.captions import FIGURES
 from shardmark.cells import cell_of
-from shardmark.comparisons import compare
-from shardmark.config import Config, labels_of
-from shardmark.figures import Data, draw, save
-from shardmark.page import Findings, page_context
-from shardmark.result_tables import CellRow, EpochRow, to_csv
-from shardmark.scaling import scaling_of
-from shardmark.summary import read_cells
-from shardmark.verdict import verdicts
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -37,35 +26,6 @@ def browser() -> Iterator[Browser]:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
         found.close()
-
-
-def build(config: Config, root: Path) -> Path:
-    """The page of the results under ``root``, by the code that the workflow calls."""
-    run = root / "results/t"
-    cells, epochs, _ = collect(config, root)
-    (run / "cells.csv").write_text(to_csv(CellRow, cells))
-    (run / "epochs.csv").write_text(to_csv(EpochRow, epochs))
-    frame = read_cells(str(run / "cells.csv"))
-    for name, figure in figures_of(config, frame, pd.read_csv(run / "epochs.csv")).items():
-        save(figure, run / f"figures/w/{name}.svg")
-    comparisons = compare(frame, config.baseline)
-    findings = Findings(
-        cells=frame,
-        comparisons=comparisons,
-        scaling=scaling_of(frame),
-        verdicts=[found.as_dict() for found in verdicts(frame, comparisons, config.baseline)],
-    )
-    page = run / "report.html"
-    context = page_context(config, findings, run / "figures", root)
-    page.write_text(render(REPORT / "page.html.j2", context))
-    return page
-
-
-def figures_of(config: Config, cells: pd.DataFrame, epochs: pd.DataFrame) -> dict:
-    labels = labels_of(config)
-    looks = looks_of(list(labels), {name: name for name in labels})
-    data = Data("w", cells, epochs, config.baseline, labels, looks, 180)
-    return {name: draw(name, data) for name in FIGURES}
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +84,11 @@ def test_the_first_screen_tells_the_reservations(page: Page) -> None:
 def test_every_figure_is_decoded_and_has_a_caption(page: Page) -> None:
     images = page.locator("figure img")
     assert images.count() == len(FIGURES)
+    assert page.locator("text=Not drawn, for want").count() == 0
     for index in range(images.count()):
         assert images.nth(index).evaluate("image => image.complete && image.naturalWidth > 300")
         caption = page.locator("figcaption").nth(index).inner_text()
-        assert len(caption) > 30
+        assert "Baseline: DDP; n = 2 to 3 runs a point; weak scaling" in caption
 
 
 def test_tables_sort_by_number_and_back_with_empty_values_last(page: Page) -> None:
@@ -170,6 +131,27 @@ def test_failures_are_told_with_their_reason_and_nothing_is_interpreted(page: Pa
         assert sign in grid
 
 
+def test_what_is_exploratory_is_folded_and_what_is_tested_is_not(page: Page) -> None:
+    folded = page.locator("#tests ~ details.lastwords")
+    assert folded.count() == 2, "one a GPU count"
+    table = folded.first.locator("table")
+    assert not table.is_visible()
+    assert page.locator("#tests ~ div.lastwords table").first.is_visible()
+    folded.first.locator("summary").click()
+    assert table.is_visible()
+    assert "Memory peak" in table.inner_text()
+    assert "Throughput" not in table.inner_text()
+
+
+def test_the_first_screen_says_what_is_best_and_how_sure_it_is(page: Page) -> None:
+    best = page.locator(".decisions")
+    assert best.bounding_box()["y"] < 700  # type: ignore[index]
+    said = best.inner_text()
+    assert "DataParallel, " in said
+    assert "best median, but not told apart yet from" in said
+    assert "more seeds may" in said
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_the_page_never_scrolls_sideways(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
@@ -181,7 +163,9 @@ def test_one_seed_is_said_first(tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
     text = build(config, tmp_path).read_text()
     assert "One run a cell: nothing here tells a difference from chance." in text
-    assert "Throughput against GPU count" not in text, "one GPU count has no scaling"
+    why = "Throughput against GPU count: scaling needs two GPU counts with a result"
+    assert f"<li>{why}</li>" in text
+    assert text.count("<img") == len(FIGURES) - 2
 
 
 def test_a_report_of_nothing_measured_still_builds(tmp_path: Path) -> None:

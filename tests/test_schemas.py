@@ -16,6 +16,8 @@ import export_schemas
 from mark_unsupported import unsupported_cell, unsupported_parity
 from run_cell import run_cell
 from shardmark.cells import parity_case
+from shardmark.data_dictionary import EMPTY_WHEN, dictionary, unit_of
+from shardmark.result_tables import CellRow, EpochRow
 from small_matrix import RAW, ROOT, cell_at, changed, matrix
 
 SCHEMAS = export_schemas.schemas()
@@ -47,6 +49,29 @@ def test_no_schema_is_left_of_a_model_that_is_gone() -> None:
 def test_the_reference_of_every_key_is_what_the_models_say() -> None:
     page = (ROOT / "config/README.md").read_text()
     assert page[page.index(export_schemas.BEGIN) :] == export_schemas.reference(), REMEDY
+
+
+def test_the_data_dictionary_is_what_the_models_say() -> None:
+    assert (ROOT / export_schemas.DICTIONARY).read_text() == dictionary(), REMEDY
+
+
+def test_the_data_dictionary_tells_each_column_its_unit_and_when_it_is_empty() -> None:
+    lines = [line.split(" | ") for line in dictionary().splitlines() if line.startswith("| `")]
+    columns = {line[0].strip("| `"): line[1:] for line in lines if len(line) == 5}
+    assert set(columns) == {*CellRow.model_fields, *EpochRow.model_fields}
+    assert all(meaning for _, _, meaning, _ in columns.values())
+    assert columns["energy_per_image_j"][:2] == ["number", "J"]
+    assert columns["gpus"][3] == "never |"
+    assert columns["compute_ms"][3].endswith("or measure.profile is false |")
+    assert set(EMPTY_WHEN) <= set(columns), "no reason is left of a column that is gone"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("images_per_s", "images/s"), ("window_s", "s"), ("step_ms_p50", "ms"), ("seed", "")],
+)
+def test_a_name_carries_its_unit(name: str, unit: str) -> None:
+    assert unit_of(name) == unit
 
 
 def test_the_reference_names_every_key_that_the_default_configuration_sets() -> None:

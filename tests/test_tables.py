@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from built_pages import write_tables
 from collect import collect
 from gpu_matrix import (
     ROOT,
@@ -22,6 +25,7 @@ from gpu_matrix import (
 )
 from shardmark.cells import cell_of
 from shardmark.config import Config, labels_of
+from shardmark.exports import KINDS, TABLES, exported_files
 from shardmark.quantities import written
 from shardmark.rendering import to_html, to_latex, to_markdown, to_text
 from shardmark.result_tables import CellRow, EpochRow, to_csv
@@ -127,6 +131,29 @@ def test_failures_are_counted_and_named_and_left_out(config: Config, tmp_path: P
     one = summary_of(config, tmp_path)[0]
     assert one.rows[1][1] == "2 of 3"
     assert "DDP: 2 ok, 1 oom." in one.notes
+
+
+def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_path: Path) -> None:
+    write_matrix(config, tmp_path)
+    write(failed(cell_of(config, "w", "ddp", 1, 2), "oom", "OutOfMemoryError: 2_GiB"), tmp_path)
+    tables = write_tables(config, tmp_path)
+    command = [sys.executable, str(ROOT / "workflow/scripts/export_tables.py")]
+    command += ["--comparisons", str(tables / "comparisons.csv")]
+    command += ["--scaling", str(tables / "scaling.csv")]
+    command += ["--verdict", str(tables / "verdict.json")]
+    command += ["--config", config.model_dump_json(by_alias=True)]
+    command += ["--output", *(str(tables / name) for name in exported_files())]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    for name in set(TABLES) - {"summary"}:
+        kinds = {kind: (tables / f"{name}.{kind}").read_text() for kind in KINDS}
+        assert kinds["md"].startswith("**")
+        assert r"\toprule" in kinds["tex"]
+        assert "<table>" in kinds["html"]
+        assert len(list(csv.DictReader(io.StringIO(kinds["csv"])))) >= 1
+    assert "OutOfMemoryError: 2\\_GiB" in (tables / "failures.tex").read_text()
+    [row] = csv.DictReader((tables / "failures.csv").open())
+    assert (row["Cell"], row["Outcome"]) == ("w ddp gpus1 seed2", "oom")
+    assert "M" in (tables / "outcomes.md").read_text()
 
 
 def test_csv_keeps_every_digit(config: Config, tmp_path: Path) -> None:

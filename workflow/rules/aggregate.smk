@@ -2,7 +2,9 @@ localrules:
     collect,
     summarise,
     compare,
+    export_tables,
     plot,
+    plot_outcomes,
 
 
 rule collect:
@@ -64,10 +66,30 @@ rule compare:
         " --verdict {output.verdict:q} > {log:q} 2>&1"
 
 
+# The failures and gaps in it are no input of any rule: `snakemake report` writes it anew each time.
+rule export_tables:
+    input:
+        comparisons=rules.compare.output.comparisons,
+        scaling=rules.compare.output.scaling,
+        verdict=rules.compare.output.verdict,
+    output:
+        [f"{TABLES}/{name}" for name in exported_files()],
+    log:
+        f"{TABLES}/export.log",
+    params:
+        config=to_json(CONFIG),
+        code=code_of("export_tables.py"),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/export_tables.py --comparisons {input.comparisons:q}"
+        " --scaling {input.scaling:q} --verdict {input.verdict:q} --config {params.config:q}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
 rule plot:
     input:
-        cells=rules.collect.output.cells,
-        epochs=rules.collect.output.epochs,
+        rules.collect.output,
+        scaling=rules.compare.output.scaling,
+        verdict=rules.compare.output.verdict,
     output:
         # Snakemake's report shows one format of each.
         [
@@ -81,12 +103,38 @@ rule plot:
         ],
         figures_of("{workload}", "pdf"),
         figures_of("{workload}", "png"),
+        not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}",
     log:
         f"{FIGURES}/{{workload}}/plot.log",
     params:
         config=to_json(CONFIG),
+        tables=TABLES,
+        figures=drawn_at,
         code=code_of("plot.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/plot.py --cells {input.cells:q} --epochs {input.epochs:q}"
+        "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q}"
         " --config {params.config:q} --workload {wildcards.workload}"
-        " --output {output:q} > {log:q} 2>&1"
+        " --not-drawn {output.not_drawn:q} --output {params.figures:q} > {log:q} 2>&1"
+
+
+# What is missing or stale is no input of any rule: `snakemake report` draws this anew each time.
+rule plot_outcomes:
+    input:
+        rules.collect.output.cells,
+    output:
+        report(
+            f"{FIGURES}/{{workload}}/{OUTCOMES}.svg",
+            category="Figures",
+            caption=f"../report/{OUTCOMES}.rst",
+            labels={"workload": "{workload}", "figure": "Outcomes"},
+        ),
+        f"{FIGURES}/{{workload}}/{OUTCOMES}.pdf",
+        f"{FIGURES}/{{workload}}/{OUTCOMES}.png",
+    log:
+        f"{FIGURES}/{{workload}}/plot-outcomes.log",
+    params:
+        config=to_json(CONFIG),
+        code=code_of("plot_outcomes.py"),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/plot_outcomes.py --config {params.config:q}"
+        " --workload {wildcards.workload} --output {output:q} > {log:q} 2>&1"

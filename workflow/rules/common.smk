@@ -11,12 +11,19 @@ SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
 from shardmark import slurm
-from shardmark.captions import FIGURES as FIGURE_TITLES, PAGE_TEMPLATE, caption_file
+from shardmark.captions import (
+    FIGURES as FIGURE_TITLES,
+    NOT_DRAWN,
+    OUTCOMES,
+    PAGE_TEMPLATE,
+    caption_file,
+)
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config import load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
+from shardmark.exports import exported_files
 from shardmark.executor import see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
@@ -82,7 +89,8 @@ UNSUPPORTED_CELLS = [cell for cell in CELLS.values() if cell.unsupported]
 UNSUPPORTED_CASES = [case for case in CASES.values() if case.cell.unsupported]
 
 # The rules that read results and never train; all that `snakemake report` may run.
-AGGREGATES = ["collect", "summarise", "compare", "plot", "write_report", "write_snakemake_report"]
+AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot"]
+AGGREGATES += ["plot_outcomes", "write_report", "write_snakemake_report"]
 if UNSUPPORTED_CELLS:
     AGGREGATES.append("mark_unsupported")
 
@@ -100,8 +108,23 @@ def figures_of(workload, kind):
     return [f"{FIGURES}/{workload}/{name}.{kind}" for name in FIGURE_TITLES]
 
 
+def drawn_at(wildcards):
+    """The figures of a workload in every format."""
+    kinds = ("svg", "pdf", "png")
+    return [path for kind in kinds for path in figures_of(wildcards.workload, kind)]
+
+
 def all_figures(wildcards):
-    return [path for workload in CONFIG.matrix.workloads for path in figures_of(workload, "svg")]
+    """Every figure, and what says which could not be drawn."""
+    return [
+        path
+        for workload in CONFIG.matrix.workloads
+        for path in (
+            *figures_of(workload, "svg"),
+            f"{FIGURES}/{workload}/{OUTCOMES}.svg",
+            f"{FIGURES}/{workload}/{NOT_DRAWN}",
+        )
+    ]
 
 
 def to_json(section):

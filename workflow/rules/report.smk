@@ -12,7 +12,7 @@ rule write_report:
     input:
         cells=rules.collect.output.cells,
         figures=all_figures,
-        tables=rules.summarise.output,
+        tables=[*rules.summarise.output, *rules.export_tables.output],
         comparisons=rules.compare.output.comparisons,
         scaling=rules.compare.output.scaling,
         verdict=rules.compare.output.verdict,
@@ -59,5 +59,5 @@ rule report:
         beside=SNAKEMAKE_REPORT,
     shell:
         "{PYTHON:q} {SCRIPTS:q}/name_gaps.py --config {params.config:q} || exit 1;"
-        " {SNAKEMAKE} --forcerun write_report --allowed-rules {params.rules} -- {params.page:q} {params.beside:q} > {log:q} 2>&1"
+        " {SNAKEMAKE} --forcerun write_report plot_outcomes export_tables --allowed-rules {params.rules} -- {params.page:q} {params.beside:q} > {log:q} 2>&1"
         " && echo report: {params.page:q}"

@@ -7,13 +7,37 @@ import json
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from shardmark.atomic import write_text
 from shardmark.comparisons import compare
 from shardmark.config import Config, labels_of
 from shardmark.errors import UserError
 from shardmark.scaling import scaling_of
 from shardmark.summary import read_cells
-from shardmark.verdict import verdicts
+from shardmark.verdict import Verdict, verdicts
+
+
+def compare_all(
+    cells: pd.DataFrame, config: Config
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Verdict]]:
+    """The comparisons, the scaling and the verdicts of a matrix.
+
+    Args:
+        cells: columns as ``result_tables.CellRow``.
+        config: the matrix.
+
+    Raises:
+        UserError: if a cell stands in the table twice.
+    """
+    margin, baseline = config.report.margin, config.baseline
+    if config.validity.compare_suspect:
+        cells = cells.assign(validity="valid")
+    labels = labels_of(config)
+    # In sentences a strategy goes by the name that the tables and figures give it.
+    named = cells.assign(strategy=cells.strategy.map(labels))
+    words = verdicts(named, compare(named, labels[baseline], margin), labels[baseline], margin)
+    return compare(cells, baseline, margin), scaling_of(cells), words
 
 
 def main() -> None:
@@ -26,17 +50,8 @@ def main() -> None:
     parser.add_argument("--verdict", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
     config = Config.model_validate_json(arguments.config)
-    margin, baseline = config.report.margin, config.baseline
-    cells = read_cells(arguments.cells)
-    if config.validity.compare_suspect:
-        cells = cells.assign(validity="valid")
-    labels = labels_of(config)
-    # In sentences a strategy goes by the name that the tables and figures give it.
-    named = cells.assign(strategy=cells.strategy.map(labels))
     try:
-        comparisons = compare(cells, baseline, margin)
-        words = verdicts(named, compare(named, labels[baseline], margin), labels[baseline], margin)
-        scaling = scaling_of(cells)
+        comparisons, scaling, words = compare_all(read_cells(arguments.cells), config)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     write_text(arguments.comparisons, comparisons.to_csv(index=False))

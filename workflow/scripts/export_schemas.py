@@ -1,4 +1,4 @@
-"""Write what derives from the pydantic models: JSON Schemas and the table of config/README.md."""
+"""Write what derives from the pydantic models: JSON Schemas, config/README.md's table, docs/."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from shardmark.cells import Cell
 from shardmark.config import Config
+from shardmark.data_dictionary import dictionary
 from shardmark.metrics import Metrics, Parity
 from shardmark.strategies import STRATEGIES
 from shardmark.values import LARGEST
@@ -24,6 +25,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "metrics": Metrics,
     "parity": Parity,
 }
+DICTIONARY = Path("docs/data_dictionary.md")
 BEGIN = "<!-- from here to the end: make schemas -->"
 HEAD = "| key | allowed | default | meaning |\n|---|---|---|---|"
 
@@ -121,6 +123,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     for path, text in schemas().items():
         (ROOT / path).write_text(text)
+    (ROOT / DICTIONARY).write_text(dictionary())
     page = ROOT / "config/README.md"
     page.write_text(page.read_text().split(BEGIN)[0] + reference())
 

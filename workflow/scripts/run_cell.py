@@ -36,6 +36,7 @@ from shardmark.metrics import (
     StepSplit,
     Throughput,
     Times,
+    Windows,
     read_metrics,
 )
 from shardmark.node import SCRIPTS, NodeReport, telemetry_path
@@ -129,6 +130,7 @@ def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path)
         "loss": Loss(per_epoch=result["loss"], final=last(result["loss"])),
         "accuracy": Accuracy(per_epoch=result["accuracy"], final=last(result["accuracy"])),
         "time_s": times(result, ended.nodes),
+        "windows": known(Windows, result["windows"]),
         "throughput": throughput,
         "probes": probes,
         "roofs": roofs,

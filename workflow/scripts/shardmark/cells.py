@@ -149,8 +149,13 @@ class ParityCase(Section):
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over what defines the verdict."""
-        defining = self.model_dump(mode="json", by_alias=True, exclude={"cell": {"data_dir"}})
+        """SHA-256 over what defines the verdict; what the run is called and where data lie do not.
+
+        So a verdict stays one on the same case in a run that is merged from others.
+        """
+        defining = self.model_dump(
+            mode="json", by_alias=True, exclude={"cell": {"run", "data_dir"}}
+        )
         return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
 
 

@@ -126,7 +126,9 @@ class Schedule(Section):
     """The learning rate over the training."""
 
     name: Literal["constant", "cosine"] = Field(
-        "constant", description="after the warm-up; cosine falls to zero at the last step"
+        "constant",
+        description="after the warm-up; cosine falls to zero at the last step of the training, and "
+        "the steps after it, which are timed, run at half the peak",
     )
     warmup_epochs: Annotated[Number, Field(ge=0)] = Field(
         0.0, description="epochs of linear growth from zero"

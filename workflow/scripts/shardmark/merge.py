@@ -71,8 +71,9 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
             merged.duplicates.append(f"{title}: {' and '.join(str(one.path) for one in results)}")
     if merged.conflicts and prefer == "none":
         raise UserError(
-            "the sets hold different results of the same cell; leave one out, or choose with "
-            "--prefer first or --prefer last:\n" + _lines(merged.conflicts)
+            "the sets hold different results of the same cell. The run of a seed counts once: "
+            "repeat with other seeds (matrix.seeds) to have more runs, leave one set out, or "
+            "choose with --prefer first or --prefer last:\n" + _lines(merged.conflicts)
         )
     _choose_verifications(sets, merged)
     return merged
@@ -86,7 +87,13 @@ def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
     for (workload, strategy, ranks), items in by_case.items():
         worst = min(items, key=lambda item: WORST_FIRST.index(item.parity.status))
         merged.verifications.append(worst)
-        if len({item.parity.status for item in items}) > 1:
+        if len({item.parity.case_sha256 for item in items}) > 1:
+            paths = ", ".join(str(item.path) for item in items)
+            merged.conflicts.append(
+                f"parity of {workload} {strategy} ranks{ranks}: the gate is defined in several "
+                f"ways in {paths}; {worst.path} stands, and counts only with its own definition"
+            )
+        elif len({item.parity.status for item in items}) > 1:
             told = ", ".join(f"{item.parity.status} in {item.path}" for item in items)
             merged.conflicts.append(
                 f"parity of {workload} {strategy} ranks{ranks}: {told}; the worst stands"

@@ -75,6 +75,15 @@ class Times(Section):
     epochs_s: list[float] = []
 
 
+class Windows(Section):
+    """Begin and end of the steady window and of each evaluation on rank 0, s on the monotonic clock
+    of its node, which telemetry.csv has too.
+    """
+
+    steady_monotonic_s: tuple[float, float]
+    evaluations_monotonic_s: list[tuple[float, float]]
+
+
 class Throughput(Section):
     """Steady state: uninterrupted steps after the training, the slowest rank's.
 
@@ -243,6 +252,7 @@ class Metrics(Section):
     loss: Loss | None = None
     accuracy: Accuracy | None = None
     time_s: Times | None = None
+    windows: Windows | None = None
     throughput: Throughput | None = None
     probes: list[Probe] = []
     roofs: Roofs | None = None

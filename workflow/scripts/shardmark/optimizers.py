@@ -10,6 +10,10 @@ from torch import nn
 
 from shardmark.config import Optimizer, Workload
 
+# Of the peak, for the steps after the training, which are timed and profiled: what cosine is on
+# average. At its end, zero, they would be updates that change no weight.
+RATE_AFTER_TRAINING = 0.5
+
 
 def build_optimizer(
     params: Iterable[nn.Parameter], settings: Optimizer, learning_rate: float
@@ -40,7 +44,11 @@ def peak_learning_rate(workload: Workload, gpus: int) -> float:
 
 
 def learning_rate_at(workload: Workload, gpus: int, step: int, steps_per_epoch: int) -> float:
-    """The rate of an optimizer step, counted from 0 over all epochs; the last rate from then on."""
+    """The rate of an optimizer step, counted from 0 over all epochs.
+
+    Steps after the training, inspected, timed and profiled, have a constant one: the peak, or
+    RATE_AFTER_TRAINING of it where the schedule falls. The same for every strategy.
+    """
     peak = peak_learning_rate(workload, gpus)
     total = steps_per_epoch * workload.epochs
     warmup = round(workload.schedule.warmup_epochs * steps_per_epoch)
@@ -48,5 +56,7 @@ def learning_rate_at(workload: Workload, gpus: int, step: int, steps_per_epoch: 
         return peak * (step + 1) / warmup
     if workload.schedule.name == "constant":
         return peak
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if step >= total:
+        return peak * RATE_AFTER_TRAINING
+    progress = (step - warmup) / (total - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,26 +12,26 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.captions import FIGURES, caption
-from shardmark.cells import cells_of
+from shardmark.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
 from shardmark.certificate import certificates
 from shardmark.config import Config, labels_of
+from shardmark.exports import KINDS, TABLES
+from shardmark.failures import failures
 from shardmark.gaps import Gaps, find_gaps
 from shardmark.matrix_results import read_matrix
 from shardmark.metrics import Metrics
+from shardmark.outcomes import SIGNS, outcomes, status_signs
 from shardmark.page_tables import (
-    SIGNS,
     Settings,
     comparison_tables,
     decisions,
     grid,
     parity_table,
     raw_table,
-    replicas,
     scaling_table,
     settings_of,
 )
-from shardmark.quantities import OF_FIGURE
+from shardmark.quantities import replicas
 from shardmark.summary import Table, summarise, tables_of
 
 
@@ -70,9 +71,11 @@ class WorkloadPart:
     decisions: Table | None
     verdicts: list[tuple[str, list[str]]]
     tables: list[Table]
-    comparisons: list[Table]
+    comparisons: list[tuple[Table, Table]]
     scaling: Table | None
     figures: list[Shown]
+    not_drawn: list[str]
+    outcomes: str
     grid: Table
     parity: Table
     settings: list[Settings]
@@ -105,27 +108,9 @@ def page_context(config: Config, findings: Findings, figures: Path, root: Path) 
         "cells": raw_table(findings.cells),
         "margin_pct": f"{100 * config.report.margin:g}",
         "strategies": labels_of(config),
+        "exports": TABLES,
+        "kinds": KINDS,
     }
-
-
-def outcomes(config: Config, gaps: Gaps, metrics: Sequence[Metrics]) -> dict[str, int]:
-    """How many cells ended how, in the order of ``SIGNS``."""
-    count = Counter(status_signs(config, gaps, metrics).values())
-    return {status: count[status] for status in SIGNS if count[status]}
-
-
-def status_signs(config: Config, gaps: Gaps, metrics: Sequence[Metrics]) -> dict[Path, str]:
-    """The outcome of each planned cell by its folder, one of ``SIGNS``."""
-    signs = {cell.folder: "missing" for cell in cells_of(config)}
-    for result in metrics:
-        suspect = result.status == "ok" and result.validity == "suspect"
-        signs[result.cell.folder] = "suspect" if suspect else result.status
-    for cell, _ in gaps.stale:
-        if signs[cell.folder] == "ok":
-            signs[cell.folder] = "stale"
-    for cell, _ in gaps.refused:
-        signs[cell.folder] = "refused"
-    return signs
 
 
 def reservations(
@@ -164,47 +149,6 @@ def _cells(count: int) -> str:
     return f"{count} cell{'' if count == 1 else 's'}"
 
 
-def failures(metrics: Sequence[Metrics], gaps: Gaps) -> list[dict[str, str]]:
-    """Every cell without a good result, and why; a planned impossibility once for all seeds."""
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for result in metrics:
-        if result.failure is None:
-            continue
-        cell = result.cell
-        where = f"{result.failure.phase or '–'}"
-        if result.failure.rank is not None:
-            where += f", rank {result.failure.rank}"
-        name = f"{cell.workload} {cell.strategy} gpus{cell.gpus}"
-        if result.status != "unsupported":
-            name += f" seed{cell.seed}"
-        rows[name, result.status, result.failure.exception] = {
-            "cell": name,
-            "status": result.status,
-            "where": where,
-            "reason": result.failure.exception,
-            "log": "\n".join(result.failure.log_tail),
-        }
-    for result in metrics:
-        if result.validity == "suspect":
-            reason = "; ".join(result.validity_reasons)
-            rows[result.cell.title, "suspect", reason] = {
-                "cell": result.cell.title,
-                "status": "suspect",
-                "where": "–",
-                "reason": reason,
-                "log": "",
-            }
-    for cell, reason in gaps.refused:
-        rows[cell.title, "refused", reason] = {
-            "cell": cell.title,
-            "status": "refused",
-            "where": "–",
-            "reason": reason,
-            "log": "",
-        }
-    return list(rows.values())
-
-
 def environment(metrics: Sequence[Metrics]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Each fact of the machines and versions with its values and in how many cells each was."""
     seen: dict[str, Counter[str]] = {}
@@ -237,15 +181,19 @@ def _workload(
     )
     verdicts = [found for found in findings.verdicts if found["workload"] == name]
     own = [result for result in metrics if result.cell.workload == name]
+    shown, not_drawn = _figures(config, mine, figures)
+    device = config.cluster.device
     return WorkloadPart(
         name=name,
         definition=definition(config, name),
         decisions=decisions(config, verdicts) if verdicts else None,
-        verdicts=[(replicas(config, found["gpus"]), found["sentences"]) for found in verdicts],
+        verdicts=[(replicas(device, found["gpus"]), found["sentences"]) for found in verdicts],
         comparisons=list(comparison_tables(config, compared)),
         scaling=scaling_table(config, scaling),
         tables=list(tables_of(summarise(mine, config.baseline), config.baseline, labels)),
-        figures=list(_figures(mine, figures)),
+        figures=shown,
+        not_drawn=not_drawn,
+        outcomes=_link(figures / f"{OUTCOMES}.svg"),
         grid=grid(config, name, status_signs(config, gaps, metrics)),
         parity=parity_table(config, name, root),
         settings=list(settings_of(own, labels, config.baseline)),
@@ -267,19 +215,32 @@ def definition(config: Config, name: str) -> str:
     )
 
 
-def _figures(cells: pd.DataFrame, folder: Path) -> Iterator[Shown]:
-    ok = cells[cells.status == "ok"]
+def facts(config: Config, cells: pd.DataFrame) -> str:
+    """What every figure of a workload needs beside its caption: baseline, n and regime.
+
+    Args:
+        config: the matrix.
+        cells: rows of cells.csv of the workload.
+    """
+    runs = cells[cells.status == "ok"].groupby(["strategy", "gpus"]).size()
+    spread = f"n = {runs.min()}" if runs.nunique() == 1 else f"n = {runs.min()} to {runs.max()}"
+    regime = {"weak": "fixed batch a GPU", "strong": "fixed global batch"}
+    scaling = ", ".join(f"{name} scaling ({regime[name]})" for name in cells.scaling.unique())
+    return f"Baseline: {labels_of(config)[config.baseline]}; {spread} runs a point; {scaling}."
+
+
+def _figures(config: Config, cells: pd.DataFrame, folder: Path) -> tuple[list[Shown], list[str]]:
+    """The figures that could be drawn, and of the others the title with the reason."""
+    not_drawn = json.loads((folder / NOT_DRAWN).read_text())
+    shown = []
     for name, title in FIGURES.items():
-        quantity = OF_FIGURE.get(name)
-        if quantity is not None and ok[quantity.column].isna().all():
-            continue
-        if name == "loss" and cells.final_loss.isna().all():
-            continue
-        if name == "scaling" and ok.gpus.nunique() < 2:
+        if name in not_drawn:
             continue
         path = folder / f"{name}.svg"
         image = base64.b64encode(path.read_bytes()).decode()
-        yield Shown(title, caption(name), f"data:image/svg+xml;base64,{image}", _link(path))
+        text = f"{caption(name)} {facts(config, cells)}"
+        shown.append(Shown(title, text, f"data:image/svg+xml;base64,{image}", _link(path)))
+    return shown, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
 
 
 def _link(path: Path) -> str:

@@ -13,24 +13,11 @@ from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.certificate import Certificate, Row, certificates
 from shardmark.config import Config, labels_of
 from shardmark.metrics import Metrics, Parity
-from shardmark.quantities import written
+from shardmark.outcomes import SIGNS
+from shardmark.quantities import replicas, written
 from shardmark.result_tables import parity_verdict
 from shardmark.summary import Table
 from shardmark.wording import quantity
-
-# One sign for each outcome of a cell in the grid: told apart without colour.
-SIGNS = {
-    "ok": ("●", "ran to its end"),
-    "suspect": ("◐", "ran, but a validity rule marks it"),
-    "stale": ("○", "ran, with earlier code"),
-    "oom": ("M", "out of memory"),
-    "timeout": ("T", "over its time limit"),
-    "diverged": ("D", "the loss diverged"),
-    "failed": ("F", "failed"),
-    "refused": ("R", "its file does not count: unreadable or of another definition"),
-    "unsupported": ("–", "cannot run there, by plan"),
-    "missing": ("·", "no result yet"),
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
     counts = sorted(matrix.gpus)
     return Table(
         caption=f"{workload}: one sign a seed ({', '.join(map(str, matrix.seeds))})",
-        headings=["Strategy", *[replicas(config, count) for count in counts]],
+        headings=["Strategy", *[replicas(config.cluster.device, count) for count in counts]],
         rows=[
             [
                 labels[name],
@@ -76,13 +63,6 @@ def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
         ],
         notes=[],
     )
-
-
-def replicas(config: Config, count: int) -> str:
-    """A GPU count in words."""
-    if config.cluster.device == "cpu":
-        return f"{count} process{'' if count == 1 else 'es'}"
-    return f"{count} GPU{'' if count == 1 else 's'}"
 
 
 def decisions(config: Config, verdicts: Sequence[Mapping[str, Any]]) -> Table:
@@ -99,13 +79,22 @@ def decisions(config: Config, verdicts: Sequence[Mapping[str, Any]]) -> Table:
             f"{min(runs)} to {max(runs)}" if len(set(runs)) > 1 else f"{runs[0]}" if runs else "0"
         )
         standings = [_standing(found[name]) for name in ("fastest", "memory", "energy")]
-        rows.append([replicas(config, found["gpus"]), spread, *standings])
+        rows.append([replicas(config.cluster.device, found["gpus"]), spread, *standings])
     return Table(
-        caption="The best by each objective; memory and energy are exploratory",
+        caption="The best strategy by each objective (best median of its runs)",
         headings=["", "Runs", "Fastest", "Least memory", "Least energy"],
         rows=rows,
-        notes=[],
+        notes=[
+            "Below each is how sure it is: shown means that tests at the 5 % level say so; not "
+            "told apart means that the runs so far do not, and more seeds may.",
+            "Throughput is what the matrix is judged by; memory and energy are exploratory: their "
+            "tests are not corrected for their number.",
+        ],
     )
+
+
+# More names than these say less than their number.
+NAMED = 3
 
 
 def _standing(found: Mapping[str, Any] | None) -> str:
@@ -116,11 +105,21 @@ def _standing(found: Mapping[str, Any] | None) -> str:
     best = f"{found['best']}, {quantity(found['metric'], found['value'])}"
     others = found["worse"] + found["equivalent"] + found["open"]
     if found["shown"]:
-        return f"{best} [shown: better than all {len(others)} others compared]"
+        return f"{best} [shown to be better than all {len(others)} others]"
     if not others:
         return f"{best} [nothing to compare to]"
-    parts = [f"{kind}: {', '.join(found[kind])}" for kind in ("equivalent", "open") if found[kind]]
-    return f"{best} [not shown; {'; '.join(parts)}]"
+    told = (
+        ("no better by more than the margin than", "equivalent"),
+        ("not told apart yet from", "open"),
+    )
+    parts = [f"{words} {_few(found[kind], len(others))}" for words, kind in told if found[kind]]
+    return f"{best} [best median, but {'; '.join(parts)}]"
+
+
+def _few(names: Sequence[str], of: int) -> str:
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"any of the {of} others" if len(names) == of else f"{len(names)} of the {of} others"
 
 
 _COMPARED = {
@@ -130,42 +129,46 @@ _COMPARED = {
     "epoch_s_mean": "Time an epoch",
     "total_s": "Time of the whole cell",
 }
-_COMPARISON_HEADINGS = [
-    *("Strategy", "Metric", "Family", "Ratio", "95 % interval"),
-    *("p", "n", "Verdict", "Why"),
-]
 _SCALING_HEADINGS = [
     *("Strategy", "GPUs", "from", "Throughput (images/s)"),
     *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
 ]
 
 
-def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[Table]:
-    """One table a GPU count: each strategy's ratio to the baseline by each metric."""
-    labels = labels_of(config)
+def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[tuple[Table, Table]]:
+    """Two tables a GPU count, of ratios to the baseline: throughput, and what is exploratory."""
     for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
-        first = group.iloc[0]
-        rows = [
-            [
-                labels[row["strategy"]],
-                _COMPARED.get(row["metric"], row["metric"]),
-                "primary" if row["family"] == "primary" else "exploratory",
-                _number(row["ratio"], 3),
-                f"{_number(row['ci_low'], 3)} to {_number(row['ci_high'], 3)}",
-                _number(row["p_holm"] if row["family"] == "primary" else row["p"], 4),
-                str(row["n"]),
-                row["verdict"],
-                "" if _is_null(row["reason"]) else row["reason"],
-            ]
-            for row in group.to_dict("records")
-        ]
-        yield Table(
-            caption=f"{replicas(config, first.gpus)}, {first.scaling} scaling: ratio to "
-            f"{labels[config.baseline]}, margin of equivalence {100 * config.report.margin:g} %",
-            headings=_COMPARISON_HEADINGS,
-            rows=rows,
-            notes=[],
+        primary = group.family == "primary"
+        yield (
+            _comparison_table(config, group[primary], "p after Holm"),
+            _comparison_table(config, group[~primary], "p, not corrected"),
         )
+
+
+def _comparison_table(config: Config, group: pd.DataFrame, p: str) -> Table:
+    labels, first = labels_of(config), group.iloc[0]
+    corrected = first.family == "primary"
+    rows = [
+        [
+            labels[row["strategy"]],
+            _COMPARED.get(row["metric"], row["metric"]),
+            _number(row["ratio"], 3),
+            f"{_number(row['ci_low'], 3)} to {_number(row['ci_high'], 3)}",
+            _number(row["p_holm"] if corrected else row["p"], 4),
+            str(row["n"]),
+            row["verdict"],
+            "" if _is_null(row["reason"]) else row["reason"],
+        ]
+        for row in group.to_dict("records")
+    ]
+    where = replicas(config.cluster.device, first.gpus)
+    return Table(
+        caption=f"{first.workload} on {where}, {first.scaling} scaling: ratio to "
+        f"{labels[config.baseline]}, margin of equivalence {100 * config.report.margin:g} %",
+        headings=["Strategy", "Metric", "Ratio", "95 % interval", p, "n", "Verdict", "Why"],
+        rows=rows,
+        notes=[],
+    )
 
 
 def scaling_table(config: Config, scaling: pd.DataFrame) -> Table | None:

@@ -71,6 +71,13 @@ def label_on(quantity: Quantity, device: str) -> Quantity:
     )
 
 
+def replicas(device: str, count: int) -> str:
+    """A GPU count in words; on a CPU replicas are processes."""
+    if device == "cpu":
+        return f"{count} process{'' if count == 1 else 'es'}"
+    return f"{count} GPU{'' if count == 1 else 's'}"
+
+
 def written(value: float | None, digits: int = 4) -> str:
     """A number with that many significant digits, thousands apart; an en dash where there is none.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pandas as pd
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, Parity, read_metrics, read_parity
+from shardmark.result_tables import cell_row
 
 Key = tuple[str, str, int, int]
 
@@ -105,53 +106,19 @@ def read_result_set(folder: Path) -> ResultSet:
 
 
 def cells_of_set(found: ResultSet) -> pd.DataFrame:
-    """The columns that comparisons read, one row a cell; what was not measured is empty."""
-    parity = {item.key: str(item.parity.status) for item in found.verifications}
-    rows = [row_of_result(result, parity) for result in found.results]
-    return pd.DataFrame(rows)
+    """The rows of cells.csv of a result set, with the paths where its results stand.
 
-
-def row_of_result(result: Result, parity: Mapping[tuple[str, str, int], str]) -> dict[str, Any]:
-    """One row of the table.
-
-    Args:
-        result: the cell's result.
-        parity: status of the parity gate by workload, strategy and ranks.
+    Unlike in a matrix, the gate's verdict is taken as it is: no configuration tells whether it is
+    on the cells' own case.
     """
-    metrics, cell = result.metrics, result.cell
-    versions = metrics.environment.get("versions") or {}
-    times, efficiency, throughput = metrics.time_s, metrics.efficiency, metrics.throughput
-    epochs = times.epochs_s if times else []
-    return {
-        **{name: getattr(cell, name) for name in ("run", "workload", "strategy", "base")},
-        **{name: getattr(cell, name) for name in ("gpus", "nodes", "seed", "scaling", "device")},
-        "global_batch_size": cell.global_batch_size,
-        "per_gpu_batch_size": cell.per_gpu_batch_size,
-        "precision": cell.definition.precision,
-        "batchnorm": cell.definition.batchnorm,
-        "status": metrics.status,
-        "validity": metrics.validity,
-        "validity_reasons": ", ".join(metrics.validity_reasons) or None,
-        "parity": parity.get((cell.workload, cell.strategy, cell.gpus), "missing"),
-        "images_per_s": throughput.images_per_s if throughput else None,
-        "memory_used_peak_bytes": efficiency.memory_peak_bytes if efficiency else None,
-        "energy_per_image_j": efficiency.energy_per_image_j if efficiency else None,
-        "epoch_s_mean": sum(epochs) / len(epochs) if epochs else None,
-        "total_s": times.total_s if times else None,
-        "device_names": joined(device.name for device in metrics.devices),
-        "device_uuids": joined(device.uuid for device in metrics.devices),
-        "hosts": joined({device.node for device in metrics.devices}),
-        **{name: versions.get(name) for name in ("torch", "deepspeed", "fairscale")},
-        "driver": metrics.environment.get("driver"),
-        "git_commit": metrics.provenance.get("git_commit"),
-        "code_sha256": metrics.code_sha256,
-        "path": str(result.path),
-    }
+    parity = {item.key: str(item.parity.status) for item in found.verifications}
+    return pd.DataFrame([_row(result, parity) for result in found.results])
 
 
-def joined(values: Iterable[str | None]) -> str | None:
-    """The known values, sorted and joined; None where there is none."""
-    return ";".join(sorted(value for value in values if value)) or None
+def _row(result: Result, parity: Mapping[tuple[str, str, int], str]) -> dict[str, Any]:
+    cell = result.cell
+    verdict = parity.get((cell.workload, cell.strategy, cell.gpus), "missing")
+    return cell_row(result.metrics, verdict).model_dump() | {"path": str(result.path)}
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

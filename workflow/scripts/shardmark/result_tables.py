@@ -18,9 +18,11 @@ from pydantic import Field
 from shardmark.cells import ParityCase
 from shardmark.config import Section
 from shardmark.errors import UserError
-from shardmark.metrics import Device, Metrics, Parity, read_parity
+from shardmark.metrics import Device, Metrics, Parity, StepSplit, read_parity
 
 Row = TypeVar("Row", bound=Section)
+# What a profiled step is made of; the parts add up to it.
+STEP_PARTS = ("compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms")
 
 
 class CellRow(Section):
@@ -73,10 +75,26 @@ class CellRow(Section):
     total_s: float | None = Field(description="from the launch to the end of the processes, s")
     imports_s: float | None = Field(description="process start and imports, s")
     process_group_s: float | None = Field(description="joining the process group, s")
+    probe_s: float | None = Field(description="the short probe of the devices, s")
     data_s: float | None = Field(description="loading the images, s")
     build_s: float | None = Field(description="building and wrapping the model, s")
     first_step_s: float | None = Field(description="the first step, a part of the training, s")
+    inspection_s: float | None = Field(description="the step from which settings are read back, s")
+    profile_s: float | None = Field(description="the profiled steps, s")
+    other_s: float | None = Field(description="what no phase accounts for, s")
     shutdown_s: float | None = Field(description="from the last measurement to the end, s")
+    compute_ms: float | None = Field(
+        description="of a profiled step, mean over ranks: the device computes, ms"
+    )
+    exposed_communication_ms: float | None = Field(
+        description="of a profiled step: the device communicates and computes nothing, ms"
+    )
+    data_ms: float | None = Field(
+        description="of a profiled step: the device makes or awaits the batch, ms"
+    )
+    host_gap_ms: float | None = Field(
+        description="of a profiled step: the device has nothing to do, ms"
+    )
     utilization_pct: float | None = Field(
         description="mean over devices and the steady window: NVML's GPU utilisation, or the share "
         "of all CPU cores, %"
@@ -151,6 +169,7 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
         "final_loss": loss.final if loss else None,
         "final_accuracy": accuracy.final if accuracy else None,
         "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
+        **{part: _mean_over_ranks(metrics.profile, part) for part in STEP_PARTS},
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _joined(device.name for device in metrics.devices),
         "device_uuids": _joined(sorted(device.uuid or "" for device in metrics.devices)),
@@ -215,6 +234,10 @@ def _peak(devices: Sequence[Device], key: str) -> int | None:
     """The fullest device's; null as soon as one does not know."""
     peaks = [getattr(device, key) for device in devices]
     return max(peaks) if peaks and None not in peaks else None
+
+
+def _mean_over_ranks(profile: Sequence[StepSplit], part: str) -> float | None:
+    return fmean(getattr(split, part) for split in profile) if profile else None
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -153,6 +153,8 @@ class CellTraining:
         diverged = None
         throughput: dict[str, Any] | None = None
         window: dict[str, Any] = {}
+        windows: dict[str, Any] | None = None
+        evaluations: list[tuple[float, float]] = []
         inspected: dict[str, Any] = {}
         split = None
         try:
@@ -161,10 +163,16 @@ class CellTraining:
                     with self.phases("training"):
                         self._train_epoch(epoch)
                     with self.phases("evaluation"):
+                        begin = time.monotonic()
                         self.accuracies.append(self._evaluate())
+                        evaluations.append((begin, time.monotonic()))
                 with self.phases("inspection"):
                     inspected = self._inspect()
             throughput, window = self._measure()
+            windows = {
+                "steady_monotonic_s": (window["begin_monotonic_s"], window["end_monotonic_s"]),
+                "evaluations_monotonic_s": evaluations,
+            }
             if self.cell.measure.profile:
                 with self.phases("profile"):
                     split = self._profile()
@@ -188,6 +196,7 @@ class CellTraining:
             "loss": self.losses,
             "accuracy": self.accuracies,
             "epochs_s": self.epochs_s,
+            "windows": windows,
             "throughput": throughput,
             "ranks": ranks,
             "inspected": inspected,

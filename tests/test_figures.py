@@ -1,0 +1,146 @@
+"""The figures of the largest matrix that they must bear, and of what was not measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from built_pages import write_tables
+from gpu_matrix import config_of, write_crowded, write_matrix
+from plot import draw_all, read_data
+from shardmark.captions import FIGURES, OUTCOMES, caption
+from shardmark.config import Config
+from shardmark.drawing import Data, NothingToDraw
+from shardmark.figures import DRAWN_BY, draw
+from shardmark.gaps import find_gaps
+from shardmark.matrix_results import read_matrix
+from shardmark.outcome_grid import outcome_figure
+from shardmark.outcomes import status_signs
+from shardmark.quantities import ENERGY, MEMORY, THROUGHPUT
+from shardmark.trade_offs import front
+
+COLUMN_MM, PAGE_MM = 85.0, 180.0
+SMALLEST_PT = 7
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    root = tmp_path_factory.mktemp("crowded")
+    config = write_crowded(root)
+    write_tables(config, root)
+    return config, root
+
+
+def of_width(config: Config, width_mm: float) -> Config:
+    report = config.report.model_copy(update={"figure_width_mm": width_mm})
+    return config.model_copy(update={"report": report})
+
+
+@pytest.fixture(scope="module", params=[PAGE_MM, COLUMN_MM], ids=["page", "column"])
+def data(crowded: tuple[Config, Path], request: pytest.FixtureRequest) -> Data:
+    config, root = crowded
+    return read_data(of_width(config, request.param), "w", root / "results/t/tables", root)
+
+
+def texts(figure: Figure) -> Iterator[Text]:
+    """What is written in a figure, ticks beyond the axes left out."""
+    beyond = set()
+    for axis in figure.findobj(Axis):
+        assert isinstance(axis, Axis)
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not low <= tick.get_loc() <= high:
+                beyond |= {tick.label1, tick.label2}
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if text.get_visible() and text.get_text().strip() and text not in beyond:
+            yield text
+
+
+def check_legible(figure: Figure) -> None:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    found = [(text, text.get_window_extent(renderer)) for text in texts(figure)]
+    assert found
+    for text, box in found:
+        assert text.get_fontsize() >= SMALLEST_PT, text.get_text()
+        room = min(box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1)
+        assert room >= -1, f"{text.get_text()!r} is cut off"
+    for (one, a), (other, b) in itertools.combinations(found, 2):
+        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+        assert apart, f"{one.get_text()!r} stands over {other.get_text()!r}"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_of_a_figure_stands_over_another_or_is_too_small(name: str, data: Data) -> None:
+    check_legible(draw(name, data))
+
+
+@pytest.mark.parametrize("width_mm", [PAGE_MM, COLUMN_MM])
+def test_the_grid_of_outcomes_tells_every_kind_of_gap_apart(
+    crowded: tuple[Config, Path], width_mm: float
+) -> None:
+    config, root = crowded
+    signs = status_signs(config, find_gaps(config, root), read_matrix(config, root).metrics)
+    figure = outcome_figure(of_width(config, width_mm), "w", signs)
+    check_legible(figure)
+    words = {text.get_text() for text in texts(figure)}
+    for sign in ("M", "D", "T", "·", "–", "●"):
+        assert sign in words
+    assert "·  missing" in words
+
+
+def test_every_figure_has_a_caption_and_a_drawing() -> None:
+    assert set(DRAWN_BY) == set(FIGURES)
+    for name in [*FIGURES, OUTCOMES]:
+        assert caption(name)
+
+
+def test_step_times_are_of_the_slowest_rank_in_the_steady_window(data: Data) -> None:
+    steps = data.steps
+    one = steps[(steps.strategy == "ddp") & (steps.gpus == 2) & (steps.seed == 0)]
+    assert len(one) == 60, "one rank's, and none of the training's"
+    of_cell = data.cells[(data.cells.strategy == "ddp") & (data.cells.gpus == 2)]
+    assert one.step_ms.median() == pytest.approx(of_cell[of_cell.seed == 0].step_ms_p50.item(), 0.1)
+
+
+def test_a_timeline_begins_with_the_steady_window(data: Data) -> None:
+    timeline = data.timelines["fsdp2"]
+    assert (timeline.gpus, timeline.seed) == (4, 0), "where most strategies have one"
+    assert len(data.timelines) == 12
+    assert timeline.samples.at_s.min() == -40
+
+
+def test_the_front_holds_what_no_other_is_better_than() -> None:
+    columns = (THROUGHPUT.column, MEMORY.column, ENERGY.column)
+    points = {
+        "fast": (100.0, 20.0, 5.0),
+        "small": (80.0, 10.0, 6.0),
+        "beaten": (80.0, 20.0, 6.0),
+        "as fast": (100.0, 20.0, 5.0),
+    }
+    named = {name: dict(zip(columns, values, strict=True)) for name, values in points.items()}
+    assert front(named, (THROUGHPUT, MEMORY, ENERGY)) == ["fast", "small", "as fast"]
+
+
+def test_what_was_not_measured_is_said_and_not_drawn(tmp_path: Path) -> None:
+    config = config_of(seeds=[0], strategies=["ddp", "fsdp2"], gpus=[1])
+    for path in write_matrix(config, tmp_path):
+        path.with_name("steps.csv").unlink()
+        path.with_name("telemetry.csv").unlink()
+    tables = write_tables(config, tmp_path)
+    data = read_data(config, "w", tables, tmp_path)
+    paths = [tmp_path / f"{name}.svg" for name in FIGURES]
+    not_drawn = draw_all(data, paths)
+    assert set(not_drawn) == {"scaling", "efficiency", "step_time", "timeline"}
+    assert all(path.exists() for path in paths), "a workflow's outputs are all there"
+    with pytest.raises(NothingToDraw, match="two GPU counts"):
+        draw("scaling", data)

@@ -1,0 +1,31 @@
+"""Draw how every planned cell of one workload ended, the missing and the stale ones included."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardmark.config import Config
+from shardmark.drawing import save
+from shardmark.gaps import find_gaps
+from shardmark.matrix_results import read_matrix
+from shardmark.outcome_grid import outcome_figure
+from shardmark.outcomes import status_signs
+
+
+def main() -> None:
+    """Draw the grid of the command line's workload."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--workload", required=True, help="name of the workload")
+    parser.add_argument("--output", type=Path, nargs="+", required=True, help=".svg, .pdf or .png")
+    arguments = parser.parse_args()
+    config = Config.model_validate_json(arguments.config)
+    signs = status_signs(config, find_gaps(config), read_matrix(config).metrics)
+    figure = outcome_figure(config, arguments.workload, signs)
+    for path in arguments.output:
+        save(figure, path)
+
+
+if __name__ == "__main__":
+    main()
