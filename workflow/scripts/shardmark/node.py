@@ -29,7 +29,7 @@ from shardmark.cells import Cell
 from shardmark.config import Section
 from shardmark.errors import UserError
 from shardmark.heartbeat import FILE_VARIABLE, Beat, Heartbeats
-from shardmark.telemetry import gpu_facts, sampling, visible_gpus
+from shardmark.telemetry import gpu_facts, node_name, sampling, visible_gpus
 from shardmark.tether import tethered
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -321,11 +321,6 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def node_name() -> str:
-    """What Slurm calls this node, or the machine's own name."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-
-
 def oom_kills() -> int:
     """Processes that the kernel has killed for memory since this machine started.
 
@@ -344,6 +339,8 @@ def main() -> None:
     try:
         report = run_node(plan, index)
     except UserError as error:
+        told = {"kind": "user", "message": str(error), "rank": None, "time": time.time()}
+        write_text(plan.scratch / f"failure.node{index}.json", json.dumps(told))
         sys.exit(f"shardmark: {error}")
     write_text(report_path(plan.scratch, index), report.model_dump_json())
     sys.exit(0 if report.exit_code == 0 and report.ended_by is None else 1)
