@@ -6,9 +6,17 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import pynvml
 import pytest
+import torch
 
+from run_cell import run_cell
+from shardmark import gpu_check
+from shardmark.errors import UserError
 from shardmark.gpu_check import TorchCuda, ask_torch, why_no_gpus, why_too_few
+from shardmark.runtime import start_runtime
+from shardmark.telemetry import visible_gpus
+from small_matrix import cell_at
 
 CUDA = TorchCuda(version="2.15.0", cuda="13.0", count=0, error=None)
 
@@ -64,6 +72,82 @@ def test_a_driver_that_shows_no_gpu_and_says_nothing() -> None:
 def test_a_torch_that_cannot_be_imported() -> None:
     reason = why_too_few(1, "OSError: libcudart.so.13: cannot open", driver=True, visible=None)
     assert reason == "torch cannot be imported (OSError: libcudart.so.13: cannot open)"
+
+
+def test_a_build_for_rocm_is_refused_though_it_sees_gpus() -> None:
+    rocm = said(version="2.15.0+rocm7.1", cuda=None, hip="7.1", count=8)
+    reason = why_too_few(1, rocm, driver=False, visible=None)
+    assert reason.startswith("torch 2.15.0+rocm7.1 is a build for ROCm 7.1: energy, power")
+    assert "run on NVIDIA GPUs" in reason
+
+
+def test_a_rank_refuses_rocm_before_it_joins_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"is a build for ROCm 7\.1"):
+        start_runtime(cell_at(cluster__device="cuda"))
+
+
+class Nvml:
+    """Two GPUs that NVML would tell of, the second in MIG mode, the first of a kind without."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {
+            "Init": lambda: None,
+            "DeviceGetCount": lambda: 2,
+            "DeviceGetHandleByIndex": lambda index: index,
+            "DeviceGetUUID": lambda handle: f"GPU-{handle}",
+            "DeviceGetHandleByUUID": lambda uuid: int(uuid[-1]),
+            "DeviceGetMigMode": self.mig_mode,
+        }.items():
+            monkeypatch.setattr(pynvml, f"nvml{name}", value)
+
+    @staticmethod
+    def mig_mode(handle: int) -> tuple[int, int]:
+        if handle == 0:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return pynvml.NVML_DEVICE_MIG_ENABLE, pynvml.NVML_DEVICE_MIG_ENABLE
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "sliced"),
+    [
+        (None, 1, None),
+        (None, 2, "GPU-1"),
+        ("0", 2, None),
+        ("1,0", 1, "GPU-1"),
+        ("MIG-4d7c", 1, "MIG-4d7c"),
+    ],
+)
+def test_a_gpu_in_mig_mode_is_refused(
+    visible: str | None, count: int, sliced: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Nvml(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if sliced is None:
+        assert visible_gpus(count) == ["GPU-0"]
+        return
+    with pytest.raises(UserError, match=f"{sliced} is a GPU in MIG mode.*ask for whole GPUs"):
+        visible_gpus(count)
+
+
+def test_the_planner_refuses_mig_where_torch_sees_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    Nvml(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(gpu_check, "ask_torch", lambda: said(count=1))
+    assert "GPU-1 is a GPU in MIG mode" in why_no_gpus(1)
+
+
+def test_a_cell_that_finds_no_driver_says_so_and_starts_no_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has a driver")
+    with pytest.raises(UserError, match=r"no NVIDIA driver answers .*no GPU can be measured here"):
+        run_cell(cell_at(cluster__device="cuda"), tmp_path)
 
 
 def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,7 @@ def fresh(tmp_path: Path) -> Project:
 
 def test_matrix_that_has_run_is_up_to_date(project: Project) -> None:
     assert project.planned() == {}
+    assert not (project.folder / "results/t/.controller").exists(), "no controller is left"
     assert (project.folder / "results/t/report.html").exists()
     assert (project.folder / "results/t/snakemake-report.html").stat().st_size > 10_000
 

@@ -22,11 +22,13 @@ from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config import load
 from shardmark.config_files import check_file
+from shardmark.controller import record_controller
 from shardmark.errors import ConfigError
 from shardmark.exports import exported_files
 from shardmark.executor import see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
+from shardmark.scratch import this_run
 from shardmark.stopping import StopAtFailure
 
 try:
@@ -48,6 +50,8 @@ except ConfigError as error:
 if workflow.is_main_process:
     # Reaches every job: a cell whose result is younger has nothing left to do.
     os.environ["SHARDMARK_CONTROLLER_STARTED"] = str(time.time())
+    # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
+    CONTROLLER = this_run()
 
 PYTHON = sys.executable
 RESULTS = f"results/{CONFIG.run}"
@@ -262,7 +266,7 @@ def orphans():
 
 def after_orphan(rule, wildcards):
     """The option that keeps a job waiting for the one that was left running for the same output."""
-    job = orphans().get("_".join(["rule", rule, "wildcards", *wildcards]))
+    job = orphans().get(slurm.comment_of(rule, wildcards))
     return f"--dependency=afterany:{job}" if job and slurm.state_of(job) else ""
 
 
@@ -350,6 +354,8 @@ onstart:
         reason = why_no_gpus(max(cell.gpus for cell in planned))
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
+    if planned:
+        record_controller(Path(RESULTS), CONTROLLER)
     if workflow.executor_plugin.name == "slurm":
         see_cancelled_jobs()
     if orphans():

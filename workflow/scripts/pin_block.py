@@ -10,7 +10,7 @@ from pathlib import Path
 from shardmark import slurm
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
-from shardmark.node import node_name
+from shardmark.telemetry import node_name
 
 
 def main() -> None:

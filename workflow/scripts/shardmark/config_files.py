@@ -1,4 +1,4 @@
-"""Configuration files as a user wrote them, before they are merged and validated.
+"""Configuration files as a user wrote them, and what they make together.
 
 Snakemake says neither the file nor the line of what it cannot parse, and a key that stands twice
 loses its first value without a word.
@@ -7,16 +7,36 @@ loses its first value without a word.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from snakemake.utils import update_config
 
+from shardmark.config import Config, load
 from shardmark.errors import ConfigError
 
+BASE = Path("config/config.yaml")
 
-def check_file(path: Path) -> None:
-    """See that a configuration file is YAML or JSON with keys at its top, each named once.
+
+def load_files(overlays: Sequence[Path], root: Path = Path()) -> Config:
+    """The configuration that Snakemake makes of config/config.yaml with ``--configfile overlays``.
+
+    Args:
+        overlays: relative to ``root``, as a user names them there.
+        root: the project's folder.
+
+    Raises:
+        ConfigError: with what is wrong in a file, or every mistake of what they make together.
+    """
+    merged: dict[str, object] = {}
+    for path in (BASE, *overlays):
+        update_config(merged, check_file(root / path))
+    return load(merged, root)
+
+
+def check_file(path: Path) -> dict[str, object]:
+    """What a configuration file holds: YAML or JSON with keys at its top, each named once.
 
     Raises:
         ConfigError: naming the file, the line and what was expected there.
@@ -41,6 +61,7 @@ def check_file(path: Path) -> None:
         raise ConfigError(f"{path}: holds {given} where keys and values are expected")
     if twice:
         raise ConfigError("\n".join(f"{path}:{line}" for line in twice))
+    return content
 
 
 def _parse(text: str) -> tuple[object, list[str]]:

@@ -22,12 +22,14 @@ class Gaps:
         missing: cells without a result.
         stale: cells whose result is of other code, and why; they are reported.
         refused: cells whose result is unreadable or of another definition, and why; they are not.
+        results: the results that count, by the folder of their cell.
     """
 
     current: list[Cell] = field(default_factory=list)
     missing: list[Cell] = field(default_factory=list)
     stale: list[tuple[Cell, str]] = field(default_factory=list)
     refused: list[tuple[Cell, str]] = field(default_factory=list)
+    results: dict[Path, Metrics] = field(default_factory=dict)
 
     @property
     def planned(self) -> int:
@@ -73,6 +75,8 @@ def find_gaps(config: Config, root: Path = Path()) -> Gaps:
     results = {cell.folder: result for cell, result in results_of(config, root)}
     for cell in cells_of(config):
         result = results.get(cell.folder)
+        if isinstance(result, Metrics):
+            gaps.results[cell.folder] = result
         if result is None:
             gaps.missing.append(cell)
         elif isinstance(result, UserError):

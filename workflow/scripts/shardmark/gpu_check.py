@@ -14,6 +14,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from shardmark.errors import UserError
+from shardmark.telemetry import visible_gpus
+
 # torch warns where the driver is too old and raises the reason only when CUDA is initialised.
 _ASK_TORCH = """
 import json, warnings
@@ -26,11 +29,18 @@ except Exception as exception:
     error = str(exception)
 print(json.dumps({
     "version": torch.__version__,
-    "cuda": torch.version.cuda or torch.version.hip,
+    "cuda": torch.version.cuda,
+    "hip": torch.version.hip,
     "count": torch.cuda.device_count() if error is None else 0,
     "error": error,
 }))
 """
+
+
+ROCM = (
+    "torch {version} is a build for ROCm {hip}: energy, power, clocks and memory are read through "
+    "NVML, which knows no GPU of AMD's, so nothing would be measured; run on NVIDIA GPUs"
+)
 
 
 class TorchCuda(BaseModel):
@@ -38,6 +48,7 @@ class TorchCuda(BaseModel):
 
     version: str
     cuda: str | None
+    hip: str | None = None
     count: int
     error: str | None
 
@@ -61,6 +72,8 @@ def why_too_few(needed: int, said: TorchCuda | str, *, driver: bool, visible: st
     """
     if isinstance(said, str):
         return f"torch cannot be imported ({said})"
+    if said.hip:
+        return ROCM.format(version=said.version, hip=said.hip)
     if said.count >= needed:
         return ""
     if said.count:
@@ -91,4 +104,10 @@ def why_no_gpus(needed: int) -> str:
     """Why this machine cannot run a cell of ``needed`` GPUs; empty if it can."""
     driver = Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return why_too_few(needed, ask_torch(), driver=driver, visible=visible)
+    if reason := why_too_few(needed, ask_torch(), driver=driver, visible=visible):
+        return reason
+    try:
+        visible_gpus(needed)
+    except UserError as error:
+        return str(error)
+    return ""

@@ -47,7 +47,8 @@ class Ended:
 
     Attributes:
         exit_code: 0 where all ended well; of the first node's torchrun or only rank that did not.
-        failures: what each rank that raised an exception left, the earliest first.
+        failures: what each rank that raised an exception left, and each node that could not start
+            its own, the earliest first.
         nodes: the report of each node that left one, in their order.
         log_tail: the last lines they printed.
         seconds: wall-clock time from the launch.
@@ -195,7 +196,7 @@ def _python_path() -> str:
 
 
 def _failures(scratch: Path) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in scratch.glob("failure.rank*.json")]
+    found = [json.loads(path.read_text()) for path in scratch.glob("failure.*.json")]
     return sorted(found, key=lambda failure: float(failure["time"]))
 
 

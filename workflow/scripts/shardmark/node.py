@@ -24,11 +24,12 @@ import psutil
 
 from shardmark.agent import agent_command
 from shardmark.atomic import write_text
+from shardmark.cell_progress import ProgressNote
 from shardmark.cells import Cell
 from shardmark.config import Section
 from shardmark.errors import UserError
 from shardmark.heartbeat import FILE_VARIABLE, Beat, Heartbeats
-from shardmark.telemetry import gpu_facts, sampling, visible_gpus
+from shardmark.telemetry import gpu_facts, node_name, sampling, visible_gpus
 from shardmark.tether import tethered
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -130,7 +131,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
                 tethered(_command(plan, index, ranks, failures)),
                 env=_environment(plan, index, ranks, beats.path),
             )
-            ended_by = _watch(process, plan, begin, beats)
+            ended_by = _watch(process, plan, index, begin, beats)
             seconds, at = time.monotonic() - begin, time.time()
         return NodeReport(
             index=index,
@@ -203,10 +204,11 @@ class _Terminated(Exception):
 
 
 def _watch(
-    process: subprocess.Popen[bytes], plan: Plan, begin: float, beats: Heartbeats
+    process: subprocess.Popen[bytes], plan: Plan, index: int, begin: float, beats: Heartbeats
 ) -> Literal["time limit", "stall", "signal", "orphaned"] | None:
     """Wait for the ranks; what they were ended for, if they did not end by themselves."""
     starters = ancestors()
+    note = ProgressNote(plan.scratch)
     try:
         with _signals_raise():
             while True:
@@ -219,6 +221,8 @@ def _watch(
                     _last_words(beats.read(), plan.cell.nodes)
                     return "time limit"
                 last = beats.read()
+                if index == 0:
+                    note.take(last)
                 if plan.stall_s and min(beat.silent_s for beat in last) > plan.stall_s:
                     _last_words(last, plan.cell.nodes)
                     return "stall"
@@ -317,11 +321,6 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def node_name() -> str:
-    """What Slurm calls this node, or the machine's own name."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-
-
 def oom_kills() -> int:
     """Processes that the kernel has killed for memory since this machine started.
 
@@ -340,6 +339,8 @@ def main() -> None:
     try:
         report = run_node(plan, index)
     except UserError as error:
+        told = {"kind": "user", "message": str(error), "rank": None, "time": time.time()}
+        write_text(plan.scratch / f"failure.node{index}.json", json.dumps(told))
         sys.exit(f"shardmark: {error}")
     write_text(report_path(plan.scratch, index), report.model_dump_json())
     sys.exit(0 if report.exit_code == 0 and report.ended_by is None else 1)

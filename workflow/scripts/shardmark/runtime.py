@@ -101,6 +101,10 @@ def start_runtime(cell: Cell) -> Runtime:
 
 def _require_gpus(cell: Cell, shared: bool) -> None:
     needed = 1 if shared else cell.gpus_per_node
+    if torch.version.hip:
+        from shardmark.gpu_check import ROCM
+
+        raise UserError(ROCM.format(version=torch.__version__, hip=torch.version.hip))
     if not torch.cuda.is_available():
         from shardmark.gpu_check import why_no_gpus
 

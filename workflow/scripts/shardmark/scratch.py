@@ -56,7 +56,7 @@ def scratch_folder(result: Path) -> Iterator[Path]:
         folder.mkdir()
     except FileExistsError:
         raise UserError(f"{result}: another run of it has just started") from None
-    write_text(folder / OWNER, json.dumps(_this_run()))
+    write_text(folder / OWNER, json.dumps(this_run()))
     try:
         yield folder
     finally:
@@ -81,11 +81,26 @@ def why_alive(folder: Path) -> str:
             f"process {owner['pid']} on {owner['host']} runs it, or did: that cannot be seen from "
             f"here (if it does not, delete {folder})"
         )
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(owner["pid"])
-        if process.create_time() == owner["created"]:
-            return f"process {owner['pid']} of this machine runs it"
+    if is_alive_here(owner):
+        return f"process {owner['pid']} of this machine runs it"
     return ""
+
+
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """Who made a folder, as this_run() of that process; None where it does not say."""
+    try:
+        owner: dict[str, Any] = json.loads((folder / OWNER).read_text())
+    except (OSError, ValueError):
+        return None
+    return owner
+
+
+def is_alive_here(owner: dict[str, Any]) -> bool:
+    """Whether the process that made a folder is alive; it must have been one of this machine."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        created: float = psutil.Process(owner["pid"]).create_time()
+        return bool(created == owner["created"])
+    return False
 
 
 def _why_job_alive(owner: dict[str, Any]) -> str:
@@ -96,7 +111,8 @@ def _why_job_alive(owner: dict[str, Any]) -> str:
     return f"Slurm job {job} runs it ({state.lower()})" if state else ""
 
 
-def _this_run() -> dict[str, Any]:
+def this_run() -> dict[str, Any]:
+    """What tells this process from all others, here and on other machines."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -124,6 +124,11 @@ def jobs_of(project: Path) -> list[Job]:
     ]
 
 
+def comment_of(rule: str, wildcards: Sequence[str]) -> str:
+    """What Snakemake's executor writes as the comment of a rule's job."""
+    return "_".join(["rule", rule, "wildcards", *wildcards])
+
+
 def host_names(node_list: str) -> tuple[str, ...]:
     """``n[1-2]`` as ``("n1", "n2")``."""
     return tuple(ask("scontrol", "show", "hostnames", node_list).split())

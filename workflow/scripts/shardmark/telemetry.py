@@ -184,24 +184,60 @@ def rapl_energy_j(root: Path = _RAPL) -> float | None:
 
 
 def visible_gpus(count: int) -> list[str]:
-    """UUIDs of the first ``count`` GPUs that CUDA would see here, in its order (by bus)."""
+    """UUIDs of the first ``count`` GPUs that CUDA would see here, in its order (by bus).
+
+    Raises:
+        UserError: if there is no driver to ask, or one of them is cut into slices (MIG).
+    """
     import pynvml
 
-    pynvml.nvmlInit()
-    every = [
-        str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
-        for index in range(pynvml.nvmlDeviceGetCount())
-    ]
+    try:
+        pynvml.nvmlInit()
+        every = [
+            str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
+            for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+    except pynvml.NVMLError as error:
+        raise UserError(
+            f"{node_name()}: no NVIDIA driver answers ({error}), so no GPU can be measured here"
+        ) from None
     choice = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if choice is None:
-        return every[:count]
-    chosen = []
-    for part in filter(None, (part.strip() for part in choice.split(","))):
+    chosen = every if choice is None else []
+    for part in filter(None, (part.strip() for part in (choice or "").split(","))):
+        if part.startswith("MIG"):
+            raise UserError(_mig(part))
         if part.isdigit():
             chosen += every[int(part) : int(part) + 1]
         else:
             chosen += [uuid for uuid in every if uuid.startswith(part)]
+    for uuid in chosen[:count]:
+        if is_sliced(pynvml.nvmlDeviceGetHandleByUUID(uuid)):
+            raise UserError(_mig(uuid))
     return chosen[:count]
+
+
+def is_sliced(handle: Any) -> bool:
+    """Whether a GPU is in MIG mode."""
+    import pynvml
+
+    try:
+        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError:  # one that has no such mode
+        return False
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _mig(gpu: str) -> str:
+    return (
+        f"{node_name()}: {gpu} is a GPU in MIG mode: its slices share power, clocks and memory, "
+        "which NVML tells of the whole GPU only, so what is measured on one would not be its "
+        "cell's; ask for whole GPUs"
+    )
+
+
+def node_name() -> str:
+    """What Slurm calls this node, or the machine's own name."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 @contextlib.contextmanager

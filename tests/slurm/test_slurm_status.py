@@ -1,0 +1,62 @@
+"""What the status view says of jobs in a real queue, and of one whose controller was killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from accounting import comment, queue
+from cluster import run
+from slurm_project import CONFIG, SCRIPTS, SlurmProject
+from test_slurm_faults import controller, trains, until
+
+
+def status(project: SlurmProject) -> str:
+    command = [sys.executable, f"{SCRIPTS}/status.py", "--configfile", CONFIG]
+    done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def line(text: str, state: str) -> str:
+    """The line of the only cell in a state."""
+    (found,) = [line for line in text.splitlines() if line.startswith(f"{state}  ")]
+    return found
+
+
+def test_the_status_shows_what_runs_what_waits_and_what_a_killed_controller_left(
+    project: SlurmProject,
+) -> None:
+    # A cell has all memory of its node, and all nodes but one are taken.
+    project.matrix("ddp", "1", "0, 1", steady_s=60, mem_gb_per_gpu=60)
+    nodes = run("sbatch", "--parsable", "--nodes=3", "--exclusive", "--wrap=sleep 600").strip()
+    until(lambda: "RUNNING" in run("squeue", f"--jobs={nodes}", "--format=%T"), "three nodes taken")
+    targets = [project.path("ddp", 1, seed) for seed in (0, 1)]
+    with controller(project, *targets) as process:
+        until(lambda: len(queue()) == 3, "two jobs")
+        first, second = (0, 1) if trains_first(project) else (1, 0)
+        jobs = {seed: queue()[comment("ddp", 1, seed)]["JobIDRaw"] for seed in (0, 1)}
+        text = status(project)
+        assert f"controller: process {process.pid} of this machine" in text
+        assert "orphaned" not in text
+        running, queued = line(text, "running"), line(text, "queued")
+        assert f"seed{first}  job {jobs[first]}" in running
+        assert "limit in 5 min" in running or "limit in 4 min" in running
+        assert f"seed{second}  job {jobs[second]}" in queued
+        assert queued.endswith(("Resources", "Priority"))
+        process.kill()
+        process.wait()
+    text = status(project)
+    assert f"controller: killed (it was process {process.pid} of this machine)" in text
+    assert f"orphaned: {', '.join(sorted(jobs.values(), reverse=True))}." in text
+    run("scancel", *jobs.values(), nodes)
+    until(lambda: not queue(), "end of the jobs")
+    text = status(project)
+    assert f"seed{first}  job {jobs[first]}" in line(text, "interrupted")
+    assert "orphaned" not in text
+
+
+def trains_first(project: SlurmProject) -> bool:
+    """Whether it is the first seed that got the node, once one of them trains."""
+    until(lambda: trains(project, "ddp", 1, 0) or trains(project, "ddp", 1, 1), "training")
+    return trains(project, "ddp", 1, 0)

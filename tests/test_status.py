@@ -1,0 +1,346 @@
+"""What has become of each cell, from real files, real processes and a stand-in for squeue."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shardmark import atomic
+from shardmark.cell_progress import CellProgress, ProgressNote, progress_path, read_progress
+from shardmark.cells import Cell, cells_of
+from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.config import Config
+from shardmark.controller import FOLDER, controller_of
+from shardmark.heartbeat import Beat
+from shardmark.metrics import Failure, Metrics, Throughput
+from shardmark.scratch import OWNER, scratch_folder, scratch_of, this_run
+from shardmark.status import CellStatus, seconds_of, status_of
+from shardmark.status_view import LOOKS, View
+from small_matrix import ROOT, cell_at, matrix
+from test_survival import cell_of, started
+
+SCRIPT = ROOT / "workflow/scripts/status.py"
+OVERLAY = (
+    "run: t\nmatrix: {workloads: [resnet50_cifar10], strategies: [ddp], gpus: [1], seeds: [0]}"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Whatever this machine has of Slurm is not asked.
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+def leave(cell: Cell, status: str = "ok", *, stamp: bool = True, **changes: object) -> None:
+    """A cell's result, as a run of it leaves it."""
+    metrics = Metrics(
+        cell=cell,
+        cell_sha256=cell.fingerprint(),
+        code_sha256=code_sha256(code_of_cell(cell)),
+        status=status,  # type: ignore[arg-type]
+    ).model_copy(update=changes)
+    atomic.write_text(cell.folder / "metrics.json", metrics.model_dump_json(by_alias=True))
+    if stamp:
+        (cell.folder / "code.sha256").write_text("")
+
+
+def only(config: Config | None = None) -> CellStatus:
+    """The status of the first cell of ddp."""
+    cells = status_of(config or matrix()).cells
+    return next(one for one in cells if one.cell.folder == cell_at().folder)
+
+
+def text_of(config: Config, *, terminal: bool = False, width: int = 100) -> str:
+    return "\n".join(View(terminal=terminal, width=width).lines(config, status_of(config)))
+
+
+def squeue(*lines: str) -> None:
+    """A squeue on the path, of jobs sent from here."""
+    folder = Path("bin")
+    folder.mkdir(exist_ok=True)
+    printed = "\n".join(f"{line}|{Path.cwd()}" for line in lines)
+    (folder / "squeue").write_text(
+        f"#!/bin/sh\nwhile read -r l; do echo \"$l\"; done <<'.'\n{printed}\n.\n"
+    )
+    (folder / "squeue").chmod(0o755)
+
+
+def job(number: int, state: str, reason: str = "None", left: str = "1:00:00", *cell: object) -> str:
+    at = "_".join(map(str, cell or ("small", "ddp", 1, 0)))
+    nodes = "n3" if state == "RUNNING" else ""
+    return f"{number}|{state}|{reason}|rule_train_wildcards_{at}|{nodes}|{left}"
+
+
+def test_the_matrix_is_a_grid_in_plain_text() -> None:
+    failure = Failure(phase="build", rank=1, exception="OutOfMemoryError: CUDA\nmore", log_tail=[])
+    leave(cell_at("ddp", 1, 0))
+    leave(cell_at("ddp", 2, 1), "oom", failure=failure)
+    assert text_of(matrix()).splitlines() == [
+        "results/t: 12 cells: 1 ok, 1 oom, 2 unsupported, 8 missing",
+        "controller: none is running",
+        "",
+        "small",
+        "      1 GPU  2 GPUs",
+        "seed  01     01",
+        "dp    ..     --",
+        "ddp   +.     .M",
+        "slim  ..     ..",
+        "",
+        "+ ok  M oom  - unsupported  . missing",
+        "",
+        "oom  small ddp gpus2 seed1  results/t/small/ddp/gpus2/seed1/job.log  "
+        "build, rank 1: OutOfMemoryError: CUDA",
+    ]
+
+
+def test_seeds_of_several_digits_stand_upright_and_a_narrow_terminal_breaks_the_grid() -> None:
+    config = matrix(matrix__seeds=[8, 9, 10])
+    lines = text_of(config, width=15).splitlines()[4:]
+    assert lines[:4] == ["      1 GPU", "seed    1", "      890", "dp    ..."]
+    assert lines[6:8] == ["      2 GPUs", "seed    1"]
+
+
+def test_in_a_terminal_every_state_has_a_symbol_of_its_own() -> None:
+    for kind in ("plain", "symbol"):
+        assert len({getattr(look, kind) for look in LOOKS.values()}) == len(LOOKS)
+    assert all(look.plain.isascii() for look in LOOKS.values())
+    leave(cell_at())
+    assert "ddp   \x1b[32m●\x1b[0m" in text_of(matrix(), terminal=True)
+
+
+def test_each_end_of_a_cell_is_a_state() -> None:
+    ends: dict[str, Callable[[Cell], None]] = {
+        "ok": lambda cell: leave(cell),
+        "timeout": lambda cell: leave(cell, "timeout", failure=Failure.plain("the time limit")),
+        "stale": lambda cell: leave(cell, code_sha256="0" * 64),
+        "refused": lambda cell: leave(cell, cell_sha256="0" * 64),
+        "missing": lambda cell: None,
+    }
+    config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=list(range(5)))
+    for cell, leave_it in zip(cells_of(config), ends.values(), strict=True):
+        leave_it(cell)
+    assert [one.state for one in status_of(config).cells] == list(ends)
+
+
+def test_a_suspect_cell_gives_its_reason() -> None:
+    short = Throughput.model_validate(
+        dict.fromkeys(Throughput.model_fields, 1)
+        | {"window_complete": False, "warmup_converged": True}
+    )
+    leave(cell_at(), throughput=short)
+    found = only()
+    assert found.state == "suspect"
+    assert "the window was 1.00 s long" in found.detail
+
+
+def test_a_result_that_a_failed_rerun_left_in_place_is_owed_a_run() -> None:
+    leave(cell_at(), stamp=False)
+    assert (only().state, only().detail) == ("stale", "is owed")
+    (cell_at().folder / "metrics.failed.json").write_text("{}")
+    assert (
+        only().detail == "a rerun of it failed; results/t/small/ddp/gpus1/seed0/metrics.failed.json"
+    )
+
+
+def test_a_log_without_a_result_is_an_interruption() -> None:
+    folder = cell_at().folder
+    folder.mkdir(parents=True)
+    (folder / "job.log").touch()
+    assert only().state == "interrupted"
+    logs = Path(".snakemake/slurm_logs/rule_train/small_ddp_1_0")
+    logs.mkdir(parents=True)
+    for number in (9, 10):
+        (logs / f"{number}.log").touch()
+    assert (only().job, only().log) == ("10", logs / "10.log")
+
+
+def test_a_cell_that_runs_here_shows_how_far_it_is_and_what_time_it_has_left() -> None:
+    with scratch_folder(cell_at().folder / "metrics.json") as scratch:
+        assert only().detail == f"starting (process {os.getpid()} on {os.uname().nodename})"
+        now = time.time()
+        note = CellProgress(phase="training", steps=4, silent_s=8, first_step_at=now - 20, at=now)
+        progress_path(scratch).write_text(note.model_dump_json())
+        found = only()
+        assert found.state == "running"
+        assert found.detail.startswith("training, 4 steps, silent for 8 s (process ")
+        # Two epochs of four steps at 5 s, and the window.
+        assert found.left_s == pytest.approx(20.2)
+        assert found.limit_s == pytest.approx(7200, abs=5)
+        assert "about 20 s left; limit in 2 h 00 min" in text_of(matrix())
+        progress_path(scratch).write_text("{")
+        assert only().state == "running"
+    assert only().state == "missing"
+
+
+def test_a_run_that_was_killed_is_not_running() -> None:
+    folder = scratch_of(cell_at().folder / "metrics.json")
+    folder.mkdir(parents=True)
+    gone = this_run() | {"created": 1.0}
+    (folder / OWNER).write_text(json.dumps(gone))
+    assert only().state == "missing"
+
+
+def test_slurm_says_what_is_queued_why_and_what_runs_where() -> None:
+    squeue(job(7, "PENDING", "Priority"), job(8, "RUNNING", "None", "10:00", "small", "ddp", 2, 1))
+    lines = text_of(matrix()).splitlines()
+    assert "ddp   q.     .>" in lines
+    log = "results/t/small/ddp/gpus{}/seed{}/job.log"
+    assert lines[12:14] == [
+        f"running  small ddp gpus2 seed1  job 8  {log.format(2, 1)}  starting; limit in 10 min",
+        f"queued   small ddp gpus1 seed0  job 7  {log.format(1, 0)}  Priority",
+    ]
+
+
+def test_the_limit_of_a_running_job_is_the_nearer_one() -> None:
+    squeue(job(8, "RUNNING", left="30:00"))
+    folder = scratch_of(cell_at().folder / "metrics.json")
+    folder.mkdir(parents=True)
+    owner = this_run() | {"slurm_job_id": "8", "host": "n3"}
+    (folder / OWNER).write_text(json.dumps(owner))
+    assert only().limit_s == 1800
+    assert only().detail == "starting on n3"
+    assert only(matrix(cluster__time_limit_minutes=10)).limit_s == pytest.approx(600, abs=5)
+    squeue()
+    assert only().state == "missing"
+    Path("bin/squeue").unlink()
+    assert only().detail == "starting, if its job is still there"
+
+
+def test_a_job_whose_controller_is_gone_is_an_orphan() -> None:
+    squeue(job(7, "PENDING"), "9|RUNNING|None|rule_check_parity_wildcards_small_ddp_2|n1|5:00")
+    text = text_of(matrix())
+    assert "orphaned: 7, 9. Their controller is gone" in text
+    assert "job 9 running: rule_check_parity_wildcards_small_ddp_2" in text
+    record = Path("results/t", FOLDER, OWNER)
+    atomic.write_text(record, json.dumps(this_run()))
+    assert "orphaned" not in text_of(matrix())
+    assert f"controller: process {os.getpid()} of this machine" in text_of(matrix())
+    # That of another matrix may have sent them.
+    record.parent.parent.rename("results/other")
+    assert "orphaned" not in text_of(matrix())
+    atomic.write_text(record, json.dumps(this_run() | {"created": 1.0}))
+    (Path("results/other", FOLDER, OWNER)).unlink()
+    assert "controller: killed (it was process" in text_of(matrix())
+    assert "orphaned: 7, 9" in text_of(matrix())
+
+
+def test_a_controller_elsewhere_is_told_and_not_taken_for_dead() -> None:
+    record = Path("results/t", FOLDER, OWNER)
+    atomic.write_text(record, json.dumps(this_run() | {"host": "login2"}))
+    alive, words = controller_of(Path("results/t"))
+    assert alive is None
+    assert "on login2, if it is alive: that cannot be seen from here" in words
+    atomic.write_text(record, json.dumps(this_run() | {"host": "n1", "slurm_job_id": "5"}))
+    assert controller_of(Path("results/t"))[0] is None
+    Path("bin").mkdir()
+    Path("bin/squeue").write_text("#!/bin/sh\necho RUNNING\n")
+    Path("bin/squeue").chmod(0o755)
+    assert controller_of(Path("results/t")) == (True, "Slurm job 5 on n1 (running)")
+
+
+def test_slurm_that_does_not_answer_is_a_remark() -> None:
+    Path("bin").mkdir()
+    Path("bin/squeue").write_text("#!/bin/sh\necho 'squeue: error: no controller' >&2; exit 1\n")
+    Path("bin/squeue").chmod(0o755)
+    last = text_of(matrix()).splitlines()[-1]
+    assert last.startswith("what is queued is not known: squeue")
+    assert last.endswith("squeue: error: no controller")
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"),
+    [("1-02:03:04", 93784), ("2:03:04", 7384), ("3:04", 184), ("UNLIMITED", None), ("", None)],
+)
+def test_slurms_times(left: str, seconds: float | None) -> None:
+    assert seconds_of(left) == seconds
+
+
+def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter(
+    tmp_path: Path,
+) -> None:
+    note = ProgressNote(tmp_path)
+    note.take([Beat(1, 0, 9, 5, "training", 0.1), Beat(2, 1, 8, 4, "training", 3.0)])
+    found = read_progress(tmp_path)
+    assert found is not None
+    assert (found.steps, found.silent_s) == (4, 3.0)
+    assert found.first_step_at == pytest.approx(found.at, abs=1)
+    ProgressNote(tmp_path / "metrics.json" / "no folder").take([])
+    (tmp_path / "file").touch()
+    ProgressNote(tmp_path / "file").take([Beat(1, 0, 9, 5, "training", 0.1)])
+
+
+def test_a_real_cell_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    with started(tmp_path, cell_of(gpus=1, steady_s=600)):
+        scratch = scratch_of(tmp_path / "metrics.json")
+        end = time.monotonic() + 60
+        while not (found := read_progress(scratch)) or found.steps < 2:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    assert found.phase in ("training", "evaluation", "inspection", "warmup", "steady")
+    assert found.first_step_at is not None
+
+
+def project(folder: Path) -> Path:
+    (folder / "config").symlink_to(ROOT / "config")
+    (folder / "resources").mkdir()
+    (folder / "mine.yaml").write_text(OVERLAY)
+    return folder
+
+
+def test_the_command_needs_no_torch_and_changes_no_file(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "torch.py").write_text("raise ImportError('the status wants torch')")
+    before = sorted(folder.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--configfile", "mine.yaml"],
+        env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "results/t: 1 cells: 1 missing" in done.stdout
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_mistake_in_the_configuration_is_one_message(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "mine.yaml").write_text("matrx: 3")
+    command = [sys.executable, str(SCRIPT), "--configfile", "mine.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "matrx: unknown key; did you mean 'matrix'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_in_a_terminal_it_is_watched_until_interrupted(colour: bool, tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    reading, writing = pty.openpty()
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"} | ({} if colour else {"NO_COLOR": "1"})
+    command = [sys.executable, str(SCRIPT), "--watch", "--configfile", "mine.yaml"]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=writing, stderr=writing, start_new_session=True
+    )
+    try:
+        text = ""
+        while "missing\r\n" not in text.split("controller", 1)[-1]:
+            text += os.read(reading, 4096).decode()
+        assert ("\x1b[2m·" in text) == colour
+        psutil.Process(process.pid).send_signal(2)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)
