@@ -71,3 +71,17 @@ def test_the_strategy_is_gone_before_its_process_group_is(
     script = ROOT / "tests/failing/train_outlives_its_group.py"
     assert run_cell(cell_named("ddp", 1), tmp_path, script=script).status == "ok"
     assert "strategies alive: 0" in capfd.readouterr().out
+
+
+def test_the_windows_are_on_the_clock_of_the_samples(metrics: Metrics, folder: Path) -> None:
+    assert metrics.windows is not None
+    assert metrics.time_s is not None
+    begin, end = metrics.windows.steady_monotonic_s
+    assert end - begin == pytest.approx(metrics.time_s.steady_s, rel=0.2)
+    evaluations = metrics.windows.evaluations_monotonic_s
+    assert len(evaluations) == len(metrics.time_s.epochs_s)
+    assert all(start < stop < begin for start, stop in evaluations)
+    with (folder / "telemetry.csv").open() as file:
+        samples = [float(row["monotonic_s"]) for row in csv.DictReader(file)]
+    assert samples[0] < evaluations[0][0]
+    assert any(begin <= at <= end for at in samples)
