@@ -79,3 +79,17 @@ def test_a_window_whose_steps_became_faster_is_as_long_as_was_asked_for(tmp_path
     assert found is not None
     assert found.window_s >= 0.3
     assert found.window_complete
+
+
+def test_the_windows_are_on_the_clock_of_the_samples(metrics: Metrics, folder: Path) -> None:
+    assert metrics.windows is not None
+    assert metrics.time_s is not None
+    begin, end = metrics.windows.steady_monotonic_s
+    assert end - begin == pytest.approx(metrics.time_s.steady_s, rel=0.2)
+    evaluations = metrics.windows.evaluations_monotonic_s
+    assert len(evaluations) == len(metrics.time_s.epochs_s)
+    assert all(start < stop < begin for start, stop in evaluations)
+    with (folder / "telemetry.csv").open() as file:
+        samples = [float(row["monotonic_s"]) for row in csv.DictReader(file)]
+    assert samples[0] < evaluations[0][0]
+    assert any(begin <= at <= end for at in samples)

@@ -60,6 +60,10 @@ def test_a_planted_slow_down_of_3_percent_is_a_regression(before: Path, tmp_path
     assert rows.loc["fsdp", "p_holm"] == pytest.approx(3 * 2 / 512)
     assert (folder / "comparison.md").read_text().strip() == result.stdout.strip()
     assert "slower (n = 9)" in texts_of(folder / "comparison.svg")
+    assert (folder / "comparison.pdf").read_bytes().startswith(b"%PDF")
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert r"\toprule" in (folder / "comparison.tex").read_text()
+    assert "<td>slower</td>" in (folder / "comparison.html").read_text()
 
 
 def texts_of(svg: Path) -> str:

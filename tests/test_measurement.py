@@ -15,7 +15,7 @@ from shardmark.clocks import Phases
 from shardmark.devices import foreign_processes, read_samples, summarise_cell, summarise_device
 from shardmark.metrics import Device
 from shardmark.steady_state import drift_pct, is_stationary, percentile, summarise_steps
-from shardmark.telemetry import rapl_energy_j, sampling
+from shardmark.telemetry import CpuProbe, rapl_energy_j, sampling
 
 GPU = {"index": 0, "node": "n", "kind": "gpu", "name": "GPU", "uuid": "GPU-1"}
 
@@ -257,3 +257,18 @@ def test_rapl_is_null_where_it_cannot_be_read_and_a_sum_of_packages_where_it_can
     (tmp_path / "intel-rapl:0:0").mkdir()
     (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("9")
     assert rapl_energy_j(tmp_path) == pytest.approx(3.0)
+
+
+def test_the_first_sample_of_a_cpu_has_no_utilisation() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        probe = CpuProbe(os.getpid())
+        [first] = probe.rows()
+        time.sleep(0.3)
+        [second] = probe.rows()
+    finally:
+        busy.kill()
+        busy.wait()
+    assert first["utilization_pct"] is None, "seconds spent before, over no time at all"
+    assert 0 <= second["utilization_pct"] <= 110

@@ -152,6 +152,13 @@ def test_the_first_screen_says_what_is_best_and_how_sure_it_is(page: Page) -> No
     assert "more seeds may" in said
 
 
+def test_a_figure_on_a_narrow_window_keeps_its_size_and_scrolls(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    image = page.locator("figure img").first
+    assert image.bounding_box()["width"] >= 600  # type: ignore[index]
+    assert image.evaluate("image => image.parentElement.clientWidth") < 390
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_the_page_never_scrolls_sideways(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})

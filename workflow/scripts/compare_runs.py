@@ -2,9 +2,9 @@
 
     python workflow/scripts/compare_runs.py results/before results/after
 
-Writes comparison.md, comparison.csv, changes.csv and comparison.svg, and prints the first. The exit
-status is for a machine to act on: 0 no regression, 1 a regression beyond the margin, 2 inconclusive
-or not comparable.
+Writes the comparison as Markdown, CSV, LaTeX and HTML, its figure as SVG, PDF and PNG, and
+changes.csv, and prints the first. The exit status is for a machine to act on: 0 no regression, 1 a
+regression beyond the margin, 2 inconclusive or not comparable.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from matplotlib.ticker import FuncFormatter
 
 from shardmark.atomic import write_text
 from shardmark.comparisons import MARGIN, PRIMARY
+from shardmark.drawing import save
 from shardmark.errors import UserError
+from shardmark.rendering import to_html, to_latex
 from shardmark.result_set import read_result_set
 from shardmark.set_comparison import EXIT_CODES, SetComparison, compare_sets, regressions_of
+from shardmark.summary import Table
 from shardmark.wording import percent, ratio_text
 
 HEADLINES = {
@@ -106,7 +109,19 @@ def signed(value: float, _: object = None) -> str:
     return f"{value:+g}".replace("-", "−") if value else "0"
 
 
-def draw(found: SetComparison, names: tuple[str, str], margin: float, path: Path) -> None:
+def table_of(found: SetComparison, names: tuple[str, str], margin: float) -> Table:
+    """The comparisons for a document of one's own, with what a reader of them must know."""
+    table = readable(found.table)
+    return Table(
+        caption=f"{names[1]} (after) against {names[0]} (before); margin of equivalence "
+        f"{100 * margin:g} %; throughput corrected by Holm, the rest exploratory",
+        headings=list(table.columns),
+        rows=[["" if value != value else str(value) for value in row] for row in table.to_numpy()],
+        notes=[],
+    )
+
+
+def draw(found: SetComparison, names: tuple[str, str], margin: float) -> Figure:
     """Every throughput ratio with its interval, the margin behind them."""
     rows = found.table[(found.table["metric"] == PRIMARY.column) & found.table["ratio"].notna()]
     figure = Figure(figsize=(7.2, 1.3 + 0.28 * max(1, len(rows))), layout="constrained")
@@ -143,7 +158,7 @@ def draw(found: SetComparison, names: tuple[str, str], margin: float, path: Path
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
 def main() -> None:
@@ -172,7 +187,12 @@ def main() -> None:
     write_text(output / "comparison.md", report)
     write_text(output / "comparison.csv", found.table.to_csv(index=False))
     write_text(output / "changes.csv", found.changes.to_csv(index=False))
-    draw(found, names, arguments.margin, output / "comparison.svg")
+    table = table_of(found, names, arguments.margin)
+    write_text(output / "comparison.tex", to_latex([table]))
+    write_text(output / "comparison.html", to_html([table], f"{names[1]} against {names[0]}"))
+    figure = draw(found, names, arguments.margin)
+    for kind in ("svg", "pdf", "png"):
+        save(figure, output / f"comparison.{kind}")
     print(report)
     sys.exit(EXIT_CODES[found.outcome])
 

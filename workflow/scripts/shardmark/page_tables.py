@@ -153,7 +153,7 @@ def _comparison_table(config: Config, group: pd.DataFrame, p: str) -> Table:
             labels[row["strategy"]],
             _COMPARED.get(row["metric"], row["metric"]),
             _number(row["ratio"], 3),
-            f"{_number(row['ci_low'], 3)} to {_number(row['ci_high'], 3)}",
+            _interval(row["ci_low"], row["ci_high"], 3),
             _number(row["p_holm"] if corrected else row["p"], 4),
             str(row["n"]),
             row["verdict"],
@@ -187,15 +187,19 @@ def scaling_table(config: Config, scaling: pd.DataFrame) -> Table | None:
                 str(row["reference_gpus"]),
                 written(row["images_per_s"]),
                 _number(row["speedup"], 2),
-                f"{_number(row['speedup_low'], 2)} to {_number(row['speedup_high'], 2)}",
+                _interval(row["speedup_low"], row["speedup_high"], 2),
                 _number(row["efficiency"], 3),
-                f"{_number(row['efficiency_low'], 3)} to {_number(row['efficiency_high'], 3)}",
+                _interval(row["efficiency_low"], row["efficiency_high"], 3),
                 str(row["n"]),
             ]
             for row in scaling.to_dict("records")
         ],
         notes=[],
     )
+
+
+def _interval(low: float, high: float, places: int) -> str:
+    return "–" if _is_null(low) else f"{_number(low, places)} to {_number(high, places)}"
 
 
 def _number(value: float, places: int) -> str:

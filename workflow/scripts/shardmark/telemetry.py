@@ -159,7 +159,8 @@ class CpuProbe:
                 busy[process.pid] = times.user + times.system
                 resident += process.memory_info().rss
         spent = sum(seconds - self._busy.get(pid, 0.0) for pid, seconds in busy.items())
-        elapsed = now - self._then
+        # The first time, what processes spent before is not known, and elapsed is next to nothing.
+        elapsed = now - self._then if self._busy else 0.0
         self._busy, self._then = busy, now
         yield {
             "monotonic_s": now,

@@ -31,6 +31,9 @@ def timeline_figure(data: Data) -> Figure:
         for axes, column in zip(row, measured, strict=True):
             _over_time(axes, line, column, data.looks[name].colour)
         row[0].set_title(data.labels[name], loc="left", pad=2)
+    for axes in grid[0]:
+        # Once all have drawn: a limit that is set ends the search for the one that they share.
+        axes.set_ylim(bottom=0)
     first = next(iter(lines))
     for axes, column in zip(grid[0], measured, strict=True):
         below = data.labels[first] if axes is grid[0][0] else " "
@@ -54,7 +57,6 @@ def _over_time(axes: Axes, line: Timeline, column: str, colour: str) -> None:
         axes.plot(known.at_s, known[column] * QUANTITIES[column][1], color=colour, linewidth=0.6)
     axes.grid(axis="y", color=FAINT, linewidth=0.4)
     axes.margins(y=0.15)
-    axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=2, min_n_ticks=2))
     axes.yaxis.set_major_formatter(tick)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
