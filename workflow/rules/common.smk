@@ -163,6 +163,12 @@ def data_at(wildcards):
     return [] if dataset == "synthetic" else ancient(f"{RESULTS}/data/{dataset}.json")
 
 
+def all_data(wildcards):
+    """The records of all data sets of the matrix."""
+    names = {cell.definition.dataset.name for cell in CELLS.values()} - {"synthetic"}
+    return [f"{RESULTS}/data/{name}.json" for name in sorted(names)]
+
+
 def replicas_at(wildcards):
     """GPUs of a job: a cell's, or a parity case's ranks."""
     return int(wildcards.get("gpus") or wildcards.ranks)
