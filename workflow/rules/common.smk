@@ -17,11 +17,12 @@ from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, source
 from shardmark.config import load
 from shardmark.config_files import check_file
 from shardmark.controller import record_controller
-from shardmark.errors import ConfigError
+from shardmark.errors import ConfigError, UserError
 from shardmark.executor import see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
 from shardmark.scratch import this_run
+from shardmark.site import SCRATCH_VARIABLE, why_no_container
 from shardmark.stopping import StopAtFailure
 
 try:
@@ -45,6 +46,10 @@ if workflow.is_main_process:
     os.environ["SHARDMARK_CONTROLLER_STARTED"] = str(time.time())
     # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
     CONTROLLER = this_run()
+
+if CONFIG.site.scratch is not None:
+    # Reaches every job, and no cell's definition.
+    os.environ[SCRATCH_VARIABLE] = CONFIG.site.scratch
 
 PYTHON = sys.executable
 RESULTS = f"results/{CONFIG.run}"
@@ -338,6 +343,12 @@ onstart:
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if planned:
+        try:
+            reason = why_no_container(CONFIG.site)
+        except UserError as error:
+            reason = str(error)
+        if reason:
+            sys.exit(reason)
         record_controller(Path(RESULTS), CONTROLLER)
     if workflow.executor_plugin.name == "slurm":
         see_cancelled_jobs()
