@@ -1,6 +1,7 @@
 # make demo    everything, on this machine's CPU        make test    the tests
 # make lint    what the code must pass                  make lock    resolve the lock anew
 # make schemas export the models again              make clean    remove what the targets made
+# make fetch CONFIG=config/mine.yaml    the data sets of the matrix, where there is internet
 # make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
@@ -37,7 +38,7 @@ export PATH := $(BIN):$(PATH)
 LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
 READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
-.PHONY: demo test test-slurm test-slurm-long lint lock schemas status rerun clean
+.PHONY: demo test test-slurm test-slurm-long lint lock schemas fetch status rerun clean
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
@@ -78,6 +79,9 @@ schemas: $(READY)
 
 # An overlay of the configuration, for the targets that look at a matrix.
 OVERLAY = $(if $(CONFIG),--configfile $(CONFIG))
+
+fetch: $(READY)
+	@snakemake fetch --profile profiles/local $(OVERLAY)
 
 status: $(READY)
 	@python workflow/scripts/status.py $(OVERLAY) $(if $(WATCH),--watch)

@@ -420,6 +420,21 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "data.dir",
         ("is not a folder",),
     ),
+    "an image that is not there": (
+        changed(site={"container": "no/such.sif"}),
+        "site.container",
+        ("'no/such.sif' is not a file", "apptainer pull"),
+    ),
+    "a variable that the launcher sets": (
+        changed(site={"environment": {"RANK": "0"}}),
+        "site.environment.RANK",
+        ("set for each rank by the launcher",),
+    ),
+    "a variable's number without quotes": (
+        changed(site={"environment": {"NCCL_IB_DISABLE": 1}}),
+        "site.environment.NCCL_IB_DISABLE",
+        ("got 1", "goes in quotes"),
+    ),
     "a gate of too few steps": (changed(parity={"steps": 4}), "parity.steps", ("got 4",)),
     "nothing": (None, "(top level)", ("got null", "a mapping")),
 }

@@ -23,12 +23,13 @@ from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, source
 from shardmark.config import load
 from shardmark.config_files import check_file
 from shardmark.controller import record_controller
-from shardmark.errors import ConfigError
+from shardmark.errors import ConfigError, UserError
 from shardmark.exports import exported_files
 from shardmark.executor import see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
 from shardmark.scratch import this_run
+from shardmark.site import SCRATCH_VARIABLE, why_no_container
 from shardmark.stopping import StopAtFailure
 
 try:
@@ -52,6 +53,10 @@ if workflow.is_main_process:
     os.environ["SHARDMARK_CONTROLLER_STARTED"] = str(time.time())
     # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
     CONTROLLER = this_run()
+
+if CONFIG.site.scratch is not None:
+    # Reaches every job, and no cell's definition.
+    os.environ[SCRATCH_VARIABLE] = CONFIG.site.scratch
 
 PYTHON = sys.executable
 RESULTS = f"results/{CONFIG.run}"
@@ -184,6 +189,12 @@ def data_at(wildcards):
     """
     dataset = cell_at(wildcards).definition.dataset.name
     return [] if dataset == "synthetic" else ancient(f"{RESULTS}/data/{dataset}.json")
+
+
+def all_data(wildcards):
+    """The records of all data sets of the matrix."""
+    names = {cell.definition.dataset.name for cell in CELLS.values()} - {"synthetic"}
+    return [f"{RESULTS}/data/{name}.json" for name in sorted(names)]
 
 
 def replicas_at(wildcards):
@@ -355,6 +366,12 @@ onstart:
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if planned:
+        try:
+            reason = why_no_container(CONFIG.site)
+        except UserError as error:
+            reason = str(error)
+        if reason:
+            sys.exit(reason)
         record_controller(Path(RESULTS), CONTROLLER)
     if workflow.executor_plugin.name == "slurm":
         see_cancelled_jobs()

@@ -1,5 +1,12 @@
 localrules:
+    fetch,
     fetch_data,
+
+
+# All data sets of the matrix, where there is internet: a cluster's nodes may have none.
+rule fetch:
+    input:
+        all_data,
 
 
 rule fetch_data:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
 
 from shardmark.cells import ParityCase
+from shardmark.errors import UserError
 from shardmark.leaving import leave
 from shardmark.parity import make_oracles
+from shardmark.site import enter
 
 
 def main() -> None:
@@ -22,6 +25,12 @@ def main() -> None:
     # As the launcher sets it for the ranks; read when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     case = ParityCase.model_validate_json(arguments.case)
+    cell = case.cell
+    try:
+        folders = [arguments.output.parent, Path(cell.data_dir)]
+        enter(cell.site, cuda=cell.device == "cuda", folders=folders)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
     oracles = make_oracles(case, torch.device(case.cell.device))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     partial = arguments.output.with_suffix(".partial")

@@ -91,6 +91,12 @@ def run_cell(
     return completed(cell, found, ended, folder / "telemetry.csv")
 
 
+def with_site(cell: Cell, environment: dict[str, Any]) -> dict[str, Any]:
+    """An environment with the variables that the site names, whichever they are."""
+    variables = environment.get("variables", {}) | cell.site.environment
+    return environment | {"variables": variables}
+
+
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
     """The result of a cell that did not complete."""
     return Metrics(
@@ -99,7 +105,7 @@ def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
         code_sha256=code_sha256(code_of_cell(cell)),
         status=status,
         failure=failure,
-        environment=host_environment(),
+        environment=with_site(cell, host_environment()),
         provenance=provenance(ROOT),
     )
 
@@ -140,7 +146,7 @@ def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path)
         "devices": devices,
         "effective_config": known(EffectiveConfig, inspected.get("effective_config")),
         "memory": known(Memory, inspected.get("memory")),
-        "environment": metrics.environment | result["environment"],
+        "environment": with_site(cell, metrics.environment | result["environment"]),
     }
     if throughput is not None:
         images = throughput.steps * cell.global_batch_size

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from shardmark.config import Config, Measure, ParityGate, Section, Workload, base_and_options
+from pydantic import Field
+
+from shardmark.config import (
+    CellSite,
+    Config,
+    Measure,
+    ParityGate,
+    Section,
+    Workload,
+    base_and_options,
+)
 from shardmark.strategies import STRATEGIES, why_unsupported
 
 
@@ -33,6 +43,7 @@ class Cell(Section):
     definition: Workload
     measure: Measure
     data_dir: str
+    site: CellSite = Field(default_factory=lambda: CellSite())
 
     @property
     def folder(self) -> Path:
@@ -75,8 +86,20 @@ class Cell(Section):
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the result; where its data lie does not."""
-        defining = self.model_dump(mode="json", by_alias=True, exclude={"data_dir"})
-        return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+        return _sha256(self.defining())
+
+    def defining(self) -> dict[str, Any]:
+        """What defines the result.
+
+        Another module, network interface or image may be another speed, so they do; a site that
+        names none is left out, as in the results from before there were sites.
+        """
+        unnamed = {"site"} if self.site == CellSite() else set()
+        return self.model_dump(mode="json", by_alias=True, exclude={"data_dir", *unnamed})
+
+
+def _sha256(defining: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
 
 
 def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) -> Cell:
@@ -103,6 +126,7 @@ def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) 
         definition=definition,
         measure=config.measure,
         data_dir=config.data.dir,
+        site=CellSite.model_validate(config.site.model_dump(exclude={"scratch"})),
     )
 
 
@@ -153,10 +177,9 @@ class ParityCase(Section):
 
         So a verdict stays one on the same case in a run that is merged from others.
         """
-        defining = self.model_dump(
-            mode="json", by_alias=True, exclude={"cell": {"run", "data_dir"}}
-        )
-        return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
+        cell = {name: value for name, value in self.cell.defining().items() if name != "run"}
+        gate = self.gate.model_dump(mode="json", by_alias=True)
+        return _sha256({"cell": cell, "gate": gate})
 
 
 def parity_case(config: Config, workload: str, strategy: str, ranks: int) -> ParityCase:

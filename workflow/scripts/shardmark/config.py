@@ -31,6 +31,19 @@ CIFAR_SIDE = 32
 RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
+# What the launcher and torchrun tell each rank.
+OWN_VARIABLES = (
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PYTHONPATH",
+    "RANK",
+    "WORLD_SIZE",
+)
+
 SHOWN_CHARACTERS = 80
 _NAME_RULE = "it must be at most 64 letters, digits and _, a letter first"
 
@@ -220,6 +233,33 @@ class Cluster(Section):
     )
 
 
+class CellSite(Section):
+    """What surrounds the processes of a cell, and can change its result."""
+
+    setup: str = Field(
+        "", description="lines of bash before each cell, on each of its nodes: module load ..."
+    )
+    environment: dict[Name, str] = Field(
+        default_factory=dict,
+        description="variables for every rank, over those of setup: NCCL_SOCKET_IFNAME: ib0",
+    )
+    container: str | None = Field(
+        None,
+        description="an Apptainer image (.sif) with this project's packages, in whose python3 the "
+        "ranks run; null for none",
+    )
+
+
+class Site(CellSite):
+    """The place, as it is."""
+
+    scratch: str | None = Field(
+        None,
+        description="folder on each node's own disk for a cell's caches and temporary files, with "
+        "$VARIABLES of the node; emptied after each cell; null for the system's own",
+    )
+
+
 class Data(Section):
     """Where the images come from."""
 
@@ -304,6 +344,7 @@ class Config(Section):
         default_factory=dict, description="name: {base: strategy, option: value, ...}"
     )
     cluster: Cluster = Field(default_factory=lambda: Cluster())
+    site: Site = Field(default_factory=lambda: Site())
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
     validity: Validity = Field(default_factory=lambda: Validity())
@@ -518,9 +559,22 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
             yield f"workloads.{name}: names something else among the results; choose another"
         if isinstance(workload, Mapping):
             yield from _workload_mistakes(f"workloads.{name}", workload, counts, cluster)
+    yield from _site_mistakes(_mapping(raw, "site"), root)
     data = _section(Data, raw, "data")
     if data and not _is_folder(root / data.dir):
         yield f"data.dir: {shown(data.dir)} is not a folder; create it or name another"
+
+
+def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
+    for name in _mapping(site, "environment"):
+        if name in OWN_VARIABLES:
+            yield f"site.environment.{name}: is set for each rank by the launcher; leave it out"
+    image = site.get("container")
+    if isinstance(image, str) and not _is_file(root / image):
+        yield (
+            f"site.container: {shown(image)} is not a file; apptainer pull or build makes one, "
+            "null runs without"
+        )
 
 
 def _unknown_names(
@@ -546,6 +600,13 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # a name longer than a file system takes, for one
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
         return False
 
 

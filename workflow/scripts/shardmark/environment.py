@@ -87,6 +87,8 @@ def torch_environment(device: Any, backend: str) -> dict[str, Any]:
         "backend": backend,
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
+        # Its own: in an image they are others than the launcher's.
+        "versions": software_versions(),
         "variables": variables(),
     }
     if device.type == "cuda":

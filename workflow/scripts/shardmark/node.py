@@ -29,6 +29,7 @@ from shardmark.cells import Cell
 from shardmark.config import Section
 from shardmark.errors import UserError
 from shardmark.heartbeat import FILE_VARIABLE, Beat, Heartbeats
+from shardmark.site import caches_in, contained, environment_at, local_folder
 from shardmark.telemetry import gpu_facts, node_name, sampling, visible_gpus
 from shardmark.tether import tethered
 
@@ -122,14 +123,17 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         idle_s = cell.measure.idle_s if gpus else 0.0
         watched = sampling(samples, cell.measure.sample_interval_s, gpus, idle_s)
     killed_before = oom_kills()
-    with tempfile.TemporaryDirectory(prefix="shardmark-") as folder, no_survivors():
+    local = local_folder()
+    with tempfile.TemporaryDirectory(prefix="shardmark-", dir=local) as folder, no_survivors():
         failures = plan.scratch / f"failures.node{index}.json"
         with watched:
+            # Before the clock: what a site sets up is no part of the cell's time.
+            env = _environment(plan, index, ranks, Path(folder, "heartbeats"))
             beats = Heartbeats(Path(folder, "heartbeats"), ranks)
             begin = time.monotonic()
             process = subprocess.Popen(
-                tethered(_command(plan, index, ranks, failures)),
-                env=_environment(plan, index, ranks, beats.path),
+                tethered(_at_site(plan, _command(plan, index, ranks, failures), Path(folder))),
+                env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
             )
             ended_by = _watch(process, plan, index, begin, beats)
             seconds, at = time.monotonic() - begin, time.time()
@@ -159,6 +163,13 @@ def _failed_ranks(
     return failures
 
 
+def _at_site(plan: Plan, command: list[str], folder: Path) -> list[str]:
+    """The command as the site wants it; ``folder`` is this node's own for the cell."""
+    cell = plan.cell
+    folders = [plan.scratch, folder, plan.script.parent, Path(cell.data_dir)]
+    return contained(cell.site, command, cuda=cell.device == "cuda", folders=folders)
+
+
 def _command(plan: Plan, index: int, ranks: int, failures: Path) -> list[str]:
     script = [str(plan.script), *plan.arguments]
     if plan.cell.processes == 1:
@@ -181,10 +192,13 @@ def _command(plan: Plan, index: int, ranks: int, failures: Path) -> list[str]:
 
 def _environment(plan: Plan, index: int, ranks: int, beats: Path) -> dict[str, str]:
     cell = plan.cell
-    env = dict(os.environ)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), env.get("PYTHONPATH")]))
+    env = environment_at(cell.site, os.environ)
+    # In an image, this machine's own packages would take the place of the image's.
+    others = env.get("PYTHONPATH") if cell.site.container is None else None
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), others]))
+    if local_folder() is not None:
+        env |= caches_in(beats.parent)
     env["PYTHONUNBUFFERED"] = "1"
-    env["SHARDMARK_LAUNCHED"] = str(time.time())
     env["SHARDMARK_NODE"] = node_name()
     env[FILE_VARIABLE] = str(beats)
     # NVML counts devices by their bus; torch must mean the same ones.

@@ -1,0 +1,129 @@
+"""The data sets of a matrix, brought once to where its cells find them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import CIFAR10
+
+from fetch_data import fetch
+from shardmark.errors import UserError
+from test_workflow import CONFIG, SCRIPTS, Project, copy_project
+
+BATCHES = [f"data_batch_{index}" for index in range(1, 6)]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a server that has an archive as CIFAR-10's is made, of two images a file."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    files = {}
+    for name in (*BATCHES, "test_batch"):
+        images = np.zeros((2, 3072), dtype=np.uint8)
+        files[name] = pickle.dumps({"data": images, "labels": [0, 1], "name": name})
+    files["batches.meta"] = pickle.dumps({"label_names": ["one", "other"]})
+    archive = folder / CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    for name, value in {
+        "url": f"http://127.0.0.1:{server.server_port}/{CIFAR10.filename}",
+        "tgz_md5": hashlib.md5(archive.read_bytes()).hexdigest(),
+        "train_list": [[name, sums[name]] for name in BATCHES],
+        "test_list": [["test_batch", sums["test_batch"]]],
+        "meta": CIFAR10.meta | {"md5": sums["batches.meta"]},
+    }.items():
+        monkeypatch.setattr(CIFAR10, name, value)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield folder
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_data_set_is_downloaded_once_and_checked(mirror: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "resources"
+    found = fetch("cifar10", folder, download=True)
+    assert found["folder"] == str(folder / CIFAR10.base_folder)
+    (mirror / CIFAR10.filename).unlink()
+    # Whole already: neither asked for again, nor needed.
+    assert fetch("cifar10", folder, download=True) == found
+    assert fetch("cifar10", folder, download=False) == found
+
+
+def test_a_damaged_data_set_is_refused_and_mended_where_it_may(
+    mirror: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "resources"
+    found = fetch("cifar10", folder, download=True)
+    damaged = folder / CIFAR10.base_folder / "data_batch_3"
+    damaged.write_bytes(b"cut short")
+    with pytest.raises(UserError, match="or its files are damaged"):
+        fetch("cifar10", folder, download=False)
+    assert fetch("cifar10", folder, download=True) == found
+    assert damaged.read_bytes() != b"cut short"
+
+
+def test_a_mirror_that_lacks_the_data_set_is_one_message(mirror: Path, tmp_path: Path) -> None:
+    (mirror / CIFAR10.filename).unlink()
+    with pytest.raises(UserError, match="could not be downloaded"):
+        fetch("cifar10", tmp_path / "resources", download=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A matrix of which one workload is on CIFAR-10, and what fetches it stood in for."""
+    project = copy_project(tmp_path)
+    (project.folder / SCRIPTS / "fetch_data.py").write_text(
+        "import pathlib, sys\n"
+        "with open('fetched.log', 'a') as log: print(*sys.argv[1:], file=log)\n"
+        "pathlib.Path(sys.argv[-1]).write_text('{}')\n"
+    )
+    config = project.folder / CONFIG
+    head, tail = config.read_text().rsplit("name: synthetic", 1)
+    config.write_text(f"{head}name: cifar10{tail}")
+    return project
+
+
+def test_fetch_brings_the_matrixs_data_sets_and_trains_nothing(project: Project) -> None:
+    fetched = project.folder / "fetched.log"
+    done = project.matrix("fetch")
+    assert done.returncode == 0, done.stdout
+    assert len(fetched.read_text().splitlines()) == 1
+    assert "--dataset cifar10 --dir resources --download true" in fetched.read_text()
+    assert project.ran() == []
+    # On a node without internet nothing is left to fetch.
+    rules = project.planned()
+    assert "fetch_data" not in rules
+    assert "train" in rules
+
+
+def test_a_matrix_of_generated_images_has_nothing_to_fetch(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    done = project.matrix("fetch")
+    assert done.returncode == 0, done.stdout
+    assert project.ran() == []

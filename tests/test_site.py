@@ -1,0 +1,159 @@
+"""A site's set-up, variables, image and local disk: real processes; Apptainer is stood in for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_cell
+from shardmark.cells import Cell, parity_case
+from shardmark.config import CellSite
+from shardmark.errors import UserError
+from shardmark.launch import Ended, launch
+from shardmark.site import SCRATCH_VARIABLE, contained, why_no_container
+from small_matrix import ROOT, cell_at, matrix
+from test_workflow import CONFIG, copy_project
+
+STAND_INS = ROOT / "tests/stand_ins"
+TELL = """
+import json, os, pathlib, sys, tempfile
+found = dict(os.environ) | {"temporary": tempfile.gettempdir()}
+pathlib.Path(sys.argv[1], f"told{os.environ['RANK']}.json").write_text(json.dumps(found))
+"""
+
+
+def told(cell: Cell, folder: Path) -> list[dict[str, str]]:
+    """The variables that each rank of a cell finds."""
+    ended = tell(cell, folder)
+    assert ended.exit_code == 0, ended.log_tail
+    files = [folder / f"told{rank}.json" for rank in range(cell.gpus)]
+    return [json.loads(file.read_text()) for file in files]
+
+
+def tell(cell: Cell, folder: Path) -> Ended:
+    script = folder / "tell.py"
+    script.write_text(TELL)
+    return launch(script, [str(folder)], cell, folder)
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image, where there is an Apptainer to run it."""
+    bin = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", os.pathsep.join([str(STAND_INS), str(bin), os.environ["PATH"]]))
+    monkeypatch.setenv("APPTAINER_NOTE", str(tmp_path / "note"))
+    file = tmp_path / "torch.sif"
+    file.touch()
+    return file
+
+
+def test_setup_and_variables_reach_every_rank_and_the_sites_own_come_last(tmp_path: Path) -> None:
+    cell = cell_at(
+        gpus=2,
+        site__setup="echo a module says hello\nexport FROM_SETUP='two words' BOTH=setup",
+        site__environment={"NCCL_SOCKET_IFNAME": "ib0", "BOTH": "site"},
+    )
+    for found in told(cell, tmp_path):
+        assert found["FROM_SETUP"] == "two words"
+        assert found["NCCL_SOCKET_IFNAME"] == "ib0"
+        assert found["BOTH"] == "site"
+    assert "FROM_SETUP" not in os.environ
+
+
+def test_a_setup_that_fails_is_one_message_and_no_result(tmp_path: Path) -> None:
+    cell = cell_at(site__setup="echo no such module >&2\nfalse\necho not reached >&2")
+    ended = tell(cell, tmp_path)
+    with pytest.raises(UserError, match=r"site.setup: failed with exit code 1 .*: no such module;"):
+        run_cell.failure_of(cell, ended)
+    assert not (tmp_path / "told0.json").exists()
+
+
+def test_ranks_run_in_the_image_with_the_folders_they_need(image: Path, tmp_path: Path) -> None:
+    cell = cell_at(gpus=2, site__container=str(image))
+    assert len(told(cell, tmp_path)) == 2
+    said = (tmp_path / "note").read_text().splitlines()
+    assert said[0] == "exec"
+    assert said[said.index(str(image)) + 1] == "python3"
+    assert "--nv" not in said, "the cell is on CPUs"
+    for folder in (ROOT, tmp_path, ROOT / "config"):
+        assert f"--bind={folder}" in said
+    with_gpus = contained(cell.site, [sys.executable, "x.py"], cuda=True, folders=[])
+    assert "--nv" in with_gpus
+    assert with_gpus[-3:] == [str(image), "python3", "x.py"]
+
+
+def test_a_cell_trains_in_an_image_and_its_result_names_the_sites_variables(
+    image: Path, tmp_path: Path
+) -> None:
+    named = {"site__container": str(image), "site__environment": {"MY_SWITCH": "on"}}
+    metrics = run_cell.run_cell(cell_at(**named), tmp_path / "cell")
+    assert metrics.status == "ok", metrics.failure
+    assert metrics.environment["variables"]["MY_SWITCH"] == "on"
+    assert metrics.cell.site.container == str(image)
+
+
+def test_caches_and_temporary_files_are_on_the_local_disk_and_gone_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, folder = tmp_path / "local", tmp_path / "cell"
+    folder.mkdir()
+    monkeypatch.setenv("DISK", str(local))
+    monkeypatch.setenv(SCRATCH_VARIABLE, "$DISK/cells")
+    (found,) = told(cell_at(), folder)
+    names = ("TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR", "temporary")
+    for name in names:
+        assert Path(found[name]).is_relative_to(local / "cells")
+    assert list((local / "cells").iterdir()) == []
+    monkeypatch.setenv(SCRATCH_VARIABLE, "$NO_SUCH_DISK/cells")
+    with pytest.raises(UserError, match=r"site.scratch: \$NO_SUCH_DISK/cells names a variable"):
+        run_cell.failure_of(cell_at(), tell(cell_at(), folder))
+
+
+def test_what_can_change_a_result_defines_it_and_where_caches_lie_does_not() -> None:
+    plain = cell_at()
+    assert "site" not in plain.defining()
+    assert cell_at(site__scratch="/local").fingerprint() == plain.fingerprint()
+    for changed in ({"setup": "true"}, {"environment": {"NCCL_ALGO": "Ring"}}):
+        assert cell_at(site=changed).fingerprint() != plain.fingerprint()
+        case = parity_case(matrix(site=changed), "small", "ddp", 1)
+        assert case.fingerprint() != parity_case(matrix(), "small", "ddp", 1).fingerprint()
+
+
+def test_setup_may_bring_apptainer(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    bare = CellSite(container=str(image))
+    assert "there is no apptainer on the PATH after site.setup" in why_no_container(bare)
+    assert why_no_container(CellSite(container=str(image), setup=f"PATH={STAND_INS}:$PATH")) == ""
+
+
+def test_the_oracles_process_enters_the_site_once(image: Path, tmp_path: Path) -> None:
+    script = tmp_path / "enter.py"
+    script.write_text(
+        "import os, sys\nfrom shardmark.config import CellSite\nfrom shardmark.site import enter\n"
+        f"site = CellSite(container={str(image)!r}, setup='export A=1', environment={{'B': '2'}})\n"
+        "enter(site, cuda=False, folders=[])\n"
+        "print(sys.argv[1], os.environ['A'], os.environ['B'])\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")}
+    done = subprocess.run(
+        [sys.executable, str(script), "given"], env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "given 1 2\n", done.stderr
+    assert "exec" in (tmp_path / "note").read_text().splitlines()
+
+
+def test_no_apptainer_is_said_before_any_job(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    (project.folder / "torch.sif").touch()
+    with (project.folder / CONFIG).open("a") as file:
+        file.write("site: {container: torch.sif, setup: 'PATH=/usr/bin:/bin'}\n")
+    done = project.matrix()
+    assert done.returncode == 1
+    assert "site.container: there is no apptainer on the PATH" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert project.ran() == []

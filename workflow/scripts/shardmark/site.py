@@ -1,0 +1,162 @@
+"""What a site wants around the processes of a cell: a set-up, variables, an image, a local disk.
+
+Read by the launcher of each node, and free of torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from shardmark.config import CellSite
+from shardmark.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+# Set by the workflow and not part of a cell: where caches lie changes no result.
+SCRATCH_VARIABLE = "SHARDMARK_SCRATCH"
+# Marks a process that has its site's surroundings already.
+ENTERED_VARIABLE = "SHARDMARK_ENTERED"
+SETUP_S = 300.0
+# Of an image: its own, with the packages that it has.
+PYTHON_OF_IMAGE = "python3"
+CACHES = {
+    "CUDA_CACHE_PATH": "cuda",
+    "MPLCONFIGDIR": "matplotlib",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "extensions",
+    "TRITON_CACHE_DIR": "triton",
+    "XDG_CACHE_HOME": "cache",
+}
+
+
+def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a process at a site: after its set-up, with its own.
+
+    The set-up runs once, in a shell of its own, so that no shell stands between the launcher and
+    what it has to end.
+
+    Args:
+        site: the site.
+        base: the variables that the set-up starts from.
+
+    Raises:
+        UserError: if the set-up fails.
+    """
+    env = dict(base)
+    if site.setup:
+        # What it prints is no variable.
+        script = f"set -e\n{{\n{site.setup}\n}} >&2\nexec /usr/bin/env -0"
+        try:
+            done = subprocess.run(
+                ["bash", "-c", script],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="surrogateescape",
+                timeout=SETUP_S,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            where = os.uname().nodename
+            raise UserError(f"site.setup: cannot be run on {where} ({error})") from None
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+            raise UserError(
+                f"site.setup: failed with exit code {done.returncode} on {os.uname().nodename}: "
+                f"{last}; it must run in bash on every node"
+            )
+        env = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if "=" in entry)
+    return env | site.environment
+
+
+def why_no_container(site: CellSite) -> str:
+    """Why cells cannot run in the site's image, as seen from this machine; empty if they can.
+
+    Raises:
+        UserError: if the site's set-up, which may bring apptainer, fails.
+    """
+    if site.container is None:
+        return ""
+    path = environment_at(site, os.environ).get("PATH")
+    if shutil.which("apptainer", path=path) is None:
+        return (
+            "site.container: there is no apptainer on the PATH after site.setup; load its module "
+            "there, or set site.container to null"
+        )
+    return ""
+
+
+def contained(
+    site: CellSite, command: Sequence[str], *, cuda: bool, folders: Iterable[Path]
+) -> list[str]:
+    """A Python command as it runs at a site: in its image, if it has one.
+
+    Args:
+        site: the site.
+        command: begins with this interpreter, which the image's own takes the place of.
+        cuda: whether it needs the GPUs and the driver.
+        folders: what it reads and writes beside the project, the data and the results.
+    """
+    if site.container is None:
+        return list(command)
+    here = Path.cwd()
+    seen = {ROOT, here, here.resolve(), Path("results").resolve(), *(f.resolve() for f in folders)}
+    binds = [f"--bind={folder}" for folder in sorted(seen) if folder.exists()]
+    options = [*(["--nv"] if cuda else []), *binds, f"--pwd={here}"]
+    image = str(Path(site.container).resolve())
+    return ["apptainer", "exec", *options, image, PYTHON_OF_IMAGE, *command[1:]]
+
+
+def local_folder() -> Path | None:
+    """The folder for caches and temporary files on this node; None for the system's own.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    named = os.environ.get(SCRATCH_VARIABLE)
+    if not named:
+        return None
+    folder = Path(os.path.expandvars(named)).expanduser()
+    if "$" in str(folder):
+        raise UserError(
+            f"site.scratch: {named} names a variable that is not set on {os.uname().nodename}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"site.scratch: {folder} cannot be made on {os.uname().nodename} ({error.strerror})"
+        ) from None
+    return folder
+
+
+def caches_in(folder: Path) -> dict[str, str]:
+    """The variables that put caches and temporary files into a folder.
+
+    Of a cell's own, empty at first: no cell finds what another has compiled, whatever the order.
+    """
+    folders = {name: folder / place for name, place in (CACHES | {"TMPDIR": "tmp"}).items()}
+    for path in folders.values():
+        path.mkdir()
+    return {name: str(path) for name, path in folders.items()}
+
+
+def enter(site: CellSite, *, cuda: bool, folders: Iterable[Path]) -> None:
+    """Become the same process at its site, unless it is there already.
+
+    Raises:
+        UserError: if the set-up fails, or there is no apptainer.
+    """
+    if site == CellSite() or ENTERED_VARIABLE in os.environ:
+        return
+    env = environment_at(site, os.environ) | {ENTERED_VARIABLE: "1"}
+    if site.container is not None:
+        if reason := why_no_container(site):
+            raise UserError(reason)
+        env["PYTHONPATH"] = str(ROOT / "workflow/scripts")
+    command = contained(site, [sys.executable, *sys.argv], cuda=cuda, folders=folders)
+    os.execvpe(command[0], command, env)
