@@ -2,6 +2,8 @@
 # make lint    what the code must pass                  make lock    resolve the lock anew
 # make schemas export the models again              make clean    remove what the targets made
 # make fetch CONFIG=config/mine.yaml    the data sets of the matrix, where there is internet
+# make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
+#                   SLURM=1 on a cluster's nodes, by a job of two minutes
 # make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
@@ -38,7 +40,7 @@ export PATH := $(BIN):$(PATH)
 LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
 READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
-.PHONY: demo test test-slurm test-slurm-long lint lock schemas fetch status rerun clean
+.PHONY: demo test test-slurm test-slurm-long lint lock schemas fetch doctor status rerun clean
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
@@ -82,6 +84,9 @@ OVERLAY = $(if $(CONFIG),--configfile $(CONFIG))
 
 fetch: $(READY)
 	@snakemake fetch --profile profiles/local $(OVERLAY)
+
+doctor: $(READY)
+	@python workflow/scripts/doctor.py $(OVERLAY) $(if $(SLURM),--slurm)
 
 status: $(READY)
 	@python workflow/scripts/status.py $(OVERLAY) $(if $(WATCH),--watch)

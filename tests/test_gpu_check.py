@@ -6,7 +6,6 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-import pynvml
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from shardmark.errors import UserError
 from shardmark.gpu_check import TorchCuda, ask_torch, why_no_gpus, why_too_few
 from shardmark.runtime import start_runtime
 from shardmark.telemetry import visible_gpus
+from simulated_nvml import Gpu, simulate
 from small_matrix import cell_at
 
 CUDA = TorchCuda(version="2.15.0", cuda="13.0", count=0, error=None)
@@ -89,27 +89,6 @@ def test_a_rank_refuses_rocm_before_it_joins_the_others(monkeypatch: pytest.Monk
         start_runtime(cell_at(cluster__device="cuda"))
 
 
-class Nvml:
-    """Two GPUs that NVML would tell of, the second in MIG mode, the first of a kind without."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in {
-            "Init": lambda: None,
-            "DeviceGetCount": lambda: 2,
-            "DeviceGetHandleByIndex": lambda index: index,
-            "DeviceGetUUID": lambda handle: f"GPU-{handle}",
-            "DeviceGetHandleByUUID": lambda uuid: int(uuid[-1]),
-            "DeviceGetMigMode": self.mig_mode,
-        }.items():
-            monkeypatch.setattr(pynvml, f"nvml{name}", value)
-
-    @staticmethod
-    def mig_mode(handle: int) -> tuple[int, int]:
-        if handle == 0:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return pynvml.NVML_DEVICE_MIG_ENABLE, pynvml.NVML_DEVICE_MIG_ENABLE
-
-
 @pytest.mark.parametrize(
     ("visible", "count", "sliced"),
     [
@@ -123,7 +102,7 @@ class Nvml:
 def test_a_gpu_in_mig_mode_is_refused(
     visible: str | None, count: int, sliced: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Nvml(monkeypatch)
+    simulate(monkeypatch, [Gpu(), Gpu(mig=True)])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -135,7 +114,7 @@ def test_a_gpu_in_mig_mode_is_refused(
 
 
 def test_the_planner_refuses_mig_where_torch_sees_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    Nvml(monkeypatch)
+    simulate(monkeypatch, [Gpu(), Gpu(mig=True)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     monkeypatch.setattr(gpu_check, "ask_torch", lambda: said(count=1))
     assert "GPU-1 is a GPU in MIG mode" in why_no_gpus(1)

@@ -53,7 +53,7 @@ class SlurmProject:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("Snakefile", "config", "profiles", "workflow"):
+        for name in ("Snakefile", "config", "profiles", "pyproject.toml", "workflow"):
             source = ROOT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, folder / name)

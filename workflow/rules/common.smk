@@ -27,6 +27,7 @@ from shardmark.errors import ConfigError, UserError
 from shardmark.exports import exported_files
 from shardmark.executor import see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
+from shardmark.job_request import request_of
 from shardmark.progress import Progress
 from shardmark.scratch import this_run
 from shardmark.site import SCRATCH_VARIABLE, why_no_container
@@ -214,46 +215,36 @@ def parity_threads(wildcards):
     return min(whole_machine(wildcards), max(1, replicas_at(wildcards) // 2))
 
 
+def request_at(wildcards):
+    return request_of(CONFIG.cluster, replicas_at(wildcards))
+
+
 def nodes_at(wildcards):
-    return -(-replicas_at(wildcards) // CONFIG.cluster.gpus_per_node)
+    return request_at(wildcards).nodes
 
 
 def gpus_at(wildcards):
-    """GPUs of a job on one node."""
-    if CONFIG.cluster.device == "cuda" and nodes_at(wildcards) == 1:
-        return replicas_at(wildcards)
-    return None
+    return request_at(wildcards).gpu
 
 
 def gres_at(wildcards):
-    """GPUs of each node of a job on several: of a total, Slurm might give one node more."""
-    if CONFIG.cluster.device == "cuda" and nodes_at(wildcards) > 1:
-        return f"gpu:{CONFIG.cluster.gpus_per_node}"
-    return None
-
-
-def replicas_a_node(wildcards):
-    return min(replicas_at(wildcards), CONFIG.cluster.gpus_per_node)
+    return request_at(wildcards).gres
 
 
 def mpi_at(wildcards):
-    """Across nodes the launcher itself calls srun; on one node it must not."""
-    return "srun" if nodes_at(wildcards) > 1 else None
+    return request_at(wildcards).mpi
 
 
 def tasks_per_node_at(wildcards):
-    """Sizes an allocation of several nodes; the plugin wants more than one."""
-    return max(2, replicas_a_node(wildcards)) if nodes_at(wildcards) > 1 else None
+    return request_at(wildcards).tasks_per_node
 
 
 def cpus_per_task_at(wildcards):
-    tasks = tasks_per_node_at(wildcards) or 1
-    return max(1, replicas_a_node(wildcards) * CONFIG.cluster.cpus_per_gpu // tasks)
+    return request_at(wildcards).cpus_per_task
 
 
 def mem_mb_at(wildcards):
-    """Memory of one node, which is what Slurm's --mem means."""
-    return replicas_a_node(wildcards) * CONFIG.cluster.mem_gb_per_gpu * 1000
+    return request_at(wildcards).mem_mb
 
 
 def block_at(wildcards):
@@ -302,9 +293,8 @@ def slurm_extra_at(wildcards, input):
     return " ".join(filter(None, options))
 
 
-# Slurm ends a job with no word to its cell: the cell's own limit must come first.
 TIME_LIMIT_MINUTES = CONFIG.cluster.time_limit_minutes
-RUNTIME_MINUTES = TIME_LIMIT_MINUTES + 10
+RUNTIME_MINUTES = request_of(CONFIG.cluster, 1).runtime
 
 # Goes first: a strategy that is not the same training shows before hours are spent on its cells.
 PARITY_PRIORITY = len(CELLS) + 1

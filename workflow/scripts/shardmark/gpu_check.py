@@ -100,11 +100,15 @@ def why_too_few(needed: int, said: TorchCuda | str, *, driver: bool, visible: st
     )
 
 
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is installed here."""
+    return Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
+
+
 def why_no_gpus(needed: int) -> str:
     """Why this machine cannot run a cell of ``needed`` GPUs; empty if it can."""
-    driver = Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if reason := why_too_few(needed, ask_torch(), driver=driver, visible=visible):
+    if reason := why_too_few(needed, ask_torch(), driver=has_driver(), visible=visible):
         return reason
     try:
         visible_gpus(needed)

@@ -52,7 +52,7 @@ def probe(runtime: Runtime, precision: str) -> list[Probe]:
         devices = [torch.device("cuda", index) for index in runtime.replicas]
     else:
         devices = [runtime.device]
-    reduced = _all_reduce_gb_per_s(runtime)
+    reduced = all_reduce_gb_per_s(runtime)
     return [
         Probe(
             device=device.index or 0,
@@ -95,8 +95,11 @@ def _copy_gb_per_s(device: torch.device) -> float:
     return 2 * size.copied / seconds / 1e9
 
 
-def _all_reduce_gb_per_s(runtime: Runtime) -> float | None:
-    """Bus bandwidth as nccl-tests has it: 2 (n - 1) / n of the message over the time."""
+def all_reduce_gb_per_s(runtime: Runtime) -> float | None:
+    """Bus bandwidth as nccl-tests has it: 2 (n - 1) / n of the message over the time, GB/s.
+
+    A collective; None where a single rank has nothing to reduce.
+    """
     ranks = runtime.world_size
     if ranks == 1:
         return None

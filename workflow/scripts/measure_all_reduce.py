@@ -1,0 +1,39 @@
+"""One rank of the doctor's all-reduce: joins the others as a cell's rank does, and measures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch.distributed as dist
+
+from shardmark.atomic import write_text
+from shardmark.cells import Cell
+from shardmark.leaving import leave
+from shardmark.probe import all_reduce_gb_per_s
+from shardmark.rank import record_failure
+from shardmark.runtime import start_runtime
+
+
+def main() -> None:
+    """Measure, and leave all_reduce.json (rank 0) in the scratch folder, or the rank's failure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cell", type=Path, required=True, help="file with the cell's JSON")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
+    arguments = parser.parse_args()
+    try:
+        runtime = start_runtime(Cell.model_validate_json(arguments.cell.read_text()))
+        found = {"backend": runtime.backend, "gb_per_s": all_reduce_gb_per_s(runtime)}
+        if runtime.rank == 0:
+            write_text(arguments.scratch / "all_reduce.json", json.dumps(found))
+    except Exception as error:
+        record_failure(error, "all-reduce", arguments.scratch)
+        # The others may wait for this one for ever.
+        leave(1)
+    dist.destroy_process_group()
+    leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What the job of a cell asks of Slurm, as Snakemake's resources."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from shardmark.config import Cluster
+
+# Slurm ends a job with no word to its cell: the cell's own limit must come first.
+SPARE_MINUTES = 10
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """The resources of a job; what is None is not asked for.
+
+    Attributes:
+        nodes: machines.
+        cpus_per_task: CPU cores of each of Slurm's tasks.
+        mem_mb: memory of one node, which is what Slurm's ``--mem`` means, in MB.
+        runtime: minutes until Slurm ends it.
+        gpu: GPUs of a job on one node.
+        gres: GPUs of each node of a job on several: of a total, Slurm might give one node more.
+        mpi: across nodes the launcher itself calls srun; on one node it must not.
+        tasks_per_node: sizes an allocation of several nodes; the executor wants more than one.
+    """
+
+    nodes: int
+    cpus_per_task: int
+    mem_mb: int
+    runtime: int
+    gpu: int | None
+    gres: str | None
+    mpi: str | None
+    tasks_per_node: int | None
+
+    def resources(self) -> dict[str, int | str]:
+        """What is asked for, by Snakemake's names."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def request_of(cluster: Cluster, replicas: int) -> JobRequest:
+    """The request of a job with so many replicas.
+
+    Args:
+        cluster: the machines.
+        replicas: GPUs of a cell, or a parity case's ranks.
+    """
+    nodes = -(-replicas // cluster.gpus_per_node)
+    a_node = min(replicas, cluster.gpus_per_node)
+    several, cuda = nodes > 1, cluster.device == "cuda"
+    tasks = max(2, a_node) if several else None
+    return JobRequest(
+        nodes=nodes,
+        cpus_per_task=max(1, a_node * cluster.cpus_per_gpu // (tasks or 1)),
+        mem_mb=a_node * cluster.mem_gb_per_gpu * 1000,
+        runtime=cluster.time_limit_minutes + SPARE_MINUTES,
+        gpu=replicas if cuda and not several else None,
+        gres=f"gpu:{cluster.gpus_per_node}" if cuda and several else None,
+        mpi="srun" if several else None,
+        tasks_per_node=tasks,
+    )
