@@ -338,4 +338,4 @@ onstart:
         Progress.attach(logger, planned)
     if CONFIG.on_failure == "stop":
         on_slurm = workflow.executor_plugin.name == "slurm"
-        logger.addHandler(StopAtFailure(planned, on_slurm=on_slurm))
+        logger.addHandler(StopAtFailure(planned, workflow.scheduler, on_slurm=on_slurm))
