@@ -17,7 +17,7 @@ from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, source
 from shardmark.config import load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError
-from shardmark.executor import see_cancelled_jobs
+from shardmark.executor import keep_planned_order, see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.progress import Progress
 from shardmark.stopping import StopAtFailure
@@ -328,6 +328,7 @@ onstart:
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if workflow.executor_plugin.name == "slurm":
+        keep_planned_order()
         see_cancelled_jobs()
     if orphans():
         print(
