@@ -72,14 +72,20 @@ def test_a_rank_that_raises_is_a_failure_with_its_phase_rank_and_exception(tmp_p
     assert 0 < len(failure.log_tail) <= LOG_TAIL_LINES
 
 
-def test_running_out_of_memory_is_an_outcome_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [("memory", "can't allocate memory"), ("device memory", "CUDA out of memory")],
+)
+def test_running_out_of_memory_is_an_outcome_of_its_own(
+    memory: str, words: str, tmp_path: Path
+) -> None:
     cell = cell_at()
-    ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE="memory")
+    ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE=memory)
     status, failure = run_cell.failure_of(cell, ended) or ("", None)
     assert status == "oom", failure
     assert failure is not None
     assert failure.rank == 0
-    assert "can't allocate memory" in failure.exception
+    assert words in failure.exception
 
 
 @pytest.mark.parametrize(

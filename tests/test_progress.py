@@ -129,6 +129,15 @@ def test_a_failed_cell_shows_the_end_of_its_log(plain: Matrix) -> None:
     assert plain.progress.state().startswith("cells [1/2] | 1 no result")
 
 
+def test_slurms_errors_do_not_hide_the_launchers_last_word(plain: Matrix) -> None:
+    errors = ["srun: error: n2: task 1: Exited with exit code 1", "shardmark: killed rank 3"]
+    log = Path("job.log")
+    log.write_text("\n".join(["epoch 1", errors[0], "srun: Force Terminated", errors[1]]))
+    plain.start(1, CELLS[0])
+    plain.fail(1, logs=("job.log",))
+    assert lines(plain)[1:] == [f"    {error}" for error in errors]
+
+
 def test_a_failed_cell_without_a_log_points_to_the_messages(plain: Matrix) -> None:
     plain.start(1, CELLS[0])
     plain.fail(1)

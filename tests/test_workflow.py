@@ -250,6 +250,26 @@ def test_failing_cell_does_not_end_the_matrix(fresh: Project) -> None:
     assert "cells [20/20] | 20 no result" in result.stdout
 
 
+def test_on_failure_stop_starts_nothing_after_a_failed_cell_and_goes_on_when_asked_again(
+    fresh: Project,
+) -> None:
+    four = MATRIX.replace("[small, other]", "[small]").replace("[dp, ddp, fsdp]", "[ddp, fsdp]")
+    (fresh.folder / CONFIG).write_text(four.replace("[1, 2]", "[2]") + "on_failure: stop\n")
+    cells = [f"small {s} gpus2 seed{n}" for s in ("ddp", "fsdp") for n in (0, 1)]
+    # Seed 0 is planned before seed 1.
+    (fresh.folder / "OOM").write_text("small fsdp gpus2 seed0")
+    result = fresh.matrix()
+    assert result.returncode == 1
+    ran = fresh.ran()
+    assert ran[-1] == "small fsdp gpus2 seed0", "the failed cell is the last that ran"
+    assert len(ran) <= 2
+    assert "on_failure: stop: small fsdp gpus2 seed0 ended as oom" in result.stdout
+    assert "Traceback" not in result.stdout
+    again = fresh.matrix()
+    assert again.returncode == 0, again.stdout
+    assert sorted([*ran, *fresh.ran()]) == sorted(cells)
+
+
 def test_report_never_trains(project: Project) -> None:
     shutil.rmtree(project.folder / "results/t/small/fsdp")
     (project.folder / "results/t/parity/small/ddp/ranks1.json").unlink()

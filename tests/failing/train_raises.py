@@ -26,6 +26,8 @@ class Failing(Ddp):
 def fail(kind: str) -> None:
     if kind == "memory":
         torch.empty(1 << 60, dtype=torch.uint8)
+    if kind == "device memory":
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     raise ArithmeticError("the wheels came off")
 
 

@@ -23,7 +23,8 @@ NODES = ("n1", "n2", "n3", "n4")
 GPUS_PER_NODE = 2
 # What the nodes claim; with config_overrides Slurm does not hold it against the machine.
 CPUS, MEMORY_MB = 16, 64_000
-ACCOUNT, PARTITION = "lab", "gpu"
+# Jobs of the urgent partition take the nodes of the other's, which wait and start again.
+ACCOUNT, PARTITION, URGENT = "lab", "gpu", "urgent"
 CONF = Path("/etc/slurm")
 COMMANDS = (
     "ip",
@@ -205,7 +206,10 @@ SlurmctldLogFile={self.folder}/slurmctld.log
 SlurmdLogFile={self.folder}/slurmd-%n.log
 NodeName=n[1-{last}] NodeHostname=localhost NodeAddr=127.0.1.[1-{last}] Port={ports} \
 CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN
-PartitionName={PARTITION} Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName={PARTITION} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName={URGENT} Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
     def _slurmdbd_conf(self) -> str:
@@ -274,7 +278,9 @@ def listens(port: int) -> bool:
 def nodes_in(state: str) -> list[str]:
     """Names of the nodes in a state."""
     found = subprocess.run(
-        ["sinfo", "--noheader", "--Node", "--format=%N %t"], capture_output=True, text=True
+        ["sinfo", f"--partition={PARTITION}", "--noheader", "--Node", "--format=%N %t"],
+        capture_output=True,
+        text=True,
     )
     return [line.split()[0] for line in found.stdout.splitlines() if line.split()[1] == state]
 

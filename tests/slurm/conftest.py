@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from slurm_project import SlurmProject
 def cluster() -> Iterator[Cluster]:
     if reason := why_not_here():
         pytest.skip(reason)
+    # A shell's background command ignores it, and so would every Snakemake that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Not pytest's own folder, which is nobody's but the user's: the daemons change users.
     folder = Path(tempfile.mkdtemp(prefix="shardmark-slurm-"))
     folder.chmod(0o755)

@@ -17,12 +17,18 @@ SCRIPTS = "workflow/scripts"
 CONFIG = "matrix.yaml"
 # The user's two lines of the profile; the third, cluster.gpus_per_node, is in the matrix.
 EDITS = {"my_account": ACCOUNT, "my_partition": PARTITION}
-# A job here lasts seconds; the wait between two looks grows by 10 s while none ends.
+# A job here lasts seconds.
 POLLING = {
-    "slurm-init-seconds-before-status-checks: 40": "slurm-init-seconds-before-status-checks: 8",
-    "seconds-between-status-checks: 40": "seconds-between-status-checks: 2",
+    "slurm-init-seconds-before-status-checks: 40": "slurm-init-seconds-before-status-checks: 2",
     "latency-wait: 60": "latency-wait: 10",
 }
+# The executor's wait between two looks grows by 10 s each time, whatever the profile says.
+EVEN_POLLING = """
+if workflow.is_main_process:
+    from snakemake_executor_plugin_slurm import Executor
+
+    Executor.next_seconds_between_status_checks = property(lambda self: 2, lambda self, value: None)
+"""
 MATRIX = """
 run: t
 matrix: {{workloads: [small], strategies: [{strategies}], gpus: [{gpus}], seeds: [{seeds}]}}
@@ -59,7 +65,7 @@ class SlurmProject:
             copy(source, folder / name)
         (folder / "resources").mkdir()
         # What follows the cells is tested elsewhere.
-        for script in ("collect", "summarise", "plot", "report_page"):
+        for script in ("collect", "summarise", "compare_strategies", "plot", "report_page"):
             shutil.copy(STAND_INS / "write_outputs.py", folder / SCRIPTS / f"{script}.py")
         profile = folder / "profiles/slurm/config.yaml"
         text = profile.read_text()
@@ -70,6 +76,8 @@ class SlurmProject:
             assert before in text
             text = text.replace(before, after)
         profile.write_text(text)
+        with (folder / "Snakefile").open("a") as snakefile:
+            snakefile.write(EVEN_POLLING)
 
     def stand_in(self) -> None:
         """Put a stand-in in the place of the script that trains."""

@@ -11,19 +11,23 @@ from cluster import Cluster
 from slurm_project import SlurmProject
 
 
-def test_every_cell_asks_for_its_gpus_nodes_cpus_memory_and_time(project: SlurmProject) -> None:
+def test_every_cell_asks_for_its_gpus_nodes_cpus_memory_and_time_in_the_planned_order(
+    project: SlurmProject,
+) -> None:
     project.stand_in()
     project.matrix("ddp, dp", "4, 2, 1", device="cuda")
     targets = [project.path(s, n) for s in ("ddp", "dp") for n in (4, 2, 1)]
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout
     found = last_jobs(project)
-    for strategy in ("ddp", "dp"):
-        for gpus in (1, 2, 4):
-            if (strategy, gpus) != ("dp", 4):
-                assert_asked_and_given(found[comment(strategy, gpus)], gpus)
+    ran = [("ddp", 4), ("ddp", 2), ("ddp", 1), ("dp", 2), ("dp", 1)]
+    for strategy, gpus in ran:
+        assert_asked_and_given(found[comment(strategy, gpus)], gpus)
     assert project.metrics("dp", 4).status == "unsupported"
     assert comment("dp", 4) not in found
+    places = {project.metrics(*cell).provenance["planned_place"]: cell for cell in ran}
+    submitted = sorted(ran, key=lambda cell: int(found[comment(*cell)]["JobIDRaw"]))
+    assert submitted == [places[place] for place in sorted(places)]
 
 
 def test_a_cell_has_its_nodes_to_itself_by_default(project: SlurmProject) -> None:

@@ -1,7 +1,7 @@
 """Stands in for run_cell.py where the workflow is tested and not the training.
 
 Notes that it ran. Fails, having spoilt its output, while a file FAIL is there; while there is a
-file SAME, that is the result.
+file SAME, that is the result; while there is a file OOM, the cell that it names ran out of memory.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
-from shardmark.metrics import Metrics
+from shardmark.metrics import Failure, Metrics
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--cell")
@@ -26,11 +26,13 @@ with Path("ran.log").open("a") as log:
 if Path("FAIL").exists():
     arguments.output.write_text("spoilt")
     sys.exit("the stand-in fails")
+out_of_memory = Path("OOM").exists() and Path("OOM").read_text() == cell.title
 metrics = Metrics(
     cell=cell,
     cell_sha256=cell.fingerprint(),
     code_sha256=code_sha256(code_of_cell(cell)),
-    status="ok",
+    status="oom" if out_of_memory else "ok",
+    failure=Failure.plain("memory ran out") if out_of_memory else None,
     provenance={"time": time.time(), "planned_place": arguments.place},
 )
 same = Path("SAME")

@@ -25,7 +25,7 @@ from shardmark.config_files import check_file
 from shardmark.controller import record_controller
 from shardmark.errors import ConfigError, UserError
 from shardmark.exports import exported_files
-from shardmark.executor import see_cancelled_jobs
+from shardmark.executor import keep_planned_order, see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.job_request import request_of
 from shardmark.progress import Progress
@@ -364,6 +364,7 @@ onstart:
             sys.exit(reason)
         record_controller(Path(RESULTS), CONTROLLER)
     if workflow.executor_plugin.name == "slurm":
+        keep_planned_order()
         see_cancelled_jobs()
     if orphans():
         print(
@@ -374,4 +375,4 @@ onstart:
         Progress.attach(logger, planned)
     if CONFIG.on_failure == "stop":
         on_slurm = workflow.executor_plugin.name == "slurm"
-        logger.addHandler(StopAtFailure(planned, on_slurm=on_slurm))
+        logger.addHandler(StopAtFailure(planned, workflow.scheduler, on_slurm=on_slurm))

@@ -202,9 +202,13 @@ def needs_the_console(record: logging.LogRecord) -> bool:
 
 
 def telling_lines(log: str) -> list[str]:
-    """What of a failed job's log is shown: Slurm's own errors, or else its last lines."""
+    """What of a failed job's log is shown: Slurm's errors and the launcher's, or its last lines."""
     lines = log.splitlines()
-    return [line for line in lines if _SLURM_ERROR.match(line)] or lines[-LOG_TAIL_LINES:]
+    errors = [line for line in lines if _SLURM_ERROR.match(line)]
+    if not errors:
+        return lines[-LOG_TAIL_LINES:]
+    # srun tells of the tasks that it ended; why, the launcher says last.
+    return [*errors, *(line for line in lines[-1:] if line.startswith("shardmark: "))]
 
 
 def outcome(path: Path) -> tuple[str, str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from shardmark import slurm
 from shardmark.cells import Cell
@@ -23,12 +22,14 @@ class StopAtFailure(logging.Handler):
 
     Args:
         planned: the cells that this run trains.
+        scheduler: Snakemake's.
         on_slurm: whether they are Slurm jobs.
     """
 
-    def __init__(self, planned: Iterable[Cell], *, on_slurm: bool) -> None:
+    def __init__(self, planned: Iterable[Cell], scheduler: Any, *, on_slurm: bool) -> None:
         super().__init__(logging.INFO)
         self.planned = {place_of(cell): cell for cell in planned}
+        self.scheduler = scheduler
         self.on_slurm = on_slurm
         self.jobs: dict[int, Cell] = {}
         self.stopped = False
@@ -57,12 +58,18 @@ class StopAtFailure(logging.Handler):
                 file=sys.stderr,
                 flush=True,
             )
+            # Snakemake starts nothing more and waits for what runs, as it does after SIGTERM. Its
+            # handler of that takes the lock which the scheduler holds while it tells of this cell,
+            # in the same thread, and would wait for ever.
+            self.scheduler._user_kill = "graceful"
             if self.on_slurm:
                 self._cancel_waiting()
-            # Snakemake starts nothing more and waits for what runs.
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def _cancel_waiting(self) -> None:
-        waiting = [job.job_id for job in slurm.jobs_of(Path()) if job.state == "PENDING"]
-        if waiting:
-            slurm.ask("scancel", *waiting)
+        try:
+            waiting = [job.job_id for job in slurm.jobs_of(Path()) if job.state == "PENDING"]
+            if waiting:
+                # One that has started meanwhile is let run.
+                slurm.ask("scancel", "--state=PENDING", *waiting)
+        except UserError as error:
+            print(f"on_failure: stop: what waits is left: {error}", file=sys.stderr, flush=True)

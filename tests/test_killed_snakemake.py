@@ -1,0 +1,84 @@
+"""Snakemake itself is killed while a cell trains on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from parity_cases import ROOT
+from shardmark.metrics import read_metrics
+
+TARGET = "results/t/small/ddp/gpus1/seed0/metrics.json"
+MATRIX = """
+run: t
+matrix: {{workloads: [small], strategies: [ddp], gpus: [1], seeds: [0]}}
+workloads:
+  small:
+    model: {{name: resnet8}}
+    dataset: {{name: synthetic, train_images: 64, test_images: 16}}
+    batch: {{global: 16}}
+    optimizer: {{name: sgd, learning_rate: 0.05}}
+    precision: fp32
+measure: {{steady_s: {}, warmup_min_steps: 2, warmup_max_steps: 4}}
+cluster: {{device: cpu}}
+"""
+PATIENCE_S = 90
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name in ("Snakefile", "config", "profiles", "workflow"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    (tmp_path / "resources").mkdir()
+    return tmp_path
+
+
+def command(*arguments: str) -> list[str]:
+    start = [sys.executable, "-m", "snakemake", TARGET, *arguments]
+    return [*start, "--profile", "profiles/local", "--configfile", "matrix.yaml"]
+
+
+def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=project,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_its_cell_ends_with_it_and_runs_again_once_unlocked(project: Path) -> None:
+    (project / "matrix.yaml").write_text(MATRIX.format(600))
+    log = (project / TARGET).with_name("job.log")
+    with subprocess.Popen(
+        command(), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as snakemake:
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not log.exists() or "epoch 1" not in log.read_text():
+                assert time.monotonic() < deadline, "no training"
+                time.sleep(0.2)
+            family = psutil.Process(snakemake.pid).children(recursive=True)
+        finally:
+            snakemake.kill()
+    assert len(family) >= 3, "launcher, node's part, rank"
+    _, living = psutil.wait_procs(family, timeout=30)
+    assert living == []
+    assert not (project / TARGET).exists()
+    locked = run(project)
+    assert locked.returncode == 1
+    assert "--unlock" in locked.stdout
+    (project / "matrix.yaml").write_text(MATRIX.format(0.2))
+    assert run(project, "--unlock").returncode == 0
+    again = run(project)
+    assert again.returncode == 0, again.stdout
+    assert read_metrics(project / TARGET).status == "ok"
