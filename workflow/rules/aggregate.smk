@@ -108,7 +108,7 @@ rule plot:
         f"{FIGURES}/{{workload}}/plot.log",
     params:
         config=to_json(CONFIG),
-        tables=TABLES,
+        tables=subpath(input[0], parent=True),
         figures=drawn_at,
         code=code_of("plot.py"),
     shell:

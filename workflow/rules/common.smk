@@ -29,7 +29,7 @@ from shardmark.executor import keep_planned_order, see_cancelled_jobs
 from shardmark.gpu_check import why_no_gpus
 from shardmark.job_request import request_of
 from shardmark.progress import Progress
-from shardmark.scratch import this_run
+from shardmark.scratch import CONTROLLER_STARTED, this_run
 from shardmark.site import SCRATCH_VARIABLE, why_no_container
 from shardmark.stopping import StopAtFailure
 
@@ -51,7 +51,7 @@ except ConfigError as error:
 
 if workflow.is_main_process:
     # Reaches every job: a cell whose result is younger has nothing left to do.
-    os.environ["SHARDMARK_CONTROLLER_STARTED"] = str(time.time())
+    os.environ[CONTROLLER_STARTED] = str(time.time())
     # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
     CONTROLLER = this_run()
 

@@ -41,7 +41,7 @@ from shardmark.metrics import (
 )
 from shardmark.node import SCRIPTS, NodeReport, telemetry_path
 from shardmark.roofs import roofs_of
-from shardmark.scratch import scratch_folder
+from shardmark.scratch import CONTROLLER_STARTED, scratch_folder
 from shardmark.strategies import STRATEGIES
 from shardmark.validity import judged
 
@@ -258,7 +258,7 @@ def made_meanwhile(cell: Cell, path: Path) -> bool:
     So it is where an earlier controller was killed and its job for the same cell went on: this one
     was told to wait for that one, and has nothing left to do.
     """
-    started = os.environ.get("SHARDMARK_CONTROLLER_STARTED")
+    started = os.environ.get(CONTROLLER_STARTED)
     if started is None or not path.exists():
         return False
     try:

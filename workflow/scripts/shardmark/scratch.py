@@ -23,6 +23,8 @@ from shardmark.atomic import write_text
 from shardmark.errors import UserError
 
 OWNER = "owner.json"
+# Variable that tells each job when the Snakemake that wants its result started, s since the epoch.
+CONTROLLER_STARTED = "SHARDMARK_CONTROLLER_STARTED"
 # How long a folder without an owner may be one that is being made.
 NEWBORN_S = 60.0
 
