@@ -33,6 +33,7 @@ def node(*failures: dict[str, Any], **fields: Any) -> NodeReport:
         "name": "n1",
         "exit_code": 1,
         "ended_by": None,
+        "ended_since": 100.0 if fields.get("ended_by") else None,
         "failures": list(failures),
         "beats": [],
         "oom_kills": 0,
@@ -141,6 +142,24 @@ def test_a_hang_names_the_rank_that_is_behind() -> None:
     assert failure is not None
     assert (failure.rank, failure.phase) == (1, "training")
     assert "rank 1 in training, 5 steps, silent for 61 s" in failure.exception
+
+
+def test_what_ranks_raise_when_their_hung_peers_are_ended_is_not_the_cause() -> None:
+    beats = [Beat(10, 0, 17, 6, "training", 60.0)]
+    waits = node(died(0, 1, time=101.5), beats=beats)
+    hangs = node(index=1, ended_by="stall", beats=[Beat(11, 1, 15, 5, "training", 61.2)])
+    found = failure_of(CELL, ended(waits, hangs, failures=(raised(0, time=101.0),)))
+    assert found is not None
+    assert found[1].rank == 1
+    assert found[1].exception.startswith("hung: no rank got further; rank 1 in training")
+
+
+def test_a_rank_that_raised_long_before_its_waiting_peers_were_ended_is_the_cause() -> None:
+    waits = node(ended_by="stall", beats=[Beat(10, 0, 17, 6, "training", 61.0)])
+    left = node(died(1, 1, time=40.5), index=1)
+    found = failure_of(CELL, ended(waits, left, failures=(raised(1, time=40.0),)))
+    assert found is not None
+    assert (found[1].rank, found[1].exception) == (1, "RuntimeError: it")
 
 
 def test_a_hang_of_ranks_that_are_level_accuses_none() -> None:

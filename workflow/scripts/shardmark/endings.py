@@ -6,6 +6,7 @@ the others follow with errors of their own, so the first cause is looked for.
 
 from __future__ import annotations
 
+import math
 import signal
 from typing import Any
 
@@ -82,8 +83,9 @@ def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
                 f"{title}: was {words} (cancelled, preempted, out of Slurm's time, or its "
                 "controller killed). This is no result; run it again"
             )
-    if ended.failures:  # a rank failed, and the others waited for it
-        return None
+    since = min((node.ended_since for node in ended.nodes if node.ended_since), default=math.inf)
+    if any(failure["time"] < since - SAME_MOMENT_S for failure in ended.failures):
+        return None  # a rank failed, and the others waited for it
     beats = sorted((beat for node in ended.nodes for beat in node.beats), key=lambda b: b.beats)
     where = "; ".join(map(str, beats))
     behind = beats[0] if beats else None

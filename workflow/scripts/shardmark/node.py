@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -73,6 +73,16 @@ class Plan(Section):
     addresses: tuple[str, ...] = ()
 
 
+Cause = Literal["time limit", "stall", "signal", "orphaned"]
+
+
+class Intervention(NamedTuple):
+    """What a node's watch ended its ranks for, and when it began to, seconds since the epoch."""
+
+    cause: Cause
+    at: float
+
+
 class NodeReport(Section):
     """How one node's part ended.
 
@@ -81,6 +91,7 @@ class NodeReport(Section):
         name: what it is called.
         exit_code: of torchrun, or of the only rank.
         ended_by: what this node's watch ended the ranks for; None where they ended themselves.
+        ended_since: when it began to, in seconds since the epoch.
         failures: ranks that failed, as agent_command says.
         beats: how far each rank had come.
         oom_kills: processes that the kernel killed for memory on this node meanwhile.
@@ -92,7 +103,8 @@ class NodeReport(Section):
     index: int
     name: str
     exit_code: int
-    ended_by: Literal["time limit", "stall", "signal", "orphaned"] | None
+    ended_by: Cause | None
+    ended_since: float | None
     failures: list[dict[str, Any]]
     beats: list[Beat]
     oom_kills: int
@@ -135,13 +147,14 @@ def run_node(plan: Plan, index: int) -> NodeReport:
                 tethered(_at_site(plan, _command(plan, index, ranks, failures), Path(folder))),
                 env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
             )
-            ended_by = _watch(process, plan, index, begin, beats)
+            intervention = _watch(process, plan, index, begin, beats)
             seconds, at = time.monotonic() - begin, time.time()
         return NodeReport(
             index=index,
             name=node_name(),
             exit_code=process.returncode,
-            ended_by=ended_by,
+            ended_by=intervention and intervention.cause,
+            ended_since=intervention and intervention.at,
             failures=_failed_ranks(cell, process, failures),
             beats=beats.read(),
             oom_kills=oom_kills() - killed_before,
@@ -219,7 +232,7 @@ class _Terminated(Exception):
 
 def _watch(
     process: subprocess.Popen[bytes], plan: Plan, index: int, begin: float, beats: Heartbeats
-) -> Literal["time limit", "stall", "signal", "orphaned"] | None:
+) -> Intervention | None:
     """Wait for the ranks; what they were ended for, if they did not end by themselves."""
     starters = ancestors()
     note = ProgressNote(plan.scratch)
@@ -230,18 +243,20 @@ def _watch(
                     process.wait(POLL_S)
                     return None
                 if not all(_is_alive(starter) for starter in starters):
-                    return "orphaned"
+                    return Intervention("orphaned", time.time())
                 if plan.limit_s is not None and time.monotonic() - begin > plan.limit_s:
+                    late = Intervention("time limit", time.time())
                     _last_words(beats.read(), plan.cell.nodes)
-                    return "time limit"
+                    return late
                 last = beats.read()
                 if index == 0:
                     note.take(last)
                 if plan.stall_s and min(beat.silent_s for beat in last) > plan.stall_s:
+                    hung = Intervention("stall", time.time())
                     _last_words(last, plan.cell.nodes)
-                    return "stall"
+                    return hung
     except _Terminated:
-        return "signal"
+        return Intervention("signal", time.time())
     finally:
         end(process, plan.grace_s)
 
