@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -330,7 +332,14 @@ def test_in_a_terminal_it_is_watched_until_interrupted(colour: bool, tmp_path: P
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"} | ({} if colour else {"NO_COLOR": "1"})
     command = [sys.executable, str(SCRIPT), "--watch", "--configfile", "mine.yaml"]
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=writing, stderr=writing, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+        # A shell's background command ignores it, and so would all that is started from there.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         text = ""
