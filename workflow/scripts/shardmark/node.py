@@ -29,7 +29,13 @@ from shardmark.cells import Cell
 from shardmark.config import Section
 from shardmark.errors import UserError
 from shardmark.heartbeat import FILE_VARIABLE, Beat, Heartbeats
-from shardmark.site import caches_in, contained, environment_at, local_folder
+from shardmark.site import (
+    caches_in,
+    contained,
+    environment_at,
+    local_folder,
+    why_no_container,
+)
 from shardmark.telemetry import gpu_facts, node_name, sampling, visible_gpus
 from shardmark.tether import tethered
 
@@ -177,7 +183,13 @@ def _failed_ranks(
 
 
 def _at_site(plan: Plan, command: list[str], folder: Path) -> list[str]:
-    """The command as the site wants it; ``folder`` is this node's own for the cell."""
+    """The command as the site wants it; ``folder`` is this node's own for the cell.
+
+    Raises:
+        UserError: if this node has no apptainer for the image: that is no failure of the cell.
+    """
+    if reason := why_no_container(plan.cell.site):
+        raise UserError(f"{reason} (on {node_name()})")
     cell = plan.cell
     folders = [plan.scratch, folder, plan.script.parent, Path(cell.data_dir)]
     return contained(cell.site, command, cuda=cell.device == "cuda", folders=folders)
