@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from shardmark.quantities import ENERGY, MEMORY, THROUGHPUT
 from shardmark.trade_offs import front
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
+# What A4 leaves between margins of 25 mm.
+TALLEST_MM = 247.0
 SMALLEST_PT = 7
 
 
@@ -84,6 +87,33 @@ def test_no_text_of_a_figure_stands_over_another_or_is_too_small(name: str, data
     check_legible(draw(name, data))
 
 
+def smaller(data: Data) -> Data:
+    """Eight strategies on four GPU counts: what a column must bear."""
+    labels = dict(list(data.labels.items())[:8])
+    cells, epochs, scaling, steps = (
+        table[table.strategy.isin(list(labels)) & (table.gpus <= 8)]
+        for table in (data.cells, data.epochs, data.scaling, data.steps)
+    )
+    timelines = {name: line for name, line in data.timelines.items() if name in labels}
+    return replace(
+        data,
+        cells=cells,
+        epochs=epochs,
+        scaling=scaling,
+        steps=steps,
+        timelines=timelines,
+        labels=labels,
+    )
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_fits_on_a_printed_page(name: str, data: Data) -> None:
+    figure = draw(name, smaller(data) if data.width_mm == COLUMN_MM else data)
+    width, height = 25.4 * figure.get_size_inches()
+    assert width == pytest.approx(data.width_mm)
+    assert height <= TALLEST_MM
+
+
 @pytest.mark.parametrize("width_mm", [PAGE_MM, COLUMN_MM])
 def test_the_grid_of_outcomes_tells_every_kind_of_gap_apart(
     crowded: tuple[Config, Path], width_mm: float
@@ -129,6 +159,23 @@ def test_the_front_holds_what_no_other_is_better_than() -> None:
     }
     named = {name: dict(zip(columns, values, strict=True)) for name, values in points.items()}
     assert front(named, (THROUGHPUT, MEMORY, ENERGY)) == ["fast", "small", "as fast"]
+
+
+def test_what_another_is_better_than_is_pale_in_the_trade_off(data: Data) -> None:
+    panels = [axes for axes in draw("trade_off", data).axes if axes.get_title("left") == "4 GPUs"]
+    assert len(panels) == 3
+    for axes in panels:
+        alpha = {line.get_marker(): line.get_alpha() for line in axes.lines if line.get_alpha()}
+        assert alpha[data.looks["ddp"].marker] == 1, "the fastest"
+        assert alpha[data.looks["deepspeed_zero3"].marker] == 1, "of the least memory"
+        assert alpha[data.looks["dp"].marker] < 0.5, "slower than DDP and larger"
+
+
+def test_parts_that_no_cell_has_are_not_in_the_legend(data: Data) -> None:
+    legend = draw("wall_clock", data).legends[0]
+    named = [text.get_text() for text in legend.get_texts()]
+    assert "training" in named
+    assert "inspection, profile" not in named
 
 
 def test_what_was_not_measured_is_said_and_not_drawn(tmp_path: Path) -> None:

@@ -132,7 +132,10 @@ def test_matrix_that_has_run_is_up_to_date(project: Project) -> None:
     assert project.planned() == {}
     assert not (project.folder / "results/t/.controller").exists(), "no controller is left"
     assert (project.folder / "results/t/report.html").exists()
-    assert (project.folder / "results/t/snakemake-report.html").stat().st_size > 10_000
+    beside = (project.folder / "results/t/snakemake-report.html").read_text()
+    assert len(beside) > 10_000
+    for known in ('"baseline": "DDP"', '"seeds": ', '"scaling": "strong"'):
+        assert known in beside, "a figure's baseline, n and regime"
 
 
 def test_cells_start_in_the_planned_order(fresh: Project) -> None:

@@ -97,7 +97,7 @@ rule plot:
                 f"{FIGURES}/{{workload}}/{name}.svg",
                 category="Figures",
                 caption=f"../report/{name}.rst",
-                labels={"workload": "{workload}", "figure": title},
+                labels=figure_labels(title),
             )
             for name, title in FIGURE_TITLES.items()
         ],
@@ -126,7 +126,7 @@ rule plot_outcomes:
             f"{FIGURES}/{{workload}}/{OUTCOMES}.svg",
             category="Figures",
             caption=f"../report/{OUTCOMES}.rst",
-            labels={"workload": "{workload}", "figure": "Outcomes"},
+            labels=figure_labels("Outcomes"),
         ),
         f"{FIGURES}/{{workload}}/{OUTCOMES}.pdf",
         f"{FIGURES}/{{workload}}/{OUTCOMES}.png",

@@ -20,7 +20,7 @@ from shardmark.captions import (
 )
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
-from shardmark.config import load
+from shardmark.config import labels_of, load
 from shardmark.config_files import check_file
 from shardmark.controller import record_controller
 from shardmark.errors import ConfigError, UserError
@@ -116,6 +116,22 @@ def parity_of(case):
 def figures_of(workload, kind):
     """All figures of a workload in one format."""
     return [f"{FIGURES}/{workload}/{name}.{kind}" for name in FIGURE_TITLES]
+
+
+def figure_labels(title):
+    """What Snakemake's report says beside a figure: also what its caption cannot know."""
+
+    def labels(wildcards):
+        cell = next(c for c in CELLS.values() if c.workload == wildcards.workload)
+        return {
+            "workload": wildcards.workload,
+            "figure": title,
+            "baseline": labels_of(CONFIG)[CONFIG.baseline],
+            "seeds": len(CONFIG.matrix.seeds),
+            "scaling": cell.scaling,
+        }
+
+    return labels
 
 
 def drawn_at(wildcards):

@@ -313,7 +313,9 @@ class Report(Section):
     """How results are shown."""
 
     figure_width_mm: Annotated[Number, Field(ge=80, le=400)] = Field(
-        180.0, description="width of the figures, mm: 85 to 90 is a column, 180 a page"
+        180.0,
+        description="width of the figures, mm: 180 is a page; 85 to 90 a column, which bears eight "
+        "strategies on four GPU counts",
     )
     margin: Annotated[Number, Field(gt=0, lt=1)] = Field(
         0.02,

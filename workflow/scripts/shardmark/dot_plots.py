@@ -50,17 +50,17 @@ def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
             alpha=0.8,
         )
         axes.plot(values.median(), row, **marker(look, 5.5))
-    _x_of_dots(axes)
+    _x_of_dots(axes, 2 if data.narrow else 3)
 
 
-def _x_of_dots(axes: Axes) -> None:
+def _x_of_dots(axes: Axes, bins: int) -> None:
     """Few ticks, and room: not from zero, for a position is compared here and not a length."""
     low, high = axes.get_xlim()
     if high - low < 0.02 * abs(high):
         middle = (low + high) / 2
         axes.set_xlim(middle - 0.01 * abs(high), middle + 0.01 * abs(high))
     axes.margins(x=0.1)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=bins, min_n_ticks=2))
     axes.xaxis.set_major_formatter(tick)
 
 

@@ -23,8 +23,10 @@ MM = 1 / 25.4
 GREY = "#666666"
 FAINT = "#DDDDDD"
 ROW_MM = 5.0
-# As many panels side by side as leave each at least about this wide.
-PANEL_MM = 34.0
+# As many panels side by side as leave each at least about this wide: two on a column of 85 mm.
+PANEL_MM = 27.0
+# On a figure under this width an x axis has few ticks.
+NARROW_MM = 130.0
 STYLE = mpl.RcParams(
     {
         "font.family": "DejaVu Sans",
@@ -101,6 +103,11 @@ class Data:
     def device(self) -> str:
         """Cuda or cpu."""
         return str(self.cells.device.iloc[0]) if len(self.cells) else "cuda"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a panel has room for few ticks only."""
+        return self.width_mm < NARROW_MM
 
     @property
     def regime(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from shardmark.config import Config, labels_of
+from shardmark.decisions import decisions
 from shardmark.failures import failures
 from shardmark.gaps import find_gaps
 from shardmark.matrix_results import read_matrix
@@ -17,7 +18,6 @@ from shardmark.outcomes import status_signs
 from shardmark.page_tables import (
     Settings,
     comparison_tables,
-    decisions,
     grid,
     parity_table,
     scaling_table,

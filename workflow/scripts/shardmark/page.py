@@ -15,6 +15,7 @@ import pandas as pd
 from shardmark.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
 from shardmark.certificate import certificates
 from shardmark.config import Config, labels_of
+from shardmark.decisions import decisions
 from shardmark.exports import KINDS, TABLES
 from shardmark.failures import failures
 from shardmark.gaps import Gaps, find_gaps
@@ -24,7 +25,6 @@ from shardmark.outcomes import SIGNS, outcomes, status_signs
 from shardmark.page_tables import (
     Settings,
     comparison_tables,
-    decisions,
     grid,
     parity_table,
     raw_table,

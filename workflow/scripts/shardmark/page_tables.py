@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,7 +16,6 @@ from shardmark.outcomes import SIGNS
 from shardmark.quantities import replicas, written
 from shardmark.result_tables import parity_verdict
 from shardmark.summary import Table
-from shardmark.wording import quantity
 
 
 @dataclass(frozen=True)
@@ -63,63 +61,6 @@ def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
         ],
         notes=[],
     )
-
-
-def decisions(config: Config, verdicts: Sequence[Mapping[str, Any]]) -> Table:
-    """The best strategy by each objective at every GPU count, and whether that is shown.
-
-    Args:
-        config: the matrix.
-        verdicts: ``verdict.Verdict`` of one workload as plain mappings, a GPU count each.
-    """
-    rows = []
-    for found in verdicts:
-        runs = [number for number in found["runs"].values() if number]
-        spread = (
-            f"{min(runs)} to {max(runs)}" if len(set(runs)) > 1 else f"{runs[0]}" if runs else "0"
-        )
-        standings = [_standing(found[name]) for name in ("fastest", "memory", "energy")]
-        rows.append([replicas(config.cluster.device, found["gpus"]), spread, *standings])
-    return Table(
-        caption="The best strategy by each objective (best median of its runs)",
-        headings=["", "Runs", "Fastest", "Least memory", "Least energy"],
-        rows=rows,
-        notes=[
-            "Below each is how sure it is: shown means that tests at the 5 % level say so; not "
-            "told apart means that the runs so far do not, and more seeds may.",
-            "Throughput is what the matrix is judged by; memory and energy are exploratory: their "
-            "tests are not corrected for their number.",
-        ],
-    )
-
-
-# More names than these say less than their number.
-NAMED = 3
-
-
-def _standing(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "not measured"
-    if found["best"] is None:
-        return "no usable cell"
-    best = f"{found['best']}, {quantity(found['metric'], found['value'])}"
-    others = found["worse"] + found["equivalent"] + found["open"]
-    if found["shown"]:
-        return f"{best} [shown to be better than all {len(others)} others]"
-    if not others:
-        return f"{best} [nothing to compare to]"
-    told = (
-        ("no better by more than the margin than", "equivalent"),
-        ("not told apart yet from", "open"),
-    )
-    parts = [f"{words} {_few(found[kind], len(others))}" for words, kind in told if found[kind]]
-    return f"{best} [best median, but {'; '.join(parts)}]"
-
-
-def _few(names: Sequence[str], of: int) -> str:
-    if len(names) <= NAMED:
-        return ", ".join(names)
-    return f"any of the {of} others" if len(names) == of else f"{len(names)} of the {of} others"
 
 
 _COMPARED = {

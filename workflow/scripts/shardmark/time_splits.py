@@ -85,9 +85,15 @@ def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) ->
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
         axes.xaxis.set_major_formatter(tick)
-    handles = [Patch(color=part.colour, label=part.label) for part in parts]
+    measured = known_parts(cells, parts)
+    handles = [Patch(color=part.colour, label=part.label) for part in measured]
     legend_of(figure, data.width_mm, handles, label)
     return figure
+
+
+def known_parts(cells: pd.DataFrame, parts: Sequence[Part]) -> list[Part]:
+    """The parts that some cell has a measurement of: the others are in no bar and no legend."""
+    return [part for part in parts if cells[list(part.columns)].notna().any(axis=None)]
 
 
 def _lengths(runs: pd.DataFrame, parts: Sequence[Part]) -> list[float]:

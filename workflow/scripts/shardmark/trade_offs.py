@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,10 +28,13 @@ from shardmark.drawing import (
 from shardmark.quantities import ENERGY, MEMORY, THROUGHPUT, Quantity, label_on
 
 OBJECTIVES = (THROUGHPUT, MEMORY, ENERGY)
-ROW_MM = 44.0
-# On a figure under this width an x axis has few ticks, and its unit on a line of its own.
-NARROW_MM = 130.0
+ROW_MM = 32.0
+# What the labels of x axes take, once a block of panels.
+LABEL_MM = 9.0
 LABEL_PT = 7
+INK = "#333333"
+# Those off the front stand back.
+BEATEN_ALPHA = 0.35
 # How many times nearer its own point than any other a name must stand.
 CLEARLY = 1.3
 # Where a name may stand beside its point, in points: nearest first.
@@ -45,16 +49,21 @@ Points = Mapping[str, Mapping[str, float]]
 
 
 class Panel(NamedTuple):
-    """A pair of objectives at a GPU count, and where it is drawn."""
+    """A pair of objectives at a GPU count, where it is drawn, and which axes it labels."""
 
     axes: Axes
     gpus: int
     x: Quantity
     y: Quantity
+    labelled: tuple[bool, bool]
 
 
 def trade_off_figure(data: Data) -> Figure:
-    """A row a GPU count, a panel a pair of objectives: the median of each strategy."""
+    """A panel a GPU count and pair of objectives: the median of each strategy.
+
+    A row a GPU count, a column a pair; on a narrow figure the GPU counts of one pair, then those of
+    the next.
+    """
     ok = data.ok
     shown = [label_on(one, data.device) for one in OBJECTIVES if ok[one.column].notna().any()]
     points = {count: points_of(data, count, shown) for count in data.gpus}
@@ -62,21 +71,37 @@ def trade_off_figure(data: Data) -> Figure:
     pairs = list(itertools.combinations(shown, 2))
     if not pairs or not counts:
         raise NothingToDraw("it needs two of throughput, memory and energy")
-    cases = list(itertools.product(counts, pairs))
-    columns = columns_of(data.width_mm, len(pairs), first_mm=4, panel_mm=40)
-    rows = math.ceil(len(cases) / columns)
-    height = rows * ROW_MM + legend_mm(data, len(data.labels))
-    figure = Figure(figsize=(data.width_mm * MM, height * MM))
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[len(cases) :]:
-        axes.remove()
-    panels = [Panel(axes, count, *pair) for axes, (count, pair) in zip(grid, cases, strict=False)]
-    for panel in panels:
-        _draw(panel, data, points[panel.gpus])
-    legend(figure, data)
+    figure, panels = _panels(data, counts, pairs)
     best = {count: front(points[count], shown) for count in counts}
+    for panel in panels:
+        _draw(panel, data, points[panel.gpus], best[panel.gpus])
+    legend(figure, data)
     _name(figure, data, panels, points, best)
     return figure
+
+
+def _panels(
+    data: Data, counts: Sequence[int], pairs: Sequence[tuple[Quantity, Quantity]]
+) -> tuple[Figure, list[Panel]]:
+    columns = columns_of(data.width_mm, len(pairs), first_mm=4, panel_mm=40)
+    beside = columns == len(pairs)
+    across = 1 if beside else columns
+    blocks = 1 if beside else len(pairs)
+    rows_each = math.ceil(len(counts) / across)
+    rows = rows_each * blocks
+    height = rows * ROW_MM + blocks * LABEL_MM + legend_mm(data, len(data.labels))
+    figure = Figure(figsize=(data.width_mm * MM, height * MM))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    left = dict(np.ndenumerate(grid))
+    panels = []
+    for (i, count), (j, pair) in itertools.product(enumerate(counts), enumerate(pairs)):
+        place = (i, j) if beside else (j * rows_each + i // across, i % across)
+        # The lowest panel of its column in a block, and the first of its row.
+        labelled = (i + across >= len(counts), beside or place[1] == 0)
+        panels.append(Panel(left.pop(place), count, *pair, labelled))
+    for axes in left.values():
+        axes.remove()
+    return figure, panels
 
 
 def points_of(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
@@ -112,7 +137,7 @@ def front(points: Points, objectives: Sequence[Quantity]) -> list[str]:
     ]
 
 
-def _draw(panel: Panel, data: Data, points: Points) -> None:
+def _draw(panel: Panel, data: Data, points: Points, best: Sequence[str]) -> None:
     axes = panel.axes
     axes.set_title(data.replicas(panel.gpus), loc="left")
     for name, own in points.items():
@@ -124,19 +149,28 @@ def _draw(panel: Panel, data: Data, points: Points) -> None:
                 marker="o",
                 markersize=9,
                 markerfacecolor="none",
-                markeredgecolor="#333333",
+                markeredgecolor=INK,
                 markeredgewidth=0.6,
             )
-        axes.plot(x, y, **marker(data.looks[name], 5))
+        of_front = name in best
+        axes.plot(
+            x,
+            y,
+            **marker(data.looks[name], 5 if of_front else 4),
+            alpha=1 if of_front else BEATEN_ALPHA,
+            zorder=3 if of_front else 2,
+        )
     axes.grid(color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.margins(0.18)
-    for axis, one, arrows in ((axes.xaxis, panel.x, "←→"), (axes.yaxis, panel.y, "↓↑")):
-        narrow = axis is axes.xaxis and data.width_mm < NARROW_MM
-        axis.set_major_locator(MaxNLocator(nbins=2 if narrow else 4, min_n_ticks=2))
+    sides = ((axes.xaxis, panel.x, "←→"), (axes.yaxis, panel.y, "↓↑"))
+    for (axis, one, arrows), labelled in zip(sides, panel.labelled, strict=True):
+        few = data.narrow and axis is axes.xaxis
+        axis.set_major_locator(MaxNLocator(nbins=2 if few else 4, min_n_ticks=2))
         axis.set_major_formatter(tick)
-        text = f"{one.heading} {arrows[one.better == 'higher']}"
-        axis.set_label_text(text.replace(" (", "\n(") if narrow else text)
+        if labelled:
+            text = f"{one.heading} {arrows[one.better == 'higher']}"
+            axis.set_label_text(text.replace(" (", "\n(") if few else text)
 
 
 def _name(
@@ -154,7 +188,7 @@ def _name(
     canvas.draw()  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
-    for axes, count, x, y in panels:
+    for axes, count, x, y, _ in panels:
         at = {name: (own[x.column], own[y.column]) for name, own in points[count].items()}
         pixels = {name: axes.transData.transform(place) for name, place in at.items()}
         reach = 4 * figure.dpi / 72
@@ -167,7 +201,7 @@ def _name(
                 xytext=PLACES[0],
                 textcoords="offset points",
                 fontsize=LABEL_PT,
-                color=data.looks[name].colour,
+                color=INK,
                 va="center",
             )
             for offset, side in _places():

@@ -78,6 +78,7 @@ class Verdict:
         memory: by the peak memory of the fullest device; None where it was not measured.
         energy: by the energy per image; None where it was not measured.
         objectives: the metrics that the Pareto set weighs.
+        medians: of each usable strategy, the median of each objective that was measured.
         pareto: usable strategies that none is shown to beat; see ``pareto_set``.
         sentences: the verdict in words, reservations first.
     """
@@ -94,6 +95,7 @@ class Verdict:
     memory: Standing | None
     energy: Standing | None
     objectives: list[str]
+    medians: dict[str, dict[str, float]]
     pareto: list[str]
     sentences: list[str]
 
@@ -166,6 +168,7 @@ def _verdict(
         "memory": standings.get(MEMORY),
         "energy": standings.get(ENERGY),
         "objectives": [metric.column for metric in measured],
+        "medians": _medians(usable, measured),
         "pareto": pareto_set(usable, measured, same_code, margin, alpha),
     }
     found = Verdict(**facts, sentences=[])
@@ -175,6 +178,15 @@ def _verdict(
 def _all_measured(usable: pd.DataFrame, metric: Metric) -> bool:
     known = usable[usable[metric.column] > 0]["strategy"]
     return bool(len(usable)) and set(known) == set(usable["strategy"])
+
+
+def _medians(usable: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, dict[str, float]]:
+    columns = [metric.column for metric in metrics]
+    table = usable.groupby("strategy", sort=False)[columns].median()
+    return {
+        str(name): {column: float(row[column]) for column in columns}
+        for name, row in table.iterrows()
+    }
 
 
 def _left_out(
