@@ -154,6 +154,9 @@ def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_
     [row] = csv.DictReader((tables / "failures.csv").open())
     assert (row["Cell"], row["Outcome"]) == ("w ddp gpus1 seed2", "oom")
     assert "M" in (tables / "outcomes.md").read_text()
+    certified = (tables / "certificate.md").read_text()
+    assert "w: 1 replica, read back" in certified
+    assert "w: 2 replicas, read back" in certified
 
 
 def test_csv_keeps_every_digit(config: Config, tmp_path: Path) -> None:

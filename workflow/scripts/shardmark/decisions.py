@@ -92,7 +92,8 @@ def _sureness(standing: Found) -> str:
     if not others:
         return "nothing to compare to"
     if standing["shown"]:
-        return f"shown to be better than all {len(others)} others"
+        than = ", ".join(others) if len(others) <= NAMED else f"all {len(others)} others"
+        return f"shown to be better than {than}"
     told = (
         ("no better by more than the margin than", "equivalent"),
         ("not told apart yet from", "open"),

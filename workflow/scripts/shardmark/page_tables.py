@@ -27,6 +27,12 @@ class Settings:
     names: list[str]
 
     @property
+    def where(self) -> str:
+        """Its GPU count in words."""
+        count = self.certificate.gpus
+        return f"{count} replica{'' if count == 1 else 's'}"
+
+    @property
     def same(self) -> list[Row]:
         """The settings that all have alike."""
         return [row for row in self.certificate.rows if row.verdict == "same"]
