@@ -87,6 +87,17 @@ def test_no_text_of_a_figure_stands_over_another_or_is_too_small(name: str, data
     check_legible(draw(name, data))
 
 
+def test_where_processes_take_the_place_of_gpus_names_are_longer_and_stand_apart(
+    data: Data,
+) -> None:
+    cells = data.cells.assign(device="cpu", energy_per_image_j=float("nan"), power_w=float("nan"))
+    for gpus in ([1, 2], [1]):
+        small = replace(data, cells=cells[cells.gpus.isin(gpus)])
+        for name in FIGURES:
+            if name not in ("energy", "power", "scaling", "efficiency"):
+                check_legible(draw(name, small))
+
+
 def smaller(data: Data) -> Data:
     """Eight strategies on four GPU counts: what a column must bear."""
     labels = dict(list(data.labels.items())[:8])

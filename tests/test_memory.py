@@ -80,3 +80,9 @@ def test_flops_of_resnet50_are_those_of_its_layers() -> None:
     stem = 2 * 7 * 7 * 3 * 64 * 112 * 112
     print(large)
     assert large.flops_per_image == pytest.approx(3 * forward - stem, rel=5e-3)
+
+
+def test_one_rank_has_nothing_to_shard_whatever_fsdp1_is_told() -> None:
+    memory = metrics_of_run("fsdp", 1).memory
+    assert memory is not None
+    assert memory.zero_stage == 0

@@ -99,4 +99,4 @@ def test_a_rerun_of_nothing_is_one_message() -> None:
     command = [sys.executable, str(ROOT / "workflow/scripts/rerun.py"), "no/metrics.json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("shardmark: no/metrics.json: not readable")
+    assert done.stderr.startswith("shardmark: no/metrics.json: cannot be read")

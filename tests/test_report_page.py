@@ -88,7 +88,7 @@ def test_every_figure_is_decoded_and_has_a_caption(page: Page) -> None:
     for index in range(images.count()):
         assert images.nth(index).evaluate("image => image.complete && image.naturalWidth > 300")
         caption = page.locator("figcaption").nth(index).inner_text()
-        assert "Baseline: DDP; n = 2 to 3 runs a point; weak scaling" in caption
+        assert "Baseline: DDP; n = 2 to 3 runs of each; weak scaling" in caption
 
 
 def test_tables_sort_by_number_and_back_with_empty_values_last(page: Page) -> None:

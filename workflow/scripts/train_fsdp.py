@@ -24,6 +24,12 @@ _SHARDING = {
     "full_shard": ShardingStrategy.FULL_SHARD,
     "shard_grad_op": ShardingStrategy.SHARD_GRAD_OP,
 }
+# FSDP shards nothing where there is one rank, whatever it is told.
+_ZERO_STAGE = {
+    ShardingStrategy.FULL_SHARD: 3,
+    ShardingStrategy.SHARD_GRAD_OP: 2,
+    ShardingStrategy.NO_SHARD: 0,
+}
 _PREFETCH = {
     "backward_pre": BackwardPrefetch.BACKWARD_PRE,
     "backward_post": BackwardPrefetch.BACKWARD_POST,
@@ -74,7 +80,7 @@ class Fsdp(Strategy):
         units = FullyShardedDataParallel.fsdp_modules(self.module)
         mixed = self.module.mixed_precision
         return super().effective_config() | {
-            "zero_stage": 3 if self.module.sharding_strategy == ShardingStrategy.FULL_SHARD else 2,
+            "zero_stage": _ZERO_STAGE[self.module.sharding_strategy],
             "sharded_units": len(units),
             "own": {
                 "sharding": self.module.sharding_strategy.name.lower(),

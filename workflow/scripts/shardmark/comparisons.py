@@ -319,5 +319,5 @@ def outlook(n: int, wanted: int | None) -> str:
     if wanted is not None:
         return f"about {wanted} seeds would settle it {ASSUMPTION}"
     if n < FEWEST:
-        return f"how many would settle it cannot be said from fewer than {FEWEST}"
+        return f"fewer than {FEWEST} do not tell how many would settle it"
     return f"more than {MOST} would be needed to settle it {ASSUMPTION}"

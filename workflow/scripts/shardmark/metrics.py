@@ -334,7 +334,9 @@ def read_parity(path: Path) -> Parity:
 def _read(path: Path, model: type[T]) -> T:
     try:
         raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise UserError(
             f"{path}: not readable as JSON ({error}); delete it to run it again"
         ) from None

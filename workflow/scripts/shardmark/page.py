@@ -226,7 +226,7 @@ def facts(config: Config, cells: pd.DataFrame) -> str:
     spread = f"n = {runs.min()}" if runs.nunique() == 1 else f"n = {runs.min()} to {runs.max()}"
     regime = {"weak": "fixed batch a GPU", "strong": "fixed global batch"}
     scaling = ", ".join(f"{name} scaling ({regime[name]})" for name in cells.scaling.unique())
-    return f"Baseline: {labels_of(config)[config.baseline]}; {spread} runs a point; {scaling}."
+    return f"Baseline: {labels_of(config)[config.baseline]}; {spread} runs of each; {scaling}."
 
 
 def _figures(config: Config, cells: pd.DataFrame, folder: Path) -> tuple[list[Shown], list[str]]:

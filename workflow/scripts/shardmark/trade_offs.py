@@ -170,7 +170,9 @@ def _draw(panel: Panel, data: Data, points: Points, best: Sequence[str]) -> None
         axis.set_major_formatter(tick)
         if labelled:
             text = f"{one.heading} {arrows[one.better == 'higher']}"
-            axis.set_label_text(text.replace(" (", "\n(") if few else text)
+            # A panel is less high than a heading is long.
+            broken = few or axis is axes.yaxis
+            axis.set_label_text(text.replace(" (", "\n(") if broken else text)
 
 
 def _name(

@@ -1,0 +1,33 @@
+"""The page's tables: in the order of the matrix, and with long reasons out of the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from built_pages import write_tables
+from gpu_matrix import config_of, write_matrix, write_parity
+from shardmark.page_tables import parity_table, scaling_table
+
+
+def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:
+    config = config_of(strategies=["fsdp2", "dp", "ddp"], gpus=[1, 2])
+    write_matrix(config, tmp_path)
+    scaling = pd.read_csv(write_tables(config, tmp_path) / "scaling.csv")
+    table = scaling_table(config, scaling)
+    assert table is not None
+    found = [(row[0], row[1]) for row in table.rows]
+    names = ["FSDP2", "DataParallel", "DDP"]
+    assert found == [(name, count) for name in names for count in ("1", "2")]
+
+
+def test_why_a_verdict_of_the_gate_is_what_it_is_stands_below(tmp_path: Path) -> None:
+    config = config_of(strategies=["ddp", "fsdp"], gpus=[2])
+    write_parity(config, "ddp", 2, tmp_path, status="failed", reason="fp32: loss deviates")
+    table = parity_table(config, "w", tmp_path)
+    assert table.notes == [
+        "DDP, ranks: 2: fp32: loss deviates.",
+        "FSDP1, ranks: 2: no verdict of this definition.",
+    ]
+    assert max(len(row[3]) for row in table.rows) < 30
