@@ -3,7 +3,7 @@
 # make schemas export the models again              make clean    remove what the targets made
 # make fetch CONFIG=config/mine.yaml    the data sets of the matrix, where there is internet
 # make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
-#                   SLURM=1 on a cluster's nodes, by a job of two minutes
+#                   SLURM=1 on a cluster's nodes, by a short job
 # make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)

@@ -16,12 +16,14 @@ import pytest
 import yaml
 
 from shardmark import link_findings, place_findings, slurm_findings, software_findings
+from shardmark.config import Site
 from shardmark.errors import UserError
 from shardmark.finding import Finding
 from shardmark.gpu_check import TorchCuda
 from shardmark.gpu_findings import gpus
 from shardmark.link_findings import all_reduce
 from shardmark.place_findings import data_sets, writable
+from shardmark.site_findings import surroundings
 from shardmark.slurm_findings import on_nodes, requests
 from shardmark.software_findings import python_and_packages, torch_build
 from simulated_nvml import Gpu, simulate
@@ -52,6 +54,20 @@ def test_what_is_installed_is_held_against_the_project(tmp_path: Path) -> None:
     assert "the project needs >=4" in python.advice
     assert "is not >=99; no-such-package is missing" in packages.found
     assert "psutil" not in packages.found
+
+
+def test_what_surrounds_a_cell_is_tried(tmp_path: Path) -> None:
+    assert list(surroundings(Site())) == [], "there is nothing to try"
+    good = Site(setup="export HERE=1", scratch=str(tmp_path / "local"))
+    assert levels(surroundings(good)) == [("ok", "site"), ("ok", "site.scratch")]
+    for bad, words in (
+        (Site(setup="false"), "site.setup: failed with exit code 1"),
+        (Site(scratch="$NO_SUCH_DISK/x"), "names a variable that is not set"),
+        (Site(container="no.sif", setup="PATH=/bin"), "there is no apptainer"),
+    ):
+        (finding,) = surroundings(bad)
+        assert finding.level == "FAIL"
+        assert words in finding.found
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,31 @@ def test_what_can_change_a_result_defines_it_and_where_caches_lie_does_not() -> 
 def test_setup_may_bring_apptainer(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     bare = CellSite(container=str(image))
-    assert "there is no apptainer on the PATH after site.setup" in why_no_container(bare)
+    assert "there is no apptainer on the PATH of" in why_no_container(bare)
     assert why_no_container(CellSite(container=str(image), setup=f"PATH={STAND_INS}:$PATH")) == ""
+
+
+def test_a_node_that_cannot_run_the_image_makes_no_failed_cell(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cell_at(site__container=str(image))
+    image.unlink()
+    with pytest.raises(UserError, match=r"torch\.sif is not there on"):
+        run_cell.failure_of(cell, tell(cell, tmp_path))
+    image.touch()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with pytest.raises(UserError, match="there is no apptainer on the PATH of"):
+        run_cell.failure_of(cell, tell(cell, tmp_path))
+
+
+def test_the_setup_runs_once_a_node_and_homes_packages_stay_out(
+    image: Path, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    cell = cell_at(gpus=2, site__container=str(image), site__setup=f"echo once >> {count}")
+    for found in told(cell, tmp_path):
+        assert found["PYTHONNOUSERSITE"] == "1"
+    assert count.read_text() == "once\n"
 
 
 def test_the_oracles_process_enters_the_site_once(image: Path, tmp_path: Path) -> None:

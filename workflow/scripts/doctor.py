@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardmark import slurm
+from shardmark.codebase import SCRIPTS
 from shardmark.config import Config
 from shardmark.config_files import load_files
 from shardmark.errors import ConfigError, UserError
 from shardmark.finding import Finding
 from shardmark.gpu_findings import gpus
 from shardmark.link_findings import all_reduce
-from shardmark.node import SCRIPTS
 from shardmark.place_findings import data_sets, writable
+from shardmark.site_findings import surroundings
 from shardmark.slurm_findings import DONE, on_nodes, requests
 from shardmark.software_findings import python_and_packages, torch_build
 from shardmark.telemetry import node_name
@@ -52,6 +53,7 @@ def node(config: Config) -> Iterator[Finding]:
     largest = max(config.matrix.gpus)
     cuda = config.cluster.device == "cuda"
     here = min(largest, config.cluster.gpus_per_node)
+    yield from surroundings(config.site)
     found = list(torch_build(here if cuda else 0))
     if cuda:
         found += gpus(here)

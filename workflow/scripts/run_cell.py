@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell
-from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.config import Section
 from shardmark.devices import read_samples, summarise_cell, summarise_device
 from shardmark.effective_config import EffectiveConfig
@@ -39,7 +39,7 @@ from shardmark.metrics import (
     Windows,
     read_metrics,
 )
-from shardmark.node import SCRIPTS, NodeReport, telemetry_path
+from shardmark.node import NodeReport, telemetry_path
 from shardmark.roofs import roofs_of
 from shardmark.scratch import CONTROLLER_STARTED, scratch_folder
 from shardmark.strategies import STRATEGIES

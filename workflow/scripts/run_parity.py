@@ -12,13 +12,12 @@ from typing import Any
 
 from shardmark.atomic import write_text
 from shardmark.cells import ParityCase
-from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.endings import failure_of
 from shardmark.errors import UserError
 from shardmark.launch import launch
 from shardmark.leaving import leave
 from shardmark.metrics import Failure, Parity
-from shardmark.node import SCRIPTS
 from shardmark.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
 from shardmark.telemetry import visible_gpus

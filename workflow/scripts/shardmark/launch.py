@@ -20,9 +20,9 @@ import psutil
 
 from shardmark import slurm
 from shardmark.cells import Cell
+from shardmark.codebase import SCRIPTS
 from shardmark.errors import UserError
 from shardmark.node import (
-    SCRIPTS,
     NodeReport,
     Plan,
     ancestors,

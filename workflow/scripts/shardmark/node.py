@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,20 +26,22 @@ from shardmark.agent import agent_command
 from shardmark.atomic import write_text
 from shardmark.cell_progress import ProgressNote
 from shardmark.cells import Cell
+from shardmark.codebase import SCRIPTS
 from shardmark.config import Section
 from shardmark.errors import UserError
 from shardmark.heartbeat import FILE_VARIABLE, Beat, Heartbeats
 from shardmark.site import (
+    IN_IMAGE,
+    SCRATCH_VARIABLE,
     caches_in,
     contained,
     environment_at,
     local_folder,
-    why_no_container,
+    why_not_in_image,
 )
 from shardmark.telemetry import gpu_facts, node_name, sampling, visible_gpus
 from shardmark.tether import tethered
 
-SCRIPTS = Path(__file__).resolve().parents[1]
 POLL_S = 0.5
 # For the ranks to print where they stand, and for the other nodes to see the same hang.
 LAST_WORDS_S = 2.0
@@ -141,7 +143,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         idle_s = cell.measure.idle_s if gpus else 0.0
         watched = sampling(samples, cell.measure.sample_interval_s, gpus, idle_s)
     killed_before = oom_kills()
-    local = local_folder()
+    local = local_folder(os.environ.get(SCRATCH_VARIABLE))
     with tempfile.TemporaryDirectory(prefix="shardmark-", dir=local) as folder, no_survivors():
         failures = plan.scratch / f"failures.node{index}.json"
         with watched:
@@ -150,7 +152,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
             beats = Heartbeats(Path(folder, "heartbeats"), ranks)
             begin = time.monotonic()
             process = subprocess.Popen(
-                tethered(_at_site(plan, _command(plan, index, ranks, failures), Path(folder))),
+                tethered(_at_site(plan, _command(plan, index, ranks, failures), Path(folder), env)),
                 env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
             )
             intervention = _watch(process, plan, index, begin, beats)
@@ -182,15 +184,15 @@ def _failed_ranks(
     return failures
 
 
-def _at_site(plan: Plan, command: list[str], folder: Path) -> list[str]:
+def _at_site(plan: Plan, command: list[str], folder: Path, env: Mapping[str, str]) -> list[str]:
     """The command as the site wants it; ``folder`` is this node's own for the cell.
 
     Raises:
-        UserError: if this node has no apptainer for the image: that is no failure of the cell.
+        UserError: if this node cannot run the site's image: that is no failure of the cell.
     """
-    if reason := why_no_container(plan.cell.site):
-        raise UserError(f"{reason} (on {node_name()})")
     cell = plan.cell
+    if reason := why_not_in_image(cell.site, env):
+        raise UserError(reason)
     folders = [plan.scratch, folder, plan.script.parent, Path(cell.data_dir)]
     return contained(cell.site, command, cuda=cell.device == "cuda", folders=folders)
 
@@ -221,7 +223,9 @@ def _environment(plan: Plan, index: int, ranks: int, beats: Path) -> dict[str, s
     # In an image, this machine's own packages would take the place of the image's.
     others = env.get("PYTHONPATH") if cell.site.container is None else None
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), others]))
-    if local_folder() is not None:
+    if cell.site.container is not None:
+        env |= IN_IMAGE
+    if os.environ.get(SCRATCH_VARIABLE):
         env |= caches_in(beats.parent)
     env["PYTHONUNBUFFERED"] = "1"
     env["SHARDMARK_NODE"] = node_name()

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from shardmark.codebase import SCRIPTS
 from shardmark.config import CellSite
 from shardmark.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = SCRIPTS.parents[1]
 # Set by the workflow and not part of a cell: where caches lie changes no result.
 SCRATCH_VARIABLE = "SHARDMARK_SCRATCH"
 # Marks a process that has its site's surroundings already.
@@ -23,6 +24,8 @@ ENTERED_VARIABLE = "SHARDMARK_ENTERED"
 SETUP_S = 300.0
 # Of an image: its own, with the packages that it has.
 PYTHON_OF_IMAGE = "python3"
+# Apptainer shows the image the user's home, whose packages are not its own.
+IN_IMAGE = {"PYTHONNOUSERSITE": "1"}
 CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "MPLCONFIGDIR": "matplotlib",
@@ -81,12 +84,26 @@ def why_no_container(site: CellSite) -> str:
     """
     if site.container is None:
         return ""
-    path = environment_at(site, os.environ).get("PATH")
-    if shutil.which("apptainer", path=path) is None:
+    return why_not_in_image(site, environment_at(site, os.environ))
+
+
+def why_not_in_image(site: CellSite, env: Mapping[str, str]) -> str:
+    """Why this machine cannot run the site's image; empty if it can, or there is none.
+
+    Args:
+        site: the site.
+        env: as environment_at gives it.
+    """
+    if site.container is None:
+        return ""
+    where = os.uname().nodename
+    if shutil.which("apptainer", path=env.get("PATH")) is None:
         return (
-            "site.container: there is no apptainer on the PATH after site.setup; load its module "
-            "there, or set site.container to null"
+            f"site.container: there is no apptainer on the PATH of {where} after site.setup; load "
+            "its module there, or set site.container to null"
         )
+    if not Path(site.container).exists():
+        return f"site.container: {site.container} is not there on {where}"
     return ""
 
 
@@ -111,13 +128,15 @@ def contained(
     return ["apptainer", "exec", *options, image, PYTHON_OF_IMAGE, *command[1:]]
 
 
-def local_folder() -> Path | None:
+def local_folder(named: str | None) -> Path | None:
     """The folder for caches and temporary files on this node; None for the system's own.
+
+    Args:
+        named: ``site.scratch``.
 
     Raises:
         UserError: if it cannot be made.
     """
-    named = os.environ.get(SCRATCH_VARIABLE)
     if not named:
         return None
     folder = Path(os.path.expandvars(named)).expanduser()
@@ -155,8 +174,9 @@ def enter(site: CellSite, *, cuda: bool, folders: Iterable[Path]) -> None:
         return
     env = environment_at(site, os.environ) | {ENTERED_VARIABLE: "1"}
     if site.container is not None:
-        if reason := why_no_container(site):
+        if reason := why_not_in_image(site, env):
             raise UserError(reason)
-        env["PYTHONPATH"] = str(ROOT / "workflow/scripts")
+        env |= IN_IMAGE
+        env["PYTHONPATH"] = str(SCRIPTS)
     command = contained(site, [sys.executable, *sys.argv], cuda=cuda, folders=folders)
     os.execvpe(command[0], command, env)
