@@ -8,16 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shardmark.strategies import STRATEGIES
+
 GPU = "GPU-{:02d}"
-OTHERS = (
-    "dp",
-    "fsdp",
-    "fsdp2",
-    "fairscale_fsdp",
-    "deepspeed_zero1",
-    "deepspeed_zero2",
-    "deepspeed_zero3",
-)
+OTHERS = tuple(name for name in STRATEGIES if name != "ddp")
 
 
 def cell_row(strategy: str, seed: int, images_per_s: float, **changes: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from shardmark.captions import (
     caption_file,
 )
 from shardmark.cells import cells_of, parity_case, start_order
-from shardmark.codebase import code_of_cell, code_of_parity, code_sha256, sources
+from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config import labels_of, load
 from shardmark.config_files import check_file
 from shardmark.controller import record_controller
@@ -66,7 +66,6 @@ FIGURES = f"{RESULTS}/figures"
 PAGE = f"{RESULTS}/report.html"
 SNAKEMAKE_REPORT = f"{RESULTS}/snakemake-report.html"
 CELL = f"{RESULTS}/{{workload}}/{{strategy}}/gpus{{gpus}}/seed{{seed}}"
-STAMP = "code.sha256"
 BLOCK = f"{RESULTS}/blocks/{{workload}}/gpus{{gpus}}/seed{{seed}}.json"
 PARITY = f"{RESULTS}/parity/{{workload}}/{{strategy}}/ranks{{ranks}}"
 

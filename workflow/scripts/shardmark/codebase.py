@@ -18,6 +18,8 @@ from shardmark.strategies import STRATEGIES
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 PACKAGE = "shardmark"
+# Beside a cell's result: the checksum of the code that made it, gone where the cell is owed a run.
+STAMP = "code.sha256"
 
 
 def sources(script: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import Literal
 from shardmark import slurm
 from shardmark.cell_progress import read_progress
 from shardmark.cells import Cell, cells_of, parity_case
+from shardmark.codebase import STAMP
 from shardmark.config import Config
 from shardmark.controller import FOLDER as CONTROLLER
 from shardmark.controller import controller_of
@@ -42,7 +43,6 @@ State = Literal[
     "missing",
 ]
 FAILED = ("oom", "timeout", "diverged", "failed")
-STAMP = "code.sha256"
 # Where Snakemake's executor leaves the logs of its jobs: rule_<rule>/<wildcards>/<job>.log.
 SLURM_LOGS = Path(".snakemake/slurm_logs")
 

@@ -165,13 +165,16 @@ def _draw(panel: Panel, data: Data, points: Points, best: Sequence[str]) -> None
     axes.margins(0.18)
     sides = ((axes.xaxis, panel.x, "←→"), (axes.yaxis, panel.y, "↓↑"))
     for (axis, one, arrows), labelled in zip(sides, panel.labelled, strict=True):
-        few = data.narrow and axis is axes.xaxis
-        axis.set_major_locator(MaxNLocator(nbins=2 if few else 4, min_n_ticks=2))
+        across = axis is axes.xaxis
+        few = data.narrow and across
+        # Side by side, numbers take more room than one above the other.
+        bins = (2 if data.narrow else 3) if across else 4
+        axis.set_major_locator(MaxNLocator(nbins=bins, min_n_ticks=2))
         axis.set_major_formatter(tick)
         if labelled:
             text = f"{one.heading} {arrows[one.better == 'higher']}"
             # A panel is less high than a heading is long.
-            broken = few or axis is axes.yaxis
+            broken = few or not across
             axis.set_label_text(text.replace(" (", "\n(") if broken else text)
 
 
