@@ -28,12 +28,12 @@ from typing import Any
 
 from run_cell import publish, run_cell
 from shardmark.cells import Cell, cell_of
-from shardmark.certificate import as_markdown, certify
 from shardmark.config import load
+from shardmark.launching.scratch import scratch_folder
+from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics
-from shardmark.scratch import scratch_folder
+from shardmark.report.certificate import as_markdown, certify
 from shardmark.strategies import STRATEGIES
-from shardmark.validity import judged
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("sampler", "strategies", "rules", "sabotage")

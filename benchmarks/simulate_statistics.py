@@ -29,7 +29,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shardmark import rank_sum, signed_rank
+from shardmark.statistics import rank_sum, signed_rank
 
 Array = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int, int]], Array]

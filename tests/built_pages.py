@@ -11,16 +11,16 @@ from collect import collect
 from compare_strategies import compare_all
 from plot import draw_all, read_data
 from report_page import render
-from shardmark.captions import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
 from shardmark.config import Config
-from shardmark.drawing import save
-from shardmark.gaps import find_gaps
-from shardmark.matrix_results import read_matrix
-from shardmark.outcome_grid import outcome_figure
-from shardmark.outcomes import status_signs
-from shardmark.page import Findings, page_context
-from shardmark.result_tables import CellRow, EpochRow, to_csv
-from shardmark.summary import read_cells
+from shardmark.figures.drawing import save
+from shardmark.figures.outcome_grid import outcome_figure
+from shardmark.matrix.gaps import find_gaps
+from shardmark.matrix.matrix_results import read_matrix
+from shardmark.matrix.outcomes import status_signs
+from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
+from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
+from shardmark.report.page import Findings, page_context
+from shardmark.report.summary import read_cells
 
 
 def write_tables(config: Config, root: Path) -> Path:

@@ -9,8 +9,8 @@ import pytest
 
 from parity_cases import ROOT, STRATEGIES
 from real_cells import metrics_of_run
-from shardmark.certificate import Certificate, Row, as_markdown, certificates, certify
 from shardmark.metrics import Metrics
+from shardmark.report.certificate import Certificate, Row, as_markdown, certificates, certify
 
 DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
 
@@ -152,5 +152,5 @@ def test_each_gpu_count_has_its_certificate() -> None:
 
 
 def test_the_certificate_needs_no_torch() -> None:
-    code = "import shardmark.certificate, sys; sys.exit('torch' in sys.modules)"
+    code = "import shardmark.report.certificate, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "workflow/scripts")

@@ -38,38 +38,42 @@ def test_a_cell_depends_on_its_launcher_and_on_all_that_its_ranks_import(strateg
     assert code_of(strategy) >= {
         "run_cell.py",
         "shardmark/__init__.py",
-        "shardmark/launch.py",
-        "shardmark/telemetry.py",
-        "shardmark/training.py",
-        "shardmark/strategy.py",
-        "shardmark/models.py",
-        "shardmark/data.py",
-        "shardmark/runtime.py",
-        "shardmark/gpu_check.py",  # imported in a function, when something went wrong
+        "shardmark/launching/launch.py",
+        "shardmark/measurement/telemetry.py",
+        "shardmark/training/loop.py",
+        "shardmark/training/strategy.py",
+        "shardmark/workload/models.py",
+        "shardmark/workload/data.py",
+        "shardmark/training/runtime.py",
+        "shardmark/measurement/gpu_check.py",  # imported in a function, when something went wrong
     }
 
 
 def test_a_cell_does_not_depend_on_what_only_plans_and_shows() -> None:
-    others = {"shardmark/gaps.py", "shardmark/progress.py", "shardmark/config_files.py"}
+    others = {
+        "shardmark/matrix/gaps.py",
+        "shardmark/matrix/progress.py",
+        "shardmark/config_files.py",
+    }
     others |= {"run_parity.py", "make_oracle.py", "name_gaps.py", "export_schemas.py"}
     assert not others & code_of("ddp")
 
 
 def test_fairscales_stand_ins_are_fairscales_alone() -> None:
-    users = {name for name in STRATEGIES if "shardmark/fairscale_gloo.py" in code_of(name)}
+    users = {name for name in STRATEGIES if "shardmark/training/fairscale_gloo.py" in code_of(name)}
     assert users == {"fairscale_fsdp"}
 
 
 def test_a_verdict_of_the_gate_depends_on_the_gate_and_not_on_the_launcher_of_cells() -> None:
     code = names(code_of_parity(parity_case(matrix(), "small", "ddp", 2)))
-    assert {"run_parity.py", "train_ddp.py", "shardmark/parity.py"} <= code
+    assert {"run_parity.py", "train_ddp.py", "shardmark/training/parity.py"} <= code
     assert "run_cell.py" not in code
 
 
 def test_every_form_of_import_counts(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import json, shardmark.clocks\n"
+        "import json, shardmark.measurement.clocks\n"
         "from shardmark import atomic\n"
         "from shardmark.errors import UserError\n"
         "import shardmark_of_another\n"
@@ -79,7 +83,8 @@ def test_every_form_of_import_counts(tmp_path: Path) -> None:
     found = set(sources(script)) - {script}
     assert {path.relative_to(SCRIPTS).as_posix() for path in found} >= {
         "shardmark/__init__.py",
-        "shardmark/clocks.py",
+        "shardmark/measurement/__init__.py",
+        "shardmark/measurement/clocks.py",
         "shardmark/atomic.py",
         "shardmark/errors.py",
         "fetch_data.py",
@@ -140,7 +145,7 @@ def touch(path: Path) -> None:
 
 CHANGES: dict[str, tuple[str, Callable[[Path], None], set[str]]] = {
     "touching all": ("", lambda scripts: [touch(p) for p in scripts.rglob("*.py")] and None, set()),
-    "editing the loop": ("shardmark/training.py", append, set(STRATEGIES)),
+    "editing the loop": ("shardmark/training/loop.py", append, set(STRATEGIES)),
     "editing the launcher": ("run_cell.py", append, set(STRATEGIES)),
     "editing one strategy": ("train_fsdp.py", append, {"fsdp"}),
     "editing the script that three share": (
@@ -148,7 +153,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None], set[str]]] = {
         append,
         {"deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"},
     ),
-    "editing what shows the progress": ("shardmark/progress.py", append, set()),
+    "editing what shows the progress": ("shardmark/matrix/progress.py", append, set()),
     "editing the gate": ("run_parity.py", append, set()),
 }
 
@@ -164,14 +169,20 @@ def test_a_checksum_changes_with_the_code_that_can_affect_the_cell(
 
 
 def test_a_checksum_is_over_names_and_contents(tmp_path: Path) -> None:
-    clocks, atomic = SCRIPTS / "shardmark/clocks.py", SCRIPTS / "shardmark/atomic.py"
+    clocks, atomic = SCRIPTS / "shardmark/measurement/clocks.py", SCRIPTS / "shardmark/atomic.py"
     assert code_sha256([clocks, atomic]) == code_sha256([atomic, clocks, clocks])
     assert code_sha256([clocks]) != code_sha256([atomic])
     assert code_sha256([clocks]) != code_sha256([clocks, atomic])
 
 
 def test_planning_and_reporting_import_no_torch() -> None:
-    modules = ["codebase", "config", "config_files", "gaps", "gpu_check", "progress"]
+    modules = [
+        "codebase",
+        "config_files",
+        "matrix.gaps",
+        "matrix.progress",
+        "measurement.gpu_check",
+    ]
     code = "".join(f"import shardmark.{module}\n" for module in modules)
     code += "import export_schemas, mark_unsupported, name_gaps, run_cell, sys\n"
     code += "print([name for name in ('torch', 'torchvision', 'deepspeed') if name in sys.modules])"

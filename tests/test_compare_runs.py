@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from result_sets import metrics_of, write, write_parity, write_set
+from shardmark.matrix.result_set import read_result_set
 from shardmark.metrics import read_metrics
-from shardmark.result_set import read_result_set
-from shardmark.set_comparison import SetComparison, compare_sets
+from shardmark.statistics.set_comparison import SetComparison, compare_sets
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "workflow/scripts/compare_runs.py"

@@ -14,14 +14,21 @@ import pytest
 from scipy import stats
 
 from result_tables import GPU, OTHERS, cell_row, cells_table
-from shardmark.comparisons import CANNOT, NOT_COMPARABLE, compare
 from shardmark.errors import UserError
-from shardmark.family import holm, pairs_for_significance
-from shardmark.rank_sum import RankSum
-from shardmark.scaling import scaling_of
-from shardmark.seeds_needed import seeds_needed
-from shardmark.shift import ShiftTest, equivalence_p, interval, p_greater, p_less, two_sided_p
-from shardmark.signed_rank import SignedRank
+from shardmark.statistics.comparisons import CANNOT, NOT_COMPARABLE, compare
+from shardmark.statistics.family import holm, pairs_for_significance
+from shardmark.statistics.rank_sum import RankSum
+from shardmark.statistics.scaling import scaling_of
+from shardmark.statistics.seeds_needed import seeds_needed
+from shardmark.statistics.shift import (
+    ShiftTest,
+    equivalence_p,
+    interval,
+    p_greater,
+    p_less,
+    two_sided_p,
+)
+from shardmark.statistics.signed_rank import SignedRank
 
 ROOT = Path(__file__).resolve().parents[1]
 # Darwin's maize, self- against cross-fertilised, as in the documentation of scipy.stats.wilcoxon.
@@ -385,7 +392,8 @@ def test_no_speed_up_is_given_over_another_batch_or_version_and_no_interval_from
 
 
 def test_the_statistics_do_not_import_torch() -> None:
-    modules = ("comparisons", "scaling", "verdict", "set_comparison", "merge")
+    statistics = ("comparisons", "scaling", "verdict", "set_comparison")
+    modules = (*(f"statistics.{name}" for name in statistics), "matrix.merge")
     code = "import sys\n" + "".join(f"import shardmark.{name}\n" for name in modules)
     code += "sys.exit('torch' in sys.modules)"
     scripts = ROOT / "workflow/scripts"

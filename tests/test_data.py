@@ -7,7 +7,7 @@ import torch
 
 from parity_cases import case_of
 from shardmark.config import Workload
-from shardmark.data import (
+from shardmark.workload.data import (
     Images,
     LoadedTrainingData,
     TestData,
@@ -16,7 +16,7 @@ from shardmark.data import (
     synthetic_images,
     training_data,
 )
-from shardmark.keyed_random import KeyedDropout, draw, sample_keys
+from shardmark.workload.keyed_random import KeyedDropout, draw, sample_keys
 
 CPU = torch.device("cpu")
 

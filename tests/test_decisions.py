@@ -7,9 +7,9 @@ import pytest
 
 from gpu_matrix import config_of
 from result_tables import cells_table
-from shardmark.comparisons import compare
-from shardmark.decisions import decisions
-from shardmark.verdict import verdicts
+from shardmark.report.decisions import decisions
+from shardmark.statistics.comparisons import compare
+from shardmark.statistics.verdict import verdicts
 
 GIB = 2**30
 SPEEDS = {"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.8}

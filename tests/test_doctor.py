@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import yaml
 
-from shardmark import link_findings, place_findings, slurm_findings, software_findings
 from shardmark.config import Site
+from shardmark.doctor import link_findings, place_findings, slurm_findings, software_findings
+from shardmark.doctor.finding import Finding
+from shardmark.doctor.gpu_findings import gpus
+from shardmark.doctor.link_findings import all_reduce
+from shardmark.doctor.place_findings import data_sets, writable
+from shardmark.doctor.site_findings import surroundings
+from shardmark.doctor.slurm_findings import on_nodes, requests
+from shardmark.doctor.software_findings import python_and_packages, torch_build
 from shardmark.errors import UserError
-from shardmark.finding import Finding
-from shardmark.gpu_check import TorchCuda
-from shardmark.gpu_findings import gpus
-from shardmark.link_findings import all_reduce
-from shardmark.place_findings import data_sets, writable
-from shardmark.site_findings import surroundings
-from shardmark.slurm_findings import on_nodes, requests
-from shardmark.software_findings import python_and_packages, torch_build
+from shardmark.measurement.gpu_check import TorchCuda
 from simulated_nvml import Gpu, simulate
 from small_matrix import ROOT, matrix
 

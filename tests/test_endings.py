@@ -9,11 +9,11 @@ import pytest
 
 from parity_cases import case_of
 from shardmark.cells import Cell
-from shardmark.endings import Interrupted, failure_of
 from shardmark.errors import UserError
-from shardmark.heartbeat import Beat
-from shardmark.launch import Ended
-from shardmark.node import NodeReport
+from shardmark.launching.endings import Interrupted, failure_of
+from shardmark.launching.launch import Ended
+from shardmark.launching.node import NodeReport
+from shardmark.processes.heartbeat import Beat
 
 CELL: Cell = case_of("ddp", 2).cell
 

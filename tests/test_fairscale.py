@@ -11,9 +11,9 @@ import pytest
 import torch.distributed as dist
 
 from real_cells import cell_named
-from shardmark.heartbeat import Heartbeat
-from shardmark.runtime import start_runtime
-from shardmark.training import load_images, make_task, take_step, training_data
+from shardmark.processes.heartbeat import Heartbeat
+from shardmark.training.loop import load_images, make_task, take_step, training_data
+from shardmark.training.runtime import start_runtime
 from train_fairscale_fsdp import FairscaleFsdp
 
 STEPS = 3

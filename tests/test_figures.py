@@ -16,16 +16,16 @@ from matplotlib.text import Text
 from built_pages import write_tables
 from gpu_matrix import config_of, write_crowded, write_matrix
 from plot import draw_all, read_data
-from shardmark.captions import FIGURES, OUTCOMES, caption
 from shardmark.config import Config
-from shardmark.drawing import Data, NothingToDraw
-from shardmark.figures import DRAWN_BY, draw
-from shardmark.gaps import find_gaps
-from shardmark.matrix_results import read_matrix
-from shardmark.outcome_grid import outcome_figure
-from shardmark.outcomes import status_signs
+from shardmark.figures.catalogue import DRAWN_BY, draw
+from shardmark.figures.drawing import Data, NothingToDraw
+from shardmark.figures.outcome_grid import outcome_figure
+from shardmark.figures.trade_offs import front
+from shardmark.matrix.gaps import find_gaps
+from shardmark.matrix.matrix_results import read_matrix
+from shardmark.matrix.outcomes import status_signs
 from shardmark.quantities import ENERGY, MEMORY, THROUGHPUT
-from shardmark.trade_offs import front
+from shardmark.report.captions import FIGURES, OUTCOMES, caption
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
 # What A4 leaves between margins of 25 mm.

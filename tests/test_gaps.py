@@ -11,7 +11,7 @@ import pytest
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
-from shardmark.gaps import Gaps, find_gaps
+from shardmark.matrix.gaps import Gaps, find_gaps
 from shardmark.metrics import Metrics
 from small_matrix import cell_at, matrix
 

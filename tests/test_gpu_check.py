@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from run_cell import run_cell
-from shardmark import gpu_check
 from shardmark.errors import UserError
-from shardmark.gpu_check import TorchCuda, ask_torch, why_no_gpus, why_too_few
-from shardmark.runtime import start_runtime
-from shardmark.telemetry import visible_gpus
+from shardmark.measurement import gpu_check
+from shardmark.measurement.gpu_check import TorchCuda, ask_torch, why_no_gpus, why_too_few
+from shardmark.measurement.telemetry import visible_gpus
+from shardmark.training.runtime import start_runtime
 from simulated_nvml import Gpu, simulate
 from small_matrix import cell_at
 

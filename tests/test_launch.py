@@ -19,12 +19,12 @@ import pytest
 import torch
 
 import run_cell
-from shardmark import launch as launching
 from shardmark.cells import Cell
 from shardmark.errors import UserError
-from shardmark.launch import LOG_TAIL_LINES, Ended, launch
+from shardmark.launching import launch as launching
+from shardmark.launching.launch import LOG_TAIL_LINES, Ended, launch
 from shardmark.metrics import Metrics, read_metrics
-from shardmark.rank import is_out_of_memory
+from shardmark.training.rank import is_out_of_memory
 from small_matrix import ROOT, cell_at
 
 pytestmark = pytest.mark.timeout(120)
@@ -148,7 +148,7 @@ def test_the_time_limit_ends_every_process(
 LAUNCH = """
 import sys
 from pathlib import Path
-from shardmark import launch
+from shardmark.launching import launch
 from shardmark.cells import Cell
 launch.GRACE_S = 1.0
 cell = Cell.model_validate_json(sys.argv[2])

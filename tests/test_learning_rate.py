@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardmark.config import Workload, load
-from shardmark.optimizers import learning_rate_at
+from shardmark.workload.optimizers import learning_rate_at
 from small_matrix import ROOT, changed
 
 STEPS = 10

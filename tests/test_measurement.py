@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 
-from shardmark.clocks import Phases
-from shardmark.devices import foreign_processes, read_samples, summarise_cell, summarise_device
+from shardmark.measurement.clocks import Phases
+from shardmark.measurement.devices import (
+    foreign_processes,
+    read_samples,
+    summarise_cell,
+    summarise_device,
+)
+from shardmark.measurement.steady_state import drift_pct, is_stationary, percentile, summarise_steps
+from shardmark.measurement.telemetry import CpuProbe, rapl_energy_j, sampling
 from shardmark.metrics import Device
-from shardmark.steady_state import drift_pct, is_stationary, percentile, summarise_steps
-from shardmark.telemetry import CpuProbe, rapl_energy_j, sampling
 
 GPU = {"index": 0, "node": "n", "kind": "gpu", "name": "GPU", "uuid": "GPU-1"}
 
@@ -186,7 +191,7 @@ def test_percentiles_are_of_nearest_rank() -> None:
 
 def test_a_second_belongs_to_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("shardmark.clocks.time.perf_counter", lambda: now)
+    monkeypatch.setattr("shardmark.measurement.clocks.time.perf_counter", lambda: now)
     phases = Phases(imports_s=1.0)
     with phases("training"):
         now += 2

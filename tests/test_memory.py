@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from real_cells import cell_named, metrics_of_run
+from shardmark.measurement.model_cost import cost_of
+from shardmark.measurement.model_state import float32_bytes, predicted, storages
 from shardmark.metrics import Memory, ModelState
-from shardmark.model_cost import cost_of
-from shardmark.model_state import float32_bytes, predicted, storages
 
 WHOLE = 78_042 * 4  # ResNet-8's parameters in float32
 HALF = WHOLE // 2

@@ -14,10 +14,10 @@ import pytest
 from built_pages import build
 from gpu_matrix import config_of, edit_json, write_matrix
 from result_sets import metrics_of, write, write_parity, write_set
-from shardmark.comparisons import compare
-from shardmark.gaps import find_gaps
+from shardmark.matrix.gaps import find_gaps
+from shardmark.matrix.result_set import cells_of_set, read_result_set
 from shardmark.metrics import read_metrics, read_parity
-from shardmark.result_set import cells_of_set, read_result_set
+from shardmark.statistics.comparisons import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "workflow/scripts/merge_runs.py"

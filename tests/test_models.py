@@ -10,8 +10,8 @@ from torch import nn
 from parity_cases import case_of
 from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, MODELS
 from shardmark.config import Workload
-from shardmark.models import build_model, build_surrogate, shard_units
-from shardmark.parity import surrogate_cell
+from shardmark.training.parity import surrogate_cell
+from shardmark.workload.models import build_model, build_surrogate, shard_units
 
 
 def workload(name: str, **model: object) -> Workload:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from built_pages import write_tables
 from gpu_matrix import config_of, write_matrix, write_parity
-from shardmark.page_tables import parity_table, scaling_table
+from shardmark.report.page_tables import parity_table, scaling_table
 
 
 def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from shardmark import progress
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, cells_of
+from shardmark.matrix import progress
+from shardmark.matrix.progress import Progress, duration, needs_the_console, outcome
 from shardmark.metrics import Failure, Loss, Metrics, Throughput
-from shardmark.progress import Progress, duration, needs_the_console, outcome
 from small_matrix import cell_at, matrix
 
 CELLS = list(cells_of(matrix(matrix__strategies=["ddp"], matrix__gpus=[1])))

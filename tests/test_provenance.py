@@ -13,7 +13,7 @@ import pytest
 from parity_cases import ROOT
 from real_cells import folder_of_run, metrics_of_run
 from rerun import compare
-from shardmark.environment import provenance, variables
+from shardmark.measurement.environment import provenance, variables
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from real_cells import metrics_of_run
-from shardmark.inspection import StepObserver
+from shardmark.measurement.roofs import roofs_of
 from shardmark.metrics import Probe, Roofs
-from shardmark.roofs import roofs_of
+from shardmark.training.inspection import StepObserver
 
 
 def probe_of(tflops: float, gb_per_s: float) -> Probe:

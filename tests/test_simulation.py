@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shardmark.family import holm
-from shardmark.rank_sum import RankSum
-from shardmark.shift import ShiftTest, interval, two_sided_p
-from shardmark.signed_rank import SignedRank
+from shardmark.statistics.family import holm
+from shardmark.statistics.rank_sum import RankSum
+from shardmark.statistics.shift import ShiftTest, interval, two_sided_p
+from shardmark.statistics.signed_rank import SignedRank
 
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATIONS = 4000

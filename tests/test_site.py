@@ -14,8 +14,8 @@ import run_cell
 from shardmark.cells import Cell, parity_case
 from shardmark.config import CellSite
 from shardmark.errors import UserError
-from shardmark.launch import Ended, launch
-from shardmark.site import SCRATCH_VARIABLE, contained, why_no_container
+from shardmark.launching.launch import Ended, launch
+from shardmark.launching.site import SCRATCH_VARIABLE, contained, why_no_container
 from small_matrix import ROOT, cell_at, matrix
 from test_workflow import CONFIG, copy_project
 
@@ -157,7 +157,8 @@ def test_the_setup_runs_once_a_node_and_homes_packages_stay_out(
 def test_the_oracles_process_enters_the_site_once(image: Path, tmp_path: Path) -> None:
     script = tmp_path / "enter.py"
     script.write_text(
-        "import os, sys\nfrom shardmark.config import CellSite\nfrom shardmark.site import enter\n"
+        "import os, sys\nfrom shardmark.config import CellSite\n"
+        "from shardmark.launching.site import enter\n"
         f"site = CellSite(container={str(image)!r}, setup='export A=1', environment={{'B': '2'}})\n"
         "enter(site, cuda=False, folders=[])\n"
         "print(sys.argv[1], os.environ['A'], os.environ['B'])\n"

@@ -17,16 +17,21 @@ import psutil
 import pytest
 
 from shardmark import atomic
-from shardmark.cell_progress import CellProgress, ProgressNote, progress_path, read_progress
 from shardmark.cells import Cell, cells_of
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config import Config
-from shardmark.controller import FOLDER, controller_of
-from shardmark.heartbeat import Beat
+from shardmark.launching.cell_progress import (
+    CellProgress,
+    ProgressNote,
+    progress_path,
+    read_progress,
+)
+from shardmark.launching.scratch import OWNER, scratch_folder, scratch_of, this_run
+from shardmark.matrix.controller import FOLDER, controller_of
+from shardmark.matrix.status import CellStatus, seconds_of, status_of
+from shardmark.matrix.status_view import LOOKS, View
 from shardmark.metrics import Failure, Metrics, Throughput
-from shardmark.scratch import OWNER, scratch_folder, scratch_of, this_run
-from shardmark.status import CellStatus, seconds_of, status_of
-from shardmark.status_view import LOOKS, View
+from shardmark.processes.heartbeat import Beat
 from small_matrix import ROOT, cell_at, matrix
 from test_survival import cell_of, started
 

@@ -9,8 +9,8 @@ import pytest
 
 from real_cells import cell_named
 from run_cell import run_cell
+from shardmark.measurement.step_split import DATA, STEP, difference, intersection, split_of, union
 from shardmark.metrics import StepSplit
-from shardmark.step_split import DATA, STEP, difference, intersection, split_of, union
 
 
 def event(category: str, name: str, begin_ms: float, end_ms: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 import run_cell
 from parity_cases import ROOT, case_of
 from shardmark.cells import Cell
-from shardmark.endings import Interrupted
+from shardmark.launching.endings import Interrupted
 from shardmark.metrics import Metrics, read_metrics
 
 SCRIPT = ROOT / "tests/failing/train_misbehaves.py"
@@ -101,8 +101,8 @@ def found(children: list[psutil.Process], word: str) -> psutil.Process:
 
 VICTIMS: dict[str, Callable[[list[psutil.Process]], psutil.Process]] = {
     "a rank": lambda family: found(family[1:], "train_ddp.py"),
-    "torchrun": lambda family: found(family[1:], "shardmark.agent"),
-    "the node's part": lambda family: found(family[1:], "shardmark.node"),
+    "torchrun": lambda family: found(family[1:], "shardmark.launching.agent"),
+    "the node's part": lambda family: found(family[1:], "shardmark.launching.node"),
     "the launcher": lambda family: family[0],
 }
 

@@ -25,11 +25,11 @@ from gpu_matrix import (
 )
 from shardmark.cells import cell_of
 from shardmark.config import Config, labels_of
-from shardmark.exports import KINDS, TABLES, exported_files
+from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
 from shardmark.quantities import written
-from shardmark.rendering import to_html, to_latex, to_markdown, to_text
-from shardmark.result_tables import CellRow, EpochRow, to_csv
-from shardmark.summary import Table, read_cells, summarise, tables_of
+from shardmark.report.exports import KINDS, TABLES, exported_files
+from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
+from shardmark.report.summary import Table, read_cells, summarise, tables_of
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 
 from real_cells import cell_named
 from shardmark.cells import Cell
-from shardmark.devices import summarise_device
+from shardmark.measurement.devices import summarise_device
+from shardmark.measurement.validity import RULES, judged
 from shardmark.metrics import Metrics, Probe, Throughput
-from shardmark.validity import RULES, judged
 from test_measurement import gpu_rows
 
 KNOWN = {"index": 0, "node": "n1", "kind": "gpu", "name": "GPU", "uuid": "GPU-1"}

@@ -7,8 +7,8 @@ import json
 import pandas as pd
 
 from result_tables import GPU, OTHERS, cells_table
-from shardmark.comparisons import compare
-from shardmark.verdict import Verdict, verdicts
+from shardmark.statistics.comparisons import compare
+from shardmark.statistics.verdict import Verdict, verdicts
 
 GIB = 2**30
 

@@ -181,7 +181,7 @@ def test_edited_code_reruns_the_cells_that_it_can_affect(project: Project) -> No
 
 
 def test_edited_library_reruns_every_cell(project: Project) -> None:
-    project.edit(f"{SCRIPTS}/shardmark/training.py")
+    project.edit(f"{SCRIPTS}/shardmark/training/loop.py")
     assert len(project.planned()["train"]) == 20
 
 

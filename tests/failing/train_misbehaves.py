@@ -7,8 +7,8 @@ import time
 
 from torch import Tensor
 
-from shardmark.data import Batch
-from shardmark.rank import main
+from shardmark.training.rank import main
+from shardmark.workload.data import Batch
 from train_ddp import Ddp
 
 

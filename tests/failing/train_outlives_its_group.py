@@ -7,8 +7,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from shardmark.rank import main
-from shardmark.strategy import Task
+from shardmark.training.rank import main
+from shardmark.training.strategy import Task
 from train_ddp import Ddp
 
 LIVING: weakref.WeakSet[Ddp] = weakref.WeakSet()

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from shardmark import data
-from shardmark.rank import main
+from shardmark.training.rank import main
+from shardmark.workload import data
 from train_ddp import Ddp
 
 right_order = data.epoch_order

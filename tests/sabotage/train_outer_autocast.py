@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import train_deepspeed
-from shardmark.precision import autocast
-from shardmark.rank import main
-from shardmark.strategy import Task
+from shardmark.training.rank import main
+from shardmark.training.strategy import Task
+from shardmark.workload.precision import autocast
 
 engine_config = train_deepspeed.engine_config
 

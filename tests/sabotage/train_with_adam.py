@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from shardmark.rank import main
-from shardmark.strategy import Task
+from shardmark.training.rank import main
+from shardmark.training.strategy import Task
 from train_ddp import Ddp
 
 

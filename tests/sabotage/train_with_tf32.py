@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from shardmark.rank import main
-from shardmark.strategy import Task
+from shardmark.training.rank import main
+from shardmark.training.strategy import Task
 from train_ddp import Ddp
 
 

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 
-from shardmark.rank import main
+from shardmark.training.rank import main
 from train_ddp import Ddp
 
 

@@ -10,28 +10,28 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from shardmark import slurm
-from shardmark.captions import (
+from shardmark.cells import cells_of, parity_case, start_order
+from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
+from shardmark.config import labels_of, load
+from shardmark.config_files import check_file
+from shardmark.errors import ConfigError, UserError
+from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
+from shardmark.launching.site import SCRATCH_VARIABLE, why_no_container
+from shardmark.matrix.controller import record_controller
+from shardmark.matrix.progress import Progress
+from shardmark.matrix.stopping import StopAtFailure
+from shardmark.measurement.gpu_check import why_no_gpus
+from shardmark.report.captions import (
     FIGURES as FIGURE_TITLES,
     NOT_DRAWN,
     OUTCOMES,
     PAGE_TEMPLATE,
     caption_file,
 )
-from shardmark.cells import cells_of, parity_case, start_order
-from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
-from shardmark.config import labels_of, load
-from shardmark.config_files import check_file
-from shardmark.controller import record_controller
-from shardmark.errors import ConfigError, UserError
-from shardmark.exports import exported_files
-from shardmark.executor import keep_planned_order, see_cancelled_jobs
-from shardmark.gpu_check import why_no_gpus
-from shardmark.job_request import request_of
-from shardmark.progress import Progress
-from shardmark.scratch import CONTROLLER_STARTED, this_run
-from shardmark.site import SCRATCH_VARIABLE, why_no_container
-from shardmark.stopping import StopAtFailure
+from shardmark.report.exports import exported_files
+from shardmark.slurm import cluster
+from shardmark.slurm.executor import keep_planned_order, see_cancelled_jobs
+from shardmark.slurm.job_request import request_of
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -278,13 +278,13 @@ def orphans():
     """
     if workflow.dryrun or workflow.executor_plugin.name != "slurm":
         return {}
-    return {job.comment: job.job_id for job in slurm.jobs_of(Path())}
+    return {job.comment: job.job_id for job in cluster.jobs_of(Path())}
 
 
 def after_orphan(rule, wildcards):
     """The option that keeps a job waiting for the one that was left running for the same output."""
-    job = orphans().get(slurm.comment_of(rule, wildcards))
-    return f"--dependency=afterany:{job}" if job and slurm.state_of(job) else ""
+    job = orphans().get(cluster.comment_of(rule, wildcards))
+    return f"--dependency=afterany:{job}" if job and cluster.state_of(job) else ""
 
 
 def oracle_extra_at(wildcards):

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from shardmark.certificate import as_markdown, certificates
 from shardmark.errors import UserError
 from shardmark.metrics import read_metrics
+from shardmark.report.certificate import as_markdown, certificates
 
 
 def main() -> None:

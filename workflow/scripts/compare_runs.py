@@ -19,14 +19,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from shardmark.atomic import write_text
-from shardmark.comparisons import MARGIN, PRIMARY
-from shardmark.drawing import save
 from shardmark.errors import UserError
-from shardmark.rendering import to_html, to_latex
-from shardmark.result_set import read_result_set
-from shardmark.set_comparison import EXIT_CODES, SetComparison, compare_sets, regressions_of
-from shardmark.summary import Table
-from shardmark.wording import percent, ratio_text
+from shardmark.figures.drawing import save
+from shardmark.matrix.result_set import read_result_set
+from shardmark.report.rendering import to_html, to_latex
+from shardmark.report.summary import Table
+from shardmark.statistics.comparisons import MARGIN, PRIMARY
+from shardmark.statistics.set_comparison import (
+    EXIT_CODES,
+    SetComparison,
+    compare_sets,
+    regressions_of,
+)
+from shardmark.statistics.wording import percent, ratio_text
 
 HEADLINES = {
     "no regression": "No regression: each strategy is faster, or equivalent within the margin.",

@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.atomic import write_text
-from shardmark.comparisons import compare
 from shardmark.config import Config, labels_of
 from shardmark.errors import UserError
-from shardmark.scaling import scaling_of
-from shardmark.summary import read_cells
-from shardmark.verdict import Verdict, verdicts
+from shardmark.report.summary import read_cells
+from shardmark.statistics.comparisons import compare
+from shardmark.statistics.scaling import scaling_of
+from shardmark.statistics.verdict import Verdict, verdicts
 
 
 def compare_all(

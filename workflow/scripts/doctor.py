@@ -13,19 +13,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardmark import slurm
 from shardmark.codebase import SCRIPTS
 from shardmark.config import Config
 from shardmark.config_files import load_files
+from shardmark.doctor.finding import Finding
+from shardmark.doctor.gpu_findings import gpus
+from shardmark.doctor.link_findings import all_reduce
+from shardmark.doctor.place_findings import data_sets, writable
+from shardmark.doctor.site_findings import surroundings
+from shardmark.doctor.slurm_findings import DONE, on_nodes, requests
+from shardmark.doctor.software_findings import python_and_packages, torch_build
 from shardmark.errors import ConfigError, UserError
-from shardmark.finding import Finding
-from shardmark.gpu_findings import gpus
-from shardmark.link_findings import all_reduce
-from shardmark.place_findings import data_sets, writable
-from shardmark.site_findings import surroundings
-from shardmark.slurm_findings import DONE, on_nodes, requests
-from shardmark.software_findings import python_and_packages, torch_build
-from shardmark.telemetry import node_name
+from shardmark.measurement.telemetry import node_name
+from shardmark.slurm import cluster
 
 PROJECT = SCRIPTS.parents[1]
 KEPT = ("SLURM_JOB_ID", "SLURM_CONF", "SLURMD_NODENAME")
@@ -63,7 +63,7 @@ def node(config: Config) -> Iterator[Finding]:
         yield Finding("warn", "all-reduce", "not tried, since what it needs fails", "see above")
     else:
         # Without Slurm there is one node.
-        yield from all_reduce(config, largest if slurm.job_id() else here)
+        yield from all_reduce(config, largest if cluster.job_id() else here)
 
 
 def look(config: Config, arguments: argparse.Namespace) -> Iterator[Finding | str]:

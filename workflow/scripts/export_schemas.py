@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 
 from shardmark.cells import Cell
 from shardmark.config import Config
-from shardmark.data_dictionary import dictionary
 from shardmark.metrics import Metrics, Parity
+from shardmark.report.data_dictionary import dictionary
 from shardmark.strategies import STRATEGIES
 from shardmark.values import LARGEST
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from shardmark.atomic import write_text
 from shardmark.config import Config
-from shardmark.exports import tables_to_export, tidy
-from shardmark.rendering import to_html, to_latex, to_markdown
+from shardmark.report.exports import tables_to_export, tidy
+from shardmark.report.rendering import to_html, to_latex, to_markdown
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ import torch
 
 from shardmark.cells import ParityCase
 from shardmark.errors import UserError
-from shardmark.leaving import leave
-from shardmark.parity import make_oracles
-from shardmark.site import enter
+from shardmark.launching.site import enter
+from shardmark.processes.leaving import leave
+from shardmark.training.parity import make_oracles
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import torch.distributed as dist
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
-from shardmark.leaving import leave
-from shardmark.probe import all_reduce_gb_per_s
-from shardmark.rank import record_failure
-from shardmark.runtime import start_runtime
+from shardmark.processes.leaving import leave
+from shardmark.training.probe import all_reduce_gb_per_s
+from shardmark.training.rank import record_failure
+from shardmark.training.runtime import start_runtime
 
 
 def main() -> None:

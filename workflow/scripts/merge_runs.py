@@ -17,8 +17,8 @@ from pathlib import Path
 
 from shardmark.config import Config
 from shardmark.errors import UserError
-from shardmark.merge import Merged, merge, write_merged
-from shardmark.result_set import read_result_set
+from shardmark.matrix.merge import Merged, merge, write_merged
+from shardmark.matrix.result_set import read_result_set
 
 NAMED = 5
 

@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from shardmark import slurm
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
-from shardmark.telemetry import node_name
+from shardmark.measurement.telemetry import node_name
+from shardmark.slurm import cluster
 
 
 def main() -> None:
@@ -18,9 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    job = slurm.job_id()
+    job = cluster.job_id()
     try:
-        nodes = slurm.allocation(job).nodes if job else (node_name(),)
+        nodes = cluster.allocation(job).nodes if job else (node_name(),)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     write_text(arguments.output, json.dumps({"nodes": nodes}))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from shardmark.appearance import looks_of
 from shardmark.atomic import write_text
 from shardmark.config import Config, base_and_options, labels_of
-from shardmark.drawing import Data, NothingToDraw, save, words
-from shardmark.figures import draw
-from shardmark.side_files import steps_of, timelines_of
-from shardmark.summary import read_cells
+from shardmark.figures.appearance import looks_of
+from shardmark.figures.catalogue import draw
+from shardmark.figures.drawing import Data, NothingToDraw, save, words
+from shardmark.measurement.side_files import steps_of, timelines_of
+from shardmark.report.summary import read_cells
 
 
 def read_data(config: Config, workload: str, tables: Path, root: Path = Path()) -> Data:

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from shardmark.config import Config
-from shardmark.drawing import save
-from shardmark.gaps import find_gaps
-from shardmark.matrix_results import read_matrix
-from shardmark.outcome_grid import outcome_figure
-from shardmark.outcomes import status_signs
+from shardmark.figures.drawing import save
+from shardmark.figures.outcome_grid import outcome_figure
+from shardmark.matrix.gaps import find_gaps
+from shardmark.matrix.matrix_results import read_matrix
+from shardmark.matrix.outcomes import status_signs
 
 
 def main() -> None:

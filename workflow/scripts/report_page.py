@@ -10,10 +10,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardmark.atomic import write_text
-from shardmark.captions import PAGE_TEMPLATE
 from shardmark.config import Config
-from shardmark.page import Findings, page_context
-from shardmark.summary import read_cells
+from shardmark.report.captions import PAGE_TEMPLATE
+from shardmark.report.page import Findings, page_context
+from shardmark.report.summary import read_cells
 
 
 def render(template: Path, context: dict[str, object]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from run_cell import publish, run_cell
 from shardmark.errors import UserError
+from shardmark.launching.scratch import scratch_folder
 from shardmark.metrics import Metrics, read_metrics
-from shardmark.scratch import scratch_folder
 
 # What may explain a difference, by where it stands in the result.
 CIRCUMSTANCES = (

@@ -19,12 +19,16 @@ from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.config import Section
-from shardmark.devices import read_samples, summarise_cell, summarise_device
 from shardmark.effective_config import EffectiveConfig
-from shardmark.endings import failure_of
-from shardmark.environment import host_environment, provenance
 from shardmark.errors import UserError
-from shardmark.launch import Ended, launch
+from shardmark.launching.endings import failure_of
+from shardmark.launching.launch import Ended, launch
+from shardmark.launching.node import NodeReport, telemetry_path
+from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
+from shardmark.measurement.devices import read_samples, summarise_cell, summarise_device
+from shardmark.measurement.environment import host_environment, provenance
+from shardmark.measurement.roofs import roofs_of
+from shardmark.measurement.validity import judged
 from shardmark.metrics import (
     Accuracy,
     Device,
@@ -39,11 +43,7 @@ from shardmark.metrics import (
     Windows,
     read_metrics,
 )
-from shardmark.node import NodeReport, telemetry_path
-from shardmark.roofs import roofs_of
-from shardmark.scratch import CONTROLLER_STARTED, scratch_folder
 from shardmark.strategies import STRATEGIES
-from shardmark.validity import judged
 
 ROOT = SCRIPTS.parents[1]
 SIDE_FILES = ("steps.csv", "telemetry*.csv")

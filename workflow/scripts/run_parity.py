@@ -13,14 +13,14 @@ from typing import Any
 from shardmark.atomic import write_text
 from shardmark.cells import ParityCase
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
-from shardmark.endings import failure_of
 from shardmark.errors import UserError
-from shardmark.launch import launch
-from shardmark.leaving import leave
+from shardmark.launching.endings import failure_of
+from shardmark.launching.launch import launch
+from shardmark.launching.scratch import scratch_folder
+from shardmark.measurement.telemetry import visible_gpus
 from shardmark.metrics import Failure, Parity
-from shardmark.scratch import scratch_folder
+from shardmark.processes.leaving import leave
 from shardmark.strategies import STRATEGIES
-from shardmark.telemetry import visible_gpus
 
 
 def run_parity(case: ParityCase, oracle: Path, result: Path, script: Path | None = None) -> Parity:
@@ -63,7 +63,7 @@ def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool)
     # Not before the strategy has run: the launcher waits without torch in its memory.
     import torch
 
-    from shardmark.parity import judge, judge_real_model, precisions_of, surrogate_name_of
+    from shardmark.training.parity import judge, judge_real_model, precisions_of, surrogate_name_of
 
     found = torch.load(found_file, weights_only=False)
     oracle = torch.load(oracle_file, weights_only=False)

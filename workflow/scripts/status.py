@@ -15,8 +15,8 @@ from pathlib import Path
 
 from shardmark.config_files import load_files
 from shardmark.errors import UserError
-from shardmark.status import status_of
-from shardmark.status_view import View
+from shardmark.matrix.status import status_of
+from shardmark.matrix.status_view import View
 
 # Slurm's controller serves everybody.
 WATCH_S = 10.0

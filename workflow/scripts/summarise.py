@@ -7,8 +7,8 @@ from pathlib import Path
 
 from shardmark.atomic import write_text
 from shardmark.config import Config, labels_of
-from shardmark.rendering import to_html, to_latex, to_markdown, to_text
-from shardmark.summary import read_cells, summarise, tables_of
+from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
+from shardmark.report.summary import read_cells, summarise, tables_of
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from typing import Any, cast
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from shardmark.rank import main
-from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.rank import main
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 
 # The gradient of a 1x1 convolution on channels_last inputs differs from the bucket's view only in
 # the stride of a dimension of size 1, where no byte lies elsewhere.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardmark.precision import AUTOCAST_DTYPES
-from shardmark.rank import main
-from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.rank import main
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.workload.precision import AUTOCAST_DTYPES
 
 if not torch.cuda.is_available():
     # Read on import; without it DeepSpeed looks for a GPU's driver.

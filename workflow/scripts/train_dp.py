@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import DataParallel
 
-from shardmark.data import Batch
-from shardmark.precision import autocast
-from shardmark.rank import main
-from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.rank import main
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.workload.data import Batch
+from shardmark.workload.precision import autocast
 
 
 class AutocastInside(nn.Module):

@@ -16,9 +16,9 @@ with warnings.catch_warnings():
     from fairscale.nn.wrap import enable_wrap, wrap
     from fairscale.optim.grad_scaler import ShardedGradScaler
 
-from shardmark import fairscale_gloo
-from shardmark.rank import main
-from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training import fairscale_gloo
+from shardmark.training.rank import main
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 
 
 class FairscaleFsdp(Strategy):

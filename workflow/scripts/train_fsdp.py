@@ -16,9 +16,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from shardmark.precision import AUTOCAST_DTYPES
-from shardmark.rank import main
-from shardmark.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.rank import main
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.workload.precision import AUTOCAST_DTYPES
 
 _SHARDING = {
     "full_shard": ShardingStrategy.FULL_SHARD,

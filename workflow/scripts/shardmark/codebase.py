@@ -67,7 +67,8 @@ def _imported(path: Path) -> frozenset[Path]:
         parts = module.split(".")
         files.add(SCRIPTS.joinpath(*parts).with_suffix(".py"))
         if parts[0] == PACKAGE:
-            files.add(SCRIPTS / PACKAGE / "__init__.py")
+            # Importing a module runs its packages first.
+            files |= {SCRIPTS.joinpath(*parts[:end], "__init__.py") for end in range(1, len(parts))}
     return frozenset(file for file in files if file.is_file())
 
 

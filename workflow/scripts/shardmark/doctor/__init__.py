@@ -1,0 +1,1 @@
+"""Whether a matrix can run here, said before it is paid for."""

@@ -1,0 +1,105 @@
+"""The GPUs of this machine through NVML: how many, how connected, in what state. Free of torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from shardmark.doctor.finding import Finding
+from shardmark.errors import UserError
+from shardmark.measurement.devices import THROTTLE_REASONS
+from shardmark.measurement.environment import driver_and_topology
+from shardmark.measurement.telemetry import GpuProbe, gpu_facts, visible_gpus
+from shardmark.measurement.validity import FAULTS, MOST_IDLE_MEMORY_BYTES
+
+
+def gpus(needed: int) -> Iterator[Finding]:
+    """The driver and so many GPUs, which the largest cell asks for on a node."""
+    try:
+        uuids = visible_gpus(needed)
+    except UserError as error:
+        mig = "MIG" in str(error)
+        advice = "" if mig else "run on a node with GPUs, or set cluster.device to cpu"
+        yield Finding("FAIL", "GPUs", str(error), advice)
+        return
+    known = driver_and_topology()
+    yield Finding("ok", "driver", str(known["driver"]))
+    facts = {uuid: gpu_facts(uuid) for uuid in uuids}
+    names = Counter(str(fact["name"]) for fact in facts.values())
+    found = ", ".join(f"{number} x {name}" for name, number in names.items()) or "none"
+    if len(uuids) < needed:
+        advice = "check CUDA_VISIBLE_DEVICES, cluster.gpus_per_node and the job's GPU request"
+        yield Finding("FAIL", "GPUs", f"{found}, and the largest cell needs {needed} here", advice)
+    elif len(names) > 1:
+        advice = "compare on GPUs of one model: a constraint in profiles/slurm/config.yaml"
+        yield Finding("warn", "GPUs", found, advice)
+    else:
+        yield Finding("ok", "GPUs", found)
+    yield from topology(known["topology"], len(uuids))
+    rows = {str(row["device"]): row for row in GpuProbe(uuids).rows()} if uuids else {}
+    for uuid, row in rows.items():
+        yield from state(uuid, facts[uuid], row)
+
+
+def topology(pairs: list[dict[str, Any]], shown: int) -> Iterator[Finding]:
+    """What lies between each two of the machine's GPUs; ``pairs`` as driver_and_topology says."""
+    if shown < 2:
+        return
+    links = Counter("NVLink" if pair["nvlink"] else f"PCIe, {pair['path']}" for pair in pairs)
+    found = ", ".join(f"{number} pairs by {link}" for link, number in links.most_common())
+    if len(links) > 1:
+        advice = "cells of fewer GPUs than a node has depend on which they get; take whole nodes"
+        yield Finding("warn", "topology", found, advice)
+    else:
+        yield Finding("ok", "topology", found)
+
+
+def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Finding]:
+    """What in a GPU's present state would make its figures another's.
+
+    Args:
+        uuid: the GPU.
+        facts: gpu_facts of it.
+        row: a sample of it while no cell runs.
+    """
+    what = "GPU state"
+    limit, default = row.get("power_limit_w"), facts.get("power_limit_default_w")
+    if limit is not None and default is not None and limit < default:
+        found = f"{uuid} is held at {limit:.0f} W, of its own {default:.0f} W"
+        yield Finding("warn", what, found, "ask for its own power limit; such cells become suspect")
+    reasons = int(row.get("throttle_mask") or 0)
+    slow = [name for bit, name in THROTTLE_REASONS.items() if reasons & bit and name in FAULTS]
+    if slow:
+        found = f"{uuid} is slowed down by {', '.join(slow)}"
+        yield Finding("warn", what, found, "leave this node out, and tell the administrators")
+    if row.get("ecc_errors"):
+        found = f"{uuid} has {row['ecc_errors']} uncorrected memory errors"
+        yield Finding("warn", what, found, "leave this node out, and tell the administrators")
+    memory = row.get("memory_used_bytes")
+    if memory is not None and memory > MOST_IDLE_MEMORY_BYTES:
+        found = f"{uuid} has {memory / 2**20:.0f} MiB in use by something else"
+        yield Finding("warn", what, found, "take GPUs of your own; such cells become suspect")
+    lowered = lowered_clock_mhz(uuid)
+    if lowered is not None:
+        found = f"{uuid} has its SM clock set to {lowered[0]} MHz, of its own {lowered[1]} MHz"
+        yield Finding("warn", what, found, "nvidia-smi --reset-applications-clocks")
+
+
+def lowered_clock_mhz(uuid: str) -> tuple[int, int] | None:
+    """The SM clock that applications are held to and the default one, where it is below that."""
+    import pynvml
+
+    with contextlib.suppress(pynvml.NVMLError):
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        target, default = (
+            int(pynvml.nvmlDeviceGetClock(handle, pynvml.NVML_CLOCK_SM, kind))
+            for kind in (
+                pynvml.NVML_CLOCK_ID_APP_CLOCK_TARGET,
+                pynvml.NVML_CLOCK_ID_APP_CLOCK_DEFAULT,
+            )
+        )
+        if target < default:
+            return target, default
+    return None

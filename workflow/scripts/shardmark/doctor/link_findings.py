@@ -1,0 +1,96 @@
+"""An all-reduce over the replicas of the largest cell, launched as cells are launched."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shardmark.cells import Cell, cell_of
+from shardmark.codebase import SCRIPTS
+from shardmark.config import Config
+from shardmark.doctor.finding import Finding
+from shardmark.errors import UserError
+from shardmark.launching.endings import failure_of
+from shardmark.launching.launch import launch
+from shardmark.launching.scratch import scratch_folder
+
+LIMIT_S = 90.0
+# NCCL's log of each channel: 0[0] -> 1[1] via P2P/CUMEM, ... [send] via NET/IB/0
+_VIA = re.compile(r" via ((?:P2P|SHM|NET)/\w+)")
+
+
+def reduction_cell(config: Config, gpus: int) -> Cell:
+    """A cell that holds so many replicas as one process each."""
+    matrix = config.matrix
+    cell = cell_of(config, matrix.workloads[0], matrix.strategies[0], gpus, matrix.seeds[0])
+    return cell.model_copy(update={"base": "ddp", "strategy": "doctor"})
+
+
+def all_reduce(config: Config, gpus: int) -> Iterator[Finding]:
+    """How fast the replicas reduce, and over what."""
+    if gpus < 2:
+        yield Finding("ok", "all-reduce", "one replica has nothing to reduce")
+        return
+    cell = reduction_cell(config, gpus)
+    advice = "name the interface between nodes in NCCL_SOCKET_IFNAME, or GLOO_SOCKET_IFNAME"
+    try:
+        found = measure(cell, Path("results", config.run, "doctor.json"))
+    except UserError as error:
+        yield Finding("FAIL", "all-reduce", str(error), advice)
+        return
+    rate = float(found["gb_per_s"])
+    over = " and ".join(found["via"]) or "unknown"
+    text = f"{rate:.3g} GB/s of bus over {gpus} ranks, {found['backend']}"
+    if cell.device == "cpu":
+        yield Finding("ok", "all-reduce", text)
+    elif cell.nodes > 1 and "NET/Socket" in found["via"]:
+        slow = "this is TCP: if the nodes have InfiniBand or RoCE, ask the site how NCCL finds it"
+        yield Finding("warn", "all-reduce", f"{text} via {over}", slow)
+    elif cell.nodes == 1 and any(not via.startswith("P2P") for via in found["via"]):
+        slow = "GPUs that do not reach each other directly; see topology"
+        yield Finding("warn", "all-reduce", f"{text} via {over}", slow)
+    else:
+        yield Finding("ok", "all-reduce", f"{text} via {over}")
+
+
+def measure(cell: Cell, result: Path) -> dict[str, Any]:
+    """Launch the ranks, and read what they leave.
+
+    Args:
+        cell: says how many ranks on how many nodes.
+        result: the ranks meet beside it; the file itself is not written.
+
+    Returns:
+        ``backend``; ``gb_per_s``, bus bandwidth; ``via``, NCCL's transports.
+
+    Raises:
+        UserError: where they do not get as far, with the reason.
+    """
+    with scratch_folder(result) as scratch:
+        (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
+        arguments = ["--cell", str(scratch / "cell.json"), "--scratch", str(scratch)]
+        log = {
+            "NCCL_DEBUG": "INFO",
+            "NCCL_DEBUG_SUBSYS": "INIT,P2P,NET",
+            "NCCL_DEBUG_FILE": str(scratch.absolute() / "nccl.%h.%p.log"),
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            ended = launch(
+                SCRIPTS / "measure_all_reduce.py",
+                arguments,
+                cell,
+                scratch,
+                limit_s=LIMIT_S,
+                extra_env=log,
+            )
+        failed = failure_of(cell, ended)
+        if failed is not None:
+            raise UserError(f"{failed[0]}: {failed[1].exception}")
+        found: dict[str, Any] = json.loads((scratch / "all_reduce.json").read_text())
+        logs = "".join(path.read_text(errors="replace") for path in scratch.glob("nccl.*.log"))
+    return found | {"via": sorted(set(_VIA.findall(logs)))}

@@ -1,0 +1,32 @@
+"""What surrounds a cell at its site, as this machine has it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from shardmark.config import Site
+from shardmark.doctor.finding import Finding
+from shardmark.doctor.place_findings import writable
+from shardmark.errors import UserError
+from shardmark.launching.site import environment_at, local_folder, why_not_in_image
+
+ADVICE = "mend site: in the configuration"
+
+
+def surroundings(site: Site) -> Iterator[Finding]:
+    """Whether the set-up runs here, the image can be run, and the local disk takes files."""
+    named = [name for name in Site.model_fields if getattr(site, name)]
+    if not named:
+        return
+    try:
+        reason = why_not_in_image(site, environment_at(site, os.environ))
+        folder = local_folder(site.scratch)
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        yield Finding("FAIL", "site", reason, ADVICE)
+        return
+    yield Finding("ok", "site", f"{', '.join(named)} can be used")
+    if folder is not None:
+        yield from writable("site.scratch", folder)

@@ -1,0 +1,44 @@
+"""Every figure of a workload by its name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from shardmark.figures.dot_plots import dot_plot
+from shardmark.figures.drawing import STYLE, Data
+from shardmark.figures.loss_curves import loss_figure
+from shardmark.figures.scaling_curves import efficiency_figure, scaling_figure
+from shardmark.figures.step_times import step_time_figure
+from shardmark.figures.time_splits import step_split_figure, wall_clock_figure
+from shardmark.figures.timelines import timeline_figure
+from shardmark.figures.trade_offs import trade_off_figure
+from shardmark.quantities import OF_FIGURE
+
+DRAWN_BY: dict[str, Callable[[Data], Figure]] = {
+    "trade_off": trade_off_figure,
+    "scaling": scaling_figure,
+    "efficiency": efficiency_figure,
+    "step_time": step_time_figure,
+    "step_split": step_split_figure,
+    "wall_clock": wall_clock_figure,
+    "timeline": timeline_figure,
+    "loss": loss_figure,
+    **{
+        name: functools.partial(dot_plot, quantity=quantity) for name, quantity in OF_FIGURE.items()
+    },
+}
+
+
+def draw(name: str, data: Data) -> Figure:
+    """One of ``captions.FIGURES``.
+
+    Raises:
+        KeyError: for another name.
+        NothingToDraw: with the reason, where what it shows was not measured.
+    """
+    with mpl.rc_context(STYLE):
+        return DRAWN_BY[name](data)

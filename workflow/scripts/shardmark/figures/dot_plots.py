@@ -1,0 +1,68 @@
+"""A quantity of every run as a dot: a row a strategy, a panel a GPU count."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from shardmark.figures.drawing import (
+    Data,
+    NothingToDraw,
+    absent,
+    marker,
+    panels_of_counts,
+    tick,
+)
+from shardmark.quantities import Quantity, label_on
+
+
+def dot_plot(data: Data, quantity: Quantity) -> Figure:
+    """A row a strategy, a panel a GPU count: every run a dot, the median a larger one."""
+    quantity = label_on(quantity, data.device)
+    if not len(data.ok) or data.ok[quantity.column].isna().all():
+        raise NothingToDraw(f"{quantity.label} was not measured")
+    figure, panels = panels_of_counts(data, data.gpus, rows_mm=16)
+    for count, axes in panels:
+        _dots(axes, data, quantity, count)
+    figure.supxlabel(f"{quantity.heading}{_arrow(quantity)}", fontsize=8)
+    return figure
+
+
+def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
+    part = data.ok[data.ok.gpus == count]
+    for row, name in enumerate(data.labels):
+        values = part[part.strategy == name][quantity.column].dropna().astype(float)
+        if values.empty:
+            absent(axes, row, data.outcome(name, count))
+            continue
+        values = values * quantity.scale
+        look = data.looks[name]
+        axes.plot(
+            values,
+            [row] * len(values),
+            linestyle="none",
+            marker=look.marker,
+            markersize=3.5,
+            markerfacecolor="none",
+            markeredgecolor=look.colour,
+            markeredgewidth=0.7,
+            alpha=0.8,
+        )
+        axes.plot(values.median(), row, **marker(look, 5.5))
+    _x_of_dots(axes, 2 if data.narrow else 3)
+
+
+def _x_of_dots(axes: Axes, bins: int) -> None:
+    """Few ticks, and room: not from zero, for a position is compared here and not a length."""
+    low, high = axes.get_xlim()
+    if high - low < 0.02 * abs(high):
+        middle = (low + high) / 2
+        axes.set_xlim(middle - 0.01 * abs(high), middle + 0.01 * abs(high))
+    axes.margins(x=0.1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=bins, min_n_ticks=2))
+    axes.xaxis.set_major_formatter(tick)
+
+
+def _arrow(quantity: Quantity) -> str:
+    return {"higher": "  →  better", "lower": "  ←  better", None: ""}[quantity.better]

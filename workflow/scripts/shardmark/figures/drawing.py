@@ -1,0 +1,244 @@
+"""What all figures share: their data, their style, their panels and how they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from shardmark.figures.appearance import Look
+from shardmark.measurement.side_files import Timeline
+from shardmark.quantities import replicas, written
+
+MM = 1 / 25.4
+GREY = "#666666"
+FAINT = "#DDDDDD"
+ROW_MM = 5.0
+# As many panels side by side as leave each at least about this wide: two on a column of 85 mm.
+PANEL_MM = 27.0
+# On a figure under this width an x axis has few ticks.
+NARROW_MM = 130.0
+STYLE = mpl.RcParams(
+    {
+        "font.family": "DejaVu Sans",
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.labelsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 8,
+        "legend.fontsize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": GREY,
+        "axes.linewidth": 0.6,
+        "lines.linewidth": 1.0,
+        "xtick.color": "#333333",
+        "ytick.color": "#333333",
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "savefig.dpi": 200,
+        "figure.constrained_layout.use": True,
+        # The same data give the same file.
+        "svg.hashsalt": "shardmark",
+        "svg.fonttype": "path",
+        "pdf.fonttype": 42,
+    }
+)
+
+
+class NothingToDraw(Exception):
+    """Why a figure of this matrix cannot be drawn: what it shows was not measured."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the figures of one workload are drawn from.
+
+    Attributes:
+        workload: its name.
+        cells: rows of cells.csv of this workload.
+        epochs: rows of epochs.csv of this workload.
+        scaling: rows of scaling.csv of this workload.
+        pareto: by GPU count the strategies that none is shown to beat (verdict.json).
+        steps: a row a step of a cell's steady window, as ``side_files.steps_of`` gives them.
+        timelines: of one run of each strategy, as ``side_files.timelines_of`` gives them.
+        baseline: the strategy that losses are held against.
+        labels: what a reader calls each strategy, in the order of the matrix.
+        looks: colour and marker of each strategy.
+        width_mm: width of a figure.
+    """
+
+    workload: str
+    cells: pd.DataFrame
+    epochs: pd.DataFrame
+    scaling: pd.DataFrame
+    pareto: Mapping[int, Sequence[str]]
+    steps: pd.DataFrame
+    timelines: Mapping[str, Timeline]
+    baseline: str
+    labels: Mapping[str, str]
+    looks: Mapping[str, Look]
+    width_mm: float
+
+    @property
+    def ok(self) -> pd.DataFrame:
+        """Cells that ran to their end."""
+        return self.cells[self.cells.status == "ok"]
+
+    @property
+    def gpus(self) -> list[int]:
+        """GPU counts, ascending."""
+        return sorted({int(count) for count in self.cells.gpus})
+
+    @property
+    def device(self) -> str:
+        """Cuda or cpu."""
+        return str(self.cells.device.iloc[0]) if len(self.cells) else "cuda"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a panel has room for few ticks only."""
+        return self.width_mm < NARROW_MM
+
+    @property
+    def regime(self) -> str:
+        """How the batch grows with the GPU count, in words."""
+        weak = "weak" in set(self.cells.scaling)
+        return "weak scaling (fixed batch a GPU)" if weak else "strong scaling (fixed global batch)"
+
+    def replicas(self, count: int) -> str:
+        """A GPU count in words."""
+        return replicas(self.device, count)
+
+    def outcome(self, name: str, count: int) -> str:
+        """In words why a strategy has no measurement at a GPU count."""
+        runs = self.cells[(self.cells.strategy == name) & (self.cells.gpus == count)]
+        return ", ".join(sorted(set(runs.status) - {"ok"})) or "no result"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format its name ends with, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
+    kind = path.suffix[1:]
+    with mpl.rc_context(STYLE):
+        figure.savefig(partial, format=kind, metadata=no_date[kind])
+    partial.replace(path)
+
+
+def words(text: str, data: Data) -> Figure:
+    """What stands in the place of a figure that cannot be drawn."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(data.width_mm * MM, 14 * MM))
+        figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=8)
+        return figure
+
+
+def columns_of(width_mm: float, panels: int, *, first_mm: float, panel_mm: float = PANEL_MM) -> int:
+    """Panels side by side; ``first_mm`` is what the labels on the left take."""
+    return max(1, min(panels, 4, int((width_mm - first_mm) // panel_mm)))
+
+
+def panels_of_counts(
+    data: Data, counts: Sequence[int], *, rows_mm: float, panel_mm: float = PANEL_MM
+) -> tuple[Figure, list[tuple[int, Axes]]]:
+    """A figure with a panel a GPU count, whose rows are the strategies.
+
+    Args:
+        data: names the strategies.
+        counts: the GPU counts.
+        rows_mm: what the title and the axis of a panel take beside its rows.
+        panel_mm: the least width of a panel.
+    """
+    columns = columns_of(data.width_mm, len(counts), first_mm=30, panel_mm=panel_mm)
+    bands = math.ceil(len(counts) / columns)
+    height = bands * (len(data.labels) * ROW_MM + rows_mm)
+    figure = Figure(figsize=(data.width_mm * MM, height * MM))
+    grid = list(figure.subplots(bands, columns, squeeze=False, sharey=True).flat)
+    for axes in grid[len(counts) :]:
+        axes.remove()
+    panels = list(zip(counts, grid, strict=False))
+    for count, axes in panels:
+        axes.set_title(data.replicas(count), loc="left")
+        axes.set_ylim(len(data.labels) - 0.4, -0.6)
+        axes.set_yticks(range(len(data.labels)), list(data.labels.values()))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def absent(axes: Axes, row: float, text: str) -> None:
+    """Say in a row of a panel why nothing is drawn there."""
+    axes.text(
+        0.03,
+        row,
+        text,
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        fontsize=7,
+        color=GREY,
+        style="italic",
+    )
+
+
+def legend_of(
+    figure: Figure, width_mm: float, handles: Sequence[Artist], title: str = "", each_mm: float = 42
+) -> None:
+    """A legend below the panels, as many entries side by side as there is width for.
+
+    Its title takes the place of an x label of the figure, which matplotlib would draw over it.
+    """
+    columns = max(1, min(len(handles), int(width_mm // each_mm)))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        title=title or None,
+        title_fontsize=8,
+    )
+
+
+def marker(look: Look, size: float) -> dict[str, Any]:
+    """A strategy's marker as matplotlib's properties of a line."""
+    return {
+        "marker": look.marker,
+        "markersize": size,
+        "markerfacecolor": "white" if look.open_face else look.colour,
+        "markeredgecolor": look.colour if look.open_face else "white",
+        "markeredgewidth": 1.0 if look.open_face else 0.4,
+    }
+
+
+def legend(figure: Figure, data: Data) -> None:
+    """The look of each strategy."""
+    handles = [
+        Line2D([], [], color=data.looks[name].colour, linewidth=1, label=label)
+        for name, label in data.labels.items()
+    ]
+    for handle, name in zip(handles, data.labels, strict=True):
+        handle.set(**marker(data.looks[name], 5))
+    legend_of(figure, data.width_mm, handles)
+
+
+def legend_mm(data: Data, entries: int, each_mm: float = 42) -> float:
+    """Height that a legend of so many entries takes."""
+    return 5 * math.ceil(entries / max(1, int(data.width_mm // each_mm))) + 4
+
+
+def tick(value: float, _: object = None) -> str:
+    """A number on an axis."""
+    if value and abs(value) < 0.01:
+        return f"{value:.0e}"
+    return f"{value:,.4g}" if abs(value) < 10_000 else written(value, 5)

@@ -1,0 +1,89 @@
+"""The loss of every run, epoch by epoch, and how far strategies lie apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from shardmark.figures.drawing import (
+    FAINT,
+    GREY,
+    MM,
+    Data,
+    NothingToDraw,
+    columns_of,
+    legend,
+    legend_mm,
+    marker,
+)
+
+# Losses are float32: a smaller difference is the last bit.
+SMALLEST_DIFFERENCE_PCT = 1e-5
+
+
+def loss_figure(data: Data) -> Figure:
+    """Above, every run's loss; below, how far it lies from the baseline's of the same seed."""
+    if data.epochs.empty:
+        raise NothingToDraw("no epoch has ended")
+    columns = columns_of(data.width_mm, len(data.gpus), first_mm=14)
+    bands = math.ceil(len(data.gpus) / columns)
+    height = bands * 78 + legend_mm(data, len(data.labels))
+    figure = Figure(figsize=(data.width_mm * MM, height * MM))
+    grid = figure.subplots(
+        2 * bands, columns, squeeze=False, sharex=True, height_ratios=[3, 2] * bands
+    )
+    for index, count in enumerate(data.gpus):
+        band, column = divmod(index, columns)
+        above, below = grid[2 * band][column], grid[2 * band + 1][column]
+        part = data.epochs[data.epochs.gpus == count]
+        _losses(above, data, part)
+        above.set_title(data.replicas(count), loc="left")
+        _differences(below, data, part)
+        below.tick_params(labelbottom=True)
+        below.set_xlabel("Epoch")
+        if column == 0:
+            above.set_ylabel("Training loss")
+            below.set_ylabel(f"against {data.labels[data.baseline]}\nof the same seed (%)")
+    for index in range(len(data.gpus), bands * columns):
+        band, column = divmod(index, columns)
+        grid[2 * band][column].remove()
+        grid[2 * band + 1][column].remove()
+    legend(figure, data)
+    return figure
+
+
+def _losses(axes: Axes, data: Data, epochs: pd.DataFrame) -> None:
+    for name, run in _runs(data, epochs):
+        look = data.looks[name]
+        axes.plot(run.epoch, run.loss, color=look.colour, linewidth=0.7, alpha=0.7)
+        axes.plot(run.epoch.iloc[-1], run.loss.iloc[-1], **marker(look, 4))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+
+
+def _differences(axes: Axes, data: Data, epochs: pd.DataFrame) -> None:
+    of_baseline = epochs[epochs.strategy == data.baseline].set_index(["seed", "epoch"]).loss
+    axes.axhline(0, color=GREY, linewidth=0.6)
+    for name, run in _runs(data, epochs):
+        if name == data.baseline:
+            continue
+        its = of_baseline.reindex(pd.MultiIndex.from_frame(run[["seed", "epoch"]])).to_numpy()
+        look = data.looks[name]
+        axes.plot(run.epoch, 100 * (run.loss / its - 1), color=look.colour, linewidth=0.7)
+        axes.plot(run.epoch.iloc[-1], 100 * (run.loss / its - 1).iloc[-1], **marker(look, 4))
+    low, high = axes.get_ylim()
+    reach = max(abs(low), abs(high), SMALLEST_DIFFERENCE_PCT)
+    axes.set_ylim(-reach, reach)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+
+
+def _runs(data: Data, epochs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for name in data.labels:
+        for _, run in epochs[epochs.strategy == name].groupby("seed"):
+            yield name, run.sort_values("epoch")

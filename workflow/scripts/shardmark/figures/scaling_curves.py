@@ -1,0 +1,124 @@
+"""Throughput and parallel efficiency over GPU counts, a panel a strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from shardmark.figures.drawing import FAINT, GREY, MM, Data, NothingToDraw, columns_of, marker, tick
+from shardmark.quantities import THROUGHPUT
+
+OTHERS = "#C8C8C8"
+IDEAL = (0, (3, 2))
+
+
+def scaling_figure(data: Data) -> Figure:
+    """The throughput of each strategy over GPU counts, ideal growth, the others in grey."""
+    medians = data.ok.groupby(["strategy", "gpus"])[THROUGHPUT.column].median().dropna()
+    if medians.index.get_level_values("gpus").nunique() < 2:
+        raise NothingToDraw("scaling needs two GPU counts with a result")
+    figure, panels = _panels(data)
+    present = list(medians.index.get_level_values("strategy").unique())
+    for name, axes in panels:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.yaxis.set_major_formatter(tick)
+        axes.yaxis.set_minor_locator(NullLocator())
+        _draw(axes, data, name, {other: medians[other] for other in present})
+        if name in present:
+            first, last = medians[name].index[0], data.gpus[-1]
+            ideal = medians[name].iloc[0] * last / first
+            axes.plot([first, last], [medians[name].iloc[0], ideal], **_IDEAL_LINE)
+            runs = data.ok[data.ok.strategy == name]
+            _open_dots(axes, data, name, runs.gpus, runs[THROUGHPUT.column])
+    figure.supylabel(f"{THROUGHPUT.heading}, logarithmic; dashed: ideal", fontsize=8)
+    return figure
+
+
+def efficiency_figure(data: Data) -> Figure:
+    """The parallel efficiency of each strategy over GPU counts, with its interval."""
+    known = data.scaling.dropna(subset=["efficiency"])
+    if known.empty or (known.gpus == known.reference_gpus).all():
+        raise NothingToDraw("efficiency needs two GPU counts with a result of one strategy")
+    figure, panels = _panels(data)
+    lines = {
+        str(name): 100 * part.set_index("gpus").efficiency.sort_index()
+        for name, part in known.groupby("strategy")
+    }
+    for name, axes in panels:
+        axes.axhline(100, **_IDEAL_LINE)
+        _draw(axes, data, name, lines)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        own = known[(known.strategy == name) & known.efficiency_low.notna()]
+        if len(own):
+            axes.vlines(
+                own.gpus,
+                100 * own.efficiency_low,
+                100 * own.efficiency_high,
+                color=data.looks[name].colour,
+                linewidth=1.2,
+            )
+    highest = known[["efficiency", "efficiency_high"]].to_numpy(float)
+    axes.set_ylim(0, 112 * max(1.0, np.nanmax(highest)))
+    figure.supylabel("Parallel efficiency (%), dashed: ideal", fontsize=8)
+    return figure
+
+
+_IDEAL_LINE: dict[str, Any] = {"color": GREY, "linestyle": IDEAL, "linewidth": 0.8}
+
+
+def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
+    columns = columns_of(data.width_mm, len(data.labels), first_mm=14)
+    rows = math.ceil(len(data.labels) / columns)
+    figure = Figure(figsize=(data.width_mm * MM, (rows * 36 + 10) * MM))
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes in grid[len(data.labels) :]:
+        axes.remove()
+    panels = list(zip(data.labels, grid, strict=False))
+    for place, (name, axes) in enumerate(panels):
+        axes.set_title(data.labels[name], loc="left", color=data.looks[name].colour, weight="bold")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(data.gpus, [str(count) for count in data.gpus])
+        axes.xaxis.set_minor_locator(NullLocator())
+        # The lowest panel of its column, where the last row is not full.
+        axes.tick_params(labelbottom=place + columns >= len(panels))
+        axes.grid(color=FAINT, linewidth=0.5)
+    unit = "Processes" if data.device == "cpu" else "GPUs"
+    figure.supxlabel(f"{unit} — {data.regime}", fontsize=8)
+    return figure, panels
+
+
+def _draw(axes: Axes, data: Data, name: str, lines: dict[str, pd.Series]) -> None:
+    for _, line in _others(lines, name):
+        axes.plot(line.index, line, color=OTHERS, linewidth=0.7, zorder=1)
+    if name not in lines:
+        axes.text(0.5, 0.5, "no result", transform=axes.transAxes, ha="center", color=GREY)
+        return
+    look, own = data.looks[name], lines[name]
+    axes.plot(own.index, own, color=look.colour, linewidth=1.3)
+    axes.plot(own.index, own, linestyle="none", **marker(look, 4.5))
+
+
+def _others(lines: dict[str, pd.Series], name: str) -> Iterator[tuple[str, pd.Series]]:
+    return ((other, line) for other, line in lines.items() if other != name)
+
+
+def _open_dots(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) -> None:
+    look = data.looks[name]
+    axes.plot(
+        x,
+        y,
+        linestyle="none",
+        marker=look.marker,
+        markersize=3,
+        markerfacecolor="none",
+        markeredgecolor=look.colour,
+        markeredgewidth=0.6,
+    )

@@ -1,0 +1,101 @@
+"""Where time goes: within a step of the steady state, and within a whole cell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from shardmark.figures.drawing import (
+    Data,
+    NothingToDraw,
+    absent,
+    legend_of,
+    panels_of_counts,
+    tick,
+)
+
+
+class Part(NamedTuple):
+    """A part of a bar: its name, its colour, and the columns of cells.csv that it sums."""
+
+    label: str
+    colour: str
+    columns: tuple[str, ...]
+
+
+# Of Okabe and Ito's colours, and greys that differ from them in lightness.
+STEP = (
+    Part("compute", "#0072B2", ("compute_ms",)),
+    Part("exposed communication", "#D55E00", ("exposed_communication_ms",)),
+    Part("data", "#F0C040", ("data_ms",)),
+    Part("idle, the host is late", "#C4C4C4", ("host_gap_ms",)),
+)
+CELL = (
+    Part(
+        "start-up",
+        "#8C8C8C",
+        ("imports_s", "process_group_s", "probe_s", "data_s", "build_s"),
+    ),
+    Part("training", "#0072B2", ("training_s",)),
+    Part("evaluation", "#56B4E9", ("evaluation_s",)),
+    Part("measurement", "#009E73", ("measurement_s",)),
+    Part("inspection, profile", "#F0C040", ("inspection_s", "profile_s")),
+    Part("shut-down, other", "#D8D8D8", ("shutdown_s", "other_s")),
+)
+
+
+def step_split_figure(data: Data) -> Figure:
+    """A bar a strategy, a panel a GPU count: what the device does in a profiled step."""
+    known = data.ok.dropna(subset=[part.columns[0] for part in STEP])
+    if known.empty:
+        raise NothingToDraw("no cell was profiled (measure.profile)")
+    return _bars(data, known, STEP, "Profiled step, mean over ranks and runs (ms)")
+
+
+def wall_clock_figure(data: Data) -> Figure:
+    """A bar a strategy, a panel a GPU count: from the launch of a cell to its end."""
+    known = data.ok.dropna(subset=["total_s"])
+    if known.empty:
+        raise NothingToDraw("no cell has its phases")
+    return _bars(data, known, CELL, "Wall clock of a cell, mean over runs (s)")
+
+
+def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) -> Figure:
+    counts = [count for count in data.gpus if (cells.gpus == count).any()]
+    figure, panels = panels_of_counts(data, counts, rows_mm=20)
+    for count, axes in panels:
+        part = cells[cells.gpus == count]
+        means = {name: _lengths(runs, parts) for name, runs in part.groupby("strategy")}
+        rows = [row for row, name in enumerate(data.labels) if name in means]
+        bars = [means[name] for name in data.labels if name in means]
+        ends = [list(itertools.accumulate(bar)) for bar in bars]
+        for index, (_, colour, _) in enumerate(parts):
+            lengths = [bar[index] for bar in bars]
+            begins = [end[index] - bar[index] for end, bar in zip(ends, bars, strict=True)]
+            axes.barh(rows, lengths, left=begins, height=0.66, color=colour, linewidth=0)
+        for row, name in enumerate(data.labels):
+            if name not in means:
+                absent(axes, row, data.outcome(name, count))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
+        axes.xaxis.set_major_formatter(tick)
+    measured = known_parts(cells, parts)
+    handles = [Patch(color=part.colour, label=part.label) for part in measured]
+    legend_of(figure, data.width_mm, handles, label)
+    return figure
+
+
+def known_parts(cells: pd.DataFrame, parts: Sequence[Part]) -> list[Part]:
+    """The parts that some cell has a measurement of: the others are in no bar and no legend."""
+    return [part for part in parts if cells[list(part.columns)].notna().any(axis=None)]
+
+
+def _lengths(runs: pd.DataFrame, parts: Sequence[Part]) -> list[float]:
+    """The mean of each part; what was not measured adds nothing to it."""
+    return [float(runs[list(part.columns)].mean().sum()) for part in parts]

@@ -1,0 +1,63 @@
+"""Utilisation, power and memory of one run of each strategy over time."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from shardmark.figures.drawing import FAINT, MM, Data, NothingToDraw, legend_of, tick
+from shardmark.measurement.side_files import QUANTITIES, Timeline
+
+PANEL_ROW_MM = 15.0
+STEADY, EVALUATION = "#CDEBDD", "#E3E3E3"
+
+
+def timeline_figure(data: Data) -> Figure:
+    """A row a strategy, a column a quantity; the steady window begins at 0."""
+    lines = {name: data.timelines[name] for name in data.labels if name in data.timelines}
+    measured = [
+        column
+        for column in QUANTITIES
+        if any(line.samples[column].notna().any() for line in lines.values())
+    ]
+    if not measured:
+        raise NothingToDraw("no cell has a telemetry.csv with its windows")
+    height = len(lines) * PANEL_ROW_MM + 26
+    figure = Figure(figsize=(data.width_mm * MM, height * MM))
+    grid = figure.subplots(len(lines), len(measured), squeeze=False, sharex=True, sharey="col")
+    for row, (name, line) in zip(grid, lines.items(), strict=True):
+        for axes, column in zip(row, measured, strict=True):
+            _over_time(axes, line, column, data.looks[name].colour)
+        row[0].set_title(data.labels[name], loc="left", pad=2)
+    for axes in grid[0]:
+        # Once all have drawn: a limit that is set ends the search for the one that they share.
+        axes.set_ylim(bottom=0)
+    first = next(iter(lines))
+    for axes, column in zip(grid[0], measured, strict=True):
+        below = data.labels[first] if axes is grid[0][0] else " "
+        axes.set_title(f"{QUANTITIES[column][0]}\n{below}", loc="left", pad=2)
+    handles = [
+        Patch(color=STEADY, label="steady window"),
+        Patch(color=EVALUATION, label="evaluation"),
+    ]
+    where = data.replicas(lines[first].gpus)
+    legend_of(figure, data.width_mm, handles, f"Seconds since the steady window began; {where}", 36)
+    return figure
+
+
+def _over_time(axes: Axes, line: Timeline, column: str, colour: str) -> None:
+    zero, end = line.windows.steady_monotonic_s
+    axes.axvspan(0, end - zero, color=STEADY, linewidth=0)
+    for begin, stop in line.windows.evaluations_monotonic_s:
+        axes.axvspan(begin - zero, stop - zero, color=EVALUATION, linewidth=0)
+    for _, samples in line.samples.groupby("device"):
+        known = samples.dropna(subset=[column])
+        axes.plot(known.at_s, known[column] * QUANTITIES[column][1], color=colour, linewidth=0.6)
+    axes.grid(axis="y", color=FAINT, linewidth=0.4)
+    axes.margins(y=0.15)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=2, min_n_ticks=2))
+    axes.yaxis.set_major_formatter(tick)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.tick_params(labelsize=7)

@@ -1,0 +1,1 @@
+"""A cell's processes on one node or several, and its one result, whatever becomes of them."""

@@ -1,0 +1,141 @@
+"""What ended the processes of a cell, judged from what they left.
+
+A failure of the training is data; processes that something else ended are not. Where one rank ends,
+the others follow with errors of their own, so the first cause is looked for.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from typing import Any
+
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+from shardmark.launching.launch import Ended
+from shardmark.metrics import Failure, Status
+
+# torch.distributed.run looks at its ranks every 0.1 s and needs a while to end the others; one
+# that it must kill because SIGTERM did not end it dies 30 s later.
+SAME_MOMENT_S = 5.0
+# A rank that dies of these did so by itself; its peers' errors follow.
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+
+
+class Interrupted(UserError):
+    """Something else than the training ended the processes: this is no result."""
+
+
+def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
+    """The status and failure of processes that did not end well; None if they did.
+
+    Raises:
+        UserError: for a mistake of the user's.
+        Interrupted: where something else ended them, or nothing tells what did.
+    """
+    if ended.exit_code == 0 and not ended.failures:
+        return None
+    title = cell.title
+    watched = _ended_by_watch(title, ended)
+    if watched is not None:
+        return watched
+    deaths = _deaths_by_signal(ended)
+    killed = [death for death in deaths if death["exit_code"] == -signal.SIGKILL]
+    if killed:
+        return _killed(title, killed[0]["rank"], ended)
+    crashed = [death for death in deaths if -death["exit_code"] in CRASHES]
+    if crashed:
+        name = signal.Signals(-crashed[0]["exit_code"]).name
+        return _failed(ended, "failed", None, crashed[0]["rank"], f"the process died of {name}")
+    # Who raises leaves an exception; who ends without one was not brought down by a peer's end.
+    told = {failure["rank"] for failure in ended.failures}
+    silent = [d for d in _deaths(ended) if d["exit_code"] > 0 and d["rank"] not in told]
+    if silent:
+        code, rank = silent[0]["exit_code"], silent[0]["rank"]
+        reason = f"the process ended with exit code {code} and left no exception"
+        return _failed(ended, "failed", None, rank, reason)
+    if ended.failures:
+        return _raised(title, ended.failures[0], ended)
+    if deaths and deaths[0]["exit_code"] != -signal.SIGTERM:
+        name = signal.Signals(-deaths[0]["exit_code"]).name
+        return _failed(ended, "failed", None, deaths[0]["rank"], f"the process died of {name}")
+    raise Interrupted(_no_reason(title, ended))
+
+
+def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Failure]:
+    """The outcome of an exception."""
+    if first["kind"] == "user":
+        raise UserError(first["message"])
+    if first["kind"] == "full_disk":
+        raise Interrupted(
+            f"{title}: {first['exception']} (rank {first['rank']}). This is no result; make room "
+            "and run it again"
+        )
+    return _failed(ended, first["kind"], first["phase"], first["rank"], first["exception"])
+
+
+def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
+    """What a node's watch ended its ranks for."""
+    causes = {node.ended_by: node for node in ended.nodes if node.ended_by}
+    for cause, words in (("signal", "asked to end"), ("orphaned", "left by what started it")):
+        if cause in causes:
+            raise Interrupted(
+                f"{title}: was {words} (cancelled, preempted, out of Slurm's time, or its "
+                "controller killed). This is no result; run it again"
+            )
+    since = min((node.ended_since for node in ended.nodes if node.ended_since), default=math.inf)
+    if any(failure["time"] < since - SAME_MOMENT_S for failure in ended.failures):
+        return None  # a rank failed, and the others waited for it
+    beats = sorted((beat for node in ended.nodes for beat in node.beats), key=lambda b: b.beats)
+    where = "; ".join(map(str, beats))
+    behind = beats[0] if beats else None
+    phase = behind.phase if behind else None
+    if "stall" in causes:
+        alone = behind is not None and (len(beats) == 1 or behind.beats < beats[1].beats)
+        rank = behind.rank if behind and alone else None
+        return _failed(ended, "failed", phase, rank, f"hung: no rank got further; {where}")
+    if "time limit" in causes:
+        seconds = causes["time limit"].seconds
+        reason = f"the time limit ended it after {seconds:.0f} s; {where}"
+        return _failed(ended, "timeout", phase, None, reason)
+    return None
+
+
+def _killed(title: str, rank: int, ended: Ended) -> tuple[Status, Failure]:
+    if any(node.oom_kills for node in ended.nodes):
+        reason = "the kernel's out-of-memory killer ended the process: host memory ran out"
+        return _failed(ended, "oom", None, rank, reason)
+    raise Interrupted(
+        f"{title}: something else killed rank {rank} (SIGKILL: the scheduler, or a person). This "
+        "is no result; run it again"
+    )
+
+
+def _deaths(ended: Ended) -> list[dict[str, Any]]:
+    return [failure for node in ended.nodes for failure in node.failures]
+
+
+def _deaths_by_signal(ended: Ended) -> list[dict[str, Any]]:
+    """Ranks that a signal ended when the first of all failed, and not torchrun after it."""
+    deaths = _deaths(ended)
+    first = min((float(death["time"]) for death in deaths), default=0.0)
+    return [
+        death
+        for death in deaths
+        if death["exit_code"] < 0 and float(death["time"]) - first < SAME_MOMENT_S
+    ]
+
+
+def _failed(
+    ended: Ended, status: Status, phase: str | None, rank: int | None, reason: str
+) -> tuple[Status, Failure]:
+    failure = Failure(phase=phase, rank=rank, exception=reason, log_tail=ended.log_tail)
+    return status, failure
+
+
+def _no_reason(title: str, ended: Ended) -> str:
+    return (
+        f"{title}: its processes ended with exit code {ended.exit_code} and left no reason; "
+        "something else ended them (the scheduler, a node that was lost, a person). This is no "
+        "result; run it again"
+    )

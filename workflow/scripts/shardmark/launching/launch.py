@@ -1,0 +1,233 @@
+"""Starting the processes of one cell, on one node or several, and ending them with it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any
+
+import psutil
+
+from shardmark.cells import Cell
+from shardmark.codebase import SCRIPTS
+from shardmark.errors import UserError
+from shardmark.launching.node import (
+    NodeReport,
+    Plan,
+    ancestors,
+    end,
+    is_snakemake,
+    report_path,
+)
+from shardmark.processes.tether import tethered
+from shardmark.slurm import cluster
+
+LOG_TAIL_LINES = 40
+# Between SIGTERM and SIGKILL. Slurm itself leaves a job 30 s (KillWait); a node needs this for its
+# ranks before it can end, and this process for its nodes.
+GRACE_S = 5.0
+# For srun to end the other nodes, once one has failed.
+SRUN_GRACE_S = 20.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the processes of a cell ended.
+
+    Attributes:
+        exit_code: 0 where all ended well; of the first node's torchrun or only rank that did not.
+        failures: what each rank that raised an exception left, and each node that could not start
+            its own, the earliest first.
+        nodes: the report of each node that left one, in their order.
+        log_tail: the last lines they printed.
+        seconds: wall-clock time from the launch.
+    """
+
+    exit_code: int
+    failures: list[dict[str, Any]]
+    nodes: list[NodeReport]
+    log_tail: list[str]
+    seconds: float
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the time limit ended them."""
+        return any(node.ended_by == "time limit" for node in self.nodes)
+
+
+def launch(
+    script: Path,
+    arguments: list[str],
+    cell: Cell,
+    scratch: Path,
+    *,
+    telemetry: Path | None = None,
+    limit_s: float | None = None,
+    stall_s: float | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a training script with the processes that the cell names, and wait for its end.
+
+    Their output is passed on to stdout. However this returns or raises, none of them lives on.
+
+    Args:
+        script: a ``train_*.py``.
+        arguments: its arguments.
+        cell: says how many processes on how many nodes.
+        scratch: where ranks and nodes leave what happened; every node must see it.
+        telemetry: where the samples of the devices go, or None for no sampler.
+        limit_s: end them after this many seconds.
+        stall_s: end them after this many seconds without any rank getting further.
+        extra_env: environment variables beside the caller's.
+
+    Raises:
+        UserError: if the cell needs what this place has not.
+    """
+    plan = Plan(
+        cell=cell,
+        script=script,
+        arguments=arguments,
+        scratch=scratch,
+        environment=dict(extra_env or {}),
+        telemetry=telemetry,
+        limit_s=limit_s,
+        stall_s=stall_s,
+        grace_s=GRACE_S,
+    )
+    plan, prefix = _placed(plan)
+    file = scratch / "plan.json"
+    file.write_text(plan.model_dump_json(by_alias=True))
+    begin = time.monotonic()
+    # On one node this very path makes the node's part a child of this process.
+    process = subprocess.Popen(
+        tethered([*prefix, sys.executable, "-m", "shardmark.launching.node", str(file)]),
+        env=os.environ | {"PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    tail: collections.deque[str] = collections.deque(maxlen=LOG_TAIL_LINES)
+    reader = Thread(target=_pass_on, args=(process.stdout, tail), daemon=True)
+    reader.start()
+    with _ended_at_exit(process):
+        exit_code = _wait(process, plan)
+    reader.join(timeout=GRACE_S)
+    nodes = _reports(scratch, cell.nodes)
+    if any(node.ended_by == "orphaned" for node in nodes):
+        _give_back_job()
+    return Ended(
+        next((node.exit_code for node in nodes if node.exit_code), exit_code),
+        _failures(scratch),
+        nodes,
+        list(tail),
+        time.monotonic() - begin,
+    )
+
+
+def _wait(process: subprocess.Popen[str], plan: Plan) -> int:
+    """Wait for the nodes; not for an srun that has not noticed the end of one of them."""
+    failed_at = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(POLL_S)
+        if plan.cell.nodes > 1 and failed_at is None:
+            reports = _reports(plan.scratch, plan.cell.nodes)
+            if any(node.exit_code or node.ended_by for node in reports):
+                failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > SRUN_GRACE_S:
+            return -signal.SIGTERM
+
+
+def _give_back_job() -> None:
+    """Cancel this Slurm job, of which a part was killed from outside.
+
+    Slurm misses a step daemon that was killed no sooner than when the job's time is up, and does
+    not end what it had started: Snakemake's job, which hangs where its output leads nowhere.
+    """
+    if job := cluster.job_id():
+        with contextlib.suppress(UserError):
+            cluster.ask("scancel", job)
+        for process in filter(is_snakemake, ancestors()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _placed(plan: Plan) -> tuple[Plan, list[str]]:
+    """The plan with what its nodes must know of one another, and the command that reaches them."""
+    cell, job = plan.cell, cluster.job_id()
+    if job is None:
+        if cell.nodes > 1:
+            raise UserError(
+                f"{cell.title}: spans {cell.nodes} nodes, which needs Slurm (--profile "
+                "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
+            )
+        return plan, []
+    given = cluster.allocation(job)
+    cluster.require_all(cell, given)
+    if cell.nodes == 1:
+        return plan, []
+    addresses = cluster.addresses(given.nodes)
+    # This process runs on the first node, which is where the others are to meet.
+    placed = {
+        "rendezvous": f"{addresses[0]}:{cluster.free_port(job)}",
+        # A requeued job has the number of its first try.
+        "rendezvous_id": f"{job}-{time.time_ns()}",
+        "addresses": tuple(addresses),
+    }
+    return plan.model_copy(update=placed), cluster.step_command(cell, given)
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(SCRIPTS), os.environ.get("PYTHONPATH")]))
+
+
+def _failures(scratch: Path) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in scratch.glob("failure.*.json")]
+    return sorted(found, key=lambda failure: float(failure["time"]))
+
+
+def _reports(scratch: Path, nodes: int) -> list[NodeReport]:
+    paths = [report_path(scratch, index) for index in range(nodes)]
+    return [NodeReport.model_validate_json(path.read_text()) for path in paths if path.exists()]
+
+
+def _pass_on(stream: IO[str], tail: collections.deque[str]) -> None:
+    for line in stream:
+        tail.append(line.rstrip("\n"))
+        print(line, end="", flush=True)
+
+
+@contextlib.contextmanager
+def _ended_at_exit(process: subprocess.Popen[str]) -> Iterator[None]:
+    """End the process on leaving, also where SIGTERM or SIGINT to this one is the reason."""
+
+    def leave(number: int, frame: object) -> None:
+        # A second one must not break off what the first has begun. Nothing is ended here: this may
+        # run inside a wait() for the process, which holds a lock.
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        end(process, 3 * GRACE_S)
+        for number, handler in before.items():
+            signal.signal(number, handler)

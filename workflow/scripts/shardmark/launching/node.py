@@ -1,0 +1,395 @@
+"""One node's part of a cell: its sampler, its torchrun, and a watch over both.
+
+Started once a node, by the launcher itself or by srun. It ends its ranks when the cell's time is
+up, when none of them gets further, and when what started it is gone; it leaves a report of how
+they ended; and nothing that it started lives on after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import psutil
+
+from shardmark.atomic import write_text
+from shardmark.cells import Cell
+from shardmark.codebase import SCRIPTS
+from shardmark.config import Section
+from shardmark.errors import UserError
+from shardmark.launching.agent import agent_command
+from shardmark.launching.cell_progress import ProgressNote
+from shardmark.launching.site import (
+    IN_IMAGE,
+    SCRATCH_VARIABLE,
+    caches_in,
+    contained,
+    environment_at,
+    local_folder,
+    why_not_in_image,
+)
+from shardmark.measurement.telemetry import gpu_facts, node_name, sampling, visible_gpus
+from shardmark.processes.heartbeat import FILE_VARIABLE, Beat, Heartbeats
+from shardmark.processes.tether import tethered
+
+POLL_S = 0.5
+# For the ranks to print where they stand, and for the other nodes to see the same hang.
+LAST_WORDS_S = 2.0
+# For what was killed to be gone.
+DEATH_S = 5.0
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+class Plan(Section):
+    """What the nodes of a cell are told, by a file that all of them read.
+
+    Attributes:
+        cell: the cell, or the cell of a parity case.
+        script: a ``train_*.py``.
+        arguments: its arguments.
+        scratch: where ranks and nodes leave what happened; all nodes see it.
+        environment: variables for the ranks beside this process's own.
+        telemetry: where each node's samples go, or None for no sampler.
+        limit_s: seconds until the ranks are ended.
+        stall_s: seconds without any rank getting further until they are taken for hung.
+        grace_s: seconds between SIGTERM and SIGKILL to the ranks.
+        rendezvous: address and port of the first node where several meet, and what to call it.
+        addresses: of the nodes.
+    """
+
+    cell: Cell
+    script: Path
+    arguments: list[str]
+    scratch: Path
+    environment: dict[str, str]
+    telemetry: Path | None
+    limit_s: float | None
+    stall_s: float | None
+    grace_s: float
+    rendezvous: str | None = None
+    rendezvous_id: str = ""
+    addresses: tuple[str, ...] = ()
+
+
+Cause = Literal["time limit", "stall", "signal", "orphaned"]
+
+
+class Intervention(NamedTuple):
+    """What a node's watch ended its ranks for, and when it began to, seconds since the epoch."""
+
+    cause: Cause
+    at: float
+
+
+class NodeReport(Section):
+    """How one node's part ended.
+
+    Attributes:
+        index: the node among those of the cell.
+        name: what it is called.
+        exit_code: of torchrun, or of the only rank.
+        ended_by: what this node's watch ended the ranks for; None where they ended themselves.
+        ended_since: when it began to, in seconds since the epoch.
+        failures: ranks that failed, as agent_command says.
+        beats: how far each rank had come.
+        oom_kills: processes that the kernel killed for memory on this node meanwhile.
+        gpus: what is known of each GPU by UUID.
+        seconds: wall-clock time of the ranks, from their launch to the end of the last.
+        at: when that end was, in seconds since the epoch.
+    """
+
+    index: int
+    name: str
+    exit_code: int
+    ended_by: Cause | None
+    ended_since: float | None
+    failures: list[dict[str, Any]]
+    beats: list[Beat]
+    oom_kills: int
+    gpus: dict[str, dict[str, Any]]
+    seconds: float
+    at: float
+
+
+def report_path(scratch: Path, index: int) -> Path:
+    """Where a node leaves its report."""
+    return scratch / f"node{index}.json"
+
+
+def telemetry_path(target: Path, nodes: int, index: int) -> Path:
+    """Where a node's samples go: one file a node."""
+    return target if nodes == 1 else target.with_suffix(f".node{index}{target.suffix}")
+
+
+def run_node(plan: Plan, index: int) -> NodeReport:
+    """Run this node's ranks to their end."""
+    cell = plan.cell
+    ranks = cell.processes // cell.nodes
+    gpus = visible_gpus(cell.gpus_per_node) if cell.device == "cuda" else None
+    watched: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if plan.telemetry is not None:
+        samples = telemetry_path(plan.telemetry, cell.nodes, index)
+        # Without a GPU nothing tells the idle power of what other processes share.
+        idle_s = cell.measure.idle_s if gpus else 0.0
+        watched = sampling(samples, cell.measure.sample_interval_s, gpus, idle_s)
+    killed_before = oom_kills()
+    local = local_folder(os.environ.get(SCRATCH_VARIABLE))
+    with tempfile.TemporaryDirectory(prefix="shardmark-", dir=local) as folder, no_survivors():
+        failures = plan.scratch / f"failures.node{index}.json"
+        with watched:
+            # Before the clock: what a site sets up is no part of the cell's time.
+            env = _environment(plan, index, ranks, Path(folder, "heartbeats"))
+            beats = Heartbeats(Path(folder, "heartbeats"), ranks)
+            begin = time.monotonic()
+            process = subprocess.Popen(
+                tethered(_at_site(plan, _command(plan, index, ranks, failures), Path(folder), env)),
+                env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
+            )
+            intervention = _watch(process, plan, index, begin, beats)
+            seconds, at = time.monotonic() - begin, time.time()
+        return NodeReport(
+            index=index,
+            name=node_name(),
+            exit_code=process.returncode,
+            ended_by=intervention and intervention.cause,
+            ended_since=intervention and intervention.at,
+            failures=_failed_ranks(cell, process, failures),
+            beats=beats.read(),
+            oom_kills=oom_kills() - killed_before,
+            gpus={uuid: gpu_facts(uuid) for uuid in gpus or []},
+            seconds=seconds,
+            at=at,
+        )
+
+
+def _failed_ranks(
+    cell: Cell, process: subprocess.Popen[bytes], agents_report: Path
+) -> list[dict[str, Any]]:
+    if cell.processes == 1 and process.returncode:
+        code, pid = process.returncode, process.pid
+        return [{"rank": 0, "exit_code": code, "pid": pid, "time": time.time()}]
+    if not agents_report.exists():
+        return []
+    failures: list[dict[str, Any]] = json.loads(agents_report.read_text())
+    return failures
+
+
+def _at_site(plan: Plan, command: list[str], folder: Path, env: Mapping[str, str]) -> list[str]:
+    """The command as the site wants it; ``folder`` is this node's own for the cell.
+
+    Raises:
+        UserError: if this node cannot run the site's image: that is no failure of the cell.
+    """
+    cell = plan.cell
+    if reason := why_not_in_image(cell.site, env):
+        raise UserError(reason)
+    folders = [plan.scratch, folder, plan.script.parent, Path(cell.data_dir)]
+    return contained(cell.site, command, cuda=cell.device == "cuda", folders=folders)
+
+
+def _command(plan: Plan, index: int, ranks: int, failures: Path) -> list[str]:
+    script = [str(plan.script), *plan.arguments]
+    if plan.cell.processes == 1:
+        return [sys.executable, *script]
+    options = [f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    if plan.rendezvous is None:
+        options += ["--standalone"]
+    else:
+        options += [
+            f"--nnodes={plan.cell.nodes}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-id={plan.rendezvous_id}",
+            f"--rdzv-endpoint={plan.rendezvous}",
+            # Said and not guessed from names: a node may have several.
+            f"--rdzv-conf=is_host={int(index == 0)}",
+            f"--local-addr={plan.addresses[index]}",
+        ]
+    return agent_command(failures, options, script)
+
+
+def _environment(plan: Plan, index: int, ranks: int, beats: Path) -> dict[str, str]:
+    cell = plan.cell
+    env = environment_at(cell.site, os.environ)
+    # In an image, this machine's own packages would take the place of the image's.
+    others = env.get("PYTHONPATH") if cell.site.container is None else None
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), others]))
+    if cell.site.container is not None:
+        env |= IN_IMAGE
+    if os.environ.get(SCRATCH_VARIABLE):
+        env |= caches_in(beats.parent)
+    env["PYTHONUNBUFFERED"] = "1"
+    env["SHARDMARK_NODE"] = node_name()
+    env[FILE_VARIABLE] = str(beats)
+    # NVML counts devices by their bus; torch must mean the same ones.
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    # cuBLAS computes the same bits twice only with a fixed workspace; the parity gate asks for it.
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if cell.device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+        env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    if cell.processes == 1:
+        env |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return env | plan.environment
+
+
+class _Terminated(Exception):
+    """Something asked this process to end."""
+
+
+def _watch(
+    process: subprocess.Popen[bytes], plan: Plan, index: int, begin: float, beats: Heartbeats
+) -> Intervention | None:
+    """Wait for the ranks; what they were ended for, if they did not end by themselves."""
+    starters = ancestors()
+    note = ProgressNote(plan.scratch)
+    try:
+        with _signals_raise():
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_S)
+                    return None
+                if not all(_is_alive(starter) for starter in starters):
+                    return Intervention("orphaned", time.time())
+                if plan.limit_s is not None and time.monotonic() - begin > plan.limit_s:
+                    late = Intervention("time limit", time.time())
+                    _last_words(beats.read(), plan.cell.nodes)
+                    return late
+                last = beats.read()
+                if index == 0:
+                    note.take(last)
+                if plan.stall_s and min(beat.silent_s for beat in last) > plan.stall_s:
+                    hung = Intervention("stall", time.time())
+                    _last_words(last, plan.cell.nodes)
+                    return hung
+    except _Terminated:
+        return Intervention("signal", time.time())
+    finally:
+        end(process, plan.grace_s)
+
+
+def _last_words(beats: list[Beat], nodes: int) -> None:
+    """Let each rank print where it stands; one that has not begun says nothing."""
+    begun = [beat.pid for beat in beats if beat.pid]
+    for pid in begun:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+    if begun or nodes > 1:
+        time.sleep(LAST_WORDS_S)
+
+
+def end(process: subprocess.Popen[Any], grace_s: float) -> None:
+    """End a process: with SIGTERM, and if that is not enough with SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    def terminated(number: int, frame: object) -> None:
+        # A second one must not break off what the first has begun.
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Terminated
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, terminated)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def no_survivors() -> Iterator[None]:
+    """Kill what was started inside and is left at the end, whoever its parent was.
+
+    Descendants that lose their parent become children of this process (prctl(2),
+    PR_SET_CHILD_SUBREAPER), so none escapes.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        while left := psutil.Process().children(recursive=True):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, DEATH_S)
+
+
+def ancestors() -> list[psutil.Process]:
+    """The processes above this one that it must not outlive.
+
+    All up to the outermost Snakemake or Slurm step daemon: a shell between two of them does not
+    end with its parent, and what stands above them (a login shell) may end without harm.
+    """
+    chain = psutil.Process().parents()
+    anchors = [place for place, process in enumerate(chain) if _is_anchor(process)]
+    return chain[: anchors[-1] + 1] if anchors else chain[:1]
+
+
+def is_snakemake(process: psutil.Process) -> bool:
+    """Whether a process is Snakemake: as an interpreter's script or module.
+
+    A shell's command line names it within an argument.
+    """
+    with contextlib.suppress(psutil.Error):
+        return "snakemake" in [Path(argument).name for argument in process.cmdline()[:3]]
+    return False
+
+
+def _is_anchor(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name() == "slurmstepd" or is_snakemake(process)
+    return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def oom_kills() -> int:
+    """Processes that the kernel has killed for memory since this machine started.
+
+    /proc/vmstat counts those of every control group (Linux 4.13 on).
+    """
+    for line in Path("/proc/vmstat").read_text().splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
+def main() -> None:
+    """Run this node's part of the plan of the command line; exit 1 where it did not end well."""
+    plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
+    index = int(os.environ.get("SLURM_NODEID", "0")) if plan.cell.nodes > 1 else 0
+    try:
+        report = run_node(plan, index)
+    except UserError as error:
+        told = {"kind": "user", "message": str(error), "rank": None, "time": time.time()}
+        write_text(plan.scratch / f"failure.node{index}.json", json.dumps(told))
+        sys.exit(f"shardmark: {error}")
+    write_text(report_path(plan.scratch, index), report.model_dump_json())
+    sys.exit(0 if report.exit_code == 0 and report.ended_by is None else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The folder in which a running cell's processes meet, which says also that it runs.
+
+It stands beside the result, where every node and every later launch of the same cell sees it. That
+one process makes it and no other can, is what keeps a cell from running twice at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from shardmark.atomic import write_text
+from shardmark.errors import UserError
+from shardmark.slurm import cluster
+
+OWNER = "owner.json"
+# Variable that tells each job when the Snakemake that wants its result started, s since the epoch.
+CONTROLLER_STARTED = "SHARDMARK_CONTROLLER_STARTED"
+# How long a folder without an owner may be one that is being made.
+NEWBORN_S = 60.0
+
+
+def scratch_of(result: Path) -> Path:
+    """The folder of the run that will leave ``result``."""
+    return result.absolute().with_name(f".{result.stem}.run")
+
+
+@contextlib.contextmanager
+def scratch_folder(result: Path) -> Iterator[Path]:
+    """Hold the folder of a run while inside, empty at first and gone after.
+
+    Args:
+        result: the file that the run is to leave.
+
+    Raises:
+        UserError: if a run for the same result is alive.
+    """
+    folder = scratch_of(result)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        if reason := why_alive(folder):
+            raise UserError(
+                f"{result}: {reason}; it is not started a second time. Wait for it, or end it, "
+                "and give the same command again"
+            )
+        _remove(folder)
+    try:
+        # On every file system one of two makers fails.
+        folder.mkdir()
+    except FileExistsError:
+        raise UserError(f"{result}: another run of it has just started") from None
+    write_text(folder / OWNER, json.dumps(this_run()))
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def why_alive(folder: Path) -> str:
+    """Which run holds the folder; empty if none that is alive does."""
+    try:
+        owner = json.loads((folder / OWNER).read_text())
+    except FileNotFoundError:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime < NEWBORN_S:
+                return "another run of it is just starting"
+        return ""
+    except ValueError:
+        return ""
+    if owner["slurm_job_id"] is not None:
+        return _why_job_alive(owner)
+    if owner["host"] != socket.gethostname():
+        return (
+            f"process {owner['pid']} on {owner['host']} runs it, or did: that cannot be seen from "
+            f"here (if it does not, delete {folder})"
+        )
+    if is_alive_here(owner):
+        return f"process {owner['pid']} of this machine runs it"
+    return ""
+
+
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """Who made a folder, as this_run() of that process; None where it does not say."""
+    try:
+        owner: dict[str, Any] = json.loads((folder / OWNER).read_text())
+    except (OSError, ValueError):
+        return None
+    return owner
+
+
+def is_alive_here(owner: dict[str, Any]) -> bool:
+    """Whether the process that made a folder is alive; it must have been one of this machine."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        created: float = psutil.Process(owner["pid"]).create_time()
+        return bool(created == owner["created"])
+    return False
+
+
+def _why_job_alive(owner: dict[str, Any]) -> str:
+    job = owner["slurm_job_id"]
+    if job == cluster.job_id():  # requeued: an earlier try of this very job
+        return ""
+    state = cluster.state_of(job)
+    return f"Slurm job {job} runs it ({state.lower()})" if state else ""
+
+
+def this_run() -> dict[str, Any]:
+    """What tells this process from all others, here and on other machines."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+        "slurm_job_id": cluster.job_id(),
+        "started": time.time(),
+    }
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first, so that what is left of a removal that is cut short is no one's.
+    doomed = folder.with_name(f"{folder.name}.{os.getpid()}.old")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,53 @@
+"""The Snakemake that runs a matrix, and whether it is alive: what it started may outlive it."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+from shardmark.atomic import write_text
+from shardmark.errors import UserError
+from shardmark.launching.scratch import OWNER, is_alive_here, owner_of
+from shardmark.slurm import cluster
+
+FOLDER = ".controller"
+
+
+def record_controller(results: Path, owner: dict[str, Any]) -> None:
+    """Say in the folder of the results that this process runs their matrix, until it ends.
+
+    Args:
+        results: ``results/<run>``.
+        owner: this_run() from before Snakemake's executor took the Slurm job's number away.
+    """
+    folder = results / FOLDER
+    write_text(folder / OWNER, json.dumps(owner))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def controller_of(results: Path) -> tuple[bool | None, str]:
+    """Whether a controller of these results is alive (None: cannot be told), and in words.
+
+    One that was killed leaves its record; one that ended by itself does not.
+    """
+    owner = owner_of(results / FOLDER)
+    if owner is None:
+        return False, "none is running"
+    pid, host, job = owner["pid"], owner["host"], owner["slurm_job_id"]
+    if host == socket.gethostname():
+        if is_alive_here(owner):
+            return True, f"process {pid} of this machine"
+        return False, f"killed (it was process {pid} of this machine)"
+    if job is None:
+        return None, f"process {pid} on {host}, if it is alive: that cannot be seen from here"
+    try:
+        state = cluster.state_of(job)
+    except UserError as error:
+        return None, f"Slurm job {job}, if it is alive: {error}"
+    if state:
+        return True, f"Slurm job {job} on {host} ({state.lower()})"
+    return False, f"killed (it was Slurm job {job} on {host})"

@@ -1,0 +1,266 @@
+"""Several result sets as one: which result stands for each cell, and what speaks against it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shardmark.atomic import write_text
+from shardmark.errors import UserError
+from shardmark.matrix.result_set import (
+    Key,
+    Result,
+    ResultSet,
+    Verification,
+    cells_of_set,
+    differences,
+)
+from shardmark.metrics import Metrics
+
+Prefer = Literal["none", "first", "last"]
+# Where sets disagree on parity, the worst verdict stands: one machine on which a strategy does not
+# train the same model is enough to doubt it.
+WORST_FIRST = ("failed", "error", "unsupported", "passed")
+
+VERSIONS = ("torch", "driver", "deepspeed", "fairscale", "git_commit")
+
+
+@dataclass
+class Merged:
+    """What stands in the merged set.
+
+    Attributes:
+        results: one result a cell.
+        verifications: one result of the parity gate a workload, strategy and GPU count.
+        duplicates: cells that stand in several sets with the very same result, counted once.
+        conflicts: cells, or parity results, of which the sets hold different ones, and which of
+            them stands.
+        notes: versions that differ, which comparisons will refuse to mix.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    verifications: list[Verification] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
+    """Choose one result for each cell.
+
+    Args:
+        sets: the result sets, in the order in which they were named.
+        prefer: which of two different results of one cell stands; ``none`` refuses to choose.
+
+    Raises:
+        UserError: naming every cell that is defined differently, or that has different results
+            while ``prefer`` is ``none``.
+    """
+    check_same_definitions([result for found in sets for result in found.results])
+    merged = Merged(notes=version_notes(sets))
+    by_key: dict[Key, list[Result]] = {}
+    for found in sets:
+        for result in found.results:
+            by_key.setdefault(result.key, []).append(result)
+    for results in by_key.values():
+        distinct = _distinct(results)
+        chosen = distinct[-1 if prefer == "last" else 0]
+        merged.results.append(chosen)
+        title = chosen.cell.title
+        if len(distinct) > 1:
+            stands = "" if prefer == "none" else f"; {chosen.path} stands"
+            merged.conflicts.append(f"{title}: {_told(distinct)}{stands}")
+        elif len(results) > 1:
+            merged.duplicates.append(f"{title}: {' and '.join(str(one.path) for one in results)}")
+    if merged.conflicts and prefer == "none":
+        raise UserError(
+            "the sets hold different results of the same cell. The run of a seed counts once: "
+            "repeat with other seeds (matrix.seeds) to have more runs, leave one set out, or "
+            "choose with --prefer first or --prefer last:\n" + _lines(merged.conflicts)
+        )
+    _choose_verifications(sets, merged)
+    return merged
+
+
+def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
+    by_case: dict[tuple[str, str, int], list[Verification]] = {}
+    for found in sets:
+        for item in found.verifications:
+            by_case.setdefault(item.key, []).append(item)
+    for (workload, strategy, ranks), items in by_case.items():
+        worst = min(items, key=lambda item: WORST_FIRST.index(item.parity.status))
+        merged.verifications.append(worst)
+        if len({item.parity.case_sha256 for item in items}) > 1:
+            paths = ", ".join(str(item.path) for item in items)
+            merged.conflicts.append(
+                f"parity of {workload} {strategy} ranks{ranks}: the gate is defined in several "
+                f"ways in {paths}; {worst.path} stands, and counts only with its own definition"
+            )
+        elif len({item.parity.status for item in items}) > 1:
+            told = ", ".join(f"{item.parity.status} in {item.path}" for item in items)
+            merged.conflicts.append(
+                f"parity of {workload} {strategy} ranks{ranks}: {told}; the worst stands"
+            )
+
+
+def check_same_definitions(results: Iterable[Result]) -> None:
+    """See that a name means one thing in all sets.
+
+    A workload must be trained and measured alike, a strategy have the same options, and a GPU count
+    be spread over as many nodes.
+
+    Raises:
+        UserError: naming every difference.
+    """
+    parts: list[tuple[str, Callable[[Result], Any], Callable[[Result], dict[str, Any]]]] = [
+        ("workload", lambda one: one.cell.workload, _training),
+        ("strategy", lambda one: one.cell.strategy, _options),
+        ("GPU count", lambda one: (one.cell.workload, one.cell.gpus), _nodes),
+    ]
+    lines: dict[str, None] = {}
+    for title, name_of, facts_of in parts:
+        first: dict[Any, tuple[Result, dict[str, Any]]] = {}
+        for result in results:
+            name, facts = name_of(result), facts_of(result)
+            before, known = first.setdefault(name, (result, facts))
+            for change in differences(known, facts):
+                told = name if isinstance(name, str) else " gpus".join(map(str, name))
+                where = f"{before.folder} -> {result.folder}"
+                lines[f"{title} {told}: {change} ({where})"] = None
+    if lines:
+        raise UserError(
+            "the sets do not mean the same by the same name; rename in the configuration of one "
+            "and run it again, or leave it out:\n" + _lines(lines)
+        )
+
+
+def _training(result: Result) -> dict[str, Any]:
+    cell = result.cell
+    return {
+        "definition": cell.definition.model_dump(mode="json", by_alias=True),
+        "measure": cell.measure.model_dump(mode="json"),
+        "device": cell.device,
+    }
+
+
+def _options(result: Result) -> dict[str, Any]:
+    return {"base": result.cell.base, "options": result.cell.options}
+
+
+def _nodes(result: Result) -> dict[str, Any]:
+    return {"nodes": result.cell.nodes, "gpus_per_node": result.cell.gpus_per_node}
+
+
+def version_notes(sets: Sequence[ResultSet]) -> list[str]:
+    """Versions of which the sets hold several."""
+    tables = [cells_of_set(found) for found in sets]
+    notes = []
+    for column in VERSIONS:
+        values = {str(value) for table in tables for value in table[column].dropna()}
+        if len(values) > 1:
+            notes.append(f"{column.replace('_', ' ')}: {', '.join(sorted(values))}")
+    return notes
+
+
+def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
+    """Write the merged set; it is there whole or not at all.
+
+    Every file of a cell is copied. Its metrics.json takes the name of the new run, and its
+    provenance says where it came from.
+
+    Args:
+        merged: what to write.
+        folder: where to, usually results/<run>; its name is the run's.
+        sources: folders of the sets, for the record in merged.json.
+
+    Raises:
+        UserError: if the folder is there and not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; delete it, or name another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for result in merged.results:
+            _write_result(result, partial, folder.name)
+        for item in merged.verifications:
+            case = partial / "parity" / item.parity.workload / item.parity.strategy
+            case.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(item.path, case / f"ranks{item.parity.ranks}.json")
+        write_text(partial / "merged.json", record_of(merged, sources))
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_result(result: Result, partial: Path, run: str) -> None:
+    cell = result.cell.model_copy(update={"run": run})
+    target = partial / cell.folder.relative_to(Path("results", run))
+    target.mkdir(parents=True)
+    for path in result.path.parent.iterdir():
+        if path.is_file() and path.name != "metrics.json":
+            shutil.copyfile(path, target / path.name)
+    origin = {
+        "run": result.cell.run,
+        "path": str(result.path),
+        "cell_sha256": result.metrics.cell_sha256,
+    }
+    metrics = result.metrics.model_copy(
+        update={
+            "cell": cell,
+            "cell_sha256": cell.fingerprint(),
+            "provenance": result.metrics.provenance | {"merged_from": origin},
+        }
+    )
+    write_text(target / "metrics.json", metrics.model_dump_json(indent=1, by_alias=True))
+
+
+def record_of(merged: Merged, sources: Sequence[Path]) -> str:
+    """What was merged, as JSON."""
+    return json.dumps(
+        {
+            "sources": [str(source) for source in sources],
+            "cells": len(merged.results),
+            "duplicates": merged.duplicates,
+            "conflicts": merged.conflicts,
+            "versions_that_differ": merged.notes,
+        },
+        indent=1,
+    )
+
+
+def _distinct(results: Sequence[Result]) -> list[Result]:
+    found: list[Result] = []
+    for result in results:
+        if all(_content(result.metrics) != _content(one.metrics) for one in found):
+            found.append(result)
+    return found
+
+
+def _content(metrics: Metrics) -> dict[str, Any]:
+    """A result but for the run it stands in, which merging changes."""
+    content = metrics.model_dump(mode="json", by_alias=True, exclude={"cell_sha256"})
+    content["cell"].pop("run")
+    content["cell"].pop("data_dir")
+    content["provenance"].pop("merged_from", None)
+    return content
+
+
+def _told(results: Sequence[Result]) -> str:
+    return ", ".join(f"{_figure(result.metrics)} in {result.path}" for result in results)
+
+
+def _figure(metrics: Metrics) -> str:
+    if metrics.throughput is None:
+        return metrics.status
+    return f"{metrics.throughput.images_per_s:,.0f} images/s"
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "\n".join(f"  {text}" for text in texts)

@@ -1,0 +1,143 @@
+"""A result set: the cells under results/<run>/, and the parity of their strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+from shardmark.matrix.result_tables import cell_row
+from shardmark.metrics import Metrics, Parity, read_metrics, read_parity
+
+Key = tuple[str, str, int, int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell's result, where it stands, and the folder of its set."""
+
+    path: Path
+    folder: Path
+    metrics: Metrics
+
+    @property
+    def cell(self) -> Cell:
+        """The cell."""
+        return self.metrics.cell
+
+    @property
+    def key(self) -> Key:
+        """What tells the cells of a run apart."""
+        cell = self.cell
+        return (cell.workload, cell.strategy, cell.gpus, cell.seed)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One result of the parity gate, and where it stands."""
+
+    path: Path
+    parity: Parity
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells the gate's results of a run apart."""
+        return (self.parity.workload, self.parity.strategy, self.parity.ranks)
+
+
+@dataclass(frozen=True)
+class ResultSet:
+    """All results of one run.
+
+    Attributes:
+        folder: where they stand, usually results/<run>.
+        results: the cells, in the order of their paths.
+        verifications: the parity gate's, in the order of their paths.
+    """
+
+    folder: Path
+    results: list[Result]
+    verifications: list[Verification]
+
+    def workloads(self) -> dict[str, dict[str, Any]]:
+        """The definition of each workload, as plain types.
+
+        Raises:
+            UserError: if cells of one workload were defined differently.
+        """
+        found: dict[str, tuple[Result, dict[str, Any]]] = {}
+        for result in self.results:
+            definition = result.cell.definition.model_dump(mode="json", by_alias=True)
+            first, same = found.setdefault(result.cell.workload, (result, definition))
+            if same != definition:
+                changes = "; ".join(differences(same, definition))
+                raise UserError(
+                    f"{self.folder}: workload {result.cell.workload} is defined in two ways, in "
+                    f"{first.path} and {result.path}: {changes}; leave the cells of one out"
+                )
+        return {name: definition for name, (_, definition) in found.items()}
+
+
+def read_result_set(folder: Path) -> ResultSet:
+    """Read every metrics.json under a folder, and every result of its parity gate.
+
+    Raises:
+        UserError: if there is none, one is unreadable, or a cell stands there twice.
+    """
+    paths = sorted(folder.rglob("metrics.json"))
+    if not paths:
+        raise UserError(f"{folder}: has no metrics.json; name the folder of a run, results/<run>")
+    results = [Result(path, folder, read_metrics(path)) for path in paths]
+    seen: dict[Key, Result] = {}
+    for result in results:
+        first = seen.setdefault(result.key, result)
+        if first is not result:
+            raise UserError(
+                f"{result.cell.title}: stands in {first.path} and in {result.path}; "
+                "delete or move one of them"
+            )
+    gate = sorted(folder.glob("parity/*/*/ranks*.json"))
+    return ResultSet(folder, results, [Verification(path, read_parity(path)) for path in gate])
+
+
+def cells_of_set(found: ResultSet) -> pd.DataFrame:
+    """The rows of cells.csv of a result set, with the paths where its results stand.
+
+    Unlike in a matrix, the gate's verdict is taken as it is: no configuration tells whether it is
+    on the cells' own case.
+    """
+    parity = {item.key: str(item.parity.status) for item in found.verifications}
+    return pd.DataFrame([_row(result, parity) for result in found.results])
+
+
+def _row(result: Result, parity: Mapping[tuple[str, str, int], str]) -> dict[str, Any]:
+    cell = result.cell
+    verdict = parity.get((cell.workload, cell.strategy, cell.gpus), "missing")
+    return cell_row(result.metrics, verdict).model_dump() | {"path": str(result.path)}
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested mappings by its dotted path; a list is a leaf."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """What differs between two nested mappings, each as ``path: one -> other``."""
+    first, second = dict(flatten(one)), dict(flatten(other))
+    return [
+        f"{path}: {first.get(path, 'absent')} -> {second.get(path, 'absent')}"
+        for path in [*first, *(path for path in second if path not in first)]
+        if first.get(path, _ABSENT) != second.get(path, _ABSENT)
+    ]
+
+
+_ABSENT = object()

@@ -1,0 +1,276 @@
+"""What has become of every cell of a matrix, from its files and from Slurm's queue.
+
+Reads and asks; trains nothing, locks nothing, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shardmark.cells import Cell, cells_of, parity_case
+from shardmark.codebase import STAMP
+from shardmark.config import Config
+from shardmark.errors import UserError
+from shardmark.launching.cell_progress import read_progress
+from shardmark.launching.scratch import owner_of, scratch_of, why_alive
+from shardmark.matrix.controller import FOLDER as CONTROLLER
+from shardmark.matrix.controller import controller_of
+from shardmark.matrix.gaps import find_gaps
+from shardmark.matrix.progress import TRAIN
+from shardmark.measurement.validity import judged
+from shardmark.metrics import Metrics, read_parity
+from shardmark.slurm import cluster
+
+State = Literal[
+    "ok",
+    "suspect",
+    "running",
+    "queued",
+    "oom",
+    "timeout",
+    "diverged",
+    "failed",
+    "interrupted",
+    "refused",
+    "stale",
+    "unsupported",
+    "missing",
+]
+FAILED = ("oom", "timeout", "diverged", "failed")
+# Where Snakemake's executor leaves the logs of its jobs: rule_<rule>/<wildcards>/<job>.log.
+SLURM_LOGS = Path(".snakemake/slurm_logs")
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """What has become of one cell.
+
+    Attributes:
+        cell: the cell.
+        state: in a word.
+        detail: why, or how far.
+        job: the number of its Slurm job, where it had one.
+        log: where to read on, relative to the project.
+        left_s: seconds it will take at its present pace.
+        limit_s: seconds until it is ended.
+    """
+
+    cell: Cell
+    state: State
+    detail: str = ""
+    job: str | None = None
+    log: Path | None = None
+    left_s: float | None = None
+    limit_s: float | None = None
+
+
+@dataclass(frozen=True)
+class MatrixStatus:
+    """What has become of a matrix.
+
+    Attributes:
+        cells: in the order of the configuration.
+        controller: which Snakemake runs it, in words.
+        orphans: jobs in Slurm's queue whose controller is known to be gone.
+        others: jobs of this project that are no cells.
+        parity: verdicts that leave a strategy's cells out of comparisons.
+        remarks: what could not be asked.
+    """
+
+    cells: list[CellStatus]
+    controller: str
+    orphans: list[cluster.Job] = field(default_factory=list)
+    others: list[cluster.Job] = field(default_factory=list)
+    parity: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
+    """Hold every cell's files and its job in Slurm against the configuration as it is now."""
+    queue, remarks = _queue(root)
+    jobs = None if queue is None else {job.comment: job for job in queue}
+    kept = _kept_results(config, root)
+    cells = [_of_cell(config, cell, root, jobs, kept.get(cell.folder)) for cell in cells_of(config)]
+    own = {_comment(status.cell) for status in cells}
+    return MatrixStatus(
+        cells=cells,
+        controller=controller_of(root / "results" / config.run)[1],
+        orphans=[] if _any_controller(root) else queue or [],
+        others=[job for job in queue or [] if job.comment not in own],
+        parity=list(_failed_parity(config, root)),
+        remarks=remarks,
+    )
+
+
+def _queue(root: Path) -> tuple[list[cluster.Job] | None, list[str]]:
+    """The jobs of this project, None where they cannot be asked for, and why not."""
+    if not shutil.which("squeue"):
+        return None, []
+    try:
+        return cluster.jobs_of(root), []
+    except UserError as error:
+        reason = str(error).splitlines()[0]
+        return None, [f"what is queued is not known: {reason}"]
+
+
+def _any_controller(root: Path) -> bool:
+    """Whether a controller of any matrix of the project is alive, or may be.
+
+    Slurm's queue tells the project of a job, and not its matrix.
+    """
+    return any(
+        controller_of(folder.parent)[0] is not False
+        for folder in (root / "results").glob(f"*/{CONTROLLER}")
+    )
+
+
+def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
+    """The state of each cell by its result alone, where it has any."""
+    gaps = find_gaps(config, root)
+    results = {folder: judged(one, gaps.results.values()) for folder, one in gaps.results.items()}
+    found = {cell.folder: _of_result(cell, results[cell.folder]) for cell in gaps.current}
+    for cell, reason in gaps.stale:
+        found[cell.folder] = CellStatus(cell, "stale", reason, _job_of(results[cell.folder]))
+    for cell, reason in gaps.refused:
+        found[cell.folder] = CellStatus(cell, "refused", reason)
+    return found
+
+
+def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:
+    job = _job_of(metrics)
+    if metrics.status == "ok":
+        suspect = metrics.validity == "suspect"
+        return CellStatus(
+            cell, "suspect" if suspect else "ok", "; ".join(metrics.validity_reasons), job
+        )
+    failure = metrics.failure
+    if failure is None or metrics.status == "unsupported":
+        return CellStatus(cell, metrics.status, failure.exception if failure else "", job)
+    where = [failure.phase, None if failure.rank is None else f"rank {failure.rank}"]
+    first = failure.exception.splitlines()[0] if failure.exception else "no exception"
+    said = ": ".join(filter(None, [", ".join(filter(None, where)), first]))
+    return CellStatus(cell, metrics.status, said, job, cell.folder / "job.log")
+
+
+def _of_cell(
+    config: Config,
+    cell: Cell,
+    root: Path,
+    jobs: Mapping[str, cluster.Job] | None,
+    found: CellStatus | None,
+) -> CellStatus:
+    if cell.unsupported:
+        return found or CellStatus(cell, "unsupported", cell.unsupported)
+    now = _now(config, cell, root, jobs)
+    if now is not None:
+        return now
+    folder, log = root / cell.folder, cell.folder / "job.log"
+    if found is None:
+        if not (root / log).exists():
+            return CellStatus(cell, "missing")
+        job, own = _last_slurm_log(cell, root)
+        reason = "ended without a result; the next run starts it again"
+        return CellStatus(cell, "interrupted", reason, job, own or log)
+    if found.state in ("ok", "suspect") and not (folder / STAMP).exists():
+        # Snakemake makes it anew: what stands there was kept through a rerun that failed.
+        failed = folder / "metrics.failed.json"
+        why = f"a rerun of it failed; {failed.relative_to(root)}" if failed.exists() else "is owed"
+        return CellStatus(cell, "stale", why, found.job, log)
+    return found
+
+
+def _now(
+    config: Config, cell: Cell, root: Path, jobs: Mapping[str, cluster.Job] | None
+) -> CellStatus | None:
+    """A cell that is running or queued; None where it is neither."""
+    scratch = scratch_of(root / cell.folder / "metrics.json")
+    owner = owner_of(scratch)
+    log = cell.folder / "job.log"
+    job = jobs.get(_comment(cell)) if jobs else None
+    if job is not None:
+        if job.state != "RUNNING":
+            return CellStatus(cell, "queued", _why_waiting(job), job.job_id, log)
+        left = seconds_of(job.left)
+        if owner is None or owner["slurm_job_id"] != job.job_id:
+            # Its first seconds; what is there is of an earlier try.
+            return CellStatus(cell, "running", "starting", job.job_id, log, limit_s=left)
+        number, where = job.job_id, f" on {job.nodes}"
+    elif owner is not None and owner["slurm_job_id"] is not None:
+        if jobs is not None:
+            return None
+        left, number, where = None, owner["slurm_job_id"], ", if its job is still there"
+    elif owner is not None and why_alive(scratch):
+        left, number, where = None, None, f" (process {owner['pid']} on {owner['host']})"
+    else:
+        return None
+    limit = owner["started"] + config.cluster.time_limit_minutes * 60 - time.time()
+    progress = read_progress(scratch)
+    return CellStatus(
+        cell,
+        "running",
+        f"{progress or 'starting'}{where}",
+        number,
+        log,
+        left_s=progress.left_s(cell) if progress else None,
+        limit_s=max(0.0, limit if left is None else min(limit, left)),
+    )
+
+
+def _why_waiting(job: cluster.Job) -> str:
+    state = "" if job.state == "PENDING" else f"{job.state.lower()}: "
+    return f"{state}{job.reason}"
+
+
+def _comment(cell: Cell) -> str:
+    at = [cell.workload, cell.strategy, str(cell.gpus), str(cell.seed)]
+    return cluster.comment_of(TRAIN, at)
+
+
+def _job_of(metrics: Metrics) -> str | None:
+    variables = metrics.environment.get("variables") or {}
+    job: str | None = variables.get("SLURM_JOB_ID")
+    return job
+
+
+def _last_slurm_log(cell: Cell, root: Path) -> tuple[str | None, Path | None]:
+    """The number and the log of the last Slurm job of a cell."""
+    name = "_".join([cell.workload, cell.strategy, str(cell.gpus), str(cell.seed)])
+    folder = SLURM_LOGS / f"rule_{TRAIN}" / name
+    logs = [path for path in (root / folder).glob("*.log") if path.stem.isdigit()]
+    if not logs:
+        return None, None
+    last = max(logs, key=lambda path: int(path.stem))
+    return last.stem, last.relative_to(root)
+
+
+def _failed_parity(config: Config, root: Path) -> Iterator[str]:
+    matrix = config.matrix
+    for workload in matrix.workloads:
+        for strategy in matrix.strategies:
+            for gpus in matrix.gpus:
+                path = parity_case(config, workload, strategy, gpus).file
+                if not (root / path).exists():
+                    continue
+                try:
+                    verdict = read_parity(root / path)
+                except UserError as error:
+                    yield str(error)
+                    continue
+                if verdict.status in ("failed", "error"):
+                    title = f"{workload} {strategy} ranks{gpus}"
+                    yield f"{title}: {verdict.status} ({verdict.reason}); {path}"
+
+
+def seconds_of(left: str) -> float | None:
+    """Slurm's ``[days-][hours:]minutes:seconds`` in seconds; None for UNLIMITED and the like."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", left)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds

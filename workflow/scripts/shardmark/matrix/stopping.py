@@ -1,0 +1,75 @@
+"""on_failure: stop. The first cell that fails is recorded, and no other is started."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+from shardmark.matrix.progress import TRAIN, place_of
+from shardmark.metrics import read_metrics
+from shardmark.slurm import cluster
+
+GOOD = ("ok", "unsupported")
+
+
+class StopAtFailure(logging.Handler):
+    """Stops a matrix at its first failed cell, from the records of Snakemake's logger.
+
+    Args:
+        planned: the cells that this run trains.
+        scheduler: Snakemake's.
+        on_slurm: whether they are Slurm jobs.
+    """
+
+    def __init__(self, planned: Iterable[Cell], scheduler: Any, *, on_slurm: bool) -> None:
+        super().__init__(logging.INFO)
+        self.planned = {place_of(cell): cell for cell in planned}
+        self.scheduler = scheduler
+        self.on_slurm = on_slurm
+        self.jobs: dict[int, Cell] = {}
+        self.stopped = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Follow one record of Snakemake's logger."""
+        event = str(getattr(record, "event", None) or "")
+        job = record.__dict__
+        if event == "job_info" and job["rule_name"] == TRAIN:
+            at = job["wildcards"]
+            place = (at["workload"], at["strategy"], int(at["gpus"]), int(at["seed"]))
+            self.jobs[job["jobid"]] = self.planned[place]
+        elif event == "job_finished" and job["job_id"] in self.jobs and not self.stopped:
+            self._look_at(self.jobs[job["job_id"]])
+
+    def _look_at(self, cell: Cell) -> None:
+        try:
+            status = read_metrics(cell.folder / "metrics.json").status
+        except UserError:
+            return
+        if status not in GOOD:
+            self.stopped = True
+            print(
+                f"on_failure: stop: {cell.title} ended as {status}. No more cells are started; the "
+                "same command goes on with the others",
+                file=sys.stderr,
+                flush=True,
+            )
+            # Snakemake starts nothing more and waits for what runs, as it does after SIGTERM. Its
+            # handler of that takes the lock which the scheduler holds while it tells of this cell,
+            # in the same thread, and would wait for ever.
+            self.scheduler._user_kill = "graceful"
+            if self.on_slurm:
+                self._cancel_waiting()
+
+    def _cancel_waiting(self) -> None:
+        try:
+            waiting = [job.job_id for job in cluster.jobs_of(Path()) if job.state == "PENDING"]
+            if waiting:
+                # One that has started meanwhile is let run.
+                cluster.ask("scancel", "--state=PENDING", *waiting)
+        except UserError as error:
+            print(f"on_failure: stop: what waits is left: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,182 @@
+"""From a sampler's rows to what each device did in the steady window."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shardmark.measurement.energy import Reading, Row, energy_of, read_counter, time_mean
+from shardmark.metrics import Device, Efficiency
+
+# nvml.h, nvmlClocksEventReasons: those that slow a device below what was asked of it. Idle and
+# the clocks that an application asks for are not among them.
+THROTTLE_REASONS = {
+    0x0000000000000004: "sw_power_cap",
+    0x0000000000000008: "hw_slowdown",
+    0x0000000000000020: "sw_thermal_slowdown",
+    0x0000000000000040: "hw_thermal_slowdown",
+    0x0000000000000080: "hw_power_brake_slowdown",
+}
+_TEXTS = ("device", "processes")
+
+
+def read_samples(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each device, in the order of time; a row cut off by the end is left out."""
+    by_device: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    with path.open(newline="") as file:
+        for raw in csv.DictReader(file):
+            if None in raw.values():
+                continue
+            row = {
+                key: (value or None) if key in _TEXTS else float(value) if value else None
+                for key, value in raw.items()
+            }
+            by_device[raw["device"]].append(row)
+    return dict(by_device)
+
+
+def summarise_device(
+    rows: Sequence[Row],
+    begin_s: float,
+    end_s: float,
+    known: Mapping[str, Any],
+    own_processes: Iterable[int] = (),
+) -> Device:
+    """What one device did between two times of the monotonic clock.
+
+    Args:
+        rows: its samples.
+        begin_s: begin of the steady window.
+        end_s: its end.
+        known: fields of Device that the samples do not tell.
+        own_processes: process ids of the cell's ranks on the device.
+    """
+    inside = [row for row in rows if begin_s <= row["monotonic_s"] <= end_s]
+    before = [row for row in rows if row.get("idle")]
+    window_s = end_s - begin_s
+    energy = energy_of(inside, window_s)
+    joules = energy.integral_j if energy.counter_j is None else energy.counter_j
+    idle_w = _idle_power_w(before)
+    net = None
+    if energy.counter_j is not None and idle_w is not None:
+        net = energy.counter_j - idle_w * window_s
+    shares = _throttled_pct(inside)
+    return Device(
+        **known,
+        utilization_pct=time_mean(inside, "utilization_pct"),
+        memory_used_peak_bytes=_whole(_largest(inside, "memory_used_bytes")),
+        power_mean_w=joules / window_s if joules is not None else None,
+        power_limit_w=_smallest(inside, "power_limit_w"),
+        energy_counter_j=energy.counter_j,
+        energy_integral_j=energy.integral_j,
+        energy_disagreement_pct=energy.disagreement_pct,
+        energy_net_j=net,
+        energy_ticks=energy.ticks,
+        energy_refused=energy.refused,
+        idle_power_w=idle_w,
+        idle_memory_bytes=_whole(_largest(before, "memory_used_bytes")),
+        idle_utilization_pct=time_mean(before, "utilization_pct"),
+        sm_clock_mean_mhz=time_mean(inside, "sm_clock_mhz"),
+        sm_clock_min_mhz=_smallest(inside, "sm_clock_mhz"),
+        temperature_max_c=_largest(inside, "temperature_c"),
+        throttle_reasons=sorted(shares) if shares is not None else None,
+        throttled_pct=shares,
+        ecc_errors=_whole(_increase(rows, "ecc_errors")),
+        foreign_processes=foreign_processes([*before, *inside], set(own_processes)),
+        samples=len(inside),
+    )
+
+
+def summarise_cell(devices: Sequence[Device], images: int, images_per_epoch: int) -> Efficiency:
+    """Figures of the whole cell; null as soon as one device does not know its part.
+
+    Args:
+        devices: all devices of the cell, each once.
+        images: images trained on in the steady window, over all devices.
+        images_per_epoch: images of one pass over the training data.
+    """
+    shares = [device.utilization_pct for device in devices]
+    peaks = [device.memory_used_peak_bytes for device in devices]
+    gross = _sum([device.energy_counter_j for device in devices])
+    net = _sum([device.energy_net_j for device in devices])
+    integral = _sum([device.energy_integral_j for device in devices])
+    load = _sum(shares)
+    known = [peak for peak in peaks if peak is not None]
+    each = gross / images if gross is not None and images else None
+    return Efficiency(
+        energy_per_image_j=each,
+        energy_per_epoch_j=each * images_per_epoch if each is not None else None,
+        energy_net_per_image_j=net / images if net is not None and images else None,
+        energy_disagreement_pct=100 * (integral - gross) / gross if integral and gross else None,
+        energy_refused=next((one.energy_refused for one in devices if one.energy_refused), None),
+        power_w=_sum([device.power_mean_w for device in devices]),
+        utilization_pct=load / len(shares) if load is not None else None,
+        memory_peak_bytes=max(known) if known and len(known) == len(peaks) else None,
+    )
+
+
+def foreign_processes(rows: Sequence[Row], own: set[int]) -> int | None:
+    """The most processes on a device at once that are not the cell's; None if nobody could ask.
+
+    Before the cell begins every process is foreign. Where the process ids of NVML are those of
+    another namespace (a container), the cell's own are told by their number.
+    """
+    worst = None
+    for row in rows:
+        if row.get("processes") is None:
+            continue
+        listed = {int(pid) for pid in row["processes"].split(";") if pid.isdigit()}
+        if row.get("idle"):
+            foreign = len(listed)
+        elif own & listed:
+            foreign = len(listed - own)
+        else:
+            foreign = max(0, len(listed) - len(own))
+        worst = max(worst or 0, foreign)
+    return worst
+
+
+def _idle_power_w(rows: Sequence[Row]) -> float | None:
+    """Of the counter, or of the power samples where the idle time is too short for it."""
+    read = read_counter(rows)
+    return read.power_w if isinstance(read, Reading) else time_mean(rows, "power_w")
+
+
+def _throttled_pct(rows: Sequence[Row]) -> dict[str, float] | None:
+    """For each reason seen, in which share of the samples it was in force."""
+    masks = [int(row["throttle_mask"]) for row in rows if row["throttle_mask"] is not None]
+    if not masks:
+        return None
+    counts = {
+        name: sum(bool(mask & bit) for mask in masks) for bit, name in THROTTLE_REASONS.items()
+    }
+    return {name: 100 * count / len(masks) for name, count in counts.items() if count}
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return [value for row in rows if (value := row.get(key)) is not None]
+
+
+def _largest(rows: Sequence[Row], key: str) -> float | None:
+    return max(_values(rows, key), default=None)
+
+
+def _smallest(rows: Sequence[Row], key: str) -> float | None:
+    return min(_values(rows, key), default=None)
+
+
+def _increase(rows: Sequence[Row], key: str) -> float | None:
+    values = _values(rows, key)
+    return values[-1] - values[0] if values else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None

@@ -1,0 +1,117 @@
+"""Whether torch sees the GPUs that cells ask for, and if not, why.
+
+Free of torch: it is imported in a process of its own, and only when asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from shardmark.errors import UserError
+from shardmark.measurement.telemetry import visible_gpus
+
+# torch warns where the driver is too old and raises the reason only when CUDA is initialised.
+_ASK_TORCH = """
+import json, warnings
+warnings.simplefilter("ignore")
+import torch
+error = None
+try:
+    torch.cuda.init()
+except Exception as exception:
+    error = str(exception)
+print(json.dumps({
+    "version": torch.__version__,
+    "cuda": torch.version.cuda,
+    "hip": torch.version.hip,
+    "count": torch.cuda.device_count() if error is None else 0,
+    "error": error,
+}))
+"""
+
+
+ROCM = (
+    "torch {version} is a build for ROCm {hip}: energy, power, clocks and memory are read through "
+    "NVML, which knows no GPU of AMD's, so nothing would be measured; run on NVIDIA GPUs"
+)
+
+
+class TorchCuda(BaseModel):
+    """What torch says of itself: its version, its CUDA's, the GPUs it sees, why it sees none."""
+
+    version: str
+    cuda: str | None
+    hip: str | None = None
+    count: int
+    error: str | None
+
+
+def ask_torch() -> TorchCuda | str:
+    """What torch says, or what its import printed last where it fails."""
+    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
+    if asked.returncode:
+        return (asked.stderr.strip().splitlines() or ["no message"])[-1]
+    return TorchCuda.model_validate(json.loads(asked.stdout.splitlines()[-1]))
+
+
+def why_too_few(needed: int, said: TorchCuda | str, *, driver: bool, visible: str | None) -> str:
+    """Why ``needed`` GPUs are not there, in words that say what to do; empty if they are.
+
+    Args:
+        needed: GPUs of the largest cell.
+        said: what torch says.
+        driver: whether an NVIDIA driver is installed here.
+        visible: the value of CUDA_VISIBLE_DEVICES, None where it is not set.
+    """
+    if isinstance(said, str):
+        return f"torch cannot be imported ({said})"
+    if said.hip:
+        return ROCM.format(version=said.version, hip=said.hip)
+    if said.count >= needed:
+        return ""
+    if said.count:
+        limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+        return (
+            f"torch sees {said.count} GPU(s){limit}, and the largest cell needs {needed}; "
+            "leave larger counts out of matrix.gpus"
+        )
+    if said.cuda is None:
+        return (
+            f"torch {said.version} is a build for CPUs only; install a CUDA build, or keep the "
+            "machine's own torch with: make TORCH=site"
+        )
+    if not driver:
+        return (
+            f"this machine has no NVIDIA driver (torch {said.version} is built for CUDA "
+            f"{said.cuda}); run on a machine with GPUs, or set cluster.device to cpu"
+        )
+    if visible is not None and not visible.strip():
+        return "CUDA_VISIBLE_DEVICES is set and empty, which hides every GPU"
+    return (
+        f"the driver does not serve torch {said.version}, which is built for CUDA {said.cuda}: "
+        f"{said.error or 'no GPU found'}"
+    )
+
+
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is installed here."""
+    return Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
+
+
+def why_no_gpus(needed: int) -> str:
+    """Why this machine cannot run a cell of ``needed`` GPUs; empty if it can."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if reason := why_too_few(needed, ask_torch(), driver=has_driver(), visible=visible):
+        return reason
+    try:
+        visible_gpus(needed)
+    except UserError as error:
+        return str(error)
+    return ""

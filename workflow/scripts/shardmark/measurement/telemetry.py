@@ -1,0 +1,315 @@
+"""One sampler process a node: what the cell's devices did, beside the training and not in it.
+
+NVML where there are GPUs, psutil for the cell's processes where there are none. Samples carry the
+monotonic clock, which is one for all processes of a node, so that they can be cut to the steady
+window afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from shardmark.errors import UserError
+from shardmark.processes.tether import tethered
+
+COLUMNS = (
+    "monotonic_s",
+    "device",
+    "idle",
+    "utilization_pct",
+    "memory_used_bytes",
+    "power_w",
+    "energy_j",
+    "sm_clock_mhz",
+    "temperature_c",
+    "throttle_mask",
+    "power_limit_w",
+    "ecc_errors",
+    "processes",
+)
+# What changes rarely and takes NVML long to say is asked this often.
+SLOW_S = 1.0
+# After its last work a device still reads as busy for as long as NVML averages over.
+SETTLING_S = 1.0
+_RAPL = Path("/sys/class/powercap")
+
+
+class GpuProbe:
+    """The GPUs with these UUIDs, through NVML."""
+
+    def __init__(self, uuids: Sequence[str]) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        self._handles = {uuid: pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids}
+        self._slow_due = time.monotonic()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row a GPU; what a GPU cannot tell, and what is not asked this time, is left out."""
+        nvml = self._nvml
+        slow = time.monotonic() >= self._slow_due
+        if slow:
+            self._slow_due += SLOW_S
+        for uuid, handle in self._handles.items():
+            # Its moment is the energy counter's, whose ticks are told from it.
+            energy = self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle, 1e-3)
+            row = {
+                "monotonic_s": time.monotonic(),
+                "device": uuid,
+                "energy_j": energy,
+                "power_w": self._ask(nvml.nvmlDeviceGetPowerUsage, handle, 1e-3),
+                "utilization_pct": self._ask(
+                    lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu, handle
+                ),
+                "memory_used_bytes": self._ask(memory_used, handle),
+                "sm_clock_mhz": self._ask(
+                    lambda h: nvml.nvmlDeviceGetClockInfo(h, nvml.NVML_CLOCK_SM), handle
+                ),
+                "temperature_c": self._ask(
+                    lambda h: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU), handle
+                ),
+                "throttle_mask": self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
+            }
+            yield row | self._slow_answers(handle) if slow else row
+
+    def _slow_answers(self, handle: Any) -> dict[str, Any]:
+        nvml = self._nvml
+        uncorrected = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+        processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        return {
+            "power_limit_w": self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle, 1e-3),
+            "ecc_errors": self._ask(
+                lambda h: nvml.nvmlDeviceGetTotalEccErrors(h, uncorrected, nvml.NVML_VOLATILE_ECC),
+                handle,
+            ),
+            # None where it cannot be asked, "-" where there are none.
+            "processes": processes
+            if processes is None
+            else ";".join(str(process.pid) for process in processes) or "-",
+        }
+
+    def _ask(self, question: Any, handle: Any, unit: float | None = None) -> Any:
+        try:
+            answer = question(handle)
+        except self._nvml.NVMLError:
+            return None
+        return answer if unit is None else answer * unit
+
+
+def memory_used(handle: Any) -> int:
+    """Bytes in use on a GPU, what the driver keeps for itself left out where NVML tells it."""
+    import pynvml
+
+    try:
+        used = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used
+    except pynvml.NVMLError:
+        used = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+    return int(used)
+
+
+def gpu_facts(uuid: str) -> dict[str, Any]:
+    """What NVML says of a GPU that does not change while a cell runs."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    facts: dict[str, Any] = {
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+    }
+    with contextlib.suppress(pynvml.NVMLError):
+        default = pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle)
+        facts["power_limit_default_w"] = default / 1000
+    with contextlib.suppress(pynvml.NVMLError):
+        facts["sm_clock_limit_mhz"] = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
+    return facts
+
+
+class CpuProbe:
+    """The cell's own processes: the descendants of its launcher, less this sampler."""
+
+    def __init__(self, root: int) -> None:
+        self._root = psutil.Process(root)
+        self._busy: dict[int, float] = {}
+        self._then = time.monotonic()
+        self._cores = psutil.cpu_count() or 1
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row: share of all cores, resident memory, and energy where RAPL is readable."""
+        now = time.monotonic()
+        busy: dict[int, float] = {}
+        resident = 0
+        for process in self._root.children(recursive=True):
+            if process.pid == os.getpid():
+                continue
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                busy[process.pid] = times.user + times.system
+                resident += process.memory_info().rss
+        spent = sum(seconds - self._busy.get(pid, 0.0) for pid, seconds in busy.items())
+        # The first time, what processes spent before is not known, and elapsed is next to nothing.
+        elapsed = now - self._then if self._busy else 0.0
+        self._busy, self._then = busy, now
+        yield {
+            "monotonic_s": now,
+            "device": "cpu",
+            "utilization_pct": 100 * spent / elapsed / self._cores if elapsed > 0 else None,
+            "memory_used_bytes": resident,
+            "energy_j": rapl_energy_j(),
+        }
+
+
+def rapl_energy_j(root: Path = _RAPL) -> float | None:
+    """Energy counter of all processor packages, J; None where RAPL cannot be read."""
+    total = None
+    for package in sorted(root.glob("intel-rapl:[0-9]*")):
+        if package.name.count(":") != 1:  # a part of a package, counted in it already
+            continue
+        try:
+            total = (total or 0.0) + int((package / "energy_uj").read_text()) * 1e-6
+        except (OSError, ValueError):
+            return None
+    return total
+
+
+def visible_gpus(count: int) -> list[str]:
+    """UUIDs of the first ``count`` GPUs that CUDA would see here, in its order (by bus).
+
+    Raises:
+        UserError: if there is no driver to ask, or one of them is cut into slices (MIG).
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        every = [
+            str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
+            for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+    except pynvml.NVMLError as error:
+        raise UserError(
+            f"{node_name()}: no NVIDIA driver answers ({error}), so no GPU can be measured here"
+        ) from None
+    choice = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = every if choice is None else []
+    for part in filter(None, (part.strip() for part in (choice or "").split(","))):
+        if part.startswith("MIG"):
+            raise UserError(_mig(part))
+        if part.isdigit():
+            chosen += every[int(part) : int(part) + 1]
+        else:
+            chosen += [uuid for uuid in every if uuid.startswith(part)]
+    for uuid in chosen[:count]:
+        if is_sliced(pynvml.nvmlDeviceGetHandleByUUID(uuid)):
+            raise UserError(_mig(uuid))
+    return chosen[:count]
+
+
+def is_sliced(handle: Any) -> bool:
+    """Whether a GPU is in MIG mode."""
+    import pynvml
+
+    try:
+        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError:  # one that has no such mode
+        return False
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _mig(gpu: str) -> str:
+    return (
+        f"{node_name()}: {gpu} is a GPU in MIG mode: its slices share power, clocks and memory, "
+        "which NVML tells of the whole GPU only, so what is measured on one would not be its "
+        "cell's; ask for whole GPUs"
+    )
+
+
+def node_name() -> str:
+    """What Slurm calls this node, or the machine's own name."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+@contextlib.contextmanager
+def sampling(
+    target: Path, interval_s: float, gpus: Sequence[str] | None, idle_s: float = 0.0
+) -> Iterator[None]:
+    """Sample into ``target`` (CSV) while inside, from a process of its own.
+
+    Args:
+        target: file to write.
+        interval_s: seconds between samples.
+        gpus: UUIDs of the GPUs to watch, or None for the processes this one starts.
+        idle_s: seconds for which the devices are watched before anything inside begins.
+
+    Raises:
+        UserError: if the sampler ended before it was to.
+    """
+    command = [sys.executable, "-m", "shardmark.measurement.telemetry", "--output", str(target)]
+    command += ["--interval", str(interval_s), "--parent", str(os.getpid())]
+    command += ["--idle", str(idle_s)]
+    if gpus is not None:
+        command += ["--gpus", *gpus]
+    scripts = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
+    sampler = subprocess.Popen(
+        tethered(command), env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
+    )
+    try:
+        if idle_s:
+            assert sampler.stdout is not None
+            sampler.stdout.readline()  # also returns where the sampler has failed
+        yield
+        if sampler.poll() is not None:
+            raise UserError(
+                f"the sampler of the devices ended early, with exit code {sampler.returncode} (its "
+                "last words are above), so there are no whole samples; run it again"
+            )
+    finally:
+        sampler.terminate()
+        sampler.wait()
+
+
+def main() -> None:
+    """Sample until ended, or until the process that wanted the samples is gone.
+
+    Prints a line when the devices have been watched idle for long enough.
+    """
+    parser = argparse.ArgumentParser(description="samples the devices of one cell on one node")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--interval", type=float, required=True, help="seconds between samples")
+    parser.add_argument("--parent", type=int, required=True, help="process whose cell is watched")
+    parser.add_argument("--gpus", nargs="+", help="UUIDs; without them the cell's processes")
+    parser.add_argument("--idle", type=float, default=0.0, help="seconds before the cell begins")
+    arguments = parser.parse_args()
+    probe = GpuProbe(arguments.gpus) if arguments.gpus else CpuProbe(arguments.parent)
+    with arguments.output.open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        begin = due = time.monotonic()
+        idle = arguments.idle > 0
+        while os.getppid() == arguments.parent:
+            elapsed = time.monotonic() - begin
+            if idle and elapsed >= arguments.idle:
+                idle = False
+                print("the cell may begin", flush=True)
+            settled = idle and elapsed >= SETTLING_S
+            table.writerows(row | {"idle": int(settled)} for row in probe.rows())
+            file.flush()
+            due += arguments.interval
+            time.sleep(max(0.0, due - time.monotonic()))
+
+
+if __name__ == "__main__":
+    main()

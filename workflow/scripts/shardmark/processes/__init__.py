@@ -1,0 +1,1 @@
+"""A cell's processes, one by one: how each ends, and how it shows that it lives."""

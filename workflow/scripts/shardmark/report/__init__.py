@@ -1,0 +1,1 @@
+"""What a reader is told: the page, its tables, the certificate, the exports."""

@@ -1,0 +1,208 @@
+"""docs/data_dictionary.md: what every column and field means, told by the models themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from shardmark.matrix.result_tables import STEP_PARTS, CellRow, EpochRow
+from shardmark.measurement.telemetry import COLUMNS
+from shardmark.metrics import (
+    Accuracy,
+    Device,
+    Efficiency,
+    Failure,
+    Loss,
+    Memory,
+    Metrics,
+    ModelState,
+    Probe,
+    Roofs,
+    StepSplit,
+    Throughput,
+    Times,
+    Windows,
+)
+
+SECTIONS: tuple[type[BaseModel], ...] = (
+    Metrics,
+    Failure,
+    Loss,
+    Accuracy,
+    Times,
+    Windows,
+    Throughput,
+    Probe,
+    Roofs,
+    StepSplit,
+    Memory,
+    ModelState,
+    Device,
+    Efficiency,
+)
+# The longest suffix that fits tells the unit.
+UNITS = {
+    "images_per_s": "images/s",
+    "images_per_s_per_gpu": "images/s",
+    "gb_per_s": "GB/s",
+    "tflops": "TFLOP/s",
+    "bytes_per_image": "bytes",
+    "flops_per_image": "FLOP",
+    "bytes": "bytes",
+    "mhz": "MHz",
+    "pct": "%",
+    "ms": "ms",
+    "s": "s",
+    "w": "W",
+    "j": "J",
+    "c": "°C",
+}
+NOT_SO_FAR = "the cell did not come so far"
+_NO_ENERGY = f"{NOT_SO_FAR}, or no energy counter could be read (CPUs, short windows)"
+EMPTY_WHEN = {
+    "failure": "the cell is ok",
+    "failure_phase": "the cell is ok, or no rank told",
+    "failure_rank": "the cell is ok, or no rank told",
+    "drift_pct": f"{NOT_SO_FAR}, or the window has too few steps to say",
+    "utilization_pct": f"{NOT_SO_FAR}, or no sample fell into the window",
+    "memory_used_peak_bytes": f"{NOT_SO_FAR}, or no sample fell into the window",
+    "torch_allocated_peak_bytes": f"{NOT_SO_FAR}, or it ran on a CPU",
+    "torch_reserved_peak_bytes": f"{NOT_SO_FAR}, or it ran on a CPU",
+    "profile_s": f"{NOT_SO_FAR}, or measure.profile is false",
+    **dict.fromkeys(STEP_PARTS, f"{NOT_SO_FAR}, or measure.profile is false"),
+    **dict.fromkeys(
+        (
+            "power_w",
+            "energy_per_image_j",
+            "energy_net_per_image_j",
+            "energy_per_epoch_j",
+            "energy_disagreement_pct",
+        ),
+        _NO_ENERGY,
+    ),
+    **dict.fromkeys(("torch", "deepspeed", "fairscale"), "it is not installed, or not known"),
+    "driver": "there is no NVIDIA driver",
+    "git_commit": "the code stood in no git repository",
+    "accuracy": "the evaluation after this epoch did not end",
+    "epoch_s": "it was not measured",
+}
+HEAD = """\
+# Data dictionary
+
+What every column of the tables and every field of metrics.json is. Written by `make schemas` from
+the models in the code; a test fails where it is out of date. Units are in the names. An empty value
+in a table, and null in a file, is what was not measured; it is never zero.
+"""
+_STEPS = (
+    ("rank", "the process"),
+    ("phase", "training, warmup or steady"),
+    ("epoch", "counted from 0; the measurement goes on counting after the training"),
+    ("step", "within the epoch, counted from 0"),
+    ("step_ms", "its duration on the device, ms"),
+)
+
+
+def dictionary() -> str:
+    """The whole page, in Markdown."""
+    parts = [HEAD]
+    for model, title, what in (
+        (CellRow, "cells.csv", "One row a cell."),
+        (EpochRow, "epochs.csv", "One row an epoch of a cell."),
+    ):
+        parts.append(f"## {title}\n\n{what}\n\n{_columns(model)}")
+    parts.append("## steps.csv\n\nBeside each metrics.json: every timed step on every rank.\n")
+    parts.append(_table(["column", "meaning"], [[f"`{name}`", text] for name, text in _STEPS]))
+    parts.append(
+        "## telemetry.csv\n\nBeside each metrics.json: a row a sample of a device. `monotonic_s` "
+        "is the clock of `windows` in metrics.json; `idle` is 1 before the cell began; `processes` "
+        "are the process ids on the device, `-` where there are none.\n"
+    )
+    parts.append(_table(["column", "unit"], [[f"`{name}`", unit_of(name)] for name in COLUMNS]))
+    parts.append(
+        "## metrics.json\n\nBy section; its JSON Schema is "
+        "[metrics.schema.json](../workflow/schemas/metrics.schema.json), and `cell`, "
+        "`effective_config`, `environment` and `provenance` are described there.\n"
+    )
+    for section in SECTIONS:
+        parts.append(f"### {section.__name__}\n\n{_prose(section)}\n\n{_fields(section)}")
+    return "\n".join(parts)
+
+
+def unit_of(name: str) -> str:
+    """The unit that a name carries; empty for a plain number or a text."""
+    name = re.sub(r"_(mean|min|max|p\d+)$", "", name)
+    fits = [suffix for suffix in UNITS if name == suffix or name.endswith(f"_{suffix}")]
+    return UNITS[max(fits, key=len)] if fits else ""
+
+
+def _columns(model: type[BaseModel]) -> str:
+    return _table(
+        ["column", "type", "unit", "meaning", "empty when"],
+        [
+            [
+                f"`{name}`",
+                _type(field.annotation),
+                unit_of(name),
+                field.description or "",
+                EMPTY_WHEN.get(name, NOT_SO_FAR) if _nullable(field) else "never",
+            ]
+            for name, field in model.model_fields.items()
+        ],
+    )
+
+
+def _fields(model: type[BaseModel]) -> str:
+    return _table(
+        ["field", "type", "unit", "null"],
+        [
+            [
+                f"`{field.alias or name}`",
+                _type(field.annotation),
+                unit_of(name),
+                "where not measured" if _nullable(field) else "never",
+            ]
+            for name, field in model.model_fields.items()
+        ],
+    )
+
+
+def _prose(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split())
+
+
+def _nullable(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
+
+
+def _type(kind: Any) -> str:
+    """An annotation in words."""
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    origin = get_origin(kind)
+    if origin is list:
+        return f"list of {_type(parts[0])}"
+    if origin is tuple:
+        return f"{len(parts)} x {_type(parts[0])}"
+    if origin is dict:
+        return "mapping"
+    if origin is Literal:
+        return ", ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_type, parts))
+    words = {"str": "text", "float": "number", "int": "integer", "bool": "true, false"}
+    return words.get(kind.__name__, str(kind.__name__))
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(_lines(headings, rows)) + "\n"
+
+
+def _lines(headings: list[str], rows: list[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield "|" + "---|" * len(headings)
+    for row in rows:
+        yield f"| {' | '.join(value.replace('|', '/') for value in row)} |"

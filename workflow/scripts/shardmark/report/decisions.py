@@ -1,0 +1,110 @@
+"""The table to choose a strategy by: the best by each objective, its price, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from shardmark.config import Config
+from shardmark.quantities import replicas
+from shardmark.report.summary import Table
+from shardmark.statistics.comparisons import PRIMARY
+from shardmark.statistics.wording import percent, quantity
+
+# More names than these say less than their number.
+NAMED = 3
+
+Found = Mapping[str, Any]
+
+
+def decisions(config: Config, verdicts: Sequence[Found]) -> Table:
+    """The best strategy by each objective at every GPU count, and whether that is shown.
+
+    Args:
+        config: the matrix.
+        verdicts: ``verdict.Verdict`` of one workload as plain mappings, a GPU count each.
+    """
+    rows = []
+    for found in verdicts:
+        runs = [number for number in found["runs"].values() if number]
+        spread = (
+            f"{min(runs)} to {max(runs)}" if len(set(runs)) > 1 else f"{runs[0]}" if runs else "0"
+        )
+        standings = [_standing(found, name) for name in ("fastest", "memory", "energy")]
+        rows.append([replicas(config.cluster.device, found["gpus"]), spread, *standings])
+    return Table(
+        caption="The best strategy by each objective (median of its runs)",
+        headings=["", "Runs", "Fastest", "Least memory", "Least energy"],
+        rows=rows,
+        notes=[
+            "Below each: how sure it is; the next by the same objective; what it costs by the "
+            "other two (throughput also against the fastest). Shown means that tests at the 5 % "
+            "level say so; not told apart means that the runs so far do not, and more seeds may.",
+            "Throughput is what the matrix is judged by; memory (the peak of the fullest GPU) and "
+            "energy are exploratory: their tests are not corrected for their number.",
+        ],
+    )
+
+
+def _standing(found: Found, objective: str) -> str:
+    standing = found[objective]
+    if standing is None:
+        return "not measured"
+    if standing["best"] is None:
+        return "no usable cell"
+    best = f"{standing['best']}, {quantity(standing['metric'], standing['value'])}"
+    notes = (_sureness(standing), _next(found, standing), _price(found, standing))
+    return " ".join([best, *(f"[{note}]" for note in notes if note)])
+
+
+def _next(found: Found, standing: Found) -> str:
+    """The second best median, and how far it lies behind."""
+    metric, best = standing["metric"], standing["best"]
+    known = {name: own[metric] for name, own in found["medians"].items() if metric in own}
+    others = [name for name in known if name != best]
+    if not others:
+        return ""
+    second = (max if metric == PRIMARY.column else min)(others, key=known.__getitem__)
+    return f"next: {second}, {percent(known[second] / known[best])}"
+
+
+def _price(found: Found, standing: Found) -> str:
+    parts = list(_by_the_others(found, standing))
+    if not parts:
+        return ""
+    return f"{'with' if standing['metric'] == PRIMARY.column else 'at'} {', '.join(parts)}"
+
+
+def _by_the_others(found: Found, standing: Found) -> Iterator[str]:
+    """What the best by one objective has by the others, as far as they were measured."""
+    own, fastest = found["medians"][standing["best"]], found["fastest"]
+    for metric in found["objectives"]:
+        if metric == standing["metric"] or metric not in own:
+            continue
+        text = quantity(metric, own[metric])
+        if metric == PRIMARY.column and standing["best"] != fastest["best"]:
+            text += f" ({percent(own[metric] / fastest['value'])})"
+        yield text
+
+
+def _sureness(standing: Found) -> str:
+    others = standing["worse"] + standing["equivalent"] + standing["open"]
+    if not others:
+        return "nothing to compare to"
+    if standing["shown"]:
+        than = ", ".join(others) if len(others) <= NAMED else f"all {len(others)} others"
+        return f"shown to be better than {than}"
+    told = (
+        ("no better by more than the margin than", "equivalent"),
+        ("not told apart yet from", "open"),
+    )
+    parts = [
+        f"{words} {_few(standing[kind], len(others))}" for words, kind in told if standing[kind]
+    ]
+    return "; ".join(parts)
+
+
+def _few(names: Sequence[str], of: int) -> str:
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"any of the {of} others" if len(names) == of else f"{len(names)} of the {of} others"

@@ -1,0 +1,1 @@
+"""What the runs allow to say: exact tests, intervals, equivalence, scaling, the verdict."""

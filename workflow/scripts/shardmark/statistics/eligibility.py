@@ -1,0 +1,200 @@
+"""Which cells may be compared, and in which way: as pairs, as groups, or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from shardmark.errors import UserError
+from shardmark.statistics.family import pairs_for_significance
+from shardmark.statistics.rank_sum import RankSum
+from shardmark.statistics.shift import ShiftTest
+from shardmark.statistics.signed_rank import SignedRank
+
+GROUP = ["workload", "scaling", "gpus"]
+CELL = [*GROUP, "strategy", "seed"]
+# What must be one and the same in all cells of a comparison, beside the code.
+VERSIONS = ("torch", "driver")
+MACHINE = ("device", "device_names", "nodes")
+TRAINING = ("precision", "batchnorm", "global_batch_size", "per_gpu_batch_size")
+SETTINGS = (*TRAINING, *MACHINE, *VERSIONS)
+# A framework's version matters to the strategies that are made of it.
+FRAMEWORKS = ("deepspeed", "fairscale")
+
+
+def check_table(cells: pd.DataFrame) -> None:
+    """See that no cell is counted twice.
+
+    Raises:
+        UserError: naming a cell that stands in the table more than once.
+    """
+    twice = cells[cells.duplicated(CELL, keep=False)]
+    if len(twice):
+        first = twice.iloc[0]
+        paths = twice[(twice[CELL] == first[CELL]).all(axis=1)]["path"]
+        raise UserError(
+            f"{first['workload']} {first['strategy']} gpus{first['gpus']} seed{first['seed']}: "
+            f"stands in the table more than once ({', '.join(map(str, paths))}); leave one in"
+        )
+
+
+def why_left_out(cells: pd.DataFrame) -> pd.Series[str]:
+    """Why each cell takes no part in a comparison; an empty text where it does."""
+
+    def reason(cell: pd.Series[Any]) -> str:
+        if cell["status"] != "ok":
+            return str(cell["status"])
+        if cell["validity"] != "valid":
+            given = text_of(cell["validity_reasons"])
+            return f"suspect: {given}" if given else "suspect"
+        parity = text_of(cell["parity"]) or "missing"
+        return "" if parity == "passed" else f"parity {parity}"
+
+    return pd.Series([reason(cell) for _, cell in cells.iterrows()], index=cells.index, dtype=str)
+
+
+def told(reasons: Iterable[str]) -> str:
+    """Reasons with how often each was given, the most frequent first."""
+    counts = Counter(reason for reason in reasons if reason)
+    return ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+
+
+def text_of(value: object) -> str:
+    """A table's value as text, what is missing as an empty one."""
+    return "" if value is None or value != value else str(value)
+
+
+class SameCode:
+    """Which commits hold the same code, as far as the cells can tell.
+
+    A commit that changed a page of documentation is no reason to refuse a comparison: two commits
+    are the same code where a cell of either has the same checksum over the files it depends on.
+
+    Args:
+        cells: all cells that there are; their git_commit and code_sha256 are read.
+    """
+
+    def __init__(self, cells: pd.DataFrame) -> None:
+        self._first: dict[str, str] = {}
+        for _, same in cells.groupby("code_sha256"):
+            commits = [text_of(commit) for commit in same["git_commit"]]
+            for commit in commits[1:]:
+                self._first[self.of(commit)] = self.of(commits[0])
+        self._first = {commit: first for commit, first in self._first.items() if commit != first}
+
+    def of(self, commit: str) -> str:
+        """One commit that stands for all those of the same code."""
+        while (before := self._first.get(commit, commit)) != commit:
+            commit = before
+        return commit
+
+
+def why_not_comparable(sides: Sequence[pd.DataFrame], same_code: SameCode) -> str:
+    """What forbids to compare usable cells of two strategies; an empty text if nothing does.
+
+    Args:
+        sides: the cells of either strategy in one workload, regime and GPU count.
+        same_code: of the whole table.
+    """
+    both = pd.concat(list(sides))
+    mixed = _why_different(both, SETTINGS) or "; ".join(filter(None, map(why_mixed, sides)))
+    if mixed:
+        return mixed
+    if len({same_code.of(text_of(commit)) for commit in both["git_commit"]}) > 1:
+        commits = [commit[:12] or "unknown" for commit in _distinct(both["git_commit"])]
+        return f"mixed code: commits {' and '.join(commits)}"
+    return ""
+
+
+def why_mixed(side: pd.DataFrame, columns: Iterable[str] = SETTINGS) -> str:
+    """What is not the same in all cells of one strategy; an empty text if all is.
+
+    Args:
+        side: cells of one strategy.
+        columns: what must be the same, beside the code and the strategy's own framework.
+    """
+    mixed = _why_different(side, columns)
+    if mixed:
+        return mixed
+    if len(_distinct(side["code_sha256"])) > 1:
+        return f"mixed code within {side['strategy'].iloc[0]}"
+    for framework in FRAMEWORKS:
+        of_it = side[side["base"].astype(str).str.startswith(framework)]
+        found = _distinct(of_it[framework])
+        if len(found) > 1:
+            return f"mixed {framework}: {' and '.join(found)}"
+    return ""
+
+
+def _why_different(cells: pd.DataFrame, columns: Iterable[str]) -> str:
+    for column in columns:
+        found = _distinct(cells[column])
+        if len(found) > 1:
+            return f"mixed {column.replace('_', ' ')}: {' and '.join(found)}"
+    return ""
+
+
+def _distinct(values: pd.Series[Any]) -> list[str]:
+    # Eight times the same GPU is that GPU.
+    texts = {";".join(sorted(set(text_of(value).split(";")))) for value in values}
+    return sorted(text or "unknown" for text in texts)
+
+
+def devices_of(cell: pd.Series[Any]) -> str:
+    """The devices of a cell: by UUID, a CPU's cell by its hosts; empty where neither is known."""
+    return text_of(cell["device_uuids"]) or text_of(cell["hosts"])
+
+
+def test_of(
+    treated: pd.DataFrame, reference: pd.DataFrame, metric: str
+) -> tuple[ShiftTest | None, bool]:
+    """The test of log(treated / reference), by METHOD of pairs where the pairs allow it.
+
+    Runs of one seed are a pair where both ran on the same devices. The comparison is paired if
+    every run has its pair, or if at least six pairs have, since six can be significant; otherwise
+    it is of two groups, with all runs.
+
+    Args:
+        treated: usable cells of one strategy.
+        reference: usable cells of what it is compared to.
+        metric: the column.
+
+    Returns:
+        The test, None where a side has no value; and whether it is paired.
+    """
+    sides = [
+        {
+            int(cell["seed"]): (math.log(cell[metric]), devices_of(cell))
+            for _, cell in side.iterrows()
+            if cell[metric] > 0
+        }
+        for side in (treated, reference)
+    ]
+    if not all(sides):
+        return None, False
+    first, second = sides
+    pairs = [
+        (value, second[seed][0])
+        for seed, (value, place) in first.items()
+        if place and seed in second and second[seed][1] == place
+    ]
+    if len(pairs) >= min(pairs_for_significance(1), len(first), len(second)):
+        return SignedRank(one - other for one, other in pairs), True
+    return RankSum(*([value for value, _ in side.values()] for side in sides)), False
+
+
+def why_confounded(treated: pd.DataFrame, reference: pd.DataFrame) -> str:
+    """Why a difference of two groups may be that of their devices; an empty text if it may not.
+
+    Where chance deals the devices out, both groups meet the same ones. Two groups that have none in
+    common, while each of them came back to some, were not dealt out so.
+    """
+    sides = [[devices_of(cell) for _, cell in side.iterrows()] for side in (treated, reference)]
+    apart = not set(sides[0]) & set(sides[1])
+    if apart and any(len(set(side)) < len(side) for side in sides):
+        return "the two never ran on the same devices, whose difference this could be"
+    return ""

@@ -1,0 +1,301 @@
+"""What the statistics allow to say of one workload and GPU count, and no more.
+
+Being the fastest is more than being faster than the baseline: the strategy of the highest
+throughput is held against every other one, under Holm. What is cheapest in memory or energy, and
+which strategies none is better than, are exploratory: their tests are not corrected, and say so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from shardmark.statistics.comparisons import (
+    ALPHA,
+    CANNOT,
+    EXPLORATORY,
+    MARGIN,
+    NOT_COMPARABLE,
+    PRIMARY,
+    Metric,
+    Result,
+    contrast,
+    contrasts_of,
+    judge,
+    verdict_of,
+)
+from shardmark.statistics.eligibility import GROUP, SameCode, check_table, why_left_out
+from shardmark.statistics.shift import equivalence_p, two_sided_p
+from shardmark.statistics.wording import sentences_of
+
+MEMORY, ENERGY = EXPLORATORY[:2]
+OBJECTIVES = (PRIMARY, MEMORY, ENERGY)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The best strategy by one metric, and how the others stand to it.
+
+    Attributes:
+        metric: the column.
+        best: the strategy with the best median; None without a usable cell.
+        value: that median, in the unit of the column.
+        shown: whether every other strategy compared is shown to be worse.
+        equivalent: those within the margin of it.
+        open: those neither shown to be worse nor equivalent.
+        worse: those shown to be worse.
+        not_compared: those that may not be compared to it.
+    """
+
+    metric: str
+    best: str | None
+    value: float | None
+    shown: bool
+    equivalent: list[str]
+    open: list[str]
+    worse: list[str]
+    not_compared: list[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One workload, regime and GPU count.
+
+    Attributes:
+        workload: name of the workload.
+        scaling: strong or weak.
+        gpus: GPU count.
+        baseline: the strategy that comparisons are made to.
+        margin: of equivalence, as a share of the ratio.
+        runs: usable cells of each strategy.
+        left_out: of each strategy the reasons of its other cells, with their counts.
+        cannot: whether n is too small for any of the primary comparisons to be significant.
+        fastest: standing by steady throughput.
+        memory: by the peak memory of the fullest device; None where it was not measured.
+        energy: by the energy per image; None where it was not measured.
+        objectives: the metrics that the Pareto set weighs.
+        medians: of each usable strategy, the median of each objective that was measured.
+        pareto: usable strategies that none is shown to beat; see ``pareto_set``.
+        sentences: the verdict in words, reservations first.
+    """
+
+    workload: str
+    scaling: str
+    gpus: int
+    baseline: str
+    margin: float
+    runs: dict[str, int]
+    left_out: dict[str, dict[str, int]]
+    cannot: bool
+    fastest: Standing
+    memory: Standing | None
+    energy: Standing | None
+    objectives: list[str]
+    medians: dict[str, dict[str, float]]
+    pareto: list[str]
+    sentences: list[str]
+
+    @property
+    def text(self) -> str:
+        """The sentences as one paragraph."""
+        return " ".join(self.sentences)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain types, for JSON."""
+        return asdict(self)
+
+
+def verdicts(
+    cells: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    baseline: str,
+    margin: float = MARGIN,
+    alpha: float = ALPHA,
+) -> list[Verdict]:
+    """The verdict of every workload, regime and GPU count.
+
+    Args:
+        cells: the cells' table.
+        comparisons: what ``comparisons.compare`` made of it, with the same baseline and margin.
+        baseline: the strategy that the others are compared to.
+        margin: of equivalence, as a share of the ratio.
+        alpha: the level of the tests.
+
+    Raises:
+        UserError: if a cell stands in the table twice.
+    """
+    check_table(cells)
+    same_code = SameCode(cells)
+    found = []
+    for key, group in cells.groupby(GROUP, sort=True):
+        rows = comparisons[(comparisons[GROUP] == list(key)).all(axis=1)]
+        rows = rows[rows["metric"] == PRIMARY.column]
+        found.append(_verdict(group, rows, baseline, same_code, margin, alpha))
+    return found
+
+
+def _verdict(
+    group: pd.DataFrame,
+    rows: pd.DataFrame,
+    baseline: str,
+    same_code: SameCode,
+    margin: float,
+    alpha: float,
+) -> Verdict:
+    reasons = why_left_out(group)
+    usable = group[(reasons == "") & (group[PRIMARY.column] > 0)]
+    strategies = list(group["strategy"].drop_duplicates())
+    measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
+    standings = {
+        metric: standing_of(usable, metric, same_code, margin, alpha)
+        for metric in {PRIMARY, *measured}
+    }
+    tested = rows[rows["verdict"] != NOT_COMPARABLE]
+    facts: dict[str, Any] = {
+        "workload": str(group["workload"].iloc[0]),
+        "scaling": str(group["scaling"].iloc[0]),
+        "gpus": int(group["gpus"].iloc[0]),
+        "baseline": baseline,
+        "margin": margin,
+        "runs": {name: int((usable["strategy"] == name).sum()) for name in strategies},
+        "left_out": _left_out(group, reasons, strategies),
+        "cannot": bool(len(tested)) and bool((tested["smallest_p"] > alpha).all()),
+        "fastest": standings[PRIMARY],
+        "memory": standings.get(MEMORY),
+        "energy": standings.get(ENERGY),
+        "objectives": [metric.column for metric in measured],
+        "medians": _medians(usable, measured),
+        "pareto": pareto_set(usable, measured, same_code, margin, alpha),
+    }
+    found = Verdict(**facts, sentences=[])
+    return replace(found, sentences=sentences_of(found, rows))
+
+
+def _all_measured(usable: pd.DataFrame, metric: Metric) -> bool:
+    known = usable[usable[metric.column] > 0]["strategy"]
+    return bool(len(usable)) and set(known) == set(usable["strategy"])
+
+
+def _medians(usable: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, dict[str, float]]:
+    columns = [metric.column for metric in metrics]
+    table = usable.groupby("strategy", sort=False)[columns].median()
+    return {
+        str(name): {column: float(row[column]) for column in columns}
+        for name, row in table.iterrows()
+    }
+
+
+def _left_out(
+    group: pd.DataFrame, reasons: pd.Series[str], strategies: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    counts = {
+        name: reasons[(group["strategy"] == name) & (reasons != "")].value_counts()
+        for name in strategies
+    }
+    return {
+        name: {str(reason): int(number) for reason, number in found.items()}
+        for name, found in counts.items()
+        if len(found)
+    }
+
+
+def standing_of(
+    usable: pd.DataFrame, metric: Metric, same_code: SameCode, margin: float, alpha: float
+) -> Standing:
+    """The best strategy by a metric, held against every other.
+
+    Args:
+        usable: usable cells of one workload, regime and GPU count.
+        metric: throughput, of which more is better, or another, of which less is.
+        same_code: of the whole table.
+        margin: of equivalence, as a share of the ratio.
+        alpha: the level, of the family where the metric is the primary one.
+    """
+    medians = usable.groupby("strategy", sort=False)[metric.column].median().dropna()
+    if medians.empty:
+        return Standing(metric.column, None, None, False, [], [], [], [])
+    best = str(medians.idxmax() if metric is PRIMARY else medians.idxmin())
+    contrasts = contrasts_of(usable, best, metric, same_code)
+    table = judge(contrasts, metric is PRIMARY, margin, alpha)
+    worse_word, better_word = metric.above, metric.below
+    if metric is PRIMARY:
+        worse_word, better_word = better_word, worse_word
+    worse = _named(table, worse_word)
+    not_compared = _named(table, NOT_COMPARABLE)
+    return Standing(
+        metric=metric.column,
+        best=best,
+        value=float(medians[best]),
+        shown=0 < len(worse) == len(table) - len(not_compared),
+        equivalent=_named(table, "equivalent"),
+        # The best median may have the worse estimate: then nothing is shown, either.
+        open=_named(table, "inconclusive", CANNOT, better_word),
+        worse=worse,
+        not_compared=not_compared,
+    )
+
+
+def _named(table: pd.DataFrame, *verdict: str) -> list[str]:
+    return [str(name) for name in table[table["verdict"].isin(verdict)]["strategy"]]
+
+
+def pareto_set(
+    usable: pd.DataFrame,
+    objectives: Sequence[Metric],
+    same_code: SameCode,
+    margin: float,
+    alpha: float,
+) -> list[str]:
+    """The strategies that none is shown to beat.
+
+    One strategy beats another if it is shown to be better by one objective at least, and better or
+    equivalent by each of them. What is open beats nothing and loses to nothing, so with few seeds
+    the set is large: it holds all that cannot be ruled out. The tests are not corrected for their
+    number.
+
+    Args:
+        usable: usable cells of one workload, regime and GPU count.
+        objectives: the metrics.
+        same_code: of the whole table.
+        margin: of equivalence, as a share of the ratio.
+        alpha: the level of each test.
+    """
+    sides = {str(name): side for name, side in usable.groupby("strategy", sort=False)}
+    beaten: set[str] = set()
+    for one, other in itertools.combinations(sides, 2):
+        relations = [
+            _relation(sides[one], sides[other], metric, same_code, margin, alpha)
+            for metric in objectives
+        ]
+        if "open" not in relations:
+            if "worse" not in relations and "better" in relations:
+                beaten.add(other)
+            if "better" not in relations and "worse" in relations:
+                beaten.add(one)
+    return [name for name in sides if name not in beaten]
+
+
+def _relation(
+    one: pd.DataFrame,
+    other: pd.DataFrame,
+    metric: Metric,
+    same_code: SameCode,
+    margin: float,
+    alpha: float,
+) -> str:
+    item = contrast((one, other), ("one", "other"), metric, same_code)
+    if item.test is None:
+        return "open"
+    p = two_sided_p(item.test)
+    found = Result(p, p, equivalence_p(item.test, margin), item.test.smallest_p)
+    verdict, _ = verdict_of(item, found, 1, alpha)
+    words: Mapping[str, str] = {
+        metric.below: "worse" if metric is PRIMARY else "better",
+        metric.above: "better" if metric is PRIMARY else "worse",
+        "equivalent": "equivalent",
+    }
+    return words.get(verdict, "open")

@@ -1,0 +1,188 @@
+"""A verdict in plain sentences: reservations first, then what was shown, in absolute units too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from shardmark.statistics.family import pairs_for_significance
+
+if TYPE_CHECKING:
+    from shardmark.statistics.verdict import Standing, Verdict
+
+OBJECTIVES = {
+    "images_per_s": "throughput",
+    "memory_used_peak_bytes": "memory",
+    "energy_per_image_j": "energy",
+}
+
+
+def sentences_of(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
+    """The sentences of a verdict.
+
+    Args:
+        verdict: the findings.
+        rows: the primary comparisons of its workload, regime and GPU count.
+    """
+    return [
+        *_reservations(verdict, rows),
+        *_fastest(verdict, rows),
+        *_against_baseline(verdict, rows),
+        *_cheapest(verdict),
+        *_pareto(verdict),
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a person lists them."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def percent(ratio: float) -> str:
+    """A ratio as a signed difference, with no sign where it rounds to nothing."""
+    change = f"{100 * (ratio - 1):+.1f}"
+    return "0.0 %" if float(change) == 0 else f"{change.replace('-', '−')} %"
+
+
+def ratio_text(row: pd.Series[Any]) -> str:
+    """A comparison's ratio with its 95 % interval, where n is large enough for one."""
+    if math.isnan(row["ci_low"]) or math.isnan(row["ci_high"]):
+        return percent(row["ratio"])
+    return f"{percent(row['ratio'])}, {percent(row['ci_low'])} to {percent(row['ci_high'])}"
+
+
+def quantity(metric: str, value: float) -> str:
+    """A value with its unit."""
+    if metric == "images_per_s":
+        return f"{value:,.0f} images/s"
+    if metric == "memory_used_peak_bytes":
+        return f"{value / 2**30:.1f} GiB"
+    return f"{value:.3g} J per image"
+
+
+def _reservations(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
+    runs = [number for number in verdict.runs.values() if number]
+    said = []
+    if runs and max(runs) == 1:
+        said.append("There is one run of each strategy: nothing here can be significant.")
+    elif verdict.cannot:
+        tested = int((rows["ratio"].notna()).sum())
+        said.append(
+            f"With n = {max(runs)} no difference from {verdict.baseline} can be significant: "
+            f"{tested} comparison{'s need' if tested > 1 else ' needs'} "
+            f"at least {pairs_for_significance(tested)} seeds, as pairs."
+        )
+    elif runs and min(runs) < max(runs):
+        fewer = [name for name, number in verdict.runs.items() if 0 < number < max(runs)]
+        numbers = listed([f"{name} {verdict.runs[name]}" for name in fewer])
+        said.append(f"Not all have the same number of runs: {numbers}, the others {max(runs)}.")
+    for name, reasons in verdict.left_out.items():
+        out = sum(reasons.values())
+        told = listed([f"{number} {reason}" for reason, number in reasons.items()])
+        if len(reasons) == 1:
+            told = next(iter(reasons))
+        said.append(f"{out} of {out + verdict.runs[name]} cells of {name} are left out: {told}.")
+    if any(verdict.runs.values()) and not verdict.runs.get(verdict.baseline):
+        said.append(f"{verdict.baseline}, the baseline, has no usable cell to compare to.")
+    refused = rows[
+        (rows["verdict"] == "not comparable") & (rows["n"] > 0) & (rows["n_baseline"] > 0)
+    ]
+    for _, row in refused.iterrows():
+        said.append(f"{row['strategy']} is not compared to {row['baseline']}: {row['reason']}.")
+    unpaired = rows[rows["ratio"].notna() & ~rows["paired"].astype(bool)]["strategy"]
+    if len(unpaired):
+        said.append(
+            f"The runs of {listed(list(unpaired))} are not paired with those of "
+            f"{verdict.baseline}, since they were on different devices."
+        )
+    return said
+
+
+def _fastest(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
+    found = verdict.fastest
+    if found.best is None or found.value is None:
+        return ["No strategy has a usable cell."]
+    value = f"{quantity(found.metric, found.value)} (median of {verdict.runs[found.best]})"
+    own = rows[(rows["strategy"] == found.best) & rows["ratio"].notna()]
+    against = ""
+    if len(own):
+        against = f", against {verdict.baseline} {ratio_text(own.iloc[0])}"
+    if len([number for number in verdict.runs.values() if number]) == 1:
+        return [f"Only {found.best} has usable cells: {value}."]
+    if found.shown:
+        among = " of those compared" if found.not_compared else ""
+        return [f"{found.best} is the fastest{among}: {value}{against}."]
+    return [
+        "No strategy is shown to be the fastest.",
+        f"{found.best} has the highest throughput, {value}{against}{_others(verdict, found)}.",
+    ]
+
+
+def _others(verdict: Verdict, found: Standing) -> str:
+    parts = []
+    if found.equivalent:
+        parts.append(
+            f"equivalent to it within {100 * verdict.margin:g} %: {listed(found.equivalent)}"
+        )
+    if found.open and not (found.equivalent or found.worse or found.not_compared):
+        parts.append("not told apart from any other")
+    elif found.open:
+        parts.append(f"not told apart from it: {listed(found.open)}")
+    if found.worse:
+        word = "slower" if found.metric == "images_per_s" else "more"
+        parts.append(f"shown to be {word}: {listed(found.worse)}")
+    if found.not_compared:
+        parts.append(f"not compared to it: {listed(found.not_compared)}")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _against_baseline(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
+    known = rows[rows["ratio"].notna()].sort_values("ratio", ascending=False)
+    titles = {
+        "faster": "faster",
+        "equivalent": f"equivalent within {100 * verdict.margin:g} %",
+        "slower": "slower",
+        "inconclusive": "open",
+        "cannot be significant at this n": "not significant, nor can it be at this n",
+    }
+    parts = []
+    for word, title in titles.items():
+        chosen = known[known["verdict"] == word]
+        named = [f"{row['strategy']} ({ratio_text(row)})" for _, row in chosen.iterrows()]
+        if named:
+            parts.append(f"{title}: {listed(named)}")
+    return [f"Against {verdict.baseline}, the baseline: {'; '.join(parts)}."] if parts else []
+
+
+def _cheapest(verdict: Verdict) -> list[str]:
+    said = []
+    for found, title, place in (
+        (verdict.memory, "memory", " at the peak of its fullest GPU"),
+        (verdict.energy, "energy", ""),
+    ):
+        if found is None or found.best is None or found.value is None:
+            continue
+        value = f"{quantity(found.metric, found.value)}{place}"
+        if found.shown:
+            said.append(f"{found.best} needs the least {title}: {value} (exploratory).")
+        else:
+            rest = _others(verdict, found)
+            said.append(f"{found.best} has the lowest {title}, {value}{rest} (exploratory).")
+    return said
+
+
+def _pareto(verdict: Verdict) -> list[str]:
+    if len(verdict.objectives) < 2 or len(verdict.pareto) < 1:
+        return []
+    weighed = listed([OBJECTIVES[metric] for metric in verdict.objectives])
+    everyone = [name for name, number in verdict.runs.items() if number]
+    if len(everyone) < 2:
+        return []
+    if len(verdict.pareto) == len(everyone):
+        return [f"No strategy can be ruled out by {weighed} together (exploratory)."]
+    return [
+        f"By {weighed} together, these are beaten by none (exploratory): {listed(verdict.pareto)}."
+    ]

@@ -1,0 +1,300 @@
+"""One training step under observation: what the processes did, whatever they were told.
+
+Every operation and collective of the step passes a dispatch mode, every module's output a hook,
+every optimizer's step another. Nothing here knows a strategy. Never inside a timed window.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.parallel import comm
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from shardmark.effective_config import Collective, EffectiveConfig
+from shardmark.measurement.model_state import storages
+from shardmark.training.strategy import Strategy
+from shardmark.workload.data import TrainingData
+
+# Names of c10d's operators, with the underscores taken out; the first that fits. `wait_tensor` and
+# the like move nothing.
+_KINDS = {
+    "reducescatter": "reduce_scatter",
+    "allreduce": "all_reduce",
+    "allgather": "all_gather",
+    "alltoall": "all_to_all",
+    "broadcast": "broadcast",
+    "gather": "gather",
+    "scatter": "scatter",
+    "reduce": "reduce",
+    "send": "send",
+    "recv": "receive",
+}
+# What DataParallel does between the devices of its one process, and the argument that holds it.
+_IN_PROCESS = {
+    "broadcast_coalesced": "broadcast",
+    "reduce_add_coalesced": "reduce",
+    "scatter": "scatter",
+    "gather": "gather",
+}
+# They give memory and touch none.
+_ALLOCATIONS = ("empty", "newempty")
+GATHERS = ("all_gather", "broadcast")
+REDUCTIONS = ("all_reduce", "reduce_scatter", "reduce")
+_HYPER_PARAMETERS = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad")
+
+_SETS = (
+    "autocast",
+    "compute",
+    "normalisation",
+    "gather",
+    "reduction",
+    "gradient",
+    "optimizer_state",
+    "input_formats",
+    "weight_formats",
+)
+
+
+class StepObserver:
+    """Sees one optimizer step.
+
+    Args:
+        device_type: ``cuda`` or ``cpu``, whose autocast is meant.
+
+    Attributes:
+        optimizer: the torch optimizer that stepped; None if none did.
+        gradients_bytes: of the gradients at that moment, its own and the module's.
+        operand_bytes: that the operations read and wrote, collectives left out: each operand of
+            each operation once, as if nothing were cached or fused.
+        clipping: the norm that torch's own clipping was called with, 0.0 if it was not.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self.device_type = device_type
+        self.optimizer: Optimizer | None = None
+        self.settings: dict[str, Any] = {}
+        self.learning_rate: float | None = None
+        self.gradients_bytes = 0
+        self.operand_bytes = 0
+        self.clipping = 0.0
+        self.seen: dict[str, set[str]] = {name: set() for name in _SETS}
+        self.tf32_matmul = self.tf32_convolution = False
+        self._calls: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[tuple[str, str]] = Counter()
+        self._parameters: list[nn.Parameter] = []
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[None]:
+        """Observe what happens inside; ``module`` is the strategy's."""
+        self._parameters = list(module.parameters())
+        with ExitStack() as stack:
+            for handle in (
+                register_module_forward_hook(self._after_forward),
+                register_optimizer_step_pre_hook(self._before_update),
+                register_optimizer_step_post_hook(self._after_update),
+            ):
+                stack.callback(handle.remove)
+            for name, kind in _IN_PROCESS.items():
+                stack.enter_context(_noting(comm, name, self._note_in_process, kind))
+            for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
+                for name in ("clip_grad_norm_", "clip_grad_value_"):
+                    stack.enter_context(_noting(owner, name, self._note_clipping, name))
+            stack.enter_context(_Operations(self))
+            yield
+
+    def note_collective(self, kind: str, tensors: list[Tensor]) -> None:
+        """Count a call that moves these tensors."""
+        dtypes = {_name(tensor.dtype) for tensor in tensors}
+        key = (kind, "+".join(sorted(dtypes)))
+        self._calls[key] += 1
+        self._bytes[key] += _nbytes(tensors)
+        if sum(tensor.numel() for tensor in tensors) > 1:
+            part = "gather" if kind in GATHERS else "reduction" if kind in REDUCTIONS else None
+            if part:
+                self.seen[part] |= dtypes
+
+    def collectives(self) -> list[Collective]:
+        """What was counted, the most bytes first."""
+        return [
+            Collective(kind=kind, dtype=dtype, calls=self._calls[kind, dtype], bytes=size)
+            for (kind, dtype), size in self._bytes.most_common()
+        ]
+
+    def _note_in_process(self, kind: str, arguments: dict[str, Any]) -> None:
+        moved = next(iter(arguments.values()))
+        self.note_collective(kind, _tensors(moved[0] if kind == "reduce" else moved))
+
+    def _note_clipping(self, name: str, arguments: dict[str, Any]) -> None:
+        self.clipping = float(arguments["max_norm" if "max_norm" in arguments else "clip_value"])
+
+    def _after_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if "Norm" in type(module).__name__ and isinstance(output, Tensor):
+            self.seen["normalisation"].add(_name(output.dtype))
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            return
+        self.seen["compute"].add(_name(output.dtype))
+        if torch.is_autocast_enabled(self.device_type):
+            self.seen["autocast"].add(_name(torch.get_autocast_dtype(self.device_type)))
+        # The newer switches tell what the older ones did too; the other way round torch refuses.
+        backends: Any = torch.backends
+        self.tf32_matmul |= backends.cuda.matmul.fp32_precision == "tf32"
+        self.tf32_convolution |= backends.cudnn.conv.fp32_precision == "tf32"
+        if isinstance(module, nn.Conv2d):
+            self.seen["input_formats"] |= _memory_format(inputs[0])
+            self.seen["weight_formats"] |= _memory_format(module.weight)
+
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.optimizer = optimizer
+        group = optimizer.param_groups[0]
+        self.settings = {key: group[key] for key in _HYPER_PARAMETERS if key in group}
+        self.learning_rate = float(group["lr"])
+        owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in [*owned, *self._parameters]]
+        self.seen["gradient"] |= {_name(grad.dtype) for grad in gradients if grad is not None}
+        self.gradients_bytes = sum(storages(gradients).values())
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # torch counts its steps in tensors of one element, on whatever device.
+        state = _tensors(dict(optimizer.state))
+        self.seen["optimizer_state"] |= {_name(leaf.dtype) for leaf in state if leaf.numel() > 1}
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tells of every operator that the process, or autograd in its name, calls."""
+
+    def __init__(self, observer: StepObserver) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._observer = observer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.replace("_", "")
+        if func.namespace in ("c10d", "_c10d_functional"):
+            kind = next((kind for part, kind in _KINDS.items() if part in name), None)
+            moved = [_tensors(part) for part in (*args, output)]
+            largest = max(moved, key=_nbytes)
+            if kind and largest:
+                self._observer.note_collective(kind, largest)
+        elif not func.is_view and not name.startswith(_ALLOCATIONS):
+            operands = _tensors((args, kwargs, output))
+            self._observer.operand_bytes += _nbytes(operands)
+        return output
+
+
+def effective_config(
+    strategy: Strategy, observed: StepObserver, data: TrainingData, skipped_steps: int
+) -> EffectiveConfig:
+    """What the strategy tells of itself and what was seen of it, in one.
+
+    A collective: every rank must call it.
+
+    Args:
+        strategy: the live strategy.
+        observed: has seen one of its steps.
+        data: where its batches come from.
+        skipped_steps: optimizer steps that the loss scaler left out since the training began.
+    """
+    module = strategy.module
+    told = strategy.effective_config()
+    seen = {name: sorted(found) for name, found in observed.seen.items()}
+    return EffectiveConfig(
+        **told | {"gradient_clipping": told["gradient_clipping"] or observed.clipping},
+        optimizer=type(observed.optimizer).__name__ if observed.optimizer else None,
+        optimizer_settings=observed.settings,
+        learning_rate=observed.learning_rate,
+        skipped_steps=skipped_steps,
+        autocast=seen["autocast"],
+        parameter_dtypes=sorted({_name(parameter.dtype) for parameter in module.parameters()}),
+        compute_dtypes=seen["compute"],
+        normalisation_dtypes=seen["normalisation"],
+        gather_dtypes=seen["gather"],
+        reduction_dtypes=seen["reduction"],
+        gradient_dtypes=seen["gradient"],
+        optimizer_state_dtypes=seen["optimizer_state"],
+        tf32_matmul=observed.tf32_matmul,
+        tf32_convolution=observed.tf32_convolution,
+        input_formats=seen["input_formats"],
+        weight_formats=seen["weight_formats"],
+        normalisation=sorted(
+            {type(part).__name__ for part in module.modules() if "Norm" in type(part).__name__}
+        ),
+        buffers_differ_between_ranks=_buffers_differ(module, strategy.device),
+        loader=type(data).__name__,
+        loader_workers=data.workers,
+        compiled=any(
+            type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
+            for part in module.modules()
+        ),
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+        collectives=observed.collectives(),
+    )
+
+
+def _buffers_differ(module: nn.Module, device: torch.device) -> bool | None:
+    """Whether ranks hold other running statistics than one another; None for one rank."""
+    if dist.get_world_size() == 1:
+        return None
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for buffer in module.buffers():
+        total += buffer.double().sum()
+    extremes = torch.stack([total, -total])
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    return bool((extremes[0] != -extremes[1]).item())
+
+
+@contextmanager
+def _noting(
+    owner: Any, name: str, note: Callable[[str, dict[str, Any]], None], what: str
+) -> Iterator[None]:
+    """While inside, calls of ``owner.name`` are told to ``note``, with their named arguments."""
+    real = getattr(owner, name)
+    signature = inspect.signature(real)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note(what, signature.bind(*args, **kwargs).arguments)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, noted)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _nbytes(tensors: list[Tensor]) -> int:
+    """Of the elements; of a DTensor those of this rank."""
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _memory_format(tensor: Tensor) -> set[str]:
+    """The format of a four-dimensional tensor; none where its shape allows both readings."""
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    if channels_last == tensor.is_contiguous():
+        return set() if channels_last else {"other"}
+    return {"channels_last" if channels_last else "contiguous"}

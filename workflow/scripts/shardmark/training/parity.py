@@ -1,0 +1,394 @@
+"""The parity gate: does a strategy train the model that the oracle trains?
+
+It drives the very training scripts, variants, optimizer, augmentation and wrapping of the cells, on
+their device: first in float32, then in the precision that is timed. A small network of the same
+blocks stands in for the workload's model, whose own first steps are then checked by their loss and
+the size of their first update.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from shardmark.architectures import CIFAR_RESNETS
+from shardmark.cells import Cell, ParityCase
+from shardmark.config import Batch, Dataset, Workload
+from shardmark.measurement.clocks import Phases
+from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
+from shardmark.training.loop import StrategyClass, make_task, take_step
+from shardmark.training.oracle import SummationOrder, Trajectory, differ, run_oracle
+from shardmark.training.runtime import Runtime, start_runtime
+from shardmark.workload.data import Images, synthetic_images, training_data
+from shardmark.workload.models import (
+    build_model,
+    build_surrogate,
+    surrogate_image_size,
+    surrogate_name,
+)
+from shardmark.workload.optimizers import learning_rate_at
+from shardmark.workload.precision import set_math_mode
+
+STEPS_PER_EPOCH = 4
+REAL_MODEL_STEPS = 2
+REAL_MODEL_BATCH = 4
+# Adam divides a gradient by its own size: where the true gradient is zero (a bias before a
+# batch-norm, a key bias before a softmax) an update would be the sign of rounding noise, of full
+# size, and no two correct programs would agree. A larger eps takes such parameters out.
+SMALLEST_ADAM_EPS = 1e-4
+# A large rate amplifies rounding until the oracle's own noise hides what the gate looks for.
+LARGEST_RATE = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
+# Relative root mean square error of rounding to 8 (bf16) or 11 (fp16, tf32) significant bits: half
+# a unit in the last place at most, evenly spread, over mantissas from 1 to 2.
+ROUNDING_RMS = {"bf16": 2**-8 / 24**0.5, "fp16": 2**-11 / 24**0.5, "tf32": 2**-11 / 24**0.5}
+# Every other way of taking the same sums; the largest difference they make is the noise floor.
+OTHER_ORDERS: tuple[SummationOrder, ...] = ("replicas_reversed", "samples_reversed")
+
+
+def compute_alike(device: torch.device) -> None:
+    """Make two processes compute the same bits from the same micro-batch.
+
+    What is left between a strategy's first update and the oracle's is then the sum over replicas
+    alone. That is what shows a reduction in bf16, whose error drowns in that of bf16 compute
+    wherever two programs pick different kernels.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would write through every buffer a framework sets aside: gigabytes for DeepSpeed's.
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+
+
+def precisions_of(case: ParityCase) -> list[str]:
+    """Float32 first, then the timed precision where it is another."""
+    timed = case.cell.definition.precision
+    return ["fp32"] if timed == "fp32" else ["fp32", timed]
+
+
+def surrogate_cell(case: ParityCase, precision: str) -> Cell:
+    """The cell that the gate trains in place of the case's own."""
+    dataset = case.cell.definition.dataset
+    return _gate_cell(
+        case.cell,
+        precision=precision,
+        image_size=surrogate_image_size(case.cell.definition),
+        batch=case.gate.per_gpu_batch,
+        augment=dataset.augment,
+    )
+
+
+def surrogate_name_of(case: ParityCase) -> str:
+    """What stands in for the case's model, in words."""
+    return surrogate_name(case.cell.definition)
+
+
+def real_model_cell(case: ParityCase) -> Cell | None:
+    """The cell of the real model's first steps; None where the surrogate is the model."""
+    definition = case.cell.definition
+    if CIFAR_RESNETS.get(definition.model.name) == 1:
+        return None
+    return _gate_cell(
+        case.cell,
+        precision=definition.precision,
+        image_size=definition.dataset.image_size,
+        batch=REAL_MODEL_BATCH,
+        augment=definition.dataset.augment,
+    )
+
+
+def _gate_cell(cell: Cell, *, precision: str, image_size: int, batch: int, augment: bool) -> Cell:
+    definition = cell.definition
+    per_gpu = batch * definition.batch.accumulate
+    images = STEPS_PER_EPOCH * per_gpu * cell.gpus
+    workload: Workload = definition.model_copy(
+        update={
+            "precision": precision,
+            "dataset": Dataset(
+                name="synthetic",
+                image_size=image_size,
+                classes=definition.classes,
+                train_images=images,
+                test_images=1,
+                augment=augment,
+                loader=definition.dataset.loader,
+                loader_workers=1,
+            ),
+            "batch": Batch(per_gpu=per_gpu, accumulate=definition.batch.accumulate),
+            "optimizer": definition.optimizer.model_copy(
+                update={
+                    "eps": max(definition.optimizer.eps, SMALLEST_ADAM_EPS),
+                    "learning_rate": min(
+                        definition.optimizer.learning_rate, LARGEST_RATE[definition.optimizer.name]
+                    ),
+                }
+            ),
+            "learning_rate_rule": "none",
+            # A long warm-up would leave the gate's few steps without a learning rate to speak of.
+            "schedule": definition.schedule.model_copy(
+                update={"warmup_epochs": min(definition.schedule.warmup_epochs, 0.5)}
+            ),
+            "epochs": 2,
+        }
+    )
+    return cell.model_copy(
+        update={
+            "definition": workload,
+            "per_gpu_batch_size": per_gpu,
+            "global_batch_size": per_gpu * cell.gpus,
+        }
+    )
+
+
+def gate_images(cell: Cell) -> Images:
+    """The images of a gate's cell."""
+    dataset = cell.definition.dataset
+    return synthetic_images(
+        cell.definition.train_images, dataset.image_size, cell.definition.classes, stream=0
+    )
+
+
+def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
+    """The oracle's trajectories of a case, and the noise floor of each, as plain data.
+
+    Returns:
+        for each precision ``{"trajectory": Trajectory, "floor": Deviation}`` and, under ``real``,
+        the real model's ``{"trajectory", "floor"}`` without its weights, or None.
+    """
+    compute_alike(device)
+    oracles: dict[str, Any] = {}
+    for precision in precisions_of(case):
+        cell = surrogate_cell(case, precision)
+        oracles[precision] = _oracle_and_floor(cell, build_surrogate, case.gate.steps, device)
+    cell_or_none = real_model_cell(case)
+    oracles["real"] = None
+    if cell_or_none is not None:
+        real = _oracle_and_floor(cell_or_none, build_model, REAL_MODEL_STEPS, device)
+        oracles["real"] = {"summary": real["summary"], "floor": real["summary_floor"]}
+    return oracles
+
+
+def _oracle_and_floor(
+    cell: Cell, build: Callable[[Workload, int], nn.Module], steps: int, device: torch.device
+) -> dict[str, Any]:
+    images = gate_images(cell)
+
+    def run(order: SummationOrder) -> Trajectory:
+        return run_oracle(
+            cell, images, lambda: build(cell.definition, cell.seed), steps, device, order
+        )
+
+    natural = run("natural")
+    others = [run(order) for order in OTHER_ORDERS]
+    floors = [deviation(other, natural) for other in others]
+    repeated = deviation(run("natural"), natural)
+    summary = summary_of(natural)
+    return {
+        "trajectory": natural,
+        "floor": Deviation(
+            loss=max(floor.loss for floor in floors),
+            first_update=max(floor.first_update for floor in floors),
+            final_weights=max(floor.final_weights for floor in floors),
+        ),
+        # Of the sum over replicas alone: micro-batches as they are.
+        "first_update_floor": max(repeated.first_update, floors[0].first_update),
+        "summary": summary,
+        "summary_floor": max(summary_difference(summary_of(other), summary) for other in others),
+    }
+
+
+def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: Phases) -> None:
+    """One rank of a case: the strategy's trajectories; rank 0 leaves them in ``scratch``."""
+    with phases("process_group"):
+        runtime = start_runtime(case.cell)
+    compute_alike(runtime.device)
+    found: dict[str, Any] = {"backend": runtime.backend}
+    for precision in precisions_of(case):
+        with phases(f"parity in {precision}"):
+            cell = surrogate_cell(case, precision)
+            found[precision] = _train(
+                strategy, cell, runtime, build_surrogate, case.gate.steps, phases
+            )
+            gc.collect()  # frameworks hold their modules in cycles
+    real = real_model_cell(case)
+    if real is not None:
+        with phases("first steps of the real model"):
+            trajectory = _train(strategy, real, runtime, build_model, REAL_MODEL_STEPS, phases)
+            found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
+    if runtime.rank == 0:
+        torch.save(found, scratch / "trajectories.pt")
+
+
+def _train(
+    strategy: StrategyClass,
+    cell: Cell,
+    runtime: Runtime,
+    build: Callable[[Workload, int], nn.Module],
+    steps: int,
+    phases: Phases,
+) -> Trajectory:
+    workload = cell.definition
+    set_math_mode(workload.precision)
+    data = training_data(
+        gate_images(cell),
+        workload,
+        cell.seed,
+        replicas=runtime.replicas,
+        world=cell.gpus,
+        per_replica=cell.per_gpu_batch_size,
+        device=runtime.device,
+    )
+    driven = strategy(make_task(cell, runtime, build))
+    driven.train()
+    losses: list[float] = []
+    names = {name for name, _ in build(workload, cell.seed).named_parameters()}
+
+    def weights() -> dict[str, Tensor]:
+        state = driven.full_state_dict()
+        return {name: state[name] for name in names & state.keys()}
+
+    initial = first = weights()
+    moved = False
+    for step in range(steps):
+        epoch, place = divmod(step, data.steps)
+        if place == 0:
+            batches = data.epoch(epoch)
+        driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps))
+        loss = take_step(driven, next(batches), phases.heart)
+        losses.append(float(runtime.sum_over_ranks(loss)) / runtime.world_size)
+        if not moved:
+            first = weights()
+            moved = bool(runtime.rank0_decides(float(differ(first, initial))))
+    return Trajectory(losses, initial, first, final=weights())
+
+
+def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
+    """How far a trajectory lies from the oracle's, relatively."""
+    return Deviation(
+        loss=max(
+            abs(mine - its) / abs(its)
+            for mine, its in zip(found.losses, oracle.losses, strict=True)
+        ),
+        first_update=_distance(
+            _difference(found.first, found.initial), _difference(oracle.first, oracle.initial)
+        ),
+        final_weights=_distance(found.final, oracle.final),
+    )
+
+
+def judge(
+    precision: str, found: Trajectory, oracles: Mapping[str, Any], case: ParityCase
+) -> PrecisionParity:
+    """The gate's verdict in one precision.
+
+    In float32 the tolerance of loss and weights is the configured one, and the oracle's own noise
+    must lie ten times below it, or the setting could not tell right from wrong. In another
+    precision loss and weights are held to a multiple of the oracle's noise in that precision. The
+    first update is held to a quarter of what rounding the gradients once to that precision would
+    do to it: its micro-batches are computed as the oracle's, so that the sum over replicas is all
+    that may differ, and that is to be taken in float32.
+    """
+    measured = deviation(found, oracles[precision]["trajectory"])
+    floor, tolerance = floor_and_tolerance(precision, oracles, case)
+    reason = None
+    noisy = max(floor.loss, floor.final_weights) * 10 > case.gate.tolerance
+    if precision == "fp32" and noisy:
+        reason = (
+            f"the oracle's own noise ({floor.loss:.1e} in the loss, {floor.final_weights:.1e} in "
+            f"the weights) is not ten times below the tolerance {case.gate.tolerance:.0e}, so this "
+            "setting cannot tell right from wrong; lower the learning rate or raise "
+            "parity.per_gpu_batch"
+        )
+    for name, limit in tolerance.model_dump().items():
+        value = getattr(measured, name)
+        # Written so that NaN fails.
+        if reason is None and not value <= limit:
+            words = name.replace("_", " ")
+            reason = f"{precision}: {words} deviates by {value:.1e}, tolerance {limit:.1e}"
+    return PrecisionParity(
+        precision=precision,
+        deviation=measured,
+        noise_floor=floor,
+        tolerance=tolerance,
+        passed=reason is None,
+        reason=reason,
+    )
+
+
+def floor_and_tolerance(
+    precision: str, oracles: Mapping[str, Any], case: ParityCase
+) -> tuple[Deviation, Deviation]:
+    """The oracle's own noise in one precision, and what a strategy may deviate there."""
+    gate = case.gate
+    floor: Deviation = oracles[precision]["floor"]
+    fp32: Deviation = oracles["fp32"]["floor"]
+    first_update = max(gate.tolerance, gate.floor_multiple * fp32.first_update)
+    if precision == "fp32":
+        return floor, Deviation(
+            loss=gate.tolerance, first_update=first_update, final_weights=gate.tolerance
+        )
+    if case.cell.definition.batchnorm == "local":
+        # With synchronised batch-norm the replicas meet in the forward pass already, in another
+        # order than the oracle's, so there the wider floor stands.
+        narrow = oracles[precision]["first_update_floor"]
+        floor = floor.model_copy(update={"first_update": narrow})
+    first_update = max(
+        first_update, gate.floor_multiple * floor.first_update, ROUNDING_RMS[precision] / 4
+    )
+    return floor, Deviation(
+        loss=max(gate.tolerance, gate.floor_multiple * floor.loss),
+        first_update=first_update,
+        final_weights=max(gate.tolerance, gate.floor_multiple * floor.final_weights),
+    )
+
+
+def judge_real_model(
+    found: dict[str, float], oracle: Mapping[str, Any], case: ParityCase
+) -> RealModelParity:
+    """The verdict on the real model's first steps: each loss, and the norm of the first update."""
+    measured = summary_difference(found, oracle["summary"])
+    tolerance = max(case.gate.tolerance, case.gate.floor_multiple * oracle["floor"])
+    return RealModelParity(
+        precision=case.cell.definition.precision,
+        deviation=measured,
+        noise_floor=oracle["floor"],
+        tolerance=tolerance,
+        passed=measured <= tolerance,
+    )
+
+
+def summary_of(trajectory: Trajectory) -> dict[str, float]:
+    """What of a large model's trajectory fits in a few numbers."""
+    losses = {f"loss_{step}": loss for step, loss in enumerate(trajectory.losses)}
+    return losses | {"first_update_norm": _norm(_difference(trajectory.first, trajectory.initial))}
+
+
+def summary_difference(found: Mapping[str, float], oracle: Mapping[str, float]) -> float:
+    """The largest relative difference between two summaries."""
+    return max(abs(found[name] - its) / abs(its) for name, its in oracle.items())
+
+
+def _difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: new[name].double() - old[name].double() for name in new}
+
+
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    squares = sum(float(tensor.double().square().sum()) for tensor in tensors.values())
+    return math.sqrt(squares)
+
+
+def _distance(found: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> float:
+    """Relative L2 distance over all parameters; every one must be there."""
+    if found.keys() != oracle.keys():
+        missing = sorted(oracle.keys() - found.keys())[:3]
+        raise ValueError(f"the strategy's weights lack {missing}")
+    norm = _norm(oracle)
+    return _norm(_difference(found, oracle)) / norm if norm else math.inf

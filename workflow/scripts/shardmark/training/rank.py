@@ -1,0 +1,93 @@
+"""One rank's process: what the launcher asks of it, and what it leaves when that fails."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import signal
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from shardmark.atomic import FULL, write_text
+from shardmark.cells import Cell, ParityCase
+from shardmark.errors import UserError
+from shardmark.measurement.clocks import Phases
+from shardmark.processes.leaving import leave
+from shardmark.training.loop import CellTraining, StrategyClass
+from shardmark.training.parity import run_case
+
+
+def main(strategy: StrategyClass) -> None:
+    """Run one rank of a cell, or of a case of the parity gate, as the launcher asks.
+
+    The process leaves ``result.json`` (rank 0) or ``failure.rank<r>.json`` in the scratch folder.
+    """
+    parser = argparse.ArgumentParser(description="one rank of a cell; started by run_cell.py")
+    parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
+    parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
+    arguments = parser.parse_args()
+    faulthandler.enable()
+    # The launcher asks a rank that hangs where it stands.
+    faulthandler.register(signal.SIGUSR1)
+    phases = Phases(time.time() - float(os.environ.get("SHARDMARK_LAUNCHED", time.time())))
+    try:
+        if arguments.case is not None:
+            case = ParityCase.model_validate_json(arguments.case.read_text())
+            run_case(strategy, case, arguments.scratch, phases)
+        else:
+            cell = Cell.model_validate_json(arguments.cell.read_text())
+            result = CellTraining(strategy, cell, phases).run()
+            if result is not None:
+                write_text(arguments.scratch / "result.json", json.dumps(result))
+    except Exception as error:
+        record_failure(error, phases.current, arguments.scratch)
+        # The other ranks may wait in a collective for ever; leaving at once lets the launcher
+        # end them, where an orderly exit would first wait for the process group.
+        leave(1)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    leave()
+
+
+def kind_of(error: Exception) -> str:
+    """What sort of failure an exception is: oom, user, full_disk or failed."""
+    if is_out_of_memory(error):
+        return "oom"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "full_disk"
+    return "user" if isinstance(error, UserError) else "failed"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the device or on the host.
+
+    torch's caching allocator alone has a class for it; the CUDA runtime, cuBLAS, NCCL and torch's
+    allocator for the CPU raise plain RuntimeErrors.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def record_failure(error: Exception, phase: str, scratch: Path) -> None:
+    """Leave what happened to this rank, for the launcher to read."""
+    rank = int(os.environ.get("RANK", "0"))
+    if not isinstance(error, UserError):
+        traceback.print_exc()
+    failure = {
+        "rank": rank,
+        "phase": phase,
+        "exception": f"{type(error).__name__}: {error}",
+        "kind": kind_of(error),
+        "message": str(error),
+        "time": time.time(),
+    }
+    write_text(scratch / f"failure.rank{rank}.json", json.dumps(failure))

@@ -1,0 +1,117 @@
+"""This process among the processes of a cell: rank, device, process group."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+from shardmark.strategies import STRATEGIES
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process stands.
+
+    Attributes:
+        rank: this process, 0 ... world_size - 1.
+        world_size: processes of the cell.
+        local_rank: this process among those of its node.
+        replicas: the replicas this process holds: one, or all of the cell under DataParallel.
+        device: where its tensors live.
+        backend: nccl or gloo.
+        shared_device: whether all ranks share one GPU, which is a functional check, never a timing.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    replicas: range
+    device: torch.device
+    backend: str
+    shared_device: bool
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """The sum over the processes, on every one of them."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def rank0_decides(self, number: float) -> float:
+        """Rank 0's number, on every process."""
+        choice = torch.tensor([number], dtype=torch.float64, device=self.device)
+        dist.broadcast(choice, 0)
+        return float(choice.item())
+
+
+def start_runtime(cell: Cell) -> Runtime:
+    """Join the process group of the cell.
+
+    Raises:
+        UserError: if the world is not the one the cell names, or its GPUs are not to be seen.
+    """
+    rank = int(os.environ["RANK"])
+    world = int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if world != cell.processes:
+        raise UserError(
+            f"{cell.title}: {world} processes were started where the cell has {cell.processes}; "
+            "the launcher or a --resources limit clipped them"
+        )
+    shared = os.environ.get("SHARDMARK_SHARED_DEVICE") == "1"
+    if shared:
+        # DeepSpeed takes its device from here.
+        os.environ["LOCAL_RANK"] = "0"
+    if cell.device == "cuda":
+        _require_gpus(cell, shared)
+        device = torch.device("cuda", 0 if shared else local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    backend = "nccl" if cell.device == "cuda" and not shared else "gloo"
+    dist.init_process_group(
+        backend,
+        # A single process needs no rendezvous, so it takes no port.
+        store=dist.HashStore() if world == 1 else None,  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=world,
+        device_id=device if backend == "nccl" else None,
+    )
+    one_process = STRATEGIES[cell.base].one_process
+    return Runtime(
+        rank=rank,
+        world_size=world,
+        local_rank=local_rank,
+        replicas=range(cell.gpus) if one_process else range(rank, rank + 1),
+        device=device,
+        backend=backend,
+        shared_device=shared,
+    )
+
+
+def _require_gpus(cell: Cell, shared: bool) -> None:
+    needed = 1 if shared else cell.gpus_per_node
+    if torch.version.hip:
+        from shardmark.measurement.gpu_check import ROCM
+
+        raise UserError(ROCM.format(version=torch.__version__, hip=torch.version.hip))
+    if not torch.cuda.is_available():
+        from shardmark.measurement.gpu_check import why_no_gpus
+
+        raise UserError(f"cluster.device is cuda, but {why_no_gpus(needed)}")
+    seen = torch.cuda.device_count()
+    if seen < needed:
+        raise UserError(
+            f"{cell.title}: needs {needed} GPUs on a node and torch sees {seen}; "
+            "check CUDA_VISIBLE_DEVICES, cluster.gpus_per_node and the job's GPU request"
+        )

@@ -1,0 +1,124 @@
+"""What a strategy is to the training loop. The loop never asks which one it drives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shardmark.cells import Cell
+from shardmark.training.runtime import Runtime
+from shardmark.workload.data import Batch
+from shardmark.workload.precision import autocast, grad_scaler
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a strategy is given to distribute.
+
+    Attributes:
+        cell: the cell, with the strategy's options.
+        runtime: this process.
+        build_model: makes the network on the CPU, its weights equal on every rank.
+        build_optimizer: makes the workload's optimizer over the parameters it is given.
+        shard_units: the modules of a built network that are gathered one at a time.
+    """
+
+    cell: Cell
+    runtime: Runtime
+    build_model: Callable[[], nn.Module]
+    build_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    shard_units: Callable[[nn.Module], list[nn.Module]]
+
+    @property
+    def precision(self) -> str:
+        """The workload's precision."""
+        return self.cell.definition.precision
+
+
+class Strategy(ABC):
+    """One way of distributing a training.
+
+    A subclass builds ``module`` (called with images and keys) and ``optimizer`` in its
+    constructor, and overrides what its framework does differently from plain torch.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.device = task.runtime.device
+        self.accumulate = task.cell.definition.batch.accumulate
+        self.scaler: Any = grad_scaler(task.precision, self.device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (batch, classes) of this process's images."""
+        with autocast(self.task.precision, self.device.type):
+            logits: Tensor = self.module(batch.images, batch.keys)
+        return logits
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one micro-batch's mean loss to that of the step."""
+        self.scaler.scale(loss / self.accumulate).backward()
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        """The region of one micro-batch's forward and backward; ranks reduce in the last."""
+        return nullcontext()
+
+    def step(self) -> None:
+        """Apply the accumulated gradient and forget it."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def train(self) -> None:
+        """Switch to training: dropout draws, batch-norm uses the batch."""
+        self.module.train()
+
+    def eval(self) -> None:
+        """Switch to evaluation: batch-norm uses the running statistics."""
+        self.module.eval()
+
+    @abstractmethod
+    def full_state_dict(self) -> StateDict:
+        """Unsharded tensors on the CPU under the network's own names, on rank 0; a collective."""
+
+    def effective_config(self) -> dict[str, Any]:
+        """What the framework says it ended up with, read back from its live objects.
+
+        The fields of EffectiveConfig that no observation of a step can tell; settings that no
+        other strategy has stand under ``own``.
+        """
+        return {
+            "wrapper": type(self.module).__name__,
+            "gradient_clipping": 0.0,
+            "loss_scaler": type(self.scaler).__name__ if self.scaler.is_enabled() else None,
+            "loss_scale": self.scaler.get_scale() if self.scaler.is_enabled() else None,
+            "accumulate": self.accumulate,
+            "zero_stage": 0,
+            "sharded_units": None,
+            "bucket_bytes": None,
+            "buffers_broadcast": False,
+            "own": {},
+        }
+
+
+def unwrapped(state: StateDict, prefix: str = "module.") -> StateDict:
+    """Copies on the CPU, without the prefix that a wrapper adds to each name."""
+    return {
+        name.removeprefix(prefix): tensor.detach().to("cpu", copy=True)
+        for name, tensor in state.items()
+    }

@@ -1,0 +1,390 @@
+"""The images, and which of them a replica sees at a step.
+
+The same samples in the same order for every strategy and GPU count; replica r takes the r-th
+contiguous block of a global batch, which is how DataParallel scatters, so it is how all do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from shardmark.config import CIFAR_SIDE, Workload
+from shardmark.errors import UserError
+from shardmark.workload.keyed_random import draw, sample_keys
+
+# Per-channel mean and standard deviation of the training images of CIFAR-10 and CIFAR-100, in
+# units of the full range; synthetic images are drawn around one half.
+_NORMALISATION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+}
+_CROP_PADDING_PX = 4
+_PURPOSE_ROW, _PURPOSE_COLUMN, _PURPOSE_FLIP = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of a data set: uint8 pixels (n, side, side, 3) and int64 labels (n,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Float32 images (b, 3, side, side) in channels_last, int64 keys (b,) and labels (b,)."""
+
+    images: Tensor
+    keys: Tensor
+    labels: Tensor
+
+
+def load_images(workload: Workload, data_dir: Path, *, train: bool) -> Images:
+    """The split of the workload's data set, cut to the number of images it asks for.
+
+    Raises:
+        UserError: if the data set is not there.
+    """
+    count = workload.train_images if train else workload.test_images
+    if workload.dataset.name == "synthetic":
+        return synthetic_images(
+            count, workload.dataset.image_size, workload.classes, stream=0 if train else 1
+        )
+    import torchvision.datasets
+
+    kinds = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
+    try:
+        # The fetch rule has checked the files; checking 50,000 images in every rank costs seconds.
+        data = kinds[workload.dataset.name](str(data_dir), train=train, download=False)
+    except RuntimeError:
+        raise UserError(
+            f"data.dir: {workload.dataset.name} is not in {data_dir}; run "
+            "workflow/scripts/fetch_data.py where there is internet, or name the folder that has it"
+        ) from None
+    labels = torch.tensor(data.targets[:count], dtype=torch.int64)
+    return Images(torch.from_numpy(data.data[:count].copy()), labels)
+
+
+def synthetic_images(count: int, side: int, classes: int, *, stream: int) -> Images:
+    """Class-conditional patterns under noise: learnable, generated, no download.
+
+    Each class is a fixed coarse pattern, the same in every stream; a sample is its class's pattern
+    at half contrast plus noise, so a model that learns reaches far more than 1 / classes.
+
+    Args:
+        count: number of images.
+        side: height and width in px.
+        classes: number of classes; labels cycle through them.
+        stream: 0 for training, 1 for test images: the same patterns, other noise.
+    """
+    patterns = np.random.default_rng(20_240_229).uniform(-1, 1, (classes, 4, 4, 3))
+    rows = (np.arange(side) * 4) // side
+    patterns = patterns[:, rows][:, :, rows].astype(np.float32)
+    labels = np.arange(count) % classes
+    noise = np.random.default_rng([20_240_301, stream])
+    pixels = np.empty((count, side, side, 3), dtype=np.uint8)
+    for start in range(0, count, 1024):
+        part = labels[start : start + 1024]
+        spread = noise.standard_normal((len(part), side, side, 3), dtype=np.float32)
+        values = 127.5 + 32 * patterns[part] + 48 * spread
+        pixels[start : start + 1024] = np.clip(values, 0, 255).astype(np.uint8)
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
+    """The order of an epoch's samples, int64 (images,): drawn on the CPU, equal everywhere."""
+    generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
+    return torch.randperm(images, generator=generator)
+
+
+def block_of_step(
+    order: Tensor,
+    step: int,
+    *,
+    replicas: range,
+    world: int,
+    per_replica: int,
+    micro: int,
+    accumulate: int,
+) -> Tensor:
+    """Sample indices of one micro-batch of the replicas that this process holds.
+
+    Args:
+        order: the epoch's order, int64 (images,).
+        step: step of the epoch.
+        replicas: the replicas of this process: one rank, or all of them under DataParallel.
+        world: replicas of the cell.
+        per_replica: images a replica takes a step.
+        micro: which micro-batch.
+        accumulate: micro-batches a step.
+
+    Returns:
+        int64 (len(replicas) * per_replica // accumulate,), each replica's samples contiguous.
+    """
+    size = world * per_replica
+    block = order[step * size : (step + 1) * size].reshape(world, accumulate, -1)
+    return block[replicas.start : replicas.stop, micro].reshape(-1)
+
+
+class Pipeline:
+    """Pixels to what the model sees: crop, flip, resize, normalise; on the pixels' device.
+
+    Args:
+        workload: names the data set, the size and whether to augment.
+        device: where batches are made.
+    """
+
+    def __init__(self, workload: Workload, device: torch.device) -> None:
+        mean, std = _NORMALISATION[workload.dataset.name]
+        self.side = workload.dataset.image_size
+        self.augment = workload.dataset.augment
+        scale = [1 / (255 * s) for s in std]
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        self.scale = torch.tensor(scale, device=device).reshape(1, 3, 1, 1)
+        self.shift = torch.tensor(shift, device=device).reshape(1, 3, 1, 1)
+        self.device = device
+
+    def pad(self, pixels: Tensor) -> Tensor:
+        """Room for the crop: (n, side, side, 3) to (n, side + 8, side + 8, 3), black."""
+        if not self.augment:
+            return pixels
+        margin = (0, 0, *([_CROP_PADDING_PX] * 4))
+        return torch.nn.functional.pad(pixels, margin)
+
+    def training_images(self, padded: Tensor, samples: Tensor, keys: Tensor) -> Tensor:
+        """Augmented float32 images (b, 3, side, side) of the samples, in channels_last."""
+        if not self.augment:
+            return self.to_model(padded[samples])
+        side = padded.shape[1] - 2 * _CROP_PADDING_PX
+        span = 2 * _CROP_PADDING_PX + 1
+        steps = torch.arange(side, device=padded.device)
+        rows = (draw(keys, _PURPOSE_ROW) % span)[:, None] + steps
+        flip = (draw(keys, _PURPOSE_FLIP) & 1).bool()[:, None]
+        columns = torch.where(flip, side - 1 - steps, steps)
+        columns = columns + (draw(keys, _PURPOSE_COLUMN) % span)[:, None]
+        return self.to_model(padded[samples[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+    def to_model(self, pixels: Tensor) -> Tensor:
+        """uint8 (b, s, s, 3) to normalised float32 (b, 3, side, side), in channels_last."""
+        images = pixels.permute(0, 3, 1, 2).float()
+        if images.shape[2] != self.side:
+            images = torch.nn.functional.interpolate(
+                images, size=(self.side, self.side), mode="bilinear", align_corners=False
+            )
+        images = images * self.scale + self.shift
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+class TrainingData:
+    """The batches of this process's replicas, from pixels that live on the device.
+
+    Args:
+        images: the training split, on the CPU.
+        workload: its definition.
+        seed: the cell's seed.
+        replicas: the replicas of this process.
+        world: replicas of the cell.
+        per_replica: images a replica takes a step.
+        device: where batches are made.
+
+    Attributes:
+        workers: processes that prefetch for this one.
+    """
+
+    workers = 0
+
+    def __init__(
+        self,
+        images: Images,
+        workload: Workload,
+        seed: int,
+        *,
+        replicas: range,
+        world: int,
+        per_replica: int,
+        device: torch.device,
+    ) -> None:
+        self.pipeline = Pipeline(workload, device)
+        self.seed = seed
+        self.replicas, self.world, self.per_replica = replicas, world, per_replica
+        self.accumulate = workload.batch.accumulate
+        self.device = device
+        self.count = len(images.labels)
+        self.steps = self.count // (world * per_replica)
+        self._load(images, workload)
+
+    def _load(self, images: Images, workload: Workload) -> None:
+        self._padded = self.pipeline.pad(images.pixels).to(self.device)
+        self._labels = images.labels.to(self.device)
+
+    def samples(self, order: Tensor, step: int, micro: int) -> Tensor:
+        """Indices of one micro-batch of this process, on the device of ``order``."""
+        return block_of_step(
+            order,
+            step,
+            replicas=self.replicas,
+            world=self.world,
+            per_replica=self.per_replica,
+            micro=micro,
+            accumulate=self.accumulate,
+        )
+
+    def epoch(self, epoch: int, steps: int | None = None) -> Iterator[list[Batch]]:
+        """The steps of an epoch, each a list of ``accumulate`` micro-batches."""
+        order = epoch_order(self.seed, epoch, self.count).to(self.device)
+        for step in range(self.steps if steps is None else min(steps, self.steps)):
+            yield [self._batch(order, epoch, step, micro) for micro in range(self.accumulate)]
+
+    def _batch(self, order: Tensor, epoch: int, step: int, micro: int) -> Batch:
+        samples = self.samples(order, step, micro)
+        keys = sample_keys(self.seed, epoch, samples)
+        images = self.pipeline.training_images(self._padded, samples, keys)
+        return Batch(images, keys, self._labels[samples])
+
+
+class LoadedTrainingData(TrainingData):
+    """The same batches, prefetched by worker processes: for images that do not fit the device.
+
+    Workers fetch and crop nothing but bytes: they gather the padded pixels of a micro-batch, pinned
+    where there is a GPU; crop, flip and normalisation run on the device, by the same code.
+    """
+
+    def _load(self, images: Images, workload: Workload) -> None:
+        self._padded = self.pipeline.pad(images.pixels)
+        self._labels = images.labels
+        self.workers = workload.dataset.loader_workers
+
+    def epoch(self, epoch: int, steps: int | None = None) -> Iterator[list[Batch]]:
+        """The steps of an epoch, each a list of ``accumulate`` micro-batches."""
+        order = epoch_order(self.seed, epoch, self.count)
+        count = self.steps if steps is None else min(steps, self.steps)
+        index = [
+            self.samples(order, step, micro)
+            for step in range(count)
+            for micro in range(self.accumulate)
+        ]
+        loader = DataLoader(
+            _MicroBatches(self._padded, self._labels, index),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4,
+        )
+        micro_batches = iter(loader)
+        for _ in range(count):
+            yield [self._to_device(epoch, *next(micro_batches)) for _ in range(self.accumulate)]
+
+    def _to_device(self, epoch: int, samples: Tensor, pixels: Tensor, labels: Tensor) -> Batch:
+        samples = samples.to(self.device, non_blocking=True)
+        pixels = pixels.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        keys = sample_keys(self.seed, epoch, samples)
+        rows = torch.arange(len(samples), device=self.device)
+        return Batch(self.pipeline.training_images(pixels, rows, keys), keys, labels)
+
+
+class _MicroBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    def __init__(self, pixels: Tensor, labels: Tensor, index: list[Tensor]) -> None:
+        self.pixels, self.labels, self.index = pixels, labels, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, Tensor]:
+        samples = self.index[item]
+        return samples, self.pixels[samples], self.labels[samples]
+
+
+def training_data(
+    images: Images,
+    workload: Workload,
+    seed: int,
+    *,
+    replicas: range,
+    world: int,
+    per_replica: int,
+    device: torch.device,
+) -> TrainingData:
+    """The data path the workload names; arguments as TrainingData's."""
+    kind = TrainingData if workload.dataset.loader == "device" else LoadedTrainingData
+    return kind(
+        images,
+        workload,
+        seed,
+        replicas=replicas,
+        world=world,
+        per_replica=per_replica,
+        device=device,
+    )
+
+
+class TestData:
+    """This rank's share of the test images, in batches of equal number on every rank.
+
+    A sharded model's forward pass is a collective, so each rank runs as many batches as the rest;
+    a rank that has run out of images runs one again with no weight.
+
+    Args:
+        images: the test split, on the CPU.
+        workload: its definition.
+        rank: this process.
+        world: processes.
+        batch_size: images of a batch.
+        device: where batches are made.
+    """
+
+    __test__ = False  # pytest takes the name for a test's
+
+    def __init__(
+        self,
+        images: Images,
+        workload: Workload,
+        *,
+        rank: int,
+        world: int,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        count = len(images.labels)
+        share = -(-count // world)
+        batch_size = min(batch_size, share)
+        self.batches = -(-share // batch_size)
+        index = torch.arange(rank * share, rank * share + self.batches * batch_size)
+        last = min((rank + 1) * share, count)
+        self._counted = (index < last).reshape(self.batches, batch_size).to(device)
+        rows = index.clamp(max=count - 1)
+        self._pixels = images.pixels[rows].to(device)
+        self._labels = images.labels[rows].to(device)
+        self._pipeline = Pipeline(workload, device)
+        self._size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Batches and bool masks (b,) of the images that count."""
+        for number in range(self.batches):
+            part = slice(number * self._size, (number + 1) * self._size)
+            images = self._pipeline.to_model(self._pixels[part])
+            keys = torch.zeros(self._size, dtype=torch.int64, device=images.device)
+            yield Batch(images, keys, self._labels[part]), self._counted[number]
+
+
+def files_sha256(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below a folder, by its path relative to it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def native_side(workload: Workload) -> int:
+    """Side of the stored images, px."""
+    return workload.dataset.image_size if workload.dataset.name == "synthetic" else CIFAR_SIDE
