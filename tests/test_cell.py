@@ -73,12 +73,19 @@ def test_the_strategy_is_gone_before_its_process_group_is(
     assert "strategies alive: 0" in capfd.readouterr().out
 
 
-def test_a_window_whose_steps_became_faster_is_as_long_as_was_asked_for(tmp_path: Path) -> None:
+def test_a_window_whose_steps_became_faster_is_as_long_as_was_asked_for_and_no_file_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     script = ROOT / "tests/failing/train_quickens.py"
     found = run_cell(cell_named("ddp", 2), tmp_path, script=script).throughput
     assert found is not None
     assert found.window_s >= 0.3
     assert found.window_complete
+    # A user's cache of torch's compiler is meant to stay.
+    assert [path for path in temporary.iterdir() if "torchinductor_" not in path.name] == []
 
 
 def test_the_windows_are_on_the_clock_of_the_samples(metrics: Metrics, folder: Path) -> None:

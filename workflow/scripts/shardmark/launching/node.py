@@ -150,9 +150,10 @@ def run_node(plan: Plan, index: int) -> NodeReport:
             # Before the clock: what a site sets up is no part of the cell's time.
             env = _environment(plan, index, ranks, Path(folder, "heartbeats"))
             beats = Heartbeats(Path(folder, "heartbeats"), ranks)
+            command = _command(plan, index, ranks, failures, Path(folder))
             begin = time.monotonic()
             process = subprocess.Popen(
-                tethered(_at_site(plan, _command(plan, index, ranks, failures), Path(folder), env)),
+                tethered(_at_site(plan, command, Path(folder), env)),
                 env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
             )
             intervention = _watch(process, plan, index, begin, beats)
@@ -197,11 +198,13 @@ def _at_site(plan: Plan, command: list[str], folder: Path, env: Mapping[str, str
     return contained(cell.site, command, cuda=cell.device == "cuda", folders=folders)
 
 
-def _command(plan: Plan, index: int, ranks: int, failures: Path) -> list[str]:
+def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -> list[str]:
     script = [str(plan.script), *plan.arguments]
     if plan.cell.processes == 1:
         return [sys.executable, *script]
     options = [f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    # torchrun makes a folder for its ranks' logs in any case, and never removes one in /tmp.
+    options += [f"--log-dir={folder / 'torchrun'}"]
     if plan.rendezvous is None:
         options += ["--standalone"]
     else:
