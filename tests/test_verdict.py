@@ -8,7 +8,8 @@ import pandas as pd
 
 from result_tables import GPU, OTHERS, cells_table
 from shardmark.statistics.comparisons import compare
-from shardmark.statistics.verdict import Verdict, verdicts
+from shardmark.statistics.standing import Verdict
+from shardmark.statistics.verdict import verdicts
 
 GIB = 2**30
 

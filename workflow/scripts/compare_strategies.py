@@ -15,7 +15,8 @@ from shardmark.errors import UserError
 from shardmark.report.summary import read_cells
 from shardmark.statistics.comparisons import compare
 from shardmark.statistics.scaling import scaling_of
-from shardmark.statistics.verdict import Verdict, verdicts
+from shardmark.statistics.standing import Verdict
+from shardmark.statistics.verdict import verdicts
 
 
 def compare_all(

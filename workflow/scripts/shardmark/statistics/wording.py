@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from shardmark.statistics.family import pairs_for_significance
-
-if TYPE_CHECKING:
-    from shardmark.statistics.verdict import Standing, Verdict
+from shardmark.statistics.standing import Standing, Verdict
 
 OBJECTIVES = {
     "images_per_s": "throughput",
