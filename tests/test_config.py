@@ -527,6 +527,7 @@ def shipped(*overlays: str) -> dict[str, Any]:
         (("demo",), "demo", 8 * 2 * 2),
         (("incumbent",), "incumbent", 7 * 2 * 10),
         (("pilot",), "pilot", 2 * 8 * 2),
+        (("one_gpu",), "one_gpu", 8 * 9),
     ],
 )
 def test_every_shipped_configuration_loads(

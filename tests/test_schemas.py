@@ -96,7 +96,7 @@ def test_a_schema_is_valid_2020_12(path: Path) -> None:
     Draft202012Validator.check_schema(parsed)
 
 
-@pytest.mark.parametrize("overlay", [None, "demo", "incumbent", "pilot"])
+@pytest.mark.parametrize("overlay", [None, "demo", "incumbent", "pilot", "one_gpu"])
 def test_the_shipped_configurations_fit_the_schema(overlay: str | None) -> None:
     raw: dict[str, Any] = {}
     for name in filter(None, ("config", overlay)):
