@@ -83,7 +83,7 @@ def squeue(*lines: str) -> None:
 
 
 def job(number: int, state: str, reason: str = "None", left: str = "1:00:00", *cell: object) -> str:
-    at = "_".join(map(str, cell or ("small", "ddp", 1, 0)))
+    at = "_".join(map(str, cell or ("t", "small", "ddp", 1, 0)))
     nodes = "n3" if state == "RUNNING" else ""
     return f"{number}|{state}|{reason}|rule_train_wildcards_{at}|{nodes}|{left}"
 
@@ -164,7 +164,7 @@ def test_a_log_without_a_result_is_an_interruption() -> None:
     folder.mkdir(parents=True)
     (folder / "job.log").touch()
     assert only().state == "interrupted"
-    logs = Path(".snakemake/slurm_logs/rule_train/small_ddp_1_0")
+    logs = Path(".snakemake/slurm_logs/rule_train/t_small_ddp_1_0")
     logs.mkdir(parents=True)
     for number in (9, 10):
         (logs / f"{number}.log").touch()
@@ -198,7 +198,8 @@ def test_a_run_that_was_killed_is_not_running() -> None:
 
 
 def test_slurm_says_what_is_queued_why_and_what_runs_where() -> None:
-    squeue(job(7, "PENDING", "Priority"), job(8, "RUNNING", "None", "10:00", "small", "ddp", 2, 1))
+    running = job(8, "RUNNING", "None", "10:00", "t", "small", "ddp", 2, 1)
+    squeue(job(7, "PENDING", "Priority"), running)
     lines = text_of(matrix()).splitlines()
     assert "ddp   q.     .>" in lines
     log = "results/t/small/ddp/gpus{}/seed{}/job.log"
@@ -206,6 +207,14 @@ def test_slurm_says_what_is_queued_why_and_what_runs_where() -> None:
         f"running  small ddp gpus2 seed1  job 8  {log.format(2, 1)}  starting; limit in 10 min",
         f"queued   small ddp gpus1 seed0  job 7  {log.format(1, 0)}  Priority",
     ]
+
+
+def test_jobs_of_another_matrix_in_the_same_folder_are_not_this_ones() -> None:
+    squeue(job(7, "PENDING", "Priority", "1:00", "other", "small", "ddp", 1, 0))
+    text = text_of(matrix())
+    assert "ddp   ..     .." in text
+    assert "orphaned" not in text
+    assert "job 7" not in text
 
 
 def test_the_limit_of_a_running_job_is_the_nearer_one() -> None:
@@ -224,19 +233,15 @@ def test_the_limit_of_a_running_job_is_the_nearer_one() -> None:
 
 
 def test_a_job_whose_controller_is_gone_is_an_orphan() -> None:
-    squeue(job(7, "PENDING"), "9|RUNNING|None|rule_check_parity_wildcards_small_ddp_2|n1|5:00")
+    squeue(job(7, "PENDING"), "9|RUNNING|None|rule_check_parity_wildcards_t_small_ddp_2|n1|5:00")
     text = text_of(matrix())
     assert "orphaned: 7, 9. Their controller is gone" in text
-    assert "job 9 running: rule_check_parity_wildcards_small_ddp_2" in text
+    assert "job 9 running: rule_check_parity_wildcards_t_small_ddp_2" in text
     record = Path("results/t", FOLDER, OWNER)
     atomic.write_text(record, json.dumps(this_run()))
     assert "orphaned" not in text_of(matrix())
     assert f"controller: process {os.getpid()} of this machine" in text_of(matrix())
-    # That of another matrix may have sent them.
-    record.parent.parent.rename("results/other")
-    assert "orphaned" not in text_of(matrix())
     atomic.write_text(record, json.dumps(this_run() | {"created": 1.0}))
-    (Path("results/other", FOLDER, OWNER)).unlink()
     assert "controller: killed (it was process" in text_of(matrix())
     assert "orphaned: 7, 9" in text_of(matrix())
 

@@ -40,7 +40,7 @@ def queue() -> dict[str, Job]:
 
 def comment(strategy: str, gpus: int, seed: int = 0) -> str:
     """What the executor calls the job of a cell."""
-    return f"rule_train_wildcards_small_{strategy}_{gpus}_{seed}"
+    return f"rule_train_wildcards_t_small_{strategy}_{gpus}_{seed}"
 
 
 def tres(text: str) -> dict[str, str]:

@@ -65,9 +65,12 @@ TABLES = f"{RESULTS}/tables"
 FIGURES = f"{RESULTS}/figures"
 PAGE = f"{RESULTS}/report.html"
 SNAKEMAKE_REPORT = f"{RESULTS}/snakemake-report.html"
-CELL = f"{RESULTS}/{{workload}}/{{strategy}}/gpus{{gpus}}/seed{{seed}}"
-BLOCK = f"{RESULTS}/blocks/{{workload}}/gpus{{gpus}}/seed{{seed}}.json"
-PARITY = f"{RESULTS}/parity/{{workload}}/{{strategy}}/ranks{{ranks}}"
+# What may become a Slurm job has its run as a wildcard: Slurm is told the wildcards of a job and
+# nothing else that would tell two matrices apart.
+CELL = "results/{run}/{workload}/{strategy}/gpus{gpus}/seed{seed}"
+BLOCK = "results/{run}/blocks/{workload}/gpus{gpus}/seed{seed}.json"
+PARITY = "results/{run}/parity/{workload}/{strategy}/ranks{ranks}"
+ORACLE = "results/{run}/parity/{workload}/oracle/ranks{ranks}"
 
 CELLS = {(cell.workload, cell.strategy, cell.gpus, cell.seed): cell for cell in cells_of(CONFIG)}
 PLACES = start_order(CONFIG)
@@ -83,6 +86,7 @@ def one_of(names):
 
 
 wildcard_constraints:
+    run=re.escape(CONFIG.run),
     workload=one_of(CONFIG.matrix.workloads),
     strategy=one_of(CONFIG.matrix.strategies),
     gpus=one_of(CONFIG.matrix.gpus),
@@ -278,7 +282,7 @@ def orphans():
     """
     if workflow.dryrun or workflow.executor_plugin.name != "slurm":
         return {}
-    return {job.comment: job.job_id for job in cluster.jobs_of(Path())}
+    return {job.comment: job.job_id for job in cluster.jobs_of(Path(), CONFIG.run)}
 
 
 def after_orphan(rule, wildcards):

@@ -1,8 +1,8 @@
 rule make_oracle:
     output:
-        f"{RESULTS}/parity/{{workload}}/oracle/ranks{{ranks}}.pt",
+        f"{ORACLE}.pt",
     log:
-        f"{RESULTS}/parity/{{workload}}/oracle/ranks{{ranks}}.log",
+        f"{ORACLE}.log",
     priority: PARITY_PRIORITY
     threads: parity_threads
     resources:
@@ -23,7 +23,7 @@ rule make_oracle:
 
 rule check_parity:
     input:
-        oracle=f"{RESULTS}/parity/{{workload}}/oracle/ranks{{ranks}}.pt",
+        oracle=f"{ORACLE}.pt",
     output:
         f"{PARITY}.json",
     log:

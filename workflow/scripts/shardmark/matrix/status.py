@@ -19,7 +19,6 @@ from shardmark.config import Config
 from shardmark.errors import UserError
 from shardmark.launching.cell_progress import read_progress
 from shardmark.launching.scratch import owner_of, scratch_of, why_alive
-from shardmark.matrix.controller import FOLDER as CONTROLLER
 from shardmark.matrix.controller import controller_of
 from shardmark.matrix.gaps import find_gaps
 from shardmark.matrix.progress import TRAIN
@@ -78,7 +77,7 @@ class MatrixStatus:
         cells: in the order of the configuration.
         controller: which Snakemake runs it, in words.
         orphans: jobs in Slurm's queue whose controller is known to be gone.
-        others: jobs of this project that are no cells.
+        others: jobs of this matrix that are no cells.
         parity: verdicts that leave a strategy's cells out of comparisons.
         remarks: what could not be asked.
     """
@@ -93,41 +92,31 @@ class MatrixStatus:
 
 def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
     """Hold every cell's files and its job in Slurm against the configuration as it is now."""
-    queue, remarks = _queue(root)
+    queue, remarks = _queue(root, config.run)
     jobs = None if queue is None else {job.comment: job for job in queue}
     kept = _kept_results(config, root)
     cells = [_of_cell(config, cell, root, jobs, kept.get(cell.folder)) for cell in cells_of(config)]
     own = {_comment(status.cell) for status in cells}
+    alive, controller = controller_of(root / "results" / config.run)
     return MatrixStatus(
         cells=cells,
-        controller=controller_of(root / "results" / config.run)[1],
-        orphans=[] if _any_controller(root) else queue or [],
+        controller=controller,
+        orphans=queue or [] if alive is False else [],
         others=[job for job in queue or [] if job.comment not in own],
         parity=list(_failed_parity(config, root)),
         remarks=remarks,
     )
 
 
-def _queue(root: Path) -> tuple[list[cluster.Job] | None, list[str]]:
-    """The jobs of this project, None where they cannot be asked for, and why not."""
+def _queue(root: Path, run: str) -> tuple[list[cluster.Job] | None, list[str]]:
+    """The jobs of this matrix, None where they cannot be asked for, and why not."""
     if not shutil.which("squeue"):
         return None, []
     try:
-        return cluster.jobs_of(root), []
+        return cluster.jobs_of(root, run), []
     except UserError as error:
         reason = str(error).splitlines()[0]
         return None, [f"what is queued is not known: {reason}"]
-
-
-def _any_controller(root: Path) -> bool:
-    """Whether a controller of any matrix of the project is alive, or may be.
-
-    Slurm's queue tells the project of a job, and not its matrix.
-    """
-    return any(
-        controller_of(folder.parent)[0] is not False
-        for folder in (root / "results").glob(f"*/{CONTROLLER}")
-    )
 
 
 def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
@@ -228,8 +217,11 @@ def _why_waiting(job: cluster.Job) -> str:
 
 
 def _comment(cell: Cell) -> str:
-    at = [cell.workload, cell.strategy, str(cell.gpus), str(cell.seed)]
-    return cluster.comment_of(TRAIN, at)
+    return cluster.comment_of(TRAIN, _wildcards(cell))
+
+
+def _wildcards(cell: Cell) -> list[str]:
+    return [cell.run, cell.workload, cell.strategy, str(cell.gpus), str(cell.seed)]
 
 
 def _job_of(metrics: Metrics) -> str | None:
@@ -240,8 +232,7 @@ def _job_of(metrics: Metrics) -> str | None:
 
 def _last_slurm_log(cell: Cell, root: Path) -> tuple[str | None, Path | None]:
     """The number and the log of the last Slurm job of a cell."""
-    name = "_".join([cell.workload, cell.strategy, str(cell.gpus), str(cell.seed)])
-    folder = SLURM_LOGS / f"rule_{TRAIN}" / name
+    folder = SLURM_LOGS / f"rule_{TRAIN}" / "_".join(_wildcards(cell))
     logs = [path for path in (root / folder).glob("*.log") if path.stem.isdigit()]
     if not logs:
         return None, None

@@ -67,7 +67,13 @@ class StopAtFailure(logging.Handler):
 
     def _cancel_waiting(self) -> None:
         try:
-            waiting = [job.job_id for job in cluster.jobs_of(Path()) if job.state == "PENDING"]
+            cells = self.planned.values()
+            own = cluster.comments_of(cells)
+            waiting = [
+                job.job_id
+                for job in cluster.jobs_of(Path(), next(iter(cells)).run)
+                if job.state == "PENDING" and job.comment in own
+            ]
             if waiting:
                 # One that has started meanwhile is let run.
                 cluster.ask("scancel", "--state=PENDING", *waiting)

@@ -207,7 +207,10 @@ SETTINGS = (
     ),
     Setting(
         "collectives of a step",
-        lambda c: "; ".join(f"{x.calls} {x.kind} {x.dtype}, {x.bytes:,} B" for x in c.collectives),
+        lambda c: (
+            "; ".join(f"{x.calls} {x.kind} {x.dtype}, {x.bytes:,} B" for x in c.collectives)
+            or "none"
+        ),
         inherent="which messages a strategy sends is what it is",
     ),
     Setting(

@@ -1,4 +1,5 @@
-"""What Slurm gave the job this process belongs to, and how a step is started on all its nodes.
+"""What Slurm gave the job this process belongs to, how a step is started on all its nodes, and
+which jobs a matrix has in the queue.
 
 Snakemake's executor strips every SLURM_* variable but the job's number, so the rest is asked of
 Slurm itself.
@@ -11,7 +12,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +108,14 @@ class Job:
     left: str
 
 
-def jobs_of(project: Path) -> list[Job]:
-    """The jobs of this user that were sent from a project's folder and have not ended.
+def jobs_of(project: Path, run: str) -> list[Job]:
+    """The jobs of this user that were sent from a project's folder for a run and have not ended.
+
+    Those of ``a_b`` count as jobs of ``a`` too: a comment does not say where a name ends.
+
+    Args:
+        project: the folder.
+        run: the name of the matrix.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -117,16 +124,32 @@ def jobs_of(project: Path) -> list[Job]:
     text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%k|%N|%L|%Z")
     found = [line.split("|", 6) for line in text.splitlines()]
     here = str(project.resolve())
+    of_run = re.compile(rf"rule_[a-z_]+?_wildcards_{re.escape(run)}_")
     return [
         Job(*fields)
         for *fields, folder in found
-        if folder == here and fields[1] != "COMPLETING" and fields[3].startswith("rule_")
+        if folder == here and fields[1] != "COMPLETING" and of_run.match(fields[3])
     ]
 
 
 def comment_of(rule: str, wildcards: Sequence[str]) -> str:
     """What Snakemake's executor writes as the comment of a rule's job."""
     return "_".join(["rule", rule, "wildcards", *wildcards])
+
+
+def comments_of(cells: Iterable[Cell]) -> set[str]:
+    """The comments of all jobs that the results of cells come from, those of the gate included."""
+    found = set()
+    for cell in cells:
+        run, workload, strategy = cell.run, cell.workload, cell.strategy
+        gpus, seed = str(cell.gpus), str(cell.seed)
+        found |= {
+            comment_of("train", [run, workload, strategy, gpus, seed]),
+            comment_of("pin_block", [run, workload, gpus, seed]),
+            comment_of("check_parity", [run, workload, strategy, gpus]),
+            comment_of("make_oracle", [run, workload, gpus]),
+        }
+    return found
 
 
 def host_names(node_list: str) -> tuple[str, ...]:
