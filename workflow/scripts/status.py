@@ -20,6 +20,8 @@ from shardmark.matrix.status_view import View
 
 # Slurm's controller serves everybody.
 WATCH_S = 10.0
+# Python sees an interrupt that comes just before a sleep only after it.
+NAP_S = 0.2
 CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -48,7 +50,9 @@ def main() -> None:
             show(view, arguments.configfile, clear=terminal and arguments.watch)
             if not arguments.watch:
                 return
-            time.sleep(WATCH_S)
+            until = time.monotonic() + WATCH_S
+            while time.monotonic() < until:
+                time.sleep(NAP_S)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
 
