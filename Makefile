@@ -47,8 +47,9 @@ demo: $(READY)
 	@cat results/demo/tables/summary.txt
 	@echo "report: results/demo/report.html"
 
+# Many tests wait for processes of their own, and leave a core idle.
 test: $(READY)
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
 
 # In namespaces of their own the cluster meets no Slurm of this machine's, and nothing of it is left.
 ON_CLUSTER = SHARDMARK_PRIVATE_NAMESPACES=1 \
