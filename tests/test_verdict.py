@@ -91,6 +91,12 @@ def test_failures_and_suspects_are_said_before_the_verdict() -> None:
     assert found.sentences[3].startswith("fsdp is the fastest: ")
 
 
+def test_one_cell_is_told_of_as_one() -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 1.03}, seeds=[0])
+    cells.loc[cells["strategy"] == "fsdp", "status"] = "oom"
+    assert "The only cell of fsdp is left out: oom." in verdict_of(cells).sentences
+
+
 def test_the_fastest_of_some_is_not_called_the_fastest_of_all() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06})
     cells.loc[cells["strategy"] == "fsdp", "torch"] = "2.16.0"

@@ -82,7 +82,9 @@ def _reservations(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
         told = listed([f"{number} {reason}" for reason, number in reasons.items()])
         if len(reasons) == 1:
             told = next(iter(reasons))
-        said.append(f"{out} of {out + verdict.runs[name]} cells of {name} are left out: {told}.")
+        whole = out + verdict.runs[name]
+        cells = "The only cell" if whole == 1 else f"{out} of {whole} cells"
+        said.append(f"{cells} of {name} {'is' if whole == 1 else 'are'} left out: {told}.")
     if any(verdict.runs.values()) and not verdict.runs.get(verdict.baseline):
         said.append(f"{verdict.baseline}, the baseline, has no usable cell to compare to.")
     refused = rows[
