@@ -28,7 +28,7 @@ from typing import Any
 
 from run_cell import publish, run_cell
 from shardmark.cells import Cell, cell_of
-from shardmark.config import load
+from shardmark.config_loading import load
 from shardmark.launching.scratch import scratch_folder
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmark.cells import ParityCase, parity_case
-from shardmark.config import load
+from shardmark.config_loading import load
 
 ROOT = Path(__file__).resolve().parents[1]
 STRATEGIES = (

@@ -10,7 +10,7 @@ from typing import Any
 from parity_cases import ROOT, STRATEGIES, VARIANTS
 from run_cell import run_cell
 from shardmark.cells import Cell, cell_of
-from shardmark.config import load
+from shardmark.config_loading import load
 from shardmark.metrics import Metrics, read_metrics
 
 _RUNS = tempfile.TemporaryDirectory(prefix="shardmark-test-")

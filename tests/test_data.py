@@ -34,7 +34,7 @@ def data_of(replicas: range, world: int, definition: Workload | None = None) -> 
         definition or workload(),
         seed=7,
         replicas=replicas,
-        world=world,
+        replica_count=world,
         per_replica=16 // world,
         device=CPU,
     )
@@ -88,7 +88,7 @@ def test_the_ragged_last_batch_is_dropped_and_every_epoch_is_a_permutation() -> 
 def test_augmentation_crops_shifts_and_flips_within_its_bounds() -> None:
     images = synthetic_images(512, 32, 10, stream=0)
     data = training_data(
-        images, workload(), 0, replicas=range(1), world=1, per_replica=512, device=CPU
+        images, workload(), 0, replicas=range(1), replica_count=1, per_replica=512, device=CPU
     )
     [batch] = next(iter(data.epoch(0)))
     plain = data.pipeline.to_model(images.pixels[epoch_order(0, 0, 512)])
@@ -104,7 +104,7 @@ def test_images_come_in_channels_last_and_are_resized_to_the_models_side() -> No
     images = Images(synthetic_images(8, 32, 10, stream=0).pixels, torch.arange(8))
     definition = workload(name="cifar10", train_images=64, image_size=64)
     data = training_data(
-        images, definition, 0, replicas=range(1), world=1, per_replica=8, device=CPU
+        images, definition, 0, replicas=range(1), replica_count=1, per_replica=8, device=CPU
     )
     [batch] = next(iter(data.epoch(0)))
     assert batch.images.shape == (8, 3, 64, 64)
@@ -131,7 +131,7 @@ def test_every_test_image_counts_once_in_batches_of_equal_number(images: int, wo
     seen: list[int] = []
     batches = set()
     for rank in range(world):
-        data = TestData(split, workload(), rank=rank, world=world, batch_size=4, device=CPU)
+        data = TestData(split, workload(), rank=rank, world_size=world, batch_size=4, device=CPU)
         batches.add(data.batches)
         for batch, counted in data:
             seen += batch.labels[counted].tolist()

@@ -50,7 +50,7 @@ def test_hooks_do_not_pile_up(one_process: None, release: bool, left: int) -> No
         cell.definition,
         cell.seed,
         replicas=runtime.replicas,
-        world=1,
+        replica_count=1,
         per_replica=16,
         device=runtime.device,
     )

@@ -222,15 +222,6 @@ def test_a_cell_that_is_ended_from_outside_leaves_no_result(tmp_path: Path) -> N
     assert not output.exists()
 
 
-def test_processes_that_something_else_killed_are_no_result(tmp_path: Path) -> None:
-    script = tmp_path / "train_killed.py"
-    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    ended = launch(script, [], cell_at(), tmp_path)
-    assert ended.exit_code == -signal.SIGKILL
-    with pytest.raises(UserError, match="something else killed rank 0"):
-        run_cell.failure_of(cell_at(), ended)
-
-
 def test_what_a_finished_cell_leaves_running_is_ended(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

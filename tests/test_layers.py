@@ -25,7 +25,9 @@ ORDER = (
 def imported(path: Path) -> Iterator[str]:
     """Packages of the library that a file imports from."""
     for node in ast.walk(ast.parse(path.read_text())):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
         modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for first, *rest in (module.split(".") for module in modules):
             if first == "shardmark" and rest and rest[0] in ORDER:

@@ -210,7 +210,7 @@ def test_slurm_says_what_is_queued_why_and_what_runs_where() -> None:
 
 
 def test_jobs_of_another_matrix_in_the_same_folder_are_not_this_ones() -> None:
-    squeue(job(7, "PENDING", "Priority", "1:00", "other", "small", "ddp", 1, 0))
+    squeue(job(7, "PENDING", "Priority", "1:00", "t_b", "small", "ddp", 1, 0))
     text = text_of(matrix())
     assert "ddp   ..     .." in text
     assert "orphaned" not in text

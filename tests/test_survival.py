@@ -1,4 +1,8 @@
-"""What is left of a cell when something goes wrong: a result or none, and never a process."""
+"""What is left of a cell when something goes wrong: a result or none, and never a process.
+
+All that is killed from outside is killed here, in one process of pytest: the kernel's count of
+those it killed for memory is one for the machine, and tells nobody which.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +75,13 @@ def test_a_rank_that_is_killed_leaves_no_result(
 ) -> None:
     with pytest.raises(Interrupted, match="something else killed rank 1"):
         misbehaving("killed", tmp_path, monkeypatch)
+
+
+def test_a_process_that_is_killed_alone_leaves_no_result(tmp_path: Path) -> None:
+    script = tmp_path / "train_killed.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(Interrupted, match="something else killed rank 0"):
+        run_cell.run_cell(cell_of(gpus=1), tmp_path, script=script)
 
 
 @contextlib.contextmanager

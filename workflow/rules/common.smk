@@ -12,7 +12,8 @@ sys.path.insert(0, str(SCRIPTS))
 
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
-from shardmark.config import labels_of, load
+from shardmark.config import labels_of
+from shardmark.config_loading import load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
@@ -29,7 +30,7 @@ from shardmark.report.captions import (
     caption_file,
 )
 from shardmark.report.exports import exported_files
-from shardmark.slurm import cluster
+from shardmark.slurm import queue
 from shardmark.slurm.executor import keep_planned_order, see_cancelled_jobs
 from shardmark.slurm.job_request import request_of
 
@@ -282,13 +283,14 @@ def orphans():
     """
     if workflow.dryrun or workflow.executor_plugin.name != "slurm":
         return {}
-    return {job.comment: job.job_id for job in cluster.jobs_of(Path(), CONFIG.run)}
+    own = queue.jobs_of(Path(), queue.comments_of(CELLS.values()))
+    return {job.comment: job.job_id for job in own}
 
 
 def after_orphan(rule, wildcards):
     """The option that keeps a job waiting for the one that was left running for the same output."""
-    job = orphans().get(cluster.comment_of(rule, wildcards))
-    return f"--dependency=afterany:{job}" if job and cluster.state_of(job) else ""
+    job = orphans().get(queue.comment_of(rule, wildcards))
+    return f"--dependency=afterany:{job}" if job and queue.state_of(job) else ""
 
 
 def oracle_extra_at(wildcards):
@@ -394,4 +396,5 @@ onstart:
         Progress.attach(logger, planned)
     if CONFIG.on_failure == "stop":
         on_slurm = workflow.executor_plugin.name == "slurm"
-        logger.addHandler(StopAtFailure(planned, workflow.scheduler, on_slurm=on_slurm))
+        own = queue.comments_of(CELLS.values()) if on_slurm else None
+        logger.addHandler(StopAtFailure(planned, workflow.scheduler, own))

@@ -1,6 +1,6 @@
 if CONFIG.cluster.block == "pinned":
 
-    # The scheduler chooses the nodes of a block; its cells, as big, then follow to them.
+    # A block is a workload, seed and GPU count. Slurm chooses its nodes; its cells follow to them.
     rule pin_block:
         output:
             BLOCK,
@@ -27,8 +27,8 @@ rule train:
     output:
         # Kept until the new result is there, and put back if there is none.
         metrics=update(f"{CELL}/metrics.json"),
-        # Gone after a rerun that failed: Snakemake records such a job as done with its new
-        # definition, and would take the old result that it put back for the new one.
+        # Deleted when a rerun fails, so that the result which is put back is seen as owed a run.
+        # Without it Snakemake takes the new definition for done.
         stamp=f"{CELL}/{STAMP}",
     log:
         f"{CELL}/job.log",

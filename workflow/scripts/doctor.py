@@ -25,7 +25,7 @@ from shardmark.doctor.slurm_findings import DONE, on_nodes, requests
 from shardmark.doctor.software_findings import python_and_packages, torch_build
 from shardmark.errors import ConfigError, UserError
 from shardmark.measurement.telemetry import node_name
-from shardmark.slurm import cluster
+from shardmark.slurm import queue
 
 PROJECT = SCRIPTS.parents[1]
 KEPT = ("SLURM_JOB_ID", "SLURM_CONF", "SLURMD_NODENAME")
@@ -63,7 +63,7 @@ def node(config: Config) -> Iterator[Finding]:
         yield Finding("warn", "all-reduce", "not tried, since what it needs fails", "see above")
     else:
         # Without Slurm there is one node.
-        yield from all_reduce(config, largest if cluster.job_id() else here)
+        yield from all_reduce(config, largest if queue.job_id() else here)
 
 
 def look(config: Config, arguments: argparse.Namespace) -> Iterator[Finding | str]:

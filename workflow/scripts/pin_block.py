@@ -10,7 +10,7 @@ from pathlib import Path
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
 from shardmark.measurement.telemetry import node_name
-from shardmark.slurm import cluster
+from shardmark.slurm import allocation, queue
 
 
 def main() -> None:
@@ -18,9 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    job = cluster.job_id()
+    job = queue.job_id()
     try:
-        nodes = cluster.allocation(job).nodes if job else (node_name(),)
+        nodes = allocation.granted(job).nodes if job else (node_name(),)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     write_text(arguments.output, json.dumps({"nodes": nodes}))

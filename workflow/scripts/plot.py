@@ -14,7 +14,7 @@ from shardmark.config import Config, base_and_options, labels_of
 from shardmark.figures.appearance import looks_of
 from shardmark.figures.catalogue import draw
 from shardmark.figures.drawing import Data, NothingToDraw, save, words
-from shardmark.measurement.side_files import steps_of, timelines_of
+from shardmark.figures.side_files import steps_of, timelines_of
 from shardmark.report.summary import read_cells
 
 

@@ -36,16 +36,14 @@ BLOCK_OF_MODEL: dict[str, str] = {
 }
 MODELS: tuple[str, ...] = tuple(BLOCK_OF_MODEL)
 
-# Smaller stand-ins that the parity gate trains in place of a workload's model: the same blocks,
-# few enough parameters for a float32 comparison on a CPU in seconds.
-WITH_BATCH_NORM = {
-    m for m, block in BLOCK_OF_MODEL.items() if block in ("BasicBlock", "Bottleneck")
-}
-
 
 def is_resnet(model: str) -> bool:
     """Whether the model has ResNet's stem, which has a form of its own for 32 px images."""
     return BLOCK_OF_MODEL[model] in ("BasicBlock", "Bottleneck")
+
+
+# Their micro-batches need two images: a batch of one has no variance.
+WITH_BATCH_NORM = set(filter(is_resnet, MODELS))
 
 
 def is_vit(model: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 import yaml
 from snakemake.utils import update_config
 
-from shardmark.config import Config, load
+from shardmark.config import Config
+from shardmark.config_loading import load
 from shardmark.errors import ConfigError
 
 BASE = Path("config/config.yaml")

@@ -39,9 +39,6 @@ TRAINING_TIME = Quantity("training_s", "Training time", "s", 1.0, "lower")
 THROUGHPUT = Quantity("images_per_s", "Throughput", "images/s", 1.0, "higher")
 ENERGY = Quantity("energy_per_image_j", "Energy", "J/image", 1.0, "lower")
 ACCURACY = Quantity("final_accuracy", "Test accuracy", "%", 100.0, "higher")
-TORCH_PEAK = Quantity("torch_allocated_peak_bytes", "torch's peak", "GiB", 2**-30, "lower")
-STEP_P50 = Quantity("step_ms_p50", "Step, median", "ms", 1.0, "lower")
-STEP_P99 = Quantity("step_ms_p99", "Step, 99th percentile", "ms", 1.0, "lower")
 
 # The summary's, what decides first: the five of the table this project grew out of (utilisation,
 # final loss, memory, power, training time), and what it lacked.

@@ -86,7 +86,7 @@ class DeepspeedOptions(Options):
     reduce_bucket_size: Count = Field(500_000_000, description="elements in a gradient bucket")
 
 
-class Strategy(BaseModel):
+class StrategySpec(BaseModel):
     """One strategy as the planner sees it."""
 
     model_config = ConfigDict(frozen=True)
@@ -98,21 +98,23 @@ class Strategy(BaseModel):
     one_process: bool = False
 
 
-STRATEGIES: dict[str, Strategy] = {
-    "dp": Strategy(script="train_dp.py", options=NoOptions, label="DataParallel", one_process=True),
-    "ddp": Strategy(script="train_ddp.py", options=DdpOptions, label="DDP"),
-    "fsdp": Strategy(script="train_fsdp.py", options=FsdpOptions, label="FSDP1"),
-    "fsdp2": Strategy(script="train_fsdp2.py", options=Fsdp2Options, label="FSDP2"),
-    "fairscale_fsdp": Strategy(
+STRATEGIES: dict[str, StrategySpec] = {
+    "dp": StrategySpec(
+        script="train_dp.py", options=NoOptions, label="DataParallel", one_process=True
+    ),
+    "ddp": StrategySpec(script="train_ddp.py", options=DdpOptions, label="DDP"),
+    "fsdp": StrategySpec(script="train_fsdp.py", options=FsdpOptions, label="FSDP1"),
+    "fsdp2": StrategySpec(script="train_fsdp2.py", options=Fsdp2Options, label="FSDP2"),
+    "fairscale_fsdp": StrategySpec(
         script="train_fairscale_fsdp.py", options=FairscaleOptions, label="FairScale FSDP"
     ),
-    "deepspeed_zero1": Strategy(
+    "deepspeed_zero1": StrategySpec(
         script="train_deepspeed.py", options=DeepspeedOptions, label="DeepSpeed ZeRO-1"
     ),
-    "deepspeed_zero2": Strategy(
+    "deepspeed_zero2": StrategySpec(
         script="train_deepspeed.py", options=DeepspeedOptions, label="DeepSpeed ZeRO-2"
     ),
-    "deepspeed_zero3": Strategy(
+    "deepspeed_zero3": StrategySpec(
         script="train_deepspeed.py", options=DeepspeedOptions, label="DeepSpeed ZeRO-3"
     ),
 }

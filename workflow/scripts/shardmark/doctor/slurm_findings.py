@@ -18,7 +18,7 @@ from shardmark.doctor.slurm_submission import (
     sbatch,
 )
 from shardmark.errors import ConfigError, UserError
-from shardmark.slurm import cluster
+from shardmark.slurm import queue
 
 # Minutes that the doctor's job asks for; torch alone takes one of them on a slow file system.
 JOB_MINUTES = 5
@@ -44,7 +44,7 @@ def requests(config: Config, profile: Path) -> Iterator[Finding]:
         yield Finding("FAIL", "profile", str(error), "name the profile: doctor.py --profile ...")
         return
     try:
-        known = cluster.ask("sinfo", "--noheader", "--format=%R").split()
+        known = queue.ask("sinfo", "--noheader", "--format=%R").split()
     except UserError as error:
         yield Finding("FAIL", "Slurm", str(error), "run this where sbatch works")
         return
@@ -101,7 +101,7 @@ def on_nodes(config: Config, profile: Path, command: str, log: Path) -> Iterator
             error = process.stderr.read().strip()
         except BaseException:
             with contextlib.suppress(UserError):
-                cluster.ask("scancel", job)
+                queue.ask("scancel", job)
             raise
     if not job:
         raise UserError(f"the doctor's job was refused: {error}")

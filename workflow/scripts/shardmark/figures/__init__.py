@@ -1,1 +1,1 @@
-"""The figures, one module each."""
+"""The figures, a module a kind."""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from shardmark.figures.appearance import Look
-from shardmark.measurement.side_files import Timeline
+from shardmark.figures.side_files import Timeline
 from shardmark.quantities import replicas, written
 
 MM = 1 / 25.4

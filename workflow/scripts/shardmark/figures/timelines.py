@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.drawing import FAINT, MM, Data, NothingToDraw, legend_of, tick
-from shardmark.measurement.side_files import QUANTITIES, Timeline
+from shardmark.figures.side_files import QUANTITIES, Timeline
 
 PANEL_ROW_MM = 15.0
 STEADY, EVALUATION = "#CDEBDD", "#E3E3E3"

@@ -30,7 +30,7 @@ from shardmark.launching.node import (
     report_path,
 )
 from shardmark.processes.tether import tethered
-from shardmark.slurm import cluster
+from shardmark.slurm import allocation, queue
 
 LOG_TAIL_LINES = 40
 # Between SIGTERM and SIGKILL. Slurm itself leaves a job 30 s (KillWait); a node needs this for its
@@ -158,9 +158,9 @@ def _give_back_job() -> None:
     Slurm misses a step daemon that was killed no sooner than when the job's time is up, and does
     not end what it had started: Snakemake's job, which hangs where its output leads nowhere.
     """
-    if job := cluster.job_id():
+    if job := queue.job_id():
         with contextlib.suppress(UserError):
-            cluster.ask("scancel", job)
+            queue.ask("scancel", job)
         for process in filter(is_snakemake, ancestors()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -168,7 +168,7 @@ def _give_back_job() -> None:
 
 def _placed(plan: Plan) -> tuple[Plan, list[str]]:
     """The plan with what its nodes must know of one another, and the command that reaches them."""
-    cell, job = plan.cell, cluster.job_id()
+    cell, job = plan.cell, queue.job_id()
     if job is None:
         if cell.nodes > 1:
             raise UserError(
@@ -176,19 +176,19 @@ def _placed(plan: Plan) -> tuple[Plan, list[str]]:
                 "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
             )
         return plan, []
-    given = cluster.allocation(job)
-    cluster.require_all(cell, given)
+    given = allocation.granted(job)
+    allocation.require_all(cell, given)
     if cell.nodes == 1:
         return plan, []
-    addresses = cluster.addresses(given.nodes)
+    addresses = allocation.addresses(given.nodes)
     # This process runs on the first node, which is where the others are to meet.
     placed = {
-        "rendezvous": f"{addresses[0]}:{cluster.free_port(job)}",
+        "rendezvous": f"{addresses[0]}:{allocation.free_port(job)}",
         # A requeued job has the number of its first try.
         "rendezvous_id": f"{job}-{time.time_ns()}",
         "addresses": tuple(addresses),
     }
-    return plan.model_copy(update=placed), cluster.step_command(cell, given)
+    return plan.model_copy(update=placed), allocation.step_command(cell, given)
 
 
 def _python_path() -> str:

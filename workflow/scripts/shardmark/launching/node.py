@@ -148,7 +148,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         failures = plan.scratch / f"failures.node{index}.json"
         with watched:
             # Before the clock: what a site sets up is no part of the cell's time.
-            env = _environment(plan, index, ranks, Path(folder, "heartbeats"))
+            env = _environment(plan, ranks, Path(folder, "heartbeats"))
             beats = Heartbeats(Path(folder, "heartbeats"), ranks)
             command = _command(plan, index, ranks, failures, Path(folder))
             begin = time.monotonic()
@@ -220,7 +220,7 @@ def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -
     return agent_command(failures, options, script)
 
 
-def _environment(plan: Plan, index: int, ranks: int, beats: Path) -> dict[str, str]:
+def _environment(plan: Plan, ranks: int, beats: Path) -> dict[str, str]:
     cell = plan.cell
     env = environment_at(cell.site, os.environ)
     # In an image, this machine's own packages would take the place of the image's.

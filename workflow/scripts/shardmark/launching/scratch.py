@@ -20,7 +20,7 @@ import psutil
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
-from shardmark.slurm import cluster
+from shardmark.slurm import queue
 
 OWNER = "owner.json"
 # Variable that tells each job when the Snakemake that wants its result started, s since the epoch.
@@ -107,9 +107,9 @@ def is_alive_here(owner: dict[str, Any]) -> bool:
 
 def _why_job_alive(owner: dict[str, Any]) -> str:
     job = owner["slurm_job_id"]
-    if job == cluster.job_id():  # requeued: an earlier try of this very job
+    if job == queue.job_id():  # requeued: an earlier try of this very job
         return ""
-    state = cluster.state_of(job)
+    state = queue.state_of(job)
     return f"Slurm job {job} runs it ({state.lower()})" if state else ""
 
 
@@ -119,7 +119,7 @@ def this_run() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),
-        "slurm_job_id": cluster.job_id(),
+        "slurm_job_id": queue.job_id(),
         "started": time.time(),
     }
 

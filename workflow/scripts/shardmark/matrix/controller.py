@@ -12,7 +12,7 @@ from typing import Any
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
 from shardmark.launching.scratch import OWNER, is_alive_here, owner_of
-from shardmark.slurm import cluster
+from shardmark.slurm import queue
 
 FOLDER = ".controller"
 
@@ -45,7 +45,7 @@ def controller_of(results: Path) -> tuple[bool | None, str]:
     if job is None:
         return None, f"process {pid} on {host}, if it is alive: that cannot be seen from here"
     try:
-        state = cluster.state_of(job)
+        state = queue.state_of(job)
     except UserError as error:
         return None, f"Slurm job {job}, if it is alive: {error}"
     if state:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from shardmark.matrix.gaps import find_gaps
 from shardmark.matrix.progress import TRAIN
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, read_parity
-from shardmark.slurm import cluster
+from shardmark.slurm import queue
 
 State = Literal[
     "ok",
@@ -84,36 +84,37 @@ class MatrixStatus:
 
     cells: list[CellStatus]
     controller: str
-    orphans: list[cluster.Job] = field(default_factory=list)
-    others: list[cluster.Job] = field(default_factory=list)
+    orphans: list[queue.Job] = field(default_factory=list)
+    others: list[queue.Job] = field(default_factory=list)
     parity: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
 def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
     """Hold every cell's files and its job in Slurm against the configuration as it is now."""
-    queue, remarks = _queue(root, config.run)
-    jobs = None if queue is None else {job.comment: job for job in queue}
+    planned = list(cells_of(config))
+    queued, remarks = _queue(root, planned)
+    jobs = None if queued is None else {job.comment: job for job in queued}
     kept = _kept_results(config, root)
-    cells = [_of_cell(config, cell, root, jobs, kept.get(cell.folder)) for cell in cells_of(config)]
+    cells = [_of_cell(config, cell, root, jobs, kept.get(cell.folder)) for cell in planned]
     own = {_comment(status.cell) for status in cells}
     alive, controller = controller_of(root / "results" / config.run)
     return MatrixStatus(
         cells=cells,
         controller=controller,
-        orphans=queue or [] if alive is False else [],
-        others=[job for job in queue or [] if job.comment not in own],
+        orphans=queued or [] if alive is False else [],
+        others=[job for job in queued or [] if job.comment not in own],
         parity=list(_failed_parity(config, root)),
         remarks=remarks,
     )
 
 
-def _queue(root: Path, run: str) -> tuple[list[cluster.Job] | None, list[str]]:
+def _queue(root: Path, cells: Iterable[Cell]) -> tuple[list[queue.Job] | None, list[str]]:
     """The jobs of this matrix, None where they cannot be asked for, and why not."""
     if not shutil.which("squeue"):
         return None, []
     try:
-        return cluster.jobs_of(root, run), []
+        return queue.jobs_of(root, queue.comments_of(cells)), []
     except UserError as error:
         reason = str(error).splitlines()[0]
         return None, [f"what is queued is not known: {reason}"]
@@ -151,7 +152,7 @@ def _of_cell(
     config: Config,
     cell: Cell,
     root: Path,
-    jobs: Mapping[str, cluster.Job] | None,
+    jobs: Mapping[str, queue.Job] | None,
     found: CellStatus | None,
 ) -> CellStatus:
     if cell.unsupported:
@@ -175,7 +176,7 @@ def _of_cell(
 
 
 def _now(
-    config: Config, cell: Cell, root: Path, jobs: Mapping[str, cluster.Job] | None
+    config: Config, cell: Cell, root: Path, jobs: Mapping[str, queue.Job] | None
 ) -> CellStatus | None:
     """A cell that is running or queued; None where it is neither."""
     scratch = scratch_of(root / cell.folder / "metrics.json")
@@ -211,13 +212,13 @@ def _now(
     )
 
 
-def _why_waiting(job: cluster.Job) -> str:
+def _why_waiting(job: queue.Job) -> str:
     state = "" if job.state == "PENDING" else f"{job.state.lower()}: "
     return f"{state}{job.reason}"
 
 
 def _comment(cell: Cell) -> str:
-    return cluster.comment_of(TRAIN, _wildcards(cell))
+    return queue.comment_of(TRAIN, _wildcards(cell))
 
 
 def _wildcards(cell: Cell) -> list[str]:

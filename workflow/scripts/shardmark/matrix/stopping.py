@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.matrix.progress import TRAIN, place_of
 from shardmark.metrics import read_metrics
-from shardmark.slurm import cluster
+from shardmark.slurm import queue
 
 GOOD = ("ok", "unsupported")
 
@@ -23,14 +23,16 @@ class StopAtFailure(logging.Handler):
     Args:
         planned: the cells that this run trains.
         scheduler: Snakemake's.
-        on_slurm: whether they are Slurm jobs.
+        comments: of the matrix's jobs on Slurm; None where they are none.
     """
 
-    def __init__(self, planned: Iterable[Cell], scheduler: Any, *, on_slurm: bool) -> None:
+    def __init__(
+        self, planned: Iterable[Cell], scheduler: Any, comments: Container[str] | None
+    ) -> None:
         super().__init__(logging.INFO)
         self.planned = {place_of(cell): cell for cell in planned}
         self.scheduler = scheduler
-        self.on_slurm = on_slurm
+        self.comments = comments
         self.jobs: dict[int, Cell] = {}
         self.stopped = False
 
@@ -62,20 +64,15 @@ class StopAtFailure(logging.Handler):
             # handler of that takes the lock which the scheduler holds while it tells of this cell,
             # in the same thread, and would wait for ever.
             self.scheduler._user_kill = "graceful"
-            if self.on_slurm:
-                self._cancel_waiting()
+            if self.comments is not None:
+                self._cancel_waiting(self.comments)
 
-    def _cancel_waiting(self) -> None:
+    def _cancel_waiting(self, comments: Container[str]) -> None:
         try:
-            cells = self.planned.values()
-            own = cluster.comments_of(cells)
-            waiting = [
-                job.job_id
-                for job in cluster.jobs_of(Path(), next(iter(cells)).run)
-                if job.state == "PENDING" and job.comment in own
-            ]
+            own = queue.jobs_of(Path(), comments)
+            waiting = [job.job_id for job in own if job.state == "PENDING"]
             if waiting:
                 # One that has started meanwhile is let run.
-                cluster.ask("scancel", "--state=PENDING", *waiting)
+                queue.ask("scancel", "--state=PENDING", *waiting)
         except UserError as error:
             print(f"on_failure: stop: what waits is left: {error}", file=sys.stderr, flush=True)

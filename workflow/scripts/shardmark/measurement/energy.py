@@ -28,12 +28,10 @@ class Reading:
     Attributes:
         power_w: the counter's difference between the two, over the time between them.
         ticks: times that the counter moved.
-        resolution: share of that time by which its two ends are uncertain.
     """
 
     power_w: float
     ticks: int
-    resolution: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,7 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
     if len(ticks) < 2:
         return "the window is shorter than two ticks of the energy counter"
     (begin, first, before), (end, last, after) = ticks[0], ticks[-1]
+    # Share of that time by which its two ends are uncertain.
     resolution = max(before, after) / (end - begin)
     if resolution > WORST_RESOLUTION:
         return (
@@ -105,7 +104,7 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
             f"{1000 * max(before, after):.0f} ms: uncertain by {100 * resolution:.0f} %, more than "
             f"{100 * WORST_RESOLUTION:.0f} %"
         )
-    return Reading((last - first) / (end - begin), len(ticks), resolution)
+    return Reading((last - first) / (end - begin), len(ticks))
 
 
 def time_mean(rows: Sequence[Row], key: str) -> float | None:

@@ -139,6 +139,12 @@ INPUT_BOUND = (
 )
 
 
+def rules_in_words() -> list[tuple[str, str]]:
+    """Name of each rule, and when it marks a cell."""
+    alone = [(rule.name, rule.says) for rule in RULES]
+    return [*alone, ("slow GPU", SLOW_GPU), ("input-bound", INPUT_BOUND)]
+
+
 def reasons_of(metrics: Metrics) -> list[str]:
     """Why a cell is suspect, by the rules that need no other cell: ``<rule>: <reason>``."""
     return [f"{rule.name}: {reason}" for rule in RULES for reason in rule.reasons(metrics)]

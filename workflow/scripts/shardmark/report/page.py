@@ -17,6 +17,7 @@ from shardmark.matrix.failures import failures
 from shardmark.matrix.gaps import Gaps, find_gaps
 from shardmark.matrix.matrix_results import read_matrix
 from shardmark.matrix.outcomes import SIGNS, outcomes, status_signs
+from shardmark.measurement.validity import rules_in_words
 from shardmark.metrics import Metrics
 from shardmark.quantities import replicas
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
@@ -106,6 +107,7 @@ def page_context(config: Config, findings: Findings, figures: Path, root: Path) 
         "signs": SIGNS,
         "environment": environment(metrics),
         "cells": raw_table(findings.cells),
+        "rules": rules_in_words(),
         "margin_pct": f"{100 * config.report.margin:g}",
         "strategies": labels_of(config),
         "exports": TABLES,

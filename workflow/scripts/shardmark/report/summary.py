@@ -10,7 +10,7 @@ import pandas as pd
 
 from shardmark.quantities import SUMMARY, THROUGHPUT, Quantity, label_on, written
 
-# What shares a table: METHOD.md in docs/ says why nothing else may be compared.
+# What shares a table: docs/method.md says why nothing else may be compared.
 GROUP = ["workload", "scaling", "gpus"]
 
 

@@ -84,20 +84,17 @@ class Contrast:
     note: str
 
 
-def compare(
-    cells: pd.DataFrame, baseline: str, margin: float = MARGIN, alpha: float = ALPHA
-) -> pd.DataFrame:
+def compare(cells: pd.DataFrame, baseline: str, margin: float = MARGIN) -> pd.DataFrame:
     """Compare every strategy to the baseline within its workload, regime and GPU count.
 
     The primary metric is steady throughput; its comparisons of one group are one family, for which
-    Holm holds the chance of a false claim at ``alpha``. All other metrics are exploratory: their p
+    Holm holds the chance of a false claim at ``ALPHA``. All other metrics are exploratory: their p
     stand as they are.
 
     Args:
         cells: the cells' table.
         baseline: the strategy that the others are compared to.
         margin: of equivalence, as a share of the ratio.
-        alpha: the level.
 
     Returns:
         One row a comparison: workload, scaling, gpus, strategy, baseline, metric, family (primary
@@ -114,9 +111,9 @@ def compare(
     for _, group in cells.groupby(GROUP, sort=True):
         for metric in (PRIMARY, *EXPLORATORY):
             contrasts = contrasts_of(group, baseline, metric, same_code)
-            tables.append(judge(contrasts, metric is PRIMARY, margin, alpha))
+            tables.append(judge(contrasts, metric is PRIMARY, margin))
     filled = [table for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else judge([], True, margin, alpha)
+    return pd.concat(filled, ignore_index=True) if filled else judge([], True, margin)
 
 
 def contrasts_of(
@@ -188,16 +185,13 @@ def contrast(
     )
 
 
-def judge(
-    contrasts: Sequence[Contrast], primary: bool, margin: float, alpha: float
-) -> pd.DataFrame:
+def judge(contrasts: Sequence[Contrast], primary: bool, margin: float) -> pd.DataFrame:
     """The verdicts of one family.
 
     Args:
         contrasts: all comparisons of the family.
         primary: whether Holm's correction applies.
         margin: of equivalence, as a share of the ratio.
-        alpha: the level.
 
     Returns:
         The rows of ``compare``.
@@ -214,7 +208,7 @@ def judge(
     rows = []
     for item in contrasts:
         found = Result(*map(float, next(results))) if item.test is not None else None
-        rows.append(row_of(item, found, primary, family, margin, alpha))
+        rows.append(row_of(item, found, primary, family, margin))
     figures = dict.fromkeys(FIGURES, "float64") | {"seeds_needed": "Int64"}
     return pd.DataFrame(rows, columns=COLUMNS).astype(figures)
 
@@ -237,9 +231,7 @@ COLUMNS = [
 Row = dict[str, object]
 
 
-def row_of(
-    item: Contrast, found: Result | None, primary: bool, family: int, margin: float, alpha: float
-) -> Row:
+def row_of(item: Contrast, found: Result | None, primary: bool, family: int, margin: float) -> Row:
     """One row of the table."""
     row: Row = {
         "workload": item.workload,
@@ -259,10 +251,10 @@ def row_of(
     if item.test is None or found is None:
         return row
     low, high = interval(item.test)
-    verdict, reason = verdict_of(item, found, family, alpha)
+    verdict, reason = verdict_of(item, found, family)
     wanted = None
     if verdict in ("inconclusive", CANNOT):
-        wanted = seeds_needed(item.test, margin, family, alpha)
+        wanted = seeds_needed(item.test, margin, family)
         reason += f"; {outlook(item.n, wanted)}"
     if not item.paired:
         reason += "; not paired: the runs of a seed were on different devices"
@@ -280,7 +272,7 @@ def row_of(
     }
 
 
-def verdict_of(item: Contrast, found: Result, family: int, alpha: float) -> tuple[str, str]:
+def verdict_of(item: Contrast, found: Result, family: int) -> tuple[str, str]:
     """The verdict of one comparison and the reason for it.
 
     Equivalence goes before a difference that is shown and yet within the margin.
@@ -288,25 +280,25 @@ def verdict_of(item: Contrast, found: Result, family: int, alpha: float) -> tupl
     assert item.test is not None
     among = f" after Holm over {family}" if family > 1 else ""
     word = item.metric.above if item.test.estimate > 0 else item.metric.below
-    differs = found.adjusted <= alpha
-    if found.equivalence <= alpha:
+    differs = found.adjusted <= ALPHA
+    if found.equivalence <= ALPHA:
         reason = f"within the margin, p = {found.equivalence:.2g}{among}"
         return "equivalent", reason + (f"; {word}, but by less than the margin" * differs)
     if differs:
         return word, f"p = {found.adjusted:.2g}{among}"
-    if found.smallest > alpha:
+    if found.smallest > ALPHA:
         return CANNOT, (
             f"n = {item.n}: no p under {found.smallest:.2g} is possible{among}, "
-            f"at least {_least_seeds(item, family, alpha)} seeds are needed"
+            f"at least {_least_seeds(item, family)} seeds are needed"
         )
     return "inconclusive", f"neither a difference (p = {found.adjusted:.2g}{among}) nor equivalence"
 
 
-def _least_seeds(item: Contrast, family: int, alpha: float) -> int:
+def _least_seeds(item: Contrast, family: int) -> int:
     assert item.test is not None
     if item.paired:
-        return pairs_for_significance(family, alpha)
-    return next(n for n in range(2, 100) if family * item.test.smallest_p_at(n) <= alpha)
+        return pairs_for_significance(family)
+    return next(n for n in range(2, 100) if family * item.test.smallest_p_at(n) <= ALPHA)
 
 
 def outlook(n: int, wanted: int | None) -> str:

@@ -152,7 +152,7 @@ def devices_of(cell: pd.Series[Any]) -> str:
 def test_of(
     treated: pd.DataFrame, reference: pd.DataFrame, metric: str
 ) -> tuple[ShiftTest | None, bool]:
-    """The test of log(treated / reference), by METHOD of pairs where the pairs allow it.
+    """The test of log(treated / reference): of pairs where the blocks allow it, else of groups.
 
     Runs of one seed are a pair where both ran on the same devices. The comparison is paired if
     every run has its pair, or if at least six pairs have, since six can be significant; otherwise

@@ -12,7 +12,7 @@ import pandas as pd
 
 from shardmark.errors import UserError
 from shardmark.matrix.result_set import Result, ResultSet, cells_of_set, differences, flatten
-from shardmark.statistics.comparisons import ALPHA, EXPLORATORY, MARGIN, PRIMARY, contrast, judge
+from shardmark.statistics.comparisons import EXPLORATORY, MARGIN, PRIMARY, contrast, judge
 from shardmark.statistics.eligibility import GROUP
 
 Outcome = Literal["no regression", "regression", "inconclusive"]
@@ -42,9 +42,7 @@ class SetComparison:
     outcome: Outcome
 
 
-def compare_sets(
-    before: ResultSet, after: ResultSet, margin: float = MARGIN, alpha: float = ALPHA
-) -> SetComparison:
+def compare_sets(before: ResultSet, after: ResultSet, margin: float = MARGIN) -> SetComparison:
     """Compare two result sets strategy by strategy.
 
     A family for Holm is one workload, regime and GPU count, as everywhere.
@@ -53,7 +51,6 @@ def compare_sets(
         before: the older set, or that of the first cluster.
         after: the other.
         margin: of equivalence, and beyond which being slower is a regression.
-        alpha: the level.
 
     Raises:
         UserError: if a workload is defined differently in the two, or they have no workload, or
@@ -73,7 +70,7 @@ def compare_sets(
         pairs = [(_of(tables[1], key), _of(tables[0], key)) for key in family.to_numpy()]
         for metric in (PRIMARY, *EXPLORATORY):
             contrasts = [contrast(pair, ("after", "before"), metric, None) for pair in pairs]
-            judged.append(judge(contrasts, metric is PRIMARY, margin, alpha))
+            judged.append(judge(contrasts, metric is PRIMARY, margin))
     table = pd.concat(judged, ignore_index=True)
     return SetComparison(
         changes=changes_between(before, after),
@@ -214,7 +211,3 @@ def _settings(result: Result) -> dict[str, Any]:
             "sha256": metrics.code_sha256[:12],
         },
     }
-
-
-def _known(values: Iterable[Any]) -> list[Any]:
-    return sorted({value for value in values if value is not None})

@@ -42,7 +42,6 @@ def verdicts(
     comparisons: pd.DataFrame,
     baseline: str,
     margin: float = MARGIN,
-    alpha: float = ALPHA,
 ) -> list[Verdict]:
     """The verdict of every workload, regime and GPU count.
 
@@ -51,7 +50,6 @@ def verdicts(
         comparisons: what ``comparisons.compare`` made of it, with the same baseline and margin.
         baseline: the strategy that the others are compared to.
         margin: of equivalence, as a share of the ratio.
-        alpha: the level of the tests.
 
     Raises:
         UserError: if a cell stands in the table twice.
@@ -62,7 +60,7 @@ def verdicts(
     for key, group in cells.groupby(GROUP, sort=True):
         rows = comparisons[(comparisons[GROUP] == list(key)).all(axis=1)]
         rows = rows[rows["metric"] == PRIMARY.column]
-        found.append(_verdict(group, rows, baseline, same_code, margin, alpha))
+        found.append(_verdict(group, rows, baseline, same_code, margin))
     return found
 
 
@@ -72,15 +70,13 @@ def _verdict(
     baseline: str,
     same_code: SameCode,
     margin: float,
-    alpha: float,
 ) -> Verdict:
     reasons = why_left_out(group)
     usable = group[(reasons == "") & (group[PRIMARY.column] > 0)]
     strategies = list(group["strategy"].drop_duplicates())
     measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
     standings = {
-        metric: standing_of(usable, metric, same_code, margin, alpha)
-        for metric in {PRIMARY, *measured}
+        metric: standing_of(usable, metric, same_code, margin) for metric in {PRIMARY, *measured}
     }
     tested = rows[rows["verdict"] != NOT_COMPARABLE]
     facts: dict[str, Any] = {
@@ -91,13 +87,13 @@ def _verdict(
         "margin": margin,
         "runs": {name: int((usable["strategy"] == name).sum()) for name in strategies},
         "left_out": _left_out(group, reasons, strategies),
-        "cannot": bool(len(tested)) and bool((tested["smallest_p"] > alpha).all()),
+        "cannot": bool(len(tested)) and bool((tested["smallest_p"] > ALPHA).all()),
         "fastest": standings[PRIMARY],
         "memory": standings.get(MEMORY),
         "energy": standings.get(ENERGY),
         "objectives": [metric.column for metric in measured],
         "medians": _medians(usable, measured),
-        "pareto": pareto_set(usable, measured, same_code, margin, alpha),
+        "pareto": pareto_set(usable, measured, same_code, margin),
     }
     found = Verdict(**facts, sentences=[])
     return replace(found, sentences=sentences_of(found, rows))
@@ -132,7 +128,7 @@ def _left_out(
 
 
 def standing_of(
-    usable: pd.DataFrame, metric: Metric, same_code: SameCode, margin: float, alpha: float
+    usable: pd.DataFrame, metric: Metric, same_code: SameCode, margin: float
 ) -> Standing:
     """The best strategy by a metric, held against every other.
 
@@ -141,14 +137,13 @@ def standing_of(
         metric: throughput, of which more is better, or another, of which less is.
         same_code: of the whole table.
         margin: of equivalence, as a share of the ratio.
-        alpha: the level, of the family where the metric is the primary one.
     """
     medians = usable.groupby("strategy", sort=False)[metric.column].median().dropna()
     if medians.empty:
         return Standing(metric.column, None, None, False, [], [], [], [])
     best = str(medians.idxmax() if metric is PRIMARY else medians.idxmin())
     contrasts = contrasts_of(usable, best, metric, same_code)
-    table = judge(contrasts, metric is PRIMARY, margin, alpha)
+    table = judge(contrasts, metric is PRIMARY, margin)
     worse_word, better_word = metric.above, metric.below
     if metric is PRIMARY:
         worse_word, better_word = better_word, worse_word
@@ -176,7 +171,6 @@ def pareto_set(
     objectives: Sequence[Metric],
     same_code: SameCode,
     margin: float,
-    alpha: float,
 ) -> list[str]:
     """The strategies that none is shown to beat.
 
@@ -190,14 +184,12 @@ def pareto_set(
         objectives: the metrics.
         same_code: of the whole table.
         margin: of equivalence, as a share of the ratio.
-        alpha: the level of each test.
     """
     sides = {str(name): side for name, side in usable.groupby("strategy", sort=False)}
     beaten: set[str] = set()
     for one, other in itertools.combinations(sides, 2):
         relations = [
-            _relation(sides[one], sides[other], metric, same_code, margin, alpha)
-            for metric in objectives
+            _relation(sides[one], sides[other], metric, same_code, margin) for metric in objectives
         ]
         if "open" not in relations:
             if "worse" not in relations and "better" in relations:
@@ -213,14 +205,13 @@ def _relation(
     metric: Metric,
     same_code: SameCode,
     margin: float,
-    alpha: float,
 ) -> str:
     item = contrast((one, other), ("one", "other"), metric, same_code)
     if item.test is None:
         return "open"
     p = two_sided_p(item.test)
     found = Result(p, p, equivalence_p(item.test, margin), item.test.smallest_p)
-    verdict, _ = verdict_of(item, found, 1, alpha)
+    verdict, _ = verdict_of(item, found, 1)
     words: Mapping[str, str] = {
         metric.below: "worse" if metric is PRIMARY else "better",
         metric.above: "better" if metric is PRIMARY else "worse",

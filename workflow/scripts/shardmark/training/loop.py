@@ -44,7 +44,7 @@ INSPECTED_STEPS = 4
 # A profiler's first steps are slow.
 UNTRACED_STEPS = 2
 PROFILED_STEPS = 5
-# Steps of the steady window beyond those that fill it at the warm-up's pace.
+# Factor on the number of steps estimated to fill a window, so that faster ones still fill it.
 WINDOW_MARGIN = 1.1
 
 
@@ -85,7 +85,7 @@ def steps_to_fill(missing_s: float, step_s: float) -> int:
 
 
 class Step(NamedTuple):
-    """One timed step: its phase (training, warmup or steady), its place in the data, its time."""
+    """One timed step: its phase (training, warmup or steady), epoch, step of it, time in ms."""
 
     phase: str
     epoch: int
@@ -125,7 +125,7 @@ class CellTraining:
                 workload,
                 cell.seed,
                 replicas=self.runtime.replicas,
-                world=cell.gpus,
+                replica_count=cell.gpus,
                 per_replica=cell.per_gpu_batch_size,
                 device=self.runtime.device,
             )
@@ -133,7 +133,7 @@ class CellTraining:
                 load_images(workload, data_dir, train=False),
                 workload,
                 rank=self.runtime.rank,
-                world=self.runtime.world_size,
+                world_size=self.runtime.world_size,
                 batch_size=cell.micro_batch_size * len(self.runtime.replicas),
                 device=self.runtime.device,
             )

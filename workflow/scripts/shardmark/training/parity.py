@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shardmark.architectures import CIFAR_RESNETS
 from shardmark.cells import Cell, ParityCase
-from shardmark.config import Batch, Dataset, Workload
+from shardmark.config import BatchSize, Dataset, Workload
 from shardmark.measurement.clocks import Phases
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.training.loop import StrategyClass, make_task, take_step
@@ -30,13 +30,14 @@ from shardmark.workload.data import Images, synthetic_images, training_data
 from shardmark.workload.models import (
     build_model,
     build_surrogate,
-    surrogate_image_size,
     surrogate_name,
 )
 from shardmark.workload.optimizers import learning_rate_at
 from shardmark.workload.precision import set_math_mode
 
 STEPS_PER_EPOCH = 4
+# px: small, but several values a channel to the end of the surrogate.
+SURROGATE_SIDE = 32
 REAL_MODEL_STEPS = 2
 REAL_MODEL_BATCH = 4
 # Adam divides a gradient by its own size: where the true gradient is zero (a bias before a
@@ -80,7 +81,7 @@ def surrogate_cell(case: ParityCase, precision: str) -> Cell:
     return _gate_cell(
         case.cell,
         precision=precision,
-        image_size=surrogate_image_size(case.cell.definition),
+        image_size=SURROGATE_SIDE,
         batch=case.gate.per_gpu_batch,
         augment=dataset.augment,
     )
@@ -122,7 +123,7 @@ def _gate_cell(cell: Cell, *, precision: str, image_size: int, batch: int, augme
                 loader=definition.dataset.loader,
                 loader_workers=1,
             ),
-            "batch": Batch(per_gpu=per_gpu, accumulate=definition.batch.accumulate),
+            "batch": BatchSize(per_gpu=per_gpu, accumulate=definition.batch.accumulate),
             "optimizer": definition.optimizer.model_copy(
                 update={
                     "eps": max(definition.optimizer.eps, SMALLEST_ADAM_EPS),
@@ -160,8 +161,9 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
     """The oracle's trajectories of a case, and the noise floor of each, as plain data.
 
     Returns:
-        for each precision ``{"trajectory": Trajectory, "floor": Deviation}`` and, under ``real``,
-        the real model's ``{"trajectory", "floor"}`` without its weights, or None.
+        for each precision ``{"trajectory": Trajectory, "floor": Deviation, "first_update_floor":
+        float, "summary", "summary_floor"}`` and, under ``real``, the real model's ``{"summary",
+        "floor"}`` (of the first steps' losses and gradient norms), or None.
     """
     compute_alike(device)
     oracles: dict[str, Any] = {}
@@ -242,7 +244,7 @@ def _train(
         workload,
         cell.seed,
         replicas=runtime.replicas,
-        world=cell.gpus,
+        replica_count=cell.gpus,
         per_replica=cell.per_gpu_batch_size,
         device=runtime.device,
     )

@@ -21,7 +21,6 @@ class Runtime:
     Attributes:
         rank: this process, 0 ... world_size - 1.
         world_size: processes of the cell.
-        local_rank: this process among those of its node.
         replicas: the replicas this process holds: one, or all of the cell under DataParallel.
         device: where its tensors live.
         backend: nccl or gloo.
@@ -30,7 +29,6 @@ class Runtime:
 
     rank: int
     world_size: int
-    local_rank: int
     replicas: range
     device: torch.device
     backend: str
@@ -91,7 +89,6 @@ def start_runtime(cell: Cell) -> Runtime:
     return Runtime(
         rank=rank,
         world_size=world,
-        local_rank=local_rank,
         replicas=range(cell.gpus) if one_process else range(rank, rank + 1),
         device=device,
         backend=backend,

@@ -6,7 +6,6 @@ contiguous block of a global batch, which is how DataParallel scatters, so it is
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from shardmark.config import CIFAR_SIDE, Workload
+from shardmark.config import Workload
 from shardmark.errors import UserError
 from shardmark.workload.keyed_random import draw, sample_keys
 
@@ -111,7 +110,7 @@ def block_of_step(
     step: int,
     *,
     replicas: range,
-    world: int,
+    replica_count: int,
     per_replica: int,
     micro: int,
     accumulate: int,
@@ -122,7 +121,7 @@ def block_of_step(
         order: the epoch's order, int64 (images,).
         step: step of the epoch.
         replicas: the replicas of this process: one rank, or all of them under DataParallel.
-        world: replicas of the cell.
+        replica_count: replicas of the cell.
         per_replica: images a replica takes a step.
         micro: which micro-batch.
         accumulate: micro-batches a step.
@@ -130,8 +129,8 @@ def block_of_step(
     Returns:
         int64 (len(replicas) * per_replica // accumulate,), each replica's samples contiguous.
     """
-    size = world * per_replica
-    block = order[step * size : (step + 1) * size].reshape(world, accumulate, -1)
+    size = replica_count * per_replica
+    block = order[step * size : (step + 1) * size].reshape(replica_count, accumulate, -1)
     return block[replicas.start : replicas.stop, micro].reshape(-1)
 
 
@@ -192,7 +191,7 @@ class TrainingData:
         workload: its definition.
         seed: the cell's seed.
         replicas: the replicas of this process.
-        world: replicas of the cell.
+        replica_count: replicas of the cell.
         per_replica: images a replica takes a step.
         device: where batches are made.
 
@@ -209,17 +208,17 @@ class TrainingData:
         seed: int,
         *,
         replicas: range,
-        world: int,
+        replica_count: int,
         per_replica: int,
         device: torch.device,
     ) -> None:
         self.pipeline = Pipeline(workload, device)
         self.seed = seed
-        self.replicas, self.world, self.per_replica = replicas, world, per_replica
+        self.replicas, self.replica_count, self.per_replica = replicas, replica_count, per_replica
         self.accumulate = workload.batch.accumulate
         self.device = device
         self.count = len(images.labels)
-        self.steps = self.count // (world * per_replica)
+        self.steps = self.count // (replica_count * per_replica)
         self._load(images, workload)
 
     def _load(self, images: Images, workload: Workload) -> None:
@@ -232,7 +231,7 @@ class TrainingData:
             order,
             step,
             replicas=self.replicas,
-            world=self.world,
+            replica_count=self.replica_count,
             per_replica=self.per_replica,
             micro=micro,
             accumulate=self.accumulate,
@@ -310,7 +309,7 @@ def training_data(
     seed: int,
     *,
     replicas: range,
-    world: int,
+    replica_count: int,
     per_replica: int,
     device: torch.device,
 ) -> TrainingData:
@@ -321,7 +320,7 @@ def training_data(
         workload,
         seed,
         replicas=replicas,
-        world=world,
+        replica_count=replica_count,
         per_replica=per_replica,
         device=device,
     )
@@ -337,7 +336,7 @@ class TestData:
         images: the test split, on the CPU.
         workload: its definition.
         rank: this process.
-        world: processes.
+        world_size: processes.
         batch_size: images of a batch.
         device: where batches are made.
     """
@@ -350,12 +349,12 @@ class TestData:
         workload: Workload,
         *,
         rank: int,
-        world: int,
+        world_size: int,
         batch_size: int,
         device: torch.device,
     ) -> None:
         count = len(images.labels)
-        share = -(-count // world)
+        share = -(-count // world_size)
         batch_size = min(batch_size, share)
         self.batches = -(-share // batch_size)
         index = torch.arange(rank * share, rank * share + self.batches * batch_size)
@@ -374,17 +373,3 @@ class TestData:
             images = self._pipeline.to_model(self._pixels[part])
             keys = torch.zeros(self._size, dtype=torch.int64, device=images.device)
             yield Batch(images, keys, self._labels[part]), self._counted[number]
-
-
-def files_sha256(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file below a folder, by its path relative to it."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def native_side(workload: Workload) -> int:
-    """Side of the stored images, px."""
-    return workload.dataset.image_size if workload.dataset.name == "synthetic" else CIFAR_SIDE

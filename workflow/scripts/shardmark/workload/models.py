@@ -82,20 +82,10 @@ def surrogate_name(workload: Workload) -> str:
     return f"{block} x {'2' if block != 'BasicBlock' else '3'}, narrow"
 
 
-def surrogate_image_size(workload: Workload) -> int:
-    """Side of the images the surrogate sees, px: small, but several values a channel to the end."""
-    return 32
-
-
 def shard_units(model: nn.Module, workload: Workload) -> list[nn.Module]:
     """The modules that a fully sharded strategy gathers one at a time, in forward order."""
     block = BLOCK_OF_MODEL[workload.model.name]
     return [module for module in model.modules() if type(module).__name__ == block]
-
-
-def unit_classes(model: nn.Module, workload: Workload) -> set[type[nn.Module]]:
-    """The classes of ``shard_units``, for the wrapping policies that want classes."""
-    return {type(module) for module in shard_units(model, workload)}
 
 
 def _build(workload: Workload, seed: int, network: Callable[[Workload], nn.Module]) -> Classifier:

@@ -1,4 +1,4 @@
-"""What fp32, tf32, bf16 and fp16 mean, the same for every strategy (METHOD in docs/).
+"""What fp32, tf32, bf16 and fp16 mean, the same for every strategy (docs/method.md).
 
 bf16 and fp16 are autocast: low-precision compute with float32 parameters, gradients, reduction and
 optimizer state. A strategy's own low-precision storage or communication is a named variant.

@@ -1,5 +1,4 @@
-"""What Slurm gave the job this process belongs to, how a step is started on all its nodes, and
-which jobs a matrix has in the queue.
+"""What Slurm gave the job this process belongs to, and how a step is started on all its nodes.
 
 Snakemake's executor strips every SLURM_* variable but the job's number, so the rest is asked of
 Slurm itself.
@@ -7,19 +6,15 @@ Slurm itself.
 
 from __future__ import annotations
 
-import getpass
-import os
 import re
 import socket
-import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
+from shardmark.slurm.queue import ask
 
-ASK_S = 60.0
 # Below the ports that Linux gives to whoever asks for any (32768 on), so that none of those is met.
 PORTS = range(20_000, 32_000)
 PORTS_A_JOB = 16
@@ -42,114 +37,13 @@ class Allocation:
     gpus: int
 
 
-def job_id() -> str | None:
-    """The number of the Slurm job this process belongs to, if it does."""
-    return os.environ.get("SLURM_JOB_ID")
-
-
-def ask(*command: str) -> str:
-    """What a Slurm command prints.
-
-    Raises:
-        UserError: if it cannot be run or fails.
-    """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{command[0]} cannot be asked ({error})") from None
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
-
-
-def allocation(job: str) -> Allocation:
-    """What the job with this number has.
+def granted(job: str) -> Allocation:
+    """What the job with this number was granted.
 
     Raises:
         UserError: if Slurm does not answer.
     """
     return parse_allocation(job, ask("scontrol", "show", "job", job, "--oneliner"), host_names)
-
-
-def state_of(job: str) -> str:
-    """The state of a job that is queued, running or held (``RUNNING``); empty if it is none.
-
-    Raises:
-        UserError: if Slurm does not answer.
-    """
-    try:
-        state = ask("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip()
-    except UserError as error:
-        if "Invalid job id" in str(error):  # Slurm has forgotten it
-            return ""
-        raise
-    # Its processes are being ended.
-    return "" if state == "COMPLETING" else state
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job that is queued or running.
-
-    Attributes:
-        job_id: its number.
-        state: ``PENDING``, ``RUNNING``, ...
-        reason: why it waits, in Slurm's word.
-        comment: rule and wildcards, as Snakemake's executor writes them.
-        nodes: where it runs, as a list in Slurm's notation.
-        left: time until its limit, ``[days-]hours:minutes:seconds``.
-    """
-
-    job_id: str
-    state: str
-    reason: str
-    comment: str
-    nodes: str
-    left: str
-
-
-def jobs_of(project: Path, run: str) -> list[Job]:
-    """The jobs of this user that were sent from a project's folder for a run and have not ended.
-
-    Those of ``a_b`` count as jobs of ``a`` too: a comment does not say where a name ends.
-
-    Args:
-        project: the folder.
-        run: the name of the matrix.
-
-    Raises:
-        UserError: if Slurm does not answer.
-    """
-    user = getpass.getuser()
-    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%k|%N|%L|%Z")
-    found = [line.split("|", 6) for line in text.splitlines()]
-    here = str(project.resolve())
-    of_run = re.compile(rf"rule_[a-z_]+?_wildcards_{re.escape(run)}_")
-    return [
-        Job(*fields)
-        for *fields, folder in found
-        if folder == here and fields[1] != "COMPLETING" and of_run.match(fields[3])
-    ]
-
-
-def comment_of(rule: str, wildcards: Sequence[str]) -> str:
-    """What Snakemake's executor writes as the comment of a rule's job."""
-    return "_".join(["rule", rule, "wildcards", *wildcards])
-
-
-def comments_of(cells: Iterable[Cell]) -> set[str]:
-    """The comments of all jobs that the results of cells come from, those of the gate included."""
-    found = set()
-    for cell in cells:
-        run, workload, strategy = cell.run, cell.workload, cell.strategy
-        gpus, seed = str(cell.gpus), str(cell.seed)
-        found |= {
-            comment_of("train", [run, workload, strategy, gpus, seed]),
-            comment_of("pin_block", [run, workload, gpus, seed]),
-            comment_of("check_parity", [run, workload, strategy, gpus]),
-            comment_of("make_oracle", [run, workload, gpus]),
-        }
-    return found
 
 
 def host_names(node_list: str) -> tuple[str, ...]:

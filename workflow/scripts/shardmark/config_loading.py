@@ -1,0 +1,417 @@
+"""A configuration as it was written, made a Config; or all its mistakes in one message."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from shardmark.architectures import CIFAR_RESNETS, MODELS, WITH_BATCH_NORM, is_resnet, is_vit
+from shardmark.config import (
+    CIFAR_SIZES,
+    BatchSize,
+    Cluster,
+    Config,
+    Data,
+    Dataset,
+    DatasetName,
+    Matrix,
+    Measure,
+    Model,
+    Optimizer,
+    Schedule,
+    Section,
+    Workload,
+)
+from shardmark.errors import ConfigError
+from shardmark.strategies import STRATEGIES
+
+E = TypeVar("E", bound=int | str)
+S = TypeVar("S", bound=Section)
+
+SHOWN_CHARACTERS = 80
+# What else stands in results/<run>/, and beside a strategy's folder in its parity/<workload>/.
+RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "tables")
+RESERVED_VARIANTS = ("oracle",)
+
+# What the launcher and torchrun tell each rank.
+OWN_VARIABLES = (
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PYTHONPATH",
+    "RANK",
+    "WORLD_SIZE",
+)
+
+_NAME_RULE = "it must be at most 64 letters, digits and _, a letter first"
+
+
+def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
+    """Validate a merged configuration.
+
+    Args:
+        raw: the mapping Snakemake merged from its config files.
+        root: the folder that ``data.dir`` is relative to.
+
+    Raises:
+        ConfigError: with every mistake on a line of its own: path, what was given, what is allowed.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(_message([f"(top level): got {shown(raw)}; {_EXPECTED['dict_type']}"]))
+    lines: list[str] = []
+    config = None
+    try:
+        config = Config.model_validate(dict(raw))
+        raw = config.model_dump(by_alias=True)
+    except ValidationError as error:
+        lines += [_explain(detail) for detail in error.errors()]
+    lines += _mistakes(raw, root)
+    if config is None or lines:
+        raise ConfigError(_message(list(dict.fromkeys(lines))))
+    return config
+
+
+def _message(lines: Sequence[str]) -> str:
+    count = len(lines)
+    head = "1 mistake" if count == 1 else f"{count} mistakes"
+    return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def did_you_mean(given: object, allowed: Sequence[str]) -> str:
+    """The allowed values, led by the nearest one where one is near."""
+    text = given if isinstance(given, str) else ""
+    near = difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(allowed)}"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: as YAML writes it, and not at length."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value) if isinstance(value, date) else repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path or "(top level)"
+
+
+_EXPECTED = {
+    "model_type": "a mapping of keys is expected here",
+    "dict_type": "a mapping of keys is expected here",
+    "list_type": "a list is expected here, [a, b, ...]",
+    "tuple_type": "a list is expected here, [a, b, ...]",
+    "string_type": "text is expected here; what only looks like a number goes in quotes",
+    "int_type": "a whole number is expected here",
+    "bool_type": "true or false is expected here",
+    "float_type": "a number is expected here",
+    "finite_number": "a finite number is expected here",
+}
+
+
+def _explain(detail: Any) -> str:
+    """One mistake that pydantic found, as a line of the message."""
+    location, kind, given = list(detail["loc"]), detail["type"], detail.get("input")
+    if location and location[-1] == "[key]":
+        return f"{_path(location[:-2])}: {shown(given)} is no name; {_NAME_RULE}"
+    if kind == "invalid_key":  # its own place gives true as 1
+        location[-1] = given if isinstance(given, str) else shown(given)
+    path = _path(location)
+    match kind:
+        case "extra_forbidden" | "invalid_key":
+            return f"{path}: unknown key; {did_you_mean(location[-1], _keys_at(location[:-1]))}"
+        case "missing":
+            return f"{path}: missing" + ("" if path.endswith("]") else ", and it has no default")
+        case "literal_error":
+            allowed = [part.strip(" '") for part in detail["ctx"]["expected"].split(",")]
+            allowed = [name.strip(" '") for part in allowed for name in part.split(" or ")]
+            return f"{path}: got {shown(given)}; {did_you_mean(given, allowed)}"
+        case "too_short":
+            return f"{path}: is empty; name at least one"
+        case "too_long":
+            count, most = detail["ctx"]["actual_length"], detail["ctx"]["max_length"]
+            return f"{path}: got {count} entries; {most} are allowed"
+        case "string_pattern_mismatch":
+            return f"{path}: got {shown(given)}; it must match {detail['ctx']['pattern']}"
+        case "float_type" if _looks_like_a_number(given):
+            return f"{path}: got {shown(given)}, which YAML reads as text; write it as 1.0e-3"
+        case _:
+            rule = detail["msg"].removeprefix("Input ").removeprefix("String ")
+            reason = _EXPECTED.get(kind, f"it {rule}")
+            return f"{path}: got {shown(given)}; {reason}"
+
+
+def _looks_like_a_number(value: object) -> bool:
+    """YAML 1.1 wants a point in 1e-3."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    """The keys a section of the configuration may have."""
+    model: type[BaseModel] = Config
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:  # a name the user chose, under workloads
+            continue
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+# What follows finds the mistakes that no single key shows. It reads the raw mapping and passes over
+# whatever is not of its kind, which the models have told already; so that one message names all.
+
+
+def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = raw.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _entries(raw: Mapping[str, Any], key: str, kind: type[E]) -> list[tuple[int, E]]:
+    """The entries of a list that are of their kind, with their places in it."""
+    found = raw.get(key)
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return []
+    return [
+        (index, value)
+        for index, value in enumerate(found)
+        if isinstance(value, kind) and not isinstance(value, bool)
+    ]
+
+
+def _section(kind: type[S], raw: Mapping[str, Any], key: str) -> S | None:
+    """A section without its unknown keys, or None if it is wrong in another way."""
+    keys = {field.alias or name for name, field in kind.model_fields.items()}
+    known = {name: value for name, value in _mapping(raw, key).items() if name in keys}
+    try:
+        return kind.model_validate(known)
+    except ValidationError:
+        return None
+
+
+def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
+    variants, workloads = _mapping(raw, "variants"), _mapping(raw, "workloads")
+    matrix, cluster = _mapping(raw, "matrix"), _section(Cluster, raw, "cluster")
+    yield from _variant_mistakes(variants)
+    yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants])
+    yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
+    yield from _named_twice(matrix)
+    baseline = raw.get("baseline", Config.model_fields["baseline"].default)
+    names = [name for _, name in _entries(matrix, "strategies", str)]
+    if isinstance(baseline, str) and names and baseline not in names:
+        yield (
+            f"baseline: {baseline!r} is not in matrix.strategies; {did_you_mean(baseline, names)}"
+        )
+    measure = _section(Measure, raw, "measure")
+    if measure and measure.warmup_max_steps < measure.warmup_min_steps:
+        yield (
+            f"measure.warmup_max_steps: got {measure.warmup_max_steps}; it must not be less than "
+            f"measure.warmup_min_steps, {measure.warmup_min_steps}"
+        )
+    gpus = [(index, count) for index, count in _entries(matrix, "gpus", int) if count > 0]
+    for index, count in gpus:
+        if cluster and count > cluster.gpus_per_node and count % cluster.gpus_per_node:
+            yield (
+                f"matrix.gpus[{index}]: got {count}; more than one node's GPUs must be whole nodes "
+                f"(cluster.gpus_per_node is {cluster.gpus_per_node})"
+            )
+    selected = [name for _, name in _entries(matrix, "workloads", str)]
+    for name, workload in workloads.items():
+        counts = [count for _, count in gpus] if name in selected else []
+        if name in RESERVED_WORKLOADS:
+            yield f"workloads.{name}: names something else among the results; choose another"
+        if isinstance(workload, Mapping):
+            yield from _workload_mistakes(f"workloads.{name}", workload, counts, cluster)
+    yield from _site_mistakes(_mapping(raw, "site"), root)
+    data = _section(Data, raw, "data")
+    if data and not _is_folder(root / data.dir):
+        yield f"data.dir: {shown(data.dir)} is not a folder; create it or name another"
+
+
+def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
+    for name in _mapping(site, "environment"):
+        if name in OWN_VARIABLES:
+            yield f"site.environment.{name}: is set for each rank by the launcher; leave it out"
+    image = site.get("container")
+    if isinstance(image, str) and not _is_file(root / image):
+        yield (
+            f"site.container: {shown(image)} is not a file; apptainer pull or build makes one, "
+            "null runs without"
+        )
+
+
+def _unknown_names(
+    matrix: Mapping[str, Any], key: str, kind: str, defined: Sequence[object]
+) -> Iterator[str]:
+    allowed = [name for name in defined if isinstance(name, str)]
+    for index, name in _entries(matrix, key, str):
+        if allowed and name not in allowed:
+            hint = did_you_mean(name, allowed)
+            yield f"matrix.{key}[{index}]: unknown {kind} {shown(name)}; {hint}"
+
+
+def _named_twice(matrix: Mapping[str, Any]) -> Iterator[str]:
+    for key in Matrix.model_fields:
+        kind: type[int] | type[str] = int if key in ("gpus", "seeds") else str
+        values = [value for _, value in _entries(matrix, key, kind)]
+        for value, count in Counter[object](values).items():
+            if count > 1:
+                yield f"matrix.{key}: {value!r} is named {count} times; name each once"
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than a file system takes, for one
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
+    for name, variant in variants.items():
+        path = f"variants.{name}"
+        if name in STRATEGIES:
+            yield f"{path}: is the name of a strategy; choose another"
+        if name in RESERVED_VARIANTS:
+            yield f"{path}: names something else among the results; choose another"
+        if not isinstance(variant, Mapping):
+            continue
+        base = variant.get("base")
+        if "base" not in variant:
+            yield f"{path}.base: missing; {did_you_mean('', list(STRATEGIES))}"
+        elif not isinstance(base, str) or base not in STRATEGIES:
+            hint = did_you_mean(base, list(STRATEGIES))
+            yield f"{path}.base: unknown strategy {shown(base)}; {hint}"
+        else:
+            options = {key: value for key, value in variant.items() if key != "base"}
+            yield from _option_mistakes(path, base, options)
+
+
+def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator[str]:
+    options = STRATEGIES[base].options
+    try:
+        options.model_validate({key: value for key, value in given.items() if isinstance(key, str)})
+    except ValidationError as error:
+        for detail in error.errors():
+            if detail["type"] == "extra_forbidden":
+                key, allowed = detail["loc"][0], list(options.model_fields)
+                choice = did_you_mean(key, allowed) if allowed else f"{base} has no options"
+                yield f"{path}.{key}: unknown option of {base}; {choice}"
+            else:
+                yield _explain({**detail, "loc": (path, *detail["loc"])})
+
+
+def _workload_mistakes(
+    path: str, raw: Mapping[str, Any], gpus: Sequence[int], cluster: Cluster | None
+) -> Iterator[str]:
+    datasets = list(get_args(DatasetName))
+    for section, kind, names in (("dataset", "dataset", datasets), ("model", "model", MODELS)):
+        name = _mapping(raw, section).get("name")
+        if isinstance(name, str) and name not in names:
+            yield f"{path}.{section}.name: unknown {kind} {name!r}; {did_you_mean(name, names)}"
+    dataset = _section(Dataset, raw, "dataset")
+    if dataset is not None and dataset.name not in datasets:
+        dataset = None
+    model = _section(Model, raw, "model")
+    if model is not None and model.name not in MODELS:
+        model = None
+    yield from _optimizer_mistakes(path, raw)
+    if dataset and dataset.name != "synthetic":
+        if dataset.classes is not None:
+            yield f"{path}.dataset.classes: only synthetic images have a choice of classes"
+        for key, limit in CIFAR_SIZES.items():
+            images = getattr(dataset, f"{key}_images")
+            if images is not None and images > limit:
+                yield f"{path}.dataset.{key}_images: got {images}; {dataset.name} has {limit}"
+    if model:
+        if model.stem != "auto" and (not is_resnet(model.name) or model.name in CIFAR_RESNETS):
+            yield f"{path}.model.stem: {model.name} has only one stem; leave it at auto"
+        if raw.get("batchnorm") == "sync" and model.name not in WITH_BATCH_NORM:
+            yield f"{path}.batchnorm: {model.name} has no batch-norm to synchronise"
+    if model and dataset and is_vit(model.name):
+        patch = int(model.name.rsplit("_", 1)[1])
+        if dataset.image_size % patch:
+            yield (
+                f"{path}.dataset.image_size: got {dataset.image_size}; {model.name} cuts it into "
+                f"patches of {patch} px, so it must be a multiple of {patch}"
+            )
+    if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
+        yield f"{path}.precision: tf32 is a mode of CUDA devices; cluster.device is cpu"
+    batch = _section(BatchSize, raw, "batch") if isinstance(raw.get("batch"), Mapping) else None
+    if batch and raw.get("learning_rate_rule") == "linear" and batch.per_gpu is None:
+        yield f"{path}.learning_rate_rule: linear belongs to weak scaling (batch.per_gpu)"
+    if batch and (batch.per_gpu is None) == (batch.global_ is None):
+        given = "neither" if batch.per_gpu is None else "both"
+        yield (
+            f"{path}.batch: got {given}; name per_gpu (weak scaling) or global (strong scaling), "
+            "and set the other to null in an overlay"
+        )
+    elif batch:
+        yield from _batch_mistakes(path, batch, model, dataset, gpus)
+
+
+def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:
+    optimizer = _section(Optimizer, raw, "optimizer")
+    schedule = _section(Schedule, raw, "schedule")
+    epochs = raw.get("epochs", Workload.model_fields["epochs"].default)
+    if optimizer and optimizer.nesterov and optimizer.name != "sgd":
+        yield f"{path}.optimizer.nesterov: belongs to sgd; {optimizer.name} needs it false"
+    elif optimizer and optimizer.nesterov and not optimizer.momentum:
+        yield f"{path}.optimizer.nesterov: needs a momentum above 0"
+    if schedule and isinstance(epochs, int) and 0 < epochs < schedule.warmup_epochs:
+        yield (
+            f"{path}.schedule.warmup_epochs: got {schedule.warmup_epochs:g}; it must not be more "
+            f"than the workload's epochs, {epochs}"
+        )
+
+
+def _batch_mistakes(
+    path: str, batch: BatchSize, model: Model | None, dataset: Dataset | None, gpus: Sequence[int]
+) -> Iterator[str]:
+    for count in gpus:
+        if batch.global_ is not None and batch.global_ % count:
+            yield (
+                f"{path}.batch.global: got {batch.global_}; it must be divisible by every count in "
+                f"matrix.gpus, and {count} does not divide it"
+            )
+            continue
+        per_gpu = batch.per_gpu or (batch.global_ or 0) // count
+        if per_gpu % batch.accumulate:
+            yield (
+                f"{path}.batch.accumulate: got {batch.accumulate}; it must divide the {per_gpu} "
+                f"images a GPU has at {count} GPUs"
+            )
+        elif model and per_gpu // batch.accumulate < 2 and model.name in WITH_BATCH_NORM:
+            yield (
+                f"{path}.batch: one image a micro-batch at {count} GPUs leaves batch-norm no "
+                "statistics; use at least 2"
+            )
+        if dataset and per_gpu * count > dataset.train_size:
+            yield (
+                f"{path}.batch: a step of {per_gpu * count} images at {count} GPUs is more than "
+                f"the {dataset.train_size} training images"
+            )

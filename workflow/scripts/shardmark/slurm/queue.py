@@ -1,0 +1,117 @@
+"""Slurm's queue: what is asked of it, this process's job, and the jobs of a matrix."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmark.cells import Cell
+from shardmark.errors import UserError
+
+ASK_S = 60.0
+
+
+def job_id() -> str | None:
+    """The number of the Slurm job this process belongs to, if it does."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def ask(*command: str) -> str:
+    """What a Slurm command prints.
+
+    Raises:
+        UserError: if it cannot be run or fails.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{command[0]} cannot be asked ({error})") from None
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def state_of(job: str) -> str:
+    """The state of a job that is queued, running or held (``RUNNING``); empty if it is none.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    try:
+        state = ask("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip()
+    except UserError as error:
+        if "Invalid job id" in str(error):  # Slurm has forgotten it
+            return ""
+        raise
+    # Its processes are being ended.
+    return "" if state == "COMPLETING" else state
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is queued or running.
+
+    Attributes:
+        job_id: its number.
+        state: ``PENDING``, ``RUNNING``, ...
+        reason: why it waits, in Slurm's word.
+        comment: rule and wildcards, as Snakemake's executor writes them.
+        nodes: where it runs, as a list in Slurm's notation.
+        left: time until its limit, ``[days-]hours:minutes:seconds``.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    comment: str
+    nodes: str
+    left: str
+
+
+def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
+    """The jobs of this user that were sent from a project's folder and have not ended.
+
+    Args:
+        project: the folder.
+        comments: of the jobs that count, as ``comments_of`` gives them for the cells of a matrix.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    user = getpass.getuser()
+    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%k|%N|%L|%Z")
+    found = [line.split("|", 6) for line in text.splitlines()]
+    here = str(project.resolve())
+    return [
+        Job(*fields)
+        for *fields, folder in found
+        if folder == here and fields[1] != "COMPLETING" and fields[3] in comments
+    ]
+
+
+def comment_of(rule: str, wildcards: Sequence[str]) -> str:
+    """What Snakemake's executor writes as the comment of a rule's job."""
+    return "_".join(["rule", rule, "wildcards", *wildcards])
+
+
+def comments_of(cells: Iterable[Cell]) -> set[str]:
+    """The comments of all jobs that the results of cells come from, those of the gate included.
+
+    Names in a comment stand in a row with ``_`` between them, as in names themselves: workload
+    ``b_c`` of run ``a`` cannot be told from workload ``c`` of run ``a_b``.
+    """
+    found = set()
+    for cell in cells:
+        run, workload, strategy = cell.run, cell.workload, cell.strategy
+        gpus, seed = str(cell.gpus), str(cell.seed)
+        found |= {
+            comment_of("train", [run, workload, strategy, gpus, seed]),
+            comment_of("pin_block", [run, workload, gpus, seed]),
+            comment_of("check_parity", [run, workload, strategy, gpus]),
+            comment_of("make_oracle", [run, workload, gpus]),
+        }
+    return found
