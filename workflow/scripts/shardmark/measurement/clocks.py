@@ -16,6 +16,9 @@ OTHER = "other"
 class Phases:
     """Wall-clock seconds of a process, each second in exactly one phase.
 
+    Args:
+        imports_s: what it had taken before, for its imports.
+
     Attributes:
         seconds: by phase; ``other`` is the time in none.
         heart: tells the launcher how far the process has come.

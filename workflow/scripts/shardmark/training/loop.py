@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.profiler import record_function
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.profiler import ProfilerActivity, profile
 
 from shardmark.cells import Cell
 from shardmark.effective_config import EffectiveConfig
@@ -26,12 +22,13 @@ from shardmark.measurement.clocks import Phases, StepClock
 from shardmark.measurement.environment import torch_environment
 from shardmark.measurement.model_cost import ModelCost, cost_of
 from shardmark.measurement.model_state import float32_bytes, held, predicted
-from shardmark.measurement.steady_state import is_stationary, summarise_steps
-from shardmark.measurement.step_split import DATA, STEP, split_of
+from shardmark.measurement.steady_state import summarise_steps
 from shardmark.processes.heartbeat import Heartbeat
 from shardmark.training.inspection import StepObserver, effective_config
-from shardmark.training.probe import probe, uuid_of
+from shardmark.training.probe import probe
+from shardmark.training.profiled_pass import profiled
 from shardmark.training.runtime import Runtime, start_runtime
+from shardmark.training.steady_window import Window, measure_window
 from shardmark.training.strategy import Strategy, Task
 from shardmark.workload.data import Batch, TestData, TrainingData, load_images, training_data
 from shardmark.workload.models import build_model, shard_units
@@ -41,11 +38,6 @@ from shardmark.workload.precision import set_math_mode
 StrategyClass = Callable[[Task], Strategy]
 # At most; one is enough but where the loss scaler leaves out a step.
 INSPECTED_STEPS = 4
-# A profiler's first steps are slow.
-UNTRACED_STEPS = 2
-PROFILED_STEPS = 5
-# Factor on the number of steps estimated to fill a window, so that faster ones still fill it.
-WINDOW_MARGIN = 1.1
 
 
 def make_task(
@@ -64,7 +56,11 @@ def make_task(
 
 
 def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbeat) -> Tensor:
-    """One optimizer step; returns this process's mean loss before the update, on the device."""
+    """One optimizer step.
+
+    Returns:
+        this process's mean loss before the update: float32, shape (), on the device.
+    """
     heart.step()
     total = torch.zeros((), device=micro_batches[0].images.device)
     for index, batch in enumerate(micro_batches):
@@ -77,11 +73,6 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbe
         total += loss.detach()
     strategy.step()
     return total / len(micro_batches)
-
-
-def steps_to_fill(missing_s: float, step_s: float) -> int:
-    """Steps that fill what is missing of a window, and some more; 0 where nothing is."""
-    return max(2, math.ceil(WINDOW_MARGIN * missing_s / step_s)) if missing_s > 0 else 0
 
 
 class Step(NamedTuple):
@@ -104,6 +95,10 @@ class CellTraining:
         strategy: builds the strategy from its task.
         cell: what to train.
         phases: takes the time of each phase.
+
+    Raises:
+        UserError: if the processes are not those that the cell names, or their devices cannot be
+            used.
     """
 
     def __init__(self, strategy: StrategyClass, cell: Cell, phases: Phases) -> None:
@@ -149,11 +144,18 @@ class CellTraining:
         self.epochs_s: list[float] = []
 
     def run(self) -> dict[str, Any] | None:
-        """Train, evaluate, measure; rank 0 returns the result."""
+        """Train, evaluate, measure.
+
+        Returns:
+            On rank 0, as plain data for ``launching.cell_result``: ``loss``, ``accuracy`` and
+            ``epochs_s``, each by epoch; ``phases_s``; ``throughput`` and ``windows``, None where
+            ``diverged`` says how the loss did; what ``inspected`` steps showed; ``environment``;
+            and under ``ranks`` each rank's place, steps, probes, profile and memory. On the others
+            None.
+        """
         diverged = None
         throughput: dict[str, Any] | None = None
-        window: dict[str, Any] = {}
-        windows: dict[str, Any] | None = None
+        window: Window | None = None
         evaluations: list[tuple[float, float]] = []
         inspected: dict[str, Any] = {}
         split = None
@@ -169,25 +171,22 @@ class CellTraining:
                 with self.phases("inspection"):
                     inspected = self._inspect()
             throughput, window = self._measure()
-            windows = {
-                "steady_monotonic_s": (window["begin_monotonic_s"], window["end_monotonic_s"]),
-                "evaluations_monotonic_s": evaluations,
-            }
             if self.cell.measure.profile:
+                steps = self._endless_steps()
                 with self.phases("profile"):
-                    split = self._profile()
+                    split = profiled(self.runtime, lambda: next(steps), self._step).model_dump()
         except Diverged as error:
             diverged = str(error)
-        probes = [one.model_dump() for one in self.probes]
-        mine = (
-            window
-            | self._place()
-            | {
-                "steps": self.steps,
-                "probes": probes,
-                "profile": split,
-            }
-        )
+        steady = (window.begin_s, window.end_s) if window else None
+        mine = {
+            "node": os.environ.get("SHARDMARK_NODE") or os.uname().nodename,
+            "pid": os.getpid(),
+            "steps": self.steps,
+            "probes": [one.model_dump() for one in self.probes],
+            "profile": split,
+            "steady_monotonic_s": steady,
+            "torch_memory": window.torch_memory if window else {},
+        }
         ranks = self._gather(mine)
         if self.runtime.rank:
             return None
@@ -196,7 +195,8 @@ class CellTraining:
             "loss": self.losses,
             "accuracy": self.accuracies,
             "epochs_s": self.epochs_s,
-            "windows": windows,
+            "windows": window
+            and {"steady_monotonic_s": steady, "evaluations_monotonic_s": evaluations},
             "throughput": throughput,
             "ranks": ranks,
             "inspected": inspected,
@@ -235,7 +235,9 @@ class CellTraining:
         self.epochs_s.append(time.perf_counter() - begin)
         self.steps += [Step("training", epoch, step, ms) for step, ms in enumerate(steps_ms)]
         world = self.runtime.world_size
-        loss = float(self.runtime.sum_over_ranks(total).item()) / (world * self.data.steps)
+        loss = float(self.runtime.sum_over_ranks(total).item()) / (
+            world * self.data.steps_per_epoch
+        )
         if not math.isfinite(loss):
             raise Diverged(f"the mean loss of epoch {epoch + 1} is {loss}")
         self.losses.append(loss)
@@ -315,130 +317,35 @@ class CellTraining:
             "at_rest_bytes": [size for _, size in everyone],
         }
 
-    def _measure(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Time a window of uninterrupted steps, after a warm-up whose end the step times show."""
+    def _measure(self) -> tuple[dict[str, Any], Window]:
+        """Fields of Throughput, and this process's window."""
         self.strategy.train()
         steps = self._endless_steps()
-        with self.phases("warmup"):
-            warmup, stationary = self._warm_up(steps)
-        with self.phases("steady"):
-            window, steady = self._steady_state(steps, warmup)
-        for index, ms in enumerate(warmup + steady):
-            epoch, step = divmod(index, self.data.steps)
-            phase = "warmup" if index < len(warmup) else "steady"
+        window = measure_window(
+            self.runtime, self.cell.measure, self.phases, lambda: self._step(next(steps))
+        )
+        for index, ms in enumerate(window.warmup_ms + window.steady_ms):
+            epoch, step = divmod(index, self.data.steps_per_epoch)
+            phase = "warmup" if index < len(window.warmup_ms) else "steady"
             self.steps.append(Step(phase, self.cell.definition.epochs + epoch, step, ms))
-        throughput = summarise_steps(self._gather(steady), self.cell.global_batch_size) | {
-            "window_complete": window["end_monotonic_s"] - window["begin_monotonic_s"]
-            >= self.cell.measure.steady_s,
-            "warmup_steps": len(warmup),
-            "warmup_converged": stationary,
+        everyone = self._gather(window.steady_ms)
+        throughput = summarise_steps(everyone, self.cell.global_batch_size) | {
+            "window_complete": window.end_s - window.begin_s >= self.cell.measure.steady_s,
+            "warmup_steps": len(window.warmup_ms),
+            "warmup_converged": window.converged,
         }
         self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
         return throughput, window
 
-    def _warm_up(self, steps: Iterator[list[Batch]]) -> tuple[list[float], bool]:
-        """The times of the steps until they are stationary, and whether they became so, ms."""
-        settings = self.cell.measure
-        warmup: list[float] = []
-        stationary = False
-        while not stationary and len(warmup) < settings.warmup_max_steps:
-            part = max(settings.warmup_min_steps, len(warmup))
-            part = min(part, settings.warmup_max_steps - len(warmup))
-            warmup += self._timed(steps, part)
-            stationary = bool(self.runtime.rank0_decides(float(is_stationary(warmup))))
-        return warmup, stationary
-
-    def _steady_state(
-        self, steps: Iterator[list[Batch]], warmup: Sequence[float]
-    ) -> tuple[dict[str, Any], list[float]]:
-        """This process's window on the monotonic clock, its memory, and its steps' times, ms."""
-        settings = self.cell.measure
-        # A fast step, not a typical one, and some more of them: the window is to be at least as
-        # long as asked for, and every rank must take as many steps.
-        recent = sorted(warmup[-settings.warmup_min_steps :])
-        step_s = recent[len(recent) // 10] / 1000
-        count = int(self.runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
-        if self.runtime.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        dist.barrier()
-        self.runtime.synchronise()
-        clock = StepClock(self.runtime.device)
-        begin = time.monotonic()
-        while count:
-            self._take(steps, clock, count)
-            steps_ms = clock.step_ms()
-            end = time.monotonic()
-            # Where steps became faster the window goes on; the device waits for the decision, and
-            # the step after it is that much longer.
-            more = steps_to_fill(settings.steady_s - (end - begin), (end - begin) / len(steps_ms))
-            count = int(self.runtime.rank0_decides(more))
-        window = {"begin_monotonic_s": begin, "end_monotonic_s": end}
-        return window | self._torch_memory(), steps_ms
-
     def _endless_steps(self) -> Iterator[list[Batch]]:
         for epoch in itertools.count(self.cell.definition.epochs):
             yield from self.data.epoch(epoch)
-
-    def _timed(self, steps: Iterator[list[Batch]], count: int) -> list[float]:
-        clock = StepClock(self.runtime.device)
-        self._take(steps, clock, count)
-        return clock.step_ms()
-
-    def _take(self, steps: Iterator[list[Batch]], clock: StepClock, count: int) -> None:
-        for _ in range(count):
-            self._step(next(steps))
-            clock.mark()
 
     def _gather(self, mine: Any) -> list[Any]:
         """What every rank has, on every rank."""
         everyone: list[Any] = [None] * self.runtime.world_size
         dist.all_gather_object(everyone, mine)
         return everyone
-
-    def _place(self) -> dict[str, Any]:
-        """Where this process runs."""
-        node = os.environ.get("SHARDMARK_NODE") or os.uname().nodename
-        return {"node": node, "pid": os.getpid()}
-
-    def _profile(self) -> dict[str, Any]:
-        """Where the time of a few more steps goes."""
-        activities = [ProfilerActivity.CPU]
-        if self.runtime.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-        steps = self._endless_steps()
-        dist.barrier()
-        with profile(activities=activities) as profiler:
-            for index in range(UNTRACED_STEPS + PROFILED_STEPS):
-                if index <= UNTRACED_STEPS:
-                    self.runtime.synchronise()
-                name = STEP if index >= UNTRACED_STEPS else "warm-up"
-                with record_function(name):
-                    with record_function(DATA):
-                        micro_batches = next(steps)
-                    self._step(micro_batches)
-            self.runtime.synchronise()
-        with tempfile.TemporaryDirectory(prefix="shardmark-") as folder:
-            trace = Path(folder, "trace.json")
-            profiler.export_chrome_trace(str(trace))
-            events = json.loads(trace.read_text())["traceEvents"]
-        return split_of(events, self.runtime.rank).model_dump()
-
-    def _torch_memory(self) -> dict[str, Any]:
-        """Peaks of torch's allocator by device index, bytes, since the window began."""
-        if self.runtime.device.type != "cuda":
-            return {"torch_memory": {}}
-        mine = self.runtime.device.index
-        devices = self.runtime.replicas if len(self.runtime.replicas) > 1 else [mine]
-        return {
-            "torch_memory": {
-                str(device): {
-                    "uuid": uuid_of(torch.device("cuda", device)),
-                    "allocated": torch.cuda.max_memory_allocated(device),
-                    "reserved": torch.cuda.max_memory_reserved(device),
-                }
-                for device in devices
-            }
-        }
 
     def _say(self, line: str) -> None:
         if self.runtime.rank == 0:

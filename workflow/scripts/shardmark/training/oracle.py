@@ -31,13 +31,15 @@ class Trajectory:
 
     Attributes:
         losses: mean loss over the global batch, one a step.
-        initial, first, final: parameters by name on the CPU: before, after the first step that
-            changed them (loss scaling may skip steps), at the end.
+        initial: parameters by name, on the CPU.
+        after_first_update: likewise, after the first step that changed them; the loss scaler may
+            leave steps out.
+        final: likewise, at the end.
     """
 
     losses: list[float]
     initial: dict[str, Tensor]
-    first: dict[str, Tensor]
+    after_first_update: dict[str, Tensor]
     final: dict[str, Tensor]
 
 
@@ -68,12 +70,12 @@ def run_oracle(
     padded, labels = pipeline.pad(images.pixels).to(device), images.labels.to(device)
     per_epoch = len(labels) // cell.global_batch_size
     losses: list[float] = []
-    initial = first = _parameters(model)
+    initial = updated = _parameters(model)
     moved = False
     for step in range(steps):
-        epoch, place = divmod(step, per_epoch)
+        epoch, step_in_epoch = divmod(step, per_epoch)
         shuffled = epoch_order(cell.seed, epoch, len(labels)).to(device)
-        start = place * cell.global_batch_size
+        start = step_in_epoch * cell.global_batch_size
         rate = learning_rate_at(workload, cell.gpus, step, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -92,9 +94,9 @@ def run_oracle(
         optimizer.zero_grad()
         losses.append(total)
         if not moved:
-            first = _parameters(model)
-            moved = differ(first, initial)
-    return Trajectory(losses, initial, first, _parameters(model))
+            updated = _parameters(model)
+            moved = differ(updated, initial)
+    return Trajectory(losses, initial, updated, _parameters(model))
 
 
 def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tensor]:

@@ -163,7 +163,7 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
     Returns:
         for each precision ``{"trajectory": Trajectory, "floor": Deviation, "first_update_floor":
         float, "summary", "summary_floor"}`` and, under ``real``, the real model's ``{"summary",
-        "floor"}`` (of the first steps' losses and gradient norms), or None.
+        "floor"}``, or None.
     """
     compute_alike(device)
     oracles: dict[str, Any] = {}
@@ -257,30 +257,38 @@ def _train(
         state = driven.full_state_dict()
         return {name: state[name] for name in names & state.keys()}
 
-    initial = first = weights()
+    initial = updated = weights()
     moved = False
     for step in range(steps):
-        epoch, place = divmod(step, data.steps)
-        if place == 0:
+        epoch, step_in_epoch = divmod(step, data.steps_per_epoch)
+        if step_in_epoch == 0:
             batches = data.epoch(epoch)
-        driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps))
+        driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps_per_epoch))
         loss = take_step(driven, next(batches), phases.heart)
         losses.append(float(runtime.sum_over_ranks(loss)) / runtime.world_size)
         if not moved:
-            first = weights()
-            moved = bool(runtime.rank0_decides(float(differ(first, initial))))
-    return Trajectory(losses, initial, first, final=weights())
+            updated = weights()
+            moved = bool(runtime.rank0_decides(float(differ(updated, initial))))
+    return Trajectory(losses, initial, updated, final=weights())
 
 
 def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
-    """How far a trajectory lies from the oracle's, relatively."""
+    """How far a trajectory lies from the oracle's.
+
+    The loss's is the largest relative difference of a step; the weights' are the L2 norm of the
+    difference over that of the oracle's, all parameters taken together.
+
+    Raises:
+        ValueError: if they differ in their number of steps, or one lacks parameters.
+    """
     return Deviation(
         loss=max(
             abs(mine - its) / abs(its)
             for mine, its in zip(found.losses, oracle.losses, strict=True)
         ),
         first_update=_distance(
-            _difference(found.first, found.initial), _difference(oracle.first, oracle.initial)
+            _difference(found.after_first_update, found.initial),
+            _difference(oracle.after_first_update, oracle.initial),
         ),
         final_weights=_distance(found.final, oracle.final),
     )
@@ -370,7 +378,9 @@ def judge_real_model(
 def summary_of(trajectory: Trajectory) -> dict[str, float]:
     """What of a large model's trajectory fits in a few numbers."""
     losses = {f"loss_{step}": loss for step, loss in enumerate(trajectory.losses)}
-    return losses | {"first_update_norm": _norm(_difference(trajectory.first, trajectory.initial))}
+    return losses | {
+        "first_update_norm": _norm(_difference(trajectory.after_first_update, trajectory.initial))
+    }
 
 
 def summary_difference(found: Mapping[str, float], oracle: Mapping[str, float]) -> float:

@@ -26,14 +26,14 @@ class Size:
     """How much a probe does: side of square matrices, bytes copied and reduced, repetitions."""
 
     side: int
-    copied: int
-    reduced: int
+    copy_bytes: int
+    all_reduce_bytes: int
     repetitions: int
 
 
 # Large enough to fill the device, short enough to be a second together.
-GPU_SIZE = Size(side=8192, copied=2**30, reduced=2**26, repetitions=20)
-CPU_SIZE = Size(side=256, copied=2**25, reduced=2**18, repetitions=5)
+GPU_SIZE = Size(side=8192, copy_bytes=2**30, all_reduce_bytes=2**26, repetitions=20)
+CPU_SIZE = Size(side=256, copy_bytes=2**25, all_reduce_bytes=2**18, repetitions=5)
 
 
 def probe(runtime: Runtime, precision: str) -> list[Probe]:
@@ -89,10 +89,10 @@ def _matmul_tflops(device: torch.device, precision: str) -> float:
 def _copy_gb_per_s(device: torch.device) -> float:
     """Bytes read and written, within the device's memory."""
     size = _size(device)
-    source = torch.zeros(size.copied // 4, device=device)
+    source = torch.zeros(size.copy_bytes // 4, device=device)
     target = torch.empty_like(source)
     seconds = _median_s(device, lambda: target.copy_(source))
-    return 2 * size.copied / seconds / 1e9
+    return 2 * size.copy_bytes / seconds / 1e9
 
 
 def all_reduce_gb_per_s(runtime: Runtime) -> float | None:
@@ -104,9 +104,9 @@ def all_reduce_gb_per_s(runtime: Runtime) -> float | None:
     if ranks == 1:
         return None
     size = _size(runtime.device)
-    message = torch.zeros(size.reduced // 4, device=runtime.device)
+    message = torch.zeros(size.all_reduce_bytes // 4, device=runtime.device)
     seconds = _median_s(runtime.device, lambda: dist.all_reduce(message))
-    return 2 * (ranks - 1) / ranks * size.reduced / seconds / 1e9
+    return 2 * (ranks - 1) / ranks * size.all_reduce_bytes / seconds / 1e9
 
 
 def _median_s(device: torch.device, work: Callable[[], object]) -> float:

@@ -218,7 +218,7 @@ class TrainingData:
         self.accumulate = workload.batch.accumulate
         self.device = device
         self.count = len(images.labels)
-        self.steps = self.count // (replica_count * per_replica)
+        self.steps_per_epoch = self.count // (replica_count * per_replica)
         self._load(images, workload)
 
     def _load(self, images: Images, workload: Workload) -> None:
@@ -240,7 +240,9 @@ class TrainingData:
     def epoch(self, epoch: int, steps: int | None = None) -> Iterator[list[Batch]]:
         """The steps of an epoch, each a list of ``accumulate`` micro-batches."""
         order = epoch_order(self.seed, epoch, self.count).to(self.device)
-        for step in range(self.steps if steps is None else min(steps, self.steps)):
+        for step in range(
+            self.steps_per_epoch if steps is None else min(steps, self.steps_per_epoch)
+        ):
             yield [self._batch(order, epoch, step, micro) for micro in range(self.accumulate)]
 
     def _batch(self, order: Tensor, epoch: int, step: int, micro: int) -> Batch:
@@ -265,7 +267,7 @@ class LoadedTrainingData(TrainingData):
     def epoch(self, epoch: int, steps: int | None = None) -> Iterator[list[Batch]]:
         """The steps of an epoch, each a list of ``accumulate`` micro-batches."""
         order = epoch_order(self.seed, epoch, self.count)
-        count = self.steps if steps is None else min(steps, self.steps)
+        count = self.steps_per_epoch if steps is None else min(steps, self.steps_per_epoch)
         index = [
             self.samples(order, step, micro)
             for step in range(count)

@@ -1,0 +1,121 @@
+"""The steady window: uninterrupted steps, after a warm-up whose end the step times show."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from shardmark.config import Measure
+from shardmark.measurement.clocks import Phases, StepClock
+from shardmark.measurement.steady_state import is_stationary
+from shardmark.training.probe import uuid_of
+from shardmark.training.runtime import Runtime
+
+# Factor on the number of steps estimated to fill a window, so that faster ones still fill it.
+WINDOW_MARGIN = 1.1
+
+
+class Window(NamedTuple):
+    """One process's window.
+
+    Attributes:
+        warmup_ms: times of the steps before it.
+        converged: whether those had become stationary, or were as many as were allowed.
+        steady_ms: times of its own steps; their number is the same on every rank.
+        begin_s: on this machine's monotonic clock.
+        end_s: likewise.
+        torch_memory: of each of this process's GPUs, by index, ``uuid`` and the peaks of torch's
+            allocator since the window began, ``allocated`` and ``reserved``, bytes.
+    """
+
+    warmup_ms: list[float]
+    converged: bool
+    steady_ms: list[float]
+    begin_s: float
+    end_s: float
+    torch_memory: dict[str, dict[str, Any]]
+
+
+def measure_window(
+    runtime: Runtime, settings: Measure, phases: Phases, take: Callable[[], object]
+) -> Window:
+    """Warm up, then time a window of at least ``settings.steady_s``.
+
+    Args:
+        runtime: this process among the others; all of them measure together.
+        settings: how long, and within which bounds the warm-up lies.
+        phases: takes the time of both, as ``warmup`` and ``steady``.
+        take: takes one training step.
+    """
+    with phases("warmup"):
+        warmup, converged = _warm_up(runtime, settings, take)
+    with phases("steady"):
+        # A fast step, not a typical one, and some more of them: the window is to be at least as
+        # long as asked for, and every rank must take as many steps.
+        recent = sorted(warmup[-settings.warmup_min_steps :])
+        step_s = recent[len(recent) // 10] / 1000
+        count = int(runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
+        if runtime.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        dist.barrier()
+        runtime.synchronise()
+        clock = StepClock(runtime.device)
+        begin = time.monotonic()
+        while count:
+            _take(take, clock, count)
+            steps_ms = clock.step_ms()
+            end = time.monotonic()
+            # Where steps became faster the window goes on; the device waits for the decision, and
+            # the step after it is that much longer.
+            more = steps_to_fill(settings.steady_s - (end - begin), (end - begin) / len(steps_ms))
+            count = int(runtime.rank0_decides(more))
+        return Window(warmup, converged, steps_ms, begin, end, _torch_memory(runtime))
+
+
+def steps_to_fill(missing_s: float, step_s: float) -> int:
+    """Steps that fill what is missing of a window, and some more; 0 where nothing is.
+
+    At least two: the first of them waited for the decision to take it.
+    """
+    return max(2, math.ceil(WINDOW_MARGIN * missing_s / step_s)) if missing_s > 0 else 0
+
+
+def _warm_up(
+    runtime: Runtime, settings: Measure, take: Callable[[], object]
+) -> tuple[list[float], bool]:
+    """The times of the steps until they are stationary, and whether they became so, ms."""
+    warmup: list[float] = []
+    stationary = False
+    while not stationary and len(warmup) < settings.warmup_max_steps:
+        part = max(settings.warmup_min_steps, len(warmup))
+        part = min(part, settings.warmup_max_steps - len(warmup))
+        clock = StepClock(runtime.device)
+        _take(take, clock, part)
+        warmup += clock.step_ms()
+        stationary = bool(runtime.rank0_decides(float(is_stationary(warmup))))
+    return warmup, stationary
+
+
+def _take(take: Callable[[], object], clock: StepClock, count: int) -> None:
+    for _ in range(count):
+        take()
+        clock.mark()
+
+
+def _torch_memory(runtime: Runtime) -> dict[str, dict[str, Any]]:
+    if runtime.device.type != "cuda":
+        return {}
+    devices = runtime.replicas if len(runtime.replicas) > 1 else [runtime.device.index]
+    return {
+        str(device): {
+            "uuid": uuid_of(torch.device("cuda", device)),
+            "allocated": torch.cuda.max_memory_allocated(device),
+            "reserved": torch.cuda.max_memory_reserved(device),
+        }
+        for device in devices
+    }
