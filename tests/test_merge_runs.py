@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from built_pages import build
 from gpu_matrix import config_of, edit_json, write_matrix
@@ -45,7 +46,10 @@ def test_seeds_of_two_runs_become_one_run_that_can_be_compared(
     joined = tmp_path / "joined"
     result = merge_runs(joined, monday, tuesday)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == f"18 cells of 2 sets are in {joined}"
+    first, *_, run, matrix = result.stdout.strip().splitlines()
+    assert first == f"18 cells of 2 sets are in {joined}"
+    overlay = yaml.safe_load(f"{run}\n{matrix}")
+    assert overlay == {"run": "joined", "matrix": {"gpus": [1], "seeds": list(range(9))}}
     cells = cells_of_set(read_result_set(joined))
     assert len(cells) == 18
     assert set(cells["run"]) == {"joined"}

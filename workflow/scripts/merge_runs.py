@@ -5,7 +5,8 @@
 The cells are copied to results/joined/, each counted once; the sets are left as they are. What
 speaks against a merge is named, and nothing is written: a workload, strategy or GPU count that does
 not mean the same in all sets, or a cell with different results. `snakemake report` with a
-configuration whose `run` is joined then makes their one report.
+configuration whose `run` is joined then makes their one report; what such an overlay says is
+printed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,13 @@ def summary(merged: Merged, sets: int, folder: Path) -> str:
         lines += [f"  {text}" for text in texts[:NAMED]]
         if len(texts) > NAMED:
             lines.append(f"  and {len(texts) - NAMED} more, in {folder / 'merged.json'}")
+    cells = [result.metrics.cell for result in merged.results]
+    lines += [
+        "their report: snakemake report, with the sets' configuration and an overlay that says",
+        f"  run: {folder.name}",
+        f"  matrix: {{gpus: {sorted({cell.gpus for cell in cells}, reverse=True)}, "
+        f"seeds: {sorted({cell.seed for cell in cells})}}}",
+    ]
     return "\n".join(lines)
 
 
