@@ -107,6 +107,29 @@ def test_a_library_that_ends_the_process_is_a_failure() -> None:
     assert found[1].exception == "the process ended with exit code 3 and left no exception"
 
 
+def test_the_signal_that_srun_passes_on_to_the_other_node_is_not_the_cause() -> None:
+    told = node(died(0, -signal.SIGTERM, time=102.0), ended_by="signal", ended_since=101.0)
+    crashed = node(died(3, -signal.SIGSEGV), index=1, name="n2")
+    found = failure_of(CELL, ended(told, crashed))
+    assert found is not None
+    assert (found[0], found[1].rank) == ("failed", 3)
+    killed = node(died(3, -signal.SIGKILL), index=1, name="n2")
+    with pytest.raises(Interrupted, match="something else killed rank 3"):
+        failure_of(CELL, ended(told, killed))
+    hung = node(died(3, -signal.SIGTERM, time=100.5), index=1, name="n2", ended_by="stall")
+    found = failure_of(CELL, ended(told, hung))
+    assert found is not None
+    assert found[1].exception.startswith("hung")
+
+
+def test_what_dies_after_a_cancellation_is_no_cause_of_it() -> None:
+    told = node(ended_by="signal", ended_since=101.0)
+    for death in (died(3, -signal.SIGTERM, time=100.9), died(3, 1, time=101.4)):
+        other = node(death, index=1, name="n2")
+        with pytest.raises(Interrupted, match="was asked to end"):
+            failure_of(CELL, ended(told, other, failures=(raised(3, time=101.3),)))
+
+
 @pytest.mark.parametrize("cause", ["signal", "orphaned"])
 def test_a_cell_that_was_asked_to_end_is_no_result(cause: str) -> None:
     left = ended(node(died(0, 1), ended_by=cause), failures=(raised(0),))

@@ -78,7 +78,7 @@ def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
     """What a node's watch ended its ranks for."""
     causes = {node.ended_by: node for node in ended.nodes if node.ended_by}
     for cause, words in (("signal", "asked to end"), ("orphaned", "left by what started it")):
-        if cause in causes:
+        if cause in causes and not (cause == "signal" and _passed_on(ended)):
             raise Interrupted(
                 f"{title}: was {words} (cancelled, preempted, out of Slurm's time, or its "
                 "controller killed). This is no result; run it again"
@@ -99,6 +99,24 @@ def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
         reason = f"the time limit ended it after {seconds:.0f} s; {where}"
         return _failed(ended, "timeout", phase, None, reason)
     return None
+
+
+def _passed_on(ended: Ended) -> bool:
+    """Whether the signal that ended a node was srun's, because another node had ended before.
+
+    srun ends all tasks where one fails (--kill-on-bad-exit). Who cancels a job signals all nodes at
+    once: what dies of that dies later, or of the signal.
+    """
+    asked = min(node.ended_since or 0.0 for node in ended.nodes if node.ended_by == "signal")
+    others = [node for node in ended.nodes if node.ended_by != "signal"]
+    died = [
+        float(death["time"])
+        for node in others
+        for death in node.failures
+        if node.ended_by is None and death["exit_code"] != -signal.SIGTERM
+    ]
+    given_up = [node.ended_since for node in others if node.ended_since is not None]
+    return min([*died, *given_up], default=math.inf) < asked
 
 
 def _killed(title: str, rank: int, ended: Ended) -> tuple[Status, Failure]:
