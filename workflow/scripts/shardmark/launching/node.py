@@ -146,18 +146,24 @@ def run_node(plan: Plan, index: int) -> NodeReport:
     local = local_folder(os.environ.get(SCRATCH_VARIABLE))
     with tempfile.TemporaryDirectory(prefix="shardmark-", dir=local) as folder, no_survivors():
         failures = plan.scratch / f"failures.node{index}.json"
-        with watched:
-            # Before the clock: what a site sets up is no part of the cell's time.
-            env = _environment(plan, ranks, Path(folder, "heartbeats"))
-            beats = Heartbeats(Path(folder, "heartbeats"), ranks)
-            command = _command(plan, index, ranks, failures, Path(folder))
-            begin = time.monotonic()
-            process = subprocess.Popen(
-                tethered(_at_site(plan, command, Path(folder), env)),
-                env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
-            )
-            intervention = _watch(process, plan, index, begin, beats)
-            seconds, at = time.monotonic() - begin, time.time()
+        intervention: Intervention | None = None
+        try:
+            with watched:
+                # Before the clock: what a site sets up is no part of the cell's time.
+                env = _environment(plan, ranks, Path(folder, "heartbeats"))
+                beats = Heartbeats(Path(folder, "heartbeats"), ranks)
+                command = _command(plan, index, ranks, failures, Path(folder))
+                begin = time.monotonic()
+                process = subprocess.Popen(
+                    tethered(_at_site(plan, command, Path(folder), env)),
+                    env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
+                )
+                intervention = _watch(process, plan, index, begin, beats)
+                seconds, at = time.monotonic() - begin, time.time()
+        except UserError:
+            # What ended this node's part ended its sampler too.
+            if intervention is None:
+                raise
         return NodeReport(
             index=index,
             name=node_name(),
