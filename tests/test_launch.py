@@ -62,7 +62,7 @@ def test_a_rank_that_raises_is_a_failure_with_its_phase_rank_and_exception(tmp_p
     cell = cell_at(gpus=2)
     ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE="error")
     assert ended.exit_code != 0
-    assert not ended.timed_out
+    assert [node.ended_by for node in ended.nodes] == [None]
     status, failure = run_cell.failure_of(cell, ended) or ("", None)
     assert status == "failed"
     assert failure is not None
@@ -136,7 +136,7 @@ def test_the_time_limit_ends_every_process(
     pids = pids_in(capfd.readouterr().out)
     assert len(pids) == 2
     assert_gone(pids)
-    assert ended.timed_out
+    assert [node.ended_by for node in ended.nodes] == ["time limit"]
     assert 3 <= ended.seconds < 8
     status, failure = run_cell.failure_of(cell, ended) or ("", None)
     assert status == "timeout"

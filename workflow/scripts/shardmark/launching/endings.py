@@ -77,8 +77,10 @@ def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Fa
 def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
     """What a node's watch ended its ranks for."""
     causes = {node.ended_by: node for node in ended.nodes if node.ended_by}
+    if "signal" in causes and _passed_on(ended):
+        del causes["signal"]
     for cause, words in (("signal", "asked to end"), ("orphaned", "left by what started it")):
-        if cause in causes and not (cause == "signal" and _passed_on(ended)):
+        if cause in causes:
             raise Interrupted(
                 f"{title}: was {words} (cancelled, preempted, out of Slurm's time, or its "
                 "controller killed). This is no result; run it again"

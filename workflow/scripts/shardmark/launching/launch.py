@@ -60,11 +60,6 @@ class Ended:
     log_tail: list[str]
     seconds: float
 
-    @property
-    def timed_out(self) -> bool:
-        """Whether the time limit ended them."""
-        return any(node.ended_by == "time limit" for node in self.nodes)
-
 
 def launch(
     script: Path,

@@ -22,8 +22,8 @@ FAULTS = (
     "hw_power_brake_slowdown",
 )
 POWER_CAP = "sw_power_cap"
-# Limits without a source are chosen: undisturbed runs of one cell on an H200 spread by 0.3 %
-# (README), so that none of these is reached by chance.
+# Limits without a source are chosen, well above the 0.3 % by which undisturbed runs of one DDP cell
+# on an H200 spread (README).
 MOST_THROTTLED_PCT = 1.0
 # What a driver keeps is less, and a CUDA context more than this.
 MOST_IDLE_MEMORY_BYTES = 256 * 2**20
