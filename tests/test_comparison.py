@@ -298,13 +298,16 @@ def test_cells_that_failed_or_are_suspect_or_unproven_are_left_out_with_the_reas
     of_it = cells["strategy"] == "fsdp"
     cells.loc[of_it & (cells["seed"] == 0), ["status", "images_per_s"]] = ["oom", np.nan]
     suspect = of_it & (cells["seed"] == 1)
-    cells.loc[suspect, ["validity", "validity_reasons"]] = ["suspect", "throttled"]
+    cells.loc[suspect, ["validity", "validity_reasons"]] = [
+        "suspect",
+        "throttled: by hw_slowdown for 12 %; drifting: steps became 7.1 % slower",
+    ]
     cells.loc[suspect, "images_per_s"] = 1.0
     cells.loc[of_it & (cells["seed"] == 2), "parity"] = "missing"
     row = primary(compare(cells, "ddp")).loc["fsdp"]
     assert row["n"] == 9
     assert row["ratio"] == pytest.approx(0.97, abs=0.0097)
-    for reason in ("1 oom", "1 suspect: throttled", "1 parity missing"):
+    for reason in ("1 oom", "1 suspect (throttled, drifting)", "1 parity missing"):
         assert reason in row["reason"]
 
 

@@ -63,3 +63,35 @@ def test_more_than_three_names_are_a_number(names: int) -> None:
     _, _, fastest, _, _ = row_of(cells_table({"ddp": 1.0, **others}, range(3)))
     said = {3: "from s0, s1, s2]", 4: "from any of the 4 others]"}
     assert said[names] in fastest
+
+
+def drifting(cells: pd.DataFrame, strategy: str) -> pd.DataFrame:
+    """All but three of its cells marked as suspect."""
+    of_it = (cells["strategy"] == strategy) & (cells["seed"] > 2)
+    return cells.assign(validity=cells["validity"].where(~of_it, "suspect"))
+
+
+def test_what_suspect_runs_would_change_stands_beside_what_is_shown_without_them() -> None:
+    cells = drifting(with_memory(cells_table(SPEEDS)), "fsdp")
+    _, runs, fastest, memory, _ = row_of(cells)
+    assert runs == "3 to 9"
+    assert "[shown to be better than fsdp2; not told apart yet from fsdp]" in fastest
+    assert "[with the suspect runs too: shown to be better than fsdp, fsdp2]" in fastest
+    assert "not told apart yet from fsdp" in memory
+
+
+def test_suspect_runs_that_change_nothing_are_said_to() -> None:
+    cells = cells_table(SPEEDS)
+    last = (cells["strategy"] == "fsdp") & (cells["seed"] == 8)
+    cells = cells.assign(validity=cells["validity"].where(~last, "suspect"))
+    _, _, fastest, _, _ = row_of(cells)
+    assert "[with the suspect runs too: the same]" in fastest
+
+
+def test_another_best_by_suspect_runs_is_named() -> None:
+    cells = drifting(cells_table({"ddp": 1.0, "fsdp": 0.99}, sd=0.0001), "fsdp")
+    lifted = (cells["validity"] == "suspect").map({True: 1.2, False: 1.0})
+    cells = cells.assign(images_per_s=cells["images_per_s"] * lifted)
+    _, _, fastest, _, _ = row_of(cells)
+    assert fastest.startswith("ddp, ")
+    assert "[with the suspect runs too: fsdp, " in fastest

@@ -18,7 +18,7 @@ from gpu_matrix import config_of, write_crowded, write_matrix
 from plot import draw_all, read_data
 from shardmark.config import Config
 from shardmark.figures.catalogue import DRAWN_BY, draw
-from shardmark.figures.drawing import Data, NothingToDraw
+from shardmark.figures.drawing import LEFT_OUT, Data, NothingToDraw
 from shardmark.figures.outcome_grid import outcome_figure
 from shardmark.figures.trade_offs import front
 from shardmark.matrix.gaps import find_gaps
@@ -202,3 +202,29 @@ def test_what_was_not_measured_is_said_and_not_drawn(tmp_path: Path) -> None:
     assert all(path.exists() for path in paths), "a workflow's outputs are all there"
     with pytest.raises(NothingToDraw, match="two GPU counts"):
         draw("scaling", data)
+
+
+def test_a_lone_epoch_has_one_tick_and_strategies_side_by_side(data: Data) -> None:
+    first = data.epochs[data.epochs.epoch == data.epochs.epoch.min()]
+    figure = draw("loss", replace(data, epochs=first))
+    check_legible(figure)
+    above = figure.axes[0]
+    low, high = above.get_xlim()
+    assert [tick for tick in above.get_xticks() if low < tick < high] == [1]
+    places = {float(line.get_xdata()[0]) for line in above.lines}
+    assert len(places) == len(data.labels)
+
+
+def test_a_run_that_does_not_count_is_pale_and_not_in_the_median(data: Data) -> None:
+    name, count = next(iter(data.labels)), data.gpus[0]
+    runs = data.counted[(data.counted.strategy == name) & (data.counted.gpus == count)]
+    assert len(runs) > 2
+    out = runs.images_per_s.idxmax()
+    cells = data.cells.copy()
+    cells.loc[out, "validity"] = "suspect"
+    axes = draw("throughput", replace(data, cells=cells)).axes[0]
+    row = [line for line in axes.lines if list(line.get_ydata())[:1] == [0]]
+    pale = [line for line in row if line.get_alpha() == LEFT_OUT]
+    assert [list(line.get_xdata()) for line in pale] == [[runs.images_per_s[out]]]
+    (median,) = [line for line in row if line.get_alpha() is None]
+    assert list(median.get_xdata()) == [runs.images_per_s.drop(out).median()]

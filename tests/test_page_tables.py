@@ -22,6 +22,14 @@ def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:
     assert found == [(name, count) for name in names for count in ("1", "2")]
 
 
+def test_one_gpu_count_has_no_scaling(tmp_path: Path) -> None:
+    config = config_of(strategies=["dp", "ddp"], gpus=[1])
+    write_matrix(config, tmp_path)
+    scaling = pd.read_csv(write_tables(config, tmp_path) / "scaling.csv")
+    assert len(scaling) == 2
+    assert scaling_table(config, scaling) is None
+
+
 def test_why_a_verdict_of_the_gate_is_what_it_is_stands_below(tmp_path: Path) -> None:
     config = config_of(strategies=["ddp", "fsdp"], gpus=[2])
     write_parity(config, "ddp", 2, tmp_path, status="failed", reason="fp32: loss deviates")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from built_pages import write_tables
@@ -23,9 +25,11 @@ from gpu_matrix import (
     write_matrix,
     write_parity,
 )
+from plot import read_data
 from shardmark.cells import cell_of
 from shardmark.config import Config, labels_of
 from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
+from shardmark.metrics import Metrics
 from shardmark.quantities import written
 from shardmark.report.exports import KINDS, TABLES, exported_files
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
@@ -131,6 +135,64 @@ def test_failures_are_counted_and_named_and_left_out(config: Config, tmp_path: P
     one = summary_of(config, tmp_path)[0]
     assert one.rows[1][1] == "2 of 3"
     assert "DDP: 2 ok, 1 oom." in one.notes
+
+
+def suspect(config: Config, strategy: str, seed: int) -> Metrics:
+    """A cell ten times as fast as its like, on GPUs that it shared."""
+    good = metrics_of(cell_of(config, "w", strategy, 1, seed))
+    assert good.throughput is not None
+    speed = good.throughput.model_copy(update={"images_per_s": 150_000.0})
+    shared = [device.model_copy(update={"foreign_processes": 2}) for device in good.devices]
+    return good.model_copy(update={"devices": shared, "throughput": speed})
+
+
+def by_heading(table: Table, row: int) -> dict[str, str]:
+    return dict(zip(table.headings, table.rows[row], strict=True))
+
+
+def test_medians_are_of_the_runs_that_are_compared(config: Config, tmp_path: Path) -> None:
+    write_matrix(config, tmp_path)
+    write(suspect(config, "ddp", 0), tmp_path)
+    one = summary_of(config, tmp_path)[0]
+    ddp = by_heading(one, 1)
+    assert ddp["Runs"] == "2 of 3"
+    assert "150,000" not in ddp["Throughput (images/s)"]
+    assert ddp["Throughput / DDP"] == "1.000"
+    assert "n = 2 to 3 runs" in one.caption
+    assert "Suspect and left out: 1 of 3 cells of DDP." in one.notes
+
+
+def test_a_strategy_of_suspect_runs_alone_is_shown_and_compared_to_nothing(
+    config: Config, tmp_path: Path
+) -> None:
+    write_matrix(config, tmp_path)
+    for seed in range(3):
+        write(suspect(config, "fsdp", seed), tmp_path)
+    one = summary_of(config, tmp_path)[0]
+    fsdp = by_heading(one, 2)
+    assert fsdp["Runs"] == "3"
+    assert fsdp["Throughput (images/s)"].startswith("150,000")
+    assert fsdp["Throughput / DDP"] == "–"
+    assert "Suspect, shown since no other run is: 3 of 3 cells of FSDP1." in one.notes
+
+
+def test_suspect_runs_count_where_the_configuration_says_so(tmp_path: Path) -> None:
+    config = config_of(gpus=[1])
+    lenient = config.model_copy(
+        update={"validity": config.validity.model_copy(update={"compare_suspect": True})}
+    )
+    write_matrix(config, tmp_path)
+    write(suspect(config, "fsdp", 0), tmp_path)
+    found = {}
+    for name, one in (("strict", config), ("lenient", lenient)):
+        tables = write_tables(one, tmp_path)
+        compared = pd.read_csv(tables / "comparisons.csv")
+        of_it = (compared.strategy == "fsdp") & (compared.family == "primary")
+        (verdict,) = json.loads((tables / "verdict.json").read_text())
+        found[name] = (int(compared[of_it].n.iloc[0]), verdict["runs"]["FSDP1"])
+        data = read_data(one, "w", tables, tmp_path)
+        assert len(data.counted[data.counted.strategy == "fsdp"]) == found[name][0]
+    assert found == {"strict": (2, 2), "lenient": (3, 3)}
 
 
 def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_path: Path) -> None:

@@ -79,22 +79,59 @@ def test_failures_and_suspects_are_said_before_the_verdict() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06}, range(10))
     fsdp = cells["strategy"] == "fsdp"
     cells.loc[fsdp & (cells["seed"] == 0), "status"] = "oom"
-    cells.loc[fsdp & (cells["seed"] == 1), ["validity", "validity_reasons"]] = ["suspect", "hot"]
+    marked(cells, fsdp & (cells["seed"] == 1), "hot: 95 °C")
     cells.loc[cells["strategy"] == "fsdp2", "parity"] = "failed"
     found = verdict_of(cells)
-    assert found.left_out["fsdp"] == {"oom": 1, "suspect: hot": 1}
-    assert found.sentences[:3] == [
+    assert found.left_out["fsdp"] == {"oom": 1, "suspect (hot)": 1}
+    assert found.sentences[:4] == [
         "Not all have the same number of runs: fsdp 8, the others 10.",
-        "2 of 10 cells of fsdp are left out: 1 oom and 1 suspect: hot.",
-        "10 of 10 cells of fsdp2 are left out: parity failed.",
+        "Left out, oom: 1 of 10 cells of fsdp.",
+        "Left out, suspect (hot): 1 of 10 cells of fsdp.",
+        "Left out, parity failed: 10 of 10 cells of fsdp2.",
     ]
-    assert found.sentences[3].startswith("fsdp is the fastest: ")
+    assert found.sentences[4].startswith("fsdp is the fastest: ")
+
+
+def marked(cells: pd.DataFrame, which: pd.Series[bool], reason: str) -> None:
+    cells.loc[which, ["validity", "validity_reasons"]] = ["suspect", reason]
+
+
+def test_one_reason_of_many_cells_is_told_once() -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06}, range(10))
+    for seed in (0, 1, 2):
+        marked(cells, cells["seed"] == seed, f"drifting: steps became {seed}.5 % slower")
+    told = [text for text in verdict_of(cells).sentences if text.startswith("Left out")]
+    assert told == [
+        "Left out, suspect (drifting): 3 of 10 cells of ddp, 3 of 10 cells of fsdp and "
+        "3 of 10 cells of fsdp2."
+    ]
+
+
+def test_what_leaving_suspects_out_decides_is_said() -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.8})
+    marked(cells, (cells["strategy"] == "fsdp") & (cells["seed"] > 2), "drifting: by 9 %")
+    found = verdict_of(cells)
+    assert found.fastest.open == ["fsdp"], "three pairs cannot be significant"
+    assert found.with_suspects is not None
+    assert found.with_suspects.fastest.worse == ["fsdp", "fsdp2"]
+    assert found.with_suspects.with_suspects is None
+    (said,) = [text for text in found.sentences if text.startswith("With the 6 suspect cells")]
+    assert "counted too (exploratory): ddp is the fastest: 10," in said
+    assert "Against ddp, the baseline: slower: fsdp (−10." in said or "fsdp (−9." in said
+    own = next(text for text in found.sentences if text.startswith("Against ddp"))
+    assert "nor can it be at this n: fsdp" in own, "the tests themselves leave them out"
+
+
+def test_without_suspects_nothing_is_said_of_them() -> None:
+    found = verdict_of(cells_table({"ddp": 1.0, "fsdp": 0.9}))
+    assert found.with_suspects is None
+    assert "suspect" not in found.text
 
 
 def test_one_cell_is_told_of_as_one() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03}, seeds=[0])
     cells.loc[cells["strategy"] == "fsdp", "status"] = "oom"
-    assert "The only cell of fsdp is left out: oom." in verdict_of(cells).sentences
+    assert "Left out, oom: the only cell of fsdp." in verdict_of(cells).sentences
 
 
 def test_the_fastest_of_some_is_not_called_the_fastest_of_all() -> None:
@@ -110,7 +147,7 @@ def test_without_a_usable_baseline_the_rest_is_still_judged() -> None:
     cells.loc[cells["strategy"] == "ddp", ["status", "images_per_s"]] = ["oom", None]
     found = verdict_of(cells)
     assert found.sentences[:2] == [
-        "9 of 9 cells of ddp are left out: oom.",
+        "Left out, oom: 9 of 9 cells of ddp.",
         "ddp, the baseline, has no usable cell to compare to.",
     ]
     assert found.sentences[2].startswith("fsdp2 is the fastest: ")

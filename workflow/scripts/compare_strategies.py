@@ -14,6 +14,7 @@ from shardmark.config import Config, labels_of
 from shardmark.errors import UserError
 from shardmark.report.summary import read_cells
 from shardmark.statistics.comparisons import compare
+from shardmark.statistics.eligibility import as_compared
 from shardmark.statistics.scaling import scaling_of
 from shardmark.statistics.standing import Verdict
 from shardmark.statistics.verdict import verdicts
@@ -32,13 +33,16 @@ def compare_all(
         UserError: if a cell stands in the table twice.
     """
     margin, baseline = config.report.margin, config.baseline
-    if config.validity.compare_suspect:
-        cells = cells.assign(validity="valid")
+    cells = as_compared(cells, config.validity.compare_suspect)
     labels = labels_of(config)
-    # In sentences a strategy goes by the name that the tables and figures give it.
+    # In sentences and reasons a strategy goes by the name that the tables and figures give it.
     named = cells.assign(strategy=cells.strategy.map(labels))
-    words = verdicts(named, compare(named, labels[baseline], margin), labels[baseline], margin)
-    return compare(cells, baseline, margin), scaling_of(cells), words
+    compared = compare(named, labels[baseline], margin)
+    words = verdicts(named, compared, labels[baseline], margin)
+    name_of = {label: name for name, label in labels.items()}
+    columns = ["strategy", "baseline"]
+    compared[columns] = compared[columns].replace(name_of)
+    return compared, scaling_of(cells), words
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from shardmark.figures.catalogue import draw
 from shardmark.figures.drawing import Data, NothingToDraw, save, words
 from shardmark.figures.side_files import steps_of, timelines_of
 from shardmark.report.summary import read_cells
+from shardmark.statistics.eligibility import as_compared, counted
 
 
 def read_data(config: Config, workload: str, tables: Path, root: Path = Path()) -> Data:
@@ -30,9 +31,11 @@ def read_data(config: Config, workload: str, tables: Path, root: Path = Path()) 
     cells = read_cells(str(tables / "cells.csv"))
     epochs, scaling = (pd.read_csv(tables / name) for name in ("epochs.csv", "scaling.csv"))
     verdicts = json.loads((tables / "verdict.json").read_text())
+    cells = as_compared(cells, config.validity.compare_suspect)
     mine, its_epochs, its_scaling = (
         table[table.workload == workload] for table in (cells, epochs, scaling)
     )
+    shown = counted(mine)
     labels = labels_of(config)
     name_of = {label: name for name, label in labels.items()}
     return Data(
@@ -45,8 +48,8 @@ def read_data(config: Config, workload: str, tables: Path, root: Path = Path()) 
             for found in verdicts
             if found["workload"] == workload
         },
-        steps=steps_of(mine, root),
-        timelines=timelines_of(mine, root),
+        steps=steps_of(shown, root),
+        timelines=timelines_of(shown, root),
         baseline=config.baseline,
         labels=labels,
         looks=looks_of(list(labels), {name: base_and_options(config, name)[0] for name in labels}),

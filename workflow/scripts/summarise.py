@@ -9,6 +9,7 @@ from shardmark.atomic import write_text
 from shardmark.config import Config, labels_of
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
 from shardmark.report.summary import read_cells, summarise, tables_of
+from shardmark.statistics.eligibility import as_compared
 
 
 def main() -> None:
@@ -25,7 +26,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = Config.model_validate_json(arguments.config)
-    summary = summarise(read_cells(arguments.cells), config.baseline)
+    cells = as_compared(read_cells(arguments.cells), config.validity.compare_suspect)
+    summary = summarise(cells, config.baseline)
     labels = labels_of(config)
     tables = list(tables_of(summary, config.baseline, labels))
     medians = tables_of(summary, config.baseline, labels, ranges=False)

@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.drawing import (
+    COUNTED,
+    LEFT_OUT,
     Data,
     NothingToDraw,
     absent,
@@ -31,25 +33,27 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
 
 def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
     part = data.ok[data.ok.gpus == count]
+    counts = part.index.isin(data.counted.index)
     for row, name in enumerate(data.labels):
-        values = part[part.strategy == name][quantity.column].dropna().astype(float)
-        if values.empty:
+        values = part[quantity.column].astype(float)[part.strategy == name] * quantity.scale
+        if values.isna().all():
             absent(axes, row, data.outcome(name, count))
             continue
-        values = values * quantity.scale
         look = data.looks[name]
-        axes.plot(
-            values,
-            [row] * len(values),
-            linestyle="none",
-            marker=look.marker,
-            markersize=3.5,
-            markerfacecolor="none",
-            markeredgecolor=look.colour,
-            markeredgewidth=0.7,
-            alpha=0.8,
-        )
-        axes.plot(values.median(), row, **marker(look, 5.5))
+        in_median = counts[part.strategy == name]
+        for these, alpha in ((values[in_median], COUNTED), (values[~in_median], LEFT_OUT)):
+            axes.plot(
+                these,
+                [row] * len(these),
+                linestyle="none",
+                marker=look.marker,
+                markersize=3.5,
+                markerfacecolor="none",
+                markeredgecolor=look.colour,
+                markeredgewidth=0.7,
+                alpha=alpha,
+            )
+        axes.plot(values[in_median].median(), row, **marker(look, 5.5))
     _x_of_dots(axes, 2 if data.narrow else 3)
 
 

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from shardmark.figures.appearance import Look
 from shardmark.figures.side_files import Timeline
 from shardmark.quantities import replicas, written
+from shardmark.statistics.eligibility import counted
 
 MM = 1 / 25.4
 GREY = "#666666"
@@ -25,6 +26,9 @@ FAINT = "#DDDDDD"
 ROW_MM = 5.0
 # As many panels side by side as leave each at least about this wide: two on a column of 85 mm.
 PANEL_MM = 27.0
+# How opaque the marker of a run is that its strategy's median is of, and of one that is left out.
+COUNTED = 0.8
+LEFT_OUT = 0.3
 # On a figure under this width an x axis has few ticks.
 NARROW_MM = 130.0
 STYLE = mpl.RcParams(
@@ -93,6 +97,11 @@ class Data:
     def ok(self) -> pd.DataFrame:
         """Cells that ran to their end."""
         return self.cells[self.cells.status == "ok"]
+
+    @property
+    def counted(self) -> pd.DataFrame:
+        """The runs that medians are of."""
+        return counted(self.cells)
 
     @property
     def gpus(self) -> list[int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +25,8 @@ from shardmark.figures.drawing import (
 
 # Losses are float32: a smaller difference is the last bit.
 SMALLEST_DIFFERENCE_PCT = 1e-5
+# How far strategies stand to either side of a lone epoch.
+SPREAD = 0.3
 
 
 def loss_figure(data: Data) -> Figure:
@@ -37,13 +40,14 @@ def loss_figure(data: Data) -> Figure:
     grid = figure.subplots(
         2 * bands, columns, squeeze=False, sharex=True, height_ratios=[3, 2] * bands
     )
+    shift = _shifts(data)
     for index, count in enumerate(data.gpus):
         band, column = divmod(index, columns)
         above, below = grid[2 * band][column], grid[2 * band + 1][column]
         part = data.epochs[data.epochs.gpus == count]
-        _losses(above, data, part)
+        _losses(above, data, part, shift)
         above.set_title(data.replicas(count), loc="left")
-        _differences(below, data, part)
+        _differences(below, data, part, shift)
         below.tick_params(labelbottom=True)
         below.set_xlabel("Epoch")
         if column == 0:
@@ -57,16 +61,28 @@ def loss_figure(data: Data) -> Figure:
     return figure
 
 
-def _losses(axes: Axes, data: Data, epochs: pd.DataFrame) -> None:
+def _shifts(data: Data) -> Mapping[str, float]:
+    """How far each strategy stands beside a lone epoch, whose dots would hide one another."""
+    if data.epochs.epoch.nunique() > 1:
+        return dict.fromkeys(data.labels, 0.0)
+    return dict(zip(data.labels, np.linspace(-SPREAD, SPREAD, len(data.labels)), strict=True))
+
+
+def _losses(axes: Axes, data: Data, epochs: pd.DataFrame, shift: Mapping[str, float]) -> None:
     for name, run in _runs(data, epochs):
         look = data.looks[name]
-        axes.plot(run.epoch, run.loss, color=look.colour, linewidth=0.7, alpha=0.7)
-        axes.plot(run.epoch.iloc[-1], run.loss.iloc[-1], **marker(look, 4))
+        at = run.epoch + shift[name]
+        axes.plot(at, run.loss, color=look.colour, linewidth=0.7, alpha=0.7)
+        axes.plot(at.iloc[-1], run.loss.iloc[-1], **marker(look, 4))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    if any(shift.values()):
+        lone = data.epochs.epoch.iloc[0]
+        axes.set_xlim(lone - 0.5, lone + 0.5)
+        axes.set_xticks([lone])
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
 
 
-def _differences(axes: Axes, data: Data, epochs: pd.DataFrame) -> None:
+def _differences(axes: Axes, data: Data, epochs: pd.DataFrame, shift: Mapping[str, float]) -> None:
     of_baseline = epochs[epochs.strategy == data.baseline].set_index(["seed", "epoch"]).loss
     axes.axhline(0, color=GREY, linewidth=0.6)
     for name, run in _runs(data, epochs):
@@ -74,8 +90,9 @@ def _differences(axes: Axes, data: Data, epochs: pd.DataFrame) -> None:
             continue
         its = of_baseline.reindex(pd.MultiIndex.from_frame(run[["seed", "epoch"]])).to_numpy()
         look = data.looks[name]
-        axes.plot(run.epoch, 100 * (run.loss / its - 1), color=look.colour, linewidth=0.7)
-        axes.plot(run.epoch.iloc[-1], 100 * (run.loss / its - 1).iloc[-1], **marker(look, 4))
+        at, apart = run.epoch + shift[name], 100 * (run.loss / its - 1)
+        axes.plot(at, apart, color=look.colour, linewidth=0.7)
+        axes.plot(at.iloc[-1], apart.iloc[-1], **marker(look, 4))
     low, high = axes.get_ylim()
     reach = max(abs(low), abs(high), SMALLEST_DIFFERENCE_PCT)
     axes.set_ylim(-reach, reach)

@@ -12,7 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from shardmark.figures.drawing import FAINT, GREY, MM, Data, NothingToDraw, columns_of, marker, tick
+from shardmark.figures.drawing import (
+    COUNTED,
+    FAINT,
+    GREY,
+    LEFT_OUT,
+    MM,
+    Data,
+    NothingToDraw,
+    columns_of,
+    marker,
+    tick,
+)
 from shardmark.quantities import THROUGHPUT
 
 OTHERS = "#C8C8C8"
@@ -21,7 +32,7 @@ IDEAL = (0, (3, 2))
 
 def scaling_figure(data: Data) -> Figure:
     """The throughput of each strategy over GPU counts, ideal growth, the others in grey."""
-    medians = data.ok.groupby(["strategy", "gpus"])[THROUGHPUT.column].median().dropna()
+    medians = data.counted.groupby(["strategy", "gpus"])[THROUGHPUT.column].median().dropna()
     if medians.index.get_level_values("gpus").nunique() < 2:
         raise NothingToDraw("scaling needs two GPU counts with a result")
     figure, panels = _panels(data)
@@ -37,7 +48,9 @@ def scaling_figure(data: Data) -> Figure:
             ideal = medians[name].iloc[0] * last / first
             axes.plot([first, last], [medians[name].iloc[0], ideal], **_IDEAL_LINE)
             runs = data.ok[data.ok.strategy == name]
-            _open_dots(axes, data, name, runs.gpus, runs[THROUGHPUT.column])
+            in_median = runs.index.isin(data.counted.index)
+            for these, alpha in ((runs[in_median], COUNTED), (runs[~in_median], LEFT_OUT)):
+                _open_dots(axes, data, name, these, alpha)
     figure.supylabel(f"{THROUGHPUT.heading}, logarithmic; dashed: ideal", fontsize=8)
     return figure
 
@@ -110,11 +123,12 @@ def _others(lines: dict[str, pd.Series], name: str) -> Iterator[tuple[str, pd.Se
     return ((other, line) for other, line in lines.items() if other != name)
 
 
-def _open_dots(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) -> None:
+def _open_dots(axes: Axes, data: Data, name: str, runs: pd.DataFrame, alpha: float) -> None:
     look = data.looks[name]
     axes.plot(
-        x,
-        y,
+        runs.gpus,
+        runs[THROUGHPUT.column],
+        alpha=alpha,
         linestyle="none",
         marker=look.marker,
         markersize=3,

@@ -36,10 +36,10 @@ class Timeline:
 
 
 def steps_of(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
-    """Every step of the steady windows of all cells that are ok.
+    """Every step of the steady windows of the cells.
 
     Args:
-        cells: rows of cells.csv.
+        cells: rows of cells.csv, all ok.
         root: where the paths in it begin.
 
     Returns:
@@ -47,7 +47,7 @@ def steps_of(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
         together, as ``steady_state.summarise_steps`` has it. A cell without steps.csv has no rows.
     """
     tables = []
-    for row in cells[cells.status == "ok"].to_dict("records"):
+    for row in cells.to_dict("records"):
         path = (root / row["path"]).with_name("steps.csv")
         if not path.exists():
             continue
@@ -69,10 +69,10 @@ def timelines_of(cells: pd.DataFrame, root: Path = Path()) -> Mapping[str, Timel
     largest.
 
     Args:
-        cells: rows of cells.csv.
+        cells: rows of cells.csv, all ok.
         root: where the paths in it begin.
     """
-    ok = cells[cells.status == "ok"].sort_values("seed")
+    ok = cells.sort_values("seed")
     best: dict[str, Timeline] = {}
     for count in sorted({int(count) for count in ok.gpus}, reverse=True):
         found: dict[str, Timeline] = {}

@@ -52,7 +52,7 @@ CELL = (
 
 def step_split_figure(data: Data) -> Figure:
     """A bar a strategy, a panel a GPU count: what the device does in a profiled step."""
-    known = data.ok.dropna(subset=[part.columns[0] for part in STEP])
+    known = data.counted.dropna(subset=[part.columns[0] for part in STEP])
     if known.empty:
         raise NothingToDraw("no cell was profiled (measure.profile)")
     return _bars(data, known, STEP, "Profiled step, mean over ranks and runs (ms)")
@@ -60,7 +60,7 @@ def step_split_figure(data: Data) -> Figure:
 
 def wall_clock_figure(data: Data) -> Figure:
     """A bar a strategy, a panel a GPU count: from the launch of a cell to its end."""
-    known = data.ok.dropna(subset=["total_s"])
+    known = data.counted.dropna(subset=["total_s"])
     if known.empty:
         raise NothingToDraw("no cell has its phases")
     return _bars(data, known, CELL, "Wall clock of a cell, mean over runs (s)")

@@ -106,7 +106,7 @@ def _panels(
 
 def points_of(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
     """Of each strategy with all of the quantities, the medians of its runs at a GPU count."""
-    part = data.ok[data.ok.gpus == count]
+    part = data.counted[data.counted.gpus == count]
     found = {}
     for name in data.labels:
         runs = part[part.strategy == name]

@@ -40,10 +40,19 @@ def decisions(config: Config, verdicts: Sequence[Found]) -> Table:
             "Below each: how sure it is; the next by the same objective; what it costs by the "
             "other two (throughput also against the fastest). Shown means that tests at the 5 % "
             "level say so; not told apart means that the runs so far do not, and more seeds may.",
+            *_on_suspects(verdicts),
             "Throughput is what the matrix is judged by; memory (the peak of the fullest GPU) and "
             "energy are exploratory: their tests are not corrected for their number.",
         ],
     )
+
+
+def _on_suspects(verdicts: Sequence[Found]) -> Iterator[str]:
+    if any(found["with_suspects"] for found in verdicts):
+        yield (
+            "Suspect runs are left out by a written rule (see Method); what they would change, "
+            "were they counted too, is exploratory."
+        )
 
 
 def _standing(found: Found, objective: str) -> str:
@@ -53,7 +62,12 @@ def _standing(found: Found, objective: str) -> str:
     if standing["best"] is None:
         return "no usable cell"
     best = f"{standing['best']}, {quantity(standing['metric'], standing['value'])}"
-    notes = (_sureness(standing), _next(found, standing), _price(found, standing))
+    notes = (
+        _sureness(standing),
+        _with_suspects(found, objective),
+        _next(found, standing),
+        _price(found, standing),
+    )
     return " ".join([best, *(f"[{note}]" for note in notes if note)])
 
 
@@ -95,6 +109,7 @@ def _sureness(standing: Found) -> str:
         than = ", ".join(others) if len(others) <= NAMED else f"all {len(others)} others"
         return f"shown to be better than {than}"
     told = (
+        ("shown to be better than", "worse"),
         ("no better by more than the margin than", "equivalent"),
         ("not told apart yet from", "open"),
     )
@@ -102,6 +117,17 @@ def _sureness(standing: Found) -> str:
         f"{words} {_few(standing[kind], len(others))}" for words, kind in told if standing[kind]
     ]
     return "; ".join(parts)
+
+
+def _with_suspects(found: Found, objective: str) -> str:
+    """What the best would be and how sure, were the suspect runs counted too."""
+    all_in, own = found["with_suspects"], found[objective]
+    standing = all_in[objective] if all_in else None
+    if standing is None or standing["best"] is None:
+        return ""
+    best = "" if standing["best"] == own["best"] else f"{standing['best']}, "
+    told = f"{best}{_sureness(standing)}"
+    return f"with the suspect runs too: {'the same' if told == _sureness(own) else told}"
 
 
 def _few(names: Sequence[str], of: int) -> str:

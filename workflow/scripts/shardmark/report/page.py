@@ -34,6 +34,7 @@ from shardmark.report.page_tables import (
     settings_of,
 )
 from shardmark.report.summary import Table, summarise, tables_of
+from shardmark.statistics.eligibility import as_compared, counted
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def _workload(
         table[table.workload == name]
         for table in (findings.cells, findings.comparisons, findings.scaling)
     )
+    mine = as_compared(mine, config.validity.compare_suspect)
     verdicts = [found for found in findings.verdicts if found["workload"] == name]
     own = [result for result in metrics if result.cell.workload == name]
     shown, not_drawn = _figures(config, mine, figures)
@@ -224,11 +226,15 @@ def facts(config: Config, cells: pd.DataFrame) -> str:
         config: the matrix.
         cells: rows of cells.csv of the workload.
     """
-    runs = cells[cells.status == "ok"].groupby(["strategy", "gpus"]).size()
+    shown, ok = counted(cells), cells[cells.status == "ok"]
+    runs = shown.groupby(["strategy", "gpus"]).size()
     spread = f"n = {runs.min()}" if runs.nunique() == 1 else f"n = {runs.min()} to {runs.max()}"
     regime = {"weak": "fixed batch a GPU", "strong": "fixed global batch"}
     scaling = ", ".join(f"{name} scaling ({regime[name]})" for name in cells.scaling.unique())
-    return f"Baseline: {labels_of(config)[config.baseline]}; {spread} runs of each; {scaling}."
+    out = len(ok) - len(shown)
+    left_out = f" {out} suspect runs are left out, or pale where runs are drawn." if out else ""
+    baseline = labels_of(config)[config.baseline]
+    return f"Baseline: {baseline}; {spread} runs of each; {scaling}.{left_out}"
 
 
 def _figures(config: Config, cells: pd.DataFrame, folder: Path) -> tuple[list[Shown], list[str]]:

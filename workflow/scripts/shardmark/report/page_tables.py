@@ -120,7 +120,7 @@ def _comparison_table(config: Config, group: pd.DataFrame, p: str) -> Table:
 
 def scaling_table(config: Config, scaling: pd.DataFrame) -> Table | None:
     """Speed-up and efficiency of each strategy; None where one GPU count is all there is."""
-    if scaling.empty:
+    if scaling.empty or (scaling.gpus == scaling.reference_gpus).all():
         return None
     labels = labels_of(config)
     place = {name: index for index, name in enumerate(labels)}

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from shardmark.quantities import SUMMARY, THROUGHPUT, Quantity, label_on, written
+from shardmark.statistics.eligibility import counted, why_left_out
 
 # What shares a table: docs/method.md says why nothing else may be compared.
 GROUP = ["workload", "scaling", "gpus"]
@@ -34,10 +35,12 @@ def summarise(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
         baseline: the strategy that throughputs are divided by.
 
     Returns:
-        The group's columns and the strategy; ``cells`` of it, ``runs`` that are ok (the n of every
-        figure), ``suspect`` ones among them, ``outcomes`` in words, ``parity``; for each quantity
-        its median over the runs under the column's name, and ``<column>_min``, ``<column>_max``;
-        ``ratio``, the median throughput over the baseline's in the same group.
+        The group's columns and the strategy; ``cells`` of it, ``runs`` that count (the n of every
+        figure, ``eligibility.counted``), ``suspect`` ones among all, ``comparable``, whether the
+        runs take part in comparisons, ``outcomes`` in words, ``parity``; for each quantity its
+        median over the runs under the column's name, and ``<column>_min``, ``<column>_max``;
+        ``ratio``, the median throughput over the baseline's in the same group, where both are
+        comparable.
     """
     rows = [
         dict(zip([*GROUP, "strategy"], key, strict=True)) | _strategy(part)
@@ -47,26 +50,29 @@ def summarise(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
     if summary.empty:
         return summary
     speed = THROUGHPUT.column
-    of_baseline = summary[summary.strategy == baseline].set_index(GROUP)[speed]
+    comparable = summary[speed].where(summary.comparable)
+    with_it = summary.assign(comparable_speed=comparable)
+    of_baseline = with_it[with_it.strategy == baseline].set_index(GROUP).comparable_speed
     keys = pd.MultiIndex.from_frame(summary[GROUP])
-    summary["ratio"] = summary[speed].to_numpy() / of_baseline.reindex(keys).to_numpy()
+    summary["ratio"] = comparable.to_numpy() / of_baseline.reindex(keys).to_numpy()
     return summary
 
 
 def _strategy(part: pd.DataFrame) -> dict[str, Any]:
-    ok = part[part.status == "ok"]
+    runs, ok = counted(part), part[part.status == "ok"]
     found: dict[str, Any] = {
         "device": part.device.iloc[0],
         "cells": len(part),
-        "runs": len(ok),
+        "runs": len(runs),
         "suspect": int((ok.validity == "suspect").sum()),
+        "comparable": bool((why_left_out(part) == "").any()),
         "outcomes": ", ".join(
             f"{count} {status}" for status, count in part.status.value_counts().items()
         ),
         "parity": part.parity.iloc[0],
     }
     for quantity in SUMMARY:
-        values = ok[quantity.column].astype(float)
+        values = runs[quantity.column].astype(float)
         found |= {
             quantity.column: values.median(),
             f"{quantity.column}_min": values.min(),
@@ -168,14 +174,21 @@ def _value(row: Mapping[Any, Any], quantity: Quantity, ranges: bool) -> str:
     return f"{shown} [{written(low)}, {written(high)}]"
 
 
+def _of_all(row: Mapping[Any, Any], labels: Mapping[str, str]) -> str:
+    return f"{row['suspect']} of {row['cells']} cells of {labels[row['strategy']]}"
+
+
 def _notes(group: pd.DataFrame, unmeasured: Sequence[str], labels: Mapping[str, str]) -> list[str]:
     notes = []
     if unmeasured:
         notes.append(f"Not measured here: {', '.join(unmeasured)}.")
-    for row in group[group.runs < group.cells].to_dict("records"):
+    for row in group[group.outcomes != group.cells.astype(str) + " ok"].to_dict("records"):
         notes.append(f"{labels[row['strategy']]}: {row['outcomes']}.")
-    for row in group[group.suspect > 0].to_dict("records"):
-        notes.append(f"{labels[row['strategy']]}: {row['suspect']} of its runs suspect.")
+    suspects = group[group.suspect > 0].to_dict("records")
+    if out := [_of_all(row, labels) for row in suspects if row["comparable"]]:
+        notes.append(f"Suspect and left out: {', '.join(out)}.")
+    if shown := [_of_all(row, labels) for row in suspects if not row["comparable"]]:
+        notes.append(f"Suspect, shown since no other run is: {', '.join(shown)}.")
     for row in group[~group.parity.isin(["passed", "unsupported"])].to_dict("records"):
         notes.append(
             f"{labels[row['strategy']]}: parity {row['parity']}; not shown to be the same training."

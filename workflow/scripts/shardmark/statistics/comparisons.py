@@ -255,7 +255,7 @@ def row_of(item: Contrast, found: Result | None, primary: bool, family: int, mar
     wanted = None
     if verdict in ("inconclusive", CANNOT):
         wanted = seeds_needed(item.test, margin, family)
-        reason += f"; {outlook(item.n, wanted)}"
+        reason += f"; {outlook(item.n, wanted, all_count=not item.note)}"
     if not item.paired:
         reason += "; not paired: the runs of a seed were on different devices"
     return row | {
@@ -301,15 +301,17 @@ def _least_seeds(item: Contrast, family: int) -> int:
     return next(n for n in range(2, 100) if family * item.test.smallest_p_at(n) <= ALPHA)
 
 
-def outlook(n: int, wanted: int | None) -> str:
+def outlook(n: int, wanted: int | None, all_count: bool = True) -> str:
     """How many seeds would settle an open comparison, with what that assumes.
 
     Args:
         n: seeds so far.
         wanted: what ``seeds_needed`` found.
+        all_count: whether no cell was left out; else it takes more seeds than are wanted.
     """
     if wanted is not None:
-        return f"about {wanted} seeds would settle it {ASSUMPTION}"
+        that_count = "" if all_count else " that count"
+        return f"about {wanted} seeds{that_count} would settle it {ASSUMPTION}"
     if n < FEWEST:
         return f"fewer than {FEWEST} do not tell how many would settle it"
     return f"more than {MOST} would be needed to settle it {ASSUMPTION}"

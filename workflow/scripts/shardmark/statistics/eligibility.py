@@ -43,18 +43,46 @@ def check_table(cells: pd.DataFrame) -> None:
 
 
 def why_left_out(cells: pd.DataFrame) -> pd.Series[str]:
-    """Why each cell takes no part in a comparison; an empty text where it does."""
+    """Why each cell takes no part in a comparison; an empty text where it does.
+
+    Of a suspect cell the rules by name, as in ``suspect (drifting)``, so that equal ones can be
+    counted; each cell's figures stand in the table of failures.
+    """
 
     def reason(cell: pd.Series[Any]) -> str:
         if cell["status"] != "ok":
             return str(cell["status"])
         if cell["validity"] != "valid":
-            given = text_of(cell["validity_reasons"])
-            return f"suspect: {given}" if given else "suspect"
+            given = text_of(cell["validity_reasons"]).split("; ")
+            rules = dict.fromkeys(reason.partition(":")[0] for reason in given if reason)
+            return f"suspect ({', '.join(rules)})" if rules else "suspect"
         parity = text_of(cell["parity"]) or "missing"
         return "" if parity == "passed" else f"parity {parity}"
 
     return pd.Series([reason(cell) for _, cell in cells.iterrows()], index=cells.index, dtype=str)
+
+
+def as_compared(cells: pd.DataFrame, compare_suspect: bool) -> pd.DataFrame:
+    """The table as comparisons read it: where the configuration says so, no cell is suspect.
+
+    Args:
+        cells: the cells' table.
+        compare_suspect: ``validity.compare_suspect``.
+    """
+    return cells.assign(validity="valid") if compare_suspect else cells
+
+
+def counted(cells: pd.DataFrame) -> pd.DataFrame:
+    """The runs that a strategy's medians are of: those that take part in comparisons.
+
+    A strategy that has none at a GPU count is shown by all of its runs that are ok, and compared to
+    nothing.
+    """
+    if cells.empty:
+        return cells
+    chosen = why_left_out(cells) == ""
+    has_one = chosen.groupby([cells[name] for name in (*GROUP, "strategy")]).transform("any")
+    return cells[chosen | (~has_one & (cells["status"] == "ok"))]
 
 
 def told(reasons: Iterable[str]) -> str:

@@ -51,6 +51,8 @@ class Verdict:
         medians: of each usable strategy, the median of each objective that was measured.
         pareto: usable strategies that none is shown to beat; see ``verdict.pareto_set``.
         sentences: the verdict in words, reservations first.
+        with_suspects: the same with the suspect cells counted too, which shows what leaving them
+            out decides; None without such cells.
     """
 
     workload: str
@@ -68,6 +70,7 @@ class Verdict:
     medians: dict[str, dict[str, float]]
     pareto: list[str]
     sentences: list[str]
+    with_suspects: Verdict | None
 
     @property
     def text(self) -> str:

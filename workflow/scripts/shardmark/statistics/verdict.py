@@ -74,6 +74,12 @@ def _verdict(
     reasons = why_left_out(group)
     usable = group[(reasons == "") & (group[PRIMARY.column] > 0)]
     strategies = list(group["strategy"].drop_duplicates())
+    all_in, rows_all_in = None, None
+    if reasons.str.startswith("suspect").any():
+        cleared = group.assign(validity="valid")
+        contrasts = contrasts_of(cleared, baseline, PRIMARY, same_code)
+        rows_all_in = judge(contrasts, True, margin)
+        all_in = _verdict(cleared, rows_all_in, baseline, same_code, margin)
     measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
     standings = {
         metric: standing_of(usable, metric, same_code, margin) for metric in {PRIMARY, *measured}
@@ -95,8 +101,8 @@ def _verdict(
         "medians": _medians(usable, measured),
         "pareto": pareto_set(usable, measured, same_code, margin),
     }
-    found = Verdict(**facts, sentences=[])
-    return replace(found, sentences=sentences_of(found, rows))
+    found = Verdict(**facts, sentences=[], with_suspects=all_in)
+    return replace(found, sentences=sentences_of(found, rows, rows_all_in))
 
 
 def _all_measured(usable: pd.DataFrame, metric: Metric) -> bool:

@@ -18,17 +18,21 @@ OBJECTIVES = {
 }
 
 
-def sentences_of(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
+def sentences_of(
+    verdict: Verdict, rows: pd.DataFrame, rows_with_suspects: pd.DataFrame | None
+) -> list[str]:
     """The sentences of a verdict.
 
     Args:
         verdict: the findings.
         rows: the primary comparisons of its workload, regime and GPU count.
+        rows_with_suspects: the same with the suspect cells counted too; None without such cells.
     """
     return [
         *_reservations(verdict, rows),
         *_fastest(verdict, rows),
         *_against_baseline(verdict, rows),
+        *_with_suspects(verdict, rows_with_suspects),
         *_cheapest(verdict),
         *_pareto(verdict),
     ]
@@ -77,14 +81,7 @@ def _reservations(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
         fewer = [name for name, number in verdict.runs.items() if 0 < number < max(runs)]
         numbers = listed([f"{name} {verdict.runs[name]}" for name in fewer])
         said.append(f"Not all have the same number of runs: {numbers}, the others {max(runs)}.")
-    for name, reasons in verdict.left_out.items():
-        out = sum(reasons.values())
-        told = listed([f"{number} {reason}" for reason, number in reasons.items()])
-        if len(reasons) == 1:
-            told = next(iter(reasons))
-        whole = out + verdict.runs[name]
-        cells = "The only cell" if whole == 1 else f"{out} of {whole} cells"
-        said.append(f"{cells} of {name} {'is' if whole == 1 else 'are'} left out: {told}.")
+    said += _left_out(verdict)
     if any(verdict.runs.values()) and not verdict.runs.get(verdict.baseline):
         said.append(f"{verdict.baseline}, the baseline, has no usable cell to compare to.")
     refused = rows[
@@ -99,6 +96,28 @@ def _reservations(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
             f"{verdict.baseline}, since they were on different devices."
         )
     return said
+
+
+def _left_out(verdict: Verdict) -> list[str]:
+    """Of each reason, how many cells of which strategies it leaves out."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reasons in verdict.left_out.items():
+        whole = sum(reasons.values()) + verdict.runs[name]
+        for reason, number in reasons.items():
+            cells = "the only cell" if whole == 1 else f"{number} of {whole} cells"
+            by_reason.setdefault(reason, []).append(f"{cells} of {name}")
+    return [f"Left out, {reason}: {listed(cells)}." for reason, cells in by_reason.items()]
+
+
+def _with_suspects(verdict: Verdict, rows: pd.DataFrame | None) -> list[str]:
+    """What would be said of throughput if no cell were left out as suspect."""
+    all_in = verdict.with_suspects
+    if all_in is None or rows is None:
+        return []
+    number = sum(all_in.runs.values()) - sum(verdict.runs.values())
+    which = "the suspect cell" if number == 1 else f"the {number} suspect cells"
+    said = [*_fastest(all_in, rows), *_against_baseline(all_in, rows)]
+    return [f"With {which} counted too (exploratory): {' '.join(said)}"]
 
 
 def _fastest(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
