@@ -34,7 +34,7 @@ def test_the_best_says_how_sure_by_how_much_and_at_what_cost() -> None:
     assert "[shown to be better than fsdp, fsdp2] [next: fsdp, −1" in fastest
     assert fastest.endswith(" [with 12.0 GiB]")
     assert memory.startswith("fsdp2, 8.0 GiB [shown to be better than ddp, fsdp]")
-    assert "[next: fsdp, +25.0 %] [at " in memory
+    assert "[next: fsdp, +25.0 % against it] [at " in memory
     assert memory.endswith("[at 8,014 images/s (−19.9 %)]"), "what it costs in speed"
     assert energy == "not measured"
 
@@ -43,6 +43,11 @@ def test_a_best_of_many_is_better_than_their_number() -> None:
     others = {f"s{place}": 0.9 for place in range(4)}
     _, _, fastest, _, _ = row_of(cells_table({"ddp": 1.0, **others}))
     assert "[shown to be better than all 4 others]" in fastest
+
+
+def test_equals_are_called_so_with_the_margin() -> None:
+    _, _, fastest, _, _ = row_of(cells_table({"ddp": 1.0, "fsdp": 1.0, "fsdp2": 0.8}))
+    assert "[shown to be better than fsdp2; equivalent within 2 % to " in fastest
 
 
 def test_few_runs_tell_nothing_apart_and_the_table_says_so() -> None:

@@ -74,7 +74,7 @@ def test_the_first_screen_tells_the_reservations(page: Page) -> None:
         "2 of 48 cells without a result that counts",
         "1 cell of earlier code",
         "1 cell that did not end well",
-        "1 cell suspect",
+        "1 cell suspect by a written rule (shared GPU), left out; see Failures.",
         "Not shown to be the same training somewhere: FairScale FSDP",
     ):
         assert words in said
@@ -168,7 +168,7 @@ def test_a_narrow_window_reads_the_verdict_down_and_not_across(page: Page) -> No
     before = page.locator(".decisions td >> nth=2").evaluate(
         "cell => getComputedStyle(cell, '::before').content"
     )
-    assert before == '"Fastest"'
+    assert before == '"Highest throughput"'
 
 
 def test_a_caption_is_read_whole_on_a_narrow_window(page: Page) -> None:
@@ -207,3 +207,12 @@ def test_a_report_of_nothing_measured_still_builds(tmp_path: Path) -> None:
     text = build(config, tmp_path).read_text()
     assert "RuntimeError: no" in text
     assert "<img" not in text
+
+
+def test_one_gpu_is_said_to_tell_nothing_of_several(tmp_path: Path) -> None:
+    config = config_of(gpus=[1], strategies=["ddp", "dp"])
+    write_matrix(config, tmp_path)
+    assert "this says nothing of several" in build(config, tmp_path).read_text()
+    wider = config_of(gpus=[1, 2], strategies=["ddp", "dp"])
+    write_matrix(wider, tmp_path)
+    assert "this says nothing of several" not in build(wider, tmp_path).read_text()

@@ -45,7 +45,7 @@ def test_faster_than_the_baseline_is_not_the_fastest() -> None:
     found = verdict_of(cells_table({"ddp": 1.0, "fsdp": 1.06, "fsdp2": 1.055}, sd=0.015))
     assert "is the fastest" not in found.text
     assert found.fastest.open
-    assert "Against ddp, the baseline: faster: " in found.text
+    assert "Against ddp, the baseline, with 95 % intervals: faster: " in found.text
 
 
 def test_one_seed_is_said_first_and_nothing_is_claimed_of_it() -> None:
@@ -60,6 +60,7 @@ def test_one_seed_is_said_first_and_nothing_is_claimed_of_it() -> None:
     for claim in ("is the fastest", "needs the least", "shown to be slower", "beaten"):
         assert claim not in found.text
     assert "not told apart from any other" in found.text
+    assert "intervals" not in found.text, "one run has none"
     assert "No strategy can be ruled out" in found.text
     assert found.pareto == ["ddp", "fsdp", "fsdp2"]
 
@@ -117,7 +118,7 @@ def test_what_leaving_suspects_out_decides_is_said() -> None:
     assert found.with_suspects.with_suspects is None
     (said,) = [text for text in found.sentences if text.startswith("With the 6 suspect cells")]
     assert "counted too (exploratory): ddp is the fastest: 10," in said
-    assert "Against ddp, the baseline: slower: fsdp (−10." in said or "fsdp (−9." in said
+    assert "Against ddp, the baseline, with 95 % intervals: slower: fsdp (−" in said
     own = next(text for text in found.sentences if text.startswith("Against ddp"))
     assert "nor can it be at this n: fsdp" in own, "the tests themselves leave them out"
 

@@ -34,7 +34,7 @@ def decisions(config: Config, verdicts: Sequence[Found]) -> Table:
         rows.append([replicas(config.cluster.device, found["gpus"]), spread, *standings])
     return Table(
         caption="The best strategy by each objective (median of its runs)",
-        headings=["", "Runs", "Fastest", "Least memory", "Least energy"],
+        headings=["", "Runs", "Highest throughput", "Least memory", "Least energy"],
         rows=rows,
         notes=[
             "Below each: how sure it is; the next by the same objective; what it costs by the "
@@ -63,7 +63,7 @@ def _standing(found: Found, objective: str) -> str:
         return "no usable cell"
     best = f"{standing['best']}, {quantity(standing['metric'], standing['value'])}"
     notes = (
-        _sureness(standing),
+        _sureness(standing, found["margin"]),
         _with_suspects(found, objective),
         _next(found, standing),
         _price(found, standing),
@@ -79,7 +79,7 @@ def _next(found: Found, standing: Found) -> str:
     if not others:
         return ""
     second = (max if metric == PRIMARY.column else min)(others, key=known.__getitem__)
-    return f"next: {second}, {percent(known[second] / known[best])}"
+    return f"next: {second}, {percent(known[second] / known[best])} against it"
 
 
 def _price(found: Found, standing: Found) -> str:
@@ -101,7 +101,7 @@ def _by_the_others(found: Found, standing: Found) -> Iterator[str]:
         yield text
 
 
-def _sureness(standing: Found) -> str:
+def _sureness(standing: Found, margin: float) -> str:
     others = standing["worse"] + standing["equivalent"] + standing["open"]
     if not others:
         return "nothing to compare to"
@@ -110,7 +110,7 @@ def _sureness(standing: Found) -> str:
         return f"shown to be better than {than}"
     told = (
         ("shown to be better than", "worse"),
-        ("no better by more than the margin than", "equivalent"),
+        (f"equivalent within {100 * margin:g} % to", "equivalent"),
         ("not told apart yet from", "open"),
     )
     parts = [
@@ -126,8 +126,9 @@ def _with_suspects(found: Found, objective: str) -> str:
     if standing is None or standing["best"] is None:
         return ""
     best = "" if standing["best"] == own["best"] else f"{standing['best']}, "
-    told = f"{best}{_sureness(standing)}"
-    return f"with the suspect runs too: {'the same' if told == _sureness(own) else told}"
+    told = f"{best}{_sureness(standing, found['margin'])}"
+    same = told == _sureness(own, found["margin"])
+    return f"with the suspect runs too: {'the same' if same else told}"
 
 
 def _few(names: Sequence[str], of: int) -> str:

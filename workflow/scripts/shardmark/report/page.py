@@ -125,6 +125,8 @@ def reservations(
         yield f"{lacking} of {gaps.planned} cells without a result that counts."
     if gaps.stale:
         yield f"{_cells(len(gaps.stale))} of earlier code than the present one."
+    if config.matrix.gpus == [1] and config.cluster.device == "cuda":
+        yield "One GPU: nothing is sharded and nothing communicated; this says nothing of several."
     if len(config.matrix.seeds) == 1:
         yield "One run a cell: nothing here tells a difference from chance."
     bad = sum(m.status not in ("ok", "unsupported") for m in metrics)
@@ -133,9 +135,15 @@ def reservations(
     flagged = sum(len(one.flagged) for one in certificates(metrics, config.baseline))
     if flagged:
         yield f"Settings differ in {flagged} ways that nothing explains; see Settings."
-    suspect = sum(m.validity == "suspect" for m in metrics)
-    if suspect:
-        yield f"{_cells(suspect)} suspect by a written rule."
+    if suspect := [m for m in metrics if m.validity == "suspect"]:
+        rules = dict.fromkeys(
+            reason.partition(":")[0] for m in suspect for reason in m.validity_reasons
+        )
+        fate = "compared all the same" if config.validity.compare_suspect else "left out"
+        yield (
+            f"{_cells(len(suspect))} suspect by a written rule ({', '.join(rules)}), {fate}; see "
+            "Failures."
+        )
     unproven = sorted(set(cells[~cells.parity.isin(["passed", "unsupported"])].strategy))
     if unproven:
         labels = labels_of(config)

@@ -128,7 +128,7 @@ def _fastest(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
     own = rows[(rows["strategy"] == found.best) & rows["ratio"].notna()]
     against = ""
     if len(own):
-        against = f", against {verdict.baseline} {ratio_text(own.iloc[0])}"
+        against = f", against {verdict.baseline} {percent(own.iloc[0]['ratio'])}"
     if len([number for number in verdict.runs.values() if number]) == 1:
         return [f"Only {found.best} has usable cells: {value}."]
     if found.shown:
@@ -173,7 +173,9 @@ def _against_baseline(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
         named = [f"{row['strategy']} ({ratio_text(row)})" for _, row in chosen.iterrows()]
         if named:
             parts.append(f"{title}: {listed(named)}")
-    return [f"Against {verdict.baseline}, the baseline: {'; '.join(parts)}."] if parts else []
+    intervals = ", with 95 % intervals" if known["ci_low"].notna().any() else ""
+    said = f"Against {verdict.baseline}, the baseline{intervals}: {'; '.join(parts)}."
+    return [said] if parts else []
 
 
 def _cheapest(verdict: Verdict) -> list[str]:
