@@ -100,3 +100,27 @@ def test_another_best_by_suspect_runs_is_named() -> None:
     _, _, fastest, _, _ = row_of(cells)
     assert fastest.startswith("ddp, ")
     assert "[with the suspect runs too: fsdp, " in fastest
+
+
+def test_another_set_of_as_many_strategies_is_not_the_same() -> None:
+    names = [f"{group}{place}" for group in "ab" for place in range(4)]
+    cells = cells_table({"ddp": 1.0} | dict.fromkeys(names, 0.9))
+    suspect = (cells["seed"] > 2) & cells["strategy"].str.startswith("a")
+    cells = cells.assign(validity=cells["validity"].where(~suspect, "suspect"))
+    (found,) = verdicts(cells, compare(cells, "ddp"), "ddp")
+    plain = found.as_dict()
+    # As if the suspect runs showed what is open without them, and left open what is shown.
+    swap = {"worse": found.fastest.open, "open": found.fastest.worse}
+    plain["with_suspects"]["fastest"] = plain["fastest"] | swap
+    (row,) = decisions(config_of(), [plain]).rows
+    assert "too: the same" not in row[2]
+    assert "with the suspect runs too: shown to be better than 4 of the 8 others" in row[2]
+
+
+def test_where_all_is_suspect_the_table_says_what_it_would_be() -> None:
+    cells = with_memory(cells_table(SPEEDS)).assign(validity="suspect")
+    _, runs, fastest, memory, energy = row_of(cells)
+    assert runs == "0"
+    assert fastest.startswith("no usable cell [with the suspect runs too: ddp, shown to be better")
+    assert memory.startswith("no usable cell [with the suspect runs too: fsdp2, shown to be")
+    assert energy.startswith("no usable cell")

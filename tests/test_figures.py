@@ -228,3 +228,54 @@ def test_a_run_that_does_not_count_is_pale_and_not_in_the_median(data: Data) -> 
     assert [list(line.get_xdata()) for line in pale] == [[runs.images_per_s[out]]]
     (median,) = [line for line in row if line.get_alpha() is None]
     assert list(median.get_xdata()) == [runs.images_per_s.drop(out).median()]
+
+
+def suspects(data: Data, name: str) -> Data:
+    """All runs of a strategy suspect, and ten times better in everything."""
+    cells = data.cells.copy()
+    of_it = cells.strategy == name
+    cells.loc[of_it, "validity"] = "suspect"
+    cells.loc[of_it, ["images_per_s"]] *= 10
+    cells.loc[of_it, ["memory_used_peak_bytes", "energy_per_image_j"]] /= 10
+    return replace(data, cells=cells)
+
+
+def test_a_strategy_of_suspect_runs_alone_beats_nothing_and_is_pale(data: Data) -> None:
+    name = list(data.labels)[1]
+    odd = suspects(data, name)
+    look = odd.looks[name]
+    for figure in ("trade_off", "throughput", "step_time"):
+        drawn = draw(figure, odd)
+        lines = [line for axes in drawn.axes for line in axes.lines if len(line.get_xdata())]
+        own = [
+            line
+            for line in lines
+            if line.get_marker() == look.marker
+            and look.colour in (line.get_markeredgecolor(), line.get_markerfacecolor())
+        ]
+        assert own, figure
+        alphas = [line.get_alpha() for line in own]
+        assert all(alpha is not None and alpha < 0.5 for alpha in alphas), (figure, alphas)
+    others = [line for axes in draw("trade_off", odd).axes for line in axes.lines]
+    assert any(line.get_alpha() == 1 for line in others), "the front is of those compared"
+
+
+def test_a_suspect_runs_loss_is_pale(data: Data) -> None:
+    name = list(data.labels)[1]
+    before, after = draw("loss", data), draw("loss", suspects(data, name))
+
+    def pale(figure: Figure) -> int:
+        return sum(line.get_alpha() == LEFT_OUT for axes in figure.axes for line in axes.lines)
+
+    # Two panels a GPU count, a line and its end a run.
+    runs = len(data.ok[data.ok.strategy == name])
+    assert pale(after) - pale(before) in (2 * runs, 4 * runs)
+
+
+def test_what_only_left_out_runs_have_is_not_drawn_as_measured(data: Data) -> None:
+    cells = data.cells.copy()
+    first = cells.seed == cells.seed.min()
+    cells.loc[first, "validity"] = "suspect"
+    cells.loc[~first, "energy_per_image_j"] = float("nan")
+    drawn = draw("trade_off", replace(data, cells=cells))
+    assert not any("Energy" in axes.get_ylabel() for axes in drawn.axes)

@@ -173,7 +173,22 @@ def test_a_strategy_of_suspect_runs_alone_is_shown_and_compared_to_nothing(
     assert fsdp["Runs"] == "3"
     assert fsdp["Throughput (images/s)"].startswith("150,000")
     assert fsdp["Throughput / DDP"] == "–"
-    assert "Suspect, shown since no other run is: 3 of 3 cells of FSDP1." in one.notes
+    said = "Suspect and shown only since no other run is ok: 3 of 3 cells of FSDP1."
+    assert said in one.notes
+
+
+def test_suspects_of_an_unproven_strategy_are_not_shown_beside_its_other_runs(
+    config: Config, tmp_path: Path
+) -> None:
+    write_matrix(config, tmp_path)
+    write(suspect(config, "fsdp", 0), tmp_path)
+    write_parity(config, "fsdp", 1, tmp_path, status="failed", reason="fp32: loss deviates")
+    one = summary_of(config, tmp_path)[0]
+    fsdp = by_heading(one, 2)
+    assert fsdp["Runs"] == "2 of 3"
+    assert "150,000" not in fsdp["Throughput (images/s)"]
+    assert fsdp["Throughput / DDP"] == "–"
+    assert "Suspect and left out: 1 of 3 cells of FSDP1." in one.notes
 
 
 def test_suspect_runs_count_where_the_configuration_says_so(tmp_path: Path) -> None:
@@ -192,6 +207,14 @@ def test_suspect_runs_count_where_the_configuration_says_so(tmp_path: Path) -> N
         found[name] = (int(compared[of_it].n.iloc[0]), verdict["runs"]["FSDP1"])
         data = read_data(one, "w", tables, tmp_path)
         assert len(data.counted[data.counted.strategy == "fsdp"]) == found[name][0]
+        command = [sys.executable, str(ROOT / "workflow/scripts/summarise.py")]
+        command += ["--cells", str(tables / "cells.csv")]
+        command += ["--config", one.model_dump_json(by_alias=True)]
+        subprocess.run([*command, "--output", str(tmp_path / "summary.md")], check=True)
+        fate = {"strict": "left out", "lenient": "compared all the same"}[name]
+        assert (
+            f"Suspect and {fate}: 1 of 3 cells of FSDP1." in (tmp_path / "summary.md").read_text()
+        )
     assert found == {"strict": (2, 2), "lenient": (3, 3)}
 
 

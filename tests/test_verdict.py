@@ -116,11 +116,28 @@ def test_what_leaving_suspects_out_decides_is_said() -> None:
     assert found.with_suspects is not None
     assert found.with_suspects.fastest.worse == ["fsdp", "fsdp2"]
     assert found.with_suspects.with_suspects is None
-    (said,) = [text for text in found.sentences if text.startswith("With the 6 suspect cells")]
+    (said,) = [text for text in found.sentences if text.startswith("With 6 suspect cells")]
     assert "counted too (exploratory): ddp is the fastest: 10," in said
     assert "Against ddp, the baseline, with 95 % intervals: slower: fsdp (−" in said
     own = next(text for text in found.sentences if text.startswith("Against ddp"))
     assert "nor can it be at this n: fsdp" in own, "the tests themselves leave them out"
+
+
+def test_suspects_that_would_not_count_either_way_are_no_reason_to_ask() -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 0.9})
+    of_it = cells["strategy"] == "fsdp"
+    marked(cells, of_it & (cells["seed"] < 2), "drifting: by 9 %")
+    cells.loc[of_it, "parity"] = "failed"
+    assert verdict_of(cells).with_suspects is None
+
+
+def test_what_suspects_may_not_be_compared_to_is_said() -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.8})
+    one = (cells["strategy"] == "fsdp") & (cells["seed"] == 8)
+    marked(cells, one, "drifting: by 9 %")
+    cells.loc[one, "driver"] = "999"
+    (said,) = [text for text in verdict_of(cells).sentences if text.startswith("With one suspect")]
+    assert "fsdp is not compared to ddp: mixed driver" in said
 
 
 def test_without_suspects_nothing_is_said_of_them() -> None:

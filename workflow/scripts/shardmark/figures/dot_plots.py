@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.drawing import (
-    COUNTED,
+    COMPARED,
     LEFT_OUT,
     Data,
     NothingToDraw,
@@ -20,7 +20,10 @@ from shardmark.quantities import Quantity, label_on
 
 
 def dot_plot(data: Data, quantity: Quantity) -> Figure:
-    """A row a strategy, a panel a GPU count: every run a dot, the median a larger one."""
+    """A row a strategy, a panel a GPU count: every run a dot, the median a larger one.
+
+    Pale is what takes no part in comparisons.
+    """
     quantity = label_on(quantity, data.device)
     if not len(data.ok) or data.ok[quantity.column].isna().all():
         raise NothingToDraw(f"{quantity.label} was not measured")
@@ -33,15 +36,14 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
 
 def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
     part = data.ok[data.ok.gpus == count]
-    counts = part.index.isin(data.counted.index)
     for row, name in enumerate(data.labels):
         values = part[quantity.column].astype(float)[part.strategy == name] * quantity.scale
         if values.isna().all():
             absent(axes, row, data.outcome(name, count))
             continue
         look = data.looks[name]
-        in_median = counts[part.strategy == name]
-        for these, alpha in ((values[in_median], COUNTED), (values[~in_median], LEFT_OUT)):
+        compared = values.index.isin(data.compared.index)
+        for these, alpha in ((values[compared], COMPARED), (values[~compared], LEFT_OUT)):
             axes.plot(
                 these,
                 [row] * len(these),
@@ -53,7 +55,8 @@ def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
                 markeredgewidth=0.7,
                 alpha=alpha,
             )
-        axes.plot(values[in_median].median(), row, **marker(look, 5.5))
+        middle = values[values.index.isin(data.counted.index)].median()
+        axes.plot(middle, row, **marker(look, 5.5), alpha=None if compared.any() else LEFT_OUT)
     _x_of_dots(axes, 2 if data.narrow else 3)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from matplotlib.lines import Line2D
 from shardmark.figures.appearance import Look
 from shardmark.figures.side_files import Timeline
 from shardmark.quantities import replicas, written
-from shardmark.statistics.eligibility import counted
+from shardmark.statistics.eligibility import counted, why_left_out
 
 MM = 1 / 25.4
 GREY = "#666666"
@@ -26,8 +27,8 @@ FAINT = "#DDDDDD"
 ROW_MM = 5.0
 # As many panels side by side as leave each at least about this wide: two on a column of 85 mm.
 PANEL_MM = 27.0
-# How opaque the marker of a run is that its strategy's median is of, and of one that is left out.
-COUNTED = 0.8
+# How opaque the marker of a run is that takes part in comparisons, and of one that does not.
+COMPARED = 0.8
 LEFT_OUT = 0.3
 # On a figure under this width an x axis has few ticks.
 NARROW_MM = 130.0
@@ -98,10 +99,15 @@ class Data:
         """Cells that ran to their end."""
         return self.cells[self.cells.status == "ok"]
 
-    @property
+    @cached_property
     def counted(self) -> pd.DataFrame:
         """The runs that medians are of."""
         return counted(self.cells)
+
+    @cached_property
+    def compared(self) -> pd.DataFrame:
+        """The runs that take part in comparisons; the others are pale."""
+        return self.cells[why_left_out(self.cells) == ""]
 
     @property
     def gpus(self) -> list[int]:

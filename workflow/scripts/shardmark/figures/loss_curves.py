@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.drawing import (
+    COMPARED,
     FAINT,
     GREY,
+    LEFT_OUT,
     MM,
     Data,
     NothingToDraw,
@@ -63,19 +65,19 @@ def loss_figure(data: Data) -> Figure:
 
 def _shifts(data: Data) -> Mapping[str, float]:
     """How far each strategy stands beside a lone epoch, whose dots would hide one another."""
-    if data.epochs.epoch.nunique() > 1:
+    if data.epochs.epoch.nunique() > 1 or len(data.labels) == 1:
         return dict.fromkeys(data.labels, 0.0)
     return dict(zip(data.labels, np.linspace(-SPREAD, SPREAD, len(data.labels)), strict=True))
 
 
 def _losses(axes: Axes, data: Data, epochs: pd.DataFrame, shift: Mapping[str, float]) -> None:
     for name, run in _runs(data, epochs):
-        look = data.looks[name]
+        look, alpha = data.looks[name], _alpha(data, name, run)
         at = run.epoch + shift[name]
-        axes.plot(at, run.loss, color=look.colour, linewidth=0.7, alpha=0.7)
-        axes.plot(at.iloc[-1], run.loss.iloc[-1], **marker(look, 4))
+        axes.plot(at, run.loss, color=look.colour, linewidth=0.7, alpha=alpha)
+        axes.plot(at.iloc[-1], run.loss.iloc[-1], **marker(look, 4), alpha=alpha)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    if any(shift.values()):
+    if data.epochs.epoch.nunique() == 1:
         lone = data.epochs.epoch.iloc[0]
         axes.set_xlim(lone - 0.5, lone + 0.5)
         axes.set_xticks([lone])
@@ -89,15 +91,23 @@ def _differences(axes: Axes, data: Data, epochs: pd.DataFrame, shift: Mapping[st
         if name == data.baseline:
             continue
         its = of_baseline.reindex(pd.MultiIndex.from_frame(run[["seed", "epoch"]])).to_numpy()
-        look = data.looks[name]
+        look, alpha = data.looks[name], _alpha(data, name, run)
         at, apart = run.epoch + shift[name], 100 * (run.loss / its - 1)
-        axes.plot(at, apart, color=look.colour, linewidth=0.7)
-        axes.plot(at.iloc[-1], apart.iloc[-1], **marker(look, 4))
+        axes.plot(at, apart, color=look.colour, linewidth=0.7, alpha=alpha)
+        axes.plot(at.iloc[-1], apart.iloc[-1], **marker(look, 4), alpha=alpha)
     low, high = axes.get_ylim()
     reach = max(abs(low), abs(high), SMALLEST_DIFFERENCE_PCT)
     axes.set_ylim(-reach, reach)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+
+
+def _alpha(data: Data, name: str, run: pd.DataFrame) -> float:
+    its = data.compared
+    its = its[
+        (its.strategy == name) & (its.gpus == run.gpus.iloc[0]) & (its.seed == run.seed.iloc[0])
+    ]
+    return COMPARED if len(its) else LEFT_OUT
 
 
 def _runs(data: Data, epochs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

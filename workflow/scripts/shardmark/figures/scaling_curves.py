@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from shardmark.figures.drawing import (
-    COUNTED,
+    COMPARED,
     FAINT,
     GREY,
     LEFT_OUT,
@@ -44,12 +44,14 @@ def scaling_figure(data: Data) -> Figure:
         axes.yaxis.set_minor_locator(NullLocator())
         _draw(axes, data, name, {other: medians[other] for other in present})
         if name in present:
-            first, last = medians[name].index[0], data.gpus[-1]
-            ideal = medians[name].iloc[0] * last / first
-            axes.plot([first, last], [medians[name].iloc[0], ideal], **_IDEAL_LINE)
+            if name in set(data.compared.strategy):
+                own = data.compared[data.compared.strategy == name]
+                first, last = int(own.gpus.min()), data.gpus[-1]
+                smallest = medians[name][first]
+                axes.plot([first, last], [smallest, smallest * last / first], **_IDEAL_LINE)
             runs = data.ok[data.ok.strategy == name]
-            in_median = runs.index.isin(data.counted.index)
-            for these, alpha in ((runs[in_median], COUNTED), (runs[~in_median], LEFT_OUT)):
+            compared = runs.index.isin(data.compared.index)
+            for these, alpha in ((runs[compared], COMPARED), (runs[~compared], LEFT_OUT)):
                 _open_dots(axes, data, name, these, alpha)
     figure.supylabel(f"{THROUGHPUT.heading}, logarithmic; dashed: ideal", fontsize=8)
     return figure

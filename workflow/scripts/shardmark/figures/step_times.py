@@ -6,7 +6,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from shardmark.figures.drawing import Data, NothingToDraw, absent, marker, panels_of_counts, tick
+from shardmark.figures.drawing import (
+    LEFT_OUT,
+    Data,
+    NothingToDraw,
+    absent,
+    marker,
+    panels_of_counts,
+    tick,
+)
 
 # A slower strategy's steps are drawn beside a faster one's on a linear axis up to this ratio.
 LINEAR_UP_TO = 4.0
@@ -26,6 +34,7 @@ def step_time_figure(data: Data) -> Figure:
 
 def _distributions(axes: Axes, data: Data, count: int) -> None:
     part = data.steps[data.steps.gpus == count]
+    compared = set(data.compared[data.compared.gpus == count].strategy)
     for row, name in enumerate(data.labels):
         steps = part[part.strategy == name]
         if steps.empty:
@@ -35,10 +44,12 @@ def _distributions(axes: Axes, data: Data, count: int) -> None:
         low, first, middle, third, p90, p99 = steps.step_ms.quantile(
             [0.01, 0.25, 0.5, 0.75, 0.9, 0.99]
         )
-        axes.plot([low, p99], [row, row], color=look.colour, linewidth=0.8)
-        axes.plot([first, third], [row, row], color=look.colour, linewidth=3.5, alpha=0.45)
+        alpha = 1.0 if name in compared else LEFT_OUT
+        axes.plot([low, p99], [row, row], color=look.colour, linewidth=0.8, alpha=alpha)
+        band = 0.45 * alpha
+        axes.plot([first, third], [row, row], color=look.colour, linewidth=3.5, alpha=band)
         for end, half in ((p90, 0.18), (p99, 0.3)):
-            axes.vlines(end, row - half, row + half, color=look.colour, linewidth=1.0)
+            axes.vlines(end, row - half, row + half, color=look.colour, linewidth=1.0, alpha=alpha)
         runs = steps.groupby("seed").step_ms.median()
         axes.plot(
             runs,
@@ -48,8 +59,9 @@ def _distributions(axes: Axes, data: Data, count: int) -> None:
             markersize=3,
             markeredgecolor=look.colour,
             markeredgewidth=0.7,
+            alpha=alpha,
         )
-        axes.plot(middle, row, **marker(look, 5))
+        axes.plot(middle, row, **marker(look, 5), alpha=alpha)
     _scale(axes, float(part.step_ms.quantile(0.01)), float(part.step_ms.quantile(0.99)))
 
 

@@ -64,15 +64,15 @@ def trade_off_figure(data: Data) -> Figure:
     A row a GPU count, a column a pair; on a narrow figure the GPU counts of one pair, then those of
     the next.
     """
-    ok = data.ok
-    shown = [label_on(one, data.device) for one in OBJECTIVES if ok[one.column].notna().any()]
+    runs = data.counted
+    shown = [label_on(one, data.device) for one in OBJECTIVES if runs[one.column].notna().any()]
     points = {count: points_of(data, count, shown) for count in data.gpus}
     counts = [count for count in data.gpus if points[count]]
     pairs = list(itertools.combinations(shown, 2))
     if not pairs or not counts:
         raise NothingToDraw("it needs two of throughput, memory and energy")
     figure, panels = _panels(data, counts, pairs)
-    best = {count: front(points[count], shown) for count in counts}
+    best = {count: front(_compared(data, points[count], count), shown) for count in counts}
     for panel in panels:
         _draw(panel, data, points[panel.gpus], best[panel.gpus])
     legend(figure, data)
@@ -114,6 +114,12 @@ def points_of(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
         if not any(map(math.isnan, medians.values())):
             found[name] = medians
     return found
+
+
+def _compared(data: Data, points: Points, count: int) -> Points:
+    """Those of the strategies that may be compared."""
+    part = data.compared[data.compared.gpus == count]
+    return {name: own for name, own in points.items() if name in set(part.strategy)}
 
 
 def front(points: Points, objectives: Sequence[Quantity]) -> list[str]:

@@ -13,6 +13,8 @@ from shardmark.statistics.wording import percent, quantity
 
 # More names than these say less than their number.
 NAMED = 3
+# What makes a standing another one; its value is of other runs in any case.
+FINDING = ("best", "shown", "worse", "equivalent", "open", "not_compared")
 
 Found = Mapping[str, Any]
 
@@ -50,17 +52,18 @@ def decisions(config: Config, verdicts: Sequence[Found]) -> Table:
 def _on_suspects(verdicts: Sequence[Found]) -> Iterator[str]:
     if any(found["with_suspects"] for found in verdicts):
         yield (
-            "Suspect runs are left out by a written rule (see Method); what they would change, "
-            "were they counted too, is exploratory."
+            "Suspect runs are left out by a written rule; what they would change, were they "
+            "counted too, is exploratory."
         )
 
 
 def _standing(found: Found, objective: str) -> str:
     standing = found[objective]
+    if found["fastest"]["best"] is None:
+        others = _with_suspects(found, objective)
+        return "no usable cell" + (f" [{others}]" if others else "")
     if standing is None:
         return "not measured"
-    if standing["best"] is None:
-        return "no usable cell"
     best = f"{standing['best']}, {quantity(standing['metric'], standing['value'])}"
     notes = (
         _sureness(standing, found["margin"]),
@@ -125,10 +128,10 @@ def _with_suspects(found: Found, objective: str) -> str:
     standing = all_in[objective] if all_in else None
     if standing is None or standing["best"] is None:
         return ""
-    best = "" if standing["best"] == own["best"] else f"{standing['best']}, "
-    told = f"{best}{_sureness(standing, found['margin'])}"
-    same = told == _sureness(own, found["margin"])
-    return f"with the suspect runs too: {'the same' if same else told}"
+    if own and all(standing[key] == own[key] for key in FINDING):
+        return "with the suspect runs too: the same"
+    best = "" if own and standing["best"] == own["best"] else f"{standing['best']}, "
+    return f"with the suspect runs too: {best}{_sureness(standing, found['margin'])}"
 
 
 def _few(names: Sequence[str], of: int) -> str:

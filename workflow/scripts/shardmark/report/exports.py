@@ -78,7 +78,7 @@ def tables_to_export(
         compared = comparison_tables(config, comparisons[comparisons.workload == name])
         found["verdict"] += [_of(name, decisions(config, mine))] if mine else []
         found["comparisons"] += [table for both in compared for table in both if table.rows]
-        found["scaling"] += [_of(name, speedups)] if speedups else []
+        found["scaling"].append(_of(name, speedups))
         found["outcomes"].append(grid(config, name, signs))
         found["parity"].append(parity_table(config, name, root))
         certified = settings_of(own, labels_of(config), config.baseline)

@@ -34,7 +34,7 @@ from shardmark.report.page_tables import (
     settings_of,
 )
 from shardmark.report.summary import Table, summarise, tables_of
-from shardmark.statistics.eligibility import as_compared, counted
+from shardmark.statistics.eligibility import as_compared, counted, why_left_out
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class WorkloadPart:
     verdicts: list[tuple[str, list[str]]]
     tables: list[Table]
     comparisons: list[tuple[Table, Table]]
-    scaling: Table | None
+    scaling: Table
     figures: list[Shown]
     not_drawn: list[str]
     outcomes: str
@@ -234,13 +234,13 @@ def facts(config: Config, cells: pd.DataFrame) -> str:
         config: the matrix.
         cells: rows of cells.csv of the workload.
     """
-    shown, ok = counted(cells), cells[cells.status == "ok"]
-    runs = shown.groupby(["strategy", "gpus"]).size()
+    ok = cells[cells.status == "ok"]
+    runs = counted(cells).groupby(["strategy", "gpus"]).size()
     spread = f"n = {runs.min()}" if runs.nunique() == 1 else f"n = {runs.min()} to {runs.max()}"
     regime = {"weak": "fixed batch a GPU", "strong": "fixed global batch"}
     scaling = ", ".join(f"{name} scaling ({regime[name]})" for name in cells.scaling.unique())
-    out = len(ok) - len(shown)
-    left_out = f" {out} suspect runs are left out, or pale where runs are drawn." if out else ""
+    out = int((why_left_out(ok) != "").sum())
+    left_out = f" {out} of {len(ok)} runs not compared." if out else ""
     baseline = labels_of(config)[config.baseline]
     return f"Baseline: {baseline}; {spread} runs of each; {scaling}.{left_out}"
 
@@ -248,13 +248,14 @@ def facts(config: Config, cells: pd.DataFrame) -> str:
 def _figures(config: Config, cells: pd.DataFrame, folder: Path) -> tuple[list[Shown], list[str]]:
     """The figures that could be drawn, and of the others the title with the reason."""
     not_drawn = json.loads((folder / NOT_DRAWN).read_text())
+    said = facts(config, cells)
     shown = []
     for name, title in FIGURES.items():
         if name in not_drawn:
             continue
         path = folder / f"{name}.svg"
         image = base64.b64encode(path.read_bytes()).decode()
-        text = f"{caption(name)} {facts(config, cells)}"
+        text = f"{caption(name)} {said}"
         shown.append(Shown(title, text, f"data:image/svg+xml;base64,{image}", _link(path)))
     return shown, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
 

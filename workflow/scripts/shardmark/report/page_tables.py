@@ -118,10 +118,9 @@ def _comparison_table(config: Config, group: pd.DataFrame, p: str) -> Table:
     )
 
 
-def scaling_table(config: Config, scaling: pd.DataFrame) -> Table | None:
-    """Speed-up and efficiency of each strategy; None where one GPU count is all there is."""
-    if scaling.empty or (scaling.gpus == scaling.reference_gpus).all():
-        return None
+def scaling_table(config: Config, scaling: pd.DataFrame) -> Table:
+    """Speed-up and efficiency of each strategy; no rows where one GPU count is all there is."""
+    alone = scaling.empty or bool((scaling.gpus == scaling.reference_gpus).all())
     labels = labels_of(config)
     place = {name: index for index, name in enumerate(labels)}
     return Table(
@@ -141,8 +140,9 @@ def scaling_table(config: Config, scaling: pd.DataFrame) -> Table | None:
                 str(row["n"]),
             ]
             for row in sorted(scaling.to_dict("records"), key=lambda row: place[row["strategy"]])
+            if not alone
         ],
-        notes=[],
+        notes=["No strategy has results at two GPU counts."] if alone else [],
     )
 
 

@@ -9,10 +9,7 @@ from typing import Any
 import pandas as pd
 
 from shardmark.quantities import SUMMARY, THROUGHPUT, Quantity, label_on, written
-from shardmark.statistics.eligibility import counted, why_left_out
-
-# What shares a table: docs/method.md says why nothing else may be compared.
-GROUP = ["workload", "scaling", "gpus"]
+from shardmark.statistics.eligibility import ADMITTED, GROUP, counted, why_left_out
 
 
 def read_cells(path: str) -> pd.DataFrame:
@@ -36,11 +33,11 @@ def summarise(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     Returns:
         The group's columns and the strategy; ``cells`` of it, ``runs`` that count (the n of every
-        figure, ``eligibility.counted``), ``suspect`` ones among all, ``comparable``, whether the
-        runs take part in comparisons, ``outcomes`` in words, ``parity``; for each quantity its
-        median over the runs under the column's name, and ``<column>_min``, ``<column>_max``;
-        ``ratio``, the median throughput over the baseline's in the same group, where both are
-        comparable.
+        figure, ``eligibility.counted``), ``suspect`` ones among all that are ok, ``suspects_shown``
+        among the runs, ``comparable``, whether the runs take part in comparisons, ``outcomes`` in
+        words, ``parity``; for each quantity its median over the runs under the column's name, and
+        ``<column>_min``, ``<column>_max``; ``ratio``, the median throughput over the baseline's in
+        the same group, where both are comparable.
     """
     rows = [
         dict(zip([*GROUP, "strategy"], key, strict=True)) | _strategy(part)
@@ -64,8 +61,9 @@ def _strategy(part: pd.DataFrame) -> dict[str, Any]:
         "device": part.device.iloc[0],
         "cells": len(part),
         "runs": len(runs),
-        "suspect": int((ok.validity == "suspect").sum()),
-        "comparable": bool((why_left_out(part) == "").any()),
+        "suspect": int(ok.validity.isin(["suspect", ADMITTED]).sum()),
+        "suspects_shown": int(runs.validity.isin(["suspect", ADMITTED]).sum()),
+        "comparable": bool((why_left_out(runs) == "").any()),
         "outcomes": ", ".join(
             f"{count} {status}" for status, count in part.status.value_counts().items()
         ),
@@ -185,10 +183,19 @@ def _notes(group: pd.DataFrame, unmeasured: Sequence[str], labels: Mapping[str, 
     for row in group[group.outcomes != group.cells.astype(str) + " ok"].to_dict("records"):
         notes.append(f"{labels[row['strategy']]}: {row['outcomes']}.")
     suspects = group[group.suspect > 0].to_dict("records")
-    if out := [_of_all(row, labels) for row in suspects if row["comparable"]]:
-        notes.append(f"Suspect and left out: {', '.join(out)}.")
-    if shown := [_of_all(row, labels) for row in suspects if not row["comparable"]]:
-        notes.append(f"Suspect, shown since no other run is: {', '.join(shown)}.")
+    for title, chosen in (
+        ("and left out", [row for row in suspects if not row["suspects_shown"]]),
+        (
+            "and compared all the same",
+            [row for row in suspects if row["suspects_shown"] and row["comparable"]],
+        ),
+        (
+            "and shown only since no other run is ok",
+            [row for row in suspects if row["suspects_shown"] and not row["comparable"]],
+        ),
+    ):
+        if chosen:
+            notes.append(f"Suspect {title}: {', '.join(_of_all(row, labels) for row in chosen)}.")
     for row in group[~group.parity.isin(["passed", "unsupported"])].to_dict("records"):
         notes.append(
             f"{labels[row['strategy']]}: parity {row['parity']}; not shown to be the same training."

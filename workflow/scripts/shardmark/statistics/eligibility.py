@@ -22,6 +22,8 @@ VERSIONS = ("torch", "driver")
 MACHINE = ("device", "device_names", "nodes")
 TRAINING = ("precision", "batchnorm", "global_batch_size", "per_gpu_batch_size")
 SETTINGS = (*TRAINING, *MACHINE, *VERSIONS)
+# In the place of ``suspect``: a rule marks the cell, and the configuration lets it be compared.
+ADMITTED = "suspect, admitted"
 # A framework's version matters to the strategies that are made of it.
 FRAMEWORKS = ("deepspeed", "fairscale")
 
@@ -46,13 +48,13 @@ def why_left_out(cells: pd.DataFrame) -> pd.Series[str]:
     """Why each cell takes no part in a comparison; an empty text where it does.
 
     Of a suspect cell the rules by name, as in ``suspect (drifting)``, so that equal ones can be
-    counted; each cell's figures stand in the table of failures.
+    counted; the figures that broke their limits are in the cell's metrics.json.
     """
 
     def reason(cell: pd.Series[Any]) -> str:
         if cell["status"] != "ok":
             return str(cell["status"])
-        if cell["validity"] != "valid":
+        if cell["validity"] == "suspect":
             given = text_of(cell["validity_reasons"]).split("; ")
             rules = dict.fromkeys(reason.partition(":")[0] for reason in given if reason)
             return f"suspect ({', '.join(rules)})" if rules else "suspect"
@@ -63,26 +65,31 @@ def why_left_out(cells: pd.DataFrame) -> pd.Series[str]:
 
 
 def as_compared(cells: pd.DataFrame, compare_suspect: bool) -> pd.DataFrame:
-    """The table as comparisons read it: where the configuration says so, no cell is suspect.
+    """The table as comparisons read it: where the configuration says so, suspects are admitted.
 
     Args:
         cells: the cells' table.
         compare_suspect: ``validity.compare_suspect``.
     """
-    return cells.assign(validity="valid") if compare_suspect else cells
+    return cells.replace({"validity": {"suspect": ADMITTED}}) if compare_suspect else cells
 
 
 def counted(cells: pd.DataFrame) -> pd.DataFrame:
     """The runs that a strategy's medians are of: those that take part in comparisons.
 
-    A strategy that has none at a GPU count is shown by all of its runs that are ok, and compared to
-    nothing.
+    A strategy that has none at a GPU count is compared to nothing, and shown by those of its runs
+    that are ok and not suspect; by all that are ok if there are none.
     """
     if cells.empty:
         return cells
-    chosen = why_left_out(cells) == ""
-    has_one = chosen.groupby([cells[name] for name in (*GROUP, "strategy")]).transform("any")
-    return cells[chosen | (~has_one & (cells["status"] == "ok"))]
+    ok = cells["status"] == "ok"
+    keys = [cells[name] for name in (*GROUP, "strategy")]
+    left = pd.Series(True, index=cells.index)
+    chosen = ~left
+    for better in (why_left_out(cells) == "", ok & (cells["validity"] != "suspect"), ok):
+        chosen |= left & better
+        left &= ~chosen.groupby(keys).transform("any")
+    return cells[chosen]
 
 
 def told(reasons: Iterable[str]) -> str:

@@ -52,7 +52,7 @@ class Verdict:
         pareto: usable strategies that none is shown to beat; see ``verdict.pareto_set``.
         sentences: the verdict in words, reservations first.
         with_suspects: the same with the suspect cells counted too, which shows what leaving them
-            out decides; None without such cells.
+            out decides; None where no cell would come to count.
     """
 
     workload: str

@@ -28,7 +28,13 @@ from shardmark.statistics.comparisons import (
     judge,
     verdict_of,
 )
-from shardmark.statistics.eligibility import GROUP, SameCode, check_table, why_left_out
+from shardmark.statistics.eligibility import (
+    GROUP,
+    SameCode,
+    as_compared,
+    check_table,
+    why_left_out,
+)
 from shardmark.statistics.shift import equivalence_p, two_sided_p
 from shardmark.statistics.standing import Standing, Verdict
 from shardmark.statistics.wording import sentences_of
@@ -75,8 +81,8 @@ def _verdict(
     usable = group[(reasons == "") & (group[PRIMARY.column] > 0)]
     strategies = list(group["strategy"].drop_duplicates())
     all_in, rows_all_in = None, None
-    if reasons.str.startswith("suspect").any():
-        cleared = group.assign(validity="valid")
+    cleared = as_compared(group, compare_suspect=True)
+    if ((why_left_out(cleared) == "") & (cleared[PRIMARY.column] > 0)).sum() > len(usable):
         contrasts = contrasts_of(cleared, baseline, PRIMARY, same_code)
         rows_all_in = judge(contrasts, True, margin)
         all_in = _verdict(cleared, rows_all_in, baseline, same_code, margin)

@@ -84,11 +84,18 @@ def _reservations(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
     said += _left_out(verdict)
     if any(verdict.runs.values()) and not verdict.runs.get(verdict.baseline):
         said.append(f"{verdict.baseline}, the baseline, has no usable cell to compare to.")
+    return [*said, *_how_compared(verdict, rows)]
+
+
+def _how_compared(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
+    """Which comparisons are refused, and which are not of pairs."""
     refused = rows[
         (rows["verdict"] == "not comparable") & (rows["n"] > 0) & (rows["n_baseline"] > 0)
     ]
-    for _, row in refused.iterrows():
-        said.append(f"{row['strategy']} is not compared to {row['baseline']}: {row['reason']}.")
+    said = [
+        f"{row['strategy']} is not compared to {row['baseline']}: {row['reason']}."
+        for _, row in refused.iterrows()
+    ]
     unpaired = rows[rows["ratio"].notna() & ~rows["paired"].astype(bool)]["strategy"]
     if len(unpaired):
         said.append(
@@ -115,8 +122,12 @@ def _with_suspects(verdict: Verdict, rows: pd.DataFrame | None) -> list[str]:
     if all_in is None or rows is None:
         return []
     number = sum(all_in.runs.values()) - sum(verdict.runs.values())
-    which = "the suspect cell" if number == 1 else f"the {number} suspect cells"
-    said = [*_fastest(all_in, rows), *_against_baseline(all_in, rows)]
+    which = "one suspect cell" if number == 1 else f"{number} suspect cells"
+    said = [
+        *_how_compared(all_in, rows),
+        *_fastest(all_in, rows),
+        *_against_baseline(all_in, rows),
+    ]
     return [f"With {which} counted too (exploratory): {' '.join(said)}"]
 
 
