@@ -25,6 +25,8 @@ MM = 1 / 25.4
 GREY = "#666666"
 FAINT = "#DDDDDD"
 ROW_MM = 5.0
+# A figure of fewer rows has no room for the axis below them.
+FEWEST_ROWS = 3
 # As many panels side by side as leave each at least about this wide: two on a column of 85 mm.
 PANEL_MM = 27.0
 # How opaque the marker of a run is that takes part in comparisons, and of one that does not.
@@ -177,7 +179,7 @@ def panels_of_counts(
     """
     columns = columns_of(data.width_mm, len(counts), first_mm=30, panel_mm=panel_mm)
     bands = math.ceil(len(counts) / columns)
-    height = bands * (len(data.labels) * ROW_MM + rows_mm)
+    height = bands * (max(len(data.labels), FEWEST_ROWS) * ROW_MM + rows_mm)
     figure = Figure(figsize=(data.width_mm * MM, height * MM))
     grid = list(figure.subplots(bands, columns, squeeze=False, sharey=True).flat)
     for axes in grid[len(counts) :]:

@@ -36,7 +36,6 @@ from shardmark.report.page_tables import (
 from shardmark.report.summary import Table, summarise, tables_of
 from shardmark.statistics.eligibility import as_compared, counted, why_left_out
 
-
 # What a window must last for energy and drift to mean something; the default of measure.steady_s.
 LONG_ENOUGH_S = 30.0
 
@@ -158,8 +157,8 @@ def reservations(
         yield f"{_cells(len(short))} timed over a shorter window than was asked for."
     if config.measure.steady_s < LONG_ENOUGH_S:
         yield (
-            f"Timed over windows of {config.measure.steady_s:g} s; under {LONG_ENOUGH_S:g} s energy "
-            "and drift say little."
+            f"Timed over windows of {config.measure.steady_s:g} s; under {LONG_ENOUGH_S:g} s "
+            "energy and drift say little."
         )
     if config.cluster.device == "cpu":
         yield "Measured on CPUs: this shows that the workflow works, and nothing about GPUs."

@@ -19,7 +19,7 @@ def read_cells(path: str) -> pd.DataFrame:
         OSError: if it cannot be read.
     """
     text = ["validity_reasons", "device_names", "device_uuids", "hosts", "failure"]
-    cells = pd.read_csv(path)
+    cells = pd.read_csv(path, dtype=dict.fromkeys(text, str))
     cells[text] = cells[text].fillna("")
     return cells
 
