@@ -53,7 +53,7 @@ def scaling_figure(data: Data) -> Figure:
             compared = runs.index.isin(data.compared.index)
             for these, alpha in ((runs[compared], COMPARED), (runs[~compared], LEFT_OUT)):
                 _open_dots(axes, data, name, these, alpha)
-    figure.supylabel(f"{THROUGHPUT.heading}, logarithmic; dashed: ideal", fontsize=8)
+    figure.supylabel(THROUGHPUT.heading, fontsize=8)
     return figure
 
 
@@ -82,7 +82,7 @@ def efficiency_figure(data: Data) -> Figure:
             )
     highest = known[["efficiency", "efficiency_high"]].to_numpy(float)
     axes.set_ylim(0, 112 * max(1.0, np.nanmax(highest)))
-    figure.supylabel("Parallel efficiency (%), dashed: ideal", fontsize=8)
+    figure.supylabel("Parallel efficiency (%)", fontsize=8)
     return figure
 
 
@@ -92,7 +92,7 @@ _IDEAL_LINE: dict[str, Any] = {"color": GREY, "linestyle": IDEAL, "linewidth": 0
 def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
     columns = columns_of(data.width_mm, len(data.labels), first_mm=14)
     rows = math.ceil(len(data.labels) / columns)
-    figure = Figure(figsize=(data.width_mm * MM, (rows * 36 + 10) * MM))
+    figure = Figure(figsize=(data.width_mm * MM, (rows * 36 + 14) * MM))
     grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes in grid[len(data.labels) :]:
         axes.remove()
@@ -106,7 +106,7 @@ def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
         axes.tick_params(labelbottom=place + columns >= len(panels))
         axes.grid(color=FAINT, linewidth=0.5)
     unit = "Processes" if data.device == "cpu" else "GPUs"
-    figure.supxlabel(f"{unit} — {data.regime}", fontsize=8)
+    figure.supxlabel(f"{unit} — {data.regime}\ndashed: ideal", fontsize=8)
     return figure, panels
 
 
