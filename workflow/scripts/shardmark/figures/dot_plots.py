@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.drawing import (
-    COMPARED,
     LEFT_OUT,
     Data,
     NothingToDraw,
     absent,
+    dots_of_runs,
     marker,
     panels_of_counts,
     tick,
@@ -35,28 +36,16 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
 
 
 def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
-    part = data.ok[data.ok.gpus == count]
+    part, compared = data.ok[data.ok.gpus == count], data.compared_at(count)
     for row, name in enumerate(data.labels):
         values = part[quantity.column].astype(float)[part.strategy == name] * quantity.scale
         if values.isna().all():
             absent(axes, row, data.outcome(name, count))
             continue
         look = data.looks[name]
-        compared = values.index.isin(data.compared.index)
-        for these, alpha in ((values[compared], COMPARED), (values[~compared], LEFT_OUT)):
-            axes.plot(
-                these,
-                [row] * len(these),
-                linestyle="none",
-                marker=look.marker,
-                markersize=3.5,
-                markerfacecolor="none",
-                markeredgecolor=look.colour,
-                markeredgewidth=0.7,
-                alpha=alpha,
-            )
+        dots_of_runs(axes, data, name, values, pd.Series(row, index=values.index))
         middle = values[values.index.isin(data.counted.index)].median()
-        axes.plot(middle, row, **marker(look, 5.5), alpha=None if compared.any() else LEFT_OUT)
+        axes.plot(middle, row, **marker(look, 5.5), alpha=None if name in compared else LEFT_OUT)
     _x_of_dots(axes, 2 if data.narrow else 3)
 
 

@@ -111,6 +111,10 @@ class Data:
         """The runs that take part in comparisons; the others are pale."""
         return self.cells[why_left_out(self.cells) == ""]
 
+    def compared_at(self, count: int) -> set[str]:
+        """The strategies that have a run which is compared at a GPU count."""
+        return set(self.compared[self.compared.gpus == count].strategy)
+
     @property
     def gpus(self) -> list[int]:
         """GPU counts, ascending."""
@@ -236,6 +240,32 @@ def marker(look: Look, size: float) -> dict[str, Any]:
         "markeredgecolor": look.colour if look.open_face else "white",
         "markeredgewidth": 1.0 if look.open_face else 0.4,
     }
+
+
+def dots_of_runs(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) -> None:
+    """An open marker a run, pale where the run takes no part in comparisons.
+
+    Args:
+        axes: where to draw.
+        data: says which runs are compared.
+        name: the strategy.
+        x: of each run, by its index in ``data.cells``.
+        y: likewise.
+    """
+    look = data.looks[name]
+    compared = x.index.isin(data.compared.index)
+    for these, alpha in ((compared, COMPARED), (~compared, LEFT_OUT)):
+        axes.plot(
+            x[these],
+            y[these],
+            linestyle="none",
+            marker=look.marker,
+            markersize=3.5,
+            markerfacecolor="none",
+            markeredgecolor=look.colour,
+            markeredgewidth=0.7,
+            alpha=alpha,
+        )
 
 
 def legend(figure: Figure, data: Data) -> None:

@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from shardmark.figures.drawing import (
-    COMPARED,
     FAINT,
     GREY,
-    LEFT_OUT,
     MM,
     Data,
     NothingToDraw,
     columns_of,
+    dots_of_runs,
     marker,
     tick,
 )
@@ -50,9 +49,7 @@ def scaling_figure(data: Data) -> Figure:
                 smallest = medians[name][first]
                 axes.plot([first, last], [smallest, smallest * last / first], **_IDEAL_LINE)
             runs = data.ok[data.ok.strategy == name]
-            compared = runs.index.isin(data.compared.index)
-            for these, alpha in ((runs[compared], COMPARED), (runs[~compared], LEFT_OUT)):
-                _open_dots(axes, data, name, these, alpha)
+            dots_of_runs(axes, data, name, runs.gpus, runs[THROUGHPUT.column])
     figure.supylabel(THROUGHPUT.heading, fontsize=8)
     return figure
 
@@ -123,18 +120,3 @@ def _draw(axes: Axes, data: Data, name: str, lines: dict[str, pd.Series]) -> Non
 
 def _others(lines: dict[str, pd.Series], name: str) -> Iterator[tuple[str, pd.Series]]:
     return ((other, line) for other, line in lines.items() if other != name)
-
-
-def _open_dots(axes: Axes, data: Data, name: str, runs: pd.DataFrame, alpha: float) -> None:
-    look = data.looks[name]
-    axes.plot(
-        runs.gpus,
-        runs[THROUGHPUT.column],
-        alpha=alpha,
-        linestyle="none",
-        marker=look.marker,
-        markersize=3,
-        markerfacecolor="none",
-        markeredgecolor=look.colour,
-        markeredgewidth=0.6,
-    )

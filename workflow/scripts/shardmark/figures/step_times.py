@@ -34,7 +34,7 @@ def step_time_figure(data: Data) -> Figure:
 
 def _distributions(axes: Axes, data: Data, count: int) -> None:
     part = data.steps[data.steps.gpus == count]
-    compared = set(data.compared[data.compared.gpus == count].strategy)
+    compared = data.compared_at(count)
     for row, name in enumerate(data.labels):
         steps = part[part.strategy == name]
         if steps.empty:

@@ -72,7 +72,11 @@ def trade_off_figure(data: Data) -> Figure:
     if not pairs or not counts:
         raise NothingToDraw("it needs two of throughput, memory and energy")
     figure, panels = _panels(data, counts, pairs)
-    best = {count: front(_compared(data, points[count], count), shown) for count in counts}
+    best = {}
+    for count in counts:
+        compared = data.compared_at(count)
+        rivals = {name: own for name, own in points[count].items() if name in compared}
+        best[count] = front(rivals, shown)
     for panel in panels:
         _draw(panel, data, points[panel.gpus], best[panel.gpus])
     legend(figure, data)
@@ -114,12 +118,6 @@ def points_of(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
         if not any(map(math.isnan, medians.values())):
             found[name] = medians
     return found
-
-
-def _compared(data: Data, points: Points, count: int) -> Points:
-    """Those of the strategies that may be compared."""
-    part = data.compared[data.compared.gpus == count]
-    return {name: own for name, own in points.items() if name in set(part.strategy)}
 
 
 def front(points: Points, objectives: Sequence[Quantity]) -> list[str]:

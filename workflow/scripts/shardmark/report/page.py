@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.config import Config, labels_of
+from shardmark.config import Config, Measure, labels_of
 from shardmark.matrix.failures import failures
 from shardmark.matrix.gaps import Gaps, find_gaps
 from shardmark.matrix.matrix_results import read_matrix
@@ -34,10 +34,10 @@ from shardmark.report.page_tables import (
     settings_of,
 )
 from shardmark.report.summary import Table, summarise, tables_of
-from shardmark.statistics.eligibility import as_compared, counted, why_left_out
+from shardmark.statistics.eligibility import as_compared, counted, rules_that_fired, why_left_out
 
-# What a window must last for energy and drift to mean something; the default of measure.steady_s.
-LONG_ENOUGH_S = 30.0
+# What a window must last for energy and drift to mean something.
+LONG_ENOUGH_S = Measure.model_fields["steady_s"].default
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,7 @@ def reservations(
     if flagged:
         yield f"Settings differ in {flagged} ways that nothing explains; see Settings."
     if suspect := [m for m in metrics if m.validity == "suspect"]:
-        rules = dict.fromkeys(
-            reason.partition(":")[0] for m in suspect for reason in m.validity_reasons
-        )
+        rules = rules_that_fired(reason for m in suspect for reason in m.validity_reasons)
         fate = "compared all the same" if config.validity.compare_suspect else "left out"
         yield (
             f"{_cells(len(suspect))} suspect by a written rule ({', '.join(rules)}), {fate}; see "

@@ -55,13 +55,22 @@ def why_left_out(cells: pd.DataFrame) -> pd.Series[str]:
         if cell["status"] != "ok":
             return str(cell["status"])
         if cell["validity"] == "suspect":
-            given = text_of(cell["validity_reasons"]).split("; ")
-            rules = dict.fromkeys(reason.partition(":")[0] for reason in given if reason)
+            rules = rules_that_fired(text_of(cell["validity_reasons"]).split("; "))
             return f"suspect ({', '.join(rules)})" if rules else "suspect"
         parity = text_of(cell["parity"]) or "missing"
         return "" if parity == "passed" else f"parity {parity}"
 
     return pd.Series([reason(cell) for _, cell in cells.iterrows()], index=cells.index, dtype=str)
+
+
+def rules_that_fired(reasons: Iterable[str]) -> list[str]:
+    """The names of the rules behind a cell's reasons (``validity.reasons_of``), each once."""
+    return list(dict.fromkeys(reason.partition(":")[0] for reason in reasons if reason))
+
+
+def usable_cells(cells: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The cells that take part in comparisons and have a value in the column."""
+    return cells[(why_left_out(cells) == "") & (cells[column] > 0)]
 
 
 def as_compared(cells: pd.DataFrame, compare_suspect: bool) -> pd.DataFrame:

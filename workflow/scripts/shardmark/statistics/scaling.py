@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from shardmark.statistics.comparisons import PRIMARY
-from shardmark.statistics.eligibility import SETTINGS, check_table, why_left_out, why_mixed
+from shardmark.statistics.eligibility import SETTINGS, check_table, usable_cells, why_mixed
 from shardmark.statistics.rank_sum import RankSum
 from shardmark.statistics.shift import interval
 
@@ -53,7 +53,7 @@ def scaling_of(cells: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         UserError: if a cell stands in the table twice.
     """
     check_table(cells)
-    usable = cells[(why_left_out(cells) == "") & (cells[PRIMARY.column] > 0)]
+    usable = usable_cells(cells, PRIMARY.column)
     rows = []
     for (workload, scaling, strategy), runs in usable.groupby(["workload", "scaling", "strategy"]):
         smallest = int(runs["gpus"].min())

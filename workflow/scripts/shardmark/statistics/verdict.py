@@ -33,6 +33,7 @@ from shardmark.statistics.eligibility import (
     SameCode,
     as_compared,
     check_table,
+    usable_cells,
     why_left_out,
 )
 from shardmark.statistics.shift import equivalence_p, two_sided_p
@@ -78,11 +79,11 @@ def _verdict(
     margin: float,
 ) -> Verdict:
     reasons = why_left_out(group)
-    usable = group[(reasons == "") & (group[PRIMARY.column] > 0)]
+    usable = usable_cells(group, PRIMARY.column)
     strategies = list(group["strategy"].drop_duplicates())
     all_in, rows_all_in = None, None
     cleared = as_compared(group, compare_suspect=True)
-    if ((why_left_out(cleared) == "") & (cleared[PRIMARY.column] > 0)).sum() > len(usable):
+    if len(usable_cells(cleared, PRIMARY.column)) > len(usable):
         contrasts = contrasts_of(cleared, baseline, PRIMARY, same_code)
         rows_all_in = judge(contrasts, True, margin)
         all_in = _verdict(cleared, rows_all_in, baseline, same_code, margin)
