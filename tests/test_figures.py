@@ -289,3 +289,6 @@ def test_a_strategy_alone_has_room_for_its_axes(tmp_path: Path, width_mm: float)
     alone = read_data(config, "w", write_tables(config, tmp_path), tmp_path)
     for name in FIGURES:
         check_legible(draw(name, alone))
+    first = alone.epochs[alone.epochs.epoch == alone.epochs.epoch.min()]
+    lone = draw("loss", replace(alone, epochs=first)).axes[0]
+    assert {float(line.get_xdata()[0]) for line in lone.lines} == {1.0}, "nothing to stand beside"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from built_pages import write_tables
 from gpu_matrix import config_of, write_matrix, write_parity
+from shardmark.report.exports import tables_to_export
 from shardmark.report.page_tables import parity_table, scaling_table
 
 
@@ -21,14 +24,24 @@ def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:
     assert found == [(name, count) for name in names for count in ("1", "2")]
 
 
+def found_by_rules(tables: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+    comparisons, scaling = (
+        pd.read_csv(tables / f"{name}.csv") for name in ("comparisons", "scaling")
+    )
+    return comparisons, scaling, json.loads((tables / "verdict.json").read_text())
+
+
 def test_one_gpu_count_has_no_scaling(tmp_path: Path) -> None:
     config = config_of(strategies=["dp", "ddp"], gpus=[1])
     write_matrix(config, tmp_path)
-    scaling = pd.read_csv(write_tables(config, tmp_path) / "scaling.csv")
+    tables = write_tables(config, tmp_path)
+    scaling = pd.read_csv(tables / "scaling.csv")
     assert len(scaling) == 2
     table = scaling_table(config, scaling)
     assert table.rows == []
     assert table.notes == ["No strategy has results at two GPU counts."]
+    exported = tables_to_export(config, *found_by_rules(tables), tmp_path)
+    assert exported["scaling"][0].notes == table.notes, "the page links to its files"
 
 
 def test_why_a_verdict_of_the_gate_is_what_it_is_stands_below(tmp_path: Path) -> None:
