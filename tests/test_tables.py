@@ -129,6 +129,14 @@ def test_the_summary_gives_medians_with_the_range_and_the_ratio(
     assert ddp["Memory peak (GiB)"].startswith("19.00 ")
 
 
+def test_gpu_counts_ascend_whatever_their_order_in_the_matrix(tmp_path: Path) -> None:
+    config = config_of(strategies=["ddp"], gpus=[2, 1])
+    write_matrix(config, tmp_path)
+    one, two = summary_of(config, tmp_path)
+    assert "on 1 GPU," in one.caption
+    assert "on 2 GPUs," in two.caption
+
+
 def test_failures_are_counted_and_named_and_left_out(config: Config, tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
     write(failed(cell_of(config, "w", "ddp", 1, 2), "oom", "OutOfMemoryError"), tmp_path)

@@ -103,7 +103,7 @@ def tables_of(
     *,
     ranges: bool = True,
 ) -> Iterator[Table]:
-    """One table for each workload, regime and GPU count.
+    """One table for each workload, regime and GPU count, GPU counts ascending.
 
     Args:
         summary: as ``summarise`` gives it.
@@ -112,7 +112,10 @@ def tables_of(
         ranges: whether to write the smallest and the largest run beside the median.
     """
     place = {name: index for index, name in enumerate(labels)}
-    for _, group in summary.groupby(GROUP, sort=False):
+    # Workloads as the matrix has them, GPU counts ascending as everywhere else.
+    workloads = summary.groupby("workload", sort=False)
+    groups = (group for _, own in workloads for _, group in own.groupby(GROUP, sort=True))
+    for group in groups:
         group = group.sort_values("strategy", key=lambda names: names.map(place))
         device = group.device.iloc[0]
         shown = [label_on(quantity, device) for quantity in SUMMARY]
