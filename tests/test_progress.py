@@ -13,26 +13,33 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from shardmark.atomic import write_text
-from shardmark.cells import Cell, cells_of
+from shardmark.cells import Cell, ParityCase, cells_of, parity_case
 from shardmark.matrix import progress
 from shardmark.matrix.progress import Progress, duration, needs_the_console, outcome
-from shardmark.metrics import Failure, Loss, Metrics, Throughput
+from shardmark.metrics import Failure, Loss, Metrics, Parity, Throughput
 from small_matrix import cell_at, matrix
 
 CELLS = list(cells_of(matrix(matrix__strategies=["ddp"], matrix__gpus=[1])))
+GATE = [
+    parity_case(matrix(), "small", strategy, ranks)
+    for strategy, ranks in (("ddp", 2), ("slim", 2), ("slim", 1))
+]
 
 
 class Matrix:
-    """A logger with the display on it, and the records of a matrix of ``CELLS``."""
+    """A logger with the display on it, and the records of a matrix of ``CELLS`` and ``GATE``."""
 
-    def __init__(self, stream: io.TextIOBase, cells: list[Cell] = CELLS) -> None:
+    def __init__(
+        self, stream: io.TextIOBase, cells: list[Cell] = CELLS, gate: list[ParityCase] = GATE
+    ) -> None:
         self.stream = stream
-        self.progress = Progress(cells, stream)  # type: ignore[arg-type]
+        self.progress = Progress(cells, gate, stream)  # type: ignore[arg-type]
         self.logger = logging.Logger("a matrix", logging.INFO)
         self.logger.addHandler(self.progress)
 
@@ -43,6 +50,29 @@ class Matrix:
         at = {"workload": cell.workload, "strategy": cell.strategy}
         at |= {"gpus": str(cell.gpus), "seed": str(cell.seed)}
         self.log(LogEvent.JOB_INFO, rule_name="train", jobid=jobid, wildcards=at)
+
+    def check(self, jobid: int, case: ParityCase) -> None:
+        cell = case.cell
+        at = {"workload": cell.workload, "strategy": cell.strategy, "ranks": str(cell.gpus)}
+        self.log(LogEvent.JOB_INFO, rule_name="check_parity", jobid=jobid, wildcards=at)
+
+    def judge(
+        self, jobid: int, case: ParityCase, status: str = "passed", reason: str | None = None
+    ) -> None:
+        cell = case.cell
+        parity = Parity(
+            workload=cell.workload,
+            strategy=cell.strategy,
+            ranks=cell.gpus,
+            device=cell.device,
+            backend=None,
+            status=status,  # type: ignore[arg-type]
+            reason=reason,
+            case_sha256="",
+            code_sha256="",
+        )
+        write_text(case.file, parity.model_dump_json(by_alias=True))
+        self.log(LogEvent.JOB_FINISHED, job_id=jobid)
 
     def finish(self, jobid: int, metrics: Metrics | None = None) -> None:
         if metrics is not None:
@@ -64,6 +94,15 @@ def plain() -> Iterator[Matrix]:
     shown = Matrix(io.StringIO())
     yield shown
     shown.progress.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The display's clock; it stands still until ``now`` is set."""
+    made = SimpleNamespace(now=time.monotonic())
+    made.monotonic = lambda: made.now
+    monkeypatch.setattr(progress, "time", made)
+    return made
 
 
 def lines(shown: Matrix) -> list[str]:
@@ -177,17 +216,127 @@ def test_the_state_says_what_runs(plain: Matrix) -> None:
     assert lines(plain) == []
 
 
-def test_the_time_left_follows_the_pace_of_the_cells_so_far(plain: Matrix) -> None:
+def test_the_time_left_follows_the_pace_of_the_cells_so_far(
+    clock: SimpleNamespace, plain: Matrix
+) -> None:
     assert plain.progress.left_s() is None
     plain.start(0, CELLS[0])
+    clock.now += 600
     plain.finish(0, ok(CELLS[0]))
-    plain.progress.begin = time.monotonic() - 600
-    assert plain.progress.left_s() == pytest.approx(600, abs=5)
+    assert plain.progress.left_s() == pytest.approx(600)
     assert plain.progress.state().endswith("about 10 min left")
     plain.start(1, CELLS[1])
     plain.finish(1, ok(CELLS[1]))
     assert plain.progress.left_s() == 0
     assert "left" not in plain.progress.state()
+
+
+def test_the_time_of_the_gate_alone_is_no_time_of_cells(
+    clock: SimpleNamespace, plain: Matrix
+) -> None:
+    plain.check(10, GATE[0])
+    clock.now += 2400
+    plain.judge(10, GATE[0])
+    plain.start(0, CELLS[0])
+    clock.now += 200
+    plain.check(11, GATE[1])  # beside a cell
+    clock.now += 100
+    plain.finish(0, ok(CELLS[0]))
+    clock.now += 5000  # the gate alone again
+    assert plain.progress.left_s() == pytest.approx(300)
+    plain.judge(11, GATE[1])
+    plain.start(1, CELLS[1])
+    clock.now += 60
+    assert plain.progress.left_s() == pytest.approx(360)
+
+
+def test_time_in_which_cells_run_side_by_side_counts_once(
+    clock: SimpleNamespace,
+) -> None:
+    cells = list(cells_of(matrix(matrix__gpus=[1])))
+    shown = Matrix(io.StringIO(), cells)
+    for jobid, cell in enumerate(cells[:3]):
+        shown.start(jobid, cell)
+    clock.now += 300
+    for jobid in range(3):
+        shown.finish(jobid, ok(cells[jobid]))
+    assert shown.progress.left_s() == pytest.approx(300)
+
+
+def test_a_parity_case_is_a_plain_line_when_it_starts_and_when_it_ends(plain: Matrix) -> None:
+    plain.check(10, GATE[0])
+    plain.check(11, GATE[1])
+    plain.judge(11, GATE[1], "failed", "fp32: the loss deviates\nsecond line")
+    plain.judge(10, GATE[0])
+    plain.check(12, GATE[2])
+    plain.judge(12, GATE[2], "error", "training, rank 1: " + "x" * 200)
+    assert lines(plain) == [
+        "parity case 1 of 3, small ddp ranks2: started",
+        "parity case 2 of 3, small slim ranks2: started",
+        "parity case 2 of 3, small slim ranks2: failed (fp32: the loss deviates)",
+        "parity case 1 of 3, small ddp ranks2: passed",
+        "parity case 3 of 3, small slim ranks1: started",
+        "parity case 3 of 3, small slim ranks1: error (training, rank 1: " + "x" * 102 + ")",
+    ]
+
+
+def test_a_verdict_that_cannot_be_read_ends_its_case(plain: Matrix) -> None:
+    plain.check(10, GATE[0])
+    write_text(GATE[0].file, "{")
+    plain.log(LogEvent.JOB_FINISHED, job_id=10)
+    assert lines(plain)[-1].startswith(
+        "parity case 1 of 3, small ddp ranks2: unreadable (results/t/parity/small/ddp/ranks2.json"
+    )
+    assert plain.progress.state() == "cells [0/2] | none ended yet"
+
+
+def test_the_state_names_the_gate_while_it_runs_alone(plain: Matrix) -> None:
+    plain.log(LogEvent.JOB_INFO, rule_name="make_oracle", jobid=9, wildcards={})
+    for jobid, case in enumerate(GATE, 10):
+        plain.check(jobid, case)
+    cells = "cells [0/2] | none ended yet"
+    running = "running small ddp ranks2 and 2 more"
+    assert plain.progress.state() == f"parity [0/3] | {running} | {cells}"
+    plain.judge(10, GATE[0], "failed", "it deviates")
+    running = "running small slim ranks2 and 1 more"
+    assert plain.progress.state() == f"parity [1/3] | {running} | 1 failed | {cells}"
+    plain.start(0, CELLS[0])
+    running = "running small ddp gpus1 seed0"
+    assert plain.progress.state() == f"{cells} | {running} | parity [1/3]"
+    plain.finish(0, ok(CELLS[0]))
+    assert plain.progress.state().startswith("parity [1/3] | running small slim ranks2 and 1 more")
+    plain.judge(11, GATE[1])
+    plain.judge(12, GATE[2])
+    assert plain.progress.state().startswith("cells [1/2] | 1 ok | running make_oracle")
+
+
+def test_a_parity_job_that_fails_runs_no_more_and_keeps_its_number(plain: Matrix) -> None:
+    Path("parity.log").write_text("no verdict\n")
+    plain.check(10, GATE[0])
+    plain.check(11, GATE[1])
+    plain.fail(11, rule="check_parity", logs=("parity.log",))
+    assert plain.progress.state().startswith("parity [1/3] | running small ddp ranks2 | 1 no")
+    plain.check(11, GATE[1])
+    assert plain.progress.state().startswith("parity [0/3] | running small ddp ranks2 and 1 more")
+    plain.judge(11, GATE[1])
+    assert lines(plain)[2:] == [
+        "parity case 2 of 3, small slim ranks2: no result; see parity.log",
+        "    no verdict",
+        "parity case 2 of 3, small slim ranks2: started",
+        "parity case 2 of 3, small slim ranks2: passed",
+    ]
+    plain.fail(10, rule="check_parity")
+    assert plain.progress.state() == "cells [0/2] | none ended yet"
+
+
+def test_a_run_of_the_gate_alone_ends_with_its_verdicts() -> None:
+    shown = Matrix(io.StringIO(), [], GATE[:2])
+    shown.check(10, GATE[0])
+    shown.judge(10, GATE[0])
+    shown.check(11, GATE[1])
+    shown.judge(11, GATE[1], "failed", "it deviates")
+    shown.progress.close()
+    assert lines(shown)[-1] == "parity [2/2] | 1 passed, 1 failed"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +359,7 @@ def test_a_display_that_goes_wrong_does_not_end_the_matrix(
 
 
 def test_nothing_planned_shows_no_bar_and_no_state() -> None:
-    shown = Matrix(io.StringIO(), [])
+    shown = Matrix(io.StringIO(), [], [])
     shown.fail(3, rule="plot", logs=("plot.log",))
     shown.progress.close()
     assert lines(shown) == ["plot: no result; see plot.log"]
@@ -279,6 +428,32 @@ def test_in_a_terminal_a_live_bar_stands_under_the_lines(
     drawn = [part for part in text.split("\r\x1b[K") if "cells [" in part]
     width = os.get_terminal_size(made.reading).columns
     assert all("\n" not in part and len(part) < width for part in drawn), drawn
+
+
+def test_in_a_terminal_the_bar_follows_the_gate_and_a_case_is_a_line_when_it_ends(
+    terminal: tuple[Terminal, Matrix],
+) -> None:
+    made, shown = terminal
+    shown.check(10, GATE[0])
+    made.wait_for(r"-{24} parity \[0/3\]")
+    shown.judge(10, GATE[0])
+    shown.check(11, GATE[1])
+    text = made.wait_for(r"#{8}-{16} parity \[1/3\]")
+    assert "\r\x1b[Kparity case 1 of 3, small ddp ranks2: passed\r\n" in text
+    assert "started" not in text
+    shown.start(0, CELLS[0])
+    made.wait_for(r"#{8}-{16} parity[^#]*-{24} cells \[0/2\]")
+
+
+def test_in_a_terminal_the_gate_alone_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "REFRESH_S", 0.02)
+    made = Terminal(100)
+    shown = Matrix(made.stream, [], GATE[:1])  # type: ignore[arg-type]
+    shown.check(10, GATE[0])
+    made.wait_for(r"-{24} parity \[0/1\] \| running small ddp ranks2")
+    shown.judge(10, GATE[0])
+    made.wait_for(r"#{24} parity \[1/1\] \| 1 passed")
+    shown.progress.close()
 
 
 def test_at_the_end_the_bar_gives_way_to_the_last_state(terminal: tuple[Terminal, Matrix]) -> None:

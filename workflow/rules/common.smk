@@ -370,8 +370,9 @@ def nested_snakemake():
 
 
 onstart:
-    jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "train"]
-    planned = [cell_at(job.wildcards) for job in jobs]
+    jobs = list(workflow.dag.needrun_jobs())
+    planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
+    gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
     if planned and CONFIG.cluster.device == "cuda" and workflow.local_exec:
         reason = why_no_gpus(max(cell.gpus for cell in planned))
         if reason:
@@ -393,7 +394,7 @@ onstart:
             f"({', '.join(orphans().values())}); what they work on is waited for and not started again"
         )
     if not workflow.output_settings.verbose:
-        Progress.attach(logger, planned)
+        Progress.attach(logger, planned, gate)
     if CONFIG.on_failure == "stop":
         on_slurm = workflow.executor_plugin.name == "slurm"
         own = queue.comments_of(CELLS.values()) if on_slurm else None

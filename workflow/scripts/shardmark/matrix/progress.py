@@ -1,8 +1,8 @@
-"""The matrix as it runs: cells done, running and failed, and the time left.
+"""The matrix as it runs: the parity gate, cells done, running and failed, and the time left.
 
-A live bar in a terminal, one plain line a finished cell where there is none. It listens to
-Snakemake's own log records and takes the place of its console messages while cells run; Snakemake's
-log file keeps them all.
+A terminal has a live bar. Elsewhere each finished cell is one plain line, and each parity case is
+one when it starts and one when it ends. The display listens to Snakemake's own log records and
+replaces its console messages while jobs run; Snakemake's log file keeps them all.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmark.cells import Cell
+from shardmark.cells import Cell, ParityCase
 from shardmark.errors import UserError
-from shardmark.metrics import read_metrics
+from shardmark.metrics import read_metrics, read_parity
 
 REFRESH_S = 1.0
 BAR_WIDTH = 24
 LOG_TAIL_LINES = 5
+REASON_LENGTH = 120
 TRAIN = "train"
+CHECK_PARITY = "check_parity"
 USUAL_WIDTH = 80
 # Above what the job's own Snakemake says of it at length.
 _SLURM_ERROR = re.compile(r"(srun|sbatch|slurmstepd\S*): (error|fatal):")
@@ -38,20 +40,36 @@ class Progress(logging.Handler):
     """Shows the progress of a matrix from the records of Snakemake's logger.
 
     Args:
-        planned: the cells that this run trains; with none there is no bar, and failed jobs of
-            other rules are still told.
+        planned: the cells that this run trains.
+        gate: the parity cases that this run checks. With neither there is no bar, but failed jobs
+            of other rules are still reported.
         stream: where to write.
     """
 
-    def __init__(self, planned: Iterable[Cell], stream: TextIO = sys.stderr) -> None:
+    def __init__(
+        self,
+        planned: Iterable[Cell],
+        gate: Iterable[ParityCase] = (),
+        stream: TextIO = sys.stderr,
+    ) -> None:
         super().__init__(logging.INFO)
         self.planned = {place_of(cell): cell for cell in planned}
         self.cells = len(self.planned)
+        self.gate = {
+            case_title(case.cell.workload, case.cell.strategy, case.cell.gpus): case.file
+            for case in gate
+        }
         self.stream = stream
-        self.live = stream.isatty() and self.cells > 0
-        self.begin = time.monotonic()
+        self.live = stream.isatty() and bool(self.planned or self.gate)
         self.ended: dict[Place, str] = {}
         self.running: dict[int, Cell] = {}
+        # Seconds in which a cell was running, up to the last look at the clock.
+        self.cells_s = 0.0
+        self.looked = time.monotonic()
+        # A parity case goes by its title. Its number is its place in the order of starting.
+        self.numbers: dict[str, int] = {}
+        self.checking: dict[int, str] = {}
+        self.verdicts: dict[str, str] = {}
         self.others: dict[int, str] = {}
         # Not _closed, which is logging's own.
         self._over = threading.Event()
@@ -59,9 +77,11 @@ class Progress(logging.Handler):
             threading.Thread(target=self._keep_drawing, daemon=True).start()
 
     @classmethod
-    def attach(cls, logger: logging.Logger, planned: Iterable[Cell]) -> Progress:
+    def attach(
+        cls, logger: logging.Logger, planned: Iterable[Cell], gate: Iterable[ParityCase] = ()
+    ) -> Progress:
         """Take the place of the console handler's messages, warnings and errors left alone."""
-        progress = cls(planned)
+        progress = cls(planned, gate)
         for handler in logger.handlers:
             if handler.name == "DefaultStreamHandler":
                 handler.addFilter(needs_the_console)
@@ -73,6 +93,7 @@ class Progress(logging.Handler):
         """Follow one record of Snakemake's logger."""
         try:
             event = str(getattr(record, "event", None) or "")
+            self._keep_time()
             if event == "job_info":
                 self._started(record.__dict__)
             elif event == "job_finished":
@@ -89,16 +110,23 @@ class Progress(logging.Handler):
         with self.lock or threading.RLock():
             if not self._over.is_set():
                 self._over.set()
-                if self.cells:
+                if self.planned or self.gate:
                     self._say(self.state())
         super().close()
 
     def _started(self, job: dict[str, Any]) -> None:
+        at = job["wildcards"]
         if job["rule_name"] == TRAIN:
-            at = job["wildcards"]
             place = (at["workload"], at["strategy"], int(at["gpus"]), int(at["seed"]))
             self.running[job["jobid"]] = self.planned[place]
             self.ended.pop(place, None)  # a retry of a cell that failed
+        elif job["rule_name"] == CHECK_PARITY:
+            case = case_title(at["workload"], at["strategy"], at["ranks"])
+            self.checking[job["jobid"]] = case
+            self.numbers.setdefault(case, len(self.numbers) + 1)
+            self.verdicts.pop(case, None)
+            if not self.live:
+                self._say(f"{self._numbered(case)}: started")
         else:
             self.others[job["jobid"]] = job["rule_name"]
 
@@ -109,14 +137,22 @@ class Progress(logging.Handler):
             status, figure = outcome(cell.folder / "metrics.json")
             self.ended[place_of(cell)] = status
             self._say(f"{self.count()} {cell.title}: {status}{figure}")
+        elif jobid in self.checking:
+            case = self.checking.pop(jobid)
+            self.verdicts[case], reason = verdict(self.gate[case])
+            self._say(f"{self._numbered(case)}: {self.verdicts[case]}{reason}")
 
     def _failed(self, job: dict[str, Any]) -> None:
         self.others.pop(job["jobid"], None)
         title = str(job["rule_name"])
         cell = self.running.pop(job["jobid"], None)
+        case = self.checking.pop(job["jobid"], None)
         if cell is not None:
             self.ended[place_of(cell)] = "no result"
             title = f"{self.count()} {cell.title}"
+        elif case is not None:
+            self.verdicts[case] = "no result"
+            title = self._numbered(case)
         logs = [Path(log) for log in job["log"]]
         self._say(f"{title}: no result; see {', '.join(map(str, logs)) or 'the messages'}")
         for log in logs:
@@ -131,36 +167,59 @@ class Progress(logging.Handler):
 
     def count(self) -> str:
         """Cells ended of all that this run trains."""
-        return f"[{self.done:>{len(str(self.cells))}}/{self.cells}]"
+        return fraction(self.done, self.cells)
 
     def left_s(self) -> float | None:
-        """Seconds left at the pace of the cells so far; None before the first has ended."""
+        """Seconds left at the pace of the cells so far; None before the first has ended.
+
+        The pace counts only time in which a cell was running. The gate's time is no cell's time.
+        """
         if not self.done:
             return None
-        return (time.monotonic() - self.begin) / self.done * (self.cells - self.done)
+        self._keep_time()
+        return self.cells_s / self.done * (self.cells - self.done)
 
     def state(self) -> str:
-        """The whole matrix in one line."""
-        outcomes = Counter(self.ended.values()).most_common()
-        counts = ", ".join(f"{number} {status}" for status, number in outcomes)
-        parts = [f"cells {self.count()}", counts or "none ended yet"]
+        """The whole run in one line: the gate first while it runs alone, then the cells."""
+        titles = [cell.title for cell in self.running.values()]
+        titles = titles or list(self.checking.values()) or list(self.others.values())[:1]
+        more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
+        running = f"running {titles[0]}{more}" if titles else ""
+        cells = []
+        if self.cells:
+            cells = [f"cells {self.count()}", outcomes(self.ended) or "none ended yet"]
+        gate = f"parity {fraction(len(self.verdicts), len(self.gate))}"
+        seconds = self.left_s()
+        left = f"about {duration(seconds)} left" if seconds else ""
+        if self._gate_alone:
+            parts = [gate, running, outcomes(self.verdicts), *cells, left]
+        else:
+            parts = [*cells, running, left, gate if self.checking else ""]
+        return " | ".join(filter(None, parts))
+
+    @property
+    def _gate_alone(self) -> bool:
+        """Whether parity cases run and no cell does, or no cell is planned."""
+        return not self.cells or bool(self.checking and not self.running)
+
+    def _numbered(self, case: str) -> str:
+        return f"parity case {self.numbers[case]} of {len(self.gate)}, {case}"
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
         if self.running:
-            first = next(iter(self.running.values())).title
-            more = f" and {len(self.running) - 1} more" if len(self.running) > 1 else ""
-            parts.append(f"running {first}{more}")
-        elif self.others:
-            parts.append(f"running {next(iter(self.others.values()))}")
-        left = self.left_s()
-        if left:
-            parts.append(f"about {duration(left)} left")
-        return " | ".join(parts)
+            self.cells_s += now - self.looked
+        self.looked = now
 
     def _keep_drawing(self) -> None:
         while not self._over.wait(REFRESH_S):
             with self.lock or threading.RLock():
                 if self._over.is_set():
                     return
-                filled = BAR_WIDTH * self.done // max(1, self.cells)
+                ended, planned = self.done, self.cells
+                if self._gate_alone:
+                    ended, planned = len(self.verdicts), len(self.gate)
+                filled = BAR_WIDTH * ended // planned
                 bar = "#" * filled + "-" * (BAR_WIDTH - filled)
                 self._clear()
                 # A longer line would wrap, and only its last row would be cleared.
@@ -181,6 +240,22 @@ class Progress(logging.Handler):
 def place_of(cell: Cell) -> Place:
     """What tells a cell from the others of its matrix."""
     return cell.workload, cell.strategy, cell.gpus, cell.seed
+
+
+def case_title(workload: str, strategy: str, ranks: object) -> str:
+    """What tells a parity case from the others of its matrix."""
+    return f"{workload} {strategy} ranks{ranks}"
+
+
+def fraction(ended: int, planned: int) -> str:
+    """How many ended of how many."""
+    return f"[{ended:>{len(str(planned))}}/{planned}]"
+
+
+def outcomes(ended: Mapping[Any, str]) -> str:
+    """How often each outcome occurs, the most frequent first."""
+    counts = Counter(ended.values()).most_common()
+    return ", ".join(f"{number} {status}" for status, number in counts)
 
 
 def terminal_width(stream: TextIO) -> int:
@@ -222,8 +297,22 @@ def outcome(path: Path) -> tuple[str, str]:
         end = "" if loss is None else f", loss {loss:.4g}"
         return metrics.status, f", {metrics.throughput.images_per_s:,.0f} images/s{end}"
     if metrics.failure is not None:
-        return metrics.status, f" ({metrics.failure.exception.splitlines()[0][:120]})"
+        return metrics.status, in_brackets(metrics.failure.exception)
     return metrics.status, ""
+
+
+def verdict(path: Path) -> tuple[str, str]:
+    """A finished parity case's verdict, and its reason as the end of a line."""
+    try:
+        parity = read_parity(path)
+    except UserError as error:
+        return "unreadable", f" ({error})"
+    return parity.status, in_brackets(parity.reason) if parity.reason else ""
+
+
+def in_brackets(reason: str) -> str:
+    """The first line of a reason, shortened, as the end of a line."""
+    return f" ({reason.splitlines()[0][:REASON_LENGTH]})"
 
 
 def duration(seconds: float) -> str:
