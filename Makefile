@@ -10,6 +10,9 @@
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
 #                   minutes for (about half an hour)
 #
+# make test-gpu     the tests that start ranks, over NCCL on two GPUs of this machine
+# make bench GPUS="1 2" ROUNDS=3   each strategy's cell beside a plain loop of its framework
+#
 #   PYTHON=python3.12   the interpreter (3.11 or newer)     VENV=.venv   where to install
 #   TORCH=site          keep the torch and torchvision that this interpreter already has
 
@@ -40,7 +43,7 @@ export PATH := $(BIN):$(PATH)
 LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
 READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
-.PHONY: demo test test-slurm test-slurm-long lint lock schemas fetch doctor status rerun clean
+.PHONY: demo test test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor status rerun clean
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
@@ -50,6 +53,17 @@ demo: $(READY)
 # Many tests wait for processes of their own, and leave a core idle.
 test: $(READY)
 	@python -m pytest -n 2 --dist loadfile
+
+# The last one alone: it asks what a failed cell leaves on the GPUs.
+ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py
+test-gpu: export SHARDMARK_TEST_DEVICE := cuda
+test-gpu: $(READY)
+	@python -m pytest -n 4 --dist loadgroup $(ON_GPUS)
+	@python -m pytest tests/test_one_rank_fails.py
+
+bench: $(READY)
+	@PYTHONPATH=workflow/scripts python benchmarks/against_plain_loops.py \
+	  $(if $(GPUS),--gpus $(GPUS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # In namespaces of their own the cluster meets no Slurm of this machine's, and nothing of it is left.
 ON_CLUSTER = SHARDMARK_PRIVATE_NAMESPACES=1 \

@@ -26,16 +26,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from run_cell import publish, run_cell
-from shardmark.cells import Cell, cell_of
-from shardmark.config_loading import load
-from shardmark.launching.scratch import scratch_folder
+from resnet50 import ROOT, resnet50_cell, run_in
+from shardmark.cells import Cell
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics
 from shardmark.report.certificate import as_markdown, certify
 from shardmark.strategies import STRATEGIES
 
-ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("sampler", "strategies", "rules", "sabotage")
 VARIANTS = {
     "zero1_default_clipping": {"base": "deepspeed_zero1", "gradient_clipping": None},
@@ -75,36 +72,20 @@ class Checks:
         **changes: Any,
     ) -> Cell:
         """A cell on one GPU; ``changes`` to its workload."""
-        images = {"name": self.dataset, "train_images": 5120, "test_images": 1024}
-        workload: dict[str, Any] = {
-            "model": {"name": "resnet50"},
-            "dataset": images | (dataset or {}),
-            "batch": {"per_gpu": 512},
-            "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
-            "precision": "bf16",
-        } | changes
-        raw = {
-            "run": "checks",
-            "matrix": {
-                "workloads": ["w"],
-                "strategies": [*STRATEGIES, *VARIANTS],
-                "gpus": [1],
-                "seeds": [0],
-            },
-            "workloads": {"w": workload},
-            "variants": VARIANTS,
-            "cluster": {"device": "cuda", "gpus_per_node": 1},
-            "data": {"dir": self.data_dir, "download": False},
-            "measure": measure,
-        }
-        return cell_of(load(raw, ROOT), "w", strategy, 1, 0)
+        images = {"name": self.dataset, "classes": None} | (dataset or {})
+        return resnet50_cell(
+            strategy,
+            1,
+            measure,
+            dataset=images,
+            variants=VARIANTS,
+            data_dir=self.data_dir,
+            **changes,
+        )
 
     def run(self, cell: Cell, name: str, script: Path | None = None) -> Metrics:
         """The cell's result, left in a folder of that name."""
-        path = self.output / name / "metrics.json"
-        with scratch_folder(path) as scratch:
-            metrics = run_cell(cell, scratch, script=script)
-            publish(scratch, path, metrics)
+        metrics = run_in(self.output / name, cell, script)
         why = f" ({metrics.failure.exception})" if metrics.failure else ""
         print(
             f"== {name}: {metrics.status}{why}, {time.monotonic() - self.begin:.0f} s", flush=True

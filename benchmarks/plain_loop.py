@@ -1,15 +1,19 @@
 """The bare loop a cell is held against: a framework's own recipe, and nothing of shardmark.
 
-One strategy, one process a GPU, ResNet-50 with the CIFAR stem in bf16 autocast, images from a uint8
-tensor on the device with a random crop and flip. Prints images/s of the steps after a warm-up.
+One strategy, ResNet-50 with the CIFAR stem in bf16 autocast, images from a uint8 tensor on the
+device with a random crop and flip. Prints images/s of the steps after a warm-up, and the seconds
+from the launch to the end of the first step.
 
     python benchmarks/plain_loop.py --strategy ddp --batch 512 --seconds 10
-    torchrun --nproc-per-node=8 benchmarks/plain_loop.py --strategy fsdp2 --batch 512
+    torchrun --nproc-per-node=2 benchmarks/plain_loop.py --strategy fsdp2 --batch 512
+    python benchmarks/plain_loop.py --strategy dp --gpus 2        # DataParallel is one process
+    python benchmarks/plain_loop.py --strategy dp --gpus 2 --search    # its trap; see train_dp.py
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -47,9 +51,23 @@ def autocast_step(model: nn.Module) -> Step:
     return step
 
 
-def build_dp() -> Step:
-    """DataParallel over all visible GPUs."""
-    return autocast_step(nn.DataParallel(resnet50().to(DEVICE)))
+class AutocastInside(nn.Module):
+    """DataParallel hands an outer autocast on without its dtype."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            logits: Tensor = self.inner(images)
+        return logits
+
+
+def build_dp(gpus: int) -> Step:
+    """DataParallel over the first GPUs."""
+    model = AutocastInside(resnet50().to(DEVICE))
+    return autocast_step(nn.DataParallel(model, device_ids=list(range(gpus))))
 
 
 def build_ddp() -> Step:
@@ -131,7 +149,6 @@ def build_zero(stage: int) -> Step:
 
 
 BUILDERS: dict[str, Callable[[], Step]] = {
-    "dp": build_dp,
     "ddp": build_ddp,
     "fsdp": build_fsdp,
     "fsdp2": build_fsdp2,
@@ -145,12 +162,17 @@ BUILDERS: dict[str, Callable[[], Step]] = {
 def main() -> None:
     """Time the strategy of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--strategy", choices=sorted(BUILDERS), required=True)
-    parser.add_argument("--batch", type=int, default=512, help="images a process a step")
+    parser.add_argument("--strategy", choices=["dp", *sorted(BUILDERS)], required=True)
+    parser.add_argument("--batch", type=int, default=512, help="images per GPU per step")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the timed window")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs of dp")
+    parser.add_argument("--search", action="store_true", help="dp: let cuDNN search on many GPUs")
     arguments = parser.parse_args()
+    marks = {"imports": time.time()}
+    launched = float(os.environ.get("LAUNCHED", marks["imports"]))
     torch.cuda.set_device(DEVICE)
-    torch.backends.cudnn.benchmark = True
+    # See train_dp.py: with several GPUs DataParallel would search in every step.
+    torch.backends.cudnn.benchmark = arguments.gpus == 1 or arguments.search
     single = "RANK" not in os.environ
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed takes its device from it
     dist.init_process_group(
@@ -160,7 +182,14 @@ def main() -> None:
         world_size=1 if single else -1,
         device_id=DEVICE,
     )
-    step = BUILDERS[arguments.strategy]()
+    marks["process group"] = time.time()
+    if arguments.strategy == "dp":
+        step = build_dp(arguments.gpus)
+    else:
+        step = BUILDERS[arguments.strategy]()
+    torch.cuda.synchronize()
+    marks["build"] = time.time()
+    batch = arguments.batch * arguments.gpus
     pixels = torch.randint(0, 256, (50_000, 40, 40, 3), dtype=torch.uint8, device=DEVICE)
     labels = torch.randint(0, 10, (50_000,), device=DEVICE)
     window = torch.arange(32, device=DEVICE)
@@ -169,9 +198,9 @@ def main() -> None:
         torch.cuda.synchronize()
         begin = time.perf_counter()
         for _ in range(steps):
-            pick = torch.randint(0, 50_000, (arguments.batch,), device=DEVICE)
-            rows = torch.randint(0, 9, (arguments.batch, 1), device=DEVICE) + window
-            flip = torch.rand(arguments.batch, 1, device=DEVICE) < 0.5
+            pick = torch.randint(0, 50_000, (batch,), device=DEVICE)
+            rows = torch.randint(0, 9, (batch, 1), device=DEVICE) + window
+            flip = torch.rand(batch, 1, device=DEVICE) < 0.5
             columns = torch.where(flip, window.flip(0), window)
             crop = pixels[pick[:, None, None], rows[:, :, None], columns[:, None, :]]
             images = crop.permute(0, 3, 1, 2).float().div_(128).sub_(1)
@@ -179,11 +208,27 @@ def main() -> None:
         torch.cuda.synchronize()
         return (time.perf_counter() - begin) / steps
 
+    run(1)
+    marks["first step"] = time.time()
     run(20)
-    steps = max(10, int(arguments.seconds / run(20)))
-    speed = arguments.batch / run(steps)
-    found = {"strategy": arguments.strategy, "batch": arguments.batch, "steps": steps}
-    print(json.dumps(found | {"images_per_s_per_gpu": speed}))
+    # The same number on every rank: each step is a collective.
+    per_step = torch.tensor(run(20), device=DEVICE)
+    dist.broadcast(per_step, 0)
+    steps = max(10, int(arguments.seconds / float(per_step)))
+    # As in a cell: what a collector costs is no strategy's.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    speed = batch * dist.get_world_size() / run(steps)
+    if dist.get_rank() == 0:
+        times = [launched, *marks.values()]
+        phases = {
+            name: round(end - begin, 3)
+            for name, begin, end in zip(marks, times, times[1:], strict=False)
+        }
+        found = {"strategy": arguments.strategy, "images_per_s": speed, "phases_s": phases}
+        print(json.dumps(found | {"startup_s": marks["first step"] - launched}), flush=True)
+    os._exit(0)  # some frameworks take seconds to leave
 
 
 if __name__ == "__main__":

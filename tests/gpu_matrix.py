@@ -153,6 +153,8 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
 def settings_of(cell: Cell) -> EffectiveConfig:
     """What an honest strategy is read back as."""
     optimizer = cell.definition.optimizer
+    exchanges = cell.gpus > 1
+    one_process = exchanges and cell.base == "dp"
     return EffectiveConfig(
         wrapper=cell.base,
         optimizer="SGD",
@@ -172,7 +174,7 @@ def settings_of(cell: Cell) -> EffectiveConfig:
         parameter_dtypes=["float32"],
         compute_dtypes=["bfloat16"],
         normalisation_dtypes=["bfloat16"],
-        gather_dtypes=[],
+        gather_dtypes=["float32"] if exchanges and cell.base != "ddp" else [],
         reduction_dtypes=["float32"],
         gradient_dtypes=["float32"],
         optimizer_state_dtypes=["float32"],
@@ -181,12 +183,12 @@ def settings_of(cell: Cell) -> EffectiveConfig:
         input_formats=["channels_last"],
         weight_formats=["contiguous"],
         normalisation=["BatchNorm2d"],
-        buffers_broadcast=False,
-        buffers_differ_between_ranks=True,
+        buffers_broadcast=one_process,
+        buffers_differ_between_ranks=True if exchanges and not one_process else None,
         loader="device",
         loader_workers=0,
         compiled=False,
-        cudnn_benchmark=True,
+        cudnn_benchmark=not one_process,
         zero_stage=0,
         sharded_units=None,
         bucket_bytes=None,

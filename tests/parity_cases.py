@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from shardmark.cells import ParityCase, parity_case
 from shardmark.config_loading import load
 
 ROOT = Path(__file__).resolve().parents[1]
+# Where the tests that start ranks run them: cpu (gloo), or cuda (NCCL).
+DEVICE = os.environ.get("SHARDMARK_TEST_DEVICE", "cpu")
 STRATEGIES = (
     "dp",
     "ddp",
@@ -24,6 +27,11 @@ STRATEGIES = (
 VARIANTS = {
     "zero1_default_clipping": {"base": "deepspeed_zero1", "gradient_clipping": None},
     "zero1_bf16_reduction": {"base": "deepspeed_zero1", "low_precision_communication": True},
+    "ddp_bf16_hook": {"base": "ddp", "comm_hook": "bf16_compress"},
+    "fsdp_bf16": {"base": "fsdp", "mixed_precision": "bf16"},
+    "fsdp_zero2": {"base": "fsdp", "sharding": "shard_grad_op"},
+    "fsdp2_zero2": {"base": "fsdp2", "reshard_after_forward": False},
+    "fairscale_zero2": {"base": "fairscale_fsdp", "reshard_after_forward": False},
 }
 
 
@@ -47,7 +55,7 @@ def case_of(strategy: str, ranks: int, **changes: Any) -> ParityCase:
         },
         "workloads": {"w": workload},
         "variants": VARIANTS,
-        "cluster": {"device": "cpu"},
+        "cluster": {"device": DEVICE},
     }
     return parity_case(load(raw, ROOT), "w", strategy, ranks)
 

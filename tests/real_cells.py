@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from parity_cases import ROOT, STRATEGIES, VARIANTS
+from parity_cases import DEVICE, ROOT, STRATEGIES, VARIANTS
 from run_cell import run_cell
 from shardmark.cells import Cell, cell_of
 from shardmark.config_loading import load
@@ -37,7 +37,7 @@ def cell_named(
         },
         "workloads": {"w": workload},
         "variants": VARIANTS,
-        "cluster": {"device": "cpu"},
+        "cluster": {"device": DEVICE},
         "measure": {"steady_s": 0.3, "warmup_min_steps": 4, "warmup_max_steps": 8}
         | (measure or {}),
     }
@@ -46,7 +46,13 @@ def cell_named(
 
 @functools.cache
 def folder_of_run(
-    strategy: str, gpus: int = 2, precision: str = "bf16", sabotage: str | None = None
+    strategy: str,
+    gpus: int = 2,
+    precision: str = "bf16",
+    sabotage: str | None = None,
+    *,
+    accumulate: int = 1,
+    hidden_units: int | None = None,
 ) -> Path:
     """What a real cell left behind, its metrics.json included; each is run once.
 
@@ -55,10 +61,21 @@ def folder_of_run(
         gpus: processes of the cell.
         precision: the workload's.
         sabotage: a script of tests/sabotage that trains in the place of the strategy's own.
+        accumulate: micro-batches of a step.
+        hidden_units: width of a hidden layer, whose parameters are in no shard unit.
     """
-    folder = Path(_RUNS.name, f"{strategy}-{gpus}-{precision}-{sabotage}")
+    folder = Path(
+        _RUNS.name, f"{strategy}-{gpus}-{precision}-{sabotage}-{accumulate}-{hidden_units}"
+    )
     script = ROOT / "tests/sabotage" / sabotage if sabotage else None
-    metrics = run_cell(cell_named(strategy, gpus, precision=precision), folder, script=script)
+    cell = cell_named(
+        strategy,
+        gpus,
+        precision=precision,
+        model={"name": "resnet8", "hidden_units": hidden_units},
+        batch={"global": 16, "accumulate": accumulate},
+    )
+    metrics = run_cell(cell, folder, script=script)
     assert metrics.status == "ok", metrics.failure
     (folder / "metrics.json").write_text(metrics.model_dump_json(by_alias=True))
     return folder

@@ -50,6 +50,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
         "SystemGetDriverVersion": lambda: "580.65",
         "DeviceGetCount": lambda: len(gpus),
         "DeviceGetHandleByIndex": lambda index: index,
+        "DeviceGetIndex": lambda handle: handle,
         "DeviceGetUUID": lambda handle: f"GPU-{handle}",
         "DeviceGetHandleByUUID": lambda uuid: int(uuid[-1]),
         "DeviceGetName": lambda handle: gpus[handle].name,

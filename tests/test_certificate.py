@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from parity_cases import ROOT, STRATEGIES
 from real_cells import metrics_of_run
+from shardmark.effective_config import Collective
 from shardmark.metrics import Metrics
 from shardmark.report.certificate import Certificate, Row, as_markdown, certificates, certify
+from shardmark.strategies import DpOptions
+from shardmark.training.inspection import StepObserver
 
 DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
+REDUCED = "reduced in a step, times the parameters' bytes in float32"
+GATHERED = "gathered in a step, times the parameters' bytes in float32"
 
 
 def row_of(certificate: Certificate, setting: str) -> Row:
@@ -48,7 +56,7 @@ def test_collectives_move_the_bytes_that_the_parameters_have() -> None:
     def bytes_of(strategy: str, kind: str) -> int:
         config = metrics_of_run(strategy).effective_config
         assert config is not None
-        return sum(x.bytes for x in config.collectives if x.kind == kind)
+        return config.bytes_of((kind,))
 
     whole = 78_042 * 4  # ResNet-8's parameters in float32
     assert bytes_of("ddp", "all_reduce") == whole
@@ -64,6 +72,122 @@ def test_dp_in_one_process_agrees_with_ddp_in_one() -> None:
     certificate = certify([metrics_of_run("ddp", 1), metrics_of_run("dp", 1)], "ddp")
     assert certificate.flagged == []
     assert row_of(certificate, "precision of the gradient reduction").values["dp"] == "none"
+    assert row_of(certificate, "cuDNN searches for kernels").verdict == "same"
+
+
+def changed(result: Metrics, base: str, options: dict[str, Any], **settings: Any) -> Metrics:
+    """The result as another strategy's, with other settings read back."""
+    assert result.effective_config is not None
+    return result.model_copy(
+        update={
+            "cell": result.cell.model_copy(
+                update={"strategy": base, "base": base, "options": options}
+            ),
+            "effective_config": result.effective_config.model_copy(update=settings),
+        }
+    )
+
+
+def dp_on_two_gpus(options: dict[str, Any] | None = None, **settings: Any) -> Metrics:
+    """DataParallel as it was read back on two H100s; on a CPU it makes no replicas."""
+    ddp = metrics_of_run("ddp")
+    assert ddp.memory is not None
+    size = 4 * ddp.memory.parameters
+    read_back: dict[str, Any] = {
+        "wrapper": "DataParallel",
+        "gather_dtypes": ["float32"],
+        "buffers_broadcast": True,
+        "buffers_differ_between_ranks": None,
+        "cudnn_benchmark": False,
+        "bucket_bytes": None,
+        "collectives": [
+            Collective(kind="broadcast", dtype="float32", calls=2, bytes=size + size // 100),
+            Collective(kind="reduce", dtype="float32", calls=1, bytes=size),
+            Collective(kind="broadcast", dtype="int64", calls=1, bytes=72),
+        ],
+    }
+    return changed(ddp, "dp", DpOptions().model_dump() | (options or {}), **(read_back | settings))
+
+
+def test_what_sets_dp_apart_on_two_gpus_is_explained() -> None:
+    everyone = [dp_on_two_gpus(), *[metrics_of_run(strategy) for strategy in DISTRIBUTED]]
+    certificate = certify(everyone, "ddp")
+    print(as_markdown(certificate))
+    assert certificate.flagged == []
+    searches = row_of(certificate, "cuDNN searches for kernels")
+    assert (searches.verdict, searches.values["dp"], searches.values["ddp"]) == (
+        "inherent",
+        "false",
+        "true",
+    )
+    assert "starts new threads in each forward pass" in (searches.reason or "")
+    differ = row_of(certificate, "running statistics differ between ranks")
+    assert (differ.verdict, differ.values["dp"], differ.values["ddp"]) == (
+        "inherent",
+        "none",
+        "true",
+    )
+    assert "live in one process" in (differ.reason or "")
+
+
+def test_dp_that_searches_for_kernels_in_every_step_is_flagged_though_the_others_search_too() -> (
+    None
+):
+    variant = dp_on_two_gpus({"cudnn_benchmark": True}, cudnn_benchmark=True)
+    row = row_of(certify([variant, metrics_of_run("ddp")], "ddp"), "cuDNN searches for kernels")
+    assert row.flagged == {
+        "dp": "true, where false is right: torch keeps cuDNN's plans per thread and DataParallel "
+        "starts new threads in each forward pass, so it would search again in every step "
+        "(a variant of dp with cudnn_benchmark: true)"
+    }
+
+
+def test_dp_with_lasting_threads_searches_as_the_others_do() -> None:
+    options = {"lasting_threads": True}
+    for searches, flagged in ((True, set()), (False, {"dp"})):
+        variant = dp_on_two_gpus(options, cudnn_benchmark=searches)
+        row = row_of(certify([variant, metrics_of_run("ddp")], "ddp"), "cuDNN searches for kernels")
+        assert row.flagged.keys() == flagged
+
+
+@pytest.mark.parametrize(
+    ("base", "setting", "settings"),
+    [
+        # Only DataParallel has one rank and starts threads.
+        ("ddp", "running statistics differ between ranks", {"buffers_differ_between_ranks": None}),
+        ("ddp", "cuDNN searches for kernels", {"cudnn_benchmark": False}),
+        ("ddp", "buffers broadcast in the forward pass", {"buffers_broadcast": True}),
+        # Only DDP needs no gathering.
+        ("fsdp2", "precision of the parameter gather", {"gather_dtypes": []}),
+        ("fsdp2", "units sharded one at a time", {"sharded_units": None}),
+        ("ddp", "loader workers per replica", {"loader_workers": 2}),
+    ],
+)
+def test_nobody_else_is_excused(base: str, setting: str, settings: dict[str, Any]) -> None:
+    honest = [metrics_of_run(name) for name in DISTRIBUTED if name != base]
+    real = metrics_of_run(base)
+    suspect = changed(real, base, real.cell.options, **settings)
+    row = row_of(certify([suspect, *honest], "ddp"), setting)
+    assert row.flagged.keys() == {base}
+
+
+def test_integers_in_a_broadcast_are_no_precision() -> None:
+    observer = StepObserver("cpu")
+    module = nn.BatchNorm1d(3)
+    with observer.watching(module):
+        observer.note_collective("broadcast", list(module.parameters()))
+        assert not observer.buffers_broadcast
+        observer.note_collective("broadcast", list(module.buffers()))
+        observer.note_collective("all_reduce", [torch.zeros(2, dtype=torch.int64)])
+    assert observer.seen["gather"] == {"float32"}
+    assert observer.seen["reduction"] == set()
+    assert observer.buffers_broadcast
+    found = {(one.kind, one.dtype): (one.calls, one.bytes) for one in observer.collectives()}
+    assert found == {
+        ("broadcast", "float32"): (2, 48),
+        ("broadcast", "int64"): (1, 8),
+        ("all_reduce", "int64"): (1, 16),
+    }
 
 
 @pytest.mark.parametrize(
@@ -86,6 +210,8 @@ def test_dp_in_one_process_agrees_with_ddp_in_one() -> None:
         ),
         ("ddp", "train_with_adam.py", "bf16", "optimizer", "Adam"),
         ("ddp", "train_with_tf32.py", "bf16", "TF32 in matrix products", "true"),
+        ("ddp", "train_averaging_twice.py", "bf16", REDUCED, "2.00"),
+        ("fsdp2", "train_without_resharding.py", "bf16", GATHERED, "1.00"),
     ],
 )
 def test_sabotage_is_caught(

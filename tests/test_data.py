@@ -57,6 +57,12 @@ def test_one_process_of_all_replicas_has_their_blocks_in_order() -> None:
     assert all(torch.equal(a.images, b.images) for a, b in zip(together, alone, strict=True))
 
 
+def test_one_process_of_all_replicas_has_the_loader_workers_of_each() -> None:
+    definition = workload(loader="dataloader", loader_workers=2)
+    assert data_of(range(1, 2), 4, definition).workers == 2
+    assert data_of(range(4), 4, definition).workers == 8
+
+
 def test_micro_batches_of_all_replicas_hold_each_replicas_own_samples() -> None:
     definition = workload().model_copy(
         update={"batch": workload().batch.model_copy(update={"accumulate": 2})}

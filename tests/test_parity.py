@@ -25,7 +25,9 @@ def gate(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
     """The verdict on a case, by its own processes."""
     with tempfile.TemporaryDirectory() as folder:
         oracle = make_oracle(case, oracles)
-        return run_parity.run_parity(case, oracle, Path(folder, "verdict.json"), script)
+        return run_parity.run_parity(
+            case, oracle, Path(folder, "w/ddp/verdict.json"), script=script
+        )
 
 
 def assert_passed(parity: Parity) -> None:

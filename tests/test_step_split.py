@@ -9,7 +9,16 @@ import pytest
 
 from real_cells import cell_named
 from run_cell import run_cell
-from shardmark.measurement.step_split import DATA, STEP, difference, intersection, split_of, union
+from shardmark.measurement.step_split import (
+    DATA,
+    STEP,
+    Range,
+    difference,
+    intersection,
+    split_of,
+    union,
+    with_ranges,
+)
 from shardmark.metrics import StepSplit
 
 
@@ -73,6 +82,37 @@ def test_a_batch_made_while_the_device_computes_costs_nothing() -> None:
         rank=0,
     )
     assert parts(split) == (10, 0, 0, 0)
+
+
+def test_ranges_by_the_hosts_clock_find_their_kernels_by_the_launch() -> None:
+    def kernel(name: str, begin_ms: float, end_ms: float, launched: int) -> dict[str, Any]:
+        return event("kernel", name, begin_ms, end_ms) | {"args": {"correlation": launched}}
+
+    def launch(at_ms: float, number: int) -> dict[str, Any]:
+        call = event("cuda_runtime", "cudaLaunchKernel", at_ms, at_ms + 0.01)
+        return call | {"args": {"correlation": number}}
+
+    base_ns = 1_795_660_274_000_000_000
+    trace = {
+        "baseTimeNanoseconds": base_ns,
+        "traceEvents": [
+            launch(0.5, 1),
+            launch(1.5, 2),
+            launch(2, 3),
+            launch(3, 4),
+            kernel("index_kernel", 1, 2, 1),
+            kernel("conv", 2, 6, 2),
+            kernel("ncclDevKernel_AllReduce", 5, 9, 3),
+            kernel("sgd", 9.5, 11, 4),
+        ],
+    }
+    ranges = [
+        Range("warm-up", base_ns - 20_000_000, base_ns - 10_000_000),
+        Range(DATA, base_ns, base_ns + 1_000_000),
+        Range(STEP, base_ns, base_ns + 10_000_000),
+    ]
+    split = split_of(with_ranges(trace, ranges), rank=0)
+    assert parts(split) == parts(split_of(GPU_STEP, rank=0))
 
 
 def test_several_steps_give_their_mean() -> None:

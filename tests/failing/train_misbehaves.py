@@ -1,10 +1,11 @@
-"""DDP whose last rank does in its fourth forward pass what MISBEHAVIOUR says."""
+"""DDP whose last rank does in its fourth step what MISBEHAVIOUR says."""
 
 import ctypes
 import os
 import signal
 import time
 
+import torch
 from torch import Tensor
 
 from shardmark.training.rank import main
@@ -19,14 +20,27 @@ class Misbehaving(Ddp):
 
     def forward(self, batch: Batch) -> Tensor:
         self.steps += 1
+        logits = super().forward(batch)
+        return logits * misbehave(os.environ["MISBEHAVIOUR"], logits) if self.its_turn else logits
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss)
+        if self.its_turn and os.environ["MISBEHAVIOUR"] == "stop":
+            # On a GPU the gradients are on their way: the others wait in a collective.
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    @property
+    def its_turn(self) -> bool:
         runtime = self.task.runtime
-        if self.steps == 4 and runtime.rank == runtime.world_size - 1:
-            misbehave(os.environ["MISBEHAVIOUR"])
-        return super().forward(batch)
+        return self.steps == 4 and runtime.rank == runtime.world_size - 1
 
 
-def misbehave(how: str) -> None:
+def misbehave(how: str, logits: Tensor) -> float:
     match how:
+        case "no number":
+            return float("nan")
+        case "out of memory":
+            torch.empty(2**50, device=logits.device)
         case "hang":
             time.sleep(600)
         case "crash":
@@ -39,6 +53,7 @@ def misbehave(how: str) -> None:
             hoard = []
             while True:
                 hoard.append(bytearray(os.urandom(1 << 20) * 16))
+    return 1.0
 
 
 if __name__ == "__main__":

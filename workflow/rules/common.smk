@@ -229,10 +229,18 @@ def whole_machine(wildcards):
 
 
 def parity_threads(wildcards):
-    """The gate is not timed: on CPUs two ranks share a core, for they mostly start and wait."""
-    if CONFIG.cluster.device == "cuda":
-        return whole_machine(wildcards)
-    return min(whole_machine(wildcards), max(1, replicas_at(wildcards) // 2))
+    """Cores of a parity case, which set how many cases run side by side: the gate is not timed.
+
+    A rank with a GPU takes a core. On CPUs two share one, for they mostly start and wait.
+    """
+    ranks = replicas_at(wildcards)
+    cores = ranks if CONFIG.cluster.device == "cuda" else ranks // 2
+    return min(whole_machine(wildcards), max(1, cores))
+
+
+def oracle_threads(wildcards):
+    """One process, beside the others of the gate."""
+    return 1 if CONFIG.cluster.device == "cuda" else parity_threads(wildcards)
 
 
 def request_at(wildcards):

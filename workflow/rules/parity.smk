@@ -4,7 +4,7 @@ rule make_oracle:
     log:
         f"{ORACLE}.log",
     priority: PARITY_PRIORITY
-    threads: parity_threads
+    threads: oracle_threads
     resources:
         # One process emulates the replicas one after another.
         gpu=1 if CONFIG.cluster.device == "cuda" else None,
@@ -39,10 +39,13 @@ rule check_parity:
         cpus_per_task=cpus_per_task_at,
         mem_mb=mem_mb_at,
         runtime=RUNTIME_MINUTES,
+        # A string, since Snakemake knows no fraction in a resource.
+        stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
         slurm_extra=parity_extra_at,
     params:
         case=case_json_at,
         code=case_code_at,
     shell:
         "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_parity.py --case {params.case:q}"
+        " --stall-limit-minutes {resources.stall_limit_minutes}"
         " --oracle {input.oracle:q} --output {output:q} > {log:q} 2>&1"

@@ -7,29 +7,42 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 from shardmark.atomic import write_text
-from shardmark.cells import ParityCase
+from shardmark.cells import Cell, ParityCase
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.errors import UserError
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
-from shardmark.measurement.telemetry import visible_gpus
+from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
 from shardmark.processes.leaving import leave
+from shardmark.processes.surroundings import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.strategies import STRATEGIES
 
+# Of a machine.
+MOST_GPUS = 1024
 
-def run_parity(case: ParityCase, oracle: Path, result: Path, script: Path | None = None) -> Parity:
+
+def run_parity(
+    case: ParityCase,
+    oracle: Path,
+    result: Path,
+    *,
+    stall_s: float | None = None,
+    script: Path | None = None,
+) -> Parity:
     """Drive the strategy's own training script through the gate and judge it.
 
     Args:
         case: the strategy, the replica count and the gate's settings.
         oracle: what make_oracle.py wrote for the same workload and replica count.
         result: where the verdict will be; the processes meet beside it.
+        stall_s: seconds without any rank getting further after which its processes are ended.
         script: another script than the strategy's own; a test's, that trains wrongly on purpose.
 
     Raises:
@@ -38,7 +51,10 @@ def run_parity(case: ParityCase, oracle: Path, result: Path, script: Path | None
     cell = case.cell
     if cell.unsupported:
         return verdict(case, status="unsupported", reason=cell.unsupported)
-    shared = cell.device == "cuda" and cell.nodes == 1 and len(visible_gpus(cell.gpus)) < cell.gpus
+    surroundings: dict[str, str] = {}
+    if cell.device == "cuda" and cell.nodes == 1:
+        surroundings = gpu_surroundings(cell, result.absolute().parents[2])
+    shared = SHARED_DEVICE in surroundings
     with scratch_folder(result) as scratch:
         (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
         ended = launch(
@@ -46,12 +62,32 @@ def run_parity(case: ParityCase, oracle: Path, result: Path, script: Path | None
             ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
             cell,
             scratch,
-            extra_env={"SHARDMARK_SHARED_DEVICE": "1"} if shared else {},
+            stall_s=stall_s,
+            extra_env=surroundings,
         )
         failed = failure_of(cell, ended)
         if failed is not None:
             return verdict(case, status="error", reason=_why(failed[1]), shared_device=shared)
         return _judged(case, scratch / "trajectories.pt", oracle, shared)
+
+
+def gpu_surroundings(cell: Cell, gate: Path) -> dict[str, str]:
+    """Variables for a case's ranks on one node: their GPUs, and whom they share them with.
+
+    Cases run side by side, so each strategy begins at another GPU. Ranks that find too few GPUs
+    share one.
+
+    Args:
+        cell: the case's.
+        gate: folder of all the gate's results.
+    """
+    there = visible_gpus(MOST_GPUS)
+    surroundings = {TURN_VARIABLE: str(gate / f".turn.{node_name()}")}
+    if len(there) < cell.gpus:
+        return surroundings | {SHARED_DEVICE: "1"}
+    first = zlib.crc32(cell.strategy.encode()) % len(there)
+    chosen = (there[first:] + there[:first])[: cell.gpus]
+    return surroundings | {"CUDA_VISIBLE_DEVICES": gpu_indices(chosen)}
 
 
 def _why(failure: Failure) -> str:
@@ -115,10 +151,16 @@ def main() -> None:
     parser.add_argument("--case", required=True, help="the parity case as JSON")
     parser.add_argument("--oracle", type=Path, required=True, help="what make_oracle.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    parser.add_argument(
+        "--stall-limit-minutes", type=float, help="end the case after this time without progress"
+    )
     arguments = parser.parse_args()
+    stall = arguments.stall_limit_minutes
     case = ParityCase.model_validate_json(arguments.case)
     try:
-        parity = run_parity(case, arguments.oracle, arguments.output)
+        parity = run_parity(
+            case, arguments.oracle, arguments.output, stall_s=stall * 60 if stall else None
+        )
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     write_text(arguments.output, parity.model_dump_json(indent=1, by_alias=True))

@@ -86,7 +86,7 @@ class Fsdp(Strategy):
                 "sharding": self.module.sharding_strategy.name.lower(),
                 "backward_prefetch": getattr(self.module.backward_prefetch, "name", "none").lower(),
                 "limit_all_gathers": self.module.limit_all_gathers,
-                "mixed_precision": str(mixed.param_dtype) if mixed else "none",
+                "mixed_precision": str(mixed.param_dtype or "none"),
             },
         }
 

@@ -20,7 +20,8 @@ CIFAR_SIDE = 32
 class Section(BaseModel):
     """A mapping of the configuration: unknown keys are mistakes, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # As "Infinity" and "NaN", which can be read back; as null, a failed gate's file could not.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Model(Section):
@@ -253,7 +254,12 @@ class Measure(Section):
     )
     sampler: Flag = Field(True, description="false measures the sampler's own cost by its absence")
     profile: Flag = Field(
-        False, description="a profiled pass after the timed steps: where the time of a step goes"
+        True, description="a profiled pass after the timed steps: where the time of a step goes"
+    )
+    collect_garbage: Flag = Field(
+        False,
+        description="true lets Python's garbage collector run in the timed window, to measure what "
+        "it costs",
     )
     idle_s: Annotated[Number, Field(ge=0, le=600)] = Field(
         4.0, description="seconds for which idle GPUs are watched before a cell begins"

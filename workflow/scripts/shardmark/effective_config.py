@@ -9,6 +9,10 @@ from typing import Any
 
 from shardmark.config import Section
 
+# Kinds of collectives: those that bring parameters together, those that sum gradients.
+GATHERS = ("all_gather", "broadcast")
+REDUCTIONS = ("all_reduce", "reduce_scatter", "reduce")
+
 
 class Collective(Section):
     """The collectives of one kind and data type in one optimizer step of one rank.
@@ -28,7 +32,9 @@ class EffectiveConfig(Section):
 
     Data types are sorted lists of what was seen, empty where nothing of the kind was. Compute is
     what convolutions and linear layers gave; gather and reduction are collectives of more than one
-    element; gradients are the optimizer's, as it stepped.
+    floating-point number; gradients are the optimizer's, as it stepped. ``loader_workers`` are
+    those of one replica. ``unit_parameters`` counts the parameters in the workload's shard units;
+    null in results from before it was counted.
     """
 
     wrapper: str
@@ -62,5 +68,10 @@ class EffectiveConfig(Section):
     zero_stage: int
     sharded_units: int | None
     bucket_bytes: list[int] | None
+    unit_parameters: int | None = None
     collectives: list[Collective]
     own: dict[str, Any]
+
+    def bytes_of(self, kinds: tuple[str, ...]) -> int:
+        """Bytes that the observed step moved in collectives of these kinds."""
+        return sum(one.bytes for one in self.collectives if one.kind in kinds)

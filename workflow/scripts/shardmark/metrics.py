@@ -88,7 +88,8 @@ class Throughput(Section):
     """Steady state: uninterrupted steps after the training, the slowest rank's.
 
     ``drift_pct`` is how much slower the last third of the steps is than the first; null where there
-    are too few steps to say.
+    are too few steps to say. ``gc_collections`` counts what Python's garbage collector did in the
+    window, on all ranks together.
     """
 
     images_per_s: float
@@ -104,6 +105,7 @@ class Throughput(Section):
     warmup_converged: bool
     slowest_rank: int
     drift_pct: float | None = None
+    gc_collections: int | None = None
 
 
 class Probe(Section):
@@ -158,6 +160,22 @@ class StepSplit(Section):
     communication_ms: float
 
 
+class HostUse(Section):
+    """What one rank's host did during the steady window.
+
+    A launching thread gives the device its work: the rank's own, and autograd's. The threads of
+    DataParallel's replicas live for one forward pass, so they count under the process alone. 100 %
+    is one core that is always busy. Pressure is the share of the window in which some task of the
+    machine waited for a CPU (Linux PSI); null where the kernel does not count it.
+    """
+
+    rank: int
+    launching_cpu_pct: float
+    process_cpu_pct: float
+    involuntary_switches_per_s: float
+    cpu_pressure_pct: float | None
+
+
 class ModelState(Section):
     """Bytes of the model's state on one rank: parameters, gradients when the optimizer steps, and
     the optimizer's state with its own copies of parameters.
@@ -185,6 +203,8 @@ class Memory(Section):
 class Device(Section):
     """One GPU, or the processes of the cell on a node without one, over the steady window.
 
+    ``torch_allocated_growth_bytes`` is what was allocated at the window's end beyond its beginning:
+    objects that the garbage collector, which is kept out of the window, would have freed.
     Energy is of the device alone; ``energy_refused`` says why there is none. Net is less what the
     device took before the cell began. Idle figures are from then.
     """
@@ -199,6 +219,7 @@ class Device(Section):
     memory_total_bytes: int | None = None
     torch_allocated_peak_bytes: int | None = None
     torch_reserved_peak_bytes: int | None = None
+    torch_allocated_growth_bytes: int | None = None
     power_mean_w: float | None = None
     power_limit_w: float | None = None
     power_limit_default_w: float | None = None
@@ -257,6 +278,7 @@ class Metrics(Section):
     probes: list[Probe] = []
     roofs: Roofs | None = None
     profile: list[StepSplit] = []
+    host: list[HostUse] = []
     memory: Memory | None = None
     devices: list[Device] = []
     efficiency: Efficiency | None = None

@@ -20,6 +20,7 @@ from shardmark.metrics import (
     Accuracy,
     Device,
     Failure,
+    HostUse,
     Loss,
     Memory,
     Metrics,
@@ -86,6 +87,7 @@ def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path)
         "profile": [
             StepSplit.model_validate(rank["profile"]) for rank in result["ranks"] if rank["profile"]
         ],
+        "host": [HostUse.model_validate(rank["host"]) for rank in result["ranks"] if rank["host"]],
         "devices": devices,
         "effective_config": _known(EffectiveConfig, inspected.get("effective_config")),
         "memory": _known(Memory, inspected.get("memory")),
@@ -95,9 +97,12 @@ def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path)
         images = throughput.steps * cell.global_batch_size
         epoch = cell.steps_per_epoch * cell.global_batch_size
         update["efficiency"] = summarise_cell(devices, images, epoch)
-    if result["diverged"]:
+    if diverged := result["diverged"]:
         failure = Failure(
-            phase="training", rank=None, exception=result["diverged"], log_tail=ended.log_tail
+            phase="training",
+            rank=diverged["rank"],
+            exception=diverged["reason"],
+            log_tail=ended.log_tail,
         )
         update |= {"status": "diverged", "failure": failure}
     return judged(metrics.model_copy(update=update))
@@ -122,6 +127,7 @@ def _devices_of(
             "uuid": uuid,
             "torch_allocated_peak_bytes": used["allocated"],
             "torch_reserved_peak_bytes": used["reserved"],
+            "torch_allocated_growth_bytes": used["growth"],
         }
         own = [
             rank["pid"]

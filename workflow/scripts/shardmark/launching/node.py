@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,7 +38,13 @@ from shardmark.launching.site import (
     local_folder,
     why_not_in_image,
 )
-from shardmark.measurement.telemetry import gpu_facts, node_name, sampling, visible_gpus
+from shardmark.measurement.telemetry import (
+    gpu_facts,
+    gpu_indices,
+    node_name,
+    sampling,
+    visible_gpus,
+)
 from shardmark.processes.heartbeat import FILE_VARIABLE, Beat, Heartbeats
 from shardmark.processes.tether import tethered
 
@@ -150,7 +156,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         try:
             with watched:
                 # Before the clock: what a site sets up is no part of the cell's time.
-                env = _environment(plan, ranks, Path(folder, "heartbeats"))
+                env = _environment(plan, ranks, Path(folder, "heartbeats"), gpus)
                 beats = Heartbeats(Path(folder, "heartbeats"), ranks)
                 command = _command(plan, index, ranks, failures, Path(folder))
                 begin = time.monotonic()
@@ -226,7 +232,7 @@ def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -
     return agent_command(failures, options, script)
 
 
-def _environment(plan: Plan, ranks: int, beats: Path) -> dict[str, str]:
+def _environment(plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None) -> dict[str, str]:
     cell = plan.cell
     env = environment_at(cell.site, os.environ)
     # In an image, this machine's own packages would take the place of the image's.
@@ -241,8 +247,12 @@ def _environment(plan: Plan, ranks: int, beats: Path) -> dict[str, str]:
     env[FILE_VARIABLE] = str(beats)
     # NVML counts devices by their bus; torch must mean the same ones.
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if gpus is not None and "GPU-" in env.get("CUDA_VISIBLE_DEVICES", ""):
+        env["CUDA_VISIBLE_DEVICES"] = gpu_indices(gpus)
     # cuBLAS computes the same bits twice only with a fixed workspace; the parity gate asks for it.
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # torch's profiler else reports its own start, and that there is no GPU, among a cell's lines.
+    env.setdefault("KINETO_LOG_LEVEL", "6")
     if cell.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))

@@ -18,9 +18,11 @@ from pydantic import Field
 from shardmark.cells import ParityCase
 from shardmark.config import Section
 from shardmark.errors import UserError
-from shardmark.metrics import Device, Metrics, Parity, StepSplit, read_parity
+from shardmark.measurement.labels import exposed_communication_pct, host_wait_pct, labels_of
+from shardmark.metrics import Device, HostUse, Metrics, Parity, StepSplit, read_parity
 
 Row = TypeVar("Row", bound=Section)
+HOST_FIGURES = ("launching_cpu_pct", "involuntary_switches_per_s", "cpu_pressure_pct")
 # What a profiled step is made of; the parts add up to it.
 STEP_PARTS = ("compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms")
 
@@ -95,6 +97,30 @@ class CellRow(Section):
     host_gap_ms: float | None = Field(
         description="of a profiled step: the device has nothing to do, ms"
     )
+    host_wait_pct: float | None = Field(
+        description="share of a profiled step in which the device has nothing to do, on the rank "
+        "that waits longest for its host, %"
+    )
+    exposed_communication_pct: float | None = Field(
+        description="share of a profiled step in which that rank's device communicates and "
+        "computes nothing, %; the other ranks' collectives also wait for it"
+    )
+    launching_cpu_pct: float | None = Field(
+        description="CPU seconds per wall second of the threads that launch the device's work, of "
+        "the busiest rank, %; 100 is a core that is always busy"
+    )
+    involuntary_switches_per_s: float | None = Field(
+        description="times a second that the kernel took the CPU away from these threads, of the "
+        "rank that lost it most often"
+    )
+    cpu_pressure_pct: float | None = Field(
+        description="share of the window in which some task of a machine waited for a CPU, of the "
+        "machine under most pressure, %"
+    )
+    gc_collections: int | None = Field(
+        description="collections of Python's garbage collector in the window, on all ranks"
+    )
+    labels: str = Field(description="what explains the figures and excludes none, separated by ';'")
     utilization_pct: float | None = Field(
         description="mean over devices and the steady window: NVML's GPU utilisation, or the share "
         "of all CPU cores, %"
@@ -170,6 +196,14 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
         "final_accuracy": accuracy.final if accuracy else None,
         "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
         **{part: _mean_over_ranks(metrics.profile, part) for part in STEP_PARTS},
+        "host_wait_pct": host_wait_pct(metrics.profile),
+        "exposed_communication_pct": exposed_communication_pct(metrics.profile),
+        **{
+            key: _most(metrics.host, key)
+            for key in HostUse.model_fields
+            if key in CellRow.model_fields
+        },
+        "labels": "; ".join(labels_of(metrics)),
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _joined(device.name for device in metrics.devices),
         "device_uuids": _joined(sorted(device.uuid or "" for device in metrics.devices)),
@@ -238,6 +272,12 @@ def _peak(devices: Sequence[Device], key: str) -> int | None:
 
 def _mean_over_ranks(profile: Sequence[StepSplit], part: str) -> float | None:
     return fmean(getattr(split, part) for split in profile) if profile else None
+
+
+def _most(host: Sequence[HostUse], key: str) -> float | None:
+    """The largest of all ranks; null as soon as one does not know."""
+    values = [getattr(use, key) for use in host]
+    return max(values) if values and None not in values else None
 
 
 def _joined(names: Iterable[str]) -> str:

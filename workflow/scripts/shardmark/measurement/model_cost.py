@@ -28,13 +28,16 @@ class ModelCost:
     flops_per_image: int
 
 
+def parameters_of(workload: Workload) -> int:
+    """Parameters of the workload's network."""
+    return sum(parameter.numel() for parameter in _on_meta(workload).parameters())
+
+
 def cost_of(workload: Workload) -> ModelCost:
     """Run the workload's network once on the meta device, where shapes are and numbers are not."""
-    # Synchronised statistics would be a collective, and cost no FLOPs that are counted.
-    alone = workload.model_copy(update={"batchnorm": "local"})
+    model = _on_meta(workload)
     side = workload.dataset.image_size
     with torch.device("meta"):
-        model = build_model(alone, seed=0)
         images = torch.empty(_IMAGES, 3, side, side)
         keys, labels = torch.zeros(2, _IMAGES, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
@@ -44,3 +47,10 @@ def cost_of(workload: Workload) -> ModelCost:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops_per_image=counter.get_total_flops() // _IMAGES,
     )
+
+
+def _on_meta(workload: Workload) -> nn.Module:
+    # Synchronised statistics would be a collective, and cost no FLOPs that are counted.
+    alone = workload.model_copy(update={"batchnorm": "local"})
+    with torch.device("meta"):
+        return build_model(alone, seed=0)

@@ -7,20 +7,71 @@ nothing to do, because the host has not told it in time. Free of torch: it reads
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardmark.metrics import StepSplit
 
 STEP = "shardmark: step"
 DATA = "shardmark: data"
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+_LAUNCHES = ("cuda_runtime", "cuda_driver")
 # What computes and what communicates on a CPU; other records (of autograd's nodes, of optimizers)
 # span both, and what lies between.
 _COMPUTE_OF_CPU = ("aten::", "fsdp::")
 _COMMUNICATION = ("nccl", "gloo:", "c10d::")
 
 Interval = tuple[float, float]
+
+
+class Range(NamedTuple):
+    """A part of the traced steps by the host's clock, nanoseconds since the epoch."""
+
+    name: str
+    begin_ns: int
+    end_ns: int
+
+
+def with_ranges(trace: Mapping[str, Any], ranges: Iterable[Range]) -> list[dict[str, Any]]:
+    """The events of a trace, and beside them its named ranges, as ``split_of`` reads them.
+
+    torch records ranges only together with its operators, which slows the host. A kernel belongs
+    to the making of a batch if the call that launched it, which has the same correlation number,
+    was made within a range named DATA.
+
+    Args:
+        trace: as torch.profiler exports it; its times are microseconds after
+            ``baseTimeNanoseconds``.
+        ranges: by the same host's clock.
+    """
+    events: list[dict[str, Any]] = list(trace["traceEvents"])
+    base = int(trace["baseTimeNanoseconds"])
+    on_host = [
+        {
+            "ph": "X",
+            "cat": "user_annotation",
+            "name": each.name,
+            "ts": (each.begin_ns - base) / 1000,
+            "dur": (each.end_ns - each.begin_ns) / 1000,
+        }
+        for each in ranges
+    ]
+    data = union(_interval(each) for each in on_host if each["name"] == DATA)
+    begins = [begin for begin, _ in data]
+    launched = {
+        event["args"]["correlation"]
+        for event in events
+        if event.get("cat") in _LAUNCHES
+        and (place := bisect.bisect_right(begins, float(event["ts"])))
+        and float(event["ts"]) <= data[place - 1][1]
+    }
+    on_device = [
+        event | {"cat": "gpu_user_annotation", "name": DATA}
+        for event in events
+        if event.get("cat") in _ON_GPU and event["args"].get("correlation") in launched
+    ]
+    return [*events, *on_host, *on_device]
 
 
 def split_of(events: Iterable[Mapping[str, Any]], rank: int) -> StepSplit:

@@ -217,6 +217,17 @@ def visible_gpus(count: int) -> list[str]:
     return chosen[:count]
 
 
+def gpu_indices(uuids: Sequence[str]) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for these GPUs, where devices are counted by their bus.
+
+    CUDA takes UUIDs too, but DeepSpeed ends with a ValueError where it finds one.
+    """
+    import pynvml
+
+    handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+    return ",".join(str(pynvml.nvmlDeviceGetIndex(handle)) for handle in handles)
+
+
 def is_sliced(handle: Any) -> bool:
     """Whether a GPU is in MIG mode."""
     import pynvml

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from shardmark.cells import Cell
 from shardmark.config import Section
-from shardmark.effective_config import EffectiveConfig
+from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
+from shardmark.report.communication_volume import FLOAT32_BYTES, expected_volume, slack_of
 from shardmark.strategies import STRATEGIES
 
 _OPTIMIZER_CLASSES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
@@ -65,6 +66,21 @@ class Certificate(Section):
 
 
 @dataclass(frozen=True)
+class Exemption:
+    """Why a strategy has another value than the rest.
+
+    Attributes:
+        value: what it has instead; None or an empty list for nothing.
+        reason: why that is right.
+        required: whether the value of the rest would be wrong for it.
+    """
+
+    value: Any
+    reason: str
+    required: bool = False
+
+
+@dataclass(frozen=True)
 class Setting:
     """How one setting is judged.
 
@@ -73,14 +89,14 @@ class Setting:
         value: read from an effective configuration.
         prescribed: what the workload prescribes; without it, all must have what most have.
         inherent: why any difference is the strategies' nature.
-        lacking: why a strategy of this cell may have none; None if it must have one.
+        exemption: for a strategy of this cell, if it has one.
     """
 
     label: str
     value: Callable[[EffectiveConfig], Any]
     prescribed: Callable[[Cell], Any] | None = None
     inherent: str | None = None
-    lacking: Callable[[Cell], str | None] | None = None
+    exemption: Callable[[Cell], Exemption | None] | None = None
 
 
 def _optimizer_settings(cell: Cell) -> dict[str, Any]:
@@ -112,18 +128,62 @@ def _tf32(cell: Cell) -> bool:
     return cell.definition.precision == "tf32"
 
 
-def _gathers_nothing(cell: Cell) -> str | None:
-    return "whole parameters on every rank need no gathering"
+def _replicas_in_one_process(cell: Cell) -> bool:
+    return STRATEGIES[cell.base].one_process and cell.gpus > 1
 
 
-def _reduces_nothing(cell: Cell) -> str | None:
-    return "one replica has nobody to reduce with" if cell.gpus == 1 else None
+def _gathers_nothing(cell: Cell) -> Exemption | None:
+    if cell.gpus == 1:
+        return Exemption(None, "one replica has nobody to gather from")
+    if cell.base == "ddp":
+        return Exemption(None, "whole parameters on every rank need no gathering")
+    return None
 
 
-def _no_state(cell: Cell) -> str | None:
+def _reduces_nothing(cell: Cell) -> Exemption | None:
+    if cell.gpus == 1:
+        return Exemption(None, "one replica has nobody to reduce with")
+    return None
+
+
+def _has_no_state(cell: Cell) -> Exemption | None:
     optimizer = cell.definition.optimizer
-    plain = optimizer.name == "sgd" and not optimizer.momentum
-    return "SGD without momentum keeps no state" if plain else None
+    if optimizer.name == "sgd" and not optimizer.momentum:
+        return Exemption(None, "SGD without momentum keeps no state")
+    return None
+
+
+def _has_no_units(cell: Cell) -> Exemption | None:
+    if cell.base in ("fsdp", "fsdp2", "fairscale_fsdp"):
+        return None
+    return Exemption(None, "it shards nothing, or parameter by parameter")
+
+
+def _copies_buffers(cell: Cell) -> Exemption | None:
+    if _replicas_in_one_process(cell):
+        return Exemption(
+            True,
+            "DataParallel makes new replicas in each forward pass, buffers too, and keeps the "
+            "running statistics of replica 0, which evaluate in every strategy",
+        )
+    return None
+
+
+def _has_one_rank(cell: Cell) -> Exemption | None:
+    if _replicas_in_one_process(cell):
+        return Exemption(None, "DataParallel's replicas live in one process, so there is one rank")
+    return None
+
+
+def _searches_in_every_step(cell: Cell) -> Exemption | None:
+    if _replicas_in_one_process(cell) and not cell.options["lasting_threads"]:
+        return Exemption(
+            False,
+            "torch keeps cuDNN's plans per thread and DataParallel starts new threads in each "
+            "forward pass, so it would search again in every step",
+            required=True,
+        )
+    return None
 
 
 SETTINGS = (
@@ -162,20 +222,20 @@ SETTINGS = (
         "precision of the parameter gather",
         lambda c: c.gather_dtypes,
         _float32,
-        lacking=_gathers_nothing,
+        exemption=_gathers_nothing,
     ),
     Setting(
         "precision of the gradient reduction",
         lambda c: c.reduction_dtypes,
         _float32,
-        lacking=_reduces_nothing,
+        exemption=_reduces_nothing,
     ),
     Setting("precision of gradients", lambda c: c.gradient_dtypes, _float32),
     Setting(
         "precision of the optimizer state",
         lambda c: c.optimizer_state_dtypes,
         _float32,
-        lacking=_no_state,
+        exemption=_has_no_state,
     ),
     Setting("TF32 in matrix products", lambda c: c.tf32_matmul, _tf32),
     Setting("TF32 in convolutions", lambda c: c.tf32_convolution, _tf32),
@@ -183,13 +243,25 @@ SETTINGS = (
     Setting("memory format of weights", lambda c: c.weight_formats),
     Setting("normalisation layers", lambda c: c.normalisation),
     Setting(
-        "buffers broadcast in the forward pass", lambda c: c.buffers_broadcast, lambda k: False
+        "buffers broadcast in the forward pass",
+        lambda c: c.buffers_broadcast,
+        lambda k: False,
+        exemption=_copies_buffers,
     ),
-    Setting("running statistics differ between ranks", lambda c: c.buffers_differ_between_ranks),
+    Setting(
+        "running statistics differ between ranks",
+        lambda c: c.buffers_differ_between_ranks,
+        exemption=_has_one_rank,
+    ),
     Setting("loader", lambda c: c.loader),
-    Setting("loader workers", lambda c: c.loader_workers),
+    Setting("loader workers per replica", lambda c: c.loader_workers),
     Setting("compiled", lambda c: c.compiled, lambda k: False),
-    Setting("cuDNN searches for kernels", lambda c: c.cudnn_benchmark),
+    Setting(
+        "cuDNN searches for kernels",
+        lambda c: c.cudnn_benchmark,
+        lambda k: True,
+        exemption=_searches_in_every_step,
+    ),
     Setting(
         "what is sharded (ZeRO stage)",
         lambda c: c.zero_stage,
@@ -198,7 +270,7 @@ SETTINGS = (
     Setting(
         "units sharded one at a time",
         lambda c: c.sharded_units,
-        lacking=lambda k: "it shards nothing, or parameter by parameter",
+        exemption=_has_no_units,
     ),
     Setting(
         "gradient buckets, bytes",
@@ -258,7 +330,13 @@ def certify(metrics: Sequence[Metrics], baseline: str | None = None) -> Certific
         gpus=cell.gpus,
         strategies=list(read),
         missing={name: by_strategy[name][0].status for name in order if name not in read},
-        rows=[_judge(setting, read, baseline) for setting in SETTINGS] if read else [],
+        rows=[
+            *[_judge(setting, read, baseline) for setting in SETTINGS],
+            _judge_volume("reduced", REDUCTIONS, read),
+            _judge_volume("gathered", GATHERS, read),
+        ]
+        if read
+        else [],
     )
 
 
@@ -281,10 +359,13 @@ def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: st
     common = _most_common(texts, values, baseline)
     for name, found in read.items():
         cell = found[0].cell
-        lacking = setting.lacking(cell) if setting.lacking else None
+        exemption = setting.exemption(cell) if setting.exemption else None
         wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
-        if lacking and not any(values[name]):
-            reasons[lacking] = None
+        if exemption and texts[name] == _text(exemption.value):
+            reasons[exemption.reason] = None
+        elif exemption and exemption.required:
+            right = f"{_text(exemption.value)} is right: {exemption.reason}"
+            flagged[name] = f"{texts[name]}, where {right}{_options_of(cell)}"
         elif texts[name] != wanted:
             word = "prescribed" if setting.prescribed else "of the others"
             flagged[name] = f"{texts[name]}, where {wanted} is {word}{_options_of(cell)}"
@@ -294,6 +375,40 @@ def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: st
         values=texts,
         verdict="flagged" if flagged else verdict,
         reason="; ".join(reasons) if differ and reasons else None,
+        flagged=flagged,
+    )
+
+
+def _judge_volume(
+    what: Literal["reduced", "gathered"],
+    kinds: tuple[str, ...],
+    read: Mapping[str, Sequence[Metrics]],
+) -> Row:
+    """Hold the bytes of a step's collectives against those that the strategy must move."""
+    texts: dict[str, str] = {}
+    flagged: dict[str, str] = {}
+    for name, results in read.items():
+        multiples: dict[str, None] = {}
+        for result in results:
+            config, memory, cell = result.effective_config, result.memory, result.cell
+            if config is None or memory is None:
+                continue
+            multiple = config.bytes_of(kinds) / (FLOAT32_BYTES * memory.parameters)
+            multiples[f"{multiple:.2f}"] = None
+            volume = expected_volume(cell, memory.parameters, config.unit_parameters)
+            expected = volume.reduced if what == "reduced" else volume.gathered
+            if cell.gpus > 1 and not expected.allows(multiple, slack_of(cell)):
+                flagged[name] = f"{multiple:.2f}, where {expected} is expected{_options_of(cell)}"
+        texts[name] = " or ".join(multiples) or "unknown"
+    differ = len(set(texts.values())) > 1
+    reason = "what a strategy shards sets what it must move (Rajbhandari et al. 2020, section 7)"
+    if next(iter(read.values()))[0].cell.gpus == 1:
+        reason = "one replica has nobody to exchange with"
+    return Row(
+        setting=f"{what} in a step, times the parameters' bytes in float32",
+        values=texts,
+        verdict="flagged" if flagged else "inherent" if differ else "same",
+        reason=reason if differ else None,
         flagged=flagged,
     )
 

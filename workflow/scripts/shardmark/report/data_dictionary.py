@@ -17,6 +17,7 @@ from shardmark.metrics import (
     Device,
     Efficiency,
     Failure,
+    HostUse,
     Loss,
     Memory,
     Metrics,
@@ -32,6 +33,7 @@ from shardmark.metrics import (
 SECTIONS: tuple[type[BaseModel], ...] = (
     Metrics,
     Failure,
+    HostUse,
     Loss,
     Accuracy,
     Times,
@@ -40,6 +42,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     Probe,
     Roofs,
     StepSplit,
+    HostUse,
     Memory,
     ModelState,
     Device,
@@ -74,7 +77,11 @@ EMPTY_WHEN = {
     "torch_allocated_peak_bytes": f"{NOT_SO_FAR}, or it ran on a CPU",
     "torch_reserved_peak_bytes": f"{NOT_SO_FAR}, or it ran on a CPU",
     "profile_s": f"{NOT_SO_FAR}, or measure.profile is false",
-    **dict.fromkeys(STEP_PARTS, f"{NOT_SO_FAR}, or measure.profile is false"),
+    **dict.fromkeys(
+        (*STEP_PARTS, "host_wait_pct", "exposed_communication_pct"),
+        f"{NOT_SO_FAR}, or measure.profile is false",
+    ),
+    "cpu_pressure_pct": f"{NOT_SO_FAR}, or the kernel does not count it",
     **dict.fromkeys(
         (
             "power_w",

@@ -25,9 +25,9 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shardmark.effective_config import Collective, EffectiveConfig
+from shardmark.effective_config import GATHERS, REDUCTIONS, Collective, EffectiveConfig
 from shardmark.measurement.model_state import storages
-from shardmark.training.strategy import Strategy
+from shardmark.training.strategy import Strategy, Task
 from shardmark.workload.data import TrainingData
 
 # Names of c10d's operators, with the underscores taken out; the first that fits. `wait_tensor` and
@@ -53,8 +53,6 @@ _IN_PROCESS = {
 }
 # They give memory and touch none.
 _ALLOCATIONS = ("empty", "newempty")
-GATHERS = ("all_gather", "broadcast")
-REDUCTIONS = ("all_reduce", "reduce_scatter", "reduce")
 _HYPER_PARAMETERS = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad")
 
 _SETS = (
@@ -82,6 +80,7 @@ class StepObserver:
         operand_bytes: that the operations read and wrote, collectives left out: each operand of
             each operation once, as if nothing were cached or fused.
         clipping: the norm that torch's own clipping was called with, 0.0 if it was not.
+        buffers_broadcast: whether one of the module's buffers was itself broadcast.
     """
 
     def __init__(self, device_type: str) -> None:
@@ -92,16 +91,19 @@ class StepObserver:
         self.gradients_bytes = 0
         self.operand_bytes = 0
         self.clipping = 0.0
+        self.buffers_broadcast = False
         self.seen: dict[str, set[str]] = {name: set() for name in _SETS}
         self.tf32_matmul = self.tf32_convolution = False
         self._calls: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[tuple[str, str]] = Counter()
         self._parameters: list[nn.Parameter] = []
+        self._buffers: list[Tensor] = []
 
     @contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
         """Observe what happens inside; ``module`` is the strategy's."""
         self._parameters = list(module.parameters())
+        self._buffers = list(module.buffers())
         with ExitStack() as stack:
             for handle in (
                 register_module_forward_hook(self._after_forward),
@@ -118,15 +120,22 @@ class StepObserver:
             yield
 
     def note_collective(self, kind: str, tensors: list[Tensor]) -> None:
-        """Count a call that moves these tensors."""
-        dtypes = {_name(tensor.dtype) for tensor in tensors}
-        key = (kind, "+".join(sorted(dtypes)))
-        self._calls[key] += 1
-        self._bytes[key] += _nbytes(tensors)
-        if sum(tensor.numel() for tensor in tensors) > 1:
-            part = "gather" if kind in GATHERS else "reduction" if kind in REDUCTIONS else None
-            if part:
-                self.seen[part] |= dtypes
+        """Count a call that moves these tensors, once for each data type among them.
+
+        Integers, such as the counter of a batch-norm, have no precision to lose.
+        """
+        part = "gather" if kind in GATHERS else "reduction" if kind in REDUCTIONS else None
+        for dtype in {tensor.dtype for tensor in tensors}:
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            self._calls[kind, _name(dtype)] += 1
+            self._bytes[kind, _name(dtype)] += _nbytes(alike)
+            numbers = sum(tensor.numel() for tensor in alike)
+            if part and dtype.is_floating_point and numbers > 1:
+                self.seen[part].add(_name(dtype))
+        if kind == "broadcast":
+            self.buffers_broadcast |= any(
+                tensor is buffer for tensor in tensors for buffer in self._buffers
+            )
 
     def collectives(self) -> list[Collective]:
         """What was counted, the most bytes first."""
@@ -213,9 +222,13 @@ def effective_config(
     """
     module = strategy.module
     told = strategy.effective_config()
+    observations = {
+        "gradient_clipping": told["gradient_clipping"] or observed.clipping,
+        "buffers_broadcast": told["buffers_broadcast"] or observed.buffers_broadcast,
+    }
     seen = {name: sorted(found) for name, found in observed.seen.items()}
     return EffectiveConfig(
-        **told | {"gradient_clipping": told["gradient_clipping"] or observed.clipping},
+        **told | observations,
         optimizer=type(observed.optimizer).__name__ if observed.optimizer else None,
         optimizer_settings=observed.settings,
         learning_rate=observed.learning_rate,
@@ -237,12 +250,13 @@ def effective_config(
         ),
         buffers_differ_between_ranks=_buffers_differ(module, strategy.device),
         loader=type(data).__name__,
-        loader_workers=data.workers,
+        loader_workers=data.workers // len(data.replicas),
         compiled=any(
             type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
             for part in module.modules()
         ),
         cudnn_benchmark=torch.backends.cudnn.benchmark,
+        unit_parameters=_unit_parameters(strategy.task),
         collectives=observed.collectives(),
     )
 
@@ -257,6 +271,13 @@ def _buffers_differ(module: nn.Module, device: torch.device) -> bool | None:
     extremes = torch.stack([total, -total])
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
     return bool((extremes[0] != -extremes[1]).item())
+
+
+def _unit_parameters(task: Task) -> int:
+    """Parameters in the shard units of the network, as it was before the strategy sharded it."""
+    with torch.device("meta"):
+        units = task.shard_units(task.build_model())
+    return sum(parameter.numel() for unit in units for parameter in unit.parameters())
 
 
 @contextmanager

@@ -85,7 +85,16 @@ class Step(NamedTuple):
 
 
 class Diverged(Exception):
-    """The loss is no number any more."""
+    """The loss is no number any more.
+
+    Args:
+        reason: in words.
+        rank: whose loss was the first; None where several ranks' were at the same step.
+    """
+
+    def __init__(self, reason: str, rank: int | None) -> None:
+        super().__init__(reason)
+        self.rank = rank
 
 
 class CellTraining:
@@ -149,11 +158,11 @@ class CellTraining:
         Returns:
             On rank 0, as plain data for ``launching.cell_result``: ``loss``, ``accuracy`` and
             ``epochs_s``, each by epoch; ``phases_s``; ``throughput`` and ``windows``, None where
-            ``diverged`` says how the loss did; what ``inspected`` steps showed; ``environment``;
-            and under ``ranks`` each rank's place, steps, probes, profile and memory. On the others
-            None.
+            ``diverged`` gives the ``reason`` and the ``rank``; what ``inspected`` steps showed;
+            ``environment``; and under ``ranks`` each rank's place, steps, probes, profile, host and
+            memory. On the others None.
         """
-        diverged = None
+        diverged: dict[str, Any] | None = None
         throughput: dict[str, Any] | None = None
         window: Window | None = None
         evaluations: list[tuple[float, float]] = []
@@ -176,7 +185,7 @@ class CellTraining:
                 with self.phases("profile"):
                     split = profiled(self.runtime, lambda: next(steps), self._step).model_dump()
         except Diverged as error:
-            diverged = str(error)
+            diverged = {"reason": str(error), "rank": error.rank}
         steady = (window.begin_s, window.end_s) if window else None
         mine = {
             "node": os.environ.get("SHARDMARK_NODE") or os.uname().nodename,
@@ -186,6 +195,7 @@ class CellTraining:
             "profile": split,
             "steady_monotonic_s": steady,
             "torch_memory": window.torch_memory if window else {},
+            "host": window.host.model_dump() if window else None,
         }
         ranks = self._gather(mine)
         if self.runtime.rank:
@@ -222,26 +232,41 @@ class CellTraining:
         self.strategy.train()
         begin = time.perf_counter()
         clock = StepClock(self.runtime.device)
-        total = torch.zeros((), device=self.runtime.device)
+        losses: list[Tensor] = []
         for micro_batches in self.data.epoch(epoch):
             if self.steps_done == 0:
                 with self.phases("first_step"):
-                    total += self._step(micro_batches)
+                    losses.append(self._step(micro_batches))
                     self.runtime.synchronise()
             else:
-                total += self._step(micro_batches)
+                losses.append(self._step(micro_batches))
             clock.mark()
         steps_ms = clock.step_ms()
         self.epochs_s.append(time.perf_counter() - begin)
         self.steps += [Step("training", epoch, step, ms) for step, ms in enumerate(steps_ms)]
-        world = self.runtime.world_size
-        loss = float(self.runtime.sum_over_ranks(total).item()) / (
-            world * self.data.steps_per_epoch
-        )
+        mine = torch.stack(losses)
+        loss = float(self.runtime.sum_over_ranks(mine.mean()).item()) / self.runtime.world_size
         if not math.isfinite(loss):
-            raise Diverged(f"the mean loss of epoch {epoch + 1} is {loss}")
+            raise self._diverged(epoch, loss, mine)
         self.losses.append(loss)
         self._say(f"epoch {epoch + 1}: loss {loss:.4f} in {self.epochs_s[-1]:.2f} s")
+
+    def _diverged(self, epoch: int, loss: float, mine: Tensor) -> Diverged:
+        """What to raise where the mean loss of an epoch is no number; a collective.
+
+        Args:
+            epoch: counted from 0.
+            loss: its mean loss over all ranks.
+            mine: this rank's loss of each step, shape (steps,).
+        """
+        lost = (~mine.isfinite()).nonzero()
+        first_lost = self._gather(int(lost[0]) if len(lost) else math.inf)
+        step = min(first_lost)
+        ranks = [rank for rank, at in enumerate(first_lost) if at == step]
+        rank = ranks[0] if len(ranks) == 1 else None
+        where = "" if rank is None else f" on rank {rank}"
+        when = "" if math.isinf(step) else f"; first{where} at step {step + 1}"
+        return Diverged(f"the mean loss of epoch {epoch + 1} is {loss}{when}", rank)
 
     def _step(self, micro_batches: Sequence[Batch]) -> Tensor:
         workload, cell = self.cell.definition, self.cell
@@ -270,6 +295,9 @@ class CellTraining:
         """What one more step shows; another one where the loss scaler left that out."""
         self.strategy.train()
         device = self.runtime.device
+        # Evaluation leaves parameters gathered, so the step after it gathers fewer than any other.
+        for micro_batches in self.data.epoch(self.cell.definition.epochs, 1):
+            self._step(micro_batches)
         for micro_batches in self.data.epoch(self.cell.definition.epochs, INSPECTED_STEPS):
             observer = StepObserver(device.type)
             with observer.watching(self.strategy.module):
@@ -328,11 +356,13 @@ class CellTraining:
             epoch, step = divmod(index, self.data.steps_per_epoch)
             phase = "warmup" if index < len(window.warmup_ms) else "steady"
             self.steps.append(Step(phase, self.cell.definition.epochs + epoch, step, ms))
-        everyone = self._gather(window.steady_ms)
-        throughput = summarise_steps(everyone, self.cell.global_batch_size) | {
+        everyone = self._gather((window.steady_ms, window.gc_collections))
+        steps_ms = [steps for steps, _ in everyone]
+        throughput = summarise_steps(steps_ms, self.cell.global_batch_size) | {
             "window_complete": window.end_s - window.begin_s >= self.cell.measure.steady_s,
             "warmup_steps": len(window.warmup_ms),
             "warmup_converged": window.converged,
+            "gc_collections": sum(collections for _, collections in everyone),
         }
         self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
         return throughput, window

@@ -9,6 +9,7 @@ the size of their first update.
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,9 +23,11 @@ from shardmark.architectures import CIFAR_RESNETS
 from shardmark.cells import Cell, ParityCase
 from shardmark.config import BatchSize, Dataset, Workload
 from shardmark.measurement.clocks import Phases
+from shardmark.measurement.model_cost import parameters_of
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
+from shardmark.training.gpu_turn import room_for
 from shardmark.training.loop import StrategyClass, make_task, take_step
-from shardmark.training.oracle import SummationOrder, Trajectory, differ, run_oracle
+from shardmark.training.oracle import SummationOrder, Trajectory, differ, is_over, run_oracle
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.workload.data import Images, synthetic_images, training_data
 from shardmark.workload.models import (
@@ -53,15 +56,15 @@ ROUNDING_RMS = {"bf16": 2**-8 / 24**0.5, "fp16": 2**-11 / 24**0.5, "tf32": 2**-1
 OTHER_ORDERS: tuple[SummationOrder, ...] = ("replicas_reversed", "samples_reversed")
 
 
-def compute_alike(device: torch.device) -> None:
+def compute_alike() -> None:
     """Make two processes compute the same bits from the same micro-batch.
 
     What is left between a strategy's first update and the oracle's is then the sum over replicas
     alone. That is what shows a reduction in bf16, whose error drowns in that of bf16 compute
     wherever two programs pick different kernels.
     """
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    # Also on a GPU, where many cases share the machine's cores.
+    torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would write through every buffer a framework sets aside: gigabytes for DeepSpeed's.
@@ -165,7 +168,7 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
         float, "summary", "summary_floor"}`` and, under ``real``, the real model's ``{"summary",
         "floor"}``, or None.
     """
-    compute_alike(device)
+    compute_alike()
     oracles: dict[str, Any] = {}
     for precision in precisions_of(case):
         cell = surrogate_cell(case, precision)
@@ -211,7 +214,7 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
     """One rank of a case: the strategy's trajectories; rank 0 leaves them in ``scratch``."""
     with phases("process_group"):
         runtime = start_runtime(case.cell)
-    compute_alike(runtime.device)
+    compute_alike()
     found: dict[str, Any] = {"backend": runtime.backend}
     for precision in precisions_of(case):
         with phases(f"parity in {precision}"):
@@ -222,8 +225,14 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
             gc.collect()  # frameworks hold their modules in cycles
     real = real_model_cell(case)
     if real is not None:
-        with phases("first steps of the real model"):
-            trajectory = _train(strategy, real, runtime, build_model, REAL_MODEL_STEPS, phases)
+        with (
+            phases("waiting for room on the GPUs"),
+            room_for(runtime, parameters_of(real.definition), phases.heart.alive) as room_is_taken,
+            phases("first steps of the real model"),
+        ):
+            trajectory = _train(
+                strategy, real, runtime, build_model, REAL_MODEL_STEPS, phases, room_is_taken
+            )
             found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
     if runtime.rank == 0:
         torch.save(found, scratch / "trajectories.pt")
@@ -236,6 +245,7 @@ def _train(
     build: Callable[[Workload, int], nn.Module],
     steps: int,
     phases: Phases,
+    after_first_step: Callable[[], object] = lambda: None,
 ) -> Trajectory:
     workload = cell.definition
     set_math_mode(workload.precision)
@@ -258,17 +268,21 @@ def _train(
         return {name: state[name] for name in names & state.keys()}
 
     initial = updated = weights()
-    moved = False
-    for step in range(steps):
+    updated_at: int | None = None
+    for step in itertools.count():
+        if is_over(step, steps, updated_at):
+            break
         epoch, step_in_epoch = divmod(step, data.steps_per_epoch)
         if step_in_epoch == 0:
             batches = data.epoch(epoch)
         driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps_per_epoch))
         loss = take_step(driven, next(batches), phases.heart)
         losses.append(float(runtime.sum_over_ranks(loss)) / runtime.world_size)
-        if not moved:
+        after_first_step()
+        if updated_at is None:
             updated = weights()
             moved = bool(runtime.rank0_decides(float(differ(updated, initial))))
+            updated_at = step if moved else None
     return Trajectory(losses, initial, updated, final=weights())
 
 
@@ -279,8 +293,11 @@ def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
     difference over that of the oracle's, all parameters taken together.
 
     Raises:
-        ValueError: if they differ in their number of steps, or one lacks parameters.
+        ValueError: if one lacks parameters.
     """
+    if len(found.losses) != len(oracle.losses):
+        # The loss scaler left out another number of steps.
+        return Deviation(loss=math.inf, first_update=math.inf, final_weights=math.inf)
     return Deviation(
         loss=max(
             abs(mine - its) / abs(its)
@@ -309,8 +326,10 @@ def judge(
     measured = deviation(found, oracles[precision]["trajectory"])
     floor, tolerance = floor_and_tolerance(precision, oracles, case)
     reason = None
+    if not all(map(math.isfinite, tolerance.model_dump().values())):
+        reason = f"{precision}: the oracle's own noise has no bound, so nothing can be told"
     noisy = max(floor.loss, floor.final_weights) * 10 > case.gate.tolerance
-    if precision == "fp32" and noisy:
+    if reason is None and precision == "fp32" and noisy:
         reason = (
             f"the oracle's own noise ({floor.loss:.1e} in the loss, {floor.final_weights:.1e} in "
             f"the weights) is not ten times below the tolerance {case.gate.tolerance:.0e}, so this "
@@ -371,7 +390,7 @@ def judge_real_model(
         deviation=measured,
         noise_floor=oracle["floor"],
         tolerance=tolerance,
-        passed=measured <= tolerance,
+        passed=measured <= tolerance < math.inf,
     )
 
 
@@ -384,7 +403,9 @@ def summary_of(trajectory: Trajectory) -> dict[str, float]:
 
 
 def summary_difference(found: Mapping[str, float], oracle: Mapping[str, float]) -> float:
-    """The largest relative difference between two summaries."""
+    """The largest relative difference between two summaries; infinite if a step is missing."""
+    if found.keys() != oracle.keys() or not all(oracle.values()):
+        return math.inf
     return max(abs(found[name] - its) / abs(its) for name, its in oracle.items())
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
+from shardmark.processes.surroundings import SHARED_DEVICE
 from shardmark.strategies import STRATEGIES
 
 
@@ -66,7 +67,7 @@ def start_runtime(cell: Cell) -> Runtime:
             f"{cell.title}: {world} processes were started where the cell has {cell.processes}; "
             "the launcher or a --resources limit clipped them"
         )
-    shared = os.environ.get("SHARDMARK_SHARED_DEVICE") == "1"
+    shared = os.environ.get(SHARED_DEVICE) == "1"
     if shared:
         # DeepSpeed takes its device from here.
         os.environ["LOCAL_RANK"] = "0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,10 @@ import torch.distributed as dist
 
 from shardmark.config import Measure
 from shardmark.measurement.clocks import Phases, StepClock
+from shardmark.measurement.garbage import collections_so_far, collector_paused
+from shardmark.measurement.host import host_use, read_host
 from shardmark.measurement.steady_state import is_stationary
+from shardmark.metrics import HostUse
 from shardmark.training.probe import uuid_of
 from shardmark.training.runtime import Runtime
 
@@ -30,7 +34,10 @@ class Window(NamedTuple):
         begin_s: on this machine's monotonic clock.
         end_s: likewise.
         torch_memory: of each of this process's GPUs, by index, ``uuid`` and the peaks of torch's
-            allocator since the window began, ``allocated`` and ``reserved``, bytes.
+            allocator since the window began, ``allocated`` and ``reserved``, and ``growth`` of what
+            is allocated from its beginning to its end, bytes.
+        host: what this process's host did meanwhile.
+        gc_collections: of Python's garbage collector meanwhile.
     """
 
     warmup_ms: list[float]
@@ -39,6 +46,8 @@ class Window(NamedTuple):
     begin_s: float
     end_s: float
     torch_memory: dict[str, dict[str, Any]]
+    host: HostUse
+    gc_collections: int
 
 
 def measure_window(
@@ -52,29 +61,54 @@ def measure_window(
         phases: takes the time of both, as ``warmup`` and ``steady``.
         take: takes one training step.
     """
-    with phases("warmup"):
-        warmup, converged = _warm_up(runtime, settings, take)
-    with phases("steady"):
-        # A fast step, not a typical one, and some more of them: the window is to be at least as
-        # long as asked for, and every rank must take as many steps.
-        recent = sorted(warmup[-settings.warmup_min_steps :])
-        step_s = recent[len(recent) // 10] / 1000
-        count = int(runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
-        if runtime.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        dist.barrier()
-        runtime.synchronise()
-        clock = StepClock(runtime.device)
-        begin = time.monotonic()
-        while count:
-            _take(take, clock, count)
-            steps_ms = clock.step_ms()
-            end = time.monotonic()
-            # Where steps became faster the window goes on; the device waits for the decision, and
-            # the step after it is that much longer.
-            more = steps_to_fill(settings.steady_s - (end - begin), (end - begin) / len(steps_ms))
-            count = int(runtime.rank0_decides(more))
-        return Window(warmup, converged, steps_ms, begin, end, _torch_memory(runtime))
+    with ExitStack() as until_the_end:
+        with phases("warmup"):
+            warmup, converged = _warm_up(runtime, settings, take)
+            if not settings.collect_garbage:
+                until_the_end.enter_context(collector_paused())
+            dist.barrier()
+        with phases("steady"):
+            return _timed(runtime, settings, warmup, converged, take)
+
+
+def _timed(
+    runtime: Runtime,
+    settings: Measure,
+    warmup: list[float],
+    converged: bool,
+    take: Callable[[], object],
+) -> Window:
+    # A fast step, not a typical one, and some more of them: the window is to be at least as long as
+    # asked for, and every rank must take as many steps.
+    recent = sorted(warmup[-settings.warmup_min_steps :])
+    step_s = recent[len(recent) // 10] / 1000
+    count = int(runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
+    for device in _devices(runtime):
+        torch.cuda.reset_peak_memory_stats(device)
+    dist.barrier()
+    runtime.synchronise()
+    allocated = _allocated(runtime)
+    collections, host = collections_so_far(), read_host()
+    clock = StepClock(runtime.device)
+    begin = time.monotonic()
+    while count:
+        _take(take, clock, count)
+        steps_ms = clock.step_ms()
+        end = time.monotonic()
+        # Where steps became faster the window goes on; the device waits for the decision, and the
+        # step after it is that much longer.
+        more = steps_to_fill(settings.steady_s - (end - begin), (end - begin) / len(steps_ms))
+        count = int(runtime.rank0_decides(more))
+    return Window(
+        warmup_ms=warmup,
+        converged=converged,
+        steady_ms=steps_ms,
+        begin_s=begin,
+        end_s=end,
+        torch_memory=_torch_memory(runtime, allocated),
+        host=host_use(runtime.rank, host, read_host()),
+        gc_collections=collections_so_far() - collections,
+    )
 
 
 def steps_to_fill(missing_s: float, step_s: float) -> int:
@@ -107,15 +141,27 @@ def _take(take: Callable[[], object], clock: StepClock, count: int) -> None:
         clock.mark()
 
 
-def _torch_memory(runtime: Runtime) -> dict[str, dict[str, Any]]:
+def _devices(runtime: Runtime) -> list[int]:
+    """The GPUs of this process, by index."""
     if runtime.device.type != "cuda":
-        return {}
-    devices = runtime.replicas if len(runtime.replicas) > 1 else [runtime.device.index]
+        return []
+    one_process = len(runtime.replicas) > 1 and not runtime.shared_device
+    return list(runtime.replicas) if one_process else [runtime.device.index]
+
+
+def _allocated(runtime: Runtime) -> list[int]:
+    """Bytes that torch's allocator has given out on each of this process's GPUs."""
+    return [torch.cuda.memory_allocated(device) for device in _devices(runtime)]
+
+
+def _torch_memory(runtime: Runtime, allocated_at_begin: list[int]) -> dict[str, dict[str, Any]]:
+    now = zip(_devices(runtime), allocated_at_begin, _allocated(runtime), strict=True)
     return {
         str(device): {
             "uuid": uuid_of(torch.device("cuda", device)),
             "allocated": torch.cuda.max_memory_allocated(device),
             "reserved": torch.cuda.max_memory_reserved(device),
+            "growth": after - before,
         }
-        for device in devices
+        for device, before, after in now
     }

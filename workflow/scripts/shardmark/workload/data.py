@@ -262,7 +262,7 @@ class LoadedTrainingData(TrainingData):
     def _load(self, images: Images, workload: Workload) -> None:
         self._padded = self.pipeline.pad(images.pixels)
         self._labels = images.labels
-        self.workers = workload.dataset.loader_workers
+        self.workers = workload.dataset.loader_workers * len(self.replicas)
 
     def epoch(self, epoch: int, steps: int | None = None) -> Iterator[list[Batch]]:
         """The steps of an epoch, each a list of ``accumulate`` micro-batches."""

@@ -1,0 +1,143 @@
+"""Parity cases that share a machine's GPUs: which they take, and who fills them next."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import run_parity
+from parity_cases import ROOT, STRATEGIES, case_of
+from shardmark.cells import Cell
+from shardmark.processes.surroundings import SHARED_DEVICE, TURN_VARIABLE
+from shardmark.training import gpu_turn
+from shardmark.training.runtime import Runtime
+from simulated_nvml import Gpu, simulate
+
+
+def cell_of(strategy: str, ranks: int) -> Cell:
+    return case_of(strategy, ranks).cell.model_copy(update={"device": "cuda"})
+
+
+def test_cases_of_one_rank_spread_over_the_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    simulate(monkeypatch, [Gpu() for _ in range(4)])
+    taken = [
+        run_parity.gpu_surroundings(cell_of(strategy, 1), tmp_path)["CUDA_VISIBLE_DEVICES"]
+        for strategy in STRATEGIES
+    ]
+    assert len(set(taken)) > 2
+    pair = run_parity.gpu_surroundings(cell_of("ddp", 2), tmp_path)["CUDA_VISIBLE_DEVICES"]
+    assert len(set(pair.split(","))) == 2
+
+
+def test_only_the_gpus_of_the_job_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    simulate(monkeypatch, [Gpu() for _ in range(4)])
+    given = run_parity.gpu_surroundings(cell_of("ddp", 2), tmp_path)
+    assert set(given["CUDA_VISIBLE_DEVICES"].split(",")) == {"1", "3"}
+    assert SHARED_DEVICE not in given
+    fewer = run_parity.gpu_surroundings(cell_of("ddp", 4), tmp_path)
+    assert fewer[SHARED_DEVICE] == "1"
+    assert Path(fewer[TURN_VARIABLE]).parent == tmp_path
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    """A process group of one, on the CPU in the place of a GPU."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Runtime(0, 1, range(1), torch.device("cpu"), "gloo", shared_device=False)
+    dist.destroy_process_group()
+
+
+HOLDS = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(1)"
+HOLDS += "; sys.stdout.flush(); sys.stdin.read()"
+
+
+@pytest.fixture
+def another_case(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has the turn until its input is closed."""
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "turn")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_where_memory_is_ample_nobody_waits(
+    runtime: Runtime,
+    another_case: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_turn, "_free_bytes", lambda runtime: 800)
+    with contextlib.ExitStack() as turn:
+        gpu_turn._wait_for_room(runtime, 100, tmp_path / "turn", turn, pytest.fail)
+
+
+def test_a_case_waits_for_its_turn_and_then_for_room(
+    runtime: Runtime,
+    another_case: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free, waited = [150], []
+
+    def pass_time() -> None:
+        waited.append(free[0])
+        if len(waited) == 2:  # the other case has taken its memory, and leaves the turn
+            assert another_case.stdin is not None
+            another_case.stdin.close()
+            another_case.wait()
+            free[0] = 50
+        if len(waited) == 4:  # a third one has ended
+            free[0] = 120
+
+    monkeypatch.setattr(gpu_turn, "_free_bytes", lambda runtime: free[0])
+    monkeypatch.setattr(gpu_turn, "POLL_S", 0.01)
+    with contextlib.ExitStack() as turn:
+        gpu_turn._wait_for_room(runtime, 100, tmp_path / "turn", turn, pass_time)
+        assert waited == [150, 150, 50, 50]
+        with contextlib.ExitStack() as mine:
+            assert not gpu_turn._take(tmp_path / "turn", mine), "it has the turn until it is done"
+    with contextlib.ExitStack() as mine:
+        assert gpu_turn._take(tmp_path / "turn", mine)
+
+
+def test_a_case_does_not_wait_for_ever(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_turn, "_free_bytes", lambda runtime: 0)
+    monkeypatch.setattr(gpu_turn, "POLL_S", 0.01)
+    monkeypatch.setattr(gpu_turn, "LONGEST_WAIT_S", 0.1)
+    waited: list[int] = []
+    with contextlib.ExitStack() as turn:
+        gpu_turn._wait_for_room(runtime, 1, tmp_path / "turn", turn, lambda: waited.append(1))
+    assert waited
+
+
+@pytest.mark.parametrize(("target", "threads"), [("parity", 2), ("cell", 6)])
+def test_on_a_gpu_machine_cases_share_the_cores_and_cells_do_not(
+    target: str, threads: int, tmp_path: Path
+) -> None:
+    paths = {
+        "parity": "results/checks/parity/loader/ddp/ranks2.json",
+        "cell": "results/checks/loader/ddp/gpus2/seed0/metrics.json",
+    }
+    command = [sys.executable, "-m", "snakemake", "-n", "--nolock", paths[target]]
+    command += ["--profile", "profiles/local", "--cores", "6", "--configfile", "config/checks.yaml"]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+    assert plan.returncode == 0, plan.stderr
+    assert f"threads: {threads}" in plan.stdout + plan.stderr

@@ -1,0 +1,115 @@
+"""The gate's judgement of trajectories with steps left out, or without numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from parity_cases import case_of
+from shardmark.metrics import Deviation, Parity, PrecisionParity, read_parity
+from shardmark.training import oracle
+from shardmark.training.oracle import Trajectory, differ, is_over, run_oracle
+from shardmark.training.parity import (
+    deviation,
+    gate_images,
+    judge,
+    summary_difference,
+    surrogate_cell,
+)
+from shardmark.workload.models import build_surrogate
+
+
+def test_a_training_goes_on_until_a_step_has_followed_its_first_update() -> None:
+    def steps_taken(steps: int, first_update: int | None) -> int:
+        step, updated_at = 0, None
+        while not is_over(step, steps, updated_at):
+            updated_at = step if updated_at is None and step == first_update else updated_at
+            step += 1
+        return step
+
+    assert steps_taken(8, first_update=0) == 8
+    assert steps_taken(2, first_update=0) == 2
+    assert steps_taken(2, first_update=1) == 3
+    assert steps_taken(2, first_update=5) == 7
+    assert steps_taken(2, first_update=None) == 2 + oracle.MOST_SKIPPED
+
+
+def test_an_oracle_whose_first_steps_overflow_still_shows_an_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # ResNet-50 at 224 px in float16 on an H100 left out both of two steps, and the gate then
+    # divided by the norm of an update that was none.
+    monkeypatch.setattr(
+        oracle, "grad_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    )
+    cell = surrogate_cell(case_of("ddp", 1, precision="fp16"), "fp16")
+    found = run_oracle(
+        cell,
+        gate_images(cell),
+        lambda: build_surrogate(cell.definition, cell.seed),
+        steps=2,
+        device=torch.device("cpu"),
+    )
+    assert len(found.losses) > 3
+    assert differ(found.after_first_update, found.initial)
+
+
+def trajectory(*losses: float) -> Trajectory:
+    weights = [{"w": torch.tensor([value])} for value in (1.0, 2.0, 3.0)]
+    return Trajectory(list(losses), *weights)
+
+
+def oracles(floor: float) -> dict[str, dict[str, object]]:
+    noise = Deviation(loss=floor, first_update=floor, final_weights=floor)
+    known = {"trajectory": trajectory(1.0, 0.5), "floor": noise, "first_update_floor": floor}
+    return {"fp32": known, "fp16": known}
+
+
+def test_another_number_of_steps_is_another_training() -> None:
+    case = case_of("ddp", 2, precision="fp16")
+    assert judge("fp16", trajectory(1.0, 0.5), oracles(1e-7), case).passed
+    longer = judge("fp16", trajectory(1.0, 0.5, 0.4), oracles(1e-7), case)
+    assert not longer.passed
+    assert "deviates by inf" in (longer.reason or "")
+
+
+def test_noise_without_a_bound_excuses_nothing() -> None:
+    case = case_of("ddp", 2, precision="fp16")
+    for precision in ("fp32", "fp16"):
+        verdict = judge(precision, trajectory(9.0, 9.0), oracles(math.inf), case)
+        assert not verdict.passed
+
+
+def test_a_summary_without_an_update_or_a_step_agrees_with_nothing() -> None:
+    still = {"loss_0": 1.0, "first_update_norm": 0.0}
+    assert summary_difference(still, still) == math.inf
+    assert summary_difference(still, {"loss_0": 1.0}) == math.inf
+
+
+def test_a_verdict_on_no_numbers_can_be_read_back(tmp_path: Path) -> None:
+    lost = deviation(trajectory(math.nan), trajectory(1.0, 2.0))
+    case = case_of("ddp", 2)
+    parity = Parity(
+        workload="w",
+        strategy="ddp",
+        ranks=2,
+        device="cpu",
+        backend="gloo",
+        status="failed",
+        reason="fp32: loss deviates by inf, tolerance 1.0e-05",
+        losses=[math.nan],
+        precisions=[
+            PrecisionParity(
+                precision="fp32", deviation=lost, noise_floor=lost, tolerance=lost, passed=False
+            )
+        ],
+        case_sha256=case.fingerprint(),
+        code_sha256="",
+    )
+    path = tmp_path / "ranks2.json"
+    path.write_text(parity.model_dump_json(by_alias=True))
+    assert math.isinf(read_parity(path).precisions[0].deviation.loss)
+    assert math.isnan(read_parity(path).losses[0])

@@ -1,0 +1,92 @@
+"""What the host did while steps were timed: why a device may have waited for it. Free of torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmark.metrics import HostUse
+
+_TASKS = Path("/proc/self/task")
+_PRESSURE = Path("/proc/pressure/cpu")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+# torch names the threads of a backward pass so (torch/csrc/autograd/engine.cpp), one a device.
+_AUTOGRAD = "pt_autograd_"
+
+
+@dataclass(frozen=True)
+class HostReading:
+    """Counters of this process and its machine at one moment.
+
+    Attributes:
+        wall_s: the monotonic clock.
+        launching_cpu_s: CPU time of the threads that give the device its work: this thread, and
+            autograd's.
+        process_cpu_s: CPU time of all threads of the process, those that have ended included.
+        involuntary_switches: times that the kernel took the CPU away from a launching thread.
+        pressure_s: time in which some task of the machine waited for a CPU, since it started; None
+            where the kernel does not count it (Linux before 4.20, or without CONFIG_PSI).
+    """
+
+    wall_s: float
+    launching_cpu_s: float
+    process_cpu_s: float
+    involuntary_switches: int
+    pressure_s: float | None
+
+
+def read_host() -> HostReading:
+    """The counters now; call it from the thread that trains."""
+    own = threading.get_native_id()
+    launching_s, switches = time.thread_time(), _involuntary_switches(_TASKS / str(own))
+    for task in _TASKS.iterdir():
+        try:
+            if (task / "comm").read_text().startswith(_AUTOGRAD):
+                launching_s += _cpu_s(task)
+                switches += _involuntary_switches(task)
+        except OSError:  # it has ended meanwhile
+            continue
+    return HostReading(
+        wall_s=time.monotonic(),
+        launching_cpu_s=launching_s,
+        process_cpu_s=time.process_time(),
+        involuntary_switches=switches,
+        pressure_s=_pressure_s(),
+    )
+
+
+def host_use(rank: int, begin: HostReading, end: HostReading) -> HostUse:
+    """What happened between two readings of one rank."""
+    wall_s = end.wall_s - begin.wall_s
+    pressure = None
+    if begin.pressure_s is not None and end.pressure_s is not None:
+        pressure = 100 * (end.pressure_s - begin.pressure_s) / wall_s
+    return HostUse(
+        rank=rank,
+        launching_cpu_pct=100 * (end.launching_cpu_s - begin.launching_cpu_s) / wall_s,
+        process_cpu_pct=100 * (end.process_cpu_s - begin.process_cpu_s) / wall_s,
+        involuntary_switches_per_s=(end.involuntary_switches - begin.involuntary_switches) / wall_s,
+        cpu_pressure_pct=pressure,
+    )
+
+
+def _cpu_s(task: Path) -> float:
+    # Fields 14 and 15 of proc(5), after the name, which is in brackets and may hold spaces.
+    fields = (task / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def _involuntary_switches(task: Path) -> int:
+    lines = (task / "status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("nonvoluntary_ctxt"))
+
+
+def _pressure_s(path: Path = _PRESSURE) -> float | None:
+    try:
+        some = path.read_text().splitlines()[0]
+    except OSError:
+        return None
+    return int(some.rpartition("total=")[2]) / 1e6

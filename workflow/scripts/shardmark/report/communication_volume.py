@@ -1,0 +1,146 @@
+"""How many bytes each strategy must reduce and gather in one optimizer step.
+
+The ZeRO paper derives it: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion
+Parameter Models" (SC20), section 7. Data parallelism averages each gradient once. ZeRO-1 and ZeRO-2
+average it once too and then gather the updated parameters. ZeRO-3 gathers the parameters before the
+forward pass and again before the backward pass. FSDP does the same (torch.distributed.fsdp,
+``ShardingStrategy``; ``fully_shard``, ``reshard_after_forward``).
+
+Volumes are multiples of the parameters' bytes in float32. An all-reduce counts once, as a
+reduction, whatever NCCL makes of it; the paper counts it twice. What frameworks do beyond the paper
+was read in their source and seen in cells of two ranks. Free of torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardmark.cells import Cell
+
+FLOAT32_BYTES = 4
+# Shards are padded to equal size, DataParallel broadcasts buffers with the parameters, and FSDP1
+# keeps batch-norm in float32 where the rest is halved. Each is a few per cent.
+SLACK = 0.1
+# Synchronised batch-norm exchanges two numbers per channel, rank and micro-batch. It has as many
+# parameters, which are at most 0.9 % of a model (resnet8).
+_STATISTICS = 0.01
+# DeepSpeed's default of stage3_max_reuse_distance, in elements.
+_MAX_REUSE_DISTANCE = 1e9
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The least and the most that may be moved."""
+
+    least: float
+    most: float
+
+    @classmethod
+    def exactly(cls, multiple: float) -> Volume:
+        """A volume that leaves no choice."""
+        return cls(multiple, multiple)
+
+    def halved(self, *, all_of_it: bool) -> Volume:
+        """The volume where all or some of the numbers travel in 16 bits instead of 32."""
+        return Volume(self.least / 2, self.most / 2 if all_of_it else self.most)
+
+    def allows(self, multiple: float, slack: float) -> bool:
+        """Whether so much may be moved, give or take the slack."""
+        below, above = (slack * max(1.0, bound) for bound in (self.least, self.most))
+        return self.least - below <= multiple <= self.most + above
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return f"{self.most:.2f}"
+        return f"{self.least:.2f} to {self.most:.2f}"
+
+
+@dataclass(frozen=True)
+class StepVolume:
+    """What one optimizer step must move."""
+
+    reduced: Volume
+    gathered: Volume
+
+
+def slack_of(cell: Cell) -> float:
+    """By how much a volume may differ, as a share of it (of 1 where it is less)."""
+    if cell.definition.batchnorm == "local":
+        return SLACK
+    return SLACK + _STATISTICS * cell.gpus * cell.definition.batch.accumulate
+
+
+def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) -> StepVolume:
+    """What a cell of several GPUs must move in a step.
+
+    Args:
+        cell: its strategy, options and micro-batches decide.
+        parameters: of the model.
+        unit_parameters: those in its shard units; None if unknown.
+    """
+    micro_batches, options = cell.definition.batch.accumulate, cell.options
+    once, each = Volume.exactly(1), Volume.exactly(micro_batches)
+    match cell.base:
+        case "dp":
+            # Every forward pass makes new replicas, every backward pass sums their gradients.
+            return StepVolume(reduced=each, gathered=each)
+        case "ddp":
+            compressed = options["comm_hook"] != "none"
+            reduced = once.halved(all_of_it=True) if compressed else once
+            return StepVolume(reduced, gathered=Volume.exactly(0))
+        case "deepspeed_zero1":
+            volume = StepVolume(reduced=once, gathered=once)
+        case "deepspeed_zero2":
+            # It owns a share of the gradients, so it cannot keep whole ones for later.
+            volume = StepVolume(reduced=each, gathered=once)
+        case "deepspeed_zero3":
+            volume = StepVolume(
+                reduced=each, gathered=_gathered_by_zero3(parameters, micro_batches)
+            )
+        case _:
+            return _fully_sharded(cell, parameters, unit_parameters)
+    if options["low_precision_communication"]:
+        # Those of convolutions and linear layers alone. Stages 1 and 2 gather float32 after all.
+        gathered = volume.gathered
+        if cell.base == "deepspeed_zero3":
+            gathered = gathered.halved(all_of_it=False)
+        return StepVolume(volume.reduced.halved(all_of_it=False), gathered)
+    return volume
+
+
+def _gathered_by_zero3(parameters: int, micro_batches: int) -> Volume:
+    """Small parameters stay whole and are gathered once, after the update; the others are sharded.
+
+    DeepSpeed frees a sharded parameter after the forward pass only if its next use is further away
+    than ``stage3_max_reuse_distance``. Forward and backward pass together use each parameter twice,
+    so a model of fewer than half as many parameters gathers them once per micro-batch, not twice.
+    """
+    passes = 1 if 2 * parameters <= _MAX_REUSE_DISTANCE else 2
+    return Volume(1, passes * micro_batches)
+
+
+def _fully_sharded(cell: Cell, parameters: int, unit_parameters: int | None) -> StepVolume:
+    """FSDP1, FSDP2 and FairScale: gradients are reduced in the last micro-batch alone.
+
+    A unit that reshards after the forward pass is gathered twice per micro-batch. The root unit,
+    which holds the parameters outside the blocks, stays gathered until the backward pass ends.
+    Between micro-batches FSDP2 always reshards; the other two keep what the forward pass kept, but
+    for FSDP1's root, which reshards with its units.
+    """
+    micro_batches, options = cell.definition.batch.accumulate, cell.options
+    full_shard = options.get("sharding") == "full_shard"
+    reshards = options.get("reshard_after_forward", full_shard)
+    if reshards:
+        unit = 2 * micro_batches
+        root = 1 if cell.base == "fairscale_fsdp" else micro_batches
+    else:
+        unit = root = micro_batches if cell.base == "fsdp2" else 1
+    if unit_parameters is None:
+        gathered = Volume(min(unit, root), max(unit, root))
+    else:
+        share = unit_parameters / parameters
+        gathered = Volume.exactly(unit * share + root * (1 - share))
+    reduced = Volume.exactly(1)
+    if options.get("mixed_precision", "none") != "none":
+        return StepVolume(reduced.halved(all_of_it=True), gathered.halved(all_of_it=True))
+    return StepVolume(reduced, gathered)
