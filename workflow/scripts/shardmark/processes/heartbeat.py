@@ -1,6 +1,8 @@
 """How far each rank of a node has come, in memory that its launcher reads.
 
-A rank writes without a system call, so a beat a step costs a timed loop nothing. Free of torch.
+A rank writes without a system call, so a beat per step costs a timed loop nothing. No lock guards
+the memory, so a reader may see a record half-written. Each rank has two records and writes them in
+turns, each with a checksum; one of the two is whole at any time. Free of torch.
 """
 
 from __future__ import annotations
@@ -9,12 +11,19 @@ import mmap
 import os
 import struct
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FILE_VARIABLE = "SHARDMARK_HEARTBEATS"
 # Process id, rank, beats, steps, monotonic time of the last beat in seconds, phase.
-_RECORD = struct.Struct("=QQQQd40s")
+_FIELDS = struct.Struct("=QQQQd40s")
+_CHECKSUM = struct.Struct("=I")
+_RECORD_BYTES = _FIELDS.size + _CHECKSUM.size
+_RANK_BYTES = 2 * _RECORD_BYTES
+# A writer that is faster than a reader can break both records of one reading.
+_READINGS = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Heartbeat:
         self._beats, self._steps, self._phase = 0, 0, b"imports"
         self._rank = int(os.environ.get("RANK", "0"))
         self._memory: mmap.mmap | None = None
-        self._offset = int(os.environ.get("LOCAL_RANK", "0")) * _RECORD.size
+        self._offset = int(os.environ.get("LOCAL_RANK", "0")) * _RANK_BYTES
         if name := os.environ.get(FILE_VARIABLE):
             with Path(name).open("r+b") as file:
                 self._memory = mmap.mmap(file.fileno(), 0)
@@ -71,8 +80,10 @@ class Heartbeat:
     def _write(self) -> None:
         if self._memory is not None:
             self._beats += 1
+            begin = self._offset + self._beats % 2 * _RECORD_BYTES
             done = (self._beats, self._steps, time.monotonic(), self._phase)
-            _RECORD.pack_into(self._memory, self._offset, os.getpid(), self._rank, *done)
+            record = _record(os.getpid(), self._rank, *done)
+            self._memory[begin : begin + _RECORD_BYTES] = record
 
 
 class Heartbeats:
@@ -85,15 +96,48 @@ class Heartbeats:
 
     def __init__(self, path: Path, ranks: int) -> None:
         self.path = path
-        begin = _RECORD.pack(0, 0, 0, 0, time.monotonic(), b"imports")
-        path.write_bytes(begin * ranks)
+        self._begin_s = time.monotonic()
+        begin = _record(0, 0, 0, 0, self._begin_s, b"imports")
+        path.write_bytes(2 * begin * ranks)
         with path.open("rb") as file:
             self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        # The last whole record of each rank, as its fields.
+        self._last = [_FIELDS.unpack(begin[: _FIELDS.size])] * ranks
 
     def read(self) -> list[Beat]:
-        """The last beat of each rank, by local rank."""
-        now = time.monotonic()
+        """The last beat of each rank, by local rank.
+
+        A rank whose records are both broken in every reading keeps the beat that was read before.
+        """
+        for _ in range(_READINGS):
+            memory, now = self._memory[:], time.monotonic()
+            newest = [
+                self._newest(memory[begin : begin + _RANK_BYTES], now)
+                for begin in range(0, len(memory), _RANK_BYTES)
+            ]
+            self._last = [new or old for new, old in zip(newest, self._last, strict=True)]
+            if all(newest):
+                break
         return [
-            Beat(pid, rank, beats, steps, phase.rstrip(b"\0").decode(), now - then)
-            for pid, rank, beats, steps, then, phase in _RECORD.iter_unpack(self._memory[:])
+            Beat(pid, rank, beats, steps, phase.rstrip(b"\0").decode(), max(0.0, now - then))
+            for pid, rank, beats, steps, then, phase in self._last
         ]
+
+    def _newest(self, records: bytes, now: float) -> tuple[Any, ...] | None:
+        """The fields of the newer whole record of a rank; None where neither is whole.
+
+        A beat from before the launch, or from the future, is impossible: no rank gave it.
+        """
+        whole = []
+        for begin in (0, _RECORD_BYTES):
+            fields = records[begin : begin + _FIELDS.size]
+            (checksum,) = _CHECKSUM.unpack_from(records, begin + _FIELDS.size)
+            found = _FIELDS.unpack(fields)
+            if zlib.crc32(fields) == checksum and self._begin_s <= found[4] <= now:
+                whole.append(found)
+        return max(whole, key=lambda found: found[2], default=None)
+
+
+def _record(*fields: Any) -> bytes:
+    packed = _FIELDS.pack(*fields)
+    return packed + _CHECKSUM.pack(zlib.crc32(packed))
