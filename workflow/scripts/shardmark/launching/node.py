@@ -271,6 +271,7 @@ def _watch(
     """Wait for the ranks; what they were ended for, if they did not end by themselves."""
     starters = ancestors()
     note = ProgressNote(plan.scratch)
+    was_silent = False
     try:
         with _signals_raise():
             while True:
@@ -286,10 +287,13 @@ def _watch(
                 last = beats.read()
                 if index == 0:
                     note.take(last)
-                if plan.stall_s and min(beat.silent_s for beat in last) > plan.stall_s:
+                silent = bool(plan.stall_s) and min(b.silent_s for b in last) > (plan.stall_s or 0)
+                # Not on one reading alone: what it ends is recorded as the training's failure.
+                if silent and was_silent:
                     hung = Intervention("stall", time.time())
                     _last_words(last, plan.cell.nodes)
                     return hung
+                was_silent = silent
     except _Terminated:
         return Intervention("signal", time.time())
     finally:
