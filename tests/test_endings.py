@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from shardmark.launching.endings import Interrupted, failure_of
 from shardmark.launching.launch import Ended
 from shardmark.launching.node import NodeReport
 from shardmark.processes.heartbeat import Beat
+from shardmark.training.rank import kind_of
 
 CELL: Cell = case_of("ddp", 2).cell
 
@@ -199,3 +201,59 @@ def test_a_cell_out_of_time_says_how_far_it_came() -> None:
     assert failure is not None
     assert failure.phase == "measurement"
     assert "after 60 s" in failure.exception
+
+
+def test_a_rank_that_a_signal_ended_is_no_result_though_its_peers_raise() -> None:
+    # A peer's collective breaks a moment later, and torchrun then ends what is left.
+    left = ended(node(died(0, 1), died(1, -signal.SIGTERM)), failures=(raised(0, time=100.4),))
+    left = replace(left, signalled={1: 100.3})
+    with pytest.raises(Interrupted, match=r"something else ended rank 1 .SIGTERM or SIGHUP"):
+        failure_of(CELL, left)
+
+
+def test_a_rank_that_torchrun_ended_is_not_the_cause() -> None:
+    left = ended(node(died(0, 1), died(1, -signal.SIGTERM)), failures=(raised(0, time=100.0),))
+    status, failure = failure_of(CELL, replace(left, signalled={1: 100.1})) or ("", None)
+    assert failure is not None
+    assert (status, failure.rank) == ("failed", 0)
+
+
+def test_a_fault_of_the_place_is_no_result_and_says_what_to_do() -> None:
+    with pytest.raises(Interrupted, match=r"rank 1, training.*mend the place and run it again"):
+        failure_of(CELL, ended(node(died(1, 1)), failures=(raised(1, kind="place"),)))
+
+
+def test_a_worker_that_the_kernel_killed_for_memory_is_a_result() -> None:
+    killed = node(died(1, 1), oom_kills=1)
+    found = failure_of(CELL, ended(killed, failures=(raised(1, kind="place"),)))
+    assert found is not None
+    assert (found[0], found[1].rank) == ("oom", 1)
+
+
+def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
+    with pytest.raises(Interrupted, match=r"rank 0 .* imported its libraries: the last line"):
+        failure_of(CELL, ended(node(died(0, 1), beats=[Beat(0, 0, 0, 0, "imports", 9.0)])))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError(13, "Permission denied", "results/x"), "place"),
+        (OSError(36, "File name too long"), "place"),
+        (OSError("AF_UNIX path too long"), "place"),
+        (OSError(28, "No space left on device"), "full_disk"),
+        (ModuleNotFoundError("No module named 'deepspeed'"), "place"),
+        (ImportError("libcudart.so.13: cannot open shared object file"), "place"),
+        (KeyError("getpwuid(): uid not found: 4711"), "place"),
+        (RuntimeError("DataLoader worker (pid 812) is killed by signal: Killed. "), "place"),
+        (RuntimeError("DataLoader worker (pid(s) 812) exited unexpectedly"), "place"),
+        # A worker's own exception is the training's.
+        (ValueError("Caught ValueError in DataLoader worker process 0."), "failed"),
+        # These follow from another rank's end.
+        (ConnectionResetError(104, "Connection reset by peer"), "failed"),
+        (TimeoutError("timed out"), "failed"),
+        (RuntimeError("shape mismatch"), "failed"),
+    ],
+)
+def test_kinds_of_exceptions(error: Exception, kind: str) -> None:
+    assert kind_of(error) == kind

@@ -77,6 +77,21 @@ def test_a_rank_that_is_killed_leaves_no_result(
         misbehaving("killed", tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_rank_that_is_asked_to_end_leaves_no_result(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted, match=r"something else ended rank 1 .SIGTERM or SIGHUP"):
+        misbehaving(name, tmp_path, monkeypatch)
+
+
+def test_a_library_that_is_missing_is_no_result(tmp_path: Path) -> None:
+    script = tmp_path / "train_without.py"
+    script.write_text("import no_such_library\n")
+    with pytest.raises(Interrupted, match="imported its libraries: ModuleNotFoundError"):
+        run_cell.run_cell(cell_of(gpus=1), tmp_path, script=script)
+
+
 def test_a_process_that_is_killed_alone_leaves_no_result(tmp_path: Path) -> None:
     script = tmp_path / "train_killed.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")

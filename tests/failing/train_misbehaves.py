@@ -49,6 +49,9 @@ def misbehave(how: str, logits: Tensor) -> float:
             os._exit(3)
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "SIGTERM" | "SIGHUP":
+            os.kill(os.getpid(), signal.Signals[how])
+            time.sleep(600)
         case "eat memory":
             hoard = []
             while True:

@@ -22,6 +22,10 @@ SAME_MOMENT_S = 5.0
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
+# What to do where the place of a training failed, and not the training.
+REMEDIES = {"full_disk": "make room", "place": "mend the place"}
+
+
 class Interrupted(UserError):
     """Something else than the training ended the processes: this is no result."""
 
@@ -52,8 +56,16 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
     silent = [d for d in _deaths(ended) if d["exit_code"] > 0 and d["rank"] not in told]
     if silent:
         code, rank = silent[0]["exit_code"], silent[0]["rank"]
+        if _never_began(rank, ended):
+            raise Interrupted(
+                f"{title}: rank {rank} ended with exit code {code} while it imported its "
+                f"libraries: {(ended.log_tail or ['it printed nothing'])[-1]}. This is no result; "
+                "mend the place and run it again"
+            )
         reason = f"the process ended with exit code {code} and left no exception"
         return _failed(ended, "failed", None, rank, reason)
+    if outside := _signal_from_outside(ended):
+        raise Interrupted(f"{title}: {outside}. This is no result; run it again")
     if ended.failures:
         return _raised(title, ended.failures[0], ended)
     if deaths and deaths[0]["exit_code"] != -signal.SIGTERM:
@@ -66,10 +78,13 @@ def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Fa
     """The outcome of an exception."""
     if first["kind"] == "user":
         raise UserError(first["message"])
-    if first["kind"] == "full_disk":
+    if first["kind"] == "place" and any(node.oom_kills for node in ended.nodes):
+        reason = f"the kernel's out-of-memory killer ended a process: {first['exception']}"
+        return _failed(ended, "oom", first["phase"], first["rank"], reason)
+    if first["kind"] in REMEDIES:
         raise Interrupted(
-            f"{title}: {first['exception']} (rank {first['rank']}). This is no result; make room "
-            "and run it again"
+            f"{title}: {first['exception']} (rank {first['rank']}, {first['phase']}). This is no "
+            f"result; {REMEDIES[first['kind']]} and run it again"
         )
     return _failed(ended, first["kind"], first["phase"], first["rank"], first["exception"])
 
@@ -129,6 +144,29 @@ def _killed(title: str, rank: int, ended: Ended) -> tuple[Status, Failure]:
         f"{title}: something else killed rank {rank} (SIGKILL: the scheduler, or a person). This "
         "is no result; run it again"
     )
+
+
+def _never_began(rank: int, ended: Ended) -> bool:
+    """Whether a rank gave no sign of life, which comes after its imports.
+
+    What did not begin does not know its rank: it is known by the others.
+    """
+    beats = [beat for node in ended.nodes for beat in node.beats]
+    begun = {beat.rank for beat in beats if beat.pid}
+    return len(begun) < len(beats) and rank not in begun
+
+
+def _signal_from_outside(ended: Ended) -> str | None:
+    """What a signal did to a rank before any rank failed by itself; None if none did.
+
+    torchrun ends the other ranks with SIGTERM too, but after one has failed.
+    """
+    if not ended.signalled:
+        return None
+    rank, at = min(ended.signalled.items(), key=lambda item: item[1])
+    if any(float(failure["time"]) <= at for failure in ended.failures):
+        return None
+    return f"something else ended rank {rank} (SIGTERM or SIGHUP: the scheduler, or a person)"
 
 
 def _deaths(ended: Ended) -> list[dict[str, Any]]:

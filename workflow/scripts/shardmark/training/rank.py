@@ -18,6 +18,7 @@ from shardmark.atomic import FULL, write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.errors import UserError
 from shardmark.measurement.clocks import Phases
+from shardmark.processes.last_signal import leave_trace_of_signals
 from shardmark.processes.leaving import leave
 from shardmark.training.loop import CellTraining, StrategyClass
 from shardmark.training.parity import run_case
@@ -33,6 +34,7 @@ def main(strategy: StrategyClass) -> None:
     parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
     arguments = parser.parse_args()
+    leave_trace_of_signals(arguments.scratch, int(os.environ.get("RANK", "0")))
     faulthandler.enable()
     # The launcher asks a rank that hangs where it stands.
     faulthandler.register(signal.SIGUSR1)
@@ -57,11 +59,13 @@ def main(strategy: StrategyClass) -> None:
 
 
 def kind_of(error: Exception) -> str:
-    """What sort of failure an exception is: oom, user, full_disk or failed."""
+    """What sort of failure an exception is: oom, user, full_disk, place or failed."""
     if is_out_of_memory(error):
         return "oom"
     if isinstance(error, OSError) and error.errno in FULL:
         return "full_disk"
+    if is_fault_of_the_place(error):
+        return "place"
     return "user" if isinstance(error, UserError) else "failed"
 
 
@@ -75,6 +79,19 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def is_fault_of_the_place(error: Exception) -> bool:
+    """Whether a training failed because of where it ran: it may succeed elsewhere, or later.
+
+    A folder that cannot be read or written, a path that is too long, a library that is missing, a
+    user without a name, a loader's worker that something killed. Lost connections and time-outs are
+    not among them: they follow from another rank's end.
+    """
+    if isinstance(error, OSError):
+        return not isinstance(error, (ConnectionError, TimeoutError))
+    signs = ("uid not found", "DataLoader worker (pid")
+    return isinstance(error, ImportError) or any(sign in str(error) for sign in signs)
 
 
 def record_failure(error: Exception, phase: str, scratch: Path) -> None:
