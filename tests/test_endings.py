@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -205,15 +204,16 @@ def test_a_cell_out_of_time_says_how_far_it_came() -> None:
 
 def test_a_rank_that_a_signal_ended_is_no_result_though_its_peers_raise() -> None:
     # A peer's collective breaks a moment later, and torchrun then ends what is left.
-    left = ended(node(died(0, 1), died(1, -signal.SIGTERM)), failures=(raised(0, time=100.4),))
-    left = replace(left, signalled={1: 100.3})
+    asked = node(died(0, 1), died(1, -signal.SIGTERM), signalled={1: 100.3})
+    left = ended(asked, failures=(raised(0, time=100.4),))
     with pytest.raises(Interrupted, match=r"something else ended rank 1 .SIGTERM or SIGHUP"):
         failure_of(CELL, left)
 
 
 def test_a_rank_that_torchrun_ended_is_not_the_cause() -> None:
-    left = ended(node(died(0, 1), died(1, -signal.SIGTERM)), failures=(raised(0, time=100.0),))
-    status, failure = failure_of(CELL, replace(left, signalled={1: 100.1})) or ("", None)
+    asked = node(died(0, 1), died(1, -signal.SIGTERM), signalled={1: 100.1})
+    left = ended(asked, failures=(raised(0, time=100.0),))
+    status, failure = failure_of(CELL, left) or ("", None)
     assert failure is not None
     assert (status, failure.rank) == ("failed", 0)
 

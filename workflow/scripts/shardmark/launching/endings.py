@@ -161,9 +161,10 @@ def _signal_from_outside(ended: Ended) -> str | None:
 
     torchrun ends the other ranks with SIGTERM too, but after one has failed.
     """
-    if not ended.signalled:
+    signalled = [(at, rank) for node in ended.nodes for rank, at in node.signalled.items()]
+    if not signalled:
         return None
-    rank, at = min(ended.signalled.items(), key=lambda item: item[1])
+    at, rank = min(signalled)
     if any(float(failure["time"]) <= at for failure in ended.failures):
         return None
     return f"something else ended rank {rank} (SIGTERM or SIGHUP: the scheduler, or a person)"

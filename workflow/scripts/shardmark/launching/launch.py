@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
@@ -29,7 +29,6 @@ from shardmark.launching.node import (
     is_snakemake,
     report_path,
 )
-from shardmark.processes.last_signal import signalled_ranks
 from shardmark.processes.tether import tethered
 from shardmark.slurm import allocation, queue
 
@@ -53,7 +52,6 @@ class Ended:
         nodes: the report of each node that left one, in their order.
         log_tail: the last lines they printed.
         seconds: wall-clock time from the launch.
-        signalled: ranks that SIGTERM or SIGHUP ended, and when, in seconds since the epoch.
     """
 
     exit_code: int
@@ -61,7 +59,6 @@ class Ended:
     nodes: list[NodeReport]
     log_tail: list[str]
     seconds: float
-    signalled: Mapping[int, float] = field(default_factory=dict)
 
 
 def launch(
@@ -133,7 +130,6 @@ def launch(
         nodes,
         list(tail),
         time.monotonic() - begin,
-        signalled_ranks(scratch),
     )
 
 

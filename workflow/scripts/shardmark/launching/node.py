@@ -46,6 +46,7 @@ from shardmark.measurement.telemetry import (
     visible_gpus,
 )
 from shardmark.processes.heartbeat import FILE_VARIABLE, Beat, Heartbeats
+from shardmark.processes.last_signal import signalled_ranks
 from shardmark.processes.tether import tethered
 
 POLL_S = 0.5
@@ -108,6 +109,7 @@ class NodeReport(Section):
         ended_since: when it began to, in seconds since the epoch.
         failures: ranks that failed, as agent_command says.
         beats: how far each rank had come.
+        signalled: ranks that SIGTERM or SIGHUP ended, and when, in seconds since the epoch.
         oom_kills: processes that the kernel killed for memory on this node meanwhile.
         gpus: what is known of each GPU by UUID.
         seconds: wall-clock time of the ranks, from their launch to the end of the last.
@@ -121,6 +123,7 @@ class NodeReport(Section):
     ended_since: float | None
     failures: list[dict[str, Any]]
     beats: list[Beat]
+    signalled: dict[int, float] = {}
     oom_kills: int
     gpus: dict[str, dict[str, Any]]
     seconds: float
@@ -178,6 +181,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
             ended_since=intervention and intervention.at,
             failures=_failed_ranks(cell, process, failures),
             beats=beats.read(),
+            signalled=signalled_ranks(beats.path.parent),
             oom_kills=oom_kills() - killed_before,
             gpus={uuid: gpu_facts(uuid) for uuid in gpus or []},
             seconds=seconds,

@@ -34,7 +34,7 @@ def main(strategy: StrategyClass) -> None:
     parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
     arguments = parser.parse_args()
-    leave_trace_of_signals(arguments.scratch, int(os.environ.get("RANK", "0")))
+    leave_trace_of_signals(int(os.environ.get("RANK", "0")))
     faulthandler.enable()
     # The launcher asks a rank that hangs where it stands.
     faulthandler.register(signal.SIGUSR1)
