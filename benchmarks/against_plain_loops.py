@@ -130,7 +130,7 @@ def row_of(found: Sequence[tuple[Metrics, dict[str, Any]]]) -> dict[str, Any]:
         "comm": round(split["exposed_communication"], 1),
         "data": round(split["data"], 1),
         "host": round(split["host_gap"], 1),
-        "host %": _rounded(host_wait_pct(first.profile)),
+        "host %": _rounded(host_wait_pct(first)),
         "launch CPU %": _rounded(max(use.launching_cpu_pct for use in first.host)),
         "start-up s": round(startup, 1),
         "bare s": round(bare, 1),

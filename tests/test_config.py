@@ -169,10 +169,10 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "variants.other.bucket_mb",
         ("unknown option of ddp", "did you mean 'bucket_cap_mb'?", "comm_hook"),
     ),
-    "an option of a strategy that has none": (
+    "an option of another strategy": (
         changed(variants__other={"base": "dp", "bucket_mb": 1}),
         "variants.other.bucket_mb",
-        ("dp has no options",),
+        ("unknown option of dp", "cudnn_benchmark"),
     ),
     "a bad value of an option": (
         changed(variants__other={"base": "fsdp", "sharding": "full_shar"}),
@@ -436,6 +436,14 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "site.environment.NCCL_IB_DISABLE",
         ("got 1", "goes in quotes"),
     ),
+    "a static graph where gradients are accumulated": (
+        changed(
+            variants={"slim": {"base": "ddp", "static_graph": True}},
+            workloads__small__batch={"global": 16, "accumulate": 2},
+        ),
+        "variants.slim.static_graph",
+        ("ends with an assertion", "workloads.small.batch.accumulate is 2"),
+    ),
     "a gate of too few steps": (changed(parity={"steps": 4}), "parity.steps", ("got 4",)),
     "nothing": (None, "(top level)", ("got null", "a mapping")),
 }
@@ -529,6 +537,7 @@ def shipped(*overlays: str) -> dict[str, Any]:
         (("incumbent",), "incumbent", 7 * 2 * 10),
         (("pilot",), "pilot", 2 * 8 * 2),
         (("one_gpu",), "one_gpu", 8 * 9),
+        (("checks",), "checks", 4 * 8),
     ],
 )
 def test_every_shipped_configuration_loads(

@@ -15,7 +15,7 @@ from shardmark.matrix.result_tables import cell_row
 from shardmark.measurement import host
 from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host
-from shardmark.measurement.labels import labels_of
+from shardmark.measurement.labels import host_wait_pct, labels_of
 from shardmark.metrics import StepSplit
 
 
@@ -125,6 +125,9 @@ def split(rank: int, host_gap_ms: float, exposed_ms: float) -> StepSplit:
 
 def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_waiting() -> None:
     metrics = metrics_of_run("ddp")
+    assert metrics.throughput is not None
+    throughput = metrics.throughput.model_copy(update={"step_ms_mean": 100.0})
+    metrics = metrics.model_copy(update={"throughput": throughput})
     # FSDP2 on two H100: rank 0 communicates for half of its step, which is waiting for rank 1.
     profile = [split(0, host_gap_ms=1, exposed_ms=56), split(1, host_gap_ms=59, exposed_ms=1)]
     slow = metrics.model_copy(update={"profile": profile})
@@ -137,3 +140,16 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     unknown = metrics.model_copy(update={"profile": []})
     assert labels_of(unknown) == []
     assert cell_row(unknown, "passed").host_wait_pct is None
+
+
+def test_what_tracing_adds_is_no_waiting() -> None:
+    # DDP on two H100: a timed step of 40.1 ms, a traced one of 43.9 ms with 5.0 ms of gaps.
+    metrics = metrics_of_run("ddp")
+    assert metrics.throughput is not None
+    throughput = metrics.throughput.model_copy(update={"step_ms_mean": 40.1})
+    traced = split(0, host_gap_ms=5.0, exposed_ms=0.3).model_copy(update={"step_ms": 43.9})
+    found = metrics.model_copy(update={"throughput": throughput, "profile": [traced]})
+    assert host_wait_pct(found) == pytest.approx(100 * 1.2 / 40.1)
+    assert labels_of(found) == []
+    slower = traced.model_copy(update={"step_ms": 99.0})
+    assert host_wait_pct(found.model_copy(update={"profile": [slower]})) == 0

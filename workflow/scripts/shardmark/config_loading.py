@@ -240,10 +240,29 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
             yield f"workloads.{name}: names something else among the results; choose another"
         if isinstance(workload, Mapping):
             yield from _workload_mistakes(f"workloads.{name}", workload, counts, cluster)
+    yield from _combination_mistakes(variants, workloads, matrix)
     yield from _site_mistakes(_mapping(raw, "site"), root)
     data = _section(Data, raw, "data")
     if data and not _is_folder(root / data.dir):
         yield f"data.dir: {shown(data.dir)} is not a folder; create it or name another"
+
+
+def _combination_mistakes(
+    variants: Mapping[str, Any], workloads: Mapping[str, Any], matrix: Mapping[str, Any]
+) -> Iterator[str]:
+    """Options of a selected variant that a selected workload is known to break."""
+    selected = [name for _, name in _entries(matrix, "strategies", str)]
+    for name, variant in variants.items():
+        if name not in selected or not isinstance(variant, Mapping):
+            continue
+        for _, workload in _entries(matrix, "workloads", str):
+            batch = _section(BatchSize, _mapping(workloads, workload), "batch")
+            if variant.get("static_graph") is True and batch and batch.accumulate > 1:
+                yield (
+                    f"variants.{name}.static_graph: DDP with a static graph ends with an assertion "
+                    f"where gradients are accumulated (workloads.{workload}.batch.accumulate is "
+                    f"{batch.accumulate}); leave one of the two out"
+                )
 
 
 def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
@@ -319,8 +338,7 @@ def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator
         for detail in error.errors():
             if detail["type"] == "extra_forbidden":
                 key, allowed = detail["loc"][0], list(options.model_fields)
-                choice = did_you_mean(key, allowed) if allowed else f"{base} has no options"
-                yield f"{path}.{key}: unknown option of {base}; {choice}"
+                yield f"{path}.{key}: unknown option of {base}; {did_you_mean(key, allowed)}"
             else:
                 yield _explain({**detail, "loc": (path, *detail["loc"])})
 

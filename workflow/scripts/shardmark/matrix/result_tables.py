@@ -18,7 +18,12 @@ from pydantic import Field
 from shardmark.cells import ParityCase
 from shardmark.config import Section
 from shardmark.errors import UserError
-from shardmark.measurement.labels import exposed_communication_pct, host_wait_pct, labels_of
+from shardmark.measurement.labels import (
+    exposed_communication_pct,
+    host_wait_pct,
+    labels_of,
+    throttled_periods_pct,
+)
 from shardmark.metrics import Device, HostUse, Metrics, Parity, StepSplit, read_parity
 
 Row = TypeVar("Row", bound=Section)
@@ -40,6 +45,9 @@ class CellRow(Section):
     status: str = Field(description="ok, oom, timeout, diverged, failed or unsupported")
     validity: str = Field(description="valid, or suspect by a written rule")
     validity_reasons: str = Field(description="the rules that fired, separated by ';'")
+    unknown: str = Field(
+        description="the rules and labels that could not be told, and why, separated by ';'"
+    )
     failure: str | None = Field(description="why the cell is not ok")
     failure_phase: str | None = Field(description="the phase in which it failed")
     failure_rank: int | None = Field(description="the rank that failed first")
@@ -98,11 +106,11 @@ class CellRow(Section):
         description="of a profiled step: the device has nothing to do, ms"
     )
     host_wait_pct: float | None = Field(
-        description="share of a profiled step in which the device has nothing to do, on the rank "
-        "that waits longest for its host, %"
+        description="share of a timed step in which the device has nothing to do, on the rank "
+        "that waits longest for its host: from the profile, less what tracing added, %"
     )
     exposed_communication_pct: float | None = Field(
-        description="share of a profiled step in which that rank's device communicates and "
+        description="share of a timed step in which that rank's device communicates and "
         "computes nothing, %; the other ranks' collectives also wait for it"
     )
     launching_cpu_pct: float | None = Field(
@@ -116,6 +124,17 @@ class CellRow(Section):
     cpu_pressure_pct: float | None = Field(
         description="share of the window in which some task of a machine waited for a CPU, of the "
         "machine under most pressure, %"
+    )
+    cpus: int | None = Field(description="CPUs that a rank may run on, of the one with the fewest")
+    torch_threads: int | None = Field(
+        description="CPU threads of torch in a rank, of the one with the fewest"
+    )
+    cpu_quota: float | None = Field(
+        description="limit of a rank's control groups on CPU time, in CPUs"
+    )
+    cpu_throttled_pct: float | None = Field(
+        description="share of that quota's periods in the window in which it ran out, of the rank "
+        "it held back most, %; 0 without a quota"
     )
     gc_collections: int | None = Field(
         description="collections of Python's garbage collector in the window, on all ranks"
@@ -188,6 +207,7 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
         "status": metrics.status,
         "validity": metrics.validity,
         "validity_reasons": "; ".join(metrics.validity_reasons),
+        "unknown": "; ".join(metrics.unknown),
         "failure": failure.exception if failure else None,
         "failure_phase": failure.phase if failure else None,
         "failure_rank": failure.rank if failure else None,
@@ -196,13 +216,13 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
         "final_accuracy": accuracy.final if accuracy else None,
         "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
         **{part: _mean_over_ranks(metrics.profile, part) for part in STEP_PARTS},
-        "host_wait_pct": host_wait_pct(metrics.profile),
-        "exposed_communication_pct": exposed_communication_pct(metrics.profile),
-        **{
-            key: _most(metrics.host, key)
-            for key in HostUse.model_fields
-            if key in CellRow.model_fields
-        },
+        "host_wait_pct": host_wait_pct(metrics),
+        "exposed_communication_pct": exposed_communication_pct(metrics),
+        **{key: _most(metrics.host, key) for key in HOST_FIGURES},
+        **{key: _least(metrics.host, key) for key in ("cpus", "torch_threads", "cpu_quota")},
+        "cpu_throttled_pct": max(
+            _all_known(throttled_periods_pct(use) for use in metrics.host), default=None
+        ),
         "labels": "; ".join(labels_of(metrics)),
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _joined(device.name for device in metrics.devices),
@@ -276,8 +296,18 @@ def _mean_over_ranks(profile: Sequence[StepSplit], part: str) -> float | None:
 
 def _most(host: Sequence[HostUse], key: str) -> float | None:
     """The largest of all ranks; null as soon as one does not know."""
-    values = [getattr(use, key) for use in host]
-    return max(values) if values and None not in values else None
+    return max(_all_known(getattr(use, key) for use in host), default=None)
+
+
+def _least(host: Sequence[HostUse], key: str) -> float | None:
+    return min(_all_known(getattr(use, key) for use in host), default=None)
+
+
+def _all_known(values: Iterable[float | None]) -> list[float]:
+    """The values; none of them as soon as one is null."""
+    each = list(values)
+    known = [value for value in each if value is not None]
+    return known if len(known) == len(each) else []
 
 
 def _joined(names: Iterable[str]) -> str:
