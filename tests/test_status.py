@@ -28,7 +28,7 @@ from shardmark.launching.cell_progress import (
 )
 from shardmark.launching.scratch import OWNER, scratch_folder, scratch_of, this_run
 from shardmark.matrix.controller import FOLDER, controller_of
-from shardmark.matrix.status import CellStatus, seconds_of, status_of
+from shardmark.matrix.status import CellStatus, check, seconds_of, status_of
 from shardmark.matrix.status_view import LOOKS, View
 from shardmark.metrics import Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
@@ -323,6 +323,31 @@ def test_the_command_needs_no_torch_and_changes_no_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "results/t: 1 cells: 1 missing" in done.stdout
     assert sorted(folder.rglob("*")) == before
+
+
+def test_the_exit_code_says_whether_all_is_well() -> None:
+    config = matrix()
+    assert check(status_of(config))[0] == 2
+    for cell in cells_of(config):
+        leave(cell, "unsupported" if cell.unsupported else "ok")
+    assert check(status_of(config)) == (0, "check: every cell has its result (exit code 0)")
+    leave(cell_at(), "diverged", failure=Failure.plain("the mean loss is nan"))
+    cell_at(gpus=2).folder.joinpath("metrics.json").unlink()
+    assert check(status_of(config)) == (1, "check: 1 diverged, 1 missing (exit code 1)")
+    leave(cell_at())
+    assert check(status_of(config)) == (2, "check: 1 missing (exit code 2)")
+
+
+def test_the_command_checks_and_cannot_always_tell(tmp_path: Path) -> None:
+    project(tmp_path)
+    command = [sys.executable, str(SCRIPT), "--check", "--configfile"]
+    missing = subprocess.run([*command, "mine.yaml"], capture_output=True, text=True)
+    assert missing.returncode == 2, missing.stderr
+    assert missing.stdout.endswith("check: 1 missing (exit code 2)\n")
+    unknown = subprocess.run([*command, "no-such.yaml"], capture_output=True, text=True)
+    assert unknown.returncode == 3
+    assert "no-such.yaml" in unknown.stderr
+    assert "Traceback" not in unknown.stderr
 
 
 def test_a_mistake_in_the_configuration_is_one_message(tmp_path: Path) -> None:

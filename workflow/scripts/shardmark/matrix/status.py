@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ State = Literal[
     "missing",
 ]
 FAILED = ("oom", "timeout", "diverged", "failed")
+# By plan or by a written rule: nothing is left to do.
+DONE = ("ok", "suspect", "unsupported")
 # Where Snakemake's executor leaves the logs of its jobs: rule_<rule>/<wildcards>/<job>.log.
 SLURM_LOGS = Path(".snakemake/slurm_logs")
 
@@ -88,6 +91,23 @@ class MatrixStatus:
     others: list[queue.Job] = field(default_factory=list)
     parity: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+
+def check(status: MatrixStatus) -> tuple[int, str]:
+    """The exit code that a matrix deserves, and why in one line.
+
+    Returns:
+        1 where a cell failed or a strategy did not pass the parity gate; else 2 where a cell has no
+        result of the present code and configuration; else 0.
+    """
+    counts = Counter(cell.state for cell in status.cells)
+    bad = {state: counts[state] for state in FAILED if counts[state]}
+    left = {state: n for state, n in counts.items() if state not in (*FAILED, *DONE)}
+    words = [f"{number} {state}" for state, number in (bad | left).items()]
+    if status.parity:
+        words.append(f"{len(status.parity)} failed in the parity gate")
+    code = 1 if bad or status.parity else 2 if left else 0
+    return code, f"check: {', '.join(words) or 'every cell has its result'} (exit code {code})"
 
 
 def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
