@@ -150,3 +150,11 @@ def test_dp_holds_its_replicas_in_one_process_and_says_where_it_cannot_run() -> 
     sync = cuda | {"workloads__small__batchnorm": "sync"}
     assert "synchronised" in (cell_at("dp", gpus=2, **sync).unsupported or "")
     assert cell_at("ddp", gpus=8, **sync).unsupported is None
+
+
+def test_fsdp2s_mixed_precision_with_batch_norm_needs_a_gpu() -> None:
+    variant = {"variants": {"slim": {"base": "fsdp2", "mixed_precision": "bf16"}}}
+    assert "running statistics" in (cell_at("slim", gpus=2, **variant).unsupported or "")
+    assert cell_at("slim", gpus=2, **variant, cluster__device="cuda").unsupported is None
+    vit = {"workloads__small__model": {"name": "vit_b_16"}}
+    assert cell_at("slim", gpus=2, **variant, **vit).unsupported is None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from shardmark.architectures import WITH_BATCH_NORM
 from shardmark.config import (
     CellSite,
     Config,
@@ -75,12 +76,14 @@ class Cell(Section):
     @property
     def unsupported(self) -> str | None:
         """Why the strategy cannot run this cell, or None."""
+        has_batchnorm = self.definition.model.name in WITH_BATCH_NORM
         return why_unsupported(
             self.base,
+            self.options,
             gpus=self.gpus,
             nodes=self.nodes,
             device=self.device,
-            batchnorm=self.definition.batchnorm,
+            batchnorm=self.definition.batchnorm if has_batchnorm else None,
             precision=self.definition.precision,
         )
 

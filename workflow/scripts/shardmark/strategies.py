@@ -6,7 +6,8 @@ Its training script, the options that a variant may set, and where it cannot run
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -133,16 +134,24 @@ STRATEGIES: dict[str, StrategySpec] = {
 
 
 def why_unsupported(
-    base: str, *, gpus: int, nodes: int, device: str, batchnorm: str, precision: str
+    base: str,
+    options: Mapping[str, Any],
+    *,
+    gpus: int,
+    nodes: int,
+    device: str,
+    batchnorm: str | None,
+    precision: str,
 ) -> str | None:
     """Why this strategy cannot run there, or None where it can.
 
     Args:
         base: the strategy's name, not a variant's.
+        options: the strategy's.
         gpus: replicas of the cell.
         nodes: machines the cell spans.
         device: ``cuda`` or ``cpu``.
-        batchnorm: ``local`` or ``sync``.
+        batchnorm: ``local`` or ``sync``; None for a model that has none.
         precision: the workload's precision.
     """
     if base == "dp":
@@ -152,6 +161,11 @@ def why_unsupported(
             return "DataParallel replicates over CUDA devices only; on a CPU it is one plain module"
         if batchnorm == "sync" and gpus > 1:
             return "DataParallel has no process group, so batch-norm cannot be synchronised in it"
+    if device == "cpu" and batchnorm and base == "fsdp2" and options["mixed_precision"] != "none":
+        return (
+            "FSDP2's mixed precision casts batch-norm's parameters and not its running statistics, "
+            "and torch's batch-norm on a CPU refuses the two together"
+        )
     if device == "cpu" and precision == "fp16" and base == "fairscale_fsdp":
         return "FairScale's gradient scaler, which fp16 needs, works on CUDA devices only"
     return None

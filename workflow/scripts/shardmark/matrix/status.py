@@ -100,7 +100,7 @@ def check(status: MatrixStatus) -> tuple[int, str]:
         1 where a cell failed or a strategy did not pass the parity gate; else 2 where a cell has no
         result of the present code and configuration; else 0.
     """
-    counts = Counter(cell.state for cell in status.cells)
+    counts: Counter[str] = Counter(cell.state for cell in status.cells)
     bad = {state: counts[state] for state in FAILED if counts[state]}
     left = {state: n for state, n in counts.items() if state not in (*FAILED, *DONE)}
     words = [f"{number} {state}" for state, number in (bad | left).items()]
