@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from shardmark.cells import Cell, parity_case
 from shardmark.config import CellSite
 from shardmark.errors import UserError
 from shardmark.launching.launch import Ended, launch
-from shardmark.launching.site import SCRATCH_VARIABLE, contained, why_no_container
+from shardmark.launching.site import SCRATCH_VARIABLE, contained, environment_at, why_no_container
 from small_matrix import ROOT, cell_at, matrix
 from test_workflow import CONFIG, copy_project
 
@@ -68,9 +69,45 @@ def test_setup_and_variables_reach_every_rank_and_the_sites_own_come_last(tmp_pa
 def test_a_setup_that_fails_is_one_message_and_no_result(tmp_path: Path) -> None:
     cell = cell_at(site__setup="echo no such module >&2\nfalse\necho not reached >&2")
     ended = tell(cell, tmp_path)
-    with pytest.raises(UserError, match=r"site.setup: failed with exit code 1 .*: no such module;"):
+    with pytest.raises(UserError, match=r"failed with exit code 1 on .*: line 2 \(false\) failed;"):
         run_cell.failure_of(cell, ended)
+    assert any("no such module" in line for line in ended.log_tail)
     assert not (tmp_path / "told0.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("setup", "words"),
+    [
+        ("true\nset -u\necho $NOPE", "line 3: NOPE: unbound variable"),
+        ("true\nno_such_command x\n", r"line 2 \(no_such_command x\) failed"),
+        ("for i in 1; do\n  false\ndone", r"line 2 \(false\) failed"),
+        ("true\nif then\n", "line 2: `if then'"),
+        ("export A=1\nexit 0", "ended its shell on .* before its last line"),
+    ],
+)
+def test_what_is_wrong_in_a_setup_is_named_by_its_own_line(setup: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        environment_at(CellSite(setup=setup), os.environ)
+
+
+def test_a_file_that_a_setup_sources_may_end_with_a_test(tmp_path: Path) -> None:
+    sourced = tmp_path / "modules.sh"
+    sourced.write_text("export FIRST=1\nfalse\nexport SECOND=2\n[ -d /no/such ] && . /no/such\n")
+    site = CellSite(setup=f". {sourced}\n[ -d /no/such ] && false\nexport THIRD=3")
+    found = environment_at(site, os.environ)
+    assert (found["FIRST"], found["SECOND"], found["THIRD"]) == ("1", "2", "3")
+
+
+def test_what_a_setup_says_is_in_the_log(tmp_path: Path) -> None:
+    ended = tell(cell_at(site__setup="echo a module says hello"), tmp_path)
+    assert any("a module says hello" in line for line in ended.log_tail)
+
+
+def test_what_a_setup_leaves_running_holds_nothing_up(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    ended = tell(cell_at(site__setup="sleep 60 &\nexport A=1"), tmp_path)
+    assert ended.exit_code == 0
+    assert time.monotonic() - begin < 30
 
 
 def test_ranks_run_in_the_image_with_the_folders_they_need(image: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,16 @@ SCRATCH_VARIABLE = "SHARDMARK_SCRATCH"
 # Marks a process that has its site's surroundings already.
 ENTERED_VARIABLE = "SHARDMARK_ENTERED"
 SETUP_S = 300.0
+# A line that fails ends the set-up, named by its own number: this stands before its first line, on
+# the same line. Not within a file that the set-up sources, and not for such a file's own exit code:
+# a file that ends with `[ -d x ] && . x` has done all it should.
+_ON_ERROR = (
+    "trap 'shardmark_code=$?; "
+    'if [ -z "${BASH_SOURCE[0]:-}" ]; then case $BASH_COMMAND in ". "*|"source "*) '
+    'echo "site.setup: line $LINENO ($BASH_COMMAND) ended with exit code $shardmark_code";; '
+    '*) echo "site.setup: line $LINENO ($BASH_COMMAND) failed"; exit $shardmark_code;; esac; fi'
+    "' ERR; "
+)
 # Of an image: its own, with the packages that it has.
 PYTHON_OF_IMAGE = "python3"
 # Apptainer shows the image the user's home, whose packages are not its own.
@@ -40,7 +51,7 @@ def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
     """The variables of a process at a site: after its set-up, with its own.
 
     The set-up runs once, in a shell of its own, so that no shell stands between the launcher and
-    what it has to end.
+    what it has to end. It runs as in the user's own shell, but that a line that fails ends it.
 
     Args:
         site: the site.
@@ -49,31 +60,49 @@ def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
     Raises:
         UserError: if the set-up fails.
     """
-    env = dict(base)
-    if site.setup:
-        # What it prints is no variable.
-        script = f"set -e\n{{\n{site.setup}\n}} >&2\nexec /usr/bin/env -0"
+    env = _after_setup(site.setup, base) if site.setup else dict(base)
+    return env | site.environment
+
+
+def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a set-up leaves; what it prints is printed.
+
+    Raises:
+        UserError: if it fails.
+    """
+    where = os.uname().nodename
+    # Files and no pipes: what a set-up leaves running would hold a pipe open.
+    with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as said:
+        script = f"{_ON_ERROR}{setup}\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
         try:
             done = subprocess.run(
-                ["bash", "-c", script],
-                env=env,
+                ["bash", "-c", f"exec 3>&1 >&2; {script}", "site.setup"],
+                env=dict(base),
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="surrogateescape",
+                stdout=variables,
+                stderr=said,
                 timeout=SETUP_S,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            where = os.uname().nodename
             raise UserError(f"site.setup: cannot be run on {where} ({error})") from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-            raise UserError(
-                f"site.setup: failed with exit code {done.returncode} on {os.uname().nodename}: "
-                f"{last}; it must run in bash on every node"
-            )
-        env = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if "=" in entry)
-    return env | site.environment
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip()
+        variables.seek(0)
+        found = os.fsdecode(variables.read())
+    if words:
+        print(words, file=sys.stderr, flush=True)
+    if done.returncode:
+        last = (words.splitlines() or ["it printed nothing"])[-1].removeprefix("site.setup: ")
+        raise UserError(
+            f"site.setup: failed with exit code {done.returncode} on {where}: {last}; it must run "
+            "in bash on every node"
+        )
+    if not found:
+        raise UserError(
+            f"site.setup: ended its shell on {where} before its last line, so what it set is lost; "
+            "leave out its exit"
+        )
+    return dict(entry.split("=", 1) for entry in found.split("\0") if "=" in entry)
 
 
 def why_no_container(site: CellSite) -> str:
