@@ -24,6 +24,7 @@ from shardmark.errors import UserError
 from shardmark.launching import launch as launching
 from shardmark.launching.launch import LOG_TAIL_LINES, Ended, launch
 from shardmark.metrics import Metrics, read_metrics
+from shardmark.slurm import allocation
 from shardmark.training.rank import is_out_of_memory
 from small_matrix import ROOT, cell_at
 
@@ -110,6 +111,22 @@ def test_a_world_that_was_clipped_is_the_users_to_mend(tmp_path: Path) -> None:
         run_cell.failure_of(cell_at(gpus=2), ended)
     assert "--resources" in str(caught.value)
     assert not any("Traceback" in line for line in ended.log_tail)
+
+
+def test_an_inherited_job_number_that_no_slurm_knows_does_not_stop_a_cell_of_one_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*command: str) -> str:
+        raise UserError(f"{command[0]} cannot be asked ([Errno 2] No such file or directory)")
+
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setattr(allocation, "ask", no_answer)
+    ended = train(FAILING / "train_raises.py", cell_at(), tmp_path, FAILURE="wheels")
+    assert [failure["exception"] for failure in ended.failures] == [
+        "ArithmeticError: the wheels came off"
+    ], "it started"
+    with pytest.raises(UserError, match="scontrol cannot be asked"):
+        train(FAILING / "train_raises.py", cell_at(gpus=8), tmp_path)
 
 
 def test_a_loss_that_becomes_no_number_is_divergence(tmp_path: Path) -> None:

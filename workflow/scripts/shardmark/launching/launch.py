@@ -171,7 +171,13 @@ def _placed(plan: Plan) -> tuple[Plan, list[str]]:
                 "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
             )
         return plan, []
-    given = allocation.granted(job)
+    try:
+        given = allocation.granted(job)
+    except UserError:
+        if cell.nodes > 1:
+            raise
+        # A job's number is inherited also where no Slurm answers: in a container, in a notebook.
+        return plan, []
     allocation.require_all(cell, given)
     if cell.nodes == 1:
         return plan, []
