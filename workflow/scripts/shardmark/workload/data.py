@@ -239,7 +239,12 @@ class TrainingData:
 
     def epoch(self, epoch: int, steps: int | None = None) -> Iterator[list[Batch]]:
         """The steps of an epoch, each a list of ``accumulate`` micro-batches."""
-        order = epoch_order(self.seed, epoch, self.count).to(self.device)
+        order = epoch_order(self.seed, epoch, self.count)
+        if self.device.type == "cuda":
+            # From pageable memory the copy would wait for all that the device has still to do, and
+            # an epoch may begin within the timed window.
+            order = order.pin_memory()
+        order = order.to(self.device, non_blocking=True)
         for step in range(
             self.steps_per_epoch if steps is None else min(steps, self.steps_per_epoch)
         ):
