@@ -5,7 +5,6 @@
 # make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
 #                   SLURM=1 on a cluster's nodes, by a short job
 # make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted
-# make status CONFIG=config/mine.yaml CHECK=1   fails where a cell failed (1), or has no result (2)
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
@@ -105,7 +104,7 @@ doctor: $(READY)
 	@python workflow/scripts/doctor.py $(OVERLAY) $(if $(SLURM),--slurm)
 
 status: $(READY)
-	@python workflow/scripts/status.py $(OVERLAY) $(if $(WATCH),--watch) $(if $(CHECK),--check)
+	@python workflow/scripts/status.py $(OVERLAY) $(if $(WATCH),--watch)
 
 rerun: $(READY)
 	@test -n "$(METRICS)" || \

@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -59,17 +60,22 @@ def plain_loop(strategy: str, gpus: int, seconds: float, *options: str) -> dict[
         script += ["--gpus", str(gpus)]
     elif gpus > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*command, *script],
         env=os.environ | {"LAUNCHED": str(time.time())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=LOOP_LIMIT_S,
+        start_new_session=True,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"strategy"')]
+    try:
+        said, _ = process.communicate(timeout=LOOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said = f"it hung for {LOOP_LIMIT_S:.0f} s\n{process.communicate()[0]}"
+    lines = [line for line in said.splitlines() if line.startswith('{"strategy"')]
     if not lines:
-        raise UserError(f"the plain loop of {strategy} on {gpus} GPUs failed:\n{done.stdout}")
+        raise UserError(f"the plain loop of {strategy} on {gpus} GPUs failed:\n{said}")
     found: dict[str, Any] = json.loads(lines[-1])
     return found
 

@@ -20,10 +20,12 @@ from shardmark.metrics import (
     Device,
     Efficiency,
     Failure,
+    HostUse,
     Loss,
     Metrics,
     Parity,
     PrecisionParity,
+    Probe,
     StepSplit,
     Throughput,
     Times,
@@ -83,7 +85,16 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             torch_allocated_peak_bytes=memory // 2,
             power_mean_w=600.0,
             energy_counter_j=6000.0,
+            energy_integral_j=6000.0,
+            energy_disagreement_pct=0.0,
+            idle_power_w=75.0,
+            idle_memory_bytes=0,
+            idle_utilization_pct=0.0,
+            throttled_pct={},
+            ecc_errors=0,
+            foreign_processes=0,
             samples=100,
+            longest_gap_pct=1.0,
         )
         for index in range(cell.gpus)
     ]
@@ -134,7 +145,33 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             warmup_steps=20,
             warmup_converged=True,
             slowest_rank=0,
+            drift_pct=0.2,
         ),
+        "probes": [
+            Probe(
+                device=index,
+                uuid=f"GPU-{index}",
+                matmul_tflops=780.0,
+                copy_gb_per_s=4000.0,
+                all_reduce_gb_per_s=None,
+            )
+            for index in range(cell.gpus)
+        ],
+        "host": [
+            HostUse(
+                rank=rank,
+                launching_cpu_pct=90.0,
+                process_cpu_pct=95.0,
+                involuntary_switches_per_s=1.0,
+                cpu_pressure_pct=0.0,
+                cpus=64,
+                cpu_list="0-63",
+                cpu_periods=0,
+                cpu_periods_throttled=0,
+                torch_threads=64 // cell.processes,
+            )
+            for rank in range(cell.processes)
+        ],
         "devices": devices,
         "efficiency": Efficiency(
             energy_per_image_j=0.04,

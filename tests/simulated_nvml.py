@@ -23,6 +23,8 @@ class Gpu:
     ecc_errors: int = 0
     memory_used: int = 0
     clock_mhz: int | None = None
+    older_driver: bool = False
+    ecc: bool = True
 
 
 def simulate(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
@@ -45,6 +47,16 @@ def simulate(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
     def memory(handle: int, version: object = None) -> SimpleNamespace:
         return SimpleNamespace(total=141 * 2**30, used=gpus[handle].memory_used)
 
+    def reasons(handle: int) -> int:
+        if gpus[handle].older_driver:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return gpus[handle].throttle_mask
+
+    def ecc_errors(handle: int, kind: int, counter: int) -> int:
+        if not gpus[handle].ecc:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return gpus[handle].ecc_errors
+
     answers: dict[str, Callable[..., Any]] = {
         "Init": lambda: None,
         "SystemGetDriverVersion": lambda: "580.65",
@@ -65,11 +77,12 @@ def simulate(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
         "DeviceGetTotalEnergyConsumption": lambda handle: 0,
         "DeviceGetPowerUsage": lambda handle: 75_000,
         "DeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=0),
-        "DeviceGetCurrentClocksEventReasons": lambda handle: gpus[handle].throttle_mask,
+        "DeviceGetCurrentClocksEventReasons": reasons,
+        "DeviceGetCurrentClocksThrottleReasons": lambda handle: gpus[handle].throttle_mask,
         "DeviceGetComputeRunningProcesses": lambda handle: [],
         "DeviceGetEnforcedPowerLimit": lambda handle: gpus[handle].power_limit_w * 1000,
         "DeviceGetPowerManagementDefaultLimit": lambda handle: 700_000,
-        "DeviceGetTotalEccErrors": lambda handle, kind, counter: gpus[handle].ecc_errors,
+        "DeviceGetTotalEccErrors": ecc_errors,
     }
     for name, answer in answers.items():
         monkeypatch.setattr(pynvml, f"nvml{name}", answer)

@@ -272,6 +272,122 @@ def test_a_cell_that_failed_is_named_as_missing() -> None:
     assert "fsdp: oom, nothing read back" in as_markdown(certificate)
 
 
+def surrounded(
+    result: Metrics, threads: int, *, environment: dict[str, Any] | None = None, **host: Any
+) -> Metrics:
+    """The result as it would be with other surroundings, the same on each rank."""
+    each = [
+        use.model_copy(update={"torch_threads": threads, "cpus": 64, "cpu_periods": 0} | host)
+        for use in result.host
+    ]
+    known = result.environment | (environment or {})
+    return result.model_copy(update={"host": each, "environment": known})
+
+
+THREADS = "CPU threads of torch in a rank"
+
+
+def test_surroundings_that_differ_between_strategies_are_flagged() -> None:
+    ddp, fsdp = metrics_of_run("ddp"), metrics_of_run("fsdp")
+    variables = ddp.environment["variables"]
+    versions = ddp.environment["versions"]
+    for setting, right, wrong, values in (
+        (THREADS, surrounded(ddp, 32), surrounded(fsdp, 1), ("32", "1")),
+        (
+            "CPUs that a rank may run on",
+            surrounded(ddp, 32),
+            surrounded(fsdp, 32, cpus=2),
+            ("64", "2"),
+        ),
+        (
+            "CPU quota",
+            surrounded(ddp, 32),
+            surrounded(fsdp, 32, cpu_quota=8.0),
+            ("none", "8 CPUs"),
+        ),
+        (
+            "CPU quota",
+            surrounded(ddp, 32),
+            surrounded(fsdp, 32, cpu_periods=None),
+            ("none", "unknown"),
+        ),
+        (
+            "NCCL_ALGO",
+            surrounded(ddp, 32),
+            surrounded(fsdp, 32, environment={"variables": variables | {"NCCL_ALGO": "Ring"}}),
+            ("not set", "Ring"),
+        ),
+        (
+            "version of torch",
+            surrounded(ddp, 32, environment={"versions": versions | {"torch": "2.14"}}),
+            surrounded(fsdp, 32, environment={"versions": versions | {"torch": "2.15"}}),
+            ("2.14", "2.15"),
+        ),
+        (
+            "driver",
+            surrounded(ddp, 32, environment={"driver": "570"}),
+            surrounded(fsdp, 32, environment={"driver": "580"}),
+            ("570", "580"),
+        ),
+    ):
+        certificate = certify([right, wrong], "ddp")
+        row = row_of(certificate, setting)
+        assert (row.values["ddp"], row.values["fsdp"]) == values
+        assert row.flagged == {"fsdp": f"{values[1]}, where {values[0]} is of the others"}, setting
+        assert [one.setting for one in certificate.flagged] == [setting]
+
+
+def test_all_runs_of_all_strategies_must_have_had_the_same_surroundings() -> None:
+    # Each strategy ran once before the driver was updated and once after.
+    found = [
+        surrounded(metrics_of_run(name), 32, environment={"driver": driver})
+        for name in ("ddp", "fsdp")
+        for driver in ("570", "580")
+    ]
+    row = row_of(certify(found, "ddp"), "driver")
+    assert row.flagged == dict.fromkeys(
+        ("ddp", "fsdp"), "570 or 580: not the same in all of its runs and ranks"
+    )
+
+
+def test_ranks_of_one_cell_that_differ_are_flagged() -> None:
+    ddp = surrounded(metrics_of_run("ddp"), 32)
+    host = [ddp.host[0], ddp.host[1].model_copy(update={"cpus": 2})]
+    found = [ddp.model_copy(update={"host": host}), surrounded(metrics_of_run("fsdp"), 32)]
+    row = row_of(certify(found, "ddp"), "CPUs that a rank may run on")
+    assert row.flagged.keys() == {"ddp"}
+
+
+@pytest.mark.parametrize("baseline", ["ddp", "dp"])
+def test_dps_one_process_has_the_threads_of_all_ranks(baseline: str) -> None:
+    ddp, dp = metrics_of_run("ddp"), dp_on_two_gpus()
+    shared_out = [surrounded(ddp, 32), surrounded(dp, 64)]
+    row = row_of(certify(shared_out, baseline), THREADS)
+    assert (row.verdict, row.values["dp"], row.values["ddp"]) == ("inherent", "64", "32")
+    assert "DataParallel's one process" in (row.reason or "")
+    # As it was where torchrun set 1 for its ranks, and nobody set anything for one process.
+    unequal = [surrounded(ddp, 1), surrounded(dp, 64)]
+    assert row_of(certify(unequal, baseline), THREADS).verdict == "flagged"
+    by_the_site = [surrounded(ddp, 8), surrounded(dp, 8)]
+    assert row_of(certify(by_the_site, baseline), THREADS).verdict == "same"
+
+
+def test_what_a_job_was_given_differs_by_nature() -> None:
+    ddp, fsdp = metrics_of_run("ddp"), metrics_of_run("fsdp")
+    found = [
+        surrounded(
+            one,
+            32,
+            environment={
+                "host": f"node{job}",
+                "variables": {"SLURM_JOB_ID": job, "CUDA_VISIBLE_DEVICES": job},
+            },
+        )
+        for one, job in ((ddp, "1"), (fsdp, "2"))
+    ]
+    assert certify(found, "ddp").flagged == []
+
+
 def test_each_gpu_count_has_its_certificate() -> None:
     found = certificates([metrics_of_run("ddp", 1), metrics_of_run("ddp", 2)])
     assert [certificate.gpus for certificate in found] == [2, 1]

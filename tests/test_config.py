@@ -442,7 +442,7 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
             workloads__small__batch={"global": 16, "accumulate": 2},
         ),
         "variants.slim.static_graph",
-        ("ends with an assertion", "workloads.small.batch.accumulate is 2"),
+        ("crashes with gradient accumulation", "workloads.small.batch.accumulate is 2"),
     ),
     "a gate of too few steps": (changed(parity={"steps": 4}), "parity.steps", ("got 4",)),
     "nothing": (None, "(top level)", ("got null", "a mapping")),

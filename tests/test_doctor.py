@@ -164,6 +164,18 @@ GPUS: dict[str, tuple[list[Gpu], int, str, str]] = {
     ),
     "held down": ([Gpu(power_limit_w=500)], 1, "warn", "held at 500 W, of its own 700 W"),
     "hot": ([Gpu(throttle_mask=0x40)], 1, "warn", "slowed down by hw_thermal_slowdown"),
+    "hot, by an older driver": (
+        [Gpu(throttle_mask=0x40, older_driver=True)],
+        1,
+        "warn",
+        "slowed down by hw_thermal_slowdown",
+    ),
+    "silent": (
+        [Gpu(ecc=False)],
+        1,
+        "warn",
+        "GPU-0: the driver does not tell its memory errors (no ECC?)",
+    ),
     "faulty": ([Gpu(ecc_errors=3)], 1, "warn", "has 3 uncorrected memory errors"),
     "in use": ([Gpu(memory_used=2**30)], 1, "warn", "has 1024 MiB in use by something else"),
     "clocked down": ([Gpu(clock_mhz=1200)], 1, "warn", "SM clock set to 1200 MHz"),

@@ -218,6 +218,26 @@ def test_a_rank_that_torchrun_ended_is_not_the_cause() -> None:
     assert (status, failure.rank) == ("failed", 0)
 
 
+def test_a_rank_that_aborts_is_the_cause_and_not_the_peer_that_torchrun_ended() -> None:
+    aborts = node(died(0, -signal.SIGABRT), died(1, -signal.SIGTERM), signalled={1: 100.4})
+    status, failure = failure_of(CELL, ended(aborts)) or ("", None)
+    assert failure is not None
+    assert (status, failure.rank, failure.exception) == ("failed", 0, "the process died of SIGABRT")
+
+
+def test_a_signal_that_was_ignored_ended_nobody() -> None:
+    left = ended(node(died(0, 1), signalled={0: 99.0}), failures=(raised(0, "oom", time=100.0),))
+    assert (failure_of(CELL, left) or ("", None))[0] == "oom"
+
+
+def test_the_clocks_of_two_nodes_are_not_compared_closely() -> None:
+    raises = node(died(0, 1))
+    asked = node(died(1, -signal.SIGTERM), index=1, name="n2", signalled={1: 98.5})
+    status, failure = failure_of(CELL, ended(raises, asked, failures=(raised(0),))) or ("", None)
+    assert failure is not None
+    assert (status, failure.rank) == ("failed", 0)
+
+
 def test_a_fault_of_the_place_is_no_result_and_says_what_to_do() -> None:
     with pytest.raises(Interrupted, match=r"rank 1, training.*mend the place and run it again"):
         failure_of(CELL, ended(node(died(1, 1)), failures=(raised(1, kind="place"),)))
@@ -225,9 +245,15 @@ def test_a_fault_of_the_place_is_no_result_and_says_what_to_do() -> None:
 
 def test_a_worker_that_the_kernel_killed_for_memory_is_a_result() -> None:
     killed = node(died(1, 1), oom_kills=1)
-    found = failure_of(CELL, ended(killed, failures=(raised(1, kind="place"),)))
+    worker = raised(1, kind="place") | {
+        "exception": "RuntimeError: DataLoader worker (pid 8) Killed"
+    }
+    found = failure_of(CELL, ended(killed, failures=(worker,)))
     assert found is not None
     assert (found[0], found[1].rank) == ("oom", 1)
+    # The kernel counts for the whole machine: it may have killed somebody else's process.
+    with pytest.raises(Interrupted, match="mend the place"):
+        failure_of(CELL, ended(killed, failures=(raised(1, kind="place"),)))
 
 
 def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
@@ -246,6 +272,11 @@ def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
         (ImportError("libcudart.so.13: cannot open shared object file"), "place"),
         (KeyError("getpwuid(): uid not found: 4711"), "place"),
         (RuntimeError("DataLoader worker (pid 812) is killed by signal: Killed. "), "place"),
+        (
+            RuntimeError("DataLoader worker (pid 8) is killed by signal: Segmentation fault"),
+            "failed",
+        ),
+        (OSError(12, "Cannot allocate memory"), "oom"),
         (RuntimeError("DataLoader worker (pid(s) 812) exited unexpectedly"), "place"),
         # A worker's own exception is the training's.
         (ValueError("Caught ValueError in DataLoader worker process 0."), "failed"),

@@ -46,8 +46,9 @@ def test_a_rank_that_writes_while_it_is_read_is_always_whole(
     # Rewritten in place, about one reading in 8,000 was torn: all zero, and "silent" since the
     # machine had started.
     beats, pid = writer
+    end = time.monotonic() + 20
     while not beats.read()[1].steps:
-        pass
+        assert time.monotonic() < end, "the writer writes nothing"
     readings, last = 0, 0
     end = time.monotonic() + 3
     while time.monotonic() < end:
@@ -86,11 +87,22 @@ def beat(silent_s: float) -> Beat:
 
 
 @pytest.mark.parametrize(
-    ("silences", "ends"), [([0, 99, 0, 99, 0, 0], False), ([0, 99, 99, 99], True)]
+    ("silences", "frozen_s", "ends"),
+    [
+        ([0, 99, 0, 99, 0, 0], 10.0, False),
+        ([0, 99, 99, 99], 10.0, True),
+        # The job was suspended, and its ranks with it.
+        ([99] * 99, 0.01, False),
+    ],
 )
-def test_the_watch_acts_on_two_readings(
-    silences: list[float], ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_watch_acts_on_two_readings_and_not_after_a_freeze(
+    silences: list[float],
+    frozen_s: float,
+    ends: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(node, "FROZEN_S", frozen_s)
     readings = iter([[beat(silent)] for silent in silences])
     beats: Any = SimpleNamespace(read=lambda: next(readings, [beat(0)]))
     plan: Any = SimpleNamespace(
@@ -99,6 +111,6 @@ def test_the_watch_acts_on_two_readings(
     monkeypatch.setattr(node, "POLL_S", 0.02)
     monkeypatch.setattr(node, "_last_words", lambda *_: None)
     process = subprocess.Popen(["sleep", "0.6"])
-    intervention = node._watch(process, plan, 0, time.monotonic(), beats)
+    intervention = node._watch(process, plan, 0, time.monotonic() - 60, beats)
     process.wait()
     assert (intervention is not None and intervention.cause == "stall") == ends

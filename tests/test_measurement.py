@@ -88,6 +88,11 @@ def test_net_energy_is_less_what_the_idle_device_takes() -> None:
     assert device.energy_net_j == pytest.approx((400 - 75) * 6)
 
 
+def test_a_device_that_took_more_when_idle_has_no_net_energy() -> None:
+    device = summarise_device([*idle_rows(500), *gpu_rows(10, 400)], 2.0, 8.0, GPU)
+    assert (device.energy_net_j, device.idle_power_w) == (None, pytest.approx(500))
+
+
 def test_a_device_not_seen_idle_has_no_net_energy() -> None:
     assert summarise_device(gpu_rows(10, 400), 2.0, 8.0, GPU).energy_net_j is None
 
@@ -160,13 +165,16 @@ def test_throttling_is_told_by_its_share_of_the_samples() -> None:
 @pytest.mark.parametrize(
     ("idle", "listed", "foreign"),
     [
-        (None, "-", 0),
+        # The cell's own are there, so the list hides some.
+        (None, "-", None),
+        (None, "700", None),
         (None, "10;11", 0),
         (None, "10;11;99", 1),
         # Of another namespace: by their number.
         (None, "700;701", 0),
         (None, "700;701;702", 1),
-        (1.0, "-", 0),
+        # Says nothing of the window.
+        (1.0, "-", None),
         (1.0, "99", 1),
         (None, None, None),
     ],

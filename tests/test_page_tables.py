@@ -9,9 +9,14 @@ from typing import Any
 import pandas as pd
 
 from built_pages import write_tables
-from gpu_matrix import config_of, write_matrix, write_parity
+from gpu_matrix import config_of, metrics_of, write, write_matrix, write_parity
+from shardmark.cells import cell_of
+from shardmark.matrix.gaps import find_gaps
+from shardmark.matrix.matrix_results import read_matrix
 from shardmark.report.exports import tables_to_export
-from shardmark.report.page_tables import parity_table, scaling_table
+from shardmark.report.page import reservations
+from shardmark.report.page_tables import parity_table, raw_table, scaling_table
+from shardmark.report.summary import read_cells
 
 
 def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:
@@ -53,3 +58,23 @@ def test_why_a_verdict_of_the_gate_is_what_it_is_stands_below(tmp_path: Path) ->
         "FSDP1, ranks: 2: no verdict of this definition.",
     ]
     assert max(len(row[3]) for row in table.rows) < 30
+
+
+def test_what_could_not_be_told_is_said_first_and_beside_each_cell(tmp_path: Path) -> None:
+    config = config_of(strategies=["ddp", "fsdp"], gpus=[2], seeds=[0, 1])
+    write_matrix(config, tmp_path)
+    good = metrics_of(cell_of(config, "w", "ddp", 2, 1))
+    silent = [device.model_copy(update={"throttled_pct": None}) for device in good.devices]
+    write(good.model_copy(update={"devices": silent}), tmp_path)
+    cells = read_cells(str(write_tables(config, tmp_path) / "cells.csv"))
+    metrics = read_matrix(config, tmp_path).metrics
+    said = list(reservations(config, find_gaps(config, tmp_path), metrics, cells))
+    assert (
+        "Could not be told: input-bound (4 cells), throttled (1 cell); why is in the column "
+        "unknown of cells.csv."
+    ) in said
+    table = raw_table(cells)
+    place, name, seed = (table.headings.index(head) for head in ("unknown", "strategy", "seed"))
+    unknown = {(row[name], row[seed]): row[place] for row in table.rows}
+    assert unknown["ddp", "1"] == "throttled, input-bound"
+    assert unknown["fsdp", "1"] == "input-bound"

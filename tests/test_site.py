@@ -82,7 +82,9 @@ def test_a_setup_that_fails_is_one_message_and_no_result(tmp_path: Path) -> None
         ("true\nno_such_command x\n", r"line 2 \(no_such_command x\) failed"),
         ("for i in 1; do\n  false\ndone", r"line 2 \(false\) failed"),
         ("true\nif then\n", "line 2: `if then'"),
-        ("export A=1\nexit 0", "ended its shell on .* before its last line"),
+        ("true\n. /no/such/activate", r"line 2 \(\. /no/such/activate\) failed"),
+        ("HERE=/no\nsource $HERE/such", r"line 2 \(source \$HERE/such\) failed"),
+        ("export A=1\nexit 0", "exited on .* before its last line"),
     ],
 )
 def test_what_is_wrong_in_a_setup_is_named_by_its_own_line(setup: str, words: str) -> None:

@@ -135,6 +135,18 @@ def test_what_spans_work_on_a_cpu_is_not_work() -> None:
     assert parts(split) == (2, 4, 0, 4)
 
 
+def test_a_gpus_trace_without_kernels_says_nothing() -> None:
+    # Another tool that traces the GPU takes them all: no waiting for the host.
+    ranges = [one for one in GPU_STEP if one["cat"] == "user_annotation"]
+    with pytest.raises(ValueError, match="no kernel is in the trace"):
+        split_of(ranges, rank=0, needs_gpu=True)
+
+
+def test_launches_without_a_number_are_let_pass() -> None:
+    trace = {"baseTimeNanoseconds": 0, "traceEvents": [event("cuda_runtime", "cudaLaunch", 0, 1)]}
+    assert len(with_ranges(trace, [Range(STEP, 0, 10)])) == 2
+
+
 def test_a_trace_without_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="no step"):
         split_of([event("kernel", "conv", 0, 1)], rank=0)

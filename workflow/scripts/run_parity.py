@@ -82,7 +82,11 @@ def gpu_surroundings(cell: Cell, gate: Path) -> dict[str, str]:
         gate: folder of all the gate's results.
     """
     there = visible_gpus(MOST_GPUS)
-    surroundings = {TURN_VARIABLE: str(gate / f".turn.{node_name()}")}
+    surroundings = {
+        TURN_VARIABLE: str(gate / f".turn.{node_name()}"),
+        # Each rank of the gate has one core (rules/common.smk, parity_threads).
+        "OMP_NUM_THREADS": "1",
+    }
     if len(there) < cell.gpus:
         return surroundings | {SHARED_DEVICE: "1"}
     first = zlib.crc32(cell.strategy.encode()) % len(there)

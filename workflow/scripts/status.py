@@ -2,7 +2,7 @@
 
 While it runs and after. It trains nothing and locks nothing. With --check its exit status is 1 if a
 cell failed or a strategy did not pass the parity gate, else 2 if a cell has no result yet, else 0;
-3 if it cannot be told.
+3 if the matrix cannot be read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from shardmark.config_files import load_files
@@ -42,10 +43,11 @@ def main() -> None:
     parser.add_argument(
         "--configfile", type=Path, nargs="+", default=[], help="overlays, as Snakemake takes them"
     )
-    parser.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "--watch", action="store_true", help=f"look again every {WATCH_S:.0f} s, until interrupted"
     )
-    parser.add_argument(
+    mode.add_argument(
         "--check", action="store_true", help="let the exit status say whether all is well"
     )
     arguments = parser.parse_args()
@@ -67,6 +69,11 @@ def main() -> None:
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)
         sys.exit(3 if arguments.check else 1)
+    except Exception:
+        if not arguments.check:
+            raise
+        traceback.print_exc()
+        sys.exit(3)
 
 
 if __name__ == "__main__":

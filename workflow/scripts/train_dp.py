@@ -45,15 +45,16 @@ class LastingThreads(DataParallel[Any]):
     def parallel_apply(self, replicas: Any, inputs: Any, kwargs: Any) -> list[Any]:
         """Each replica's output, by the thread of its device."""
         with_grad = torch.is_grad_enabled()
+        # The caller's: a thread has its own current stream.
+        streams = [torch.cuda.current_stream(device) for device in self.device_ids]
 
-        def apply(place: int) -> Any:
-            device = self.device_ids[place]
-            stream = torch.cuda.current_stream(device)
+        def apply(index: int) -> Any:
             grad_mode = torch.set_grad_enabled(with_grad)
-            with grad_mode, torch.cuda.device(device), torch.cuda.stream(stream):
-                return replicas[place](*inputs[place], **kwargs[place])
+            device = torch.cuda.device(self.device_ids[index])
+            with grad_mode, device, torch.cuda.stream(streams[index]):
+                return replicas[index](*inputs[index], **kwargs[index])
 
-        pending = [self.threads[place].submit(apply, place) for place in range(len(replicas))]
+        pending = [self.threads[index].submit(apply, index) for index in range(len(replicas))]
         return [output.result() for output in pending]
 
 

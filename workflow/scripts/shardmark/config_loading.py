@@ -259,9 +259,9 @@ def _combination_mistakes(
             batch = _section(BatchSize, _mapping(workloads, workload), "batch")
             if variant.get("static_graph") is True and batch and batch.accumulate > 1:
                 yield (
-                    f"variants.{name}.static_graph: DDP with a static graph ends with an assertion "
-                    f"where gradients are accumulated (workloads.{workload}.batch.accumulate is "
-                    f"{batch.accumulate}); leave one of the two out"
+                    f"variants.{name}.static_graph: DDP's static_graph crashes with gradient "
+                    f"accumulation (workloads.{workload}.batch.accumulate is {batch.accumulate}); "
+                    "leave one of the two out"
                 )
 
 

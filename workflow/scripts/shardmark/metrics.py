@@ -164,9 +164,14 @@ class HostUse(Section):
     """What one rank's host did during the steady window.
 
     A launching thread gives the device its work: the rank's own, and autograd's. The threads of
-    DataParallel's replicas live for one forward pass, so they count under the process alone. 100 %
+    DataParallel's replicas count under the process alone. 100 %
     is one core that is always busy. Pressure is the share of the window in which some task of the
     machine waited for a CPU (Linux PSI); null where the kernel does not count it.
+
+    ``cpus`` is how many CPUs the rank may run on, ``cpu_list`` which. ``cpu_quota`` is the limit of
+    its control groups (cgroup v1 and v2) on CPU time, in CPUs; ``cpu_periods`` are the quota's
+    periods in the window, ``cpu_periods_throttled`` those in which it ran out. Without a quota it
+    is null and the periods are 0; where nobody can tell, all three are null.
     """
 
     rank: int
@@ -174,6 +179,12 @@ class HostUse(Section):
     process_cpu_pct: float
     involuntary_switches_per_s: float
     cpu_pressure_pct: float | None
+    cpus: int | None = None
+    cpu_list: str | None = None
+    cpu_quota: float | None = None
+    cpu_periods: int | None = None
+    cpu_periods_throttled: int | None = None
+    torch_threads: int | None = None
 
 
 class ModelState(Section):
@@ -203,10 +214,12 @@ class Memory(Section):
 class Device(Section):
     """One GPU, or the processes of the cell on a node without one, over the steady window.
 
-    ``torch_allocated_growth_bytes`` is what was allocated at the window's end beyond its beginning:
-    objects that the garbage collector, which is kept out of the window, would have freed.
+    ``torch_allocated_growth_bytes`` is memory allocated during the window and not freed; the
+    garbage collector is off then.
+
     Energy is of the device alone; ``energy_refused`` says why there is none. Net is less what the
-    device took before the cell began. Idle figures are from then.
+    device took before the cell began. Idle figures are from then. ``longest_gap_pct`` is the
+    longest stretch of the window without a sample, as a share of the window.
     """
 
     index: int
@@ -241,12 +254,20 @@ class Device(Section):
     ecc_errors: int | None = None
     foreign_processes: int | None = None
     samples: int = 0
+    longest_gap_pct: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What a reader calls it."""
+        return f"{'GPU' if self.kind == 'gpu' else 'device'} {self.index} of {self.node}"
 
 
 class Efficiency(Section):
     """Figures of the whole cell, from all its devices, over the steady window.
 
-    Energy is of the devices alone: gross, and net of what they take when idle.
+    Energy is of the devices alone: gross, and net of what they take when idle. Where a device's
+    energy counter and the integral of its power contradict each other, ``energy_refused`` says so,
+    and the cell has neither energy nor power; each device keeps both of its own.
     """
 
     energy_per_image_j: float | None = None
@@ -260,7 +281,11 @@ class Efficiency(Section):
 
 
 class Metrics(Section):
-    """The result of one cell."""
+    """The result of one cell.
+
+    ``unknown`` names each rule of validity, and each label, that could not be told, and says why: a
+    valid cell is valid by the others.
+    """
 
     schema_version: Literal[1] = 1
     cell: Cell
@@ -270,6 +295,7 @@ class Metrics(Section):
     failure: Failure | None = None
     validity: Literal["valid", "suspect"] = "valid"
     validity_reasons: list[str] = []
+    unknown: list[str] = []
     loss: Loss | None = None
     accuracy: Accuracy | None = None
     time_s: Times | None = None

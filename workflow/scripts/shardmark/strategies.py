@@ -30,9 +30,9 @@ class DpOptions(Options):
     )
     cudnn_benchmark: Flag | None = Field(
         None,
-        description="whether cuDNN searches for its fastest kernels; null: where it finds them "
-        "again, on one GPU or with lasting threads. true on several GPUs without these repeats the "
-        "search in every step: ten times slower",
+        description="whether cuDNN searches for its fastest kernels; null searches only where the "
+        "result is kept: on one GPU, or with lasting_threads. true elsewhere repeats the search in "
+        "every step: ten times slower",
     )
 
 

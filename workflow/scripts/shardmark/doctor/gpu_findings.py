@@ -64,11 +64,23 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
         facts: gpu_facts of it.
         row: a sample of it while no cell runs.
     """
-    what = "GPU state"
+    what, memory = "GPU state", row.get("memory_used_bytes")
     limit, default = row.get("power_limit_w"), facts.get("power_limit_default_w")
     if limit is not None and default is not None and limit < default:
         found = f"{uuid} is held at {limit:.0f} W, of its own {default:.0f} W"
         yield Finding("warn", what, found, "ask for its own power limit; such cells become suspect")
+    asked = {
+        "why its clocks are low": row.get("throttle_mask"),
+        "its power limit": limit,
+        "its own power limit": default,
+        "its memory errors (no ECC?)": row.get("ecc_errors"),
+        "the memory in use": memory,
+        "the processes on it": row.get("processes"),
+        "its energy": row.get("energy_j"),
+    }
+    if silent := [name for name, answer in asked.items() if answer is None]:
+        found = f"{uuid}: the driver does not tell {', '.join(silent)}"
+        yield Finding("warn", what, found, "cells will name what could not be told for want of it")
     reasons = int(row.get("throttle_mask") or 0)
     slow = [name for bit, name in THROTTLE_REASONS.items() if reasons & bit and name in FAULTS]
     if slow:
@@ -77,7 +89,6 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
     if row.get("ecc_errors"):
         found = f"{uuid} has {row['ecc_errors']} uncorrected memory errors"
         yield Finding("warn", what, found, "leave this node out, and tell the administrators")
-    memory = row.get("memory_used_bytes")
     if memory is not None and memory > MOST_IDLE_MEMORY_BYTES:
         found = f"{uuid} has {memory / 2**20:.0f} MiB in use by something else"
         yield Finding("warn", what, found, "take GPUs of your own; such cells become suspect")

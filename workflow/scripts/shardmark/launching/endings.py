@@ -51,7 +51,7 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
     if crashed:
         name = signal.Signals(-crashed[0]["exit_code"]).name
         return _failed(ended, "failed", None, crashed[0]["rank"], f"the process died of {name}")
-    # Who raises leaves an exception; who ends without one was not brought down by a peer's end.
+    # A rank that exits non-zero without an exception is the culprit; the others died because of it.
     told = {failure["rank"] for failure in ended.failures}
     silent = [d for d in _deaths(ended) if d["exit_code"] > 0 and d["rank"] not in told]
     if silent:
@@ -78,7 +78,8 @@ def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Fa
     """The outcome of an exception."""
     if first["kind"] == "user":
         raise UserError(first["message"])
-    if first["kind"] == "place" and any(node.oom_kills for node in ended.nodes):
+    killed = "DataLoader worker" in first["exception"]
+    if first["kind"] == "place" and killed and any(node.oom_kills for node in ended.nodes):
         reason = f"the kernel's out-of-memory killer ended a process: {first['exception']}"
         return _failed(ended, "oom", first["phase"], first["rank"], reason)
     if first["kind"] in REMEDIES:
@@ -149,7 +150,7 @@ def _killed(title: str, rank: int, ended: Ended) -> tuple[Status, Failure]:
 def _never_began(rank: int, ended: Ended) -> bool:
     """Whether a rank gave no sign of life, which comes after its imports.
 
-    What did not begin does not know its rank: it is known by the others.
+    A rank that never started has reported no number, so it is inferred from those that did.
     """
     beats = [beat for node in ended.nodes for beat in node.beats]
     begun = {beat.rank for beat in beats if beat.pid}
@@ -157,17 +158,26 @@ def _never_began(rank: int, ended: Ended) -> bool:
 
 
 def _signal_from_outside(ended: Ended) -> str | None:
-    """What a signal did to a rank before any rank failed by itself; None if none did.
+    """Which rank a signal ended before any rank failed by itself; None if none was.
 
-    torchrun ends the other ranks with SIGTERM too, but after one has failed.
+    torchrun also ends the other ranks with SIGTERM, but after one has failed. The moments of two
+    nodes are of two clocks, so a failure elsewhere must be clearly later.
     """
-    signalled = [(at, rank) for node in ended.nodes for rank, at in node.signalled.items()]
-    if not signalled:
-        return None
-    at, rank = min(signalled)
-    if any(float(failure["time"]) <= at for failure in ended.failures):
-        return None
-    return f"something else ended rank {rank} (SIGTERM or SIGHUP: the scheduler, or a person)"
+    asked = (-signal.SIGTERM, -signal.SIGHUP)
+    for node in ended.nodes:
+        codes = {death["rank"]: death["exit_code"] for death in node.failures}
+        moments = [(at, r) for r, at in node.signalled.items() if codes.get(r) in asked]
+        crashed = any(code < 0 and code not in asked for code in codes.values())
+        if not moments or crashed:
+            continue
+        at, rank = min(moments)
+        if all(
+            float(failure["time"]) > at + (0 if failure["rank"] in codes else SAME_MOMENT_S)
+            for failure in ended.failures
+        ):
+            who = "SIGTERM or SIGHUP: the scheduler, or a person"
+            return f"something else ended rank {rank} ({who})"
+    return None
 
 
 def _deaths(ended: Ended) -> list[dict[str, Any]]:

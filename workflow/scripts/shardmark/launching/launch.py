@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,10 +174,11 @@ def _placed(plan: Plan) -> tuple[Plan, list[str]]:
         return plan, []
     try:
         given = allocation.granted(job)
-    except UserError:
-        if cell.nodes > 1:
+    except UserError as error:
+        # A job's number is inherited also where there is no Slurm: in a container, in a notebook.
+        unknown = shutil.which("scontrol") is None or "Invalid job id" in str(error)
+        if cell.nodes > 1 or not unknown:
             raise
-        # A job's number is inherited also where no Slurm answers: in a container, in a notebook.
         return plan, []
     allocation.require_all(cell, given)
     if cell.nodes == 1:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import psutil
+from pydantic import Field
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
@@ -38,6 +39,7 @@ from shardmark.launching.site import (
     local_folder,
     why_not_in_image,
 )
+from shardmark.measurement.cpus import usable_cpus
 from shardmark.measurement.telemetry import (
     gpu_facts,
     gpu_indices,
@@ -50,6 +52,8 @@ from shardmark.processes.last_signal import signalled_ranks
 from shardmark.processes.tether import tethered
 
 POLL_S = 0.5
+# Longer than the watch takes between two looks on a busy machine.
+FROZEN_S = 10.0
 # For the ranks to print where they stand, and for the other nodes to see the same hang.
 LAST_WORDS_S = 2.0
 # For what was killed to be gone.
@@ -123,7 +127,7 @@ class NodeReport(Section):
     ended_since: float | None
     failures: list[dict[str, Any]]
     beats: list[Beat]
-    signalled: dict[int, float] = {}
+    signalled: dict[int, float] = Field(default_factory=dict)
     oom_kills: int
     gpus: dict[str, dict[str, Any]]
     seconds: float
@@ -257,9 +261,11 @@ def _environment(plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # torch's profiler else reports its own start, and that there is no GPU, among a cell's lines.
     env.setdefault("KINETO_LOG_LEVEL", "6")
+    # torchrun would set both to 1 for its ranks, and a single process runs without torchrun.
+    env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // ranks)))
+    env.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if cell.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""
-        env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     if cell.processes == 1:
         env |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     return env | plan.environment
@@ -275,7 +281,7 @@ def _watch(
     """Wait for the ranks; what they were ended for, if they did not end by themselves."""
     starters = ancestors()
     note = ProgressNote(plan.scratch)
-    was_silent = False
+    was_silent, looked, watched_since = False, time.monotonic(), begin
     try:
         with _signals_raise():
             while True:
@@ -291,8 +297,15 @@ def _watch(
                 last = beats.read()
                 if index == 0:
                     note.take(last)
-                silent = bool(plan.stall_s) and min(b.silent_s for b in last) > (plan.stall_s or 0)
-                # Not on one reading alone: what it ends is recorded as the training's failure.
+                now = time.monotonic()
+                if now - looked > FROZEN_S:
+                    # This process did not run, so its ranks may not have run either.
+                    watched_since = now
+                looked = now
+                silent = plan.stall_s is not None and plan.stall_s < min(
+                    now - watched_since, *(beat.silent_s for beat in last)
+                )
+                # Require two readings: ending a healthy cell would record a false failure.
                 if silent and was_silent:
                     hung = Intervention("stall", time.time())
                     _last_words(last, plan.cell.nodes)

@@ -24,13 +24,15 @@ SCRATCH_VARIABLE = "SHARDMARK_SCRATCH"
 ENTERED_VARIABLE = "SHARDMARK_ENTERED"
 SETUP_S = 300.0
 # A line that fails ends the set-up, named by its own number: this stands before its first line, on
-# the same line. Not within a file that the set-up sources, and not for such a file's own exit code:
-# a file that ends with `[ -d x ] && . x` has done all it should.
+# the same line. Not within a file that the set-up sources, and not for such a file's own exit code,
+# if it is there: a file that ends with `[ -d x ] && . x` has done all it should.
 _ON_ERROR = (
     "trap 'shardmark_code=$?; "
-    'if [ -z "${BASH_SOURCE[0]:-}" ]; then case $BASH_COMMAND in ". "*|"source "*) '
-    'echo "site.setup: line $LINENO ($BASH_COMMAND) ended with exit code $shardmark_code";; '
-    '*) echo "site.setup: line $LINENO ($BASH_COMMAND) failed"; exit $shardmark_code;; esac; fi'
+    'if [ -z "${BASH_SOURCE[0]:-}" ]; then shardmark_file=; '
+    'case $BASH_COMMAND in ". "*|"source "*) eval "shardmark_file=(${BASH_COMMAND#* })";; esac; '
+    'if [ -r "$shardmark_file" ] || type -P -- "$shardmark_file" > /dev/null; then '
+    'echo "site.setup: line $LINENO ($BASH_COMMAND) ended with exit code $shardmark_code"; '
+    'else echo "site.setup: line $LINENO ($BASH_COMMAND) failed"; exit $shardmark_code; fi; fi'
     "' ERR; "
 )
 # Of an image: its own, with the packages that it has.
@@ -51,7 +53,7 @@ def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
     """The variables of a process at a site: after its set-up, with its own.
 
     The set-up runs once, in a shell of its own, so that no shell stands between the launcher and
-    what it has to end. It runs as in the user's own shell, but that a line that fails ends it.
+    what it has to end. It runs like the user's shell, except that a failing line ends it.
 
     Args:
         site: the site.
@@ -73,7 +75,7 @@ def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     where = os.uname().nodename
     # Files and no pipes: what a set-up leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as said:
-        script = f"{_ON_ERROR}{setup}\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
+        script = f"{_ON_ERROR}{setup}\n\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
         try:
             done = subprocess.run(
                 ["bash", "-c", f"exec 3>&1 >&2; {script}", "site.setup"],
@@ -83,8 +85,10 @@ def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
                 stderr=said,
                 timeout=SETUP_S,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except OSError as error:
             raise UserError(f"site.setup: cannot be run on {where} ({error})") from None
+        except subprocess.TimeoutExpired:
+            raise UserError(f"site.setup: took more than {SETUP_S:.0f} s on {where}") from None
         said.seek(0)
         words = said.read().decode(errors="replace").strip()
         variables.seek(0)
@@ -99,8 +103,8 @@ def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
         )
     if not found:
         raise UserError(
-            f"site.setup: ended its shell on {where} before its last line, so what it set is lost; "
-            "leave out its exit"
+            f"site.setup: exited on {where} before its last line; remove `exit`, or close an open "
+            "quote or here-document"
         )
     return dict(entry.split("=", 1) for entry in found.split("\0") if "=" in entry)
 

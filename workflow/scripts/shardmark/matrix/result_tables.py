@@ -110,7 +110,7 @@ class CellRow(Section):
         "that waits longest for its host: from the profile, less what tracing added, %"
     )
     exposed_communication_pct: float | None = Field(
-        description="share of a timed step in which that rank's device communicates and "
+        description="share of a traced step in which that rank's device communicates and "
         "computes nothing, %; the other ranks' collectives also wait for it"
     )
     launching_cpu_pct: float | None = Field(

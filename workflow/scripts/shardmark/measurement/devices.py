@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardmark.measurement.energy import Reading, Row, energy_of, read_counter, time_mean
+from shardmark.measurement.energy import (
+    MOST_DISAGREEMENT_PCT,
+    Reading,
+    Row,
+    energy_of,
+    read_counter,
+    time_mean,
+)
 from shardmark.metrics import Device, Efficiency
 
 # nvml.h, nvmlClocksEventReasons: those that slow a device below what was asked of it. Idle and
@@ -20,6 +28,8 @@ THROTTLE_REASONS = {
     0x0000000000000040: "hw_thermal_slowdown",
     0x0000000000000080: "hw_power_brake_slowdown",
 }
+# Share of a window's samples that must tell why the clocks are low, or it is not known. Chosen.
+LEAST_KNOWN = 0.9
 _TEXTS = ("device", "processes")
 
 
@@ -63,6 +73,8 @@ def summarise_device(
     net = None
     if energy.counter_j is not None and idle_w is not None:
         net = energy.counter_j - idle_w * window_s
+        # It took more when idle: one of the two is not what it seems.
+        net = net if net >= 0 else None
     shares = _throttled_pct(inside)
     return Device(
         **known,
@@ -87,6 +99,7 @@ def summarise_device(
         ecc_errors=_whole(_increase(rows, "ecc_errors")),
         foreign_processes=foreign_processes([*before, *inside], set(own_processes)),
         samples=len(inside),
+        longest_gap_pct=100 * _longest_gap_s(inside, begin_s, end_s) / window_s,
     )
 
 
@@ -103,40 +116,65 @@ def summarise_cell(devices: Sequence[Device], images: int, images_per_epoch: int
     gross = _sum([device.energy_counter_j for device in devices])
     net = _sum([device.energy_net_j for device in devices])
     integral = _sum([device.energy_integral_j for device in devices])
+    disagreement = 100 * (integral - gross) / gross if integral and gross else None
     load = _sum(shares)
     known = [peak for peak in peaks if peak is not None]
+    refused = next((one.energy_refused for one in devices if one.energy_refused), None)
+    power = _sum([device.power_mean_w for device in devices])
+    if contradiction := contradicted_energy(devices):
+        refused, gross, net, power = contradiction, None, None, None
     each = gross / images if gross is not None and images else None
     return Efficiency(
         energy_per_image_j=each,
         energy_per_epoch_j=each * images_per_epoch if each is not None else None,
         energy_net_per_image_j=net / images if net is not None and images else None,
-        energy_disagreement_pct=100 * (integral - gross) / gross if integral and gross else None,
-        energy_refused=next((one.energy_refused for one in devices if one.energy_refused), None),
-        power_w=_sum([device.power_mean_w for device in devices]),
+        energy_disagreement_pct=disagreement,
+        energy_refused=refused,
+        power_w=power,
         utilization_pct=load / len(shares) if load is not None else None,
         memory_peak_bytes=max(known) if known and len(known) == len(peaks) else None,
     )
 
 
+def contradicted_energy(devices: Sequence[Device]) -> str:
+    """Of the device whose energy counter and integral of power differ most; empty if all agree."""
+    off = [
+        (abs(device.energy_disagreement_pct), device)
+        for device in devices
+        if device.energy_disagreement_pct is not None
+        and abs(device.energy_disagreement_pct) > MOST_DISAGREEMENT_PCT
+    ]
+    if not off:
+        return ""
+    most, device = max(off, key=lambda one: one[0])
+    return (
+        f"energy counter and power of {device.title} contradict each other: the integral of power "
+        f"is off by {most:.0f} %, more than {MOST_DISAGREEMENT_PCT:g} %"
+    )
+
+
 def foreign_processes(rows: Sequence[Row], own: set[int]) -> int | None:
-    """The most processes on a device at once that are not the cell's; None if nobody could ask.
+    """The most processes on a device at once that are not the cell's; None if nobody can tell.
 
     Before the cell begins every process is foreign. Where the process ids of NVML are those of
-    another namespace (a container), the cell's own are told by their number.
+    another namespace (a container), the cell's own are told by their number. A list that has fewer
+    than the cell's own does not show all there are, as in a container that hides them.
     """
-    worst = None
+    counts, seen = [0], False
     for row in rows:
         if row.get("processes") is None:
             continue
         listed = {int(pid) for pid in row["processes"].split(";") if pid.isdigit()}
         if row.get("idle"):
-            foreign = len(listed)
+            counts.append(len(listed))
         elif own & listed:
-            foreign = len(listed - own)
-        else:
-            foreign = max(0, len(listed) - len(own))
-        worst = max(worst or 0, foreign)
-    return worst
+            counts.append(len(listed - own))
+            seen = True
+        elif len(listed) >= len(own):
+            counts.append(len(listed) - len(own))
+            seen = True
+    # Nobody before the cell began says nothing of the window.
+    return max(counts) if seen or max(counts) else None
 
 
 def _idle_power_w(rows: Sequence[Row]) -> float | None:
@@ -146,9 +184,9 @@ def _idle_power_w(rows: Sequence[Row]) -> float | None:
 
 
 def _throttled_pct(rows: Sequence[Row]) -> dict[str, float] | None:
-    """For each reason seen, in which share of the samples it was in force."""
+    """For each reason seen, in which share of the samples it was in force; None if few tell."""
     masks = [int(row["throttle_mask"]) for row in rows if row["throttle_mask"] is not None]
-    if not masks:
+    if not masks or len(masks) < LEAST_KNOWN * len(rows):
         return None
     counts = {
         name: sum(bool(mask & bit) for mask in masks) for bit, name in THROTTLE_REASONS.items()
@@ -169,8 +207,14 @@ def _smallest(rows: Sequence[Row], key: str) -> float | None:
 
 
 def _increase(rows: Sequence[Row], key: str) -> float | None:
+    """Of a counter; None where it was read but once, or began anew."""
     values = _values(rows, key)
-    return values[-1] - values[0] if values else None
+    return values[-1] - values[0] if len(values) > 1 and values[-1] >= values[0] else None
+
+
+def _longest_gap_s(rows: Sequence[Row], begin_s: float, end_s: float) -> float:
+    times = [begin_s, *(row["monotonic_s"] for row in rows), end_s]
+    return float(max(after - before for before, after in itertools.pairwise(times)))
 
 
 def _whole(value: float | None) -> int | None:

@@ -12,8 +12,8 @@ def collector_paused() -> Iterator[None]:
     """No collection inside.
 
     A collection stops the thread that launches kernels, for longer the more objects a framework
-    keeps alive. torchtitan controls the collector for the same reason. Freezing what is alive makes
-    cheap whatever collection a framework still asks for itself.
+    keeps alive. torchtitan controls the collector for the same reason. gc.freeze() keeps a
+    framework's own gc.collect() cheap.
     """
     was_enabled = gc.isenabled()
     gc.collect()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from shardmark.measurement.cpus import CpuGroup, as_ranges, read_groups
 from shardmark.metrics import HostUse
 
 _TASKS = Path("/proc/self/task")
@@ -29,6 +32,8 @@ class HostReading:
         involuntary_switches: times that the kernel took the CPU away from a launching thread.
         pressure_s: time in which some task of the machine waited for a CPU, since it started; None
             where the kernel does not count it (Linux before 4.20, or without CONFIG_PSI).
+        cpu_groups: the control groups of this process that have a CPU quota; None where they cannot
+            be read.
     """
 
     wall_s: float
@@ -36,6 +41,7 @@ class HostReading:
     process_cpu_s: float
     involuntary_switches: int
     pressure_s: float | None
+    cpu_groups: Mapping[str, CpuGroup] | None = None
 
 
 def read_host() -> HostReading:
@@ -55,11 +61,14 @@ def read_host() -> HostReading:
         process_cpu_s=time.process_time(),
         involuntary_switches=switches,
         pressure_s=_pressure_s(),
+        cpu_groups=read_groups(),
     )
 
 
-def host_use(rank: int, begin: HostReading, end: HostReading) -> HostUse:
-    """What happened between two readings of one rank."""
+def host_use(
+    rank: int, begin: HostReading, end: HostReading, torch_threads: int | None = None
+) -> HostUse:
+    """What happened between two readings of one rank, from the thread that trains."""
     wall_s = end.wall_s - begin.wall_s
     pressure = None
     if begin.pressure_s is not None and end.pressure_s is not None:
@@ -70,6 +79,30 @@ def host_use(rank: int, begin: HostReading, end: HostReading) -> HostUse:
         process_cpu_pct=100 * (end.process_cpu_s - begin.process_cpu_s) / wall_s,
         involuntary_switches_per_s=(end.involuntary_switches - begin.involuntary_switches) / wall_s,
         cpu_pressure_pct=pressure,
+        cpus=len(os.sched_getaffinity(0)),
+        cpu_list=as_ranges(os.sched_getaffinity(0)),
+        torch_threads=torch_threads,
+        **_quota_use(begin.cpu_groups, end.cpu_groups),
+    )
+
+
+def _quota_use(
+    begin: Mapping[str, CpuGroup] | None, end: Mapping[str, CpuGroup] | None
+) -> dict[str, Any]:
+    """Of the quota that ran out most often, else of the smallest; empty where it is not known."""
+    if begin is None or end is None or begin.keys() != end.keys():
+        return {}
+    uses = [
+        {
+            "cpu_quota": group.quota,
+            "cpu_periods": group.periods - begin[name].periods,
+            "cpu_periods_throttled": group.throttled - begin[name].throttled,
+        }
+        for name, group in end.items()
+    ]
+    none = {"cpu_periods": 0, "cpu_periods_throttled": 0}
+    return max(
+        uses, key=lambda use: (use["cpu_periods_throttled"], -use["cpu_quota"]), default=none
     )
 
 

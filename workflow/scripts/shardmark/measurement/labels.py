@@ -105,11 +105,9 @@ def host_wait_pct(metrics: Metrics) -> float | None:
 
 
 def exposed_communication_pct(metrics: Metrics) -> float | None:
-    """Share of a timed step in which that device communicates and computes nothing, percent."""
+    """Share of a traced step in which that device communicates and computes nothing, percent."""
     slowest = slowest_host(metrics.profile)
-    if slowest is None or metrics.throughput is None:
-        return None
-    return 100 * slowest.exposed_communication_ms / metrics.throughput.step_ms_mean
+    return None if slowest is None else 100 * slowest.exposed_communication_ms / slowest.step_ms
 
 
 def slowest_host(profile: Sequence[StepSplit]) -> StepSplit | None:

@@ -60,7 +60,7 @@ def with_ranges(trace: Mapping[str, Any], ranges: Iterable[Range]) -> list[dict[
     data = union(_interval(each) for each in on_host if each["name"] == DATA)
     begins = [begin for begin, _ in data]
     launched = {
-        event["args"]["correlation"]
+        event.get("args", {}).get("correlation")
         for event in events
         if event.get("cat") in _LAUNCHES
         and (place := bisect.bisect_right(begins, float(event["ts"])))
@@ -69,12 +69,14 @@ def with_ranges(trace: Mapping[str, Any], ranges: Iterable[Range]) -> list[dict[
     on_device = [
         event | {"cat": "gpu_user_annotation", "name": DATA}
         for event in events
-        if event.get("cat") in _ON_GPU and event["args"].get("correlation") in launched
+        if event.get("cat") in _ON_GPU and event.get("args", {}).get("correlation") in launched
     ]
     return [*events, *on_host, *on_device]
 
 
-def split_of(events: Iterable[Mapping[str, Any]], rank: int) -> StepSplit:
+def split_of(
+    events: Iterable[Mapping[str, Any]], rank: int, *, needs_gpu: bool = False
+) -> StepSplit:
     """Split the steps of a trace.
 
     On a GPU the device's own records are read; the trace's projection of the data range onto the
@@ -86,9 +88,10 @@ def split_of(events: Iterable[Mapping[str, Any]], rank: int) -> StepSplit:
             named STEP, and the making of their batches within them in ranges named DATA. The device
             had nothing to do when the first step began.
         rank: whose trace it is.
+        needs_gpu: whether the steps ran on a GPU, whose work must then be in the trace.
 
     Raises:
-        ValueError: if no step is in the trace.
+        ValueError: if no step is in the trace, or no kernel where there must be some.
     """
     complete = [event for event in events if event.get("ph") == "X"]
     steps = _named(complete, STEP, "user_annotation")
@@ -96,6 +99,8 @@ def split_of(events: Iterable[Mapping[str, Any]], rank: int) -> StepSplit:
         raise ValueError("no step is in the trace")
     host_data = _named(complete, DATA, "user_annotation")
     on_gpu = [event for event in complete if event.get("cat") in _ON_GPU]
+    if needs_gpu and not on_gpu:
+        raise ValueError("no kernel is in the trace; does another tool trace the GPU?")
     work = on_gpu or [event for event in complete if _is_work_of_a_cpu(event)]
     device_data = _named(complete, DATA, "gpu_user_annotation") if on_gpu else host_data
     communicates = union(_interval(event) for event in work if _is_communication(event))

@@ -80,7 +80,7 @@ class GpuProbe:
                 "temperature_c": self._ask(
                     lambda h: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU), handle
                 ),
-                "throttle_mask": self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
+                "throttle_mask": self._throttle_mask(handle),
             }
             yield row | self._slow_answers(handle) if slow else row
 
@@ -99,6 +99,13 @@ class GpuProbe:
             if processes is None
             else ";".join(str(process.pid) for process in processes) or "-",
         }
+
+    def _throttle_mask(self, handle: Any) -> Any:
+        """Older drivers know the same question by its older name alone."""
+        mask = self._ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+        if mask is not None:
+            return mask
+        return self._ask(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
 
     def _ask(self, question: Any, handle: Any, unit: float | None = None) -> Any:
         try:
@@ -127,8 +134,9 @@ def gpu_facts(uuid: str) -> dict[str, Any]:
     handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
     facts: dict[str, Any] = {
         "name": pynvml.nvmlDeviceGetName(handle),
-        "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
     }
+    with contextlib.suppress(pynvml.NVMLError):  # a GPU that shares the host's memory has none
+        facts["memory_total_bytes"] = pynvml.nvmlDeviceGetMemoryInfo(handle).total
     with contextlib.suppress(pynvml.NVMLError):
         default = pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle)
         facts["power_limit_default_w"] = default / 1000

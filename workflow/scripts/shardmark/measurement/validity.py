@@ -1,16 +1,19 @@
 """The written rules that mark a cell as suspect. Free of torch.
 
 A suspect cell is shown, with its reasons, and takes no part in comparisons unless the configuration
-says so. Each rule gives its reason with the figure that broke its limit.
+says so. Each rule gives its reason with the figure that broke its limit. A rule that lacks a
+reading says that it could not be told, and why: valid is a cell by the rules that could be.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardmark.measurement.labels import labels_not_told
 from shardmark.metrics import Device, Metrics
 
 # Reasons under which a device runs below the clock it would otherwise hold: heat and faults. The
@@ -30,6 +33,8 @@ MOST_IDLE_MEMORY_BYTES = 256 * 2**20
 MOST_IDLE_UTILIZATION_PCT = 10.0
 MOST_DRIFT_PCT = 5.0
 MOST_INPUT_BOUND_PCT = 5.0
+# Of a window, without a sample. Chosen: what throttles for less changes throughput by less.
+LONGEST_GAP_PCT = 10.0
 # GPUs of one model differ by 8 % on average, some by more than 20 % (arXiv 2208.11035).
 MOST_SLOWER_PCT = 10.0
 
@@ -42,17 +47,39 @@ class Rule:
         name: what it finds.
         says: when, in words.
         reasons: the reasons a cell gives for it; none where the rule does not apply.
+        not_told: why it could not be told whether the rule applies; none where it could.
     """
 
     name: str
     says: str
     reasons: Callable[[Metrics], Iterator[str]]
+    not_told: Callable[[Metrics], Iterator[str]]
 
 
 def _gpus(metrics: Metrics) -> Iterator[tuple[str, Device]]:
     for device in metrics.devices:
         if device.kind == "gpu":
-            yield f"GPU {device.index} of {device.node}", device
+            yield device.title, device
+
+
+def _of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics], Iterator[str]]:
+    """What each GPU lacks for a rule, equal answers together.
+
+    Args:
+        why: what one GPU lacks; empty where it lacks nothing.
+    """
+
+    def not_told(metrics: Metrics) -> Iterator[str]:
+        lacking: dict[str, list[str]] = defaultdict(list)
+        gpus = list(_gpus(metrics))
+        for name, device in gpus:
+            if reason := why(device) if device.samples else "no sample fell into the window":
+                lacking[reason].append(name)
+        for reason, names in lacking.items():
+            every = len(names) == len(gpus) > 1
+            yield f"{reason} ({f'all {len(gpus)} GPUs' if every else ', '.join(names)})"
+
+    return not_told
 
 
 def _throttled(metrics: Metrics) -> Iterator[str]:
@@ -70,6 +97,15 @@ def _throttled(metrics: Metrics) -> Iterator[str]:
             )
 
 
+def _throttling_lacks(device: Device) -> str:
+    if device.throttled_pct is None:
+        return "the driver reports no reasons, or rarely"
+    capped = device.throttled_pct.get(POWER_CAP, 0.0) > MOST_THROTTLED_PCT
+    if capped and None in (device.power_limit_w, device.power_limit_default_w):
+        return "power is capped, and the driver does not say whether below the GPU's own limit"
+    return ""
+
+
 def _shared(metrics: Metrics) -> Iterator[str]:
     for name, device in _gpus(metrics):
         if device.foreign_processes:
@@ -81,16 +117,38 @@ def _shared(metrics: Metrics) -> Iterator[str]:
             yield f"{name} was busy for {load:.0f} % of the time before the cell began"
 
 
+def _sharing_lacks(device: Device) -> str:
+    if device.foreign_processes is None:
+        return "the driver does not list all processes on it, as in a container that hides them"
+    if device.idle_memory_bytes is None or device.idle_utilization_pct is None:
+        return "its memory and load before the cell began are not known"
+    return ""
+
+
 def _unwatched(metrics: Metrics) -> Iterator[str]:
     for name, device in _gpus(metrics):
         if not device.samples:
             yield f"{name} was not watched in the window, so that nothing is known of it"
 
 
+def _watching_lacks(device: Device) -> str:
+    if device.longest_gap_pct is None:
+        return "how often it was sampled was not recorded"
+    if device.longest_gap_pct > LONGEST_GAP_PCT:
+        return f"no sample for {device.longest_gap_pct:.0f} % of the window on end"
+    return ""
+
+
 def _memory_errors(metrics: Metrics) -> Iterator[str]:
     for name, device in _gpus(metrics):
         if device.ecc_errors:
             yield f"{name} had {device.ecc_errors} uncorrected memory errors"
+
+
+def _memory_errors_lack(device: Device) -> str:
+    if device.ecc_errors is None:
+        return "it has no ECC, or the driver does not count its errors through"
+    return ""
 
 
 def _drifting(metrics: Metrics) -> Iterator[str]:
@@ -100,11 +158,21 @@ def _drifting(metrics: Metrics) -> Iterator[str]:
         yield f"steps became {abs(drift):.1f} % {word} from the window's first third to its last"
 
 
+def _drift_lacks(metrics: Metrics) -> Iterator[str]:
+    measured = metrics.throughput
+    if measured is not None and measured.drift_pct is None:
+        yield f"the window's {measured.steps} steps are too few"
+
+
 def _too_short(metrics: Metrics) -> Iterator[str]:
     measured = metrics.throughput
     if measured is not None and not measured.window_complete:
         asked = metrics.cell.measure.steady_s
         yield f"the window was {measured.window_s:.2f} s long, of the {asked:g} s asked for"
+
+
+def _lacks_nothing(metrics: Metrics) -> Iterator[str]:
+    yield from ()
 
 
 RULES = (
@@ -113,6 +181,7 @@ RULES = (
         f"heat or a fault slowed a GPU down for more than {MOST_THROTTLED_PCT:g} % of the window, "
         "or a power limit below its own did",
         _throttled,
+        _of_gpus(_throttling_lacks),
     ),
     Rule(
         "shared GPU",
@@ -120,16 +189,33 @@ RULES = (
         f"{MOST_IDLE_MEMORY_BYTES // 2**20} MiB were in use on it, or it was busy for more than "
         f"{MOST_IDLE_UTILIZATION_PCT:g} % of the time",
         _shared,
+        _of_gpus(_sharing_lacks),
     ),
-    Rule("unwatched", "no sample of a GPU fell into the window", _unwatched),
-    Rule("memory errors", "a GPU counted an uncorrected memory error", _memory_errors),
+    Rule(
+        "unwatched",
+        "no sample of a GPU fell into the window",
+        _unwatched,
+        _of_gpus(_watching_lacks),
+    ),
+    Rule(
+        "memory errors",
+        "a GPU counted an uncorrected memory error",
+        _memory_errors,
+        _of_gpus(_memory_errors_lack),
+    ),
     Rule(
         "drifting",
         "the steps of the window's last third are slower or faster than those of its first by more "
         f"than {MOST_DRIFT_PCT:g} %",
         _drifting,
+        _drift_lacks,
     ),
-    Rule("window too short", "the window is shorter than measure.steady_s", _too_short),
+    Rule(
+        "window too short",
+        "the window is shorter than measure.steady_s",
+        _too_short,
+        _lacks_nothing,
+    ),
 )
 SLOW_GPU = (
     "its matrix product in the probe is slower by more than "
@@ -152,23 +238,53 @@ def reasons_of(metrics: Metrics) -> list[str]:
     return [f"{rule.name}: {reason}" for rule in RULES for reason in rule.reasons(metrics)]
 
 
-def judged(metrics: Metrics, others: Iterable[Metrics] = ()) -> Metrics:
+_NOT_TOLD = " could not be told: "
+
+
+def unknown_of(metrics: Metrics, others: Sequence[Metrics] | None) -> list[str]:
+    """What could not be told of a cell: ``<rule or label> could not be told: <why>``.
+
+    Args:
+        metrics: of one cell.
+        others: as for judged; None while there are none to be had.
+    """
+    lacking = [(rule.name, why) for rule in RULES for why in rule.not_told(metrics)]
+    if others is not None:
+        lacking += [("slow GPU", why) for why in _slow_gpu_lacks(metrics, others)]
+        lacking += [("input-bound", why) for why in _input_bound_lacks(metrics, others)]
+    return [f"{name}{_NOT_TOLD}{why}" for name, why in [*lacking, *labels_not_told(metrics)]]
+
+
+def rules_not_told(unknown: Iterable[str]) -> list[str]:
+    """The names of the rules and labels behind what could not be told, each once."""
+    return list(dict.fromkeys(sentence.partition(_NOT_TOLD)[0] for sentence in unknown))
+
+
+def judged(metrics: Metrics, others: Iterable[Metrics] | None = None) -> Metrics:
     """The result with its validity.
 
     Args:
         metrics: of one cell.
         others: of the same matrix, among them perhaps the controls that show whether input limits
-            this cell, and cells that ran on GPUs of the same name.
+            this cell, and cells that ran on GPUs of the same name. None for a cell that has just
+            ended: the rules that need others wait until the cells are collected.
     """
-    others = list(others)
+    if metrics.status != "ok":
+        clear = {"validity": "valid", "validity_reasons": [], "unknown": []}
+        return metrics.model_copy(update=clear)
+    matrix = None if others is None else list(others)
     reasons = [
         *reasons_of(metrics),
-        *_slow_gpu(metrics, others),
-        *_input_bound(metrics, others),
+        *_slow_gpu(metrics, matrix or []),
+        *_input_bound(metrics, matrix or []),
     ]
-    if metrics.status != "ok" or not reasons:
-        return metrics.model_copy(update={"validity": "valid", "validity_reasons": []})
-    return metrics.model_copy(update={"validity": "suspect", "validity_reasons": reasons})
+    return metrics.model_copy(
+        update={
+            "validity": "suspect" if reasons else "valid",
+            "validity_reasons": reasons,
+            "unknown": unknown_of(metrics, matrix),
+        }
+    )
 
 
 def _probed_tflops(metrics: Metrics) -> float | None:
@@ -178,14 +294,26 @@ def _probed_tflops(metrics: Metrics) -> float | None:
     return min(one.matmul_tflops for one in metrics.probes)
 
 
-def _slow_gpu(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
-    mine = _probed_tflops(metrics)
+def _rates_of_others(metrics: Metrics, others: Iterable[Metrics]) -> list[float]:
     kind = _kind_of_gpu(metrics)
-    rates = [
+    return [
         rate
         for other in others
         if other is not metrics and _kind_of_gpu(other) == kind and (rate := _probed_tflops(other))
     ]
+
+
+def _slow_gpu_lacks(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
+    if metrics.cell.device == "cpu":
+        return
+    if _probed_tflops(metrics) is None:
+        yield "the cell has no probe"
+    elif not _rates_of_others(metrics, others):
+        yield "no other cell ran on such GPUs in this precision"
+
+
+def _slow_gpu(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
+    mine, rates = _probed_tflops(metrics), _rates_of_others(metrics, others)
     if mine is None or not rates:
         return
     usual = statistics.median(rates)
@@ -201,12 +329,21 @@ def _kind_of_gpu(metrics: Metrics) -> tuple[set[str], str]:
     return {device.name for device in metrics.devices}, metrics.cell.definition.precision
 
 
-def _input_bound(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
-    controls = [
+def _speeds_of_controls(metrics: Metrics, others: Iterable[Metrics]) -> list[float]:
+    return [
         other.throughput.images_per_s
         for other in others
         if other.throughput is not None and is_control(other, metrics)
     ]
+
+
+def _input_bound_lacks(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
+    if not _takes_no_input(metrics) and not _speeds_of_controls(metrics, others):
+        yield "no workload of the matrix is the same on synthetic images that live on the device"
+
+
+def _input_bound(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
+    controls = _speeds_of_controls(metrics, others)
     if metrics.throughput is None or not controls:
         return
     gain = 100 * (statistics.median(controls) / metrics.throughput.images_per_s - 1)
@@ -219,14 +356,18 @@ def _input_bound(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
 
 def is_control(control: Metrics, cell: Metrics) -> bool:
     """Whether a cell differs from another in the source of its images alone, which are no limit."""
-    dataset = control.cell.definition.dataset
     return (
-        dataset.name == "synthetic"
-        and dataset.loader == "device"
+        _takes_no_input(control)
         and (control.cell.base, control.cell.gpus) == (cell.cell.base, cell.cell.gpus)
         and control.cell.definition != cell.cell.definition
         and _without_images(control) == _without_images(cell)
     )
+
+
+def _takes_no_input(metrics: Metrics) -> bool:
+    """Whether a cell's images are synthetic and live on the device, so that input is no limit."""
+    dataset = metrics.cell.definition.dataset
+    return dataset.name == "synthetic" and dataset.loader == "device"
 
 
 def _without_images(metrics: Metrics) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Variables by which a launcher tells the ranks of a parity case whom they share GPUs with."""
+"""Environment variables that tell a parity case's ranks how GPUs are shared."""
 
 # "1" where all ranks share one GPU, which is a functional check and never a timing.
 SHARED_DEVICE = "SHARDMARK_SHARED_DEVICE"

@@ -1,8 +1,8 @@
 """The fairness certificate: the effective settings of a workload's strategies, side by side.
 
 What the workload prescribes is held against what was read back; what it does not prescribe must at
-least be the same for all. A difference is explained, by a reason written here, where it is what the
-strategy *is*; every other one is flagged. Free of torch.
+least be the same for all, and so must what surrounded the cells. A difference is explained, by a
+reason written here, where it is what the strategy *is*; every other one is flagged. Free of torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from shardmark.config import Section
 from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
 from shardmark.report.communication_volume import FLOAT32_BYTES, expected_volume, slack_of
+from shardmark.report.surroundings import Fact, facts_of
 from shardmark.strategies import STRATEGIES
 
 _OPTIMIZER_CLASSES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
@@ -176,7 +177,7 @@ def _has_one_rank(cell: Cell) -> Exemption | None:
 
 
 def _searches_in_every_step(cell: Cell) -> Exemption | None:
-    if _replicas_in_one_process(cell) and not cell.options["lasting_threads"]:
+    if _replicas_in_one_process(cell) and not cell.options.get("lasting_threads"):
         return Exemption(
             False,
             "torch keeps cuDNN's plans per thread and DataParallel starts new threads in each "
@@ -334,6 +335,10 @@ def certify(metrics: Sequence[Metrics], baseline: str | None = None) -> Certific
             *[_judge(setting, read, baseline) for setting in SETTINGS],
             _judge_volume("reduced", REDUCTIONS, read),
             _judge_volume("gathered", GATHERS, read),
+            *[
+                _judge_fact(fact, read, baseline)
+                for fact in facts_of(one for found in read.values() for one in found)
+            ],
         ]
         if read
         else [],
@@ -411,6 +416,45 @@ def _judge_volume(
         reason=reason if differ else None,
         flagged=flagged,
     )
+
+
+def _judge_fact(fact: Fact, read: Mapping[str, Sequence[Metrics]], baseline: str | None) -> Row:
+    """Hold what surrounded the cells of each strategy against what surrounded the others'."""
+    values = {
+        name: list(dict.fromkeys(value for one in found for value in fact.values(one)))
+        for name, found in read.items()
+    }
+    texts = {name: " or ".join(map(_text, each)) for name, each in values.items()}
+    shares = {name: _share(fact, read[name][0].cell, each) for name, each in values.items()}
+    settled = [name for name, each in values.items() if len(each) == 1]
+    common, common_share = (
+        _most_common({name: words[name] for name in settled}, values, baseline)
+        for words in (texts, shares)
+    )
+    flagged: dict[str, str] = {}
+    for name, each in values.items():
+        if len(each) > 1:
+            flagged[name] = f"{texts[name]}: not the same in all of its runs and ranks"
+        elif texts[name] != common and shares[name] != common_share:
+            flagged[name] = f"{texts[name]}, where {common} is of the others"
+    differ = len(set(texts.values())) > 1
+    verdict: Literal["same", "inherent", "flagged"] = "inherent" if differ else "same"
+    return Row(
+        setting=fact.label,
+        values=texts,
+        verdict="flagged" if flagged else verdict,
+        reason="DataParallel's one process has what the ranks of the others share"
+        if differ and not flagged
+        else None,
+        flagged=flagged,
+    )
+
+
+def _share(fact: Fact, cell: Cell, values: Sequence[Any]) -> str:
+    """A strategy's values as those of one replica."""
+    if fact.shared_out and _replicas_in_one_process(cell):
+        values = [max(1, one // cell.gpus) if isinstance(one, int) else one for one in values]
+    return " or ".join(map(_text, values))
 
 
 def _most_common(

@@ -33,7 +33,6 @@ from shardmark.metrics import (
 SECTIONS: tuple[type[BaseModel], ...] = (
     Metrics,
     Failure,
-    HostUse,
     Loss,
     Accuracy,
     Times,

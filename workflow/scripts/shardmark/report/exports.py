@@ -90,7 +90,7 @@ def tables_to_export(
 def settings_table(settings: Settings) -> Table:
     """A certificate: what differs and why, what nothing explains first; then what is the same."""
     return Table(
-        caption=f"{settings.where}, read back from the live objects",
+        caption=f"{settings.where}, read back from the live objects, and recorded around them",
         headings=["Setting", *settings.labels, "Why"],
         rows=[
             [

@@ -17,7 +17,7 @@ from shardmark.matrix.failures import failures
 from shardmark.matrix.gaps import Gaps, find_gaps
 from shardmark.matrix.matrix_results import read_matrix
 from shardmark.matrix.outcomes import SIGNS, outcomes, status_signs
-from shardmark.measurement.validity import rules_in_words
+from shardmark.measurement.validity import rules_in_words, rules_not_told
 from shardmark.metrics import Metrics
 from shardmark.quantities import replicas
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
@@ -137,7 +137,10 @@ def reservations(
         yield f"{_cells(bad)} that did not end well, listed under Failures."
     flagged = sum(len(one.flagged) for one in certificates(metrics, config.baseline))
     if flagged:
-        yield f"Settings differ in {flagged} ways that nothing explains; see Settings."
+        yield (
+            f"Settings or surroundings differ in {flagged} ways that nothing explains; see "
+            "Settings."
+        )
     if suspect := [m for m in metrics if m.validity == "suspect"]:
         rules = rules_that_fired(reason for m in suspect for reason in m.validity_reasons)
         fate = "compared all the same" if config.validity.compare_suspect else "left out"
@@ -145,6 +148,10 @@ def reservations(
             f"{_cells(len(suspect))} suspect by a written rule ({', '.join(rules)}), {fate}; see "
             "Failures."
         )
+    not_told = Counter(rule for m in metrics for rule in rules_not_told(m.unknown))
+    if not_told:
+        told = ", ".join(f"{rule} ({_cells(count)})" for rule, count in not_told.most_common())
+        yield f"Could not be told: {told}; why is in the column unknown of cells.csv."
     unproven = sorted(set(cells[~cells.parity.isin(["passed", "unsupported"])].strategy))
     if unproven:
         labels = labels_of(config)

@@ -12,10 +12,12 @@ from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.config import Config, labels_of
 from shardmark.matrix.outcomes import SIGNS
 from shardmark.matrix.result_tables import parity_verdict
+from shardmark.measurement.validity import rules_not_told
 from shardmark.metrics import Metrics, Parity
 from shardmark.quantities import replicas, written
 from shardmark.report.certificate import Certificate, Row, certificates
 from shardmark.report.summary import Table
+from shardmark.statistics.eligibility import text_of
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ _RAW = [
     "seed",
     "status",
     "validity",
+    "unknown",
     "parity",
     "images_per_s",
     "step_ms_p50",
@@ -237,10 +240,14 @@ _RAW = [
 
 
 def raw_table(cells: pd.DataFrame) -> Table:
-    """The cells as they are, in the columns that a reader looks for first."""
+    """The cells as they are, in the columns that a reader looks for first.
+
+    Of what is unknown the rules and labels by name; why is in cells.csv.
+    """
+    unknown = [", ".join(rules_not_told(text_of(value).split("; "))) for value in cells["unknown"]]
     rows = [
         ["–" if _is_null(value) else _text(value) for value in row]
-        for row in cells[_RAW].itertuples(index=False)
+        for row in cells[_RAW].assign(unknown=unknown).itertuples(index=False)
     ]
     return Table("All cells", list(_RAW), rows, [])
 

@@ -15,15 +15,15 @@ import torch.distributed as dist
 from shardmark.processes.surroundings import TURN_VARIABLE
 from shardmark.training.runtime import Runtime
 
-# After this a case goes on without the room: what is short of memory then may be the case itself.
+# A case whose turn it is waits no longer for room: what lacks memory then may be the case itself.
 LONGEST_WAIT_S = 600.0
 POLL_S = 0.5
-# Of a parameter on one rank at most: float32 weight, gradient and two optimizer states, and whole
+# Upper bound per parameter and rank: float32 weight, gradient and two optimizer states, and whole
 # copies of the weight and the gradient while a framework flattens or gathers them.
 BYTES_PER_PARAMETER = 24
 # cuBLAS and NCCL workspaces, and the activations of a few images.
 OTHER_BYTES = 3 * 2**30
-# Times what a case needs; where so much is free, cases side by side cannot fill a GPU.
+# With this many times the need free, a case does not wait: cases side by side cannot fill a GPU.
 AMPLE = 8
 
 
@@ -61,15 +61,18 @@ def _wait_for_room(
     turn: contextlib.ExitStack,
     alive: Callable[[], object],
 ) -> None:
-    begin = time.monotonic()
     has_turn = runtime.rank != 0  # rank 0 takes it for all
+    since = time.monotonic()
     while True:
         free = _least(runtime, _free_bytes(runtime))
         if free >= AMPLE * needed:
             return
-        if _least(runtime, has_turn and free >= needed):
+        everyone_has_it = bool(_least(runtime, has_turn))
+        if everyone_has_it and free >= needed:
             return
-        if runtime.rank0_decides(time.monotonic() - begin) > LONGEST_WAIT_S:
+        if not everyone_has_it:
+            since = time.monotonic()
+        if runtime.rank0_decides(time.monotonic() - since) > LONGEST_WAIT_S:
             return
         has_turn = has_turn or _take(file, turn)
         alive()
@@ -79,7 +82,7 @@ def _wait_for_room(
 def _take(file: Path, turn: contextlib.ExitStack) -> bool:
     """Whether the turn is this process's now; ``turn`` gives it back.
 
-    A file system without locks gives it to everybody.
+    On a file system without locks every case has it.
     """
     held = turn.enter_context(file.open("a"))
     try:
@@ -89,18 +92,18 @@ def _take(file: Path, turn: contextlib.ExitStack) -> bool:
         return False
     except OSError:
         return True
+    # A forked process, such as a loader's worker, would keep a lock that is only closed.
+    turn.callback(fcntl.flock, held, fcntl.LOCK_UN)
     return True
 
 
 def _free_bytes(runtime: Runtime) -> int:
     """Of this process's fullest GPU, with what its own allocator holds in reserve."""
-    one_process = len(runtime.replicas) > 1 and not runtime.shared_device
-    devices = list(runtime.replicas) if one_process else [runtime.device.index]
     return min(
         torch.cuda.mem_get_info(device)[0]
         + torch.cuda.memory_reserved(device)
         - torch.cuda.memory_allocated(device)
-        for device in devices
+        for device in runtime.gpus
     )
 
 

@@ -89,7 +89,7 @@ class Diverged(Exception):
 
     Args:
         reason: in words.
-        rank: whose loss was the first; None where several ranks' were at the same step.
+        rank: whose loss was lost first; None if several ranks lost theirs at the same step.
     """
 
     def __init__(self, reason: str, rank: int | None) -> None:
@@ -183,7 +183,7 @@ class CellTraining:
             if self.cell.measure.profile:
                 steps = self._endless_steps()
                 with self.phases("profile"):
-                    split = profiled(self.runtime, lambda: next(steps), self._step).model_dump()
+                    split = profiled(self.runtime, lambda: next(steps), self._step)
         except Diverged as error:
             diverged = {"reason": str(error), "rank": error.rank}
         steady = (window.begin_s, window.end_s) if window else None
@@ -192,7 +192,7 @@ class CellTraining:
             "pid": os.getpid(),
             "steps": self.steps,
             "probes": [one.model_dump() for one in self.probes],
-            "profile": split,
+            "profile": split and split.model_dump(),
             "steady_monotonic_s": steady,
             "torch_memory": window.torch_memory if window else {},
             "host": window.host.model_dump() if window else None,

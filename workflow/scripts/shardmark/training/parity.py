@@ -12,7 +12,7 @@ import gc
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -199,14 +199,14 @@ def _oracle_and_floor(
     return {
         "trajectory": natural,
         "floor": Deviation(
-            loss=max(floor.loss for floor in floors),
-            first_update=max(floor.first_update for floor in floors),
-            final_weights=max(floor.final_weights for floor in floors),
+            loss=worst(floor.loss for floor in floors),
+            first_update=worst(floor.first_update for floor in floors),
+            final_weights=worst(floor.final_weights for floor in floors),
         ),
         # Of the sum over replicas alone: micro-batches as they are.
-        "first_update_floor": max(repeated.first_update, floors[0].first_update),
+        "first_update_floor": worst([repeated.first_update, floors[0].first_update]),
         "summary": summary,
-        "summary_floor": max(summary_difference(summary_of(other), summary) for other in others),
+        "summary_floor": worst(summary_difference(summary_of(other), summary) for other in others),
     }
 
 
@@ -245,7 +245,7 @@ def _train(
     build: Callable[[Workload, int], nn.Module],
     steps: int,
     phases: Phases,
-    after_first_step: Callable[[], object] = lambda: None,
+    after_first_update: Callable[[], object] = lambda: None,
 ) -> Trajectory:
     workload = cell.definition
     set_math_mode(workload.precision)
@@ -278,11 +278,12 @@ def _train(
         driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps_per_epoch))
         loss = take_step(driven, next(batches), phases.heart)
         losses.append(float(runtime.sum_over_ranks(loss)) / runtime.world_size)
-        after_first_step()
         if updated_at is None:
             updated = weights()
             moved = bool(runtime.rank0_decides(float(differ(updated, initial))))
-            updated_at = step if moved else None
+            if moved:
+                updated_at = step
+                after_first_update()
     return Trajectory(losses, initial, updated, final=weights())
 
 
@@ -298,11 +299,9 @@ def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
     if len(found.losses) != len(oracle.losses):
         # The loss scaler left out another number of steps.
         return Deviation(loss=math.inf, first_update=math.inf, final_weights=math.inf)
+    pairs = zip(found.losses, oracle.losses, strict=True)
     return Deviation(
-        loss=max(
-            abs(mine - its) / abs(its)
-            for mine, its in zip(found.losses, oracle.losses, strict=True)
-        ),
+        loss=worst(abs(mine - its) / abs(its) for mine, its in pairs),
         first_update=_distance(
             _difference(found.after_first_update, found.initial),
             _difference(oracle.after_first_update, oracle.initial),
@@ -327,7 +326,7 @@ def judge(
     floor, tolerance = floor_and_tolerance(precision, oracles, case)
     reason = None
     if not all(map(math.isfinite, tolerance.model_dump().values())):
-        reason = f"{precision}: the oracle's own noise has no bound, so nothing can be told"
+        reason = f"{precision}: the oracle does not agree with itself, so the gate cannot judge"
     noisy = max(floor.loss, floor.final_weights) * 10 > case.gate.tolerance
     if reason is None and precision == "fp32" and noisy:
         reason = (
@@ -335,6 +334,12 @@ def judge(
             f"the weights) is not ten times below the tolerance {case.gate.tolerance:.0e}, so this "
             "setting cannot tell right from wrong; lower the learning rate or raise "
             "parity.per_gpu_batch"
+        )
+    taken, wanted = len(found.losses), len(oracles[precision]["trajectory"].losses)
+    if reason is None and taken != wanted:
+        reason = (
+            f"{precision}: the strategy took {taken} steps where the oracle took {wanted}: the "
+            "loss scalers left out different steps"
         )
     for name, limit in tolerance.model_dump().items():
         value = getattr(measured, name)
@@ -406,7 +411,13 @@ def summary_difference(found: Mapping[str, float], oracle: Mapping[str, float]) 
     """The largest relative difference between two summaries; infinite if a step is missing."""
     if found.keys() != oracle.keys() or not all(oracle.values()):
         return math.inf
-    return max(abs(found[name] - its) / abs(its) for name, its in oracle.items())
+    return worst(abs(found[name] - its) / abs(its) for name, its in oracle.items())
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest value; infinite if any is no number, which ``max`` would drop."""
+    known = list(values)
+    return max(known) if all(map(math.isfinite, known)) else math.inf
 
 
 def _difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:

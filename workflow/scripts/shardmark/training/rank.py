@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import json
 import os
@@ -77,6 +78,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
@@ -90,8 +93,11 @@ def is_fault_of_the_place(error: Exception) -> bool:
     """
     if isinstance(error, OSError):
         return not isinstance(error, (ConnectionError, TimeoutError))
-    signs = ("uid not found", "DataLoader worker (pid")
-    return isinstance(error, ImportError) or any(sign in str(error) for sign in signs)
+    words = str(error)
+    if "DataLoader worker (pid" in words:
+        signs = ("exited unexpectedly", "Killed", "Terminated", "Bus error")
+        return any(sign in words for sign in signs)
+    return isinstance(error, ImportError) or "uid not found" in words
 
 
 def record_failure(error: Exception, phase: str, scratch: Path) -> None:

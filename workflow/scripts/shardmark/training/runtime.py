@@ -35,6 +35,14 @@ class Runtime:
     backend: str
     shared_device: bool
 
+    @property
+    def gpus(self) -> list[int]:
+        """The GPUs of this process by index: one, or under DataParallel all; none on a CPU."""
+        if self.device.type != "cuda":
+            return []
+        one_process = len(self.replicas) > 1 and not self.shared_device
+        return list(self.replicas) if one_process else [self.device.index]
+
     def synchronise(self) -> None:
         """Wait until the device has done all that was asked of it."""
         if self.device.type == "cuda":

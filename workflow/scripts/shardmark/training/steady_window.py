@@ -83,7 +83,7 @@ def _timed(
     recent = sorted(warmup[-settings.warmup_min_steps :])
     step_s = recent[len(recent) // 10] / 1000
     count = int(runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
-    for device in _devices(runtime):
+    for device in runtime.gpus:
         torch.cuda.reset_peak_memory_stats(device)
     dist.barrier()
     runtime.synchronise()
@@ -106,7 +106,7 @@ def _timed(
         begin_s=begin,
         end_s=end,
         torch_memory=_torch_memory(runtime, allocated),
-        host=host_use(runtime.rank, host, read_host()),
+        host=host_use(runtime.rank, host, read_host(), torch.get_num_threads()),
         gc_collections=collections_so_far() - collections,
     )
 
@@ -141,21 +141,13 @@ def _take(take: Callable[[], object], clock: StepClock, count: int) -> None:
         clock.mark()
 
 
-def _devices(runtime: Runtime) -> list[int]:
-    """The GPUs of this process, by index."""
-    if runtime.device.type != "cuda":
-        return []
-    one_process = len(runtime.replicas) > 1 and not runtime.shared_device
-    return list(runtime.replicas) if one_process else [runtime.device.index]
-
-
 def _allocated(runtime: Runtime) -> list[int]:
     """Bytes that torch's allocator has given out on each of this process's GPUs."""
-    return [torch.cuda.memory_allocated(device) for device in _devices(runtime)]
+    return [torch.cuda.memory_allocated(device) for device in runtime.gpus]
 
 
 def _torch_memory(runtime: Runtime, allocated_at_begin: list[int]) -> dict[str, dict[str, Any]]:
-    now = zip(_devices(runtime), allocated_at_begin, _allocated(runtime), strict=True)
+    now = zip(runtime.gpus, allocated_at_begin, _allocated(runtime), strict=True)
     return {
         str(device): {
             "uuid": uuid_of(torch.device("cuda", device)),
