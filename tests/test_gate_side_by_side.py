@@ -16,6 +16,7 @@ import torch.distributed as dist
 import run_parity
 from parity_cases import ROOT, STRATEGIES, case_of
 from shardmark.cells import Cell
+from shardmark.measurement.gpu_check import gate_ranks
 from shardmark.processes.surroundings import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.training import gpu_turn
 from shardmark.training.runtime import Runtime
@@ -141,3 +142,11 @@ def test_on_a_gpu_machine_cases_share_the_cores_and_cells_do_not(
     plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
     assert plan.returncode == 0, plan.stderr
     assert f"threads: {threads}" in plan.stdout + plan.stderr
+
+
+def test_a_gpu_holds_as_many_ranks_of_the_gate_as_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    simulate(monkeypatch, [Gpu(), Gpu()])
+    assert gate_ranks() == 2 * (141 // 2)

@@ -247,7 +247,7 @@ def test_the_time_of_the_gate_alone_is_no_time_of_cells(
     plain.judge(11, GATE[1])
     plain.start(1, CELLS[1])
     clock.now += 60
-    assert plain.progress.left_s() == pytest.approx(360)
+    assert plain.progress.left_s() == pytest.approx(240)
 
 
 def test_time_in_which_cells_run_side_by_side_counts_once(

@@ -10,7 +10,7 @@ from slurm_project import CLUSTER, SlurmProject
 
 FIELDS = (
     *("JobIDRaw", "State", "Comment", "NodeList", "NNodes", "ReqTRES", "AllocTRES"),
-    *("TimelimitRaw", "ElapsedRaw", "WorkDir", "SubmitLine"),
+    *("TimelimitRaw", "ElapsedRaw", "Start", "WorkDir", "SubmitLine"),
 )
 Job = dict[str, str]
 

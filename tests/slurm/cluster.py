@@ -25,6 +25,8 @@ GPUS_PER_NODE = 2
 CPUS, MEMORY_MB = 16, 64_000
 # Jobs of the urgent partition take the nodes of the other's, which wait and start again.
 ACCOUNT, PARTITION, URGENT = "lab", "gpu", "urgent"
+# Its time limit is below every job's.
+BRIEF = "brief"
 CONF = Path("/etc/slurm")
 COMMANDS = (
     "ip",
@@ -187,8 +189,9 @@ AccountingStoragePort={self.slurmdbd_port}
 AccountingStoragePass={self.folder}/munge.socket
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
-AccountingStorageEnforce=associations
+AccountingStorageEnforce=limits
 JobAcctGatherType=jobacct_gather/none
+EnforcePartLimits=ALL
 JobRequeue=1
 SlurmdParameters=config_overrides
 SlurmdPort={self.slurmd_port}
@@ -210,6 +213,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName={PARTITION} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName={URGENT} Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
+PartitionName={BRIEF} Nodes=ALL MaxTime=1 State=UP PriorityTier=1
 """
 
     def _slurmdbd_conf(self) -> str:

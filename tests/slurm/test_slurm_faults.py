@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -187,11 +187,16 @@ def preempt(node: str) -> None:
 
 def lose_node(cluster: Cluster, node: str, family: list[psutil.Process]) -> None:
     """Power off a node and, when Slurm has noticed, on again."""
+    power_off(cluster, node, family)
+    until(lambda: f"{node} down" in run("sinfo", "-Nh", "-o", "%N %t"), "loss of the node")
+    cluster.start_node(node)
+
+
+def power_off(cluster: Cluster, node: str, family: Iterable[psutil.Process] = ()) -> None:
+    """End a node's slurmd and all its processes."""
     cluster.end(f"slurmd-{node}", signal.SIGKILL)
     for process in (*psutil.process_iter(), *family):
         with contextlib.suppress(psutil.Error):
             at_home = process.environ().get("SLURMD_NODENAME") == node
             if at_home or (process.name() == "slurmstepd" and process.pid != os.getpid()):
                 process.kill()
-    until(lambda: f"{node} down" in run("sinfo", "-Nh", "-o", "%N %t"), "loss of the node")
-    cluster.start_node(node)

@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -21,7 +22,7 @@ from shardmark.launching.site import SCRATCH_VARIABLE, why_no_container
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
-from shardmark.measurement.gpu_check import why_no_gpus
+from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.captions import (
     FIGURES as FIGURE_TITLES,
     NOT_DRAWN,
@@ -31,8 +32,13 @@ from shardmark.report.captions import (
 )
 from shardmark.report.exports import exported_files
 from shardmark.slurm import queue
-from shardmark.slurm.executor import keep_planned_order, see_cancelled_jobs
+from shardmark.slurm.executor import (
+    keep_planned_order,
+    leave_lost_nodes_to_slurm,
+    see_cancelled_jobs,
+)
 from shardmark.slurm.job_request import request_of
+from shardmark.slurm.submission import Submission
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -228,14 +234,24 @@ def whole_machine(wildcards):
     return workflow.cores if workflow.is_main_process and workflow.local_exec else 1
 
 
+@functools.cache
+def ranks_held():
+    """Ranks of the gate that this machine's GPUs hold at once."""
+    return gate_ranks()
+
+
 def parity_threads(wildcards):
     """Cores of a parity case, which set how many cases run side by side: the gate is not timed.
 
-    A rank with a GPU takes a core. On CPUs two share one, for they mostly start and wait.
+    A rank with a GPU takes a core, or more where the GPUs hold fewer ranks than there are cores. On
+    CPUs two share one, for they mostly start and wait.
     """
-    ranks = replicas_at(wildcards)
-    cores = ranks if CONFIG.cluster.device == "cuda" else ranks // 2
-    return min(whole_machine(wildcards), max(1, cores))
+    ranks, machine = replicas_at(wildcards), whole_machine(wildcards)
+    if CONFIG.cluster.device == "cuda":
+        cores = ranks * math.ceil(machine / (ranks_held() or machine))
+    else:
+        cores = ranks // 2
+    return min(machine, max(1, cores))
 
 
 def oracle_threads(wildcards):
@@ -394,8 +410,16 @@ onstart:
             sys.exit(reason)
         record_controller(Path(RESULTS), CONTROLLER)
     if workflow.executor_plugin.name == "slurm":
+        if workflow.executor_settings.array_jobs:
+            sys.exit(
+                "--slurm-array-jobs cannot be used: every task of an array gets the resources of "
+                "its first cell and, on several nodes, also trains that cell"
+            )
         keep_planned_order()
         see_cancelled_jobs()
+        leave_lost_nodes_to_slurm(workflow.scheduler._executor)
+        own = queue.comments_of(CELLS.values()) if gate else None
+        Submission.attach(workflow.scheduler._executor, workflow.scheduler, own)
     if orphans():
         print(
             f"{len(orphans())} job(s) of a controller that is gone are still queued or running "

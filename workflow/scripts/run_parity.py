@@ -24,9 +24,6 @@ from shardmark.processes.leaving import leave
 from shardmark.processes.surroundings import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.strategies import STRATEGIES
 
-# Of a machine.
-MOST_GPUS = 1024
-
 
 def run_parity(
     case: ParityCase,
@@ -81,7 +78,7 @@ def gpu_surroundings(cell: Cell, gate: Path) -> dict[str, str]:
         cell: the case's.
         gate: folder of all the gate's results.
     """
-    there = visible_gpus(MOST_GPUS)
+    there = visible_gpus()
     surroundings = {
         TURN_VARIABLE: str(gate / f".turn.{node_name()}"),
         # Each rank of the gate has one core (rules/common.smk, parity_threads).

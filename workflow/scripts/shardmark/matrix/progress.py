@@ -63,8 +63,9 @@ class Progress(logging.Handler):
         self.live = stream.isatty() and bool(self.planned or self.gate)
         self.ended: dict[Place, str] = {}
         self.running: dict[int, Cell] = {}
-        # Seconds in which a cell was running, up to the last look at the clock.
-        self.cells_s = 0.0
+        # Seconds in which a cell was running: up to the last look at the clock, and up to the last
+        # end of a cell.
+        self.cells_s = self.ended_s = 0.0
         self.looked = time.monotonic()
         # A parity case goes by its title. Its number is its place in the order of starting.
         self.numbers: dict[str, int] = {}
@@ -136,6 +137,7 @@ class Progress(logging.Handler):
             cell = self.running.pop(jobid)
             status, figure = outcome(cell.folder / "metrics.json")
             self.ended[place_of(cell)] = status
+            self.ended_s = self.cells_s
             self._say(f"{self.count()} {cell.title}: {status}{figure}")
         elif jobid in self.checking:
             case = self.checking.pop(jobid)
@@ -147,8 +149,11 @@ class Progress(logging.Handler):
         title = str(job["rule_name"])
         cell = self.running.pop(job["jobid"], None)
         case = self.checking.pop(job["jobid"], None)
+        if not (job.get("aux") or {}).get("submitted", True):
+            return  # slurm/submission.py says why
         if cell is not None:
             self.ended[place_of(cell)] = "no result"
+            self.ended_s = self.cells_s
             title = f"{self.count()} {cell.title}"
         elif case is not None:
             self.verdicts[case] = "no result"
@@ -172,12 +177,14 @@ class Progress(logging.Handler):
     def left_s(self) -> float | None:
         """Seconds left at the pace of the cells so far; None before the first has ended.
 
-        The pace counts only time in which a cell was running. The gate's time is no cell's time.
+        The pace counts only time in which a cell was running: the gate's time is no cell's time.
+        What has passed since the last cell ended is time that those now running have behind them.
         """
         if not self.done:
             return None
         self._keep_time()
-        return self.cells_s / self.done * (self.cells - self.done)
+        left = self.ended_s / self.done * (self.cells - self.done)
+        return max(0.0, left - (self.cells_s - self.ended_s))
 
     def state(self) -> str:
         """The whole run in one line: the gate first while it runs alone, then the cells."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from shardmark.errors import UserError
-from shardmark.measurement.telemetry import visible_gpus
+from shardmark.measurement.telemetry import gpu_facts, visible_gpus
 
 # torch warns where the driver is too old and raises the reason only when CUDA is initialised.
 _ASK_TORCH = """
@@ -41,6 +41,20 @@ ROCM = (
     "torch {version} is a build for ROCm {hip}: energy, power, clocks and memory are read through "
     "NVML, which knows no GPU of AMD's, so nothing would be measured; run on NVIDIA GPUs"
 )
+
+
+# Of a GPU for each rank of the parity gate: a CUDA context, its libraries' workspaces and a small
+# network. Chosen: 24 ranks left an H100 of 80 GB more than half empty.
+GATE_RANK_BYTES = 2 * 2**30
+
+
+def gate_ranks() -> int:
+    """Ranks of the parity gate that this machine's GPUs hold at once; 0 where none can be asked."""
+    try:
+        gpus = [gpu_facts(uuid)["memory_total_bytes"] for uuid in visible_gpus()]
+    except UserError:
+        return 0
+    return sum((memory or 0) // GATE_RANK_BYTES for memory in gpus)
 
 
 class TorchCuda(BaseModel):

@@ -192,8 +192,8 @@ def rapl_energy_j(root: Path = _RAPL) -> float | None:
     return total
 
 
-def visible_gpus(count: int) -> list[str]:
-    """UUIDs of the first ``count`` GPUs that CUDA would see here, in its order (by bus).
+def visible_gpus(count: int | None = None) -> list[str]:
+    """UUIDs of the first ``count`` GPUs that CUDA would see here, or all, in its order (by bus).
 
     Raises:
         UserError: if there is no driver to ask, or one of them is cut into slices (MIG).

@@ -1,4 +1,4 @@
-"""Snakemake's Slurm executor, made to hand jobs over in order and to see those that are cancelled.
+"""Snakemake's Slurm executor: jobs in order, cancelled jobs seen, lost nodes left to Slurm.
 
 Each function can go with the first version of snakemake-executor-plugin-slurm that needs it no more
 (2.8.0 does): the test in tests/slurm that its docstring names then passes without it.
@@ -43,3 +43,36 @@ def see_cancelled_jobs() -> None:
         return {job: state.split()[0] for job, state in states.items() if state}, seconds
 
     plugin.query_job_status = first_words
+
+
+class _NamedByUser(set[str]):
+    """Nodes that the user excludes; the executor adds none."""
+
+    def add(self, _: str) -> None:
+        """Leave it out."""
+
+
+def leave_lost_nodes_to_slurm(executor: Any) -> None:
+    """Let this executor exclude no node from later jobs, and await a job whose node was lost.
+
+    Slurm starts nothing on a node that is down. The executor excludes it by the node list of the
+    job that was on it; a requeued job has ``None assigned``, which sbatch refuses for every later
+    job (seen). So would it refuse the node's pinned block. Test: a lost node does not keep ...
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    executor._failed_nodes = _NamedByUser(executor._failed_nodes)
+    if not executor.workflow.executor_settings.requeue:
+        return
+    ask = plugin.query_job_status
+
+    async def requeued(command: str, logger: Any) -> tuple[dict[str, str] | None, float | None]:
+        states, seconds = await ask(command, logger)
+        if states is None:
+            return None, seconds
+        # Any state that the executor takes for a job that has not ended. For this one it says at
+        # each look that the node is excluded.
+        waits = {job: "REQUEUED" for job, state in states.items() if state == "NODE_FAIL"}
+        return states | waits, seconds
+
+    plugin.query_job_status = requeued

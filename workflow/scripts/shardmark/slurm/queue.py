@@ -93,9 +93,53 @@ def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
     ]
 
 
+def let_gate_pass(project: Path, comments: Container[str]) -> None:
+    """Lower the priority of the cells that wait as far as the parity gate's jobs need it.
+
+    A parity case is submitted when its oracle is there, behind cells that were submitted before.
+    All cells get the same nice value, which keeps their order. A user may raise it, and not lower
+    it again.
+
+    Args:
+        project: the folder.
+        comments: of the matrix's jobs, as for ``jobs_of``.
+
+    Raises:
+        UserError: if Slurm does not answer or refuses.
+    """
+    user = getpass.getuser()
+    columns = "--format=%i|%Q|%y|%k|%Z"
+    text = ask("squeue", "--noheader", "--states=PENDING", f"--user={user}", columns)
+    here = str(project.resolve())
+    gate: list[int] = []
+    cells: dict[str, tuple[int, int]] = {}
+    for line in text.splitlines():
+        job, priority, nice, comment, folder = line.split("|", 4)
+        if folder != here or comment not in comments:
+            continue
+        if comment.startswith(CELL):
+            cells[job] = int(priority), int(nice)
+        elif comment.startswith(GATE) and int(priority):  # 0: held
+            gate.append(int(priority))
+    if not cells:
+        return
+    new = max(nice for _, nice in cells.values())
+    if gate:
+        first = max(priority + nice for priority, nice in cells.values()) - new
+        new += max(0, first - min(gate) + 1)
+    behind = [job for job, (_, nice) in cells.items() if nice < new]
+    if behind:
+        ask("scontrol", "update", f"jobid={','.join(behind)}", f"nice={new}")
+
+
 def comment_of(rule: str, wildcards: Sequence[str]) -> str:
     """What Snakemake's executor writes as the comment of a rule's job."""
     return "_".join(["rule", rule, "wildcards", *wildcards])
+
+
+# How the comments of cells and of the parity gate's jobs begin.
+CELL = comment_of("train", [""])
+GATE = comment_of("make_oracle", [""]), comment_of("check_parity", [""])
 
 
 def comments_of(cells: Iterable[Cell]) -> set[str]:

@@ -1,0 +1,128 @@
+"""Jobs as they are submitted: what sbatch refuses is no failed job, and the gate goes first.
+
+A refusal that may pass is waited out. Any other stops the matrix, since it would meet the other
+cells too. Works on private parts of snakemake-executor-plugin-slurm 2.8.0, which reports a refused
+submission as a failed job, without sbatch's reason. It can go with the first version that does
+neither: tests/slurm/test_slurm_submission.py then passes without it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from shardmark.errors import UserError
+from shardmark.slurm import queue
+
+# Between two attempts to submit a job that was refused.
+WAIT_S = 30.0
+# sbatch's words, as Slurm 22.05 prints them.
+_MAY_PASS = re.compile(
+    # As many jobs of the user or the account are queued as an association or a QOS allows.
+    r"(Assoc|QOS)\w*SubmitJobs?\w*Limit"
+    # slurmctld or slurmdbd restarts, is overloaded or cannot be reached.
+    r"|Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
+    r"|standby mode|Connection (refused|timed out|reset)|Resource temporarily unavailable"
+    r"|temporarily unable to accept job|Unable to create job record, try again"
+    r"|Unable to test the validity of the given"
+    # A partition or a node was taken out of service.
+    r"|Required partition not available|Requested partition configuration not available now"
+    r"|Invalid node name specified"
+)
+_SBATCH = re.compile(r"The error message was '(.*?)'\.\n    sbatch call", re.DOTALL)
+
+
+def sbatch_words(message: str) -> str:
+    """What sbatch said, in one line, from what the executor says of a failed submission."""
+    match = _SBATCH.search(message)
+    words = match[1] if match else message.removeprefix("Job submission failed with exception: ")
+    lines = [line.removeprefix("sbatch: error: ").strip() for line in words.splitlines()]
+    return "; ".join(filter(None, lines)).replace(":; ", ": ")
+
+
+def may_pass(words: str) -> bool:
+    """Whether the same submission may be accepted later."""
+    return bool(_MAY_PASS.search(words))
+
+
+class Submission:
+    """Submits the jobs of an executor, one after the other, in the executor's own thread.
+
+    Args:
+        executor: Snakemake's, for Slurm.
+        scheduler: Snakemake's.
+        gate_first: the comments of the matrix's jobs, where this run has parity cases to check.
+    """
+
+    def __init__(self, executor: Any, scheduler: Any, gate_first: Container[str] | None) -> None:
+        self.executor = executor
+        self.scheduler = scheduler
+        self.gate_first = gate_first
+        self._run_job = executor.run_job
+        self._refusal = ""
+        self._last_said = ""
+        self._ended = threading.Event()
+
+    @classmethod
+    def attach(cls, executor: Any, scheduler: Any, gate_first: Container[str] | None) -> None:
+        """Take the place of the executor's own way to submit a job."""
+        self = cls(executor, scheduler, gate_first)
+        executor.run_job = self.submit
+        executor._report_job_error_threadsafe = self._note
+        # Both wait for the submissions, and after the first nothing may be submitted.
+        for name in ("cancel", "shutdown"):
+            setattr(executor, name, self._ending(getattr(executor, name)))
+
+    def submit(self, job: Any) -> None:
+        """Submit a job, again and again while Slurm refuses it for a reason that may pass."""
+        while not self._stopped:
+            self._refusal = ""
+            self._run_job(job)
+            if not self._refusal:
+                if self.gate_first is not None:
+                    self._let_the_gate_pass(self.gate_first)
+                return
+            if not may_pass(self._refusal):
+                self._stop(job)
+            elif self._refusal != self._last_said:
+                self._last_said = self._refusal
+                self.executor.logger.warning(
+                    f"Slurm accepts no job at the moment ({self._refusal}). The jobs that are left "
+                    "wait here, and are submitted as soon as it does"
+                )
+            self._ended.wait(0 if self._stopped else WAIT_S)
+        job.log_error("not submitted", submitted=False)
+        self.scheduler.error_callback(job)
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether nothing more is to be submitted: Ctrl-C, SIGTERM, on_failure: stop, a refusal."""
+        return self._ended.is_set() or bool(self.scheduler._user_kill)
+
+    def _note(self, _: Any, msg: str) -> None:
+        self._refusal = sbatch_words(msg)
+
+    def _stop(self, job: Any) -> None:
+        submitted = "Jobs already submitted go on. " if self.executor.active_jobs else ""
+        self.executor.logger.error(
+            f"Slurm refuses the job for {job.output[0]}: {self._refusal}\nNo more jobs are "
+            f"submitted. {submitted}Change what it names, and give the same command again"
+        )
+        # As StopAtFailure does.
+        self.scheduler._user_kill = "graceful"
+
+    def _ending(self, end: Any) -> Any:
+        def ended() -> None:
+            self._ended.set()
+            end()
+
+        return ended
+
+    def _let_the_gate_pass(self, comments: Container[str]) -> None:
+        try:
+            queue.let_gate_pass(Path(), comments)
+        except UserError as error:
+            self.executor.logger.warning(f"Parity cases may wait behind cells: {error}")
