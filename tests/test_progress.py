@@ -374,6 +374,9 @@ def test_only_what_the_display_does_not_tell_reaches_the_console() -> None:
     assert needs_the_console(record(logging.WARNING, "disk is full"))
     assert needs_the_console(record(logging.ERROR, "bug", exception="RuleException"))
     assert not needs_the_console(record(logging.INFO, "Finished job 3"))
+    assert not needs_the_console(
+        record(logging.WARNING, "Cannot restore results/t/metrics.json: no backup found.")
+    )
     assert not needs_the_console(record(logging.ERROR, event=LogEvent.JOB_ERROR))
     assert not needs_the_console(
         record(logging.ERROR, "CalledProcessError in rule train", exception="RuleException")

@@ -29,6 +29,8 @@ REASON_LENGTH = 120
 TRAIN = "train"
 CHECK_PARITY = "check_parity"
 USUAL_WIDTH = 80
+# Snakemake's words where a cell fails that had no result before.
+NOTHING_TO_RESTORE = ": no backup found."
 # Above what the job's own Snakemake says of it at length.
 _SLURM_ERROR = re.compile(r"(srun|sbatch|slurmstepd\S*): (error|fatal):")
 
@@ -273,13 +275,15 @@ def terminal_width(stream: TextIO) -> int:
 def needs_the_console(record: logging.LogRecord) -> bool:
     """Whether a record of Snakemake's must reach the terminal beside the display.
 
-    A failed job is told by the display with the path of its log; Snakemake tells it twice, each
-    time with the whole definition of the cell.
+    The display reports a failed job with the path of its log. Snakemake reports it twice, each time
+    with the whole definition of the cell, and warns that there is no earlier result to restore.
     """
     if str(getattr(record, "event", "")) == "job_error":
         return False
     if getattr(record, "exception", "") == "RuleException":
         return "CalledProcessError" not in record.getMessage()
+    if NOTHING_TO_RESTORE in record.getMessage():
+        return False
     return record.levelno >= logging.WARNING
 
 
