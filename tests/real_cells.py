@@ -38,7 +38,12 @@ def cell_named(
         "workloads": {"w": workload},
         "variants": VARIANTS,
         "cluster": {"device": DEVICE},
-        "measure": {"steady_s": 0.3, "warmup_min_steps": 4, "warmup_max_steps": 8}
+        "measure": {
+            "steady_s": 0.3,
+            "warmup_min_steps": 4,
+            "warmup_max_steps": 8,
+            "profile": False,
+        }
         | (measure or {}),
     }
     return cell_of(load(raw, ROOT), "w", strategy, gpus, 0)

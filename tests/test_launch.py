@@ -113,20 +113,29 @@ def test_a_world_that_was_clipped_is_the_users_to_mend(tmp_path: Path) -> None:
     assert not any("Traceback" in line for line in ended.log_tail)
 
 
-def test_an_inherited_job_number_that_no_slurm_knows_does_not_stop_a_cell_of_one_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "starts"),
+    [
+        ("scontrol show job 4711 failed: slurm_load_jobs error: Invalid job id specified", True),
+        ("scontrol cannot be asked (timed out after 30 seconds)", False),
+    ],
+)
+def test_an_inherited_job_number_that_slurm_does_not_know_stops_no_cell_of_one_node(
+    answer: str, starts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_answer(*command: str) -> str:
-        raise UserError(f"{command[0]} cannot be asked ([Errno 2] No such file or directory)")
+    def ask(*command: str) -> str:
+        raise UserError(answer)
 
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    monkeypatch.setattr(allocation, "ask", no_answer)
-    ended = train(FAILING / "train_raises.py", cell_at(), tmp_path, FAILURE="wheels")
-    assert [failure["exception"] for failure in ended.failures] == [
-        "ArithmeticError: the wheels came off"
-    ], "it started"
-    with pytest.raises(UserError, match="scontrol cannot be asked"):
-        train(FAILING / "train_raises.py", cell_at(gpus=8), tmp_path)
+    monkeypatch.setattr(allocation, "ask", ask)
+    monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
+    script = FAILING / "train_raises.py"
+    if starts:
+        ended = train(script, cell_at(), tmp_path, FAILURE="wheels")
+        assert ended.failures[0]["exception"] == "ArithmeticError: the wheels came off"
+    for gpus in (8,) if starts else (8, 1):
+        with pytest.raises(UserError, match=r"Invalid job id|cannot be asked"):
+            train(script, cell_at(gpus=gpus), tmp_path)
 
 
 def test_a_loss_that_becomes_no_number_is_divergence(tmp_path: Path) -> None:
