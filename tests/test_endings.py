@@ -238,22 +238,22 @@ def test_the_clocks_of_two_nodes_are_not_compared_closely() -> None:
     assert (status, failure.rank) == ("failed", 0)
 
 
-def test_a_fault_of_the_place_is_no_result_and_says_what_to_do() -> None:
-    with pytest.raises(Interrupted, match=r"rank 1, training.*mend the place and run it again"):
-        failure_of(CELL, ended(node(died(1, 1)), failures=(raised(1, kind="place"),)))
+def test_a_fault_of_the_machine_is_no_result_and_says_what_to_do() -> None:
+    with pytest.raises(Interrupted, match=r"rank 1, training.*fix that and run it again"):
+        failure_of(CELL, ended(node(died(1, 1)), failures=(raised(1, kind="machine"),)))
 
 
 def test_a_worker_that_the_kernel_killed_for_memory_is_a_result() -> None:
     killed = node(died(1, 1), oom_kills=1)
-    worker = raised(1, kind="place") | {
+    worker = raised(1, kind="machine") | {
         "exception": "RuntimeError: DataLoader worker (pid 8) Killed"
     }
     found = failure_of(CELL, ended(killed, failures=(worker,)))
     assert found is not None
     assert (found[0], found[1].rank) == ("oom", 1)
     # The kernel counts for the whole machine: it may have killed somebody else's process.
-    with pytest.raises(Interrupted, match="mend the place"):
-        failure_of(CELL, ended(killed, failures=(raised(1, kind="place"),)))
+    with pytest.raises(Interrupted, match="fix that"):
+        failure_of(CELL, ended(killed, failures=(raised(1, kind="machine"),)))
 
 
 def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
@@ -264,20 +264,20 @@ def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (PermissionError(13, "Permission denied", "results/x"), "place"),
-        (OSError(36, "File name too long"), "place"),
-        (OSError("AF_UNIX path too long"), "place"),
+        (PermissionError(13, "Permission denied", "results/x"), "machine"),
+        (OSError(36, "File name too long"), "machine"),
+        (OSError("AF_UNIX path too long"), "machine"),
         (OSError(28, "No space left on device"), "full_disk"),
-        (ModuleNotFoundError("No module named 'deepspeed'"), "place"),
-        (ImportError("libcudart.so.13: cannot open shared object file"), "place"),
-        (KeyError("getpwuid(): uid not found: 4711"), "place"),
-        (RuntimeError("DataLoader worker (pid 812) is killed by signal: Killed. "), "place"),
+        (ModuleNotFoundError("No module named 'deepspeed'"), "machine"),
+        (ImportError("libcudart.so.13: cannot open shared object file"), "machine"),
+        (KeyError("getpwuid(): uid not found: 4711"), "machine"),
+        (RuntimeError("DataLoader worker (pid 812) is killed by signal: Killed. "), "machine"),
         (
             RuntimeError("DataLoader worker (pid 8) is killed by signal: Segmentation fault"),
             "failed",
         ),
         (OSError(12, "Cannot allocate memory"), "oom"),
-        (RuntimeError("DataLoader worker (pid(s) 812) exited unexpectedly"), "place"),
+        (RuntimeError("DataLoader worker (pid(s) 812) exited unexpectedly"), "machine"),
         # A worker's own exception is the training's.
         (ValueError("Caught ValueError in DataLoader worker process 0."), "failed"),
         # These follow from another rank's end.

@@ -17,7 +17,7 @@ import run_parity
 from parity_cases import ROOT, STRATEGIES, case_of
 from shardmark.cells import Cell
 from shardmark.measurement.gpu_check import gate_ranks
-from shardmark.processes.surroundings import SHARED_DEVICE, TURN_VARIABLE
+from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.training import gpu_turn
 from shardmark.training.runtime import Runtime
 from simulated_nvml import Gpu, simulate
@@ -33,11 +33,11 @@ def test_cases_of_one_rank_spread_over_the_gpus(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     simulate(monkeypatch, [Gpu() for _ in range(4)])
     taken = [
-        run_parity.gpu_surroundings(cell_of(strategy, 1), tmp_path)["CUDA_VISIBLE_DEVICES"]
+        run_parity.gpu_variables(cell_of(strategy, 1), tmp_path)["CUDA_VISIBLE_DEVICES"]
         for strategy in STRATEGIES
     ]
     assert len(set(taken)) > 2
-    pair = run_parity.gpu_surroundings(cell_of("ddp", 2), tmp_path)["CUDA_VISIBLE_DEVICES"]
+    pair = run_parity.gpu_variables(cell_of("ddp", 2), tmp_path)["CUDA_VISIBLE_DEVICES"]
     assert len(set(pair.split(","))) == 2
 
 
@@ -46,10 +46,10 @@ def test_only_the_gpus_of_the_job_are_taken(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     simulate(monkeypatch, [Gpu() for _ in range(4)])
-    given = run_parity.gpu_surroundings(cell_of("ddp", 2), tmp_path)
+    given = run_parity.gpu_variables(cell_of("ddp", 2), tmp_path)
     assert set(given["CUDA_VISIBLE_DEVICES"].split(",")) == {"1", "3"}
     assert SHARED_DEVICE not in given
-    fewer = run_parity.gpu_surroundings(cell_of("ddp", 4), tmp_path)
+    fewer = run_parity.gpu_variables(cell_of("ddp", 4), tmp_path)
     assert fewer[SHARED_DEVICE] == "1"
     assert Path(fewer[TURN_VARIABLE]).parent == tmp_path
 

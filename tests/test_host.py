@@ -15,7 +15,7 @@ from shardmark.matrix.result_tables import cell_row
 from shardmark.measurement import host
 from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host
-from shardmark.measurement.labels import host_wait_pct, labels_of
+from shardmark.measurement.labels import cell_labels, host_wait_pct
 from shardmark.metrics import StepSplit
 
 
@@ -130,14 +130,14 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     # FSDP2 on two H100: rank 0 communicates for half of its step, which is waiting for rank 1.
     profile = [split(0, host_gap_ms=1, exposed_ms=56), split(1, host_gap_ms=59, exposed_ms=1)]
     slow = metrics.model_copy(update={"profile": profile})
-    assert labels_of(slow) == ["waits for its host during 59 % of a step"]
+    assert cell_labels(slow) == ["waits for its host during 59 % of a step"]
     row = cell_row(slow, "passed")
     assert (row.host_wait_pct, row.exposed_communication_pct) == (59, 1)
     assert row.labels == "waits for its host during 59 % of a step"
     fast = metrics.model_copy(update={"profile": [split(0, host_gap_ms=9, exposed_ms=20)]})
-    assert labels_of(fast) == []
+    assert cell_labels(fast) == []
     unknown = metrics.model_copy(update={"profile": []})
-    assert labels_of(unknown) == []
+    assert cell_labels(unknown) == []
     assert cell_row(unknown, "passed").host_wait_pct is None
 
 
@@ -149,6 +149,6 @@ def test_what_tracing_adds_is_no_waiting() -> None:
     traced = split(0, host_gap_ms=5.0, exposed_ms=0.3).model_copy(update={"step_ms": 43.9})
     found = metrics.model_copy(update={"throughput": throughput, "profile": [traced]})
     assert host_wait_pct(found) == pytest.approx(100 * 1.2 / 40.1)
-    assert labels_of(found) == []
+    assert cell_labels(found) == []
     slower = traced.model_copy(update={"step_ms": 99.0})
     assert host_wait_pct(found.model_copy(update={"profile": [slower]})) == 0

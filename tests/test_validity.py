@@ -13,8 +13,8 @@ from real_cells import cell_named
 from shardmark.cells import Cell
 from shardmark.matrix.result_tables import cell_row
 from shardmark.measurement.devices import summarise_cell, summarise_device
-from shardmark.measurement.labels import labels_of
-from shardmark.measurement.validity import RULES, judged, rules_not_told
+from shardmark.measurement.labels import cell_labels
+from shardmark.measurement.validity import RULES, judged, unchecked_rules
 from shardmark.metrics import HostUse, Metrics, Probe, StepSplit, Throughput
 from test_measurement import gpu_rows
 
@@ -112,20 +112,20 @@ def assert_suspect(found: Metrics, rule: str, words: str) -> None:
 
 def test_a_calm_cell_is_valid_and_nothing_of_it_is_unknown() -> None:
     calm = judged(result())
-    assert (calm.validity_reasons, calm.unknown, labels_of(calm)) == ([], [], [])
+    assert (calm.validity_reasons, calm.unknown, cell_labels(calm)) == ([], [], [])
 
 
 NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "no reasons to throttle, as from a driver that has no such question": (
         {"throttle_mask": None},
         {},
-        ["throttled could not be told: the driver reports no reasons, or rarely (GPU 0 of n1)"],
+        ["throttled could not be checked: the driver reports no reasons, or rarely (GPU 0 of n1)"],
     ),
     "no power limit where power is capped": (
         {"throttle_mask": 4.0, "power_limit_w": None},
         {},
         [
-            "throttled could not be told: power is capped, and the driver does not say whether "
+            "throttled could not be checked: power is capped, and the driver does not say whether "
             "below the GPU's own limit (GPU 0 of n1)"
         ],
     ),
@@ -134,23 +134,23 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"processes": None},
         {},
         [
-            "shared GPU could not be told: the driver does not list all processes on it, as in a "
-            "container that hides them (GPU 0 of n1)"
+            "shared GPU could not be checked: the driver does not list all processes on it, as in "
+            "a container that hides them (GPU 0 of n1)"
         ],
     ),
     "a list that lacks the cell's own process": (
         {"processes": "-"},
         {},
         [
-            "shared GPU could not be told: the driver does not list all processes on it, as in a "
-            "container that hides them (GPU 0 of n1)"
+            "shared GPU could not be checked: the driver does not list all processes on it, as in "
+            "a container that hides them (GPU 0 of n1)"
         ],
     ),
     "never seen idle": (
         {},
         {"idle": 0.0},
         [
-            "shared GPU could not be told: its memory and load before the cell began are not "
+            "shared GPU could not be checked: its memory and load before the cell began are not "
             "known (GPU 0 of n1)"
         ],
     ),
@@ -158,7 +158,7 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"ecc_errors": None},
         {"ecc_errors": None},
         [
-            "memory errors could not be told: it has no ECC, or the driver does not count its "
+            "memory errors could not be checked: it has no ECC, or the driver does not count its "
             "errors through (GPU 0 of n1)"
         ],
     ),
@@ -166,7 +166,7 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"energy_j": None},
         {},
         [
-            "energy could not be told: the device has no energy counter that can be read "
+            "energy could not be checked: the device has no energy counter that can be read "
             "(GPU 0 of n1)"
         ],
     ),
@@ -174,15 +174,15 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"power_w": None},
         {"power_w": None},
         [
-            "energy could not be told: nothing confirms the counter: the window is under 2 s, or "
-            "power cannot be read (GPU 0 of n1)"
+            "energy could not be checked: nothing confirms the counter: the window is under 2 s, "
+            "or power cannot be read (GPU 0 of n1)"
         ],
     ),
     "more power before the cell than in it": (
         {},
         {"power_w": 500.0, "energy_j": None},
         [
-            "energy could not be told: it took more power before the cell began than in the "
+            "energy could not be checked: it took more power before the cell began than in the "
             "window (GPU 0 of n1)"
         ],
     ),
@@ -205,30 +205,30 @@ def test_an_error_counter_that_was_read_once_or_began_anew_tells_no_errors() -> 
             rows[place]["ecc_errors"] = value
         found = judged(result(rows))
         assert found.validity_reasons == []
-        assert rules_not_told(found.unknown) == ["memory errors"]
+        assert unchecked_rules(found.unknown) == ["memory errors"]
 
 
 def test_reasons_known_for_half_of_the_window_are_not_known() -> None:
     rows = telemetry()
     for row in rows[::2]:
         row["throttle_mask"] = None
-    assert rules_not_told(judged(result(rows)).unknown) == ["throttled"]
+    assert unchecked_rules(judged(result(rows)).unknown) == ["throttled"]
 
 
 def test_a_sampler_that_stood_still_leaves_unknown_what_happened_then() -> None:
     rows = [row for row in telemetry() if not 12 < row["monotonic_s"] < 15]
     found = judged(result(rows))
     assert found.unknown == [
-        "unwatched could not be told: no sample for 30 % of the window on end (GPU 0 of n1)"
+        "unwatched could not be checked: no sample for 30 % of the window on end (GPU 0 of n1)"
     ]
 
 
 def test_a_gpu_without_samples_leaves_all_of_it_unknown() -> None:
     found = judged(result([]))
     names = ["throttled", "shared GPU", "unwatched", "memory errors", "energy"]
-    assert rules_not_told(found.unknown) == names
+    assert unchecked_rules(found.unknown) == names
     assert found.unknown[0] == (
-        "throttled could not be told: no sample fell into the window (GPU 0 of n1)"
+        "throttled could not be checked: no sample fell into the window (GPU 0 of n1)"
     )
 
 
@@ -237,25 +237,27 @@ def test_equal_answers_of_several_gpus_are_said_once() -> None:
     other = one.devices[0].model_copy(update={"index": 1})
     both = judged(one.model_copy(update={"devices": [*one.devices, other]}))
     assert both.unknown == [
-        "throttled could not be told: the driver reports no reasons, or rarely (all 2 GPUs)"
+        "throttled could not be checked: the driver reports no reasons, or rarely (all 2 GPUs)"
     ]
 
 
 def test_too_few_steps_to_see_a_drift_are_said() -> None:
     found = judged(result(steps=20, drift_pct=None))
-    assert found.unknown == ["drifting could not be told: the window's 20 steps are too few"]
+    assert found.unknown == ["drifting could not be checked: the window's 20 steps are too few"]
 
 
 def test_rules_that_need_other_cells_are_unknown_where_there_are_none() -> None:
     cell = probed(780)
     assert judged(cell).unknown == [], "a cell that has just ended has no others yet"
     assert judged(cell, [cell]).unknown == [
-        "slow GPU could not be told: no other cell ran on such GPUs in this precision",
+        "slow GPU could not be checked: no other cell ran on such GPUs in this precision",
     ]
     assert judged(cell, [cell, probed(785)]).unknown == []
     without = cell.model_copy(update={"probes": []})
-    assert judged(without, [cell]).unknown == ["slow GPU could not be told: the cell has no probe"]
-    assert rules_not_told(judged(loaded(1000), [control(1000, "fsdp")]).unknown) == ["input-bound"]
+    assert judged(without, [cell]).unknown == [
+        "slow GPU could not be checked: the cell has no probe"
+    ]
+    assert unchecked_rules(judged(loaded(1000), [control(1000, "fsdp")]).unknown) == ["input-bound"]
     assert judged(loaded(1000), [control(1000)]).unknown == []
 
 
@@ -266,7 +268,7 @@ def test_a_cell_that_failed_leaves_nothing_unknown() -> None:
 
 def test_what_was_recorded_before_it_was_asked_for_is_unknown() -> None:
     old = result().model_copy(update={"host": [], "profile": []})
-    assert rules_not_told(judged(old).unknown) == [
+    assert unchecked_rules(judged(old).unknown) == [
         "waiting for the host",
         "CPU quota",
         "sharing of CPUs",
@@ -281,7 +283,7 @@ def test_a_counter_and_power_that_contradict_each_other_give_no_energy() -> None
         "energy counter and power of GPU 0 of n1 contradict each other: the integral of power is "
         "off by 75 %, more than 10 %"
     )
-    assert labels_of(found) == [words]
+    assert cell_labels(found) == [words]
     assert found.validity == "valid", "a label excludes nothing"
     (device,) = found.devices
     cell = summarise_cell(found.devices, images=10, images_per_epoch=100)
@@ -315,25 +317,25 @@ def test_a_cpu_quota_that_ran_out_is_a_label() -> None:
     # A container held to half a CPU.
     throttled = {"cpu_quota": 0.5, "cpu_periods": 97, "cpu_periods_throttled": 94}
     found = judged(hosted({}, throttled))
-    assert labels_of(found) == ["its quota of 0.5 CPUs ran out in 94 of 97 periods"]
+    assert cell_labels(found) == ["its quota of 0.5 CPUs ran out in 94 of 97 periods"]
     assert (found.validity, found.unknown) == ("valid", [])
     row = cell_row(found, "passed")
     assert row.cpu_throttled_pct == pytest.approx(100 * 94 / 97)
-    assert labels_of(hosted({"cpu_quota": 8.0, "cpu_periods": 97})) == []
+    assert cell_labels(hosted({"cpu_quota": 8.0, "cpu_periods": 97})) == []
 
 
 def test_a_quota_that_nobody_can_read_is_unknown() -> None:
     found = judged(hosted({}, {"cpu_periods": None, "cpu_periods_throttled": None}))
     assert found.unknown == [
-        "CPU quota could not be told: the control groups of a rank could not be read"
+        "CPU quota could not be checked: the control groups of a rank could not be read"
     ]
     assert cell_row(found, "passed").cpu_throttled_pct is None
 
 
 def test_ranks_that_share_a_cpu_are_labelled() -> None:
     bound = {"cpus": 1, "cpu_list": "0"}
-    assert labels_of(hosted(bound, bound)) == ["2 ranks share 1 CPU"]
-    assert labels_of(hosted(bound, {"cpus": 1, "cpu_list": "1"})) == []
+    assert cell_labels(hosted(bound, bound)) == ["2 ranks share 1 CPU"]
+    assert cell_labels(hosted(bound, {"cpus": 1, "cpu_list": "1"})) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Misbehaving(Ddp):
         super().backward(loss)
         if self.its_turn and os.environ["MISBEHAVIOUR"] == "stop":
             # On a GPU the gradients are on their way: the others wait in a collective.
+            Path(os.environ["STOPPED"]).touch()
             os.kill(os.getpid(), signal.SIGSTOP)
 
     @property

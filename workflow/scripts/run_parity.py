@@ -20,8 +20,8 @@ from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
+from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.processes.leaving import leave
-from shardmark.processes.surroundings import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.strategies import STRATEGIES
 
 
@@ -48,10 +48,10 @@ def run_parity(
     cell = case.cell
     if cell.unsupported:
         return verdict(case, status="unsupported", reason=cell.unsupported)
-    surroundings: dict[str, str] = {}
+    variables: dict[str, str] = {}
     if cell.device == "cuda" and cell.nodes == 1:
-        surroundings = gpu_surroundings(cell, result.absolute().parents[2])
-    shared = SHARED_DEVICE in surroundings
+        variables = gpu_variables(cell, result.absolute().parents[2])
+    shared = SHARED_DEVICE in variables
     with scratch_folder(result) as scratch:
         (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
         ended = launch(
@@ -60,7 +60,7 @@ def run_parity(
             cell,
             scratch,
             stall_s=stall_s,
-            extra_env=surroundings,
+            extra_env=variables,
         )
         failed = failure_of(cell, ended)
         if failed is not None:
@@ -68,7 +68,7 @@ def run_parity(
         return _judged(case, scratch / "trajectories.pt", oracle, shared)
 
 
-def gpu_surroundings(cell: Cell, gate: Path) -> dict[str, str]:
+def gpu_variables(cell: Cell, gate: Path) -> dict[str, str]:
     """Variables for a case's ranks on one node: their GPUs, and whom they share them with.
 
     Cases run side by side, so each strategy begins at another GPU. Ranks that find too few GPUs
@@ -79,16 +79,16 @@ def gpu_surroundings(cell: Cell, gate: Path) -> dict[str, str]:
         gate: folder of all the gate's results.
     """
     there = visible_gpus()
-    surroundings = {
+    variables = {
         TURN_VARIABLE: str(gate / f".turn.{node_name()}"),
         # Each rank of the gate has one core (rules/common.smk, parity_threads).
         "OMP_NUM_THREADS": "1",
     }
     if len(there) < cell.gpus:
-        return surroundings | {SHARED_DEVICE: "1"}
+        return variables | {SHARED_DEVICE: "1"}
     first = zlib.crc32(cell.strategy.encode()) % len(there)
     chosen = (there[first:] + there[:first])[: cell.gpus]
-    return surroundings | {"CUDA_VISIBLE_DEVICES": gpu_indices(chosen)}
+    return variables | {"CUDA_VISIBLE_DEVICES": gpu_indices(chosen)}
 
 
 def _why(failure: Failure) -> str:

@@ -63,24 +63,26 @@ class Dp(Strategy):
 
     With several GPUs cuDNN's search for the fastest kernels is switched off. torch keeps cuDNN's
     plans in a cache per thread (aten/src/ATen/native/cudnn/Conv_v8.cpp), and DataParallel starts
-    new threads in each forward pass, so every step would search again. ResNet-50 on two H100:
+    new threads in each forward pass, so every step would search again. A bare loop of ResNet-50 on
+    two H100:
 
-    =====================================  ===============
-    threads, search                        images/s
-    =====================================  ===============
-    new in each forward pass, with         730 to 1,020
-    new in each forward pass, without      11,100 to 12,100
-    lasting, with                          25,200
-    DDP                                    25,500
-    =====================================  ===============
+    ===========  ======  ================
+    threads      search  images/s
+    ===========  ======  ================
+    new          on      730 to 1,020
+    new          off     11,066 to 12,086
+    lasting      on      25,244
+    DDP          on      25,511
+    ===========  ======  ================
 
-    The second row is as fast as torch's own DataParallel gets, so it is the default: it still makes
-    every plan anew in each forward pass, which is why it is slower than DDP. The option
-    ``cudnn_benchmark`` brings the trap of the first row back, and ``lasting_threads`` the third.
+    The second row is the fastest that torch's own DataParallel gets, so it is the default. It still
+    makes every plan anew in each forward pass, which is why it is slower than DDP. The option
+    ``cudnn_benchmark`` gives the first row, ``lasting_threads`` the third.
 
-    What else torch keeps per thread costs DataParallel no speed: handles of cuDNN and cuBLAS come
-    from pools that outlive a thread, gradients are computed in autograd's own threads, which stay,
-    and the grad mode is handed on. Autocast's dtype is not: see AutocastInside.
+    Nothing else that torch keeps per thread slows DataParallel: handles of cuDNN and cuBLAS come
+    from pools that outlive a thread, autograd computes gradients in threads of its own, which stay,
+    and DataParallel passes the grad mode on. It does not pass autocast's dtype on: see
+    AutocastInside.
     """
 
     module: DataParallel[Any]

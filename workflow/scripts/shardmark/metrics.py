@@ -163,10 +163,10 @@ class StepSplit(Section):
 class HostUse(Section):
     """What one rank's host did during the steady window.
 
-    A launching thread gives the device its work: the rank's own, and autograd's. The threads of
-    DataParallel's replicas count under the process alone. 100 %
-    is one core that is always busy. Pressure is the share of the window in which some task of the
-    machine waited for a CPU (Linux PSI); null where the kernel does not count it.
+    Launching threads give the device its work: the rank's own, and autograd's. The threads of
+    DataParallel's replicas count only in the process. 100 % is one core that is always busy.
+    Pressure is the share of the window in which some task of the machine waited for a CPU (Linux
+    PSI); null where the kernel does not count it.
 
     ``cpus`` is how many CPUs the rank may run on, ``cpu_list`` which. ``cpu_quota`` is the limit of
     its control groups (cgroup v1 and v2) on CPU time, in CPUs; ``cpu_periods`` are the quota's
@@ -283,8 +283,8 @@ class Efficiency(Section):
 class Metrics(Section):
     """The result of one cell.
 
-    ``unknown`` names each rule of validity, and each label, that could not be told, and says why: a
-    valid cell is valid by the others.
+    ``unknown`` names each rule of validity and each label that could not be checked, and says why.
+    A valid cell is valid by the other rules.
     """
 
     schema_version: Literal[1] = 1

@@ -25,8 +25,8 @@ class DpOptions(Options):
 
     lasting_threads: Flag = Field(
         False,
-        description="true keeps the threads of the replicas from one forward pass to the next, "
-        "which torch's own DataParallel does not: as fast as ddp on two GPUs",
+        description="true keeps the replicas' threads from one forward pass to the next; torch's "
+        "own DataParallel starts new ones",
     )
     cudnn_benchmark: Flag | None = Field(
         None,

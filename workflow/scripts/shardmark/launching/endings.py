@@ -22,8 +22,8 @@ SAME_MOMENT_S = 5.0
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
-# What to do where the place of a training failed, and not the training.
-REMEDIES = {"full_disk": "make room", "place": "mend the place"}
+# What to do if the machine failed and not the training.
+REMEDIES = {"full_disk": "make room", "machine": "fix that"}
 
 
 class Interrupted(UserError):
@@ -60,7 +60,7 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
             raise Interrupted(
                 f"{title}: rank {rank} ended with exit code {code} while it imported its "
                 f"libraries: {(ended.log_tail or ['it printed nothing'])[-1]}. This is no result; "
-                "mend the place and run it again"
+                "fix that and run it again"
             )
         reason = f"the process ended with exit code {code} and left no exception"
         return _failed(ended, "failed", None, rank, reason)
@@ -79,7 +79,7 @@ def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Fa
     if first["kind"] == "user":
         raise UserError(first["message"])
     killed = "DataLoader worker" in first["exception"]
-    if first["kind"] == "place" and killed and any(node.oom_kills for node in ended.nodes):
+    if first["kind"] == "machine" and killed and any(node.oom_kills for node in ended.nodes):
         reason = f"the kernel's out-of-memory killer ended a process: {first['exception']}"
         return _failed(ended, "oom", first["phase"], first["rank"], reason)
     if first["kind"] in REMEDIES:

@@ -259,7 +259,7 @@ def _environment(plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None
         env["CUDA_VISIBLE_DEVICES"] = gpu_indices(gpus)
     # cuBLAS computes the same bits twice only with a fixed workspace; the parity gate asks for it.
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # torch's profiler else reports its own start, and that there is no GPU, among a cell's lines.
+    # Otherwise torch's profiler prints its own start, and that there is no GPU, into a cell's log.
     env.setdefault("KINETO_LOG_LEVEL", "6")
     # torchrun would set both to 1 for its ranks, and a single process runs without torchrun.
     env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // ranks)))

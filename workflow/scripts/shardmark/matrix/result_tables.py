@@ -19,9 +19,9 @@ from shardmark.cells import ParityCase
 from shardmark.config import Section
 from shardmark.errors import UserError
 from shardmark.measurement.labels import (
+    cell_labels,
     exposed_communication_pct,
     host_wait_pct,
-    labels_of,
     throttled_periods_pct,
 )
 from shardmark.metrics import Device, HostUse, Metrics, Parity, StepSplit, read_parity
@@ -46,7 +46,7 @@ class CellRow(Section):
     validity: str = Field(description="valid, or suspect by a written rule")
     validity_reasons: str = Field(description="the rules that fired, separated by ';'")
     unknown: str = Field(
-        description="the rules and labels that could not be told, and why, separated by ';'"
+        description="the rules and labels that could not be checked, and why, separated by ';'"
     )
     failure: str | None = Field(description="why the cell is not ok")
     failure_phase: str | None = Field(description="the phase in which it failed")
@@ -223,7 +223,7 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
         "cpu_throttled_pct": max(
             _all_known(throttled_periods_pct(use) for use in metrics.host), default=None
         ),
-        "labels": "; ".join(labels_of(metrics)),
+        "labels": "; ".join(cell_labels(metrics)),
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _joined(device.name for device in metrics.devices),
         "device_uuids": _joined(sorted(device.uuid or "" for device in metrics.devices)),

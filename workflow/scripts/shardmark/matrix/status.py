@@ -22,7 +22,7 @@ from shardmark.launching.cell_progress import read_progress
 from shardmark.launching.scratch import owner_of, scratch_of, why_alive
 from shardmark.matrix.controller import controller_of
 from shardmark.matrix.gaps import find_gaps
-from shardmark.matrix.progress import TRAIN
+from shardmark.matrix.progress import TRAIN, case_title
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, read_parity
 from shardmark.slurm import queue
@@ -266,17 +266,18 @@ def _failed_parity(config: Config, root: Path) -> Iterator[str]:
     for workload in matrix.workloads:
         for strategy in matrix.strategies:
             for gpus in matrix.gpus:
-                path = parity_case(config, workload, strategy, gpus).file
-                if not (root / path).exists():
+                case = parity_case(config, workload, strategy, gpus)
+                if not (root / case.file).exists():
                     continue
                 try:
-                    verdict = read_parity(root / path)
+                    verdict = read_parity(root / case.file)
                 except UserError as error:
                     yield str(error)
                     continue
-                if verdict.status in ("failed", "error"):
-                    title = f"{workload} {strategy} ranks{gpus}"
-                    yield f"{title}: {verdict.status} ({verdict.reason}); {path}"
+                current = verdict.case_sha256 == case.fingerprint()
+                if current and verdict.status in ("failed", "error"):
+                    title = case_title(workload, strategy, gpus)
+                    yield f"{title}: {verdict.status} ({verdict.reason}); {case.file}"
 
 
 def seconds_of(left: str) -> float | None:

@@ -43,8 +43,8 @@ ROCM = (
 )
 
 
-# Of a GPU for each rank of the parity gate: a CUDA context, its libraries' workspaces and a small
-# network. Chosen: 24 ranks left an H100 of 80 GB more than half empty.
+# GPU memory for each rank of the parity gate: a CUDA context, the libraries' workspaces and a small
+# network. Chosen, not measured.
 GATE_RANK_BYTES = 2 * 2**30
 
 

@@ -15,13 +15,13 @@ LEAST_HOST_WAIT_PCT = 10.0
 MOST_PERIODS_THROTTLED_PCT = 1.0
 
 
-def labels_of(metrics: Metrics) -> list[str]:
+def cell_labels(metrics: Metrics) -> list[str]:
     """The labels of one cell, in words."""
     return [*_host_wait(metrics), *_quota(metrics), *_few_cpus(metrics), *_energy(metrics)]
 
 
-def labels_not_told(metrics: Metrics) -> Iterator[tuple[str, str]]:
-    """Each label of which it could not be told whether it fits the cell, and why."""
+def unchecked_labels(metrics: Metrics) -> Iterator[tuple[str, str]]:
+    """Each label of which it could not be checked whether it fits the cell, and why."""
     if not metrics.profile:
         yield "waiting for the host", "no step was profiled"
     if not metrics.host or any(use.cpu_periods is None for use in metrics.host):

@@ -2,7 +2,7 @@
 
 A suspect cell is shown, with its reasons, and takes no part in comparisons unless the configuration
 says so. Each rule gives its reason with the figure that broke its limit. A rule that lacks a
-reading says that it could not be told, and why: valid is a cell by the rules that could be.
+reading says that it could not be checked, and why: valid is a cell by the rules that could be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardmark.measurement.labels import labels_not_told
+from shardmark.measurement.labels import unchecked_labels
 from shardmark.metrics import Device, Metrics
 
 # Reasons under which a device runs below the clock it would otherwise hold: heat and faults. The
@@ -47,13 +47,13 @@ class Rule:
         name: what it finds.
         says: when, in words.
         reasons: the reasons a cell gives for it; none where the rule does not apply.
-        not_told: why it could not be told whether the rule applies; none where it could.
+        unchecked: why it could not be checked whether the rule applies; none where it could.
     """
 
     name: str
     says: str
     reasons: Callable[[Metrics], Iterator[str]]
-    not_told: Callable[[Metrics], Iterator[str]]
+    unchecked: Callable[[Metrics], Iterator[str]]
 
 
 def _gpus(metrics: Metrics) -> Iterator[tuple[str, Device]]:
@@ -69,7 +69,7 @@ def _of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics], Iterator[str]]
         why: what one GPU lacks; empty where it lacks nothing.
     """
 
-    def not_told(metrics: Metrics) -> Iterator[str]:
+    def unchecked(metrics: Metrics) -> Iterator[str]:
         lacking: dict[str, list[str]] = defaultdict(list)
         gpus = list(_gpus(metrics))
         for name, device in gpus:
@@ -79,7 +79,7 @@ def _of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics], Iterator[str]]
             every = len(names) == len(gpus) > 1
             yield f"{reason} ({f'all {len(gpus)} GPUs' if every else ', '.join(names)})"
 
-    return not_told
+    return unchecked
 
 
 def _throttled(metrics: Metrics) -> Iterator[str]:
@@ -238,26 +238,26 @@ def reasons_of(metrics: Metrics) -> list[str]:
     return [f"{rule.name}: {reason}" for rule in RULES for reason in rule.reasons(metrics)]
 
 
-_NOT_TOLD = " could not be told: "
+_UNCHECKED = " could not be checked: "
 
 
 def unknown_of(metrics: Metrics, others: Sequence[Metrics] | None) -> list[str]:
-    """What could not be told of a cell: ``<rule or label> could not be told: <why>``.
+    """What could not be checked of a cell: ``<rule or label> could not be checked: <why>``.
 
     Args:
         metrics: of one cell.
         others: as for judged; None while there are none to be had.
     """
-    lacking = [(rule.name, why) for rule in RULES for why in rule.not_told(metrics)]
+    lacking = [(rule.name, why) for rule in RULES for why in rule.unchecked(metrics)]
     if others is not None:
         lacking += [("slow GPU", why) for why in _slow_gpu_lacks(metrics, others)]
         lacking += [("input-bound", why) for why in _input_bound_lacks(metrics, others)]
-    return [f"{name}{_NOT_TOLD}{why}" for name, why in [*lacking, *labels_not_told(metrics)]]
+    return [f"{name}{_UNCHECKED}{why}" for name, why in [*lacking, *unchecked_labels(metrics)]]
 
 
-def rules_not_told(unknown: Iterable[str]) -> list[str]:
-    """The names of the rules and labels behind what could not be told, each once."""
-    return list(dict.fromkeys(sentence.partition(_NOT_TOLD)[0] for sentence in unknown))
+def unchecked_rules(unknown: Iterable[str]) -> list[str]:
+    """The names of the rules and labels behind what could not be checked, each once."""
+    return list(dict.fromkeys(sentence.partition(_UNCHECKED)[0] for sentence in unknown))
 
 
 def judged(metrics: Metrics, others: Iterable[Metrics] | None = None) -> Metrics:

@@ -1,4 +1,4 @@
-"""When something outside asked a process to end: a trace that outlives it."""
+"""A trace of the signal that ended a process, which outlives the process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _kept: list[IO[str]] = []
 
 
 def leave_trace_of_signals(rank: int) -> None:
-    """Let SIGTERM and SIGHUP leave a trace, and then end this process as they would without.
+    """Write a trace when SIGTERM or SIGHUP arrives, and then end as usual.
 
-    The trace is on the node's own disk, beside the heartbeats: a file server has another clock.
-    Without a launcher there is none. A handler in Python would run only once the interpreter is
-    back from a collective, perhaps never; faulthandler's runs at once.
+    The trace is on the node's own disk, beside the heartbeats, because a file server has another
+    clock. Without a launcher there is no trace. A Python handler would run only after the
+    interpreter returns from a collective, perhaps never; faulthandler's runs at once.
     """
     if FILE_VARIABLE not in os.environ:
         return

@@ -17,7 +17,7 @@ from shardmark.matrix.failures import failures
 from shardmark.matrix.gaps import Gaps, find_gaps
 from shardmark.matrix.matrix_results import read_matrix
 from shardmark.matrix.outcomes import SIGNS, outcomes, status_signs
-from shardmark.measurement.validity import rules_in_words, rules_not_told
+from shardmark.measurement.validity import rules_in_words, unchecked_rules
 from shardmark.metrics import Metrics
 from shardmark.quantities import replicas
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
@@ -148,11 +148,11 @@ def reservations(
             f"{_cells(len(suspect))} suspect by a written rule ({', '.join(rules)}), {fate}; see "
             "Failures."
         )
-    not_told = Counter(rule for m in metrics for rule in rules_not_told(m.unknown))
+    unchecked = Counter(rule for m in metrics for rule in unchecked_rules(m.unknown))
     # It needs control cells, which most matrices do not plan.
-    del not_told["input-bound"]
-    if not_told:
-        told = ", ".join(f"{rule} ({_cells(count)})" for rule, count in not_told.most_common())
+    del unchecked["input-bound"]
+    if unchecked:
+        told = ", ".join(f"{rule} ({_cells(count)})" for rule, count in unchecked.most_common())
         yield f"Could not be checked: {told}; the column unknown of cells.csv says why."
     unproven = sorted(set(cells[~cells.parity.isin(["passed", "unsupported"])].strategy))
     if unproven:

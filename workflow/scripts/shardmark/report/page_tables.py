@@ -12,7 +12,7 @@ from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.config import Config, labels_of
 from shardmark.matrix.outcomes import SIGNS
 from shardmark.matrix.result_tables import parity_verdict
-from shardmark.measurement.validity import rules_not_told
+from shardmark.measurement.validity import unchecked_rules
 from shardmark.metrics import Metrics, Parity
 from shardmark.quantities import replicas, written
 from shardmark.report.certificate import Certificate, Row, certificates
@@ -244,7 +244,7 @@ def raw_table(cells: pd.DataFrame) -> Table:
 
     Of what is unknown the rules and labels by name; why is in cells.csv.
     """
-    unknown = [", ".join(rules_not_told(text_of(value).split("; "))) for value in cells["unknown"]]
+    unknown = [", ".join(unchecked_rules(text_of(value).split("; "))) for value in cells["unknown"]]
     rows = [
         ["–" if _is_null(value) else _text(value) for value in row]
         for row in cells[_RAW].assign(unknown=unknown).itertuples(index=False)

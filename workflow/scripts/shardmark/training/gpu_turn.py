@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shardmark.processes.surroundings import TURN_VARIABLE
+from shardmark.processes.gpu_sharing import TURN_VARIABLE
 from shardmark.training.runtime import Runtime
 
-# A case whose turn it is waits no longer for room: what lacks memory then may be the case itself.
+# A case that has the turn waits this long for room, and then goes on: it may itself be too large.
 LONGEST_WAIT_S = 600.0
 POLL_S = 0.5
 # Upper bound per parameter and rank: float32 weight, gradient and two optimizer states, and whole
@@ -33,8 +33,8 @@ def room_for(
 ) -> Iterator[Callable[[], object]]:
     """Enter when this process group's GPUs have room for a model; a collective.
 
-    Where memory is ample, nobody waits. Else one case at a time takes its memory: it holds the turn
-    from before it looks until it has taken it, so that two cases never count on the same room.
+    If memory is ample, no case waits. Otherwise cases take their memory in turns: a case holds the
+    turn from before it looks until its memory is taken, so two cases never count on the same room.
 
     Args:
         runtime: this process among the case's.

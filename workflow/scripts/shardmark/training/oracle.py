@@ -34,8 +34,8 @@ MOST_SKIPPED = 16
 def is_over(step: int, steps: int, updated_at: int | None) -> bool:
     """Whether a short training ends before this step, counted from 0.
 
-    After ``steps`` steps, and not before one more step has followed the first that changed weights:
-    else a training whose first steps were left out would be compared in nothing.
+    It takes at least ``steps`` steps, and one step after the first that changed weights. Otherwise
+    a training whose first steps were left out would have nothing to compare.
     """
     if step < steps:
         return False

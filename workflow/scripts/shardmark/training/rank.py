@@ -60,13 +60,13 @@ def main(strategy: StrategyClass) -> None:
 
 
 def kind_of(error: Exception) -> str:
-    """What sort of failure an exception is: oom, user, full_disk, place or failed."""
+    """What sort of failure an exception is: oom, user, full_disk, machine or failed."""
     if is_out_of_memory(error):
         return "oom"
     if isinstance(error, OSError) and error.errno in FULL:
         return "full_disk"
-    if is_fault_of_the_place(error):
-        return "place"
+    if is_fault_of_the_machine(error):
+        return "machine"
     return "user" if isinstance(error, UserError) else "failed"
 
 
@@ -84,7 +84,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def is_fault_of_the_place(error: Exception) -> bool:
+def is_fault_of_the_machine(error: Exception) -> bool:
     """Whether a training failed because of where it ran: it may succeed elsewhere, or later.
 
     A folder that cannot be read or written, a path that is too long, a library that is missing, a

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
-from shardmark.processes.surroundings import SHARED_DEVICE
+from shardmark.processes.gpu_sharing import SHARED_DEVICE
 from shardmark.strategies import STRATEGIES
 
 
