@@ -30,7 +30,7 @@ from resnet50 import ROOT, resnet50_cell, run_in
 from shardmark.cells import Cell
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics
-from shardmark.report.certificate import as_markdown, certify
+from shardmark.results.certificate import as_markdown, certify
 from shardmark.strategies import STRATEGIES
 
 PARTS = ("sampler", "strategies", "rules", "sabotage")

@@ -14,13 +14,13 @@ from report_page import render
 from shardmark.config import Config
 from shardmark.figures.drawing import save
 from shardmark.figures.outcome_grid import outcome_figure
-from shardmark.matrix.gaps import find_gaps
-from shardmark.matrix.matrix_results import read_matrix
-from shardmark.matrix.outcomes import status_signs
-from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
 from shardmark.report.page import Findings, page_context
 from shardmark.report.summary import read_cells
+from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix_results import read_matrix
+from shardmark.results.outcomes import status_signs
+from shardmark.results.result_tables import CellRow, EpochRow, to_csv
 
 
 def write_tables(config: Config, root: Path) -> Path:

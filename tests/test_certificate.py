@@ -14,7 +14,7 @@ from parity_cases import ROOT, STRATEGIES
 from real_cells import metrics_of_run
 from shardmark.effective_config import Collective
 from shardmark.metrics import Metrics
-from shardmark.report.certificate import Certificate, Row, as_markdown, certificates, certify
+from shardmark.results.certificate import Certificate, Row, as_markdown, certificates, certify
 from shardmark.strategies import DpOptions
 from shardmark.training.inspection import StepObserver
 
@@ -394,5 +394,5 @@ def test_each_gpu_count_has_its_certificate() -> None:
 
 
 def test_the_certificate_needs_no_torch() -> None:
-    code = "import shardmark.report.certificate, sys; sys.exit('torch' in sys.modules)"
+    code = "import shardmark.results.certificate, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "workflow/scripts")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from real_cells import cell_named, metrics_of_run
-from shardmark.report.certificate import Row, as_markdown, certify
-from shardmark.report.communication_volume import Volume, expected_volume, slack_of
+from shardmark.results.certificate import Row, as_markdown, certify
+from shardmark.results.communication_volume import Volume, expected_volume, slack_of
 
 # A hidden layer of 4,096 is four fifths of the model. It is in no shard unit, and its weight alone,
 # 68 % of the model, is large enough for ZeRO-3 to shard.

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from result_sets import metrics_of, write, write_parity, write_set
-from shardmark.matrix.result_set import read_result_set
 from shardmark.metrics import read_metrics
+from shardmark.results.result_set import read_result_set
 from shardmark.statistics.set_comparison import SetComparison, compare_sets
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,11 +21,11 @@ from shardmark.figures.catalogue import DRAWN_BY, draw
 from shardmark.figures.drawing import LEFT_OUT, Data, NothingToDraw
 from shardmark.figures.outcome_grid import outcome_figure
 from shardmark.figures.trade_offs import front
-from shardmark.matrix.gaps import find_gaps
-from shardmark.matrix.matrix_results import read_matrix
-from shardmark.matrix.outcomes import status_signs
 from shardmark.quantities import ENERGY, MEMORY, THROUGHPUT
 from shardmark.report.captions import FIGURES, OUTCOMES, caption
+from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix_results import read_matrix
+from shardmark.results.outcomes import status_signs
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
 # What A4 leaves between margins of 25 mm.

@@ -14,6 +14,7 @@ ORDER = (
     "training",
     "slurm",
     "launching",
+    "results",
     "matrix",
     "statistics",
     "figures",

@@ -11,12 +11,12 @@ import pandas as pd
 from built_pages import write_tables
 from gpu_matrix import config_of, metrics_of, write, write_matrix, write_parity
 from shardmark.cells import cell_of
-from shardmark.matrix.gaps import find_gaps
-from shardmark.matrix.matrix_results import read_matrix
 from shardmark.report.exports import tables_to_export
 from shardmark.report.page import reservations
 from shardmark.report.page_tables import parity_table, raw_table, scaling_table
 from shardmark.report.summary import read_cells
+from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix_results import read_matrix
 
 
 def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:

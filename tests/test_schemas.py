@@ -16,8 +16,8 @@ import export_schemas
 from mark_unsupported import unsupported_cell, unsupported_parity
 from run_cell import run_cell
 from shardmark.cells import parity_case
-from shardmark.matrix.result_tables import CellRow, EpochRow
 from shardmark.report.data_dictionary import EMPTY_WHEN, dictionary, unit_of
+from shardmark.results.result_tables import CellRow, EpochRow
 from small_matrix import RAW, ROOT, cell_at, changed, matrix
 
 SCHEMAS = export_schemas.schemas()

@@ -28,12 +28,12 @@ from gpu_matrix import (
 from plot import read_data
 from shardmark.cells import cell_of
 from shardmark.config import Config, labels_of
-from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
 from shardmark.metrics import Metrics
 from shardmark.quantities import written
 from shardmark.report.exports import KINDS, TABLES, exported_files
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
 from shardmark.report.summary import Table, read_cells, summarise, tables_of
+from shardmark.results.result_tables import CellRow, EpochRow, to_csv
 
 
 @pytest.fixture

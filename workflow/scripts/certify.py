@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardmark.errors import UserError
 from shardmark.metrics import read_metrics
-from shardmark.report.certificate import as_markdown, certificates
+from shardmark.results.certificate import as_markdown, certificates
 
 
 def main() -> None:

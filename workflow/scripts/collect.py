@@ -10,8 +10,8 @@ from shardmark.atomic import write_text
 from shardmark.cells import parity_case
 from shardmark.config import Config
 from shardmark.errors import UserError
-from shardmark.matrix.matrix_results import read_matrix
-from shardmark.matrix.result_tables import (
+from shardmark.results.matrix_results import read_matrix
+from shardmark.results.result_tables import (
     CellRow,
     EpochRow,
     cell_row,

@@ -21,9 +21,9 @@ from matplotlib.ticker import FuncFormatter
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
 from shardmark.figures.drawing import save
-from shardmark.matrix.result_set import read_result_set
 from shardmark.report.rendering import to_html, to_latex
 from shardmark.report.summary import Table
+from shardmark.results.result_set import read_result_set
 from shardmark.statistics.comparisons import MARGIN, PRIMARY
 from shardmark.statistics.set_comparison import (
     EXIT_CODES,

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from shardmark.config import Config
 from shardmark.errors import UserError
-from shardmark.matrix.merge import Merged, merge, write_merged
-from shardmark.matrix.result_set import read_result_set
+from shardmark.results.merge import Merged, merge, write_merged
+from shardmark.results.result_set import read_result_set
 
 NAMED = 5
 

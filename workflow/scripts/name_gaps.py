@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from shardmark.cells import Cell
 from shardmark.config import Config
-from shardmark.matrix.gaps import find_gaps
+from shardmark.results.gaps import find_gaps
 
 NAMED = 5
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from shardmark.config import Config
 from shardmark.figures.drawing import save
 from shardmark.figures.outcome_grid import outcome_figure
-from shardmark.matrix.gaps import find_gaps
-from shardmark.matrix.matrix_results import read_matrix
-from shardmark.matrix.outcomes import status_signs
+from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix_results import read_matrix
+from shardmark.results.outcomes import status_signs
 
 
 def main() -> None:

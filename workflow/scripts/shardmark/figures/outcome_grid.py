@@ -14,8 +14,8 @@ from matplotlib.patches import Patch, Rectangle
 from shardmark.cells import Cell, cells_of
 from shardmark.config import Config, labels_of
 from shardmark.figures.drawing import GREY, MM, ROW_MM, STYLE, columns_of, legend_of
-from shardmark.matrix.outcomes import SIGNS
 from shardmark.quantities import replicas
+from shardmark.results.outcomes import SIGNS
 
 # A field's colour and its sign's: families of outcomes differ in lightness too.
 _BAD = ("#B34A00", "white")

@@ -21,10 +21,10 @@ from shardmark.errors import UserError
 from shardmark.launching.cell_progress import read_progress
 from shardmark.launching.scratch import owner_of, scratch_of, why_alive
 from shardmark.matrix.controller import controller_of
-from shardmark.matrix.gaps import find_gaps
 from shardmark.matrix.progress import TRAIN, case_title
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, read_parity
+from shardmark.results.gaps import find_gaps
 from shardmark.slurm import queue
 
 State = Literal[

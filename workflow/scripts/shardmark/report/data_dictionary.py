@@ -10,7 +10,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shardmark.matrix.result_tables import STEP_PARTS, CellRow, EpochRow
 from shardmark.measurement.telemetry import COLUMNS
 from shardmark.metrics import (
     Accuracy,
@@ -29,6 +28,7 @@ from shardmark.metrics import (
     Times,
     Windows,
 )
+from shardmark.results.result_tables import STEP_PARTS, CellRow, EpochRow
 
 SECTIONS: tuple[type[BaseModel], ...] = (
     Metrics,

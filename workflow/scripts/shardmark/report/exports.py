@@ -10,10 +10,6 @@ from typing import Any
 import pandas as pd
 
 from shardmark.config import Config, labels_of
-from shardmark.matrix.failures import failures
-from shardmark.matrix.gaps import find_gaps
-from shardmark.matrix.matrix_results import read_matrix
-from shardmark.matrix.outcomes import status_signs
 from shardmark.report.decisions import decisions
 from shardmark.report.page_tables import (
     Settings,
@@ -24,6 +20,10 @@ from shardmark.report.page_tables import (
     settings_of,
 )
 from shardmark.report.summary import Table
+from shardmark.results.failures import failures
+from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix_results import read_matrix
+from shardmark.results.outcomes import status_signs
 
 KINDS = ("csv", "md", "tex", "html")
 # By the name of their files in results/<run>/tables/. Those of RAW have a CSV with every digit,

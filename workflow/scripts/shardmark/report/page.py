@@ -13,15 +13,10 @@ from typing import Any
 import pandas as pd
 
 from shardmark.config import Config, Measure, labels_of
-from shardmark.matrix.failures import failures
-from shardmark.matrix.gaps import Gaps, find_gaps
-from shardmark.matrix.matrix_results import read_matrix
-from shardmark.matrix.outcomes import SIGNS, outcomes, status_signs
 from shardmark.measurement.validity import rules_in_words, unchecked_rules
 from shardmark.metrics import Metrics
 from shardmark.quantities import replicas
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
-from shardmark.report.certificate import certificates
 from shardmark.report.decisions import decisions
 from shardmark.report.exports import KINDS, TABLES
 from shardmark.report.page_tables import (
@@ -34,6 +29,11 @@ from shardmark.report.page_tables import (
     settings_of,
 )
 from shardmark.report.summary import Table, summarise, tables_of
+from shardmark.results.certificate import certificates
+from shardmark.results.failures import failures
+from shardmark.results.gaps import Gaps, find_gaps
+from shardmark.results.matrix_results import read_matrix
+from shardmark.results.outcomes import SIGNS, outcomes, status_signs
 from shardmark.statistics.eligibility import as_compared, counted, rules_that_fired, why_left_out
 
 # What a window must last for energy and drift to mean something.

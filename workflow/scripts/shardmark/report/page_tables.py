@@ -10,13 +10,13 @@ import pandas as pd
 
 from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.config import Config, labels_of
-from shardmark.matrix.outcomes import SIGNS
-from shardmark.matrix.result_tables import parity_verdict
 from shardmark.measurement.validity import unchecked_rules
 from shardmark.metrics import Metrics, Parity
 from shardmark.quantities import replicas, written
-from shardmark.report.certificate import Certificate, Row, certificates
 from shardmark.report.summary import Table
+from shardmark.results.certificate import Certificate, Row, certificates
+from shardmark.results.outcomes import SIGNS
+from shardmark.results.result_tables import parity_verdict
 from shardmark.statistics.eligibility import text_of
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from shardmark.errors import UserError
-from shardmark.matrix.result_set import Result, ResultSet, cells_of_set, differences, flatten
+from shardmark.results.result_set import Result, ResultSet, cells_of_set, differences, flatten
 from shardmark.statistics.comparisons import EXPLORATORY, MARGIN, PRIMARY, contrast, judge
 from shardmark.statistics.eligibility import GROUP
 

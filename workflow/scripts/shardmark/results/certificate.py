@@ -17,8 +17,8 @@ from shardmark.cells import Cell
 from shardmark.config import Section
 from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
-from shardmark.report.communication_volume import FLOAT32_BYTES, expected_volume, slack_of
-from shardmark.report.surroundings import Fact, facts_of
+from shardmark.results.communication_volume import FLOAT32_BYTES, expected_volume, slack_of
+from shardmark.results.surroundings import Fact, facts_of
 from shardmark.strategies import STRATEGIES
 
 _OPTIMIZER_CLASSES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardmark.config import Config
-from shardmark.matrix.gaps import results_of
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics
+from shardmark.results.gaps import results_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
-from shardmark.matrix.result_set import (
+from shardmark.metrics import Metrics
+from shardmark.results.result_set import (
     Key,
     Result,
     ResultSet,
@@ -19,7 +20,6 @@ from shardmark.matrix.result_set import (
     cells_of_set,
     differences,
 )
-from shardmark.metrics import Metrics
 
 Prefer = Literal["none", "first", "last"]
 # Where sets disagree on parity, the worst verdict stands: one machine on which a strategy does not

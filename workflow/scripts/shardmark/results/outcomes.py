@@ -8,8 +8,8 @@ from pathlib import Path
 
 from shardmark.cells import cells_of
 from shardmark.config import Config
-from shardmark.matrix.gaps import Gaps
 from shardmark.metrics import Metrics
+from shardmark.results.gaps import Gaps
 
 # One sign for each outcome of a cell in the grid: told apart without colour.
 SIGNS = {

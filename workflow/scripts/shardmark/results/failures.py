@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardmark.matrix.gaps import Gaps
 from shardmark.metrics import Metrics
+from shardmark.results.gaps import Gaps
 
 
 def failures(metrics: Sequence[Metrics], gaps: Gaps) -> list[dict[str, str]]:

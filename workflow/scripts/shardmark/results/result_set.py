@@ -11,8 +11,8 @@ import pandas as pd
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
-from shardmark.matrix.result_tables import cell_row
 from shardmark.metrics import Metrics, Parity, read_metrics, read_parity
+from shardmark.results.result_tables import cell_row
 
 Key = tuple[str, str, int, int]
 
