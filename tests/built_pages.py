@@ -5,56 +5,47 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pandas as pd
-
-from collect import collect
-from compare_strategies import compare_all
-from plot import draw_all, read_data
+from plot import draw_all
 from report_page import render
 from shardmark.config import Config
-from shardmark.figures.drawing import save
-from shardmark.figures.outcome_grid import outcome_figure
+from shardmark.figures.data import Data
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
-from shardmark.report.page import Findings, page_context
-from shardmark.report.summary import read_cells
-from shardmark.results.gaps import find_gaps
-from shardmark.results.matrix_results import read_matrix
-from shardmark.results.outcomes import status_signs
-from shardmark.results.result_tables import CellRow, EpochRow, to_csv
+from shardmark.report.page import page_context
+from shardmark.results.collected import Tables, collect, read_tables, write_tables
+from shardmark.statistics.findings import Findings, find, read_findings, write_findings
 
 
-def write_tables(config: Config, root: Path) -> Path:
+def make_tables(config: Config, root: Path) -> Path:
     """The tables of the results under ``root``; returns their folder."""
-    tables = root / f"results/{config.run}/tables"
-    tables.mkdir(parents=True, exist_ok=True)
-    cells, epochs, _ = collect(config, root)
-    (tables / "cells.csv").write_text(to_csv(CellRow, cells))
-    (tables / "epochs.csv").write_text(to_csv(EpochRow, epochs))
-    comparisons, scaling, verdicts = compare_all(read_cells(str(tables / "cells.csv")), config)
-    comparisons.to_csv(tables / "comparisons.csv", index=False)
-    scaling.to_csv(tables / "scaling.csv", index=False)
-    (tables / "verdict.json").write_text(json.dumps([one.as_dict() for one in verdicts]))
-    return tables
+    folder = root / f"results/{config.run}/tables"
+    write_tables(collect(config, root), folder)
+    cells = read_tables(folder).cells
+    write_findings(find(cells, config.baseline, config.report.margin), folder)
+    return folder
+
+
+def read_all(config: Config, root: Path) -> tuple[Tables, Findings]:
+    """The tables of the results under ``root``, read back."""
+    folder = make_tables(config, root)
+    return read_tables(folder), read_findings(folder)
+
+
+def data_of(config: Config, root: Path, workload: str = "w") -> Data:
+    """What the figures of a workload are drawn from."""
+    tables, findings = read_all(config, root)
+    return Data.of(workload, tables, config.report.figure_width_mm, findings, root)
 
 
 def build(config: Config, root: Path, kind: str = "svg") -> Path:
     """The page of the results under ``root``."""
-    tables = write_tables(config, root)
-    run = tables.parent
+    run = root / f"results/{config.run}"
     for workload in config.matrix.workloads:
         figures = run / "figures" / workload
-        paths = [figures / f"{name}.{kind}" for name in FIGURES]
-        not_drawn = draw_all(read_data(config, workload, tables, root), paths)
-        (figures / NOT_DRAWN).write_text(json.dumps(not_drawn))
-        signs = status_signs(config, find_gaps(config, root), read_matrix(config, root).metrics)
-        save(outcome_figure(config, workload, signs), figures / f"{OUTCOMES}.{kind}")
+        paths = [figures / f"{name}.{kind}" for name in (*FIGURES, OUTCOMES)]
+        not_drawn = draw_all(data_of(config, root, workload), paths)
+        (figures / f"{NOT_DRAWN}.json").write_text(json.dumps(not_drawn))
     page = run / "report.html"
-    findings = Findings(
-        cells=read_cells(str(tables / "cells.csv")),
-        comparisons=pd.read_csv(tables / "comparisons.csv"),
-        scaling=pd.read_csv(tables / "scaling.csv"),
-        verdicts=json.loads((tables / "verdict.json").read_text()),
-    )
-    context = page_context(config, findings, run / "figures", root)
+    tables, findings = read_all(config, root)
+    context = page_context(tables, findings, run / "figures", config.report.margin)
     page.write_text(render(PAGE_TEMPLATE, context))
     return page

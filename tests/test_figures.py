@@ -12,6 +12,9 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix_results import read_matrix
+from shardmark.results.outcomes import status_signs
 
 from built_pages import write_tables
 from gpu_matrix import config_of, write_crowded, write_matrix
@@ -23,9 +26,6 @@ from shardmark.figures.outcome_grid import outcome_figure
 from shardmark.figures.trade_offs import front
 from shardmark.quantities import ENERGY, MEMORY, THROUGHPUT
 from shardmark.report.captions import FIGURES, OUTCOMES, caption
-from shardmark.results.gaps import find_gaps
-from shardmark.results.matrix_results import read_matrix
-from shardmark.results.outcomes import status_signs
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
 # What A4 leaves between margins of 25 mm.

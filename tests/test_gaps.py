@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shardmark.results.gaps import Gaps, find_gaps
 
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.metrics import Metrics
-from shardmark.results.gaps import Gaps, find_gaps
 from small_matrix import cell_at, matrix
 
 CONFIG = {"matrix__strategies": ["ddp"], "matrix__gpus": [1], "matrix__seeds": [0, 1]}

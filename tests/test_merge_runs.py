@@ -11,12 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from shardmark.results.gaps import find_gaps
 
 from built_pages import build
 from gpu_matrix import config_of, edit_json, write_matrix
 from result_sets import metrics_of, write, write_parity, write_set
 from shardmark.metrics import read_metrics, read_parity
-from shardmark.results.gaps import find_gaps
 from shardmark.results.result_set import cells_of_set, read_result_set
 from shardmark.statistics.comparisons import compare
 

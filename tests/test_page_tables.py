@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from shardmark.report.summary import read_cells
+from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix_results import read_matrix
 
 from built_pages import write_tables
 from gpu_matrix import config_of, metrics_of, write, write_matrix, write_parity
@@ -14,9 +17,6 @@ from shardmark.cells import cell_of
 from shardmark.report.exports import tables_to_export
 from shardmark.report.page import reservations
 from shardmark.report.page_tables import parity_table, raw_table, scaling_table
-from shardmark.report.summary import read_cells
-from shardmark.results.gaps import find_gaps
-from shardmark.results.matrix_results import read_matrix
 
 
 def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
+from shardmark.report.summary import Table, read_cells, summarise, tables_of
+from shardmark.results.result_tables import CellRow, EpochRow, to_csv
 
 from built_pages import write_tables
 from collect import collect
@@ -31,9 +34,6 @@ from shardmark.config import Config, labels_of
 from shardmark.metrics import Metrics
 from shardmark.quantities import written
 from shardmark.report.exports import KINDS, TABLES, exported_files
-from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
-from shardmark.report.summary import Table, read_cells, summarise, tables_of
-from shardmark.results.result_tables import CellRow, EpochRow, to_csv
 
 
 @pytest.fixture

@@ -4,137 +4,160 @@ localrules:
     compare,
     export_tables,
     plot,
-    plot_outcomes,
+    plot_compared,
 
 
+# The only rule that reads results; every later one reads the tables that this one writes.
 rule collect:
     input:
         all_stamps,
         all_metrics,
         all_verdicts,
     output:
-        cells=f"{TABLES}/cells.csv",
-        epochs=f"{TABLES}/epochs.csv",
+        [f"{TABLES}/{file}" for file in COLLECTED],
     log:
         f"{TABLES}/collect.log",
     params:
-        config=to_json(CONFIG),
+        # The section report changes nothing here.
+        config=CONFIG.model_dump_json(by_alias=True, exclude={"report"}),
+        tables=TABLES,
         code=code_of("collect.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/collect.py --config {params.config:q}"
-        " --cells {output.cells:q} --epochs {output.epochs:q} > {log:q} 2>&1"
+        "{PYTHON:q} {SCRIPTS:q}/collect.py --config {params.config:q} --tables {params.tables:q}"
+        " > {log:q} 2>&1"
 
 
 rule summarise:
     input:
-        rules.collect.output.cells,
+        rules.collect.output,
     output:
+        [f"{TABLES}/summary.{kind}" for kind in ("md", "tex", "txt")],
         csv=report(f"{TABLES}/summary.csv", category="Tables", caption="../report/summary.rst"),
-        html=report(f"{TABLES}/summary.html", category="Tables", caption="../report/summary.rst"),
-        md=f"{TABLES}/summary.md",
-        tex=f"{TABLES}/summary.tex",
-        txt=f"{TABLES}/summary.txt",
     log:
         f"{TABLES}/summarise.log",
     params:
-        config=to_json(CONFIG),
+        tables=TABLES,
+        baseline=CONFIG.baseline,
         code=code_of("summarise.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/summarise.py --cells {input:q} --config {params.config:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        "{PYTHON:q} {SCRIPTS:q}/summarise.py --tables {params.tables:q}"
+        " --baseline {params.baseline:q} > {log:q} 2>&1"
 
 
 rule compare:
     input:
-        rules.collect.output.cells,
+        rules.collect.output,
     output:
+        f"{TABLES}/scaling.csv",
+        f"{TABLES}/verdict.json",
         comparisons=report(
             f"{TABLES}/comparisons.csv",
             category="Tables",
             caption="../report/comparisons.rst",
         ),
-        scaling=f"{TABLES}/scaling.csv",
-        verdict=f"{TABLES}/verdict.json",
     log:
         f"{TABLES}/compare.log",
     params:
-        config=to_json(CONFIG),
+        tables=TABLES,
+        baseline=CONFIG.baseline,
+        margin=CONFIG.report.margin,
         code=code_of("compare_strategies.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/compare_strategies.py --cells {input:q} --config {params.config:q}"
-        " --comparisons {output.comparisons:q} --scaling {output.scaling:q}"
-        " --verdict {output.verdict:q} > {log:q} 2>&1"
+        "{PYTHON:q} {SCRIPTS:q}/compare_strategies.py --tables {params.tables:q}"
+        " --baseline {params.baseline:q} --margin {params.margin} > {log:q} 2>&1"
 
 
-# The failures and gaps in it are no input of any rule: `snakemake report` writes it anew each time.
 rule export_tables:
     input:
-        comparisons=rules.compare.output.comparisons,
-        scaling=rules.compare.output.scaling,
-        verdict=rules.compare.output.verdict,
+        rules.collect.output,
+        rules.compare.output,
     output:
-        [f"{TABLES}/{name}" for name in exported_files()],
+        [f"{TABLES}/{file}" for file in exported_files()],
     log:
         f"{TABLES}/export.log",
     params:
-        config=to_json(CONFIG),
+        tables=TABLES,
         code=code_of("export_tables.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/export_tables.py --comparisons {input.comparisons:q}"
-        " --scaling {input.scaling:q} --verdict {input.verdict:q} --config {params.config:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        "{PYTHON:q} {SCRIPTS:q}/export_tables.py --tables {params.tables:q} > {log:q} 2>&1"
+
+
+def figure_files(names, kinds):
+    """Figures of the workload in a wildcard, in each of the formats."""
+    return [f"{FIGURES}/{{workload}}/{name}.{kind}" for kind in kinds for name in names]
+
+
+def shown_figure(name):
+    """A figure as Snakemake's report shows it: in one format."""
+    path, caption = f"{FIGURES}/{{workload}}/{name}.svg", f"../report/{name}.rst"
+    labels = figure_labels(FIGURE_TITLES.get(name, "Outcomes"))
+    return report(path, category="Figures", caption=caption, labels=labels)
+
+
+def figure_labels(title):
+    """What Snakemake's report says beside a figure."""
+
+    def labels(wildcards):
+        cell = next(c for c in CELLS.values() if c.workload == wildcards.workload)
+        return {
+            "workload": wildcards.workload,
+            "figure": title,
+            "baseline": label_of(CONFIG.baseline),
+            "seeds": len(CONFIG.matrix.seeds),
+            "scaling": cell.scaling,
+        }
+
+    return labels
+
+
+def drawn(names):
+    """The paths of the figures of one job, for its script."""
+    files = figure_files(names, ("svg", "pdf", "png"))
+    return lambda wildcards: [file.format(workload=wildcards.workload) for file in files]
+
+
+COMPARED_FIGURES = [name for name in FIGURE_TITLES if name in COMPARED]
+OTHER_FIGURES = [name for name in (*FIGURE_TITLES, OUTCOMES) if name not in COMPARED]
+PLOT = (
+    "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q} --workload {wildcards.workload}"
+    " --width-mm {params.width} --not-drawn {output.not_drawn:q} --output {params.figures:q}"
+    " > {log:q} 2>&1"
+)
 
 
 rule plot:
     input:
         rules.collect.output,
-        scaling=rules.compare.output.scaling,
-        verdict=rules.compare.output.verdict,
     output:
-        # Snakemake's report shows one format of each.
-        [
-            report(
-                f"{FIGURES}/{{workload}}/{name}.svg",
-                category="Figures",
-                caption=f"../report/{name}.rst",
-                labels=figure_labels(title),
-            )
-            for name, title in FIGURE_TITLES.items()
-        ],
-        figures_of("{workload}", "pdf"),
-        figures_of("{workload}", "png"),
-        not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}",
+        [shown_figure(name) for name in OTHER_FIGURES],
+        figure_files(OTHER_FIGURES, ("pdf", "png")),
+        not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}.json",
     log:
         f"{FIGURES}/{{workload}}/plot.log",
     params:
-        config=to_json(CONFIG),
-        tables=subpath(input[0], parent=True),
-        figures=drawn_at,
+        tables=TABLES,
+        width=CONFIG.report.figure_width_mm,
+        figures=drawn(OTHER_FIGURES),
         code=code_of("plot.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q}"
-        " --config {params.config:q} --workload {wildcards.workload}"
-        " --not-drawn {output.not_drawn:q} --output {params.figures:q} > {log:q} 2>&1"
+        PLOT
 
 
-# What is missing or stale is no input of any rule: `snakemake report` draws this anew each time.
-rule plot_outcomes:
+# Apart from the others, which a change of report.margin cannot affect.
+rule plot_compared:
     input:
-        rules.collect.output.cells,
+        rules.collect.output,
+        rules.compare.output,
     output:
-        report(
-            f"{FIGURES}/{{workload}}/{OUTCOMES}.svg",
-            category="Figures",
-            caption=f"../report/{OUTCOMES}.rst",
-            labels=figure_labels("Outcomes"),
-        ),
-        f"{FIGURES}/{{workload}}/{OUTCOMES}.pdf",
-        f"{FIGURES}/{{workload}}/{OUTCOMES}.png",
+        [shown_figure(name) for name in COMPARED_FIGURES],
+        figure_files(COMPARED_FIGURES, ("pdf", "png")),
+        not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}_compared.json",
     log:
-        f"{FIGURES}/{{workload}}/plot-outcomes.log",
+        f"{FIGURES}/{{workload}}/plot-compared.log",
     params:
-        config=to_json(CONFIG),
-        code=code_of("plot_outcomes.py"),
+        tables=TABLES,
+        width=CONFIG.report.figure_width_mm,
+        figures=drawn(COMPARED_FIGURES),
+        code=code_of("plot.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/plot_outcomes.py --config {params.config:q}"
-        " --workload {wildcards.workload} --output {output:q} > {log:q} 2>&1"
+        PLOT

@@ -13,7 +13,6 @@ sys.path.insert(0, str(SCRIPTS))
 
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
-from shardmark.config import labels_of
 from shardmark.config_loading import load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError, UserError
@@ -24,6 +23,7 @@ from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.captions import (
+    COMPARED,
     FIGURES as FIGURE_TITLES,
     NOT_DRAWN,
     OUTCOMES,
@@ -31,6 +31,7 @@ from shardmark.report.captions import (
     caption_file,
 )
 from shardmark.report.exports import exported_files
+from shardmark.results.collected import FILES as COLLECTED
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,
@@ -39,6 +40,7 @@ from shardmark.slurm.executor import (
 )
 from shardmark.slurm.job_request import request_of
 from shardmark.slurm.submission import Submission
+from shardmark.strategies import label_of
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -108,12 +110,6 @@ OWN_THREADS = "unset OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS;"
 UNSUPPORTED_CELLS = [cell for cell in CELLS.values() if cell.unsupported]
 UNSUPPORTED_CASES = [case for case in CASES.values() if case.cell.unsupported]
 
-# The rules that read results and never train; all that `snakemake report` may run.
-AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot"]
-AGGREGATES += ["plot_outcomes", "write_report", "write_snakemake_report"]
-if UNSUPPORTED_CELLS:
-    AGGREGATES.append("mark_unsupported")
-
 
 def metrics_of(cell):
     return str(cell.folder / "metrics.json")
@@ -121,46 +117,6 @@ def metrics_of(cell):
 
 def parity_of(case):
     return str(case.file)
-
-
-def figures_of(workload, kind):
-    """All figures of a workload in one format."""
-    return [f"{FIGURES}/{workload}/{name}.{kind}" for name in FIGURE_TITLES]
-
-
-def figure_labels(title):
-    """What Snakemake's report says beside a figure: also what its caption cannot know."""
-
-    def labels(wildcards):
-        cell = next(c for c in CELLS.values() if c.workload == wildcards.workload)
-        return {
-            "workload": wildcards.workload,
-            "figure": title,
-            "baseline": labels_of(CONFIG)[CONFIG.baseline],
-            "seeds": len(CONFIG.matrix.seeds),
-            "scaling": cell.scaling,
-        }
-
-    return labels
-
-
-def drawn_at(wildcards):
-    """The figures of a workload in every format."""
-    kinds = ("svg", "pdf", "png")
-    return [path for kind in kinds for path in figures_of(wildcards.workload, kind)]
-
-
-def all_figures(wildcards):
-    """Every figure, and what says which could not be drawn."""
-    return [
-        path
-        for workload in CONFIG.matrix.workloads
-        for path in (
-            *figures_of(workload, "svg"),
-            f"{FIGURES}/{workload}/{OUTCOMES}.svg",
-            f"{FIGURES}/{workload}/{NOT_DRAWN}",
-        )
-    ]
 
 
 def to_json(section):
@@ -378,19 +334,6 @@ def all_stamps(wildcards):
 
 def all_verdicts(wildcards):
     return obtainable([parity_of(case) for case in CASES.values()])
-
-
-def nested_snakemake():
-    """A Snakemake of this very configuration that takes no lock and no profile."""
-    command = [PYTHON, "-m", "snakemake", "--nolock", "--nocolor", "--quiet", "host"]
-    command += ["--profile", "none", "--workflow-profile", "none"]
-    command += ["--executor", "local", "--cores", "1"]
-    command += ["--snakefile", str(workflow.main_snakefile)]
-    if workflow.overwrite_configfiles:
-        command += ["--configfile", *map(str, workflow.overwrite_configfiles)]
-    if workflow.config_settings.config_args:
-        command += ["--config", *workflow.config_settings.config_args]
-    return shlex.join(command)
 
 
 onstart:

@@ -4,38 +4,65 @@ localrules:
     report,
 
 
+# The rules that read results and never train; all that `snakemake report` may run.
+AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot", "plot_compared"]
+AGGREGATES += ["write_report", "write_snakemake_report"]
+if UNSUPPORTED_CELLS:
+    AGGREGATES.append("mark_unsupported")
+
+ALL_FIGURES = expand(
+    [
+        *figure_files((*FIGURE_TITLES, OUTCOMES), ["svg"]),
+        f"{FIGURES}/{{workload}}/{NOT_DRAWN}.json",
+        f"{FIGURES}/{{workload}}/{NOT_DRAWN}_compared.json",
+    ],
+    workload=CONFIG.matrix.workloads,
+)
+
+
+def nested_snakemake():
+    """A Snakemake of this very configuration that takes no lock and no profile."""
+    command = [PYTHON, "-m", "snakemake", "--nolock", "--nocolor", "--quiet", "host"]
+    command += ["--profile", "none", "--workflow-profile", "none"]
+    command += ["--executor", "local", "--cores", "1"]
+    command += ["--snakefile", str(workflow.main_snakefile)]
+    if workflow.overwrite_configfiles:
+        command += ["--configfile", *map(str, workflow.overwrite_configfiles)]
+    if workflow.config_settings.config_args:
+        command += ["--config", *workflow.config_settings.config_args]
+    return shlex.join(command)
+
+
 # Not a parameter: which files the configuration was merged from is no reason to build again.
 SNAKEMAKE = nested_snakemake()
 
 
 rule write_report:
     input:
-        cells=rules.collect.output.cells,
-        figures=all_figures,
-        tables=[*rules.summarise.output, *rules.export_tables.output],
-        comparisons=rules.compare.output.comparisons,
-        scaling=rules.compare.output.scaling,
-        verdict=rules.compare.output.verdict,
+        rules.collect.output,
+        rules.compare.output,
+        rules.summarise.output,
+        rules.export_tables.output,
+        ALL_FIGURES,
     output:
-        report(PAGE, category="Report", caption="../report/report.rst"),
+        page=report(PAGE, category="Report", caption="../report/report.rst"),
     log:
         f"{RESULTS}/report.log",
     params:
-        config=to_json(CONFIG),
+        tables=TABLES,
         figures=FIGURES,
+        margin=CONFIG.report.margin,
         code=code_of("report_page.py"),
         texts=checksum([PAGE_TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/report_page.py --cells {input.cells:q} --figures {params.figures}"
-        " --comparisons {input.comparisons:q} --scaling {input.scaling:q}"
-        " --verdict {input.verdict:q}"
-        " --config {params.config:q} --output {output:q}"
+        "{PYTHON:q} {SCRIPTS:q}/report_page.py --tables {params.tables:q}"
+        " --figures {params.figures:q} --margin {params.margin} --output {output.page:q}"
         " > {log:q} 2>&1"
 
 
 rule write_snakemake_report:
     input:
-        all_figures,
+        ALL_FIGURES,
         rules.summarise.output,
         rules.compare.output,
         page=PAGE,
@@ -47,17 +74,18 @@ rule write_snakemake_report:
         "{SNAKEMAKE} --report {output:q} {input.page:q} > {log:q} 2>&1"
 
 
-# The words `snakemake report`: from the cells that there are, however much is missing or stale. The
-# page is always written anew, since it names what is missing, which no input tells.
+# The words `snakemake report`: a report of the results that exist. `collect` runs each time, since
+# no input says which results are missing or stale; what it prints is for the user.
 rule report:
     log:
         f"{RESULTS}/report-command.log",
     params:
-        config=to_json(CONFIG),
         rules=AGGREGATES,
         page=PAGE,
         beside=SNAKEMAKE_REPORT,
+        collected=rules.collect.log,
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/name_gaps.py --config {params.config:q} || exit 1;"
-        " {SNAKEMAKE} --forcerun write_report plot_outcomes export_tables --allowed-rules {params.rules} -- {params.page:q} {params.beside:q} > {log:q} 2>&1"
-        " && echo report: {params.page:q}"
+        "rm -f {params.collected:q};"
+        " {SNAKEMAKE} --forcerun collect --allowed-rules {params.rules}"
+        " -- {params.page:q} {params.beside:q} > {log:q} 2>&1; status=$?;"
+        " cat {params.collected:q}; [ $status = 0 ] || exit $status; echo report: {params.page:q}"

@@ -1,58 +1,59 @@
-"""Gather every result of a matrix into two tidy tables: one row a cell, one row an epoch."""
+"""Gather every result of a matrix into tables, the only ones that later steps read."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from shardmark.atomic import write_text
-from shardmark.cells import parity_case
 from shardmark.config import Config
 from shardmark.errors import UserError
-from shardmark.results.matrix_results import read_matrix
-from shardmark.results.result_tables import (
-    CellRow,
-    EpochRow,
-    cell_row,
-    epoch_rows,
-    parity_verdict,
-    to_csv,
-)
+from shardmark.results.cell_rows import CellRow
+from shardmark.results.collected import collect, write_tables
+from shardmark.results.outcome import Outcome
+
+NAMED = 5
 
 
-def collect(config: Config, root: Path = Path()) -> tuple[list[CellRow], list[EpochRow], list[str]]:
-    """The rows of all results that count, and why the others do not."""
-    verdicts: dict[tuple[str, str, int], str] = {}
-    cells: list[CellRow] = []
-    epochs: list[EpochRow] = []
-    results = read_matrix(config, root)
-    for result in results.metrics:
-        key = (result.cell.workload, result.cell.strategy, result.cell.gpus)
-        if key not in verdicts:
-            verdict = parity_verdict(parity_case(config, *key), root)
-            verdicts[key] = verdict.status if verdict else "missing"
-        cells.append(cell_row(result, verdicts[key]))
-        epochs += epoch_rows(result)
-    return cells, epochs, results.refused
+def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
+    """How many cells have a result, and which ones have none or one of earlier code.
+
+    Raises:
+        UserError: if no cell has a result.
+    """
+    reported = [cell for cell in cells if cell.status]
+    if not reported:
+        raise UserError(
+            f"results/{cells[0].run} has no cell to report; run the matrix first: "
+            "snakemake --profile profiles/local"
+        )
+    lines = [f"{len(reported)} of {len(cells)} cells have a result"]
+    for title, chosen in (
+        ("missing", [cell for cell in cells if cell.outcome == Outcome.MISSING]),
+        ("stale", [cell for cell in cells if cell.stale]),
+    ):
+        names = [f"{c.workload} {c.strategy} gpus{c.gpus} seed{c.seed}" for c in chosen]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines += [f"{title}: {', '.join(names[:NAMED])}{more}"] if names else []
+    return lines
 
 
 def main() -> None:
     """Collect the matrix of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="the configuration as JSON")
-    parser.add_argument("--cells", type=Path, required=True, help="CSV to write, one row a cell")
-    parser.add_argument("--epochs", type=Path, required=True, help="CSV to write, a row an epoch")
+    parser.add_argument("--tables", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
+    collected = collect(Config.model_validate_json(arguments.config))
+    for row in collected.failures:
+        if row.outcome == Outcome.REFUSED:
+            print(f"refused: {row.reason}")
     try:
-        cells, epochs, refused = collect(Config.model_validate_json(arguments.config))
+        print(*describe_gaps(collected.cells), sep="\n")
     except UserError as error:
         sys.exit(f"shardmark: {error}")
-    for reason in refused:
-        print(f"refused: {reason}")
-    write_text(arguments.cells, to_csv(CellRow, cells))
-    write_text(arguments.epochs, to_csv(EpochRow, epochs))
-    print(f"{len(cells)} cells, {len(epochs)} epochs")
+    write_tables(collected, arguments.tables)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from shardmark.report.rendering import to_html, to_latex
+from shardmark.report.summary import Table
+from shardmark.statistics.wording import percent, ratio_text
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
 from shardmark.figures.drawing import save
-from shardmark.report.rendering import to_html, to_latex
-from shardmark.report.summary import Table
 from shardmark.results.result_set import read_result_set
 from shardmark.statistics.comparisons import MARGIN, PRIMARY
 from shardmark.statistics.set_comparison import (
@@ -31,7 +32,6 @@ from shardmark.statistics.set_comparison import (
     compare_sets,
     regressions_of,
 )
-from shardmark.statistics.wording import percent, ratio_text
 
 HEADLINES = {
     "no regression": "No regression: each strategy is faster, or equivalent within the margin.",

@@ -1,67 +1,30 @@
-"""Compare every strategy to the baseline, and say what the comparisons allow to be said."""
+"""Compare every strategy with the baseline, and rank the strategies."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-import pandas as pd
-
-from shardmark.atomic import write_text
-from shardmark.config import Config, labels_of
 from shardmark.errors import UserError
-from shardmark.report.summary import read_cells
-from shardmark.statistics.comparisons import compare
-from shardmark.statistics.eligibility import as_compared
-from shardmark.statistics.scaling import scaling_of
-from shardmark.statistics.standing import Verdict
-from shardmark.statistics.verdict import verdicts
-
-
-def compare_all(
-    cells: pd.DataFrame, config: Config
-) -> tuple[pd.DataFrame, pd.DataFrame, list[Verdict]]:
-    """The comparisons, the scaling and the verdicts of a matrix.
-
-    Args:
-        cells: columns as ``result_tables.CellRow``.
-        config: the matrix.
-
-    Raises:
-        UserError: if a cell stands in the table twice.
-    """
-    margin, baseline = config.report.margin, config.baseline
-    cells = as_compared(cells, config.validity.compare_suspect)
-    labels = labels_of(config)
-    # In sentences and reasons a strategy goes by the name that the tables and figures give it.
-    named = cells.assign(strategy=cells.strategy.map(labels))
-    compared = compare(named, labels[baseline], margin)
-    words = verdicts(named, compared, labels[baseline], margin)
-    name_of = {label: name for name, label in labels.items()}
-    columns = ["strategy", "baseline"]
-    compared[columns] = compared[columns].replace(name_of)
-    return compared, scaling_of(cells), words
+from shardmark.results.cell_rows import CellRow
+from shardmark.results.csv_tables import read_csv
+from shardmark.statistics.findings import find, write_findings
 
 
 def main() -> None:
     """Compare the cells of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", required=True, help="cells.csv")
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
-    parser.add_argument("--comparisons", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--scaling", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--verdict", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--tables", type=Path, required=True, help="folder of cells.csv")
+    parser.add_argument("--baseline", required=True, help="strategy to compare with")
+    parser.add_argument("--margin", type=float, required=True, help="of equivalence, as a share")
     arguments = parser.parse_args()
-    config = Config.model_validate_json(arguments.config)
+    cells = read_csv(arguments.tables / "cells.csv", CellRow)
     try:
-        comparisons, scaling, words = compare_all(read_cells(arguments.cells), config)
+        findings = find(cells, arguments.baseline, arguments.margin)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
-    write_text(arguments.comparisons, comparisons.to_csv(index=False))
-    write_text(arguments.scaling, scaling.to_csv(index=False))
-    write_text(arguments.verdict, json.dumps([found.as_dict() for found in words], indent=1))
+    write_findings(findings, arguments.tables)
 
 
 if __name__ == "__main__":

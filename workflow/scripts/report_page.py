@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardmark.atomic import write_text
-from shardmark.config import Config
 from shardmark.report.captions import PAGE_TEMPLATE
-from shardmark.report.page import Findings, page_context
-from shardmark.report.summary import read_cells
+from shardmark.report.page import page_context
+from shardmark.results.collected import read_tables
+from shardmark.statistics.findings import read_findings
 
 
 def render(template: Path, context: dict[str, object]) -> str:
-    """The template filled in; every text is escaped, a name it does not know is an error."""
+    """The template filled in; every text is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
         autoescape=True,
@@ -31,22 +29,13 @@ def render(template: Path, context: dict[str, object]) -> str:
 def main() -> None:
     """Write the page of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", required=True, help="cells.csv")
+    parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--figures", type=Path, required=True, help="folder of the figures")
-    parser.add_argument("--comparisons", required=True, help="comparisons.csv")
-    parser.add_argument("--scaling", required=True, help="scaling.csv")
-    parser.add_argument("--verdict", type=Path, required=True, help="verdict.json")
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--margin", type=float, required=True, help="of equivalence, as a share")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
-    config = Config.model_validate_json(arguments.config)
-    findings = Findings(
-        cells=read_cells(arguments.cells),
-        comparisons=pd.read_csv(arguments.comparisons),
-        scaling=pd.read_csv(arguments.scaling),
-        verdicts=json.loads(arguments.verdict.read_text()),
-    )
-    context = page_context(config, findings, arguments.figures, Path())
+    tables, findings = read_tables(arguments.tables), read_findings(arguments.tables)
+    context = page_context(tables, findings, arguments.figures, arguments.margin)
     write_text(arguments.output, render(PAGE_TEMPLATE, context))
 
 

@@ -22,7 +22,7 @@ from shardmark.config import (
     Workload,
     base_and_options,
 )
-from shardmark.strategies import STRATEGIES, why_unsupported
+from shardmark.strategies import STRATEGIES, Place
 
 
 class Cell(Section):
@@ -77,15 +77,14 @@ class Cell(Section):
     def unsupported(self) -> str | None:
         """Why the strategy cannot run this cell, or None."""
         has_batchnorm = self.definition.model.name in WITH_BATCH_NORM
-        return why_unsupported(
-            self.base,
-            self.options,
+        place = Place(
             gpus=self.gpus,
             nodes=self.nodes,
             device=self.device,
             batchnorm=self.definition.batchnorm if has_batchnorm else None,
             precision=self.definition.precision,
         )
+        return STRATEGIES[self.base].why_unsupported(self.options, place)
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the result; where its data lie does not."""

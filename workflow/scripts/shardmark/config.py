@@ -342,11 +342,3 @@ def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]
     variant = dict(config.variants.get(strategy, {"base": strategy}))
     base = variant.pop("base")
     return base, STRATEGIES[base].options(**variant).model_dump()
-
-
-def labels_of(config: Config) -> dict[str, str]:
-    """What a reader calls each strategy of the matrix; a variant goes by its own name."""
-    return {
-        name: STRATEGIES[name].label if name in STRATEGIES else name
-        for name in config.matrix.strategies
-    }

@@ -1,13 +1,12 @@
-"""What the planner must know of each strategy before any process or GPU is asked for.
+"""One record per strategy: everything that is known of it outside its ``train_*.py``.
 
-Its training script, the options that a variant may set, and where it cannot run. What a strategy
-*does* stands in its ``train_*.py``. Free of torch: a login node plans a matrix without it.
+A login node plans a matrix with these records, so this module must not import torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -99,73 +98,147 @@ class DeepspeedOptions(Options):
     reduce_bucket_size: Count = Field(500_000_000, description="elements in a gradient bucket")
 
 
+class Place(NamedTuple):
+    """Where and how a cell would run.
+
+    Attributes:
+        gpus: replicas of the cell.
+        nodes: machines that it spans.
+        device: ``cuda`` or ``cpu``.
+        batchnorm: ``local`` or ``sync``; None for a model that has none.
+        precision: the workload's precision.
+    """
+
+    gpus: int
+    nodes: int
+    device: str
+    batchnorm: str | None
+    precision: str
+
+
+Unsupported = Callable[[Mapping[str, Any], Place], str | None]
+
+
+def _runs_everywhere(options: Mapping[str, Any], place: Place) -> None:
+    return None
+
+
+def _dp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
+    if place.nodes > 1:
+        return f"DataParallel is one process on one node; this cell spans {place.nodes} nodes"
+    if place.device == "cpu" and place.gpus > 1:
+        return "DataParallel replicates over CUDA devices only; on a CPU it is one plain module"
+    if place.batchnorm == "sync" and place.gpus > 1:
+        return "DataParallel has no process group, so batch-norm cannot be synchronised in it"
+    return None
+
+
+def _fsdp2_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
+    if place.device == "cpu" and place.batchnorm and options["mixed_precision"] != "none":
+        return (
+            "FSDP2's mixed precision casts batch-norm's parameters and not its running statistics, "
+            "and torch's batch-norm on a CPU refuses the two together"
+        )
+    return None
+
+
+def _fairscale_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
+    if place.device == "cpu" and place.precision == "fp16":
+        return "FairScale's gradient scaler, which fp16 needs, works on CUDA devices only"
+    return None
+
+
 class StrategySpec(BaseModel):
-    """One strategy as the planner sees it."""
+    """One strategy: all that is known of it outside its script.
+
+    Attributes:
+        script: its training script, beside this package.
+        options: the options that a variant may set.
+        label: what readers call it.
+        colour: of its lines and markers, hex. The colours are those of Okabe and Ito, "Color
+            Universal Design" (2008), with yellow and light green darkened until they read on white.
+        marker: matplotlib's marker; it differs where colours of a family are close.
+        packages: the packages beside torch that it is built on. Runs with different versions of
+            them are not compared.
+        one_process: whether one process holds all replicas.
+        why_unsupported: why it cannot run with these options at that place; None if it can.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     script: str
     options: type[Options]
     label: str
-    # DataParallel alone holds all its replicas in one process.
+    colour: str
+    marker: str
+    packages: tuple[str, ...] = ()
     one_process: bool = False
+    why_unsupported: Unsupported = _runs_everywhere
 
 
 STRATEGIES: dict[str, StrategySpec] = {
     "dp": StrategySpec(
-        script="train_dp.py", options=DpOptions, label="DataParallel", one_process=True
+        script="train_dp.py",
+        options=DpOptions,
+        label="DataParallel",
+        colour="#000000",
+        marker="s",
+        one_process=True,
+        why_unsupported=_dp_unsupported,
     ),
-    "ddp": StrategySpec(script="train_ddp.py", options=DdpOptions, label="DDP"),
-    "fsdp": StrategySpec(script="train_fsdp.py", options=FsdpOptions, label="FSDP1"),
-    "fsdp2": StrategySpec(script="train_fsdp2.py", options=Fsdp2Options, label="FSDP2"),
+    "ddp": StrategySpec(
+        script="train_ddp.py", options=DdpOptions, label="DDP", colour="#0072B2", marker="o"
+    ),
+    "fsdp": StrategySpec(
+        script="train_fsdp.py", options=FsdpOptions, label="FSDP1", colour="#56B4E9", marker="^"
+    ),
+    "fsdp2": StrategySpec(
+        script="train_fsdp2.py",
+        options=Fsdp2Options,
+        label="FSDP2",
+        colour="#D55E00",
+        marker="v",
+        why_unsupported=_fsdp2_unsupported,
+    ),
     "fairscale_fsdp": StrategySpec(
-        script="train_fairscale_fsdp.py", options=FairscaleOptions, label="FairScale FSDP"
+        script="train_fairscale_fsdp.py",
+        options=FairscaleOptions,
+        label="FairScale FSDP",
+        colour="#CC79A7",
+        marker="D",
+        packages=("fairscale",),
+        why_unsupported=_fairscale_unsupported,
     ),
     "deepspeed_zero1": StrategySpec(
-        script="train_deepspeed.py", options=DeepspeedOptions, label="DeepSpeed ZeRO-1"
+        script="train_deepspeed.py",
+        options=DeepspeedOptions,
+        label="DeepSpeed ZeRO-1",
+        colour="#9A7D00",
+        marker="P",
+        packages=("deepspeed",),
     ),
     "deepspeed_zero2": StrategySpec(
-        script="train_deepspeed.py", options=DeepspeedOptions, label="DeepSpeed ZeRO-2"
+        script="train_deepspeed.py",
+        options=DeepspeedOptions,
+        label="DeepSpeed ZeRO-2",
+        colour="#E69F00",
+        marker="X",
+        packages=("deepspeed",),
     ),
     "deepspeed_zero3": StrategySpec(
-        script="train_deepspeed.py", options=DeepspeedOptions, label="DeepSpeed ZeRO-3"
+        script="train_deepspeed.py",
+        options=DeepspeedOptions,
+        label="DeepSpeed ZeRO-3",
+        colour="#009E73",
+        marker="h",
+        packages=("deepspeed",),
     ),
 }
 
+# Beside torch: every package that some strategy is built on.
+PACKAGES = tuple(dict.fromkeys(name for spec in STRATEGIES.values() for name in spec.packages))
 
-def why_unsupported(
-    base: str,
-    options: Mapping[str, Any],
-    *,
-    gpus: int,
-    nodes: int,
-    device: str,
-    batchnorm: str | None,
-    precision: str,
-) -> str | None:
-    """Why this strategy cannot run there, or None where it can.
 
-    Args:
-        base: the strategy's name, not a variant's.
-        options: the strategy's.
-        gpus: replicas of the cell.
-        nodes: machines the cell spans.
-        device: ``cuda`` or ``cpu``.
-        batchnorm: ``local`` or ``sync``; None for a model that has none.
-        precision: the workload's precision.
-    """
-    if base == "dp":
-        if nodes > 1:
-            return f"DataParallel is one process on one node; this cell spans {nodes} nodes"
-        if device == "cpu" and gpus > 1:
-            return "DataParallel replicates over CUDA devices only; on a CPU it is one plain module"
-        if batchnorm == "sync" and gpus > 1:
-            return "DataParallel has no process group, so batch-norm cannot be synchronised in it"
-    if device == "cpu" and batchnorm and base == "fsdp2" and options["mixed_precision"] != "none":
-        return (
-            "FSDP2's mixed precision casts batch-norm's parameters and not its running statistics, "
-            "and torch's batch-norm on a CPU refuses the two together"
-        )
-    if device == "cpu" and precision == "fp16" and base == "fairscale_fsdp":
-        return "FairScale's gradient scaler, which fp16 needs, works on CUDA devices only"
-    return None
+def label_of(strategy: str) -> str:
+    """What readers call a strategy of the matrix; a variant goes by its own name."""
+    return STRATEGIES[strategy].label if strategy in STRATEGIES else strategy

@@ -20,8 +20,9 @@ from packaging.specifiers import SpecifierSet
 
 from shardmark.doctor.finding import Finding
 from shardmark.measurement.gpu_check import ask_torch, has_driver, why_too_few
+from shardmark.strategies import PACKAGES
 
-SHOWN = ("snakemake", "snakemake-executor-plugin-slurm", "deepspeed", "fairscale")
+SHOWN = ("snakemake", "snakemake-executor-plugin-slurm", *PACKAGES)
 
 
 def python_and_packages(project: Path) -> Iterator[Finding]:

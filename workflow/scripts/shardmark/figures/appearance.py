@@ -1,14 +1,11 @@
-"""How a strategy looks in every figure: one colour and one marker, safe for colour-blind readers.
-
-Colours are those of Okabe and Ito, "Color Universal Design" (2008), with yellow and light green
-darkened until they read on white; families share a hue, and the marker tells their members apart
-where the colour does not.
-"""
+"""How a strategy looks in every figure: a colour and a marker."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from shardmark.strategies import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -20,34 +17,23 @@ class Look:
     open_face: bool = False
 
 
-_STRATEGIES = {
-    "dp": Look("#000000", "s"),
-    "ddp": Look("#0072B2", "o"),
-    "fsdp": Look("#56B4E9", "^"),
-    "fsdp2": Look("#D55E00", "v"),
-    "fairscale_fsdp": Look("#CC79A7", "D"),
-    "deepspeed_zero1": Look("#9A7D00", "P"),
-    "deepspeed_zero2": Look("#E69F00", "X"),
-    "deepspeed_zero3": Look("#009E73", "h"),
-}
 _VARIANT_MARKERS = ("<", ">", "p", "*", "d", "8")
 
 
-def looks_of(strategies: Sequence[str], bases: dict[str, str]) -> dict[str, Look]:
+def looks(bases: Mapping[str, str]) -> dict[str, Look]:
     """The look of each strategy of a matrix.
 
     Args:
-        strategies: names in the matrix.
-        bases: the base of each; a variant takes its colour.
+        bases: of each strategy its base. A variant takes the colour of its base.
     """
-    looks = {}
+    result = {}
     variants = 0
-    for name in strategies:
-        base = _STRATEGIES[bases[name]]
-        if name in _STRATEGIES:
-            looks[name] = base
+    for name, base in bases.items():
+        record = STRATEGIES[base]
+        if name in STRATEGIES:
+            result[name] = Look(record.colour, record.marker)
         else:
             marker = _VARIANT_MARKERS[variants % len(_VARIANT_MARKERS)]
-            looks[name] = Look(base.colour, marker, open_face=True)
+            result[name] = Look(record.colour, marker, open_face=True)
             variants += 1
-    return looks
+    return result

@@ -8,15 +8,17 @@ from collections.abc import Callable
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from shardmark.figures.data import Data
 from shardmark.figures.dot_plots import dot_plot
-from shardmark.figures.drawing import STYLE, Data
+from shardmark.figures.drawing import STYLE
 from shardmark.figures.loss_curves import loss_figure
+from shardmark.figures.outcome_grid import outcome_figure
 from shardmark.figures.scaling_curves import efficiency_figure, scaling_figure
 from shardmark.figures.step_times import step_time_figure
 from shardmark.figures.time_splits import step_split_figure, wall_clock_figure
 from shardmark.figures.timelines import timeline_figure
 from shardmark.figures.trade_offs import trade_off_figure
-from shardmark.quantities import OF_FIGURE
+from shardmark.results.cell_rows import QUANTITIES
 
 DRAWN_BY: dict[str, Callable[[Data], Figure]] = {
     "trade_off": trade_off_figure,
@@ -27,8 +29,10 @@ DRAWN_BY: dict[str, Callable[[Data], Figure]] = {
     "wall_clock": wall_clock_figure,
     "timeline": timeline_figure,
     "loss": loss_figure,
+    "outcomes": outcome_figure,
     **{
-        name: functools.partial(dot_plot, quantity=quantity) for name, quantity in OF_FIGURE.items()
+        quantity.figure: functools.partial(dot_plot, quantity=quantity)
+        for quantity in QUANTITIES.values()
     },
 }
 

@@ -7,17 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from shardmark.figures.drawing import (
-    LEFT_OUT,
-    Data,
-    NothingToDraw,
-    absent,
-    dots_of_runs,
-    marker,
-    panels_of_counts,
-    tick,
-)
-from shardmark.quantities import Quantity, label_on
+from shardmark.figures.data import Data, NothingToDraw
+from shardmark.figures.drawing import LEFT_OUT, absent, dots_of_runs, marker, panels_of_counts, tick
+from shardmark.quantities import Quantity
 
 
 def dot_plot(data: Data, quantity: Quantity) -> Figure:
@@ -25,7 +17,7 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
 
     Pale is what takes no part in comparisons.
     """
-    quantity = label_on(quantity, data.device)
+    quantity = quantity.on(data.device)
     if not len(data.ok) or data.ok[quantity.column].isna().all():
         raise NothingToDraw(f"{quantity.label} was not measured")
     figure, panels = panels_of_counts(data, data.gpus, rows_mm=16)

@@ -1,11 +1,9 @@
-"""What all figures share: their data, their style, their panels and how they are written."""
+"""What all figures share: style, panels, legends, and how they are written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from shardmark.figures.appearance import Look
-from shardmark.figures.side_files import Timeline
-from shardmark.quantities import replicas, written
-from shardmark.statistics.eligibility import counted, why_left_out
+from shardmark.figures.data import Data
+from shardmark.quantities import format_number
 
 MM = 1 / 25.4
 GREY = "#666666"
@@ -32,8 +29,6 @@ PANEL_MM = 27.0
 # How opaque the marker of a run is that takes part in comparisons, and of one that does not.
 COMPARED = 0.8
 LEFT_OUT = 0.3
-# On a figure under this width an x axis has few ticks.
-NARROW_MM = 130.0
 STYLE = mpl.RcParams(
     {
         "font.family": "DejaVu Sans",
@@ -62,90 +57,6 @@ STYLE = mpl.RcParams(
 )
 
 
-class NothingToDraw(Exception):
-    """Why a figure of this matrix cannot be drawn: what it shows was not measured."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """What the figures of one workload are drawn from.
-
-    Attributes:
-        workload: its name.
-        cells: rows of cells.csv of this workload.
-        epochs: rows of epochs.csv of this workload.
-        scaling: rows of scaling.csv of this workload.
-        pareto: by GPU count the strategies that none is shown to beat (verdict.json).
-        steps: a row a step of a cell's steady window, as ``side_files.steps_of`` gives them.
-        timelines: of one run of each strategy, as ``side_files.timelines_of`` gives them.
-        baseline: the strategy that losses are held against.
-        labels: what a reader calls each strategy, in the order of the matrix.
-        looks: colour and marker of each strategy.
-        width_mm: width of a figure.
-    """
-
-    workload: str
-    cells: pd.DataFrame
-    epochs: pd.DataFrame
-    scaling: pd.DataFrame
-    pareto: Mapping[int, Sequence[str]]
-    steps: pd.DataFrame
-    timelines: Mapping[str, Timeline]
-    baseline: str
-    labels: Mapping[str, str]
-    looks: Mapping[str, Look]
-    width_mm: float
-
-    @property
-    def ok(self) -> pd.DataFrame:
-        """Cells that ran to their end."""
-        return self.cells[self.cells.status == "ok"]
-
-    @cached_property
-    def counted(self) -> pd.DataFrame:
-        """The runs that medians are of."""
-        return counted(self.cells)
-
-    @cached_property
-    def compared(self) -> pd.DataFrame:
-        """The runs that take part in comparisons; the others are pale."""
-        return self.cells[why_left_out(self.cells) == ""]
-
-    def compared_at(self, count: int) -> set[str]:
-        """The strategies that have a run which is compared at a GPU count."""
-        return set(self.compared[self.compared.gpus == count].strategy)
-
-    @property
-    def gpus(self) -> list[int]:
-        """GPU counts, ascending."""
-        return sorted({int(count) for count in self.cells.gpus})
-
-    @property
-    def device(self) -> str:
-        """Cuda or cpu."""
-        return str(self.cells.device.iloc[0]) if len(self.cells) else "cuda"
-
-    @property
-    def narrow(self) -> bool:
-        """Whether a panel has room for few ticks only."""
-        return self.width_mm < NARROW_MM
-
-    @property
-    def regime(self) -> str:
-        """How the batch grows with the GPU count, in words."""
-        weak = "weak" in set(self.cells.scaling)
-        return "weak scaling (fixed batch a GPU)" if weak else "strong scaling (fixed global batch)"
-
-    def replicas(self, count: int) -> str:
-        """A GPU count in words."""
-        return replicas(self.device, count)
-
-    def outcome(self, name: str, count: int) -> str:
-        """In words why a strategy has no measurement at a GPU count."""
-        runs = self.cells[(self.cells.strategy == name) & (self.cells.gpus == count)]
-        return ", ".join(sorted(set(runs.status) - {"ok"})) or "no result"
-
-
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format its name ends with, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,8 +68,8 @@ def save(figure: Figure, path: Path) -> None:
     partial.replace(path)
 
 
-def words(text: str, data: Data) -> Figure:
-    """What stands in the place of a figure that cannot be drawn."""
+def write_words(text: str, data: Data) -> Figure:
+    """A figure of nothing but words, in the place of one that cannot be drawn."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(data.width_mm * MM, 14 * MM))
         figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=8)
@@ -190,7 +101,7 @@ def panels_of_counts(
         axes.remove()
     panels = list(zip(counts, grid, strict=False))
     for count, axes in panels:
-        axes.set_title(data.replicas(count), loc="left")
+        axes.set_title(data.describe_gpus(count), loc="left")
         axes.set_ylim(len(data.labels) - 0.4, -0.6)
         axes.set_yticks(range(len(data.labels)), list(data.labels.values()))
         axes.tick_params(axis="y", length=0)
@@ -288,4 +199,4 @@ def tick(value: float, _: object = None) -> str:
     """A number on an axis."""
     if value and abs(value) < 0.01:
         return f"{value:.0e}"
-    return f"{value:,.4g}" if abs(value) < 10_000 else written(value, 5)
+    return f"{value:,.4g}" if abs(value) < 10_000 else format_number(value, 5)

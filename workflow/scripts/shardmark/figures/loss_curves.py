@@ -11,14 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
     COMPARED,
     FAINT,
     GREY,
     LEFT_OUT,
     MM,
-    Data,
-    NothingToDraw,
     columns_of,
     legend,
     legend_mm,
@@ -48,7 +47,7 @@ def loss_figure(data: Data) -> Figure:
         above, below = grid[2 * band][column], grid[2 * band + 1][column]
         part = data.epochs[data.epochs.gpus == count]
         _losses(above, data, part, shift)
-        above.set_title(data.replicas(count), loc="left")
+        above.set_title(data.describe_gpus(count), loc="left")
         _differences(below, data, part, shift)
         below.tick_params(labelbottom=True)
         below.set_xlabel("Epoch")

@@ -12,19 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from shardmark.figures.drawing import (
-    FAINT,
-    GREY,
-    MM,
-    Data,
-    NothingToDraw,
-    columns_of,
-    dots_of_runs,
-    marker,
-    tick,
-)
-from shardmark.quantities import THROUGHPUT
+from shardmark.figures.data import Data, NothingToDraw
+from shardmark.figures.drawing import FAINT, GREY, MM, columns_of, dots_of_runs, marker, tick
+from shardmark.results.cell_rows import QUANTITIES
 
+THROUGHPUT = QUANTITIES["images_per_s"]
 OTHERS = "#C8C8C8"
 IDEAL = (0, (3, 2))
 
@@ -103,7 +95,7 @@ def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
         axes.tick_params(labelbottom=place + columns >= len(panels))
         axes.grid(color=FAINT, linewidth=0.5)
     unit = "Processes" if data.device == "cpu" else "GPUs"
-    figure.supxlabel(f"{unit} — {data.regime}\ndashed: ideal", fontsize=8)
+    figure.supxlabel(f"{unit} — {data.scaling_in_words}\ndashed: ideal", fontsize=8)
     return figure, panels
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-
-from shardmark.metrics import Windows, read_metrics
 
 QUANTITIES = {
     "utilization_pct": ("Utilisation (%)", 1.0),
@@ -26,16 +25,18 @@ class Timeline:
         seed: the cell's seed.
         samples: telemetry.csv: ``device`` and QUANTITIES, with ``at_s``, seconds since the steady
             window began.
-        windows: the moments that the samples can be cut to.
+        steady_s: length of the steady window.
+        evaluations_s: begin and end of each evaluation, seconds since the steady window began.
     """
 
     gpus: int
     seed: int
     samples: pd.DataFrame
-    windows: Windows
+    steady_s: float
+    evaluations_s: list[tuple[float, float]]
 
 
-def steps_of(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
+def read_steps(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
     """Every step of the steady windows of the cells.
 
     Args:
@@ -62,7 +63,9 @@ def steps_of(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def timelines_of(cells: pd.DataFrame, root: Path = Path()) -> Mapping[str, Timeline]:
+def read_timelines(
+    cells: pd.DataFrame, epochs: pd.DataFrame, root: Path = Path()
+) -> Mapping[str, Timeline]:
     """The devices over time in one run of each strategy: its first seed that was sampled.
 
     All are of one GPU count, the one at which most strategies have such a run; of several, the
@@ -70,29 +73,40 @@ def timelines_of(cells: pd.DataFrame, root: Path = Path()) -> Mapping[str, Timel
 
     Args:
         cells: rows of cells.csv, all ok.
-        root: where the paths in it begin.
+        epochs: rows of epochs.csv.
+        root: where the paths in cells.csv begin.
     """
-    ok = cells.sort_values("seed")
+    sampled = cells[cells.steady_begin_monotonic_s.notna()].sort_values("seed")
     best: dict[str, Timeline] = {}
-    for count in sorted({int(count) for count in ok.gpus}, reverse=True):
-        found: dict[str, Timeline] = {}
-        for row in ok[ok.gpus == count].to_dict("records"):
-            if row["strategy"] not in found:
-                timeline = _timeline(root / row["path"], row["gpus"], row["seed"])
+    for count in sorted({int(count) for count in sampled.gpus}, reverse=True):
+        timelines: dict[str, Timeline] = {}
+        for row in sampled[sampled.gpus == count].to_dict("records"):
+            if row["strategy"] not in timelines:
+                timeline = _timeline(row, epochs, root)
                 if timeline is not None:
-                    found[row["strategy"]] = timeline
-        if len(found) > len(best):
-            best = found
+                    timelines[row["strategy"]] = timeline
+        if len(timelines) > len(best):
+            best = timelines
     return best
 
 
-def _timeline(path: Path, gpus: int, seed: int) -> Timeline | None:
-    # Of several nodes each has its own file, and its own clock; rank 0 is on the first.
-    files = [path.with_name(name) for name in ("telemetry.csv", "telemetry.node0.csv")]
-    sampled = [file for file in files if file.exists()]
-    windows = read_metrics(path).windows if sampled else None
-    if windows is None:
+def _timeline(row: Mapping[Any, Any], epochs: pd.DataFrame, root: Path) -> Timeline | None:
+    # Each of several nodes has its own file, and its own clock; rank 0 is on the first.
+    names = ("telemetry.csv", "telemetry.node0.csv")
+    files = [(root / row["path"]).with_name(name) for name in names]
+    existing = [file for file in files if file.exists()]
+    if not existing:
         return None
-    samples = pd.read_csv(sampled[0])
-    samples["at_s"] = samples.monotonic_s - windows.steady_monotonic_s[0]
-    return Timeline(gpus, seed, samples[["at_s", "device", *QUANTITIES]], windows)
+    begin, end = row["steady_begin_monotonic_s"], row["steady_end_monotonic_s"]
+    samples = pd.read_csv(existing[0])
+    samples["at_s"] = samples.monotonic_s - begin
+    key = ["workload", "strategy", "gpus", "seed"]
+    own = epochs[(epochs[key] == [row[name] for name in key]).all(axis=1)]
+    spans = own[["evaluation_begin_monotonic_s", "evaluation_end_monotonic_s"]].dropna() - begin
+    return Timeline(
+        gpus=row["gpus"],
+        seed=row["seed"],
+        samples=samples[["at_s", "device", *QUANTITIES]],
+        steady_s=end - begin,
+        evaluations_s=[(first, last) for first, last in spans.itertuples(index=False)],
+    )

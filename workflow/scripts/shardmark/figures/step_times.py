@@ -6,15 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from shardmark.figures.drawing import (
-    LEFT_OUT,
-    Data,
-    NothingToDraw,
-    absent,
-    marker,
-    panels_of_counts,
-    tick,
-)
+from shardmark.figures.data import Data, NothingToDraw
+from shardmark.figures.drawing import LEFT_OUT, absent, marker, panels_of_counts, tick
 
 # A slower strategy's steps are drawn beside a faster one's on a linear axis up to this ratio.
 LINEAR_UP_TO = 4.0

@@ -11,14 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from shardmark.figures.drawing import (
-    Data,
-    NothingToDraw,
-    absent,
-    legend_of,
-    panels_of_counts,
-    tick,
-)
+from shardmark.figures.data import Data, NothingToDraw
+from shardmark.figures.drawing import absent, legend_of, panels_of_counts, tick
 
 
 class Part(NamedTuple):

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from shardmark.figures.drawing import FAINT, MM, Data, NothingToDraw, legend_of, tick
+from shardmark.figures.data import Data, NothingToDraw
+from shardmark.figures.drawing import FAINT, MM, legend_of, tick
 from shardmark.figures.side_files import QUANTITIES, Timeline
 
 PANEL_ROW_MM = 15.0
@@ -42,16 +43,15 @@ def timeline_figure(data: Data) -> Figure:
         Patch(color=STEADY, label="steady window"),
         Patch(color=EVALUATION, label="evaluation"),
     ]
-    where = data.replicas(lines[first].gpus)
+    where = data.describe_gpus(lines[first].gpus)
     legend_of(figure, data.width_mm, handles, f"Seconds since the steady window began; {where}", 36)
     return figure
 
 
 def _over_time(axes: Axes, line: Timeline, column: str, colour: str) -> None:
-    zero, end = line.windows.steady_monotonic_s
-    axes.axvspan(0, end - zero, color=STEADY, linewidth=0)
-    for begin, stop in line.windows.evaluations_monotonic_s:
-        axes.axvspan(begin - zero, stop - zero, color=EVALUATION, linewidth=0)
+    axes.axvspan(0, line.steady_s, color=STEADY, linewidth=0)
+    for begin, end in line.evaluations_s:
+        axes.axvspan(begin, end, color=EVALUATION, linewidth=0)
     for _, samples in line.samples.groupby("device"):
         known = samples.dropna(subset=[column])
         axes.plot(known.at_s, known[column] * QUANTITIES[column][1], color=colour, linewidth=0.6)

@@ -22,9 +22,8 @@ from shardmark.launching.cell_progress import read_progress
 from shardmark.launching.scratch import owner_of, scratch_of, why_alive
 from shardmark.matrix.controller import controller_of
 from shardmark.matrix.progress import TRAIN, case_title
-from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, read_parity
-from shardmark.results.gaps import find_gaps
+from shardmark.results.matrix import read_matrix
 from shardmark.slurm import queue
 
 State = Literal[
@@ -142,14 +141,16 @@ def _queue(root: Path, cells: Iterable[Cell]) -> tuple[list[queue.Job] | None, l
 
 def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
     """The state of each cell by its result alone, where it has any."""
-    gaps = find_gaps(config, root)
-    results = {folder: judged(one, gaps.results.values()) for folder, one in gaps.results.items()}
-    found = {cell.folder: _of_result(cell, results[cell.folder]) for cell in gaps.current}
-    for cell, reason in gaps.stale:
-        found[cell.folder] = CellStatus(cell, "stale", reason, _job_of(results[cell.folder]))
-    for cell, reason in gaps.refused:
-        found[cell.folder] = CellStatus(cell, "refused", reason)
-    return found
+    kept = {}
+    for one in read_matrix(config, root):
+        if one.refusal:
+            kept[one.cell.folder] = CellStatus(one.cell, "refused", one.refusal)
+        elif one.metrics and one.stale:
+            job = _job_of(one.metrics)
+            kept[one.cell.folder] = CellStatus(one.cell, "stale", "its code has changed since", job)
+        elif one.metrics:
+            kept[one.cell.folder] = _of_result(one.cell, one.metrics)
+    return kept
 
 
 def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:

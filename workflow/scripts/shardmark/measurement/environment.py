@@ -13,11 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shardmark.strategies import PACKAGES
+
 _PACKAGES = (
     "torch",
     "torchvision",
-    "deepspeed",
-    "fairscale",
+    *PACKAGES,
     "snakemake",
     "snakemake-executor-plugin-slurm",
     "nvidia-ml-py",

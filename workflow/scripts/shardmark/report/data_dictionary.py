@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from shardmark.config import Section
 from shardmark.measurement.telemetry import COLUMNS
 from shardmark.metrics import (
     Accuracy,
@@ -28,7 +29,9 @@ from shardmark.metrics import (
     Times,
     Windows,
 )
-from shardmark.results.result_tables import STEP_PARTS, CellRow, EpochRow
+from shardmark.results.cell_rows import CellRow, EpochRow, extra
+from shardmark.results.failure_rows import FailureRow
+from shardmark.results.parity_rows import ParityRow
 
 SECTIONS: tuple[type[BaseModel], ...] = (
     Metrics,
@@ -64,39 +67,6 @@ UNITS = {
     "j": "J",
     "c": "°C",
 }
-NOT_SO_FAR = "the cell did not come so far"
-_NO_ENERGY = f"{NOT_SO_FAR}, or no energy counter could be read (CPUs, short windows)"
-EMPTY_WHEN = {
-    "failure": "the cell is ok",
-    "failure_phase": "the cell is ok, or no rank told",
-    "failure_rank": "the cell is ok, or no rank told",
-    "drift_pct": f"{NOT_SO_FAR}, or the window has too few steps to say",
-    "utilization_pct": f"{NOT_SO_FAR}, or no sample fell into the window",
-    "memory_used_peak_bytes": f"{NOT_SO_FAR}, or no sample fell into the window",
-    "torch_allocated_peak_bytes": f"{NOT_SO_FAR}, or it ran on a CPU",
-    "torch_reserved_peak_bytes": f"{NOT_SO_FAR}, or it ran on a CPU",
-    "profile_s": f"{NOT_SO_FAR}, or measure.profile is false",
-    **dict.fromkeys(
-        (*STEP_PARTS, "host_wait_pct", "exposed_communication_pct"),
-        f"{NOT_SO_FAR}, or measure.profile is false",
-    ),
-    "cpu_pressure_pct": f"{NOT_SO_FAR}, or the kernel does not count it",
-    **dict.fromkeys(
-        (
-            "power_w",
-            "energy_per_image_j",
-            "energy_net_per_image_j",
-            "energy_per_epoch_j",
-            "energy_disagreement_pct",
-        ),
-        _NO_ENERGY,
-    ),
-    **dict.fromkeys(("torch", "deepspeed", "fairscale"), "it is not installed, or not known"),
-    "driver": "there is no NVIDIA driver",
-    "git_commit": "the code stood in no git repository",
-    "accuracy": "the evaluation after this epoch did not end",
-    "epoch_s": "it was not measured",
-}
 HEAD = """\
 # Data dictionary
 
@@ -117,8 +87,10 @@ def dictionary() -> str:
     """The whole page, in Markdown."""
     parts = [HEAD]
     for model, title, what in (
-        (CellRow, "cells.csv", "One row a cell."),
-        (EpochRow, "epochs.csv", "One row an epoch of a cell."),
+        (CellRow, "cells.csv", "One row per planned cell."),
+        (EpochRow, "epochs.csv", "One row per epoch of a cell."),
+        (FailureRow, "failures.csv", "One row per cell without a good result."),
+        (ParityRow, "parity.csv", "One row per check of the parity gate."),
     ):
         parts.append(f"## {title}\n\n{what}\n\n{_columns(model)}")
     parts.append("## steps.csv\n\nBeside each metrics.json: every timed step on every rank.\n")
@@ -146,7 +118,7 @@ def unit_of(name: str) -> str:
     return UNITS[max(fits, key=len)] if fits else ""
 
 
-def _columns(model: type[BaseModel]) -> str:
+def _columns(model: type[Section]) -> str:
     return _table(
         ["column", "type", "unit", "meaning", "empty when"],
         [
@@ -155,7 +127,7 @@ def _columns(model: type[BaseModel]) -> str:
                 _type(field.annotation),
                 unit_of(name),
                 field.description or "",
-                EMPTY_WHEN.get(name, NOT_SO_FAR) if _nullable(field) else "never",
+                extra(model, name, "empty") if _nullable(field) else "never",
             ]
             for name, field in model.model_fields.items()
         ],

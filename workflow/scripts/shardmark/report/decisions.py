@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from shardmark.config import Config
-from shardmark.quantities import replicas
-from shardmark.report.summary import Table
+from shardmark.quantities import describe_gpus
+from shardmark.report.sentences import percent, quantity, with_labels
+from shardmark.report.table import Table
 from shardmark.statistics.comparisons import PRIMARY
-from shardmark.statistics.wording import percent, quantity
+from shardmark.statistics.standing import Standing, Verdict
 
 # More names than these say less than their number.
 NAMED = 3
-# What makes a standing another one; its value is of other runs in any case.
-FINDING = ("best", "shown", "worse", "equivalent", "open", "not_compared")
-
-Found = Mapping[str, Any]
 
 
-def decisions(config: Config, verdicts: Sequence[Found]) -> Table:
-    """The best strategy by each objective at every GPU count, and whether that is shown.
+def decision_table(verdicts: Sequence[Verdict], device: str) -> Table:
+    """The best strategy by each objective at every GPU count, and whether the tests show it.
 
     Args:
-        config: the matrix.
-        verdicts: ``verdict.Verdict`` of one workload as plain mappings, a GPU count each.
+        verdicts: of one workload, one per GPU count.
+        device: cuda or cpu.
     """
     rows = []
-    for found in verdicts:
-        runs = [number for number in found["runs"].values() if number]
+    for verdict in map(with_labels, verdicts):
+        runs = [number for number in verdict.runs.values() if number]
         spread = (
             f"{min(runs)} to {max(runs)}" if len(set(runs)) > 1 else f"{runs[0]}" if runs else "0"
         )
-        standings = [_standing(found, name) for name in ("fastest", "memory", "energy")]
-        rows.append([replicas(config.cluster.device, found["gpus"]), spread, *standings])
+        standings = [
+            _standing(verdict, one) for one in (verdict.fastest, verdict.memory, verdict.energy)
+        ]
+        rows.append([describe_gpus(device, verdict.gpus), spread, *standings])
     return Table(
         caption="The best strategy by each objective (median of its runs)",
         headings=["", "Runs", "Highest throughput", "Least memory", "Least energy"],
@@ -42,42 +39,30 @@ def decisions(config: Config, verdicts: Sequence[Found]) -> Table:
             "Below each: how sure it is; the next by the same objective; what it costs by the "
             "other two (throughput also against the fastest). Shown means that tests at the 5 % "
             "level say so; not told apart means that the runs so far do not, and more seeds may.",
-            *_on_suspects(verdicts),
             "Throughput is what the matrix is judged by; memory (the peak of the fullest GPU) and "
             "energy are exploratory: their tests are not corrected for their number.",
         ],
     )
 
 
-def _on_suspects(verdicts: Sequence[Found]) -> Iterator[str]:
-    if any(found["with_suspects"] for found in verdicts):
-        yield (
-            "Suspect runs are left out by a written rule; what they would change, were they "
-            "counted too, is exploratory."
-        )
-
-
-def _standing(found: Found, objective: str) -> str:
-    standing = found[objective]
-    if found["fastest"]["best"] is None:
-        others = _with_suspects(found, objective)
-        return "no usable cell" + (f" [{others}]" if others else "")
-    if standing is None:
+def _standing(verdict: Verdict, standing: Standing | None) -> str:
+    if verdict.fastest.best is None:
+        return "no usable cell"
+    if standing is None or standing.best is None or standing.value is None:
         return "not measured"
-    best = f"{standing['best']}, {quantity(standing['metric'], standing['value'])}"
+    best = f"{standing.best}, {quantity(standing.metric, standing.value)}"
     notes = (
-        _sureness(standing, found["margin"]),
-        _with_suspects(found, objective),
-        _next(found, standing),
-        _price(found, standing),
+        _sureness(standing, verdict.margin),
+        _next(verdict, standing),
+        _price(verdict, standing),
     )
     return " ".join([best, *(f"[{note}]" for note in notes if note)])
 
 
-def _next(found: Found, standing: Found) -> str:
+def _next(verdict: Verdict, standing: Standing) -> str:
     """The second best median, and how far it lies behind."""
-    metric, best = standing["metric"], standing["best"]
-    known = {name: own[metric] for name, own in found["medians"].items() if metric in own}
+    metric, best = standing.metric, standing.best or ""
+    known = {name: own[metric] for name, own in verdict.medians.items() if metric in own}
     others = [name for name in known if name != best]
     if not others:
         return ""
@@ -85,53 +70,38 @@ def _next(found: Found, standing: Found) -> str:
     return f"next: {second}, {percent(known[second] / known[best])} against it"
 
 
-def _price(found: Found, standing: Found) -> str:
-    parts = list(_by_the_others(found, standing))
+def _price(verdict: Verdict, standing: Standing) -> str:
+    parts = list(_by_the_others(verdict, standing))
     if not parts:
         return ""
-    return f"{'with' if standing['metric'] == PRIMARY.column else 'at'} {', '.join(parts)}"
+    return f"{'with' if standing.metric == PRIMARY.column else 'at'} {', '.join(parts)}"
 
 
-def _by_the_others(found: Found, standing: Found) -> Iterator[str]:
+def _by_the_others(verdict: Verdict, standing: Standing) -> Iterator[str]:
     """What the best by one objective has by the others, as far as they were measured."""
-    own, fastest = found["medians"][standing["best"]], found["fastest"]
-    for metric in found["objectives"]:
-        if metric == standing["metric"] or metric not in own:
+    own, fastest = verdict.medians[standing.best or ""], verdict.fastest
+    for metric in verdict.objectives:
+        if metric == standing.metric or metric not in own:
             continue
         text = quantity(metric, own[metric])
-        if metric == PRIMARY.column and standing["best"] != fastest["best"]:
-            text += f" ({percent(own[metric] / fastest['value'])})"
+        if metric == PRIMARY.column and standing.best != fastest.best:
+            text += f" ({percent(own[metric] / (fastest.value or 1))})"
         yield text
 
 
-def _sureness(standing: Found, margin: float) -> str:
-    others = standing["worse"] + standing["equivalent"] + standing["open"]
+def _sureness(standing: Standing, margin: float) -> str:
+    others = standing.worse + standing.equivalent + standing.open
     if not others:
         return "nothing to compare to"
-    if standing["shown"]:
+    if standing.shown:
         than = ", ".join(others) if len(others) <= NAMED else f"all {len(others)} others"
         return f"shown to be better than {than}"
-    told = (
-        ("shown to be better than", "worse"),
-        (f"equivalent within {100 * margin:g} % to", "equivalent"),
-        ("not told apart yet from", "open"),
+    groups = (
+        ("shown to be better than", standing.worse),
+        (f"equivalent within {100 * margin:g} % to", standing.equivalent),
+        ("not told apart yet from", standing.open),
     )
-    parts = [
-        f"{words} {_few(standing[kind], len(others))}" for words, kind in told if standing[kind]
-    ]
-    return "; ".join(parts)
-
-
-def _with_suspects(found: Found, objective: str) -> str:
-    """What the best would be and how sure, were the suspect runs counted too."""
-    all_in, own = found["with_suspects"], found[objective]
-    standing = all_in[objective] if all_in else None
-    if standing is None or standing["best"] is None:
-        return ""
-    if own and all(standing[key] == own[key] for key in FINDING):
-        return "with the suspect runs too: the same"
-    best = "" if own and standing["best"] == own["best"] else f"{standing['best']}, "
-    return f"with the suspect runs too: {best}{_sureness(standing, found['margin'])}"
+    return "; ".join(f"{words} {_few(names, len(others))}" for words, names in groups if names)
 
 
 def _few(names: Sequence[str], of: int) -> str:

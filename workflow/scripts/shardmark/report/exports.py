@@ -1,36 +1,30 @@
-"""Each table of the report for use elsewhere: which there are, and what stands in them."""
+"""Each table of the report as a file for use elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from shardmark.config import Config, labels_of
-from shardmark.report.decisions import decisions
+from shardmark.atomic import write_text
+from shardmark.report.decisions import decision_table
 from shardmark.report.page_tables import (
-    Settings,
     comparison_tables,
-    grid,
+    failures_table,
+    outcome_table,
     parity_table,
     scaling_table,
-    settings_of,
+    settings_table,
 )
-from shardmark.report.summary import Table
-from shardmark.results.failures import failures
-from shardmark.results.gaps import find_gaps
-from shardmark.results.matrix_results import read_matrix
-from shardmark.results.outcomes import status_signs
+from shardmark.report.table import Table, to_latex, to_markdown
+from shardmark.results.collected import Tables
+from shardmark.statistics.findings import Findings
 
-KINDS = ("csv", "md", "tex", "html")
-# By the name of their files in results/<run>/tables/. Those of RAW have a CSV with every digit,
-# which other rules write.
+KINDS = ("csv", "md", "tex")
+# By the name of their files in results/<run>/tables/.
 TABLES: dict[str, str] = {
     "summary": "Summary",
-    "verdict": "Best by each objective",
+    "decisions": "Best by each objective",
     "comparisons": "Comparisons to the baseline",
     "scaling": "Speed-up and efficiency",
     "outcomes": "Outcomes",
@@ -38,7 +32,8 @@ TABLES: dict[str, str] = {
     "parity": "Parity",
     "certificate": "Effective settings",
 }
-RAW = ("summary", "comparisons", "scaling")
+# The CSV files of these, with every digit, are written by other rules.
+RAW = ("comparisons", "scaling", "failures", "parity")
 
 
 def exported_files() -> list[str]:
@@ -52,72 +47,42 @@ def exported_files() -> list[str]:
     ]
 
 
-def tables_to_export(
-    config: Config,
-    comparisons: pd.DataFrame,
-    scaling: pd.DataFrame,
-    verdicts: list[dict[str, Any]],
-    root: Path = Path(),
-) -> Mapping[str, list[Table]]:
-    """The tables behind each name of ``TABLES`` but the summary.
-
-    Args:
-        config: the matrix.
-        comparisons: comparisons.csv.
-        scaling: scaling.csv.
-        verdicts: verdict.json.
-        root: the project's folder, where results/ stands.
-    """
-    gaps, metrics = find_gaps(config, root), read_matrix(config, root).metrics
-    signs = status_signs(config, gaps, metrics)
-    found: dict[str, list[Table]] = {name: [] for name in TABLES if name != "summary"}
-    for name in config.matrix.workloads:
-        own = [result for result in metrics if result.cell.workload == name]
-        mine = [verdict for verdict in verdicts if verdict["workload"] == name]
-        speedups = scaling_table(config, scaling[scaling.workload == name])
-        compared = comparison_tables(config, comparisons[comparisons.workload == name])
-        found["verdict"] += [_of(name, decisions(config, mine))] if mine else []
-        found["comparisons"] += [table for both in compared for table in both if table.rows]
-        found["scaling"].append(_of(name, speedups))
-        found["outcomes"].append(grid(config, name, signs))
-        found["parity"].append(parity_table(config, name, root))
-        certified = settings_of(own, labels_of(config), config.baseline)
-        found["certificate"] += [_of(name, settings_table(one)) for one in certified]
-    found["failures"].append(failures_table(failures(metrics, gaps)))
-    return found
+def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table]]:
+    """The tables behind each name of ``TABLES`` but the summary."""
+    exported: dict[str, list[Table]] = {name: [] for name in TABLES if name != "summary"}
+    device = tables.record.device
+    for workload in tables.record.workloads:
+        cells, parity, comparisons, scaling = (
+            table[table.workload == workload]
+            for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
+        )
+        verdicts = [verdict for verdict in findings.verdicts if verdict.workload == workload]
+        exported["decisions"].append(_name(workload, decision_table(verdicts, device)))
+        for pair in comparison_tables(comparisons, device):
+            exported["comparisons"] += [table for table in pair if table.rows]
+        speedups = scaling_table(scaling, tables.strategies)
+        exported["scaling"].append(_name(workload, speedups))
+        exported["outcomes"].append(outcome_table(cells))
+        exported["parity"].append(parity_table(parity))
+    exported["certificate"] = [settings_table(one) for one in tables.record.certificates]
+    exported["failures"].append(failures_table(tables.failures))
+    return exported
 
 
-def settings_table(settings: Settings) -> Table:
-    """A certificate: what differs and why, what nothing explains first; then what is the same."""
-    return Table(
-        caption=f"{settings.where}, read back from the live objects, and recorded around them",
-        headings=["Setting", *settings.labels, "Why"],
-        rows=[
-            [
-                row.setting,
-                *[row.values[name] for name in settings.names],
-                "; ".join(f"not explained: {why}" for why in row.flagged.values())
-                or row.reason
-                or ("the same for all" if row.verdict == "same" else ""),
-            ]
-            for row in [*settings.different, *settings.same]
-        ],
-        notes=[],
-    )
+def write_exports(exported: dict[str, list[Table]], folder: Path) -> None:
+    """Write all of ``exported_files``."""
+    for file in exported_files():
+        name, kind = file.split(".")
+        tables = exported[name]
+        if kind == "csv":
+            text = as_one(tables).to_csv(index=False)
+        else:
+            text = to_markdown(tables) if kind == "md" else to_latex(tables)
+        write_text(folder / file, text)
 
 
-def failures_table(rows: list[dict[str, str]]) -> Table:
-    """Every cell without a good result, and why."""
-    return Table(
-        caption="Cells that did not end well, or that a rule of validity marks",
-        headings=["Cell", "Outcome", "Where", "Reason"],
-        rows=[[row["cell"], row["status"], row["where"], row["reason"]] for row in rows],
-        notes=[],
-    )
-
-
-def tidy(tables: list[Table]) -> pd.DataFrame:
-    """The rows of several tables as one, each with the caption of its own; no rows leave a head."""
+def as_one(tables: list[Table]) -> pd.DataFrame:
+    """The rows of several tables as one, each with its table's caption."""
     headings = dict.fromkeys(heading for table in tables for heading in table.headings)
     rows = [
         {"table": table.caption} | dict(zip(table.headings, row, strict=True))
@@ -127,5 +92,5 @@ def tidy(tables: list[Table]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["table", *headings])
 
 
-def _of(workload: str, table: Table) -> Table:
-    return replace(table, caption=f"{workload}: {table.caption}")
+def _name(workload: str, table: Table) -> Table:
+    return Table(f"{workload}: {table.caption}", table.headings, table.rows, table.notes)

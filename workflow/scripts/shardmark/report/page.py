@@ -5,56 +5,44 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from shardmark.config import Config, Measure, labels_of
+from shardmark.config import Measure
 from shardmark.measurement.validity import rules_in_words, unchecked_rules
-from shardmark.metrics import Metrics
-from shardmark.quantities import replicas
+from shardmark.quantities import describe_gpus
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
-from shardmark.report.decisions import decisions
+from shardmark.report.decisions import decision_table
 from shardmark.report.exports import KINDS, TABLES
 from shardmark.report.page_tables import (
-    Settings,
     comparison_tables,
-    grid,
+    describe_replicas,
+    differing,
+    locate_failure,
+    name_failure,
+    outcome_table,
     parity_table,
     raw_table,
+    same,
     scaling_table,
-    settings_of,
 )
-from shardmark.report.summary import Table, summarise, tables_of
-from shardmark.results.certificate import certificates
-from shardmark.results.failures import failures
-from shardmark.results.gaps import Gaps, find_gaps
-from shardmark.results.matrix_results import read_matrix
-from shardmark.results.outcomes import SIGNS, outcomes, status_signs
-from shardmark.statistics.eligibility import as_compared, counted, rules_that_fired, why_left_out
+from shardmark.report.sentences import sentences
+from shardmark.report.summary_table import SCALING, summarise, summary_tables
+from shardmark.report.table import Table
+from shardmark.results.certificate import Certificate
+from shardmark.results.collected import Tables
+from shardmark.results.exclusion import names_of_rules
+from shardmark.results.outcome import Outcome
+from shardmark.statistics.eligibility import counted
+from shardmark.statistics.findings import Findings
+from shardmark.strategies import label_of
 
 # What a window must last for energy and drift to mean something.
 LONG_ENOUGH_S = Measure.model_fields["steady_s"].default
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the rules before the page have found.
-
-    Attributes:
-        cells: cells.csv.
-        comparisons: comparisons.csv.
-        scaling: scaling.csv.
-        verdicts: verdict.json, one mapping a workload, regime and GPU count.
-    """
-
-    cells: pd.DataFrame
-    comparisons: pd.DataFrame
-    scaling: pd.DataFrame
-    verdicts: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,7 @@ class WorkloadPart:
 
     name: str
     definition: str
-    decisions: Table | None
+    decisions: Table
     verdicts: list[tuple[str, list[str]]]
     tables: list[Table]
     comparisons: list[tuple[Table, Table]]
@@ -83,91 +71,101 @@ class WorkloadPart:
     outcomes: str
     grid: Table
     parity: Table
-    settings: list[Settings]
+    certificates: list[Certificate]
 
 
-def page_context(config: Config, findings: Findings, figures: Path, root: Path) -> dict[str, Any]:
-    """Everything the template reads.
+def page_context(
+    tables: Tables, findings: Findings, figures: Path, margin: float
+) -> dict[str, Any]:
+    """Everything that the template reads.
 
     Args:
-        config: the matrix.
-        findings: what the rules before have found.
+        tables: what ``collect`` wrote.
+        findings: what ``compare`` wrote.
         figures: the folder with a folder of figures for each workload.
-        root: the project's folder, where results/ stands.
+        margin: of equivalence, as a share of the ratio.
     """
-    gaps = find_gaps(config, root)
-    metrics = read_matrix(config, root).metrics
+    record, cells = tables.record, tables.cells
+    counts = cells.outcome.value_counts()
     return {
-        "run": config.run,
-        "baseline": labels_of(config)[config.baseline],
+        "run": record.run,
+        "baseline": label_of(record.baseline),
         "workloads": [
-            _workload(config, name, findings, gaps, metrics, figures / name, root)
-            for name in config.matrix.workloads
+            _workload(name, tables, findings, figures / name) for name in record.workloads
         ],
-        "planned": gaps.planned,
-        "outcomes": outcomes(config, gaps, metrics),
-        "reservations": list(reservations(config, gaps, metrics, findings.cells)),
-        "failures": failures(metrics, gaps),
-        "signs": SIGNS,
-        "environment": environment(metrics),
-        "cells": raw_table(findings.cells),
+        "planned": len(cells),
+        "outcomes": {one: int(counts[one]) for one in Outcome if one in counts},
+        "reservations": list(reservations(tables)),
+        "failures": [
+            row | {"cell": name_failure(row), "where": locate_failure(row)}
+            for row in tables.failures.to_dict("records")
+        ],
+        "environment": record.environment,
+        "cells": raw_table(cells),
         "rules": rules_in_words(),
-        "margin_pct": f"{100 * config.report.margin:g}",
-        "strategies": labels_of(config),
+        "margin_pct": f"{100 * margin:g}",
+        "strategies": {name: label_of(name) for name in tables.strategies},
         "exports": TABLES,
         "kinds": KINDS,
+        "same": same,
+        "differing": differing,
+        "describe_replicas": describe_replicas,
     }
 
 
-def reservations(
-    config: Config, gaps: Gaps, metrics: Sequence[Metrics], cells: pd.DataFrame
-) -> Iterator[str]:
+def reservations(tables: Tables) -> Iterator[str]:
     """What a reader must know before the first figure."""
-    if gaps.missing or gaps.refused:
-        lacking = len(gaps.missing) + len(gaps.refused)
-        yield f"{lacking} of {gaps.planned} cells without a result that counts."
-    if gaps.stale:
-        yield f"{_cells(len(gaps.stale))} of earlier code than the present one."
-    if config.matrix.gpus == [1] and config.cluster.device == "cuda":
+    cells, record = tables.cells, tables.record
+    cuda = record.device == "cuda"
+    lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
+    if lacking:
+        yield f"{lacking} of {len(cells)} cells without a result that counts."
+    if stale := (cells.stale == True).sum():  # noqa: E712
+        yield f"{_cells(stale)} of earlier code than the present one."
+    if cuda and set(cells.gpus) == {1}:
         yield "One GPU: nothing is sharded and nothing communicated; this says nothing of several."
-    if len(config.matrix.seeds) == 1:
-        yield "One run a cell: nothing here tells a difference from chance."
-    bad = sum(m.status not in ("ok", "unsupported") for m in metrics)
-    if bad:
+    if cells.seed.nunique() == 1:
+        yield "One run per cell: nothing here tells a difference from chance."
+    if bad := (~cells.status.isin(["ok", "unsupported", ""])).sum():
         yield f"{_cells(bad)} that did not end well, listed under Failures."
-    flagged = sum(len(one.flagged) for one in certificates(metrics, config.baseline))
+    flagged = sum(len(certificate.flagged) for certificate in record.certificates)
     if flagged:
         yield (
             f"Settings or surroundings differ in {flagged} ways that nothing explains; see "
             "Settings."
         )
-    if suspect := [m for m in metrics if m.validity == "suspect"]:
-        rules = rules_that_fired(reason for m in suspect for reason in m.validity_reasons)
-        fate = "compared all the same" if config.validity.compare_suspect else "left out"
+    suspect = cells[cells.validity == "suspect"]
+    if len(suspect):
+        rules = names_of_rules(
+            reason for reasons in suspect.validity_reasons for reason in reasons.split("; ")
+        )
+        fate = "compared all the same" if record.compare_suspect else "left out"
         yield (
             f"{_cells(len(suspect))} suspect by a written rule ({', '.join(rules)}), {fate}; see "
             "Failures."
         )
-    unchecked = Counter(rule for m in metrics for rule in unchecked_rules(m.unknown))
+    unchecked = Counter(
+        rule for unknown in cells.unknown for rule in unchecked_rules(unknown.split("; "))
+    )
     # It needs control cells, which most matrices do not plan.
     del unchecked["input-bound"]
     if unchecked:
-        told = ", ".join(f"{rule} ({_cells(count)})" for rule, count in unchecked.most_common())
-        yield f"Could not be checked: {told}; the column unknown of cells.csv says why."
-    unproven = sorted(set(cells[~cells.parity.isin(["passed", "unsupported"])].strategy))
-    if unproven:
-        labels = labels_of(config)
-        names = ", ".join(labels[name] for name in unproven)
+        names = ", ".join(f"{rule} ({_cells(count)})" for rule, count in unchecked.most_common())
+        yield f"Could not be checked: {names}; the column unknown of cells.csv says why."
+    reported = cells[cells.status != ""]
+    unproven = reported[~reported.parity.isin(["passed", "unsupported"])].strategy.unique()
+    if len(unproven):
+        names = ", ".join(map(label_of, sorted(unproven)))
         yield f"Not shown to be the same training somewhere: {names}; see Parity."
     short = cells[(cells.status == "ok") & (cells.window_complete == False)]  # noqa: E712
     if len(short):
         yield f"{_cells(len(short))} timed over a shorter window than was asked for."
-    if config.measure.steady_s < LONG_ENOUGH_S:
+    if record.steady_s < LONG_ENOUGH_S:
         yield (
-            f"Timed over windows of {config.measure.steady_s:g} s; under {LONG_ENOUGH_S:g} s "
-            "energy and drift say little."
+            f"Timed over windows of {record.steady_s:g} s; under {LONG_ENOUGH_S:g} s energy and "
+            "drift say little."
         )
-    if config.cluster.device == "cpu":
+    if not cuda:
         yield "Measured on CPUs: this shows that the workflow works, and nothing about GPUs."
 
 
@@ -175,102 +173,65 @@ def _cells(count: int) -> str:
     return f"{count} cell{'' if count == 1 else 's'}"
 
 
-def environment(metrics: Sequence[Metrics]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Each fact of the machines and versions with its values and in how many cells each was."""
-    seen: dict[str, Counter[str]] = {}
-    for result in metrics:
-        if result.status == "unsupported":
-            continue
-        facts = {k: v for k, v in result.environment.items() if not isinstance(v, (dict, list))}
-        facts |= result.environment.get("versions", {})
-        facts |= {key: result.provenance.get(key) for key in ("git_commit", "git_dirty")}
-        facts["devices"] = ", ".join(sorted({device.name for device in result.devices})) or None
-        for key, value in facts.items():
-            if value is not None:
-                seen.setdefault(key, Counter())[str(value)] += 1
-    return [(key, values.most_common()) for key, values in seen.items()]
-
-
-def _workload(
-    config: Config,
-    name: str,
-    findings: Findings,
-    gaps: Gaps,
-    metrics: Sequence[Metrics],
-    figures: Path,
-    root: Path,
-) -> WorkloadPart:
-    labels = labels_of(config)
-    mine, compared, scaling = (
+def _workload(name: str, tables: Tables, findings: Findings, figures: Path) -> WorkloadPart:
+    record = tables.record
+    cells, parity, comparisons, scaling = (
         table[table.workload == name]
-        for table in (findings.cells, findings.comparisons, findings.scaling)
+        for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
     )
-    mine = as_compared(mine, config.validity.compare_suspect)
-    verdicts = [found for found in findings.verdicts if found["workload"] == name]
-    own = [result for result in metrics if result.cell.workload == name]
-    shown, not_drawn = _figures(config, mine, figures)
-    device = config.cluster.device
+    verdicts = [verdict for verdict in findings.verdicts if verdict.workload == name]
+    shown, not_drawn = _figures(cells, record.baseline, figures)
     return WorkloadPart(
         name=name,
-        definition=definition(config, name),
-        decisions=decisions(config, verdicts) if verdicts else None,
-        verdicts=[(replicas(device, found["gpus"]), found["sentences"]) for found in verdicts],
-        comparisons=list(comparison_tables(config, compared)),
-        scaling=scaling_table(config, scaling),
-        tables=list(tables_of(summarise(mine, config.baseline), config.baseline, labels)),
+        definition=record.workloads[name],
+        decisions=decision_table(verdicts, record.device),
+        verdicts=[
+            (describe_gpus(record.device, one.gpus), sentences(one, comparisons))
+            for one in verdicts
+        ],
+        comparisons=list(comparison_tables(comparisons, record.device)),
+        scaling=scaling_table(scaling, tables.strategies),
+        tables=list(summary_tables(summarise(cells, record.baseline), record.baseline)),
         figures=shown,
         not_drawn=not_drawn,
         outcomes=_link(figures / f"{OUTCOMES}.svg"),
-        grid=grid(config, name, status_signs(config, gaps, metrics)),
-        parity=parity_table(config, name, root),
-        settings=list(settings_of(own, labels, config.baseline)),
+        grid=outcome_table(cells),
+        parity=parity_table(parity),
+        certificates=[
+            one for one in record.certificates if one.workload == name and one.strategies
+        ],
     )
 
 
-def definition(config: Config, name: str) -> str:
-    """A workload in one sentence."""
-    workload = config.workloads[name]
-    data, batch, optimizer = workload.dataset, workload.batch, workload.optimizer
-    images = f"{workload.train_images:,} images of {data.image_size} px"
-    size = f"{batch.per_gpu} images a GPU" if batch.per_gpu else f"{batch.global_} images in all"
-    micro = f" in {batch.accumulate} micro-batches" if batch.accumulate > 1 else ""
-    return (
-        f"{workload.model.name} on {data.name} ({images}, {workload.classes} classes), "
-        f"{size} a step{micro}, {optimizer.name} at {optimizer.learning_rate:g}, "
-        f"{workload.precision}, {workload.batchnorm} batch-norm statistics, "
-        f"{workload.epochs} epoch{'s' if workload.epochs > 1 else ''}"
-    )
-
-
-def facts(config: Config, cells: pd.DataFrame) -> str:
-    """What every figure of a workload needs beside its caption: baseline, n and regime.
+def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
+    """What every figure of a workload needs beside its caption: baseline, n and scaling.
 
     Args:
-        config: the matrix.
         cells: rows of cells.csv of the workload.
+        baseline: the strategy that the others are compared with.
     """
     ok = cells[cells.status == "ok"]
     runs = counted(cells).groupby(["strategy", "gpus"]).size()
     spread = f"n = {runs.min()}" if runs.nunique() == 1 else f"n = {runs.min()} to {runs.max()}"
-    regime = {"weak": "fixed batch a GPU", "strong": "fixed global batch"}
-    scaling = ", ".join(f"{name} scaling ({regime[name]})" for name in cells.scaling.unique())
-    out = int((why_left_out(ok) != "").sum())
+    scaling = ", ".join(f"{name} scaling ({SCALING[name]})" for name in cells.scaling.unique())
+    out = int((ok.excluded != "").sum())
     left_out = f" {out} of {len(ok)} runs not compared." if out else ""
-    baseline = labels_of(config)[config.baseline]
-    return f"Baseline: {baseline}; {spread} runs of each; {scaling}.{left_out}"
+    return f"Baseline: {label_of(baseline)}; {spread} runs of each; {scaling}.{left_out}"
 
 
-def _figures(config: Config, cells: pd.DataFrame, folder: Path) -> tuple[list[Shown], list[str]]:
+def _figures(cells: pd.DataFrame, baseline: str, folder: Path) -> tuple[list[Shown], list[str]]:
     """The figures that could be drawn, and of the others the title with the reason."""
-    not_drawn = json.loads((folder / NOT_DRAWN).read_text())
-    said = facts(config, cells)
+    not_drawn: dict[str, str] = {}
+    for file in sorted(folder.glob(f"{NOT_DRAWN}*.json")):
+        not_drawn |= json.loads(file.read_text())
+    comparison = describe_comparison(cells, baseline)
     shown = []
     for name, title in FIGURES.items():
         if name in not_drawn:
             continue
         path = folder / f"{name}.svg"
         image = base64.b64encode(path.read_bytes()).decode()
-        text = f"{caption(name)} {said}"
+        text = f"{caption(name)} {comparison}"
         shown.append(Shown(title, text, f"data:image/svg+xml;base64,{image}", _link(path)))
     return shown, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
 

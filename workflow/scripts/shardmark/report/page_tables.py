@@ -1,218 +1,230 @@
-"""The report page's tables beside the summary: comparisons, scaling, parity, settings, outcomes."""
+"""The report's tables beside the summary: comparisons, scaling, parity, settings, outcomes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
-from shardmark.cells import Cell, cells_of, parity_case
-from shardmark.config import Config, labels_of
 from shardmark.measurement.validity import unchecked_rules
-from shardmark.metrics import Metrics, Parity
-from shardmark.quantities import replicas, written
-from shardmark.report.summary import Table
-from shardmark.results.certificate import Certificate, Row, certificates
-from shardmark.results.outcomes import SIGNS
-from shardmark.results.result_tables import parity_verdict
-from shardmark.statistics.eligibility import text_of
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A certificate as it is shown: its strategies by label and by name."""
-
-    certificate: Certificate
-    labels: list[str]
-    names: list[str]
-
-    @property
-    def where(self) -> str:
-        """Its GPU count in words."""
-        count = self.certificate.gpus
-        return f"{count} replica{'' if count == 1 else 's'}"
-
-    @property
-    def same(self) -> list[Row]:
-        """The settings that all have alike."""
-        return [row for row in self.certificate.rows if row.verdict == "same"]
-
-    @property
-    def different(self) -> list[Row]:
-        """The other ones, those that nothing explains first."""
-        rows = [row for row in self.certificate.rows if row.verdict != "same"]
-        return sorted(rows, key=lambda row: row.verdict != "flagged")
-
-
-def grid(config: Config, workload: str, signs: Mapping[Path, str]) -> Table:
-    """Strategies down, GPU counts across, a sign a seed."""
-    matrix, labels = config.matrix, labels_of(config)
-    of: dict[tuple[str, int], list[Cell]] = {}
-    for cell in cells_of(config):
-        if cell.workload == workload:
-            of.setdefault((cell.strategy, cell.gpus), []).append(cell)
-    counts = sorted(matrix.gpus)
-    return Table(
-        caption=f"{workload}: one sign a seed ({', '.join(map(str, matrix.seeds))})",
-        headings=["Strategy", *[replicas(config.cluster.device, count) for count in counts]],
-        rows=[
-            [
-                labels[name],
-                *[
-                    " ".join(SIGNS[signs[cell.folder]][0] for cell in of[name, count])
-                    for count in counts
-                ],
-            ]
-            for name in matrix.strategies
-        ],
-        notes=[],
-    )
-
+from shardmark.quantities import describe_gpus, format_number
+from shardmark.report.table import Table
+from shardmark.results.certificate import Certificate, Row
+from shardmark.results.outcome import Outcome
+from shardmark.strategies import label_of
 
 _COMPARED = {
     "images_per_s": "Throughput",
     "memory_used_peak_bytes": "Memory peak",
-    "energy_per_image_j": "Energy an image",
-    "epoch_s_mean": "Time an epoch",
+    "energy_per_image_j": "Energy per image",
+    "epoch_s_mean": "Time per epoch",
     "total_s": "Time of the whole cell",
 }
-_SCALING_HEADINGS = [
-    *("Strategy", "GPUs", "from", "Throughput (images/s)"),
-    *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
-]
 
 
-def comparison_tables(config: Config, comparisons: pd.DataFrame) -> Iterator[tuple[Table, Table]]:
-    """Two tables a GPU count, of ratios to the baseline: throughput, and what is exploratory."""
-    for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
-        primary = group.family == "primary"
-        yield (
-            _comparison_table(config, group[primary], "p after Holm"),
-            _comparison_table(config, group[~primary], "p, not corrected"),
-        )
+def outcome_table(cells: pd.DataFrame) -> Table:
+    """Strategies down, GPU counts across, a sign per seed.
 
-
-def _comparison_table(config: Config, group: pd.DataFrame, p: str) -> Table:
-    labels, first = labels_of(config), group.iloc[0]
-    corrected = first.family == "primary"
-    rows = [
-        [
-            labels[row["strategy"]],
-            _COMPARED.get(row["metric"], row["metric"]),
-            _number(row["ratio"], 3),
-            _interval(row["ci_low"], row["ci_high"], 3),
-            _number(row["p_holm"] if corrected else row["p"], 4),
-            str(row["n"]),
-            row["verdict"],
-            "" if _is_null(row["reason"]) else row["reason"],
-        ]
-        for row in group.to_dict("records")
-    ]
-    where = replicas(config.cluster.device, first.gpus)
+    Args:
+        cells: rows of cells.csv of one workload.
+    """
+    counts = sorted(cells.gpus.unique())
+    seeds = ", ".join(map(str, cells.seed.unique()))
+    signs = cells.outcome.map({outcome.value: outcome.sign for outcome in Outcome})
+    grid = signs.groupby([cells.strategy, cells.gpus], sort=False).agg(" ".join)
     return Table(
-        caption=f"{first.workload} on {where}, {first.scaling} scaling: ratio to "
-        f"{labels[config.baseline]}, margin of equivalence {100 * config.report.margin:g} %",
-        headings=["Strategy", "Metric", "Ratio", "95 % interval", p, "n", "Verdict", "Why"],
-        rows=rows,
-        notes=[],
+        caption=f"{cells.workload.iloc[0]}: one sign per seed ({seeds})",
+        headings=["Strategy", *(describe_gpus(cells.device.iloc[0], count) for count in counts)],
+        rows=[
+            [label_of(name), *(grid[name, count] for count in counts)]
+            for name in cells.strategy.unique()
+        ],
     )
 
 
-def scaling_table(config: Config, scaling: pd.DataFrame) -> Table:
-    """Speed-up and efficiency of each strategy; no rows where one GPU count is all there is."""
-    alone = scaling.empty or bool((scaling.gpus == scaling.reference_gpus).all())
-    labels = labels_of(config)
-    place = {name: index for index, name in enumerate(labels)}
+def comparison_tables(comparisons: pd.DataFrame, device: str) -> Iterator[tuple[Table, Table]]:
+    """Two tables per GPU count, of ratios to the baseline: throughput, and exploratory metrics.
+
+    Args:
+        comparisons: rows of comparisons.csv of one workload.
+        device: cuda or cpu.
+    """
+    for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
+        primary = group.family == "primary"
+        yield (
+            _comparison_table(group[primary], "p after Holm", "p_holm", device),
+            _comparison_table(group[~primary], "p, not corrected", "p", device),
+        )
+
+
+def _comparison_table(group: pd.DataFrame, heading: str, p: str, device: str) -> Table:
+    first = group.iloc[0]
+    where = describe_gpus(device, first.gpus)
+    return Table(
+        caption=f"{first.workload} on {where}, {first.scaling} scaling: ratio to "
+        f"{label_of(first.baseline)}, margin of equivalence {100 * first.margin:g} %",
+        headings=["Strategy", "Metric", "Ratio", "95 % interval", heading, "n", "Verdict", "Why"],
+        rows=[
+            [
+                label_of(row["strategy"]),
+                _COMPARED[row["metric"]],
+                _fixed(row["ratio"], 3),
+                _interval(row["ci_low"], row["ci_high"], 3),
+                _fixed(row[p], 4),
+                str(row["n"]),
+                row["verdict"],
+                row["reason"],
+            ]
+            for row in group.to_dict("records")
+        ],
+    )
+
+
+def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
+    """Speed-up and efficiency of each strategy; no rows if there is one GPU count only.
+
+    Args:
+        scaling: rows of scaling.csv of one workload.
+        strategies: in the order of the rows.
+    """
+    alone = bool((scaling.gpus == scaling.reference_gpus).all())
+    rows = sorted(scaling.to_dict("records"), key=lambda row: strategies.index(row["strategy"]))
     return Table(
         caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals; runs "
         "are groups here, not pairs",
-        headings=_SCALING_HEADINGS,
-        rows=[
-            [
-                labels[row["strategy"]],
-                str(row["gpus"]),
-                str(row["reference_gpus"]),
-                written(row["images_per_s"]),
-                _number(row["speedup"], 2),
-                _interval(row["speedup_low"], row["speedup_high"], 2),
-                _number(row["efficiency"], 3),
-                _interval(row["efficiency_low"], row["efficiency_high"], 3),
-                str(row["n"]),
-            ]
-            for row in sorted(scaling.to_dict("records"), key=lambda row: place[row["strategy"]])
-            if not alone
+        headings=[
+            *("Strategy", "GPUs", "from", "Throughput (images/s)"),
+            *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
         ],
+        rows=[] if alone else [_scaling_row(row) for row in rows],
         notes=["No strategy has results at two GPU counts."] if alone else [],
     )
 
 
+def _scaling_row(row: dict[Any, Any]) -> list[str]:
+    return [
+        label_of(row["strategy"]),
+        str(row["gpus"]),
+        str(row["reference_gpus"]),
+        format_number(row["images_per_s"]),
+        _fixed(row["speedup"], 2),
+        _interval(row["speedup_low"], row["speedup_high"], 2),
+        _fixed(row["efficiency"], 3),
+        _interval(row["efficiency_low"], row["efficiency_high"], 3),
+        str(row["n"]),
+    ]
+
+
+def _fixed(value: float, places: int) -> str:
+    return "–" if pd.isna(value) else f"{value:.{places}f}"
+
+
 def _interval(low: float, high: float, places: int) -> str:
-    return "–" if _is_null(low) else f"{_number(low, places)} to {_number(high, places)}"
+    return "–" if pd.isna(low) else f"{_fixed(low, places)} to {_fixed(high, places)}"
 
 
-def _number(value: float, places: int) -> str:
-    return "–" if _is_null(value) else f"{value:.{places}f}"
+def parity_table(parity: pd.DataFrame) -> Table:
+    """The gate's verdict on each strategy, replica count and precision, with its figures.
 
-
-def parity_table(config: Config, workload: str, root: Path) -> Table:
-    """The gate's verdict on each strategy, replica count and precision, with its figures."""
-    rows: list[list[str]] = []
-    notes = []
-    labels = labels_of(config)
-    for strategy in config.matrix.strategies:
-        for ranks in sorted(config.matrix.gpus):
-            parity = parity_verdict(parity_case(config, workload, strategy, ranks), root)
-            rows += _parity_rows(labels[strategy], ranks, parity)
-            if reason := parity.reason if parity else "no verdict of this definition":
-                notes.append(f"{labels[strategy]}, ranks: {ranks}: {reason}.")
+    Args:
+        parity: rows of parity.csv of one workload.
+    """
+    cases = parity.drop_duplicates(["strategy", "gpus"])
     return Table(
-        caption=f"{workload}: largest deviation from the oracle / the oracle's own noise / "
-        "tolerance; relative",
+        caption=f"{parity.workload.iloc[0]}: largest deviation from the oracle / the oracle's own "
+        "noise / tolerance; relative",
         headings=["Strategy", "Ranks", "Verdict", "Precision", "Loss", "First update", "Weights"],
-        rows=rows,
-        notes=notes,
+        rows=[_parity_row(row) for row in parity.to_dict("records")],
+        notes=[
+            f"{label_of(row['strategy'])}, ranks: {row['gpus']}: {row['reason']}."
+            for row in cases[cases.reason != ""].to_dict("records")
+        ],
     )
 
 
-def _parity_rows(label: str, ranks: int, parity: Parity | None) -> Iterator[list[str]]:
-    if parity is None or not parity.precisions:
-        status = parity.status if parity else "missing"
-        yield [label, str(ranks), status, "", "", "", ""]
-        return
-    for result in parity.precisions:
-        figures = [
-            " / ".join(
-                f"{getattr(part, name):.1e}"
-                for part in (result.deviation, result.noise_floor, result.tolerance)
-            )
-            for name in ("loss", "first_update", "final_weights")
-        ]
-        verdict = "passed" if result.passed else "failed"
-        yield [label, str(ranks), verdict, result.precision, *figures]
-    if parity.real_model is not None:
-        real = parity.real_model
-        verdict = "passed" if real.passed else "failed"
-        figures = [f"{v:.1e}" for v in (real.deviation, real.noise_floor, real.tolerance)]
-        words = f"{real.precision}, first steps of the model itself"
-        yield [label, str(ranks), verdict, words, " / ".join(figures), "", ""]
+def _parity_row(row: dict[Any, Any]) -> list[str]:
+    figures = [
+        " / ".join(f"{row[f'{name}_{part}']:.1e}" for part in ("deviation", "noise", "tolerance"))
+        if pd.notna(row[f"{name}_deviation"])
+        else ""
+        for name in ("loss", "first_update", "final_weights")
+    ]
+    verdict = row["verdict"]
+    if row["model"]:
+        verdict = "passed" if row["passed"] else "failed"
+    real = ", first steps of the model itself" if row["model"] == "real" else ""
+    return [
+        label_of(row["strategy"]),
+        str(row["gpus"]),
+        verdict,
+        row["precision"] + real,
+        *figures,
+    ]
 
 
-def settings_of(
-    metrics: Sequence[Metrics], labels: Mapping[str, str], baseline: str
-) -> Iterator[Settings]:
-    """What each strategy really ran with, one certificate a GPU count."""
-    for certificate in certificates(metrics, baseline):
-        names = [name for name in labels if name in certificate.strategies]
-        if names:
-            yield Settings(certificate, [labels[name] for name in names], names)
+def failures_table(failures: pd.DataFrame) -> Table:
+    """Every cell without a good result, and why.
+
+    Args:
+        failures: failures.csv.
+    """
+    return Table(
+        caption="Cells that did not end well, or that a rule of validity marks",
+        headings=["Cell", "Outcome", "Where", "Reason"],
+        rows=[
+            [name_failure(row), row["outcome"], locate_failure(row), row["reason"]]
+            for row in failures.to_dict("records")
+        ],
+    )
 
 
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return written(value)
-    return str(value)
+def name_failure(row: dict[Any, Any]) -> str:
+    """The cell of a row of failures.csv; without a seed if the row is for all seeds."""
+    seed = "" if pd.isna(row["seed"]) else f" seed{row['seed']:.0f}"
+    return f"{row['workload']} {row['strategy']} gpus{row['gpus']}{seed}"
+
+
+def locate_failure(row: dict[Any, Any]) -> str:
+    """The phase and the rank in which a cell failed."""
+    rank = "" if pd.isna(row["rank"]) else f", rank {row['rank']:.0f}"
+    return f"{row['phase'] or '–'}{rank}"
+
+
+def settings_table(certificate: Certificate) -> Table:
+    """A certificate: unexplained differences first, then explained ones, then what is the same."""
+    where = describe_replicas(certificate)
+    return Table(
+        caption=f"{certificate.workload}: {where}, read back from the live objects, and recorded "
+        "around them",
+        headings=["Setting", *map(label_of, certificate.strategies), "Why"],
+        rows=[
+            [
+                row.setting,
+                *[row.values[name] for name in certificate.strategies],
+                "; ".join(f"not explained: {why}" for why in row.flagged.values())
+                or row.reason
+                or ("the same for all" if row.verdict == "same" else ""),
+            ]
+            for row in [*differing(certificate), *same(certificate)]
+        ],
+    )
+
+
+def describe_replicas(certificate: Certificate) -> str:
+    """The GPU count of a certificate in words."""
+    return f"{certificate.gpus} replica{'' if certificate.gpus == 1 else 's'}"
+
+
+def same(certificate: Certificate) -> list[Row]:
+    """The settings that all strategies have alike."""
+    return [row for row in certificate.rows if row.verdict == "same"]
+
+
+def differing(certificate: Certificate) -> list[Row]:
+    """The settings that differ, unexplained ones first."""
+    rows = [row for row in certificate.rows if row.verdict != "same"]
+    return sorted(rows, key=lambda row: row.verdict != "flagged")
 
 
 _RAW = [
@@ -220,8 +232,8 @@ _RAW = [
     "strategy",
     "gpus",
     "seed",
-    "status",
-    "validity",
+    "outcome",
+    "excluded",
     "unknown",
     "parity",
     "images_per_s",
@@ -242,15 +254,14 @@ _RAW = [
 def raw_table(cells: pd.DataFrame) -> Table:
     """The cells as they are, in the columns that a reader looks for first.
 
-    Of what is unknown the rules and labels by name; why is in cells.csv.
+    Of what could not be checked it names the rules and labels; cells.csv says why.
     """
-    unknown = [", ".join(unchecked_rules(text_of(value).split("; "))) for value in cells["unknown"]]
-    rows = [
-        ["–" if _is_null(value) else _text(value) for value in row]
-        for row in cells[_RAW].assign(unknown=unknown).itertuples(index=False)
-    ]
-    return Table("All cells", list(_RAW), rows, [])
+    unknown = [", ".join(unchecked_rules(value.split("; "))) for value in cells["unknown"]]
+    rows = cells[_RAW].assign(unknown=unknown).itertuples(index=False)
+    return Table("All cells", list(_RAW), [[_raw(value) for value in row] for row in rows])
 
 
-def _is_null(value: object) -> bool:
-    return value is None or (isinstance(value, float) and value != value) or value == ""
+def _raw(value: object) -> str:
+    if isinstance(value, float):
+        return format_number(value)
+    return str(value) or "–"

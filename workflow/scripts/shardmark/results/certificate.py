@@ -299,7 +299,7 @@ def certificates(metrics: Iterable[Metrics], baseline: str | None = None) -> lis
 
     Args:
         metrics: results of cells; of those that left no settings the status is told.
-        baseline: named first, and whose value stands where there is no majority.
+        baseline: whose value counts as the common one if there is no majority.
     """
     groups: dict[tuple[str, int], list[Metrics]] = defaultdict(list)
     for result in metrics:
@@ -319,7 +319,7 @@ def certify(metrics: Sequence[Metrics], baseline: str | None = None) -> Certific
     by_strategy: dict[str, list[Metrics]] = defaultdict(list)
     for result in metrics:
         by_strategy[result.cell.strategy].append(result)
-    order = sorted(by_strategy, key=lambda name: name != baseline)
+    order = list(by_strategy)
     read = {
         name: found
         for name in order
@@ -490,29 +490,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ", ".join(value)
     return json.dumps(value)
-
-
-def as_markdown(certificate: Certificate) -> str:
-    """The certificate as a table: what is the same folded into a line, then what differs."""
-    lines = [f"### {certificate.workload}, {certificate.gpus} GPUs", ""]
-    same = [row for row in certificate.rows if row.verdict == "same"]
-    folded = "; ".join(f"{row.setting}: {next(iter(row.values.values()))}" for row in same)
-    lines += [f"The same for {', '.join(certificate.strategies)}: {folded}.", ""]
-    names = certificate.strategies
-    lines += [f"| setting | {' | '.join(names)} | |", "|---" * (len(names) + 2) + "|"]
-    for row in sorted(certificate.rows, key=lambda row: row.verdict != "flagged"):
-        if row.verdict == "same":
-            continue
-        cells = [
-            f"**{row.values[name]}**" if name in row.flagged else row.values[name] for name in names
-        ]
-        note = row.reason or ""
-        if row.flagged:
-            note = "**NOT EXPLAINED** " + "; ".join(
-                f"{name}: {why}" for name, why in row.flagged.items()
-            )
-        lines.append(f"| {row.setting} | {' | '.join(cells)} | {note} |")
-    lines += [
-        f"\n{name}: {status}, nothing read back" for name, status in certificate.missing.items()
-    ]
-    return "\n".join(lines) + "\n"

@@ -17,16 +17,14 @@ from shardmark.results.result_set import (
     Result,
     ResultSet,
     Verification,
-    cells_of_set,
     differences,
 )
+from shardmark.strategies import PACKAGES, STRATEGIES
 
 Prefer = Literal["none", "first", "last"]
 # Where sets disagree on parity, the worst verdict stands: one machine on which a strategy does not
 # train the same model is enough to doubt it.
 WORST_FIRST = ("failed", "error", "unsupported", "passed")
-
-VERSIONS = ("torch", "driver", "deepspeed", "fairscale", "git_commit")
 
 
 @dataclass
@@ -157,13 +155,24 @@ def _nodes(result: Result) -> dict[str, Any]:
 
 def version_notes(sets: Sequence[ResultSet]) -> list[str]:
     """Versions of which the sets hold several."""
-    tables = [cells_of_set(found) for found in sets]
+    versions = [_versions(result.metrics) for one in sets for result in one.results]
     notes = []
-    for column in VERSIONS:
-        values = {str(value) for table in tables for value in table[column].dropna()}
+    for name in ("torch", "driver", *PACKAGES, "git_commit"):
+        values = {version for known in versions if (version := known[name])}
         if len(values) > 1:
-            notes.append(f"{column.replace('_', ' ')}: {', '.join(sorted(values))}")
+            notes.append(f"{name.replace('_', ' ')}: {', '.join(sorted(values))}")
     return notes
+
+
+def _versions(metrics: Metrics) -> dict[str, str | None]:
+    versions = metrics.environment.get("versions", {})
+    used = ("torch", *STRATEGIES[metrics.cell.base].packages)
+    return {
+        **dict.fromkeys(PACKAGES),
+        **{name: versions.get(name) for name in used},
+        "driver": metrics.environment.get("driver"),
+        "git_commit": metrics.provenance.get("git_commit"),
+    }
 
 
 def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:

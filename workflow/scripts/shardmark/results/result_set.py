@@ -12,7 +12,11 @@ import pandas as pd
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, Parity, read_metrics, read_parity
-from shardmark.results.result_tables import cell_row
+from shardmark.results.cell_rows import CellRow, cell_row
+from shardmark.results.csv_tables import to_frame
+from shardmark.results.exclusion import why_excluded
+from shardmark.results.matrix import PlannedCell
+from shardmark.results.outcome import Outcome
 
 Key = tuple[str, str, int, int]
 
@@ -112,13 +116,17 @@ def cells_of_set(found: ResultSet) -> pd.DataFrame:
     on the cells' own case.
     """
     parity = {item.key: str(item.parity.status) for item in found.verifications}
-    return pd.DataFrame([_row(result, parity) for result in found.results])
+    return to_frame(CellRow, [_row(result, parity) for result in found.results])
 
 
-def _row(result: Result, parity: Mapping[tuple[str, str, int], str]) -> dict[str, Any]:
-    cell = result.cell
+def _row(result: Result, parity: Mapping[tuple[str, str, int], str]) -> CellRow:
+    cell, metrics = result.cell, result.metrics
+    outcome = Outcome.SUSPECT if metrics.validity == "suspect" else Outcome(metrics.status)
+    planned = PlannedCell(cell, outcome, metrics)
     verdict = parity.get((cell.workload, cell.strategy, cell.gpus), "missing")
-    return cell_row(result.metrics, verdict).model_dump() | {"path": str(result.path)}
+    excluded = why_excluded(planned, verdict, compare_suspect=False)
+    row = cell_row(planned, verdict, excluded)
+    return row.model_copy(update={"path": str(result.path)})
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

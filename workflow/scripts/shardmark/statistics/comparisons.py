@@ -13,10 +13,9 @@ from shardmark.statistics.eligibility import (
     GROUP,
     SameCode,
     check_table,
+    count_reasons,
     test_of,
-    told,
     why_confounded,
-    why_left_out,
     why_mixed,
     why_not_comparable,
 )
@@ -150,16 +149,16 @@ def contrast(
     """
     usable, notes, refusal = [], [], ""
     for name, side in zip(names, sides, strict=True):
-        reasons = why_left_out(side)
+        reasons = side["excluded"]
         kept = side[(reasons == "") & (side[metric.column] > 0)]
         usable.append(kept)
-        if reasons.any():
-            notes.append(f"left out of {name}: {told(reasons)}")
+        if (reasons != "").any():
+            notes.append(f"left out of {name}: {count_reasons(reasons)}")
         if not refusal and not len(kept):
             refusal = f"{name} has no usable cell"
             if (reasons == "").any():
                 refusal = f"{metric.column} was not measured for {name}"
-            elif not reasons.any():
+            elif not (reasons != "").any():
                 refusal = f"{name} has no cell here"
     if not refusal and same_code is None:
         refusal = "; ".join(filter(None, map(why_mixed, usable)))

@@ -22,10 +22,6 @@ VERSIONS = ("torch", "driver")
 MACHINE = ("device", "device_names", "nodes")
 TRAINING = ("precision", "batchnorm", "global_batch_size", "per_gpu_batch_size")
 SETTINGS = (*TRAINING, *MACHINE, *VERSIONS)
-# In the place of ``suspect``: a rule marks the cell, and the configuration lets it be compared.
-ADMITTED = "suspect, admitted"
-# A framework's version matters to the strategies that are made of it.
-FRAMEWORKS = ("deepspeed", "fairscale")
 
 
 def check_table(cells: pd.DataFrame) -> None:
@@ -44,43 +40,9 @@ def check_table(cells: pd.DataFrame) -> None:
         )
 
 
-def why_left_out(cells: pd.DataFrame) -> pd.Series[str]:
-    """Why each cell takes no part in a comparison; an empty text where it does.
-
-    Of a suspect cell the rules by name, as in ``suspect (drifting)``, so that equal ones can be
-    counted; the figures that broke their limits are in the cell's metrics.json.
-    """
-
-    def reason(cell: pd.Series[Any]) -> str:
-        if cell["status"] != "ok":
-            return str(cell["status"])
-        if cell["validity"] == "suspect":
-            rules = rules_that_fired(text_of(cell["validity_reasons"]).split("; "))
-            return f"suspect ({', '.join(rules)})" if rules else "suspect"
-        parity = text_of(cell["parity"]) or "missing"
-        return "" if parity == "passed" else f"parity {parity}"
-
-    return pd.Series([reason(cell) for _, cell in cells.iterrows()], index=cells.index, dtype=str)
-
-
-def rules_that_fired(reasons: Iterable[str]) -> list[str]:
-    """The names of the rules behind a cell's reasons (``validity.reasons_of``), each once."""
-    return list(dict.fromkeys(reason.partition(":")[0] for reason in reasons if reason))
-
-
 def usable_cells(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     """The cells that take part in comparisons and have a value in the column."""
-    return cells[(why_left_out(cells) == "") & (cells[column] > 0)]
-
-
-def as_compared(cells: pd.DataFrame, compare_suspect: bool) -> pd.DataFrame:
-    """The table as comparisons read it: where the configuration says so, suspects are admitted.
-
-    Args:
-        cells: the cells' table.
-        compare_suspect: ``validity.compare_suspect``.
-    """
-    return cells.replace({"validity": {"suspect": ADMITTED}}) if compare_suspect else cells
+    return cells[(cells["excluded"] == "") & (cells[column] > 0)]
 
 
 def counted(cells: pd.DataFrame) -> pd.DataFrame:
@@ -95,21 +57,16 @@ def counted(cells: pd.DataFrame) -> pd.DataFrame:
     keys = [cells[name] for name in (*GROUP, "strategy")]
     left = pd.Series(True, index=cells.index)
     chosen = ~left
-    for better in (why_left_out(cells) == "", ok & (cells["validity"] != "suspect"), ok):
+    for better in (cells["excluded"] == "", ok & (cells["validity"] != "suspect"), ok):
         chosen |= left & better
         left &= ~chosen.groupby(keys).transform("any")
     return cells[chosen]
 
 
-def told(reasons: Iterable[str]) -> str:
+def count_reasons(reasons: Iterable[str]) -> str:
     """Reasons with how often each was given, the most frequent first."""
     counts = Counter(reason for reason in reasons if reason)
     return ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
-
-
-def text_of(value: object) -> str:
-    """A table's value as text, what is missing as an empty one."""
-    return "" if value is None or value != value else str(value)
 
 
 class SameCode:
@@ -125,7 +82,7 @@ class SameCode:
     def __init__(self, cells: pd.DataFrame) -> None:
         self._first: dict[str, str] = {}
         for _, same in cells.groupby("code_sha256"):
-            commits = [text_of(commit) for commit in same["git_commit"]]
+            commits = [str(commit) for commit in same["git_commit"]]
             for commit in commits[1:]:
                 self._first[self.of(commit)] = self.of(commits[0])
         self._first = {commit: first for commit, first in self._first.items() if commit != first}
@@ -148,7 +105,7 @@ def why_not_comparable(sides: Sequence[pd.DataFrame], same_code: SameCode) -> st
     mixed = _why_different(both, SETTINGS) or "; ".join(filter(None, map(why_mixed, sides)))
     if mixed:
         return mixed
-    if len({same_code.of(text_of(commit)) for commit in both["git_commit"]}) > 1:
+    if len({same_code.of(str(commit)) for commit in both["git_commit"]}) > 1:
         commits = [commit[:12] or "unknown" for commit in _distinct(both["git_commit"])]
         return f"mixed code: commits {' and '.join(commits)}"
     return ""
@@ -166,12 +123,7 @@ def why_mixed(side: pd.DataFrame, columns: Iterable[str] = SETTINGS) -> str:
         return mixed
     if len(_distinct(side["code_sha256"])) > 1:
         return f"mixed code within {side['strategy'].iloc[0]}"
-    for framework in FRAMEWORKS:
-        of_it = side[side["base"].astype(str).str.startswith(framework)]
-        found = _distinct(of_it[framework])
-        if len(found) > 1:
-            return f"mixed {framework}: {' and '.join(found)}"
-    return ""
+    return _why_different(side, ["packages"])
 
 
 def _why_different(cells: pd.DataFrame, columns: Iterable[str]) -> str:
@@ -184,13 +136,13 @@ def _why_different(cells: pd.DataFrame, columns: Iterable[str]) -> str:
 
 def _distinct(values: pd.Series[Any]) -> list[str]:
     # Eight times the same GPU is that GPU.
-    texts = {";".join(sorted(set(text_of(value).split(";")))) for value in values}
+    texts = {";".join(sorted(set(str(value).split(";")))) for value in values}
     return sorted(text or "unknown" for text in texts)
 
 
 def devices_of(cell: pd.Series[Any]) -> str:
     """The devices of a cell: by UUID, a CPU's cell by its hosts; empty where neither is known."""
-    return text_of(cell["device_uuids"]) or text_of(cell["hosts"])
+    return str(cell["device_uuids"] or cell["hosts"])
 
 
 def test_of(

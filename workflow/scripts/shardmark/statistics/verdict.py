@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
@@ -31,14 +29,11 @@ from shardmark.statistics.comparisons import (
 from shardmark.statistics.eligibility import (
     GROUP,
     SameCode,
-    as_compared,
     check_table,
     usable_cells,
-    why_left_out,
 )
 from shardmark.statistics.shift import equivalence_p, two_sided_p
 from shardmark.statistics.standing import Standing, Verdict
-from shardmark.statistics.wording import sentences_of
 
 MEMORY, ENERGY = EXPLORATORY[:2]
 OBJECTIVES = (PRIMARY, MEMORY, ENERGY)
@@ -78,38 +73,29 @@ def _verdict(
     same_code: SameCode,
     margin: float,
 ) -> Verdict:
-    reasons = why_left_out(group)
     usable = usable_cells(group, PRIMARY.column)
     strategies = list(group["strategy"].drop_duplicates())
-    all_in, rows_all_in = None, None
-    cleared = as_compared(group, compare_suspect=True)
-    if len(usable_cells(cleared, PRIMARY.column)) > len(usable):
-        contrasts = contrasts_of(cleared, baseline, PRIMARY, same_code)
-        rows_all_in = judge(contrasts, True, margin)
-        all_in = _verdict(cleared, rows_all_in, baseline, same_code, margin)
     measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
     standings = {
         metric: standing_of(usable, metric, same_code, margin) for metric in {PRIMARY, *measured}
     }
     tested = rows[rows["verdict"] != NOT_COMPARABLE]
-    facts: dict[str, Any] = {
-        "workload": str(group["workload"].iloc[0]),
-        "scaling": str(group["scaling"].iloc[0]),
-        "gpus": int(group["gpus"].iloc[0]),
-        "baseline": baseline,
-        "margin": margin,
-        "runs": {name: int((usable["strategy"] == name).sum()) for name in strategies},
-        "left_out": _left_out(group, reasons, strategies),
-        "cannot": bool(len(tested)) and bool((tested["smallest_p"] > ALPHA).all()),
-        "fastest": standings[PRIMARY],
-        "memory": standings.get(MEMORY),
-        "energy": standings.get(ENERGY),
-        "objectives": [metric.column for metric in measured],
-        "medians": _medians(usable, measured),
-        "pareto": pareto_set(usable, measured, same_code, margin),
-    }
-    found = Verdict(**facts, sentences=[], with_suspects=all_in)
-    return replace(found, sentences=sentences_of(found, rows, rows_all_in))
+    return Verdict(
+        workload=str(group["workload"].iloc[0]),
+        scaling=str(group["scaling"].iloc[0]),
+        gpus=int(group["gpus"].iloc[0]),
+        baseline=baseline,
+        margin=margin,
+        runs={name: int((usable["strategy"] == name).sum()) for name in strategies},
+        excluded=_excluded(group, strategies),
+        cannot=bool(len(tested)) and bool((tested["smallest_p"] > ALPHA).all()),
+        fastest=standings[PRIMARY],
+        memory=standings.get(MEMORY),
+        energy=standings.get(ENERGY),
+        objectives=[metric.column for metric in measured],
+        medians=_medians(usable, measured),
+        pareto=pareto_set(usable, measured, same_code, margin),
+    )
 
 
 def _all_measured(usable: pd.DataFrame, metric: Metric) -> bool:
@@ -126,17 +112,14 @@ def _medians(usable: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, dict[
     }
 
 
-def _left_out(
-    group: pd.DataFrame, reasons: pd.Series[str], strategies: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    counts = {
-        name: reasons[(group["strategy"] == name) & (reasons != "")].value_counts()
-        for name in strategies
-    }
+def _excluded(group: pd.DataFrame, strategies: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Of each strategy with excluded cells, how many each reason excludes."""
+    out = group[group["excluded"] != ""]
+    counts = {name: out[out["strategy"] == name]["excluded"].value_counts() for name in strategies}
     return {
-        name: {str(reason): int(number) for reason, number in found.items()}
-        for name, found in counts.items()
-        if len(found)
+        name: {str(reason): int(number) for reason, number in reasons.items()}
+        for name, reasons in counts.items()
+        if len(reasons)
     }
 
 
@@ -153,7 +136,7 @@ def standing_of(
     """
     medians = usable.groupby("strategy", sort=False)[metric.column].median().dropna()
     if medians.empty:
-        return Standing(metric.column, None, None, False, [], [], [], [])
+        return Standing(metric=metric.column)
     best = str(medians.idxmax() if metric is PRIMARY else medians.idxmin())
     contrasts = contrasts_of(usable, best, metric, same_code)
     table = judge(contrasts, metric is PRIMARY, margin)

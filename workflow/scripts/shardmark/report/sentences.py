@@ -1,4 +1,4 @@
-"""A verdict in plain sentences: reservations first, then what was shown, in absolute units too."""
+"""A verdict in plain sentences: reservations first, then what the tests show, with units."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from shardmark.statistics.eligibility import GROUP
 from shardmark.statistics.family import pairs_for_significance
 from shardmark.statistics.standing import Standing, Verdict
+from shardmark.strategies import label_of
 
 OBJECTIVES = {
     "images_per_s": "throughput",
@@ -18,24 +20,49 @@ OBJECTIVES = {
 }
 
 
-def sentences_of(
-    verdict: Verdict, rows: pd.DataFrame, rows_with_suspects: pd.DataFrame | None
-) -> list[str]:
+def sentences(verdict: Verdict, comparisons: pd.DataFrame) -> list[str]:
     """The sentences of a verdict.
 
     Args:
-        verdict: the findings.
-        rows: the primary comparisons of its workload, regime and GPU count.
-        rows_with_suspects: the same with the suspect cells counted too; None without such cells.
+        verdict: of one workload, scaling and GPU count.
+        comparisons: comparisons.csv; the primary rows of that GPU count are used.
     """
+    key = [verdict.workload, verdict.scaling, verdict.gpus]
+    rows = comparisons[(comparisons[GROUP] == key).all(axis=1)]
+    rows = rows[rows["family"] == "primary"]
+    names = rows[["strategy", "baseline"]].map(label_of)
+    verdict, rows = with_labels(verdict), rows.assign(**names)
     return [
         *_reservations(verdict, rows),
         *_fastest(verdict, rows),
         *_against_baseline(verdict, rows),
-        *_with_suspects(verdict, rows_with_suspects),
         *_cheapest(verdict),
         *_pareto(verdict),
     ]
+
+
+def with_labels(verdict: Verdict) -> Verdict:
+    """The verdict with every strategy under the label that readers know it by."""
+
+    def relabel(standing: Standing | None) -> Standing | None:
+        if standing is None:
+            return None
+        lists = ("equivalent", "open", "worse", "not_compared")
+        update = {name: list(map(label_of, getattr(standing, name))) for name in lists}
+        best = standing.best and label_of(standing.best)
+        return standing.model_copy(update={"best": best, **update})
+
+    return verdict.model_copy(
+        update={
+            "baseline": label_of(verdict.baseline),
+            "pareto": list(map(label_of, verdict.pareto)),
+            **{name: relabel(getattr(verdict, name)) for name in ("fastest", "memory", "energy")},
+            **{
+                name: {label_of(key): value for key, value in getattr(verdict, name).items()}
+                for name in ("runs", "excluded", "medians")
+            },
+        }
+    )
 
 
 def listed(names: Sequence[str]) -> str:
@@ -108,27 +135,12 @@ def _how_compared(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
 def _left_out(verdict: Verdict) -> list[str]:
     """Of each reason, how many cells of which strategies it leaves out."""
     by_reason: dict[str, list[str]] = {}
-    for name, reasons in verdict.left_out.items():
+    for name, reasons in verdict.excluded.items():
         whole = sum(reasons.values()) + verdict.runs[name]
         for reason, number in reasons.items():
             cells = "the only cell" if whole == 1 else f"{number} of {whole} cells"
             by_reason.setdefault(reason, []).append(f"{cells} of {name}")
     return [f"Left out, {reason}: {listed(cells)}." for reason, cells in by_reason.items()]
-
-
-def _with_suspects(verdict: Verdict, rows: pd.DataFrame | None) -> list[str]:
-    """What would be said of throughput if no cell were left out as suspect."""
-    all_in = verdict.with_suspects
-    if all_in is None or rows is None:
-        return []
-    number = sum(all_in.runs.values()) - sum(verdict.runs.values())
-    which = "one suspect cell" if number == 1 else f"{number} suspect cells"
-    said = [
-        *_how_compared(all_in, rows),
-        *_fastest(all_in, rows),
-        *_against_baseline(all_in, rows),
-    ]
-    return [f"With {which} counted too (exploratory): {' '.join(said)}"]
 
 
 def _fastest(verdict: Verdict, rows: pd.DataFrame) -> list[str]:

@@ -1,0 +1,155 @@
+"""What the figures of one workload are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from shardmark.figures.appearance import Look, looks
+from shardmark.figures.side_files import Timeline, read_steps, read_timelines
+from shardmark.quantities import describe_gpus
+from shardmark.results.collected import Tables
+from shardmark.statistics.eligibility import counted
+from shardmark.statistics.findings import Findings
+from shardmark.strategies import label_of
+
+# A figure narrower than this has few ticks on its x axes.
+NARROW_MM = 130.0
+
+
+class NothingToDraw(Exception):
+    """Why a figure of this matrix cannot be drawn: what it shows was not measured."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the figures of one workload are drawn from.
+
+    Attributes:
+        cells: rows of cells.csv of this workload.
+        epochs: rows of epochs.csv of this workload.
+        baseline: the strategy that losses are compared with.
+        width_mm: width of a figure.
+        findings: the statistics; None for the figures that do not show them.
+        root: the project's folder, where the paths in cells.csv begin.
+    """
+
+    cells: pd.DataFrame
+    epochs: pd.DataFrame
+    baseline: str
+    width_mm: float
+    findings: Findings | None = None
+    root: Path = Path()
+
+    @classmethod
+    def of(
+        cls,
+        workload: str,
+        tables: Tables,
+        width_mm: float,
+        findings: Findings | None = None,
+        root: Path = Path(),
+    ) -> Data:
+        """The data of one workload of a matrix."""
+        cells, epochs = (
+            table[table.workload == workload] for table in (tables.cells, tables.epochs)
+        )
+        return cls(cells, epochs, tables.record.baseline, width_mm, findings, root)
+
+    @cached_property
+    def labels(self) -> Mapping[str, str]:
+        """What readers call each strategy, in the order of the matrix."""
+        return {name: label_of(name) for name in self.cells.strategy.unique()}
+
+    @cached_property
+    def looks(self) -> Mapping[str, Look]:
+        """Colour and marker of each strategy."""
+        bases = self.cells.drop_duplicates("strategy").set_index("strategy").base
+        return looks({str(name): str(base) for name, base in bases.items()})
+
+    @property
+    def ok(self) -> pd.DataFrame:
+        """Cells that ran to their end."""
+        return self.cells[self.cells.status == "ok"]
+
+    @cached_property
+    def counted(self) -> pd.DataFrame:
+        """The runs that medians are of."""
+        return counted(self.cells)
+
+    @cached_property
+    def compared(self) -> pd.DataFrame:
+        """The runs that take part in comparisons; the others are pale."""
+        return self.cells[self.cells.excluded == ""]
+
+    def compared_at(self, count: int) -> set[str]:
+        """The strategies with a run that is compared at a GPU count."""
+        return set(self.compared[self.compared.gpus == count].strategy)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """A row per step of a steady window, as ``side_files.read_steps`` gives them."""
+        return read_steps(self.counted, self.root)
+
+    @cached_property
+    def timelines(self) -> Mapping[str, Timeline]:
+        """The devices over time in one run of each strategy."""
+        return read_timelines(self.counted, self.epochs, self.root)
+
+    @property
+    def scaling(self) -> pd.DataFrame:
+        """Rows of scaling.csv of this workload."""
+        assert self.findings
+        scaling = self.findings.scaling
+        return scaling[scaling.workload == self.workload]
+
+    def pareto(self, count: int) -> set[str]:
+        """The strategies that no other beats at a GPU count (verdict.json)."""
+        assert self.findings
+        return {
+            name
+            for verdict in self.findings.verdicts
+            if (verdict.workload, verdict.gpus) == (self.workload, count)
+            for name in verdict.pareto
+        }
+
+    @property
+    def workload(self) -> str:
+        """Its name."""
+        return str(self.cells.workload.iloc[0])
+
+    @property
+    def gpus(self) -> list[int]:
+        """GPU counts, ascending."""
+        return sorted({int(count) for count in self.cells.gpus})
+
+    @property
+    def device(self) -> str:
+        """Cuda or cpu."""
+        return str(self.cells.device.iloc[0])
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a panel has room for few ticks only."""
+        return self.width_mm < NARROW_MM
+
+    @property
+    def scaling_in_words(self) -> str:
+        """How the batch grows with the GPU count."""
+        weak = "weak" in set(self.cells.scaling)
+        return (
+            "weak scaling (fixed batch per GPU)" if weak else "strong scaling (fixed global batch)"
+        )
+
+    def describe_gpus(self, count: int) -> str:
+        """A GPU count in words."""
+        return describe_gpus(self.device, count)
+
+    def outcome(self, name: str, count: int) -> str:
+        """In words why a strategy has no measurement at a GPU count."""
+        runs = self.cells[(self.cells.strategy == name) & (self.cells.gpus == count)]
+        return ", ".join(sorted(set(runs.status) - {"ok", ""})) or "no result"

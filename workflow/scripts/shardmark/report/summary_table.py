@@ -1,0 +1,161 @@
+"""The summary: from a row per cell to a row per strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from shardmark.quantities import Quantity, describe_gpus, format_number
+from shardmark.report.table import Table
+from shardmark.results.cell_rows import QUANTITIES
+from shardmark.statistics.comparisons import PRIMARY
+from shardmark.statistics.eligibility import GROUP, counted
+from shardmark.strategies import label_of
+
+SCALING = {"strong": "fixed global batch", "weak": "fixed batch per GPU"}
+Row = Mapping[Any, Any]
+
+
+def summarise(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """One row for each workload, scaling, GPU count and strategy, in the order of the cells.
+
+    Args:
+        cells: columns as ``cell_rows.CellRow``.
+        baseline: the strategy by whose throughput the others are divided.
+
+    Returns:
+        The group's columns and the strategy; ``cells`` planned; ``runs`` that the medians are of
+        (``eligibility.counted``); ``suspect`` cells; ``suspects_shown`` among the runs;
+        ``comparable``, whether the runs take part in comparisons; ``outcomes`` in words;
+        ``parity``; for each quantity its median under the column's name, and ``<column>_min``,
+        ``<column>_max``; ``ratio``, the median throughput over the baseline's in the same group.
+    """
+    rows = [
+        dict(zip([*GROUP, "strategy"], key, strict=True)) | _strategy(part)
+        for key, part in cells.groupby([*GROUP, "strategy"], sort=False)
+    ]
+    summary = pd.DataFrame(rows)
+    speed = summary[PRIMARY.column].where(summary.comparable)
+    baselines = summary.assign(speed=speed)[summary.strategy == baseline].set_index(GROUP).speed
+    keys = pd.MultiIndex.from_frame(summary[GROUP])
+    summary["ratio"] = speed.to_numpy() / baselines.reindex(keys).to_numpy()
+    return summary
+
+
+def _strategy(part: pd.DataFrame) -> dict[str, Any]:
+    runs = counted(part)
+    statuses = part.status.where(part.status != "", part.outcome)
+    row: dict[str, Any] = {
+        "device": part.device.iloc[0],
+        "cells": len(part),
+        "runs": len(runs),
+        "suspect": int((part.validity == "suspect").sum()),
+        "suspects_shown": int((runs.validity == "suspect").sum()),
+        "comparable": bool((runs.excluded == "").any()),
+        "outcomes": ", ".join(f"{n} {status}" for status, n in statuses.value_counts().items()),
+        "parity": part.parity.iloc[0],
+    }
+    for column in QUANTITIES:
+        values = runs[column].astype(float)
+        row |= {
+            column: values.median(),
+            f"{column}_min": values.min(),
+            f"{column}_max": values.max(),
+        }
+    return row
+
+
+def summary_tables(summary: pd.DataFrame, baseline: str, *, ranges: bool = True) -> Iterator[Table]:
+    """One table for each workload, scaling and GPU count, GPU counts ascending.
+
+    Args:
+        summary: as ``summarise`` gives it.
+        baseline: named in each caption.
+        ranges: whether to write the smallest and the largest run beside the median.
+    """
+    for _, own in summary.groupby("workload", sort=False):
+        for _, group in own.groupby(GROUP, sort=True):
+            yield _table(group, label_of(baseline), ranges)
+
+
+def _table(group: pd.DataFrame, baseline: str, ranges: bool) -> Table:
+    device = group.device.iloc[0]
+    measured = {name for name in QUANTITIES if group[name].notna().any()}
+    shown = [quantity.on(device) for name, quantity in QUANTITIES.items() if name in measured]
+    lacking = [one.label.lower() for name, one in QUANTITIES.items() if name not in measured]
+    runs = sorted({count for count in group.runs if count})
+    return Table(
+        caption=_caption(group.iloc[0], baseline, runs),
+        headings=[
+            "Strategy",
+            "Runs",
+            f"Throughput / {baseline}",
+            *[quantity.heading for quantity in shown],
+            "Parity",
+        ],
+        rows=[_row(row, shown, ranges) for row in group.to_dict("records")],
+        notes=_notes(group, lacking),
+    )
+
+
+def _caption(first: pd.Series, baseline: str, runs: Sequence[int]) -> str:
+    match runs:
+        case []:
+            spread = "no run is ok"
+        case [1]:
+            spread = "one run each (n = 1)"
+        case [n]:
+            spread = f"median [smallest, largest] of n = {n} runs"
+        case [fewest, *_, most]:
+            spread = f"median [smallest, largest] of n = {fewest} to {most} runs"
+    return (
+        f"{first.workload} on {describe_gpus(first.device, first.gpus)}, {first.scaling} scaling "
+        f"({SCALING[first.scaling]}); {spread}; baseline {baseline}"
+    )
+
+
+def _row(row: Row, shown: Sequence[Quantity], ranges: bool) -> list[str]:
+    runs = str(row["runs"]) if row["runs"] == row["cells"] else f"{row['runs']} of {row['cells']}"
+    ratio: str = "–" if pd.isna(row["ratio"]) else format(row["ratio"], ".3f")
+    values = [_value(row, quantity, ranges) for quantity in shown]
+    return [label_of(row["strategy"]), runs, ratio, *values, row["parity"]]
+
+
+def _value(row: Row, quantity: Quantity, ranges: bool) -> str:
+    median = format_number(row[quantity.column] * quantity.scale)
+    if pd.isna(row[quantity.column]) or row["runs"] == 1 or not ranges:
+        return median
+    low, high = (row[f"{quantity.column}_{end}"] * quantity.scale for end in ("min", "max"))
+    return f"{median} [{format_number(low)}, {format_number(high)}]"
+
+
+def _notes(group: pd.DataFrame, lacking: Sequence[str]) -> list[str]:
+    notes = [f"Not measured here: {', '.join(lacking)}."] if lacking else []
+    for row in group[group.outcomes != group.cells.astype(str) + " ok"].to_dict("records"):
+        notes.append(f"{label_of(row['strategy'])}: {row['outcomes']}.")
+    suspects = group[group.suspect > 0].to_dict("records")
+    for title, chosen in (
+        ("left out", [row for row in suspects if not row["suspects_shown"]]),
+        (
+            "compared all the same",
+            [row for row in suspects if row["suspects_shown"] and row["comparable"]],
+        ),
+        (
+            "shown only since no other run is ok",
+            [row for row in suspects if row["suspects_shown"] and not row["comparable"]],
+        ),
+    ):
+        if chosen:
+            cells = ", ".join(
+                f"{row['suspect']} of {row['cells']} cells of {label_of(row['strategy'])}"
+                for row in chosen
+            )
+            notes.append(f"Suspect and {title}: {cells}.")
+    for row in group[~group.parity.isin(["passed", "unsupported"])].to_dict("records"):
+        notes.append(
+            f"{label_of(row['strategy'])}: parity {row['parity']}; not shown to be the same "
+            "training."
+        )
+    return notes

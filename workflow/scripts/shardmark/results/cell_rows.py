@@ -1,0 +1,429 @@
+"""cells.csv and epochs.csv: a row per planned cell, and a row per epoch of a cell.
+
+The models are the tables' data dictionary. A column's name carries its unit; its field says what it
+is, when it is empty and, if readers are shown it, how it is labelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from pydantic import Field
+
+from shardmark.cells import Cell
+from shardmark.config import Section
+from shardmark.measurement.labels import (
+    cell_labels,
+    exposed_communication_pct,
+    host_wait_pct,
+    throttled_periods_pct,
+)
+from shardmark.metrics import Device, HostUse, Metrics, StepSplit
+from shardmark.quantities import Quantity
+from shardmark.results.matrix import PlannedCell
+from shardmark.strategies import STRATEGIES
+
+HOST_COLUMNS = ("launching_cpu_pct", "involuntary_switches_per_s", "cpu_pressure_pct")
+# The parts of a profiled step; they add up to it.
+STEP_PARTS = ("compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms")
+
+NOT_REACHED = "the cell did not get this far"
+_NO_ENERGY = f"{NOT_REACHED}, or no energy counter could be read (CPUs, short windows)"
+_NO_PROFILE = f"{NOT_REACHED}, or measure.profile is false"
+_NO_SAMPLE = f"{NOT_REACHED}, or no sample fell into the window"
+_ON_CPU = f"{NOT_REACHED}, or it ran on a CPU"
+_NO_RESULT = "the cell has no result"
+_NOT_EVALUATED = "the evaluation after it did not end"
+
+
+def column(description: str, quantity: Quantity | None = None, *, empty: str = NOT_REACHED) -> Any:
+    """A column of a table.
+
+    Args:
+        description: what it is.
+        quantity: how readers are shown it; None for a column that is in the CSV file only.
+        empty: when a nullable column is empty.
+    """
+    return Field(
+        description=description,
+        json_schema_extra={"empty": empty, "quantity": quantity},  # type: ignore[dict-item]
+    )
+
+
+class CellRow(Section):
+    """One planned cell: what it is, how it ended, what was measured. Empty: not measured."""
+
+    run: str = column("name of the matrix")
+    workload: str = column("name of the workload")
+    strategy: str = column("name of the strategy or variant in the matrix")
+    base: str = column("the strategy that a variant is based on; else the strategy itself")
+    gpus: int = column("replicas of the cell")
+    nodes: int = column("machines the cell spans")
+    seed: int = column("the run: initial weights, data order, augmentation, dropout")
+    outcome: str = column(
+        "how the cell ended: ok, suspect (ok, but a validity rule marks it), stale (ok, with "
+        "earlier code), oom, timeout, diverged, failed, refused (its file does not count), "
+        "unsupported or missing"
+    )
+    excluded: str | None = column(
+        "why the cell takes no part in comparisons", empty="the cell takes part"
+    )
+    status: str | None = column(
+        "outcome of the run itself: ok, oom, timeout, diverged, failed or unsupported",
+        empty=_NO_RESULT,
+    )
+    validity: str | None = column("valid, or suspect by a written rule", empty=_NO_RESULT)
+    validity_reasons: str | None = column(
+        "the rules that mark the cell, separated by ';'", empty="the cell is valid"
+    )
+    unknown: str | None = column(
+        "the rules and labels that could not be checked, and why, separated by ';'",
+        empty="all could be checked",
+    )
+    labels: str | None = column(
+        "what explains the figures and excludes nothing, separated by ';'", empty="there is none"
+    )
+    stale: bool | None = column("whether earlier code made the result", empty=_NO_RESULT)
+    failure: str | None = column("why the cell is not ok", empty="the cell is ok")
+    failure_phase: str | None = column(
+        "the phase in which it failed", empty="the cell is ok, or no rank reported it"
+    )
+    failure_rank: int | None = column(
+        "the rank that failed first", empty="the cell is ok, or no rank reported it"
+    )
+    parity: str = column(
+        "verdict of the parity gate at this GPU count: passed, failed, error, unsupported, missing"
+    )
+    place: int | None = column(
+        "planned place in the order of the cells; 0 starts first", empty="it was not recorded"
+    )
+    started_at: str | None = column("when the cell started", empty="it was not recorded")
+    scaling: str = column("strong (fixed global batch) or weak (fixed batch per GPU)")
+    global_batch_size: int = column("images per step over all replicas")
+    per_gpu_batch_size: int = column("images per step of one replica")
+    precision: str = column("fp32, tf32, bf16 or fp16")
+    batchnorm: str = column("local or sync")
+    device: str = column("cuda or cpu")
+    epochs: int = column("epochs asked for")
+    images_per_s: float | None = column(
+        "throughput of the steady state, slowest rank",
+        Quantity("Throughput", "images/s", "throughput", better="higher"),
+    )
+    training_s: float | None = column(
+        "all epochs without evaluation, s",
+        Quantity("Training time", "s", "training_time", better="lower"),
+    )
+    memory_used_peak_bytes: int | None = column(
+        "peak in the steady window of the fullest device: NVML's memory used, or the resident "
+        "memory of the cell's processes, bytes",
+        Quantity(
+            "Memory peak",
+            "GiB",
+            "memory",
+            scale=2**-30,
+            better="lower",
+            label_on_cpu="Memory peak (resident)",
+        ),
+        empty=_NO_SAMPLE,
+    )
+    energy_per_image_j: float | None = column(
+        "by the energy counter, all devices, J",
+        Quantity("Energy", "J/image", "energy", better="lower"),
+        empty=_NO_ENERGY,
+    )
+    power_w: float | None = column(
+        "mean power of all devices together, W", Quantity("Power", "W", "power"), empty=_NO_ENERGY
+    )
+    utilization_pct: float | None = column(
+        "mean over devices and the steady window: NVML's GPU utilisation, or the share of all CPU "
+        "cores, %",
+        Quantity("GPU utilisation", "%", "utilisation", label_on_cpu="CPU utilisation"),
+        empty=_NO_SAMPLE,
+    )
+    final_loss: float | None = column(
+        "mean training loss of the last epoch", Quantity("Final loss", "", "final_loss")
+    )
+    final_accuracy: float | None = column(
+        "test accuracy after the last epoch, 0 ... 1",
+        Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher"),
+    )
+    images_per_s_per_gpu: float | None = column("throughput per replica")
+    step_ms_mean: float | None = column("mean step of the slowest rank, ms")
+    step_ms_p50: float | None = column("median step, ms")
+    step_ms_p90: float | None = column("90th percentile of the steps, ms")
+    step_ms_p99: float | None = column("99th percentile of the steps, ms")
+    steps: int | None = column("steps of the steady window")
+    window_s: float | None = column("length of the steady window, s")
+    drift_pct: float | None = column(
+        "how much slower the window's last third is than its first, %",
+        empty=f"{NOT_REACHED}, or the window has too few steps",
+    )
+    steady_begin_monotonic_s: float | None = column(
+        "begin of the steady window, on the clock of telemetry.csv, s"
+    )
+    steady_end_monotonic_s: float | None = column("its end, on the same clock, s")
+    window_complete: bool | None = column("whether the window is as long as was asked for")
+    warmup_steps: int | None = column("steps before the window")
+    warmup_converged: bool | None = column("whether step times settled before the cap")
+    epoch_s_mean: float | None = column("mean training time per epoch, s")
+    evaluation_s: float | None = column("all evaluations, s")
+    measurement_s: float | None = column("warm-up and steady window, s")
+    total_s: float | None = column("from the launch to the end of the processes, s")
+    imports_s: float | None = column("process start and imports, s")
+    process_group_s: float | None = column("joining the process group, s")
+    probe_s: float | None = column("the short probe of the devices, s")
+    data_s: float | None = column("loading the images, s")
+    build_s: float | None = column("building and wrapping the model, s")
+    first_step_s: float | None = column("the first step, a part of the training, s")
+    inspection_s: float | None = column("the step from which settings are read back, s")
+    profile_s: float | None = column("the profiled steps, s", empty=_NO_PROFILE)
+    other_s: float | None = column("what belongs to no phase, s")
+    shutdown_s: float | None = column("from the last measurement to the end, s")
+    compute_ms: float | None = column(
+        "of a profiled step, mean over ranks: the device computes, ms", empty=_NO_PROFILE
+    )
+    exposed_communication_ms: float | None = column(
+        "of a profiled step: the device communicates and computes nothing, ms", empty=_NO_PROFILE
+    )
+    data_ms: float | None = column(
+        "of a profiled step: the device makes or awaits the batch, ms", empty=_NO_PROFILE
+    )
+    host_gap_ms: float | None = column(
+        "of a profiled step: the device has nothing to do, ms", empty=_NO_PROFILE
+    )
+    host_wait_pct: float | None = column(
+        "share of a timed step in which the device has nothing to do, on the rank that waits "
+        "longest for its host: from the profile, less what tracing added, %",
+        empty=_NO_PROFILE,
+    )
+    exposed_communication_pct: float | None = column(
+        "share of a traced step in which that rank's device communicates and computes nothing, %; "
+        "the other ranks' collectives also wait for it",
+        empty=_NO_PROFILE,
+    )
+    launching_cpu_pct: float | None = column(
+        "CPU seconds per wall second of the threads that launch the device's work, of the busiest "
+        "rank, %; 100 is one core that is always busy"
+    )
+    involuntary_switches_per_s: float | None = column(
+        "times per second that the kernel took the CPU away from these threads, of the rank that "
+        "lost it most often"
+    )
+    cpu_pressure_pct: float | None = column(
+        "share of the window in which some task of a machine waited for a CPU, of the machine "
+        "under most pressure, %",
+        empty=f"{NOT_REACHED}, or the kernel does not count it",
+    )
+    cpus: int | None = column("CPUs that a rank may run on, of the rank with the fewest")
+    torch_threads: int | None = column(
+        "CPU threads of torch in a rank, of the rank with the fewest"
+    )
+    cpu_quota: float | None = column("limit of a rank's control groups on CPU time, in CPUs")
+    cpu_throttled_pct: float | None = column(
+        "share of that quota's periods in the window in which it ran out, of the rank that lost "
+        "most, %; 0 without a quota"
+    )
+    gc_collections: int | None = column(
+        "collections of Python's garbage collector in the window, on all ranks"
+    )
+    torch_allocated_peak_bytes: int | None = column(
+        "peak of torch's allocated memory on the fullest device, bytes", empty=_ON_CPU
+    )
+    torch_reserved_peak_bytes: int | None = column(
+        "peak of what torch's allocator reserved on the fullest device, bytes", empty=_ON_CPU
+    )
+    energy_net_per_image_j: float | None = column(
+        "energy_per_image_j less what the devices take when idle, J", empty=_NO_ENERGY
+    )
+    energy_per_epoch_j: float | None = column("energy of an epoch's steps, J", empty=_NO_ENERGY)
+    energy_disagreement_pct: float | None = column(
+        "difference between the integral of sampled power and the counter, %", empty=_NO_ENERGY
+    )
+    device_names: str | None = column("names of the devices, separated by ';'")
+    device_uuids: str | None = column("their UUIDs, sorted, separated by ';'")
+    hosts: str | None = column("names of the nodes, separated by ';'")
+    torch: str | None = column("version", empty="it is not known")
+    packages: str | None = column(
+        "versions of the packages that the strategy is built on, separated by ';'",
+        empty="it is built on torch alone, or they are not known",
+    )
+    driver: str | None = column(
+        "version of the NVIDIA driver", empty="there is no NVIDIA driver, or it is not known"
+    )
+    git_commit: str | None = column(
+        "commit of the code that ran", empty="the code was in no git repository"
+    )
+    cell_sha256: str | None = column("checksum of the cell's definition", empty=_NO_RESULT)
+    code_sha256: str | None = column("checksum of the code that ran", empty=_NO_RESULT)
+    path: str = column("where its metrics.json belongs, from the project's folder")
+
+
+class EpochRow(Section):
+    """One epoch of one cell."""
+
+    workload: str = column("name of the workload")
+    strategy: str = column("name of the strategy or variant")
+    gpus: int = column("replicas of the cell")
+    seed: int = column("the run")
+    epoch: int = column("counted from 1")
+    loss: float = column("mean training loss over the epoch, before each update")
+    accuracy: float | None = column("test accuracy after the epoch, 0 ... 1", empty=_NOT_EVALUATED)
+    epoch_s: float | None = column("training time of the epoch, s", empty="it was not measured")
+    evaluation_begin_monotonic_s: float | None = column(
+        "begin of the evaluation after it, on the clock of telemetry.csv, s", empty=_NOT_EVALUATED
+    )
+    evaluation_end_monotonic_s: float | None = column(
+        "its end, on the same clock, s", empty=_NOT_EVALUATED
+    )
+
+
+def extra(model: type[Section], name: str, key: str) -> Any:
+    """What ``column`` was given for a column of a table: its ``empty`` or its ``quantity``."""
+    more = model.model_fields[name].json_schema_extra
+    return more[key] if isinstance(more, dict) else None
+
+
+# What readers are shown first, in this order.
+QUANTITIES = {
+    name: replace(quantity, column=name)
+    for name in CellRow.model_fields
+    if (quantity := extra(CellRow, name, "quantity"))
+}
+
+
+def cell_row(planned: PlannedCell, parity: str, excluded: str, place: int | None = None) -> CellRow:
+    """The row of one planned cell.
+
+    Args:
+        planned: the cell and its result.
+        parity: the gate's verdict on its strategy and GPU count.
+        excluded: why it takes no part in comparisons; empty if it does.
+        place: its planned place, if its result does not record one.
+    """
+    cell = planned.cell
+    values: dict[str, Any] = {
+        **_shared(cell),
+        "precision": cell.definition.precision,
+        "batchnorm": cell.definition.batchnorm,
+        "epochs": cell.definition.epochs,
+        "outcome": planned.outcome,
+        "excluded": excluded or None,
+        "parity": parity,
+        "place": place,
+        "path": str(cell.folder / "metrics.json"),
+    }
+    if planned.metrics:
+        values |= {"stale": planned.stale} | _measured(planned.metrics)
+    return CellRow.model_validate(dict.fromkeys(CellRow.model_fields) | values)
+
+
+def _measured(metrics: Metrics) -> dict[str, Any]:
+    """The columns that come from a result."""
+    failure, times = metrics.failure, metrics.time_s
+    steady = metrics.windows.steady_monotonic_s if metrics.windows else (None, None)
+    loss, accuracy = metrics.loss, metrics.accuracy
+    versions = metrics.environment.get("versions", {})
+    packages = STRATEGIES[metrics.cell.base].packages
+    epochs_s = times.epochs_s if times else []
+    values = {
+        **_shared(metrics.throughput),
+        **_shared(times),
+        **_shared(metrics.efficiency),
+        "status": metrics.status,
+        "validity": metrics.validity,
+        "validity_reasons": "; ".join(metrics.validity_reasons),
+        "unknown": "; ".join(metrics.unknown),
+        "failure": failure.exception if failure else None,
+        "failure_phase": failure.phase if failure else None,
+        "failure_rank": failure.rank if failure else None,
+        "started_at": metrics.provenance.get("started_at"),
+        "steady_begin_monotonic_s": steady[0],
+        "steady_end_monotonic_s": steady[1],
+        "final_loss": loss.final if loss else None,
+        "final_accuracy": accuracy.final if accuracy else None,
+        "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
+        **{part: _mean_over_ranks(metrics.profile, part) for part in STEP_PARTS},
+        "host_wait_pct": host_wait_pct(metrics),
+        "exposed_communication_pct": exposed_communication_pct(metrics),
+        **{key: _most(metrics.host, key) for key in HOST_COLUMNS},
+        **{key: _least(metrics.host, key) for key in ("cpus", "torch_threads", "cpu_quota")},
+        "cpu_throttled_pct": max(
+            _all_known(throttled_periods_pct(use) for use in metrics.host), default=None
+        ),
+        "labels": "; ".join(cell_labels(metrics)),
+        **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
+        "device_names": _join(device.name for device in metrics.devices),
+        "device_uuids": _join(sorted(device.uuid or "" for device in metrics.devices)),
+        "hosts": _join(sorted({device.node for device in metrics.devices})),
+        "torch": versions.get("torch"),
+        "packages": _join(f"{name} {versions[name]}" for name in packages if name in versions),
+        "driver": metrics.environment.get("driver"),
+        "git_commit": metrics.provenance.get("git_commit"),
+        "cell_sha256": metrics.cell_sha256,
+        "code_sha256": metrics.code_sha256,
+    }
+    recorded = metrics.provenance.get("planned_place")
+    return values if recorded is None else values | {"place": recorded}
+
+
+def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:
+    """One row for each epoch whose loss is known."""
+    accuracies = metrics.accuracy.per_epoch if metrics.accuracy else []
+    seconds = metrics.time_s.epochs_s if metrics.time_s else []
+    evaluations = metrics.windows.evaluations_monotonic_s if metrics.windows else []
+    for index, loss in enumerate(metrics.loss.per_epoch if metrics.loss else []):
+        yield EpochRow(
+            workload=metrics.cell.workload,
+            strategy=metrics.cell.strategy,
+            gpus=metrics.cell.gpus,
+            seed=metrics.cell.seed,
+            epoch=index + 1,
+            loss=loss,
+            accuracy=_at(accuracies, index),
+            epoch_s=_at(seconds, index),
+            evaluation_begin_monotonic_s=_at([begin for begin, _ in evaluations], index),
+            evaluation_end_monotonic_s=_at([end for _, end in evaluations], index),
+        )
+
+
+def _shared(section: Section | Cell | None) -> dict[str, Any]:
+    """The fields that a section of a result and a row have in common."""
+    if section is None:
+        return {}
+    names = type(section).model_fields.keys() & CellRow.model_fields.keys()
+    return {name: getattr(section, name) for name in names}
+
+
+def _peak(devices: Sequence[Device], key: str) -> int | None:
+    """The fullest device's value; None as soon as one device has none."""
+    return max(_all_known(getattr(device, key) for device in devices), default=None)
+
+
+def _mean_over_ranks(profile: Sequence[StepSplit], part: str) -> float | None:
+    return fmean(getattr(split, part) for split in profile) if profile else None
+
+
+def _most(host: Sequence[HostUse], key: str) -> float | None:
+    """The largest of all ranks; None as soon as one rank has none."""
+    return max(_all_known(getattr(use, key) for use in host), default=None)
+
+
+def _least(host: Sequence[HostUse], key: str) -> float | None:
+    return min(_all_known(getattr(use, key) for use in host), default=None)
+
+
+def _all_known(values: Iterable[Any]) -> list[Any]:
+    """The values; none of them as soon as one is None."""
+    each = list(values)
+    return [] if None in each else each
+
+
+def _join(names: Iterable[str]) -> str:
+    return ";".join(names)
+
+
+def _at(values: Sequence[float], index: int) -> float | None:
+    return values[index] if index < len(values) else None

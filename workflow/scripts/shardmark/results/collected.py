@@ -1,0 +1,111 @@
+"""The tables that ``collect`` writes. Every later step reads these, and never a metrics.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from shardmark.atomic import write_text
+from shardmark.cells import start_order
+from shardmark.config import Config, Section
+from shardmark.results.cell_rows import CellRow, EpochRow, cell_row, epoch_rows
+from shardmark.results.csv_tables import read_csv, to_csv
+from shardmark.results.exclusion import why_excluded
+from shardmark.results.failure_rows import FailureRow, failure_rows
+from shardmark.results.matrix import read_matrix
+from shardmark.results.parity_rows import ParityRow, parity_rows, read_verdicts
+from shardmark.results.run_record import RunRecord, run_record
+
+MODELS: dict[str, type[Section]] = {
+    "cells": CellRow,
+    "epochs": EpochRow,
+    "failures": FailureRow,
+    "parity": ParityRow,
+}
+RECORD = "settings.json"
+FILES = (*(f"{name}.csv" for name in MODELS), RECORD)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Everything that is known about a matrix.
+
+    Attributes:
+        cells: a row per planned cell.
+        epochs: a row per epoch of a cell.
+        failures: a row per cell without a good result.
+        parity: a row per check of the parity gate.
+        record: what is not a row of a table.
+    """
+
+    cells: list[CellRow]
+    epochs: list[EpochRow]
+    failures: list[FailureRow]
+    parity: list[ParityRow]
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What ``collect`` wrote, read back.
+
+    Attributes:
+        cells: a row per planned cell; columns as ``CellRow``.
+        epochs: a row per epoch of a cell; columns as ``EpochRow``.
+        failures: a row per cell without a good result; columns as ``FailureRow``.
+        parity: a row per check of the parity gate; columns as ``ParityRow``.
+        record: what is not a row of a table.
+    """
+
+    cells: pd.DataFrame
+    epochs: pd.DataFrame
+    failures: pd.DataFrame
+    parity: pd.DataFrame
+    record: RunRecord
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies, in the order of the configuration."""
+        return list(self.cells["strategy"].unique())
+
+
+def collect(config: Config, root: Path = Path()) -> Collected:
+    """Read every result of a matrix under ``root``, and judge it."""
+    matrix = read_matrix(config, root)
+    verdicts = read_verdicts(config, root)
+    status = {key: parity.status if parity else "missing" for key, parity in verdicts.items()}
+    places = start_order(config)
+    cells = []
+    for planned in matrix:
+        cell = planned.cell
+        parity = status[cell.workload, cell.strategy, cell.gpus]
+        excluded = why_excluded(planned, parity, compare_suspect=config.validity.compare_suspect)
+        place = places[cell.workload, cell.strategy, cell.gpus, cell.seed]
+        cells.append(cell_row(planned, parity, excluded, place))
+    results = [planned.metrics for planned in matrix if planned.metrics]
+    return Collected(
+        cells=cells,
+        epochs=[row for metrics in results for row in epoch_rows(metrics)],
+        failures=failure_rows(matrix),
+        parity=[row for key, one in verdicts.items() for row in parity_rows(key, one)],
+        record=run_record(config, results),
+    )
+
+
+def write_tables(collected: Collected, folder: Path) -> None:
+    """Write all of ``FILES``."""
+    for name, model in MODELS.items():
+        write_text(folder / f"{name}.csv", to_csv(model, getattr(collected, name)))
+    write_text(folder / RECORD, collected.record.model_dump_json(indent=1))
+
+
+def read_tables(folder: Path) -> Tables:
+    """Read what ``write_tables`` wrote.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    frames = {name: read_csv(folder / f"{name}.csv", model) for name, model in MODELS.items()}
+    return Tables(**frames, record=RunRecord.model_validate_json((folder / RECORD).read_text()))

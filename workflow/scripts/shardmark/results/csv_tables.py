@@ -1,0 +1,43 @@
+"""Tables as CSV files: written from rows, and read back with the types of their columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+
+from shardmark.config import Section
+
+
+def to_csv(model: type[Section], rows: Iterable[Section]) -> str:
+    """The rows as CSV with a header; None is empty, numbers keep all their digits."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(model.model_fields), lineterminator="\n")
+    table.writeheader()
+    table.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
+
+
+def read_csv(source: Path | io.StringIO, model: type[Section]) -> pd.DataFrame:
+    """A table that ``to_csv`` wrote; in text columns an empty value is an empty text.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    text = [name for name, field in model.model_fields.items() if _is_text(field.annotation)]
+    table = pd.read_csv(source, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values="")
+    table[text] = table[text].fillna("")
+    return table
+
+
+def to_frame(model: type[Section], rows: Iterable[Section]) -> pd.DataFrame:
+    """The rows as ``read_csv`` would read them back."""
+    return read_csv(io.StringIO(to_csv(model, rows)), model)
+
+
+def _is_text(annotation: object) -> bool:
+    return annotation is str or str in get_args(annotation)

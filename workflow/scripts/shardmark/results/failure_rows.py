@@ -1,0 +1,55 @@
+"""failures.csv: a row per cell that did not end well, or that a rule marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shardmark.config import Section
+from shardmark.results.cell_rows import column
+from shardmark.results.matrix import PlannedCell
+from shardmark.results.outcome import Outcome
+
+
+class FailureRow(Section):
+    """One cell without a good result; a planned impossibility once for all its seeds."""
+
+    workload: str = column("name of the workload")
+    strategy: str = column("name of the strategy or variant")
+    gpus: int = column("replicas of the cell")
+    seed: int | None = column("the run", empty="the row is for all seeds")
+    outcome: str = column("oom, timeout, diverged, failed, refused, unsupported or suspect")
+    phase: str | None = column("the phase in which it failed", empty="it is not known")
+    rank: int | None = column("the rank that failed first", empty="it is not known")
+    reason: str = column("why, in one message")
+    log: str | None = column("the last lines of its log", empty="there are none")
+
+
+def failure_rows(matrix: Iterable[PlannedCell]) -> list[FailureRow]:
+    """The rows, in the order of the configuration."""
+    rows = [row for planned in matrix if (row := _row(planned))]
+    # All seeds of an unsupported cell give the same row.
+    return [row for index, row in enumerate(rows) if row not in rows[:index]]
+
+
+def _row(planned: PlannedCell) -> FailureRow | None:
+    cell, metrics = planned.cell, planned.metrics
+    failure = metrics.failure if metrics else None
+    if failure:
+        reason = failure.exception
+    elif planned.outcome is Outcome.REFUSED:
+        reason = planned.refusal
+    elif planned.outcome is Outcome.SUSPECT and metrics:
+        reason = "; ".join(metrics.validity_reasons)
+    else:
+        return None
+    return FailureRow(
+        workload=cell.workload,
+        strategy=cell.strategy,
+        gpus=cell.gpus,
+        seed=None if planned.outcome is Outcome.UNSUPPORTED else cell.seed,
+        outcome=planned.outcome,
+        phase=failure.phase if failure else None,
+        rank=failure.rank if failure else None,
+        reason=reason,
+        log="\n".join(failure.log_tail) if failure else None,
+    )

@@ -1,0 +1,80 @@
+"""Every planned cell of a matrix with its result, judged beside the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shardmark.cells import Cell, cells_of
+from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.config import Config
+from shardmark.errors import UserError
+from shardmark.measurement.validity import judged
+from shardmark.metrics import Metrics, read_metrics
+from shardmark.results.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell of the matrix.
+
+    Attributes:
+        cell: as the configuration defines it now.
+        outcome: how it ended.
+        metrics: its result, judged by all rules of validity; None if it is missing or refused.
+        stale: whether the result is of other code than today's; it counts all the same.
+        refusal: why its file does not count; empty if it does.
+    """
+
+    cell: Cell
+    outcome: Outcome
+    metrics: Metrics | None = None
+    stale: bool = False
+    refusal: str = ""
+
+
+def read_result(cell: Cell, root: Path = Path()) -> Metrics:
+    """The result of a cell, if it is of the cell as it is defined now.
+
+    Raises:
+        UserError: with the path and the reason, if it is not there, unreadable, or of another
+            definition.
+    """
+    path = root / cell.folder / "metrics.json"
+    metrics = read_metrics(path)
+    if metrics.cell_sha256 != cell.fingerprint():
+        raise UserError(
+            f"{path}: its definition has changed since; run its cell again, or name another run"
+        )
+    return metrics
+
+
+def read_matrix(config: Config, root: Path = Path()) -> list[PlannedCell]:
+    """Every planned cell, in the order of the configuration, with its result under ``root``."""
+    planned = [_read_cell(cell, root) for cell in cells_of(config)]
+    results = [one.metrics for one in planned if one.metrics]
+    return [_judge(one, results) for one in planned]
+
+
+def _read_cell(cell: Cell, root: Path) -> PlannedCell:
+    if not (root / cell.folder / "metrics.json").exists():
+        return PlannedCell(cell, Outcome.MISSING)
+    try:
+        metrics = read_result(cell, root)
+    except UserError as error:
+        return PlannedCell(cell, Outcome.REFUSED, refusal=str(error))
+    return PlannedCell(cell, Outcome(metrics.status), metrics)
+
+
+def _judge(planned: PlannedCell, results: list[Metrics]) -> PlannedCell:
+    """Apply the rules that need the other results too, and compare the code with today's."""
+    if planned.metrics is None:
+        return planned
+    metrics = judged(planned.metrics, results)
+    stale = metrics.code_sha256 != code_sha256(code_of_cell(planned.cell))
+    outcome = planned.outcome
+    if outcome is Outcome.OK and metrics.validity == "suspect":
+        outcome = Outcome.SUSPECT
+    elif outcome is Outcome.OK and stale:
+        outcome = Outcome.STALE
+    return replace(planned, outcome=outcome, metrics=metrics, stale=stale)

@@ -1,0 +1,44 @@
+"""How a cell ended: one vocabulary for the tables, the terminal, the figures and the page."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """How a planned cell ended, in the order in which outcomes are listed."""
+
+    OK = "ok"
+    SUSPECT = "suspect"
+    STALE = "stale"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    REFUSED = "refused"
+    UNSUPPORTED = "unsupported"
+    MISSING = "missing"
+
+    @property
+    def sign(self) -> str:
+        """One character for it in a grid; the signs differ without colour too."""
+        return _SIGNS[self][0]
+
+    @property
+    def meaning(self) -> str:
+        """What it means, in words."""
+        return _SIGNS[self][1]
+
+
+_SIGNS = {
+    Outcome.OK: ("●", "ran to its end"),
+    Outcome.SUSPECT: ("◐", "ran, but a validity rule marks it"),
+    Outcome.STALE: ("○", "ran, with earlier code"),
+    Outcome.OOM: ("M", "out of memory"),
+    Outcome.TIMEOUT: ("T", "over its time limit"),
+    Outcome.DIVERGED: ("D", "the loss diverged"),
+    Outcome.FAILED: ("F", "failed"),
+    Outcome.REFUSED: ("R", "its file does not count: unreadable, or of another definition"),
+    Outcome.UNSUPPORTED: ("–", "cannot run there, by plan"),
+    Outcome.MISSING: ("·", "no result yet"),
+}

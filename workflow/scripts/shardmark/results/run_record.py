@@ -1,0 +1,91 @@
+"""settings.json: what a matrix is, which settings its cells really had, and where they ran."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from shardmark.config import Config, Section
+from shardmark.metrics import Metrics
+from shardmark.results.certificate import Certificate, certificates
+
+
+class Fact(Section):
+    """One fact about the machines or versions.
+
+    Attributes:
+        name: what it is.
+        values: each value with the number of cells that had it, the most frequent first.
+    """
+
+    name: str
+    values: list[tuple[str, int]]
+
+
+class RunRecord(Section):
+    """Everything about a matrix that later steps need and that is not a row of a table.
+
+    Attributes:
+        run: name of the matrix.
+        baseline: the strategy that the others are compared with.
+        device: cuda or cpu.
+        steady_s: seconds of the steady window that the configuration asks for.
+        compare_suspect: whether suspect cells take part in comparisons.
+        workloads: each workload in one sentence.
+        certificates: the settings of each workload and GPU count.
+        environment: what is known of the machines and versions.
+    """
+
+    run: str
+    baseline: str
+    device: str
+    steady_s: float
+    compare_suspect: bool
+    workloads: dict[str, str]
+    certificates: list[Certificate]
+    environment: list[Fact]
+
+
+def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
+    """The record of a matrix and its results."""
+    return RunRecord(
+        run=config.run,
+        baseline=config.baseline,
+        device=config.cluster.device,
+        steady_s=config.measure.steady_s,
+        compare_suspect=config.validity.compare_suspect,
+        workloads={name: describe_workload(config, name) for name in config.matrix.workloads},
+        certificates=certificates(results, config.baseline),
+        environment=environment_facts(results),
+    )
+
+
+def describe_workload(config: Config, name: str) -> str:
+    """A workload in one sentence."""
+    workload = config.workloads[name]
+    data, batch, optimizer = workload.dataset, workload.batch, workload.optimizer
+    images = f"{workload.train_images:,} images of {data.image_size} px"
+    size = f"{batch.per_gpu} images per GPU" if batch.per_gpu else f"{batch.global_} images in all"
+    micro = f" in {batch.accumulate} micro-batches" if batch.accumulate > 1 else ""
+    return (
+        f"{workload.model.name} on {data.name} ({images}, {workload.classes} classes), "
+        f"{size} per step{micro}, {optimizer.name} at {optimizer.learning_rate:g}, "
+        f"{workload.precision}, {workload.batchnorm} batch-norm statistics, "
+        f"{workload.epochs} epoch{'s' if workload.epochs > 1 else ''}"
+    )
+
+
+def environment_facts(results: Iterable[Metrics]) -> list[Fact]:
+    """Each fact of the machines and versions, with its values and how many cells had each."""
+    counts: dict[str, Counter[str]] = {}
+    for result in results:
+        if result.status == "unsupported":
+            continue
+        facts = {k: v for k, v in result.environment.items() if not isinstance(v, (dict, list))}
+        facts |= result.environment.get("versions", {})
+        facts |= {key: result.provenance.get(key) for key in ("git_commit", "git_dirty")}
+        facts["devices"] = ", ".join(sorted({device.name for device in result.devices})) or None
+        for name, value in facts.items():
+            if value is not None:
+                counts.setdefault(name, Counter())[str(value)] += 1
+    return [Fact(name=name, values=values.most_common()) for name, values in counts.items()]

@@ -1,0 +1,71 @@
+"""The tables that ``compare`` writes: comparisons.csv, scaling.csv and verdict.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from shardmark.atomic import write_text
+from shardmark.statistics.comparisons import compare
+from shardmark.statistics.scaling import scaling_of
+from shardmark.statistics.standing import VERDICTS, Verdict
+from shardmark.statistics.verdict import verdicts
+
+FILES = ("comparisons.csv", "scaling.csv", "verdict.json")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the statistics say about a matrix.
+
+    Attributes:
+        comparisons: a row per comparison, as ``comparisons.compare`` gives it.
+        scaling: a row per strategy and GPU count, as ``scaling.scaling_of`` gives it.
+        verdicts: one per workload, scaling and GPU count.
+    """
+
+    comparisons: pd.DataFrame
+    scaling: pd.DataFrame
+    verdicts: list[Verdict]
+
+
+def find(cells: pd.DataFrame, baseline: str, margin: float) -> Findings:
+    """Compare all strategies with the baseline, and rank them.
+
+    Args:
+        cells: columns as ``cell_rows.CellRow``.
+        baseline: the strategy that the others are compared with.
+        margin: of equivalence, as a share of the ratio.
+
+    Raises:
+        UserError: if a cell is in the table twice.
+    """
+    comparisons = compare(cells, baseline, margin)
+    return Findings(
+        comparisons=comparisons,
+        scaling=scaling_of(cells),
+        verdicts=verdicts(cells, comparisons, baseline, margin),
+    )
+
+
+def write_findings(findings: Findings, folder: Path) -> None:
+    """Write all of ``FILES``."""
+    write_text(folder / "comparisons.csv", findings.comparisons.to_csv(index=False))
+    write_text(folder / "scaling.csv", findings.scaling.to_csv(index=False))
+    write_text(folder / "verdict.json", VERDICTS.dump_json(findings.verdicts, indent=1).decode())
+
+
+def read_findings(folder: Path) -> Findings:
+    """Read what ``write_findings`` wrote.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    comparisons, scaling = (
+        pd.read_csv(folder / name).fillna({"reason": ""})
+        for name in ("comparisons.csv", "scaling.csv")
+    )
+    verdicts = VERDICTS.validate_json((folder / "verdict.json").read_bytes())
+    return Findings(comparisons, scaling, verdicts)
