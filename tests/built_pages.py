@@ -9,7 +9,7 @@ from plot import draw_all
 from report_page import render
 from shardmark.config import Config
 from shardmark.figures.data import Data
-from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
+from shardmark.report.contents import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import Tables, collect, read_tables, write_tables
 from shardmark.statistics.findings import Findings, find, read_findings, write_findings

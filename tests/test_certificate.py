@@ -14,7 +14,7 @@ from parity_cases import ROOT, STRATEGIES
 from real_cells import metrics_of_run
 from shardmark.effective_config import Collective
 from shardmark.metrics import Metrics
-from shardmark.results.certificate import Certificate, Row, as_markdown, certificates, certify
+from shardmark.results.certificate import Certificate, Row, certificates, certify
 from shardmark.strategies import DpOptions
 from shardmark.training.inspection import StepObserver
 
@@ -38,7 +38,6 @@ def honest() -> Certificate:
 
 
 def test_seven_strategies_have_no_difference_that_nothing_explains(honest: Certificate) -> None:
-    print(as_markdown(honest))
     assert honest.flagged == []
     assert honest.strategies[0] == "ddp"
     assert len(honest.strategies) == 7
@@ -112,7 +111,6 @@ def dp_on_two_gpus(options: dict[str, Any] | None = None, **settings: Any) -> Me
 def test_what_sets_dp_apart_on_two_gpus_is_explained() -> None:
     everyone = [dp_on_two_gpus(), *[metrics_of_run(strategy) for strategy in DISTRIBUTED]]
     certificate = certify(everyone, "ddp")
-    print(as_markdown(certificate))
     assert certificate.flagged == []
     searches = row_of(certificate, "cuDNN searches for kernels")
     assert (searches.verdict, searches.values["dp"], searches.values["ddp"]) == (
@@ -220,7 +218,6 @@ def test_sabotage_is_caught(
     suspect = metrics_of_run(strategy, 2, precision, sabotage)
     certificate = beside_ddp(suspect, "suspect")
     row = row_of(certificate, setting)
-    print(as_markdown(certificate))
     assert row.flagged.keys() == {"suspect"}
     assert row.values["suspect"] == value
 
@@ -269,7 +266,6 @@ def test_a_cell_that_failed_is_named_as_missing() -> None:
     failed = metrics_of_run("fsdp").model_copy(update={"effective_config": None, "status": "oom"})
     certificate = certify([metrics_of_run("ddp"), failed], "ddp")
     assert certificate.missing == {"fsdp": "oom"}
-    assert "fsdp: oom, nothing read back" in as_markdown(certificate)
 
 
 def surrounded(

@@ -51,11 +51,11 @@ def test_a_cell_depends_on_its_launcher_and_on_all_that_its_ranks_import(strateg
 
 def test_a_cell_does_not_depend_on_what_only_plans_and_shows() -> None:
     others = {
-        "shardmark/matrix/gaps.py",
+        "shardmark/results/matrix.py",
         "shardmark/matrix/progress.py",
         "shardmark/config_files.py",
     }
-    others |= {"run_parity.py", "make_oracle.py", "name_gaps.py", "export_schemas.py"}
+    others |= {"run_parity.py", "make_oracle.py", "export_schemas.py"}
     assert not others & code_of("ddp")
 
 
@@ -179,12 +179,12 @@ def test_planning_and_reporting_import_no_torch() -> None:
     modules = [
         "codebase",
         "config_files",
-        "matrix.gaps",
+        "report.contents",
         "matrix.progress",
         "measurement.gpu_check",
     ]
     code = "".join(f"import shardmark.{module}\n" for module in modules)
-    code += "import export_schemas, mark_unsupported, name_gaps, run_cell, sys\n"
+    code += "import export_schemas, mark_unsupported, run_cell, sys\n"
     code += "print([name for name in ('torch', 'torchvision', 'deepspeed') if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
     command = [sys.executable, "-c", code]

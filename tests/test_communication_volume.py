@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from real_cells import cell_named, metrics_of_run
-from shardmark.results.certificate import Row, as_markdown, certify
+from shardmark.results.certificate import Row, certify
 from shardmark.results.communication_volume import Volume, expected_volume, slack_of
 
 # A hidden layer of 4,096 is four fifths of the model. It is in no shard unit, and its weight alone,
@@ -17,7 +17,6 @@ WIDE: dict[str, Any] = {"accumulate": 2, "hidden_units": 4096}
 
 def volumes(metrics: Any) -> dict[str, Row]:
     certificate = certify([metrics], "ddp")
-    print(as_markdown(certificate))
     return {row.setting.split()[0]: row for row in certificate.rows}
 
 

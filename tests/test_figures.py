@@ -12,20 +12,16 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from shardmark.results.gaps import find_gaps
-from shardmark.results.matrix_results import read_matrix
-from shardmark.results.outcomes import status_signs
 
-from built_pages import write_tables
+from built_pages import data_of
 from gpu_matrix import config_of, write_crowded, write_matrix
-from plot import draw_all, read_data
+from plot import draw_all
 from shardmark.config import Config
 from shardmark.figures.catalogue import DRAWN_BY, draw
-from shardmark.figures.drawing import LEFT_OUT, Data, NothingToDraw
-from shardmark.figures.outcome_grid import outcome_figure
-from shardmark.figures.trade_offs import front
-from shardmark.quantities import ENERGY, MEMORY, THROUGHPUT
-from shardmark.report.captions import FIGURES, OUTCOMES, caption
+from shardmark.figures.data import Data, NothingToDraw
+from shardmark.figures.drawing import LEFT_OUT
+from shardmark.report.contents import FIGURES, OUTCOMES, caption
+from shardmark.statistics.findings import find
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
 # What A4 leaves between margins of 25 mm.
@@ -36,9 +32,7 @@ SMALLEST_PT = 7
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     root = tmp_path_factory.mktemp("crowded")
-    config = write_crowded(root)
-    write_tables(config, root)
-    return config, root
+    return write_crowded(root), root
 
 
 def of_width(config: Config, width_mm: float) -> Config:
@@ -49,7 +43,7 @@ def of_width(config: Config, width_mm: float) -> Config:
 @pytest.fixture(scope="module", params=[PAGE_MM, COLUMN_MM], ids=["page", "column"])
 def data(crowded: tuple[Config, Path], request: pytest.FixtureRequest) -> Data:
     config, root = crowded
-    return read_data(of_width(config, request.param), "w", root / "results/t/tables", root)
+    return data_of(of_width(config, request.param), root)
 
 
 def texts(figure: Figure) -> Iterator[Text]:
@@ -100,21 +94,15 @@ def test_where_processes_take_the_place_of_gpus_names_are_longer_and_stand_apart
 
 def smaller(data: Data) -> Data:
     """Eight strategies on four GPU counts: what a column must bear."""
-    labels = dict(list(data.labels.items())[:8])
-    cells, epochs, scaling, steps = (
-        table[table.strategy.isin(list(labels)) & (table.gpus <= 8)]
-        for table in (data.cells, data.epochs, data.scaling, data.steps)
+    first = list(data.labels)[:8]
+    cells, epochs = (
+        table[table.strategy.isin(first) & (table.gpus <= 8)] for table in (data.cells, data.epochs)
     )
-    timelines = {name: line for name, line in data.timelines.items() if name in labels}
-    return replace(
-        data,
-        cells=cells,
-        epochs=epochs,
-        scaling=scaling,
-        steps=steps,
-        timelines=timelines,
-        labels=labels,
-    )
+    assert data.findings
+    scaling = data.findings.scaling
+    scaling = scaling[scaling.strategy.isin(first) & (scaling.gpus <= 8)]
+    findings = replace(data.findings, scaling=scaling)
+    return replace(data, cells=cells, epochs=epochs, findings=findings)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -125,13 +113,8 @@ def test_a_figure_fits_on_a_printed_page(name: str, data: Data) -> None:
     assert height <= TALLEST_MM
 
 
-@pytest.mark.parametrize("width_mm", [PAGE_MM, COLUMN_MM])
-def test_the_grid_of_outcomes_tells_every_kind_of_gap_apart(
-    crowded: tuple[Config, Path], width_mm: float
-) -> None:
-    config, root = crowded
-    signs = status_signs(config, find_gaps(config, root), read_matrix(config, root).metrics)
-    figure = outcome_figure(of_width(config, width_mm), "w", signs)
+def test_the_grid_of_outcomes_has_a_sign_for_every_kind_of_gap(data: Data) -> None:
+    figure = draw(OUTCOMES, data)
     check_legible(figure)
     words = {text.get_text() for text in texts(figure)}
     for sign in ("M", "D", "T", "·", "–", "●"):
@@ -140,7 +123,7 @@ def test_the_grid_of_outcomes_tells_every_kind_of_gap_apart(
 
 
 def test_every_figure_has_a_caption_and_a_drawing() -> None:
-    assert set(DRAWN_BY) == set(FIGURES)
+    assert set(DRAWN_BY) == {*FIGURES, OUTCOMES}
     for name in [*FIGURES, OUTCOMES]:
         assert caption(name)
 
@@ -160,26 +143,14 @@ def test_a_timeline_begins_with_the_steady_window(data: Data) -> None:
     assert timeline.samples.at_s.min() == -40
 
 
-def test_the_front_holds_what_no_other_is_better_than() -> None:
-    columns = (THROUGHPUT.column, MEMORY.column, ENERGY.column)
-    points = {
-        "fast": (100.0, 20.0, 5.0),
-        "small": (80.0, 10.0, 6.0),
-        "beaten": (80.0, 20.0, 6.0),
-        "as fast": (100.0, 20.0, 5.0),
-    }
-    named = {name: dict(zip(columns, values, strict=True)) for name, values in points.items()}
-    assert front(named, (THROUGHPUT, MEMORY, ENERGY)) == ["fast", "small", "as fast"]
-
-
-def test_what_another_is_better_than_is_pale_in_the_trade_off(data: Data) -> None:
+def test_a_strategy_that_another_beats_is_pale_in_the_trade_off(data: Data) -> None:
     panels = [axes for axes in draw("trade_off", data).axes if axes.get_title("left") == "4 GPUs"]
     assert len(panels) == 3
     for axes in panels:
         alpha = {line.get_marker(): line.get_alpha() for line in axes.lines if line.get_alpha()}
-        assert alpha[data.looks["ddp"].marker] == 1, "the fastest"
-        assert alpha[data.looks["deepspeed_zero3"].marker] == 1, "of the least memory"
-        assert alpha[data.looks["dp"].marker] < 0.5, "slower than DDP and larger"
+        for name, look in data.looks.items():
+            if look.marker in alpha and not look.open_face:
+                assert (alpha[look.marker] == 1) == (name in data.pareto(4)), name
 
 
 def test_parts_that_no_cell_has_are_not_in_the_legend(data: Data) -> None:
@@ -194,8 +165,7 @@ def test_what_was_not_measured_is_said_and_not_drawn(tmp_path: Path) -> None:
     for path in write_matrix(config, tmp_path):
         path.with_name("steps.csv").unlink()
         path.with_name("telemetry.csv").unlink()
-    tables = write_tables(config, tmp_path)
-    data = read_data(config, "w", tables, tmp_path)
+    data = data_of(config, tmp_path)
     paths = [tmp_path / f"{name}.svg" for name in FIGURES]
     not_drawn = draw_all(data, paths)
     assert set(not_drawn) == {"scaling", "efficiency", "step_time", "timeline"}
@@ -221,7 +191,7 @@ def test_a_run_that_does_not_count_is_pale_and_not_in_the_median(data: Data) -> 
     assert len(runs) > 2
     out = runs.images_per_s.idxmax()
     cells = data.cells.copy()
-    cells.loc[out, "validity"] = "suspect"
+    cells.loc[out, ["validity", "excluded"]] = "suspect"
     axes = draw("throughput", replace(data, cells=cells)).axes[0]
     row = [line for line in axes.lines if list(line.get_ydata())[:1] == [0]]
     pale = [line for line in row if line.get_alpha() == LEFT_OUT]
@@ -234,10 +204,12 @@ def suspects(data: Data, name: str) -> Data:
     """All runs of a strategy suspect, and ten times better in everything."""
     cells = data.cells.copy()
     of_it = cells.strategy == name
-    cells.loc[of_it, "validity"] = "suspect"
+    cells.loc[of_it, ["validity", "excluded"]] = "suspect"
     cells.loc[of_it, ["images_per_s"]] *= 10
     cells.loc[of_it, ["memory_used_peak_bytes", "energy_per_image_j"]] /= 10
-    return replace(data, cells=cells)
+    assert data.findings
+    findings = find(cells, data.baseline, 0.02)
+    return replace(data, cells=cells, findings=findings)
 
 
 def test_a_strategy_of_suspect_runs_alone_beats_nothing_and_is_pale(data: Data) -> None:
@@ -257,7 +229,7 @@ def test_a_strategy_of_suspect_runs_alone_beats_nothing_and_is_pale(data: Data) 
         alphas = [line.get_alpha() for line in own]
         assert all(alpha is not None and alpha < 0.5 for alpha in alphas), (figure, alphas)
     others = [line for axes in draw("trade_off", odd).axes for line in axes.lines]
-    assert any(line.get_alpha() == 1 for line in others), "the front is of those compared"
+    assert any(line.get_alpha() == 1 for line in others), "the Pareto set is of those compared"
 
 
 def test_a_suspect_runs_loss_is_pale(data: Data) -> None:
@@ -275,7 +247,7 @@ def test_a_suspect_runs_loss_is_pale(data: Data) -> None:
 def test_what_only_left_out_runs_have_is_not_drawn_as_measured(data: Data) -> None:
     cells = data.cells.copy()
     first = cells.seed == cells.seed.min()
-    cells.loc[first, "validity"] = "suspect"
+    cells.loc[first, ["validity", "excluded"]] = "suspect"
     cells.loc[~first, "energy_per_image_j"] = float("nan")
     drawn = draw("trade_off", replace(data, cells=cells))
     assert not any("Energy" in axes.get_ylabel() for axes in drawn.axes)
@@ -286,7 +258,7 @@ def test_what_only_left_out_runs_have_is_not_drawn_as_measured(data: Data) -> No
 def test_a_strategy_alone_has_room_for_its_axes(tmp_path: Path, width_mm: float) -> None:
     config = of_width(config_of(strategies=["ddp"], gpus=[1, 2]), width_mm)
     write_matrix(config, tmp_path)
-    alone = read_data(config, "w", write_tables(config, tmp_path), tmp_path)
+    alone = data_of(config, tmp_path)
     for name in FIGURES:
         check_legible(draw(name, alone))
     first = alone.epochs[alone.epochs.epoch == alone.epochs.epoch.min()]

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from shardmark.results.result_tables import cell_row
 
 from real_cells import cell_named, metrics_of_run
 from run_cell import run_cell
@@ -17,6 +16,7 @@ from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host
 from shardmark.measurement.labels import cell_labels, host_wait_pct
 from shardmark.metrics import StepSplit
+from shardmark.results.cell_rows import cell_row
 
 
 def spin(seconds: float) -> None:

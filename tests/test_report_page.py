@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from built_pages import build
 from gpu_matrix import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
 from shardmark.cells import cell_of
-from shardmark.report.captions import FIGURES
+from shardmark.report.contents import FIGURES
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -10,7 +10,6 @@ import jsonschema
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from shardmark.results.result_tables import CellRow, EpochRow
 from snakemake.utils import update_config
 
 import export_schemas
@@ -18,6 +17,7 @@ from mark_unsupported import unsupported_cell, unsupported_parity
 from run_cell import run_cell
 from shardmark.cells import parity_case
 from shardmark.report.data_dictionary import EMPTY_WHEN, dictionary, unit_of
+from shardmark.results.cell_rows import CellRow, EpochRow
 from small_matrix import RAW, ROOT, cell_at, changed, matrix
 
 SCHEMAS = export_schemas.schemas()

@@ -11,12 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
-from shardmark.report.summary import Table, read_cells, summarise, tables_of
-from shardmark.results.result_tables import CellRow, EpochRow, to_csv
 
-from built_pages import write_tables
-from collect import collect
+from built_pages import data_of, make_tables
 from gpu_matrix import (
     ROOT,
     STRATEGIES,
@@ -28,12 +24,17 @@ from gpu_matrix import (
     write_matrix,
     write_parity,
 )
-from plot import read_data
 from shardmark.cells import cell_of
-from shardmark.config import Config, labels_of
+from shardmark.config import Config
 from shardmark.metrics import Metrics
-from shardmark.quantities import written
-from shardmark.report.exports import KINDS, TABLES, exported_files
+from shardmark.quantities import format_number
+from shardmark.report.contents import KINDS, TABLES, exported_files
+from shardmark.report.summary_table import summarise, summary_tables
+from shardmark.report.table import Table, to_latex, to_markdown, to_text
+from shardmark.results.cell_rows import CellRow, EpochRow
+from shardmark.results.collected import collect
+from shardmark.results.csv_tables import to_csv, to_frame
+from shardmark.strategies import label_of
 
 
 @pytest.fixture
@@ -42,19 +43,18 @@ def config() -> Config:
 
 
 def summary_of(config: Config, root: Path) -> list[Table]:
-    cells, _, _ = collect(config, root)
-    path = root / "cells.csv"
-    path.write_text(to_csv(CellRow, cells))
-    return list(tables_of(summarise(read_cells(str(path)), "ddp"), "ddp", labels_of(config)))
+    cells = to_frame(CellRow, collect(config, root).cells)
+    return list(summary_tables(summarise(cells, "ddp"), "ddp"))
 
 
-def test_there_is_a_row_a_cell_and_a_row_an_epoch(config: Config, tmp_path: Path) -> None:
+def test_there_is_a_row_per_cell_and_a_row_per_epoch(config: Config, tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
-    cells, epochs, refused = collect(config, tmp_path)
-    assert len(cells) == 8 * 2 * 3
-    assert len(epochs) == 8 * 2 * 3 * 3
-    assert refused == []
-    row = next(row for row in cells if (row.strategy, row.gpus, row.seed) == ("fsdp2", 2, 1))
+    collected = collect(config, tmp_path)
+    assert len(collected.cells) == 8 * 2 * 3
+    assert len(collected.epochs) == 8 * 2 * 3 * 3
+    assert collected.failures == []
+    key = ("fsdp2", 2, 1)
+    row = next(row for row in collected.cells if (row.strategy, row.gpus, row.seed) == key)
     metrics = metrics_of(cell_of(config, "w", "fsdp2", 2, 1))
     assert metrics.throughput is not None
     assert row.images_per_s == metrics.throughput.images_per_s
@@ -68,9 +68,10 @@ def test_there_is_a_row_a_cell_and_a_row_an_epoch(config: Config, tmp_path: Path
 def test_what_was_not_measured_is_empty_and_never_zero(config: Config, tmp_path: Path) -> None:
     cell = cell_of(config, "w", "ddp", 1, 0)
     write(failed(cell, "oom", "OutOfMemoryError: tried to allocate 2 GiB"), tmp_path)
-    cells, epochs, _ = collect(config, tmp_path)
-    assert epochs == []
-    [row] = csv.DictReader(io.StringIO(to_csv(CellRow, cells)))
+    collected = collect(config, tmp_path)
+    assert collected.epochs == []
+    rows = csv.DictReader(io.StringIO(to_csv(CellRow, collected.cells)))
+    [row] = [row for row in rows if row["outcome"] != "missing"]
     measured = ("images_per_s", "final_loss", "power_w", "energy_per_image_j", "training_s")
     assert [row[name] for name in measured] == [""] * 5
     assert row["status"] == "oom"
@@ -91,17 +92,31 @@ def test_a_result_that_does_not_count_is_refused_with_its_path(
 ) -> None:
     paths = write_matrix(config, tmp_path)
     spoil(paths[5])
-    cells, _, [refused] = collect(config, tmp_path)
-    assert len(cells) == len(paths) - 1
-    assert str(paths[5]) in refused
-    assert reason in refused
+    collected = collect(config, tmp_path)
+    assert len(collected.cells) == len(paths)
+    [row] = [row for row in collected.cells if row.outcome == "refused"]
+    assert row.images_per_s is None
+    assert row.excluded == "refused"
+    [failure] = collected.failures
+    assert str(paths[5]) in failure.reason
+    assert reason in failure.reason
+
+
+def test_a_cell_without_a_result_has_a_row_that_says_so(config: Config, tmp_path: Path) -> None:
+    paths = write_matrix(config, tmp_path)
+    paths[5].unlink()
+    cells = collect(config, tmp_path).cells
+    assert [row.path for row in cells if row.outcome == "missing"] == [
+        str(paths[5].relative_to(tmp_path))
+    ]
+    assert len({row.place for row in cells}) == len(paths), "the missing one has its place too"
 
 
 def test_a_verdict_on_another_definition_does_not_count(config: Config, tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
     write_parity(config, "fsdp", 2, tmp_path, case_sha256="0")
     write_parity(config, "dp", 1, tmp_path, status="failed", reason="fp32: loss deviates")
-    cells, _, _ = collect(config, tmp_path)
+    cells = collect(config, tmp_path).cells
     verdicts = {(row.strategy, row.gpus): row.parity for row in cells}
     assert verdicts["fsdp", 2] == "missing"
     assert verdicts["dp", 1] == "failed"
@@ -117,14 +132,14 @@ def test_the_summary_gives_medians_with_the_range_and_the_ratio(
     assert "1 GPU, weak scaling" in one.caption
     assert "2 GPUs" in two.caption
     assert "n = 3" in two.caption
-    assert [row[0] for row in two.rows] == list(labels_of(config).values())
+    assert [row[0] for row in two.rows] == list(map(label_of, config.matrix.strategies))
     ddp = dict(zip(two.headings, two.rows[1], strict=True))
     assert ddp["Throughput / DDP"] == "1.000"
     speeds = sorted(
         metrics_of(cell_of(config, "w", "ddp", 2, seed)).throughput.images_per_s  # type: ignore[union-attr]
         for seed in range(3)
     )
-    low, middle, high = (written(speed) for speed in speeds)
+    low, middle, high = (format_number(speed) for speed in speeds)
     assert ddp["Throughput (images/s)"] == f"{middle} [{low}, {high}]"
     assert ddp["Memory peak (GiB)"].startswith("19.00 ")
 
@@ -208,44 +223,35 @@ def test_suspect_runs_count_where_the_configuration_says_so(tmp_path: Path) -> N
     write(suspect(config, "fsdp", 0), tmp_path)
     found = {}
     for name, one in (("strict", config), ("lenient", lenient)):
-        tables = write_tables(one, tmp_path)
+        tables = make_tables(one, tmp_path)
         compared = pd.read_csv(tables / "comparisons.csv")
         of_it = (compared.strategy == "fsdp") & (compared.family == "primary")
         (verdict,) = json.loads((tables / "verdict.json").read_text())
-        found[name] = (int(compared[of_it].n.iloc[0]), verdict["runs"]["FSDP1"])
-        data = read_data(one, "w", tables, tmp_path)
+        found[name] = (int(compared[of_it].n.iloc[0]), verdict["runs"]["fsdp"])
+        data = data_of(one, tmp_path)
         assert len(data.counted[data.counted.strategy == "fsdp"]) == found[name][0]
         command = [sys.executable, str(ROOT / "workflow/scripts/summarise.py")]
-        command += ["--cells", str(tables / "cells.csv")]
-        command += ["--config", one.model_dump_json(by_alias=True)]
-        subprocess.run([*command, "--output", str(tmp_path / "summary.md")], check=True)
+        subprocess.run([*command, "--tables", str(tables), "--baseline", "ddp"], check=True)
         fate = {"strict": "left out", "lenient": "compared all the same"}[name]
-        assert (
-            f"Suspect and {fate}: 1 of 3 cells of FSDP1." in (tmp_path / "summary.md").read_text()
-        )
+        assert f"Suspect and {fate}: 1 of 3 cells of FSDP1." in (tables / "summary.md").read_text()
     assert found == {"strict": (2, 2), "lenient": (3, 3)}
 
 
 def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
     write(failed(cell_of(config, "w", "ddp", 1, 2), "oom", "OutOfMemoryError: 2_GiB"), tmp_path)
-    tables = write_tables(config, tmp_path)
+    tables = make_tables(config, tmp_path)
     command = [sys.executable, str(ROOT / "workflow/scripts/export_tables.py")]
-    command += ["--comparisons", str(tables / "comparisons.csv")]
-    command += ["--scaling", str(tables / "scaling.csv")]
-    command += ["--verdict", str(tables / "verdict.json")]
-    command += ["--config", config.model_dump_json(by_alias=True)]
-    command += ["--output", *(str(tables / name) for name in exported_files())]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    subprocess.run([*command, "--tables", str(tables)], cwd=tmp_path, check=True)
+    assert all((tables / name).exists() for name in exported_files())
     for name in set(TABLES) - {"summary"}:
         kinds = {kind: (tables / f"{name}.{kind}").read_text() for kind in KINDS}
         assert kinds["md"].startswith("**")
         assert r"\toprule" in kinds["tex"]
-        assert "<table>" in kinds["html"]
         assert len(list(csv.DictReader(io.StringIO(kinds["csv"])))) >= 1
     assert "OutOfMemoryError: 2\\_GiB" in (tables / "failures.tex").read_text()
     [row] = csv.DictReader((tables / "failures.csv").open())
-    assert (row["Cell"], row["Outcome"]) == ("w ddp gpus1 seed2", "oom")
+    assert (row["strategy"], row["seed"], row["outcome"]) == ("ddp", "2", "oom")
     assert "M" in (tables / "outcomes.md").read_text()
     certified = (tables / "certificate.md").read_text()
     assert "w: 1 replica, read back" in certified
@@ -254,24 +260,23 @@ def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_
 
 def test_csv_keeps_every_digit(config: Config, tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
-    cells, epochs, _ = collect(config, tmp_path)
-    path = tmp_path / "cells.csv"
-    path.write_text(to_csv(CellRow, cells))
-    assert list(read_cells(str(path)).images_per_s) == [row.images_per_s for row in cells]
+    collected = collect(config, tmp_path)
+    cells = to_frame(CellRow, collected.cells)
+    assert list(cells.images_per_s) == [row.images_per_s for row in collected.cells]
+    epochs = collected.epochs
     assert to_csv(EpochRow, epochs).count("\n") == len(epochs) + 1
 
 
 TABLE = Table("50 % of a_b & c", ["Name", "A (%)"], [["x_1", "–"], ["y|z", "1,234"]], ["a < b"])
 
 
-def test_markdown_latex_html_and_text_escape_what_they_must() -> None:
+def test_markdown_latex_and_text_escape_what_they_must() -> None:
     markdown = to_markdown([TABLE])
-    assert "| y\\|z | 1,234 |" in markdown
+    assert "| y\\|z   |   1,234 |" in markdown
     latex = to_latex([TABLE])
     assert r"\caption{50 \% of a\_b \& c}" in latex
     assert r"x\_1 & -- \\" in latex
     assert r"\toprule" in latex
-    assert "a &lt; b" in to_html([TABLE], "t")
     lines = to_text([TABLE]).splitlines()
     assert len({len(line) for line in lines[2:5]}) == 1, "columns are aligned"
 
@@ -281,7 +286,7 @@ def test_markdown_latex_html_and_text_escape_what_they_must() -> None:
     [(14823.4, "14,823"), (0.0123456, "0.01235"), (None, "–"), (float("nan"), "–"), (0, "0")],
 )
 def test_numbers_are_written_with_four_digits(value: float | None, text: str) -> None:
-    assert written(value) == text
+    assert format_number(value) == text
 
 
 def test_every_column_has_a_meaning() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from shardmark.results.result_tables import cell_row
 
 from real_cells import cell_named
 from shardmark.cells import Cell
@@ -16,6 +15,7 @@ from shardmark.measurement.devices import summarise_cell, summarise_device
 from shardmark.measurement.labels import cell_labels
 from shardmark.measurement.validity import RULES, judged, unchecked_rules
 from shardmark.metrics import HostUse, Metrics, Probe, StepSplit, Throughput
+from shardmark.results.cell_rows import cell_row
 from test_measurement import gpu_rows
 
 KNOWN = {"index": 0, "node": "n1", "kind": "gpu", "name": "GPU", "uuid": "GPU-1"}

@@ -94,12 +94,10 @@ def copy_project(folder: Path) -> Project:
     for script in (
         "make_oracle",
         "run_parity",
-        "collect",
         "summarise",
         "compare_strategies",
         "export_tables",
         "plot",
-        "plot_outcomes",
         "report_page",
     ):
         shutil.copy(stand_ins / "write_outputs.py", folder / SCRIPTS / f"{script}.py")
@@ -209,7 +207,7 @@ def test_forced_cell_reruns_alone_and_makes_stale_what_depends_on_it(project: Pr
     assert project.ran() == ["small ddp gpus2 seed1"]
     planned = project.planned()
     assert "train" not in planned
-    stale = {"collect", "summarise", "export_tables", "plot", "plot_outcomes", "write_report"}
+    stale = {"collect", "summarise", "export_tables", "plot", "plot_compared", "write_report"}
     assert stale <= planned.keys()
 
 

@@ -14,7 +14,11 @@ rule collect:
         all_metrics,
         all_verdicts,
     output:
-        [f"{TABLES}/{file}" for file in COLLECTED],
+        cells=f"{TABLES}/cells.csv",
+        epochs=f"{TABLES}/epochs.csv",
+        failures=f"{TABLES}/failures.csv",
+        parity=f"{TABLES}/parity.csv",
+        settings=f"{TABLES}/settings.json",
     log:
         f"{TABLES}/collect.log",
     params:

@@ -22,16 +22,15 @@ from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
-from shardmark.report.captions import (
+from shardmark.report.contents import (
     COMPARED,
     FIGURES as FIGURE_TITLES,
     NOT_DRAWN,
     OUTCOMES,
     PAGE_TEMPLATE,
     caption_file,
+    exported_files,
 )
-from shardmark.report.exports import exported_files
-from shardmark.results.collected import FILES as COLLECTED
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,

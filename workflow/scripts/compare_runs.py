@@ -2,7 +2,7 @@
 
     python workflow/scripts/compare_runs.py results/before results/after
 
-Writes the comparison as Markdown, CSV, LaTeX and HTML, its figure as SVG, PDF and PNG, and
+Writes the comparison as Markdown, CSV and LaTeX, its figure as SVG, PDF and PNG, and
 changes.csv, and prints the first. The exit status is for a machine to act on: 0 no regression, 1 a
 regression beyond the margin, 2 inconclusive or not comparable.
 """
@@ -17,13 +17,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from shardmark.report.rendering import to_html, to_latex
-from shardmark.report.summary import Table
-from shardmark.statistics.wording import percent, ratio_text
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
 from shardmark.figures.drawing import save
+from shardmark.report.sentences import percent, ratio_text
+from shardmark.report.table import Table, to_latex
 from shardmark.results.result_set import read_result_set
 from shardmark.statistics.comparisons import MARGIN, PRIMARY
 from shardmark.statistics.set_comparison import (
@@ -183,8 +182,8 @@ def main() -> None:
     names = (arguments.before.resolve().name, arguments.after.resolve().name)
     output = arguments.output or arguments.after / f"compared-with-{names[0]}"
     try:
-        sets = [read_result_set(folder) for folder in (arguments.before, arguments.after)]
-        found = compare_sets(*sets, margin=arguments.margin)
+        before, after = (read_result_set(path) for path in (arguments.before, arguments.after))
+        found = compare_sets(before, after, margin=arguments.margin)
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)
         sys.exit(EXIT_CODES["inconclusive"])
@@ -194,7 +193,6 @@ def main() -> None:
     write_text(output / "changes.csv", found.changes.to_csv(index=False))
     table = table_of(found, names, arguments.margin)
     write_text(output / "comparison.tex", to_latex([table]))
-    write_text(output / "comparison.html", to_html([table], f"{names[1]} against {names[0]}"))
     figure = draw(found, names, arguments.margin)
     for kind in ("svg", "pdf", "png"):
         save(figure, output / f"comparison.{kind}")

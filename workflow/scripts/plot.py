@@ -11,7 +11,7 @@ from shardmark.atomic import write_text
 from shardmark.figures.catalogue import draw
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import save, write_words
-from shardmark.report.captions import COMPARED
+from shardmark.report.contents import COMPARED
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings
 

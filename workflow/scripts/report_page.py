@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardmark.atomic import write_text
-from shardmark.report.captions import PAGE_TEMPLATE
+from shardmark.report.contents import PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings

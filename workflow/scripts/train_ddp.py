@@ -19,8 +19,8 @@ warnings.filterwarnings("ignore", message="Grad strides do not match bucket view
 
 # Off: a broadcast in the forward pass would give every rank rank 0's batch-norm statistics, which
 # no other strategy does. torch 2.12 renamed the switch.
-_BUFFER_SWITCH = next(
-    name
+_BUFFERS_STAY: dict[str, Any] = next(
+    {name: False}
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel.__init__).parameters
 )
@@ -45,7 +45,7 @@ class Ddp(Strategy):
             bucket_cap_mb=options["bucket_cap_mb"],
             static_graph=options["static_graph"],
             gradient_as_bucket_view=True,
-            **{_BUFFER_SWITCH: False},
+            **_BUFFERS_STAY,
         )
         if options["comm_hook"] != "none":
             self.module.register_comm_hook(None, _HOOKS[options["comm_hook"]])
@@ -65,7 +65,7 @@ class Ddp(Strategy):
         buckets = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
         return super().effective_config() | {
             "bucket_bytes": [int(size) for size in buckets.split(",")],
-            "buffers_broadcast": self.module.will_sync_module_buffers(),
+            "buffers_broadcast": cast(Any, self.module).will_sync_module_buffers(),
             "own": {
                 "bucket_cap_mb": self.module.bucket_bytes_cap / 2**20,
                 "gradient_as_bucket_view": self.module.gradient_as_bucket_view,

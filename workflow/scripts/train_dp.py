@@ -90,17 +90,19 @@ class Dp(Strategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         runtime, options = task.runtime, task.cell.options
-        devices = None
+        devices: list[int] = []
         if self.device.type == "cuda":
             devices = [0] * task.cell.gpus if runtime.shared_device else list(range(task.cell.gpus))
-        lasting = options["lasting_threads"] and len(devices or []) > 1
+        lasting = options["lasting_threads"] and len(devices) > 1
         searches = options["cudnn_benchmark"]
         if searches is None:
             searches = task.cell.gpus == 1 or lasting
         if not searches:
             torch.backends.cudnn.benchmark = False
         model = AutocastInside(task.build_model(), task.precision, self.device.type).to(self.device)
-        self.module = LastingThreads(model, devices) if lasting else DataParallel(model, devices)
+        self.module = (
+            LastingThreads(model, devices) if lasting else DataParallel(model, devices or None)
+        )
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     def forward(self, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,8 @@ class Fsdp2(Strategy):
             fully_shard(unit, **settings)
         # The root's parameters are used first in the forward pass and last in the backward pass or
         # the other way round; fully_shard keeps them gathered between, and so does this.
-        self.module = fully_shard(model, **(settings | {"reshard_after_forward": False}))
+        fully_shard(model, **(settings | {"reshard_after_forward": False}))
+        self.module = model
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     @contextmanager
@@ -53,7 +54,8 @@ class Fsdp2(Strategy):
         if self.task.runtime.backend == "gloo":
             return unwrapped({k: _joined(v) for k, v in self.module.state_dict().items()})
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return unwrapped(get_model_state_dict(self.module, options=options))
+        state = cast(StateDict, get_model_state_dict(self.module, options=options))
+        return unwrapped(state)
 
     def effective_config(self) -> dict[str, Any]:
         """With what each unit was told."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from shardmark.optimizers import OptimizerName
 from shardmark.strategies import STRATEGIES
 from shardmark.values import Count, Flag, Name, Number, Seed
 
@@ -94,7 +95,7 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 class Optimizer(Section):
     """The torch optimizer every strategy uses."""
 
-    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="of torch.optim")
+    name: OptimizerName = Field("sgd", description="of torch.optim")
     learning_rate: Annotated[Number, Field(gt=0)] = Field(description="peak learning rate")
     momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
     nesterov: Flag = Field(False, description="sgd only")

@@ -6,14 +6,15 @@ a framework's own and the images are not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from shardmark.config import Optimizer
 from shardmark.metrics import ModelState
+from shardmark.optimizers import OPTIMIZERS
 
 _FLOAT32_BYTES = 4
 
@@ -86,12 +87,7 @@ def predicted(
     )
 
 
-def float32_bytes(optimizer: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Bytes of a parameter, its gradient and its optimizer state, all in float32 and none twice.
-
-    Args:
-        optimizer: settings of its parameter group: Adam keeps two numbers a parameter, SGD one with
-            momentum and none without.
-    """
-    numbers = 2 if "betas" in optimizer else int(bool(optimizer.get("momentum")))
+def float32_bytes(optimizer: Optimizer) -> tuple[int, int, int]:
+    """Bytes of a parameter, its gradient and its optimizer state, all in float32 and none twice."""
+    numbers = OPTIMIZERS[optimizer.name].state_numbers(optimizer)
     return _FLOAT32_BYTES, _FLOAT32_BYTES, numbers * _FLOAT32_BYTES

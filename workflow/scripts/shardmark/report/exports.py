@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.atomic import write_text
+from shardmark.report.contents import TABLES, exported_files
 from shardmark.report.decisions import decision_table
 from shardmark.report.page_tables import (
     comparison_tables,
@@ -19,32 +20,6 @@ from shardmark.report.page_tables import (
 from shardmark.report.table import Table, to_latex, to_markdown
 from shardmark.results.collected import Tables
 from shardmark.statistics.findings import Findings
-
-KINDS = ("csv", "md", "tex")
-# By the name of their files in results/<run>/tables/.
-TABLES: dict[str, str] = {
-    "summary": "Summary",
-    "decisions": "Best by each objective",
-    "comparisons": "Comparisons to the baseline",
-    "scaling": "Speed-up and efficiency",
-    "outcomes": "Outcomes",
-    "failures": "Failures and suspects",
-    "parity": "Parity",
-    "certificate": "Effective settings",
-}
-# The CSV files of these, with every digit, are written by other rules.
-RAW = ("comparisons", "scaling", "failures", "parity")
-
-
-def exported_files() -> list[str]:
-    """The files of all tables but the summary, which has a rule of its own."""
-    return [
-        f"{name}.{kind}"
-        for name in TABLES
-        if name != "summary"
-        for kind in KINDS
-        if not (kind == "csv" and name in RAW)
-    ]
 
 
 def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table]]:

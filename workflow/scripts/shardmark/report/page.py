@@ -15,9 +15,8 @@ import pandas as pd
 from shardmark.config import Measure
 from shardmark.measurement.validity import rules_in_words, unchecked_rules
 from shardmark.quantities import describe_gpus
-from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
+from shardmark.report.contents import FIGURES, KINDS, NOT_DRAWN, OUTCOMES, TABLES, caption
 from shardmark.report.decisions import decision_table
-from shardmark.report.exports import KINDS, TABLES
 from shardmark.report.page_tables import (
     comparison_tables,
     describe_replicas,

@@ -17,11 +17,11 @@ from shardmark.cells import Cell
 from shardmark.config import Section
 from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
+from shardmark.optimizers import OPTIMIZERS
 from shardmark.results.communication_volume import FLOAT32_BYTES, expected_volume, slack_of
 from shardmark.results.surroundings import Fact, facts_of
 from shardmark.strategies import STRATEGIES
 
-_OPTIMIZER_CLASSES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 _AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
 
 
@@ -101,20 +101,8 @@ class Setting:
 
 
 def _optimizer_settings(cell: Cell) -> dict[str, Any]:
-    wanted = cell.definition.optimizer
-    if wanted.name == "sgd":
-        return {
-            "momentum": wanted.momentum,
-            "dampening": 0,
-            "nesterov": wanted.nesterov,
-            "weight_decay": wanted.weight_decay,
-        }
-    return {
-        "betas": list(wanted.betas),
-        "eps": wanted.eps,
-        "weight_decay": wanted.weight_decay,
-        "amsgrad": False,
-    }
+    optimizer = cell.definition.optimizer
+    return OPTIMIZERS[optimizer.name].group_settings(optimizer)
 
 
 def _autocast(cell: Cell) -> list[str]:
@@ -149,8 +137,9 @@ def _reduces_nothing(cell: Cell) -> Exemption | None:
 
 def _has_no_state(cell: Cell) -> Exemption | None:
     optimizer = cell.definition.optimizer
-    if optimizer.name == "sgd" and not optimizer.momentum:
-        return Exemption(None, "SGD without momentum keeps no state")
+    record = OPTIMIZERS[optimizer.name]
+    if not record.state_numbers(optimizer):
+        return Exemption(None, f"{record.torch_name} with these settings keeps no state")
     return None
 
 
@@ -192,7 +181,7 @@ SETTINGS = (
     Setting(
         "optimizer",
         lambda c: c.optimizer,
-        lambda k: _OPTIMIZER_CLASSES[k.definition.optimizer.name],
+        lambda k: OPTIMIZERS[k.definition.optimizer.name].torch_name,
     ),
     Setting("optimizer settings", lambda c: c.optimizer_settings, _optimizer_settings),
     Setting("learning rate of the observed step", lambda c: c.learning_rate),
@@ -489,4 +478,4 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ", ".join(value)
-    return json.dumps(value)
+    return json.dumps(value, sort_keys=True)

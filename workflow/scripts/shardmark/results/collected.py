@@ -25,7 +25,6 @@ MODELS: dict[str, type[Section]] = {
     "parity": ParityRow,
 }
 RECORD = "settings.json"
-FILES = (*(f"{name}.csv" for name in MODELS), RECORD)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def collect(config: Config, root: Path = Path()) -> Collected:
 
 
 def write_tables(collected: Collected, folder: Path) -> None:
-    """Write all of ``FILES``."""
+    """Write a CSV file for each of ``MODELS``, and the record."""
     for name, model in MODELS.items():
         write_text(folder / f"{name}.csv", to_csv(model, getattr(collected, name)))
     write_text(folder / RECORD, collected.record.model_dump_json(indent=1))

@@ -13,8 +13,6 @@ from shardmark.statistics.scaling import scaling_of
 from shardmark.statistics.standing import VERDICTS, Verdict
 from shardmark.statistics.verdict import verdicts
 
-FILES = ("comparisons.csv", "scaling.csv", "verdict.json")
-
 
 @dataclass(frozen=True)
 class Findings:
@@ -51,7 +49,7 @@ def find(cells: pd.DataFrame, baseline: str, margin: float) -> Findings:
 
 
 def write_findings(findings: Findings, folder: Path) -> None:
-    """Write all of ``FILES``."""
+    """Write the three files."""
     write_text(folder / "comparisons.csv", findings.comparisons.to_csv(index=False))
     write_text(folder / "scaling.csv", findings.scaling.to_csv(index=False))
     write_text(folder / "verdict.json", VERDICTS.dump_json(findings.verdicts, indent=1).decode())

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from shardmark.effective_config import GATHERS, REDUCTIONS, Collective, EffectiveConfig
 from shardmark.measurement.model_state import storages
+from shardmark.optimizers import GROUP_SETTINGS
 from shardmark.training.strategy import Strategy, Task
 from shardmark.workload.data import TrainingData
 
@@ -53,8 +54,6 @@ _IN_PROCESS = {
 }
 # They give memory and touch none.
 _ALLOCATIONS = ("empty", "newempty")
-_HYPER_PARAMETERS = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad")
-
 _SETS = (
     "autocast",
     "compute",
@@ -170,7 +169,7 @@ class StepObserver:
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.optimizer = optimizer
         group = optimizer.param_groups[0]
-        self.settings = {key: group[key] for key in _HYPER_PARAMETERS if key in group}
+        self.settings = {key: group[key] for key in GROUP_SETTINGS if key in group}
         self.learning_rate = float(group["lr"])
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in [*owned, *self._parameters]]

@@ -336,7 +336,7 @@ class CellTraining:
         if self.runtime.device.type == "cuda":
             at_rest = torch.cuda.memory_allocated(self.runtime.device)
         everyone = self._gather((mine and mine.model_dump(), at_rest))
-        stage, each = settings.zero_stage, float32_bytes(settings.optimizer_settings)
+        stage, each = settings.zero_stage, float32_bytes(self.cell.definition.optimizer)
         return {
             "parameters": cost.parameters,
             "zero_stage": stage,

@@ -25,6 +25,7 @@ from shardmark.config import BatchSize, Dataset, Workload
 from shardmark.measurement.clocks import Phases
 from shardmark.measurement.model_cost import parameters_of
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
+from shardmark.optimizers import OPTIMIZERS
 from shardmark.training.gpu_turn import room_for
 from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.oracle import SummationOrder, Trajectory, differ, is_over, run_oracle
@@ -47,8 +48,6 @@ REAL_MODEL_BATCH = 4
 # batch-norm, a key bias before a softmax) an update would be the sign of rounding noise, of full
 # size, and no two correct programs would agree. A larger eps takes such parameters out.
 SMALLEST_ADAM_EPS = 1e-4
-# A large rate amplifies rounding until the oracle's own noise hides what the gate looks for.
-LARGEST_RATE = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
 # Relative root mean square error of rounding to 8 (bf16) or 11 (fp16, tf32) significant bits: half
 # a unit in the last place at most, evenly spread, over mantissas from 1 to 2.
 ROUNDING_RMS = {"bf16": 2**-8 / 24**0.5, "fp16": 2**-11 / 24**0.5, "tf32": 2**-11 / 24**0.5}
@@ -131,7 +130,8 @@ def _gate_cell(cell: Cell, *, precision: str, image_size: int, batch: int, augme
                 update={
                     "eps": max(definition.optimizer.eps, SMALLEST_ADAM_EPS),
                     "learning_rate": min(
-                        definition.optimizer.learning_rate, LARGEST_RATE[definition.optimizer.name]
+                        definition.optimizer.learning_rate,
+                        OPTIMIZERS[definition.optimizer.name].largest_gate_rate,
                     ),
                 }
             ),

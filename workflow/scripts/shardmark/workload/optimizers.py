@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from shardmark.config import Optimizer, Workload
+from shardmark.optimizers import OPTIMIZERS
 
 # Of the peak, for the steps after the training, which are timed and profiled: what cosine is on
 # average. At its end, zero, they would be updates that change no weight.
@@ -19,22 +20,11 @@ def build_optimizer(
     params: Iterable[nn.Parameter], settings: Optimizer, learning_rate: float
 ) -> torch.optim.Optimizer:
     """The workload's torch optimizer, one group: flattened shards know no single parameters."""
-    if settings.name == "sgd":
-        return torch.optim.SGD(
-            params,
-            lr=learning_rate,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-        )
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(
-        params,
-        lr=learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+    record = OPTIMIZERS[settings.name]
+    optimizer: torch.optim.Optimizer = getattr(torch.optim, record.torch_name)(
+        params, lr=learning_rate, **record.arguments(settings)
     )
+    return optimizer
 
 
 def peak_learning_rate(workload: Workload, gpus: int) -> float:

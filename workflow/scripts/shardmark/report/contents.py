@@ -1,4 +1,4 @@
-"""The figures there are, what each is called, and what a reader must know to read it."""
+"""What the report consists of: its figures and tables, by name and title, and their captions."""
 
 from __future__ import annotations
 
@@ -29,6 +29,33 @@ COMPARED = ("trade_off", "efficiency")
 # Beside the figures of a workload, as <name>.json and <name>_compared.json: why some of them could
 # not be drawn.
 NOT_DRAWN = "not_drawn"
+
+
+KINDS = ("csv", "md", "tex")
+# By the name of their files in results/<run>/tables/.
+TABLES: dict[str, str] = {
+    "summary": "Summary",
+    "decisions": "Best by each objective",
+    "comparisons": "Comparisons to the baseline",
+    "scaling": "Speed-up and efficiency",
+    "outcomes": "Outcomes",
+    "failures": "Failures and suspects",
+    "parity": "Parity",
+    "certificate": "Effective settings",
+}
+# The CSV files of these, with every digit, are written by other rules.
+RAW = ("comparisons", "scaling", "failures", "parity")
+
+
+def exported_files() -> list[str]:
+    """The files of all tables but the summary, which has a rule of its own."""
+    return [
+        f"{name}.{kind}"
+        for name in TABLES
+        if name != "summary"
+        for kind in KINDS
+        if not (kind == "csv" and name in RAW)
+    ]
 
 
 def caption_file(name: str) -> Path:

@@ -1,0 +1,76 @@
+"""One record per optimizer: its class, settings, state and what the parity gate needs of it.
+
+A login node plans a matrix with these records, so this module must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from shardmark.config import Optimizer
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+
+
+@dataclass(frozen=True)
+class OptimizerRecord:
+    """Everything about one optimizer that is not the same for all.
+
+    Attributes:
+        torch_name: its class in ``torch.optim``.
+        settings: keys of the workload's ``optimizer`` section that it takes, beside the rate.
+        defaults: further settings of its parameter group, and the value that they must have.
+        state_numbers: how many numbers it keeps per parameter.
+        largest_gate_rate: largest learning rate of the parity gate. A large rate amplifies rounding
+            until the oracle's own noise hides what the gate looks for.
+    """
+
+    torch_name: str
+    settings: tuple[str, ...]
+    state_numbers: Callable[[Optimizer], int]
+    largest_gate_rate: float
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Keyword arguments of its class, beside the learning rate."""
+        return {name: getattr(optimizer, name) for name in self.settings}
+
+    def group_settings(self, optimizer: Optimizer) -> dict[str, Any]:
+        """What its parameter group must hold, beside parameters and learning rate."""
+        return {**self.defaults, **self.arguments(optimizer)}
+
+
+_ADAM_SETTINGS = ("betas", "eps", "weight_decay")
+
+OPTIMIZERS: dict[OptimizerName, OptimizerRecord] = {
+    "sgd": OptimizerRecord(
+        torch_name="SGD",
+        settings=("momentum", "nesterov", "weight_decay"),
+        defaults={"dampening": 0},
+        state_numbers=lambda optimizer: int(optimizer.momentum > 0),
+        largest_gate_rate=0.02,
+    ),
+    "adam": OptimizerRecord(
+        torch_name="Adam",
+        settings=_ADAM_SETTINGS,
+        defaults={"amsgrad": False},
+        state_numbers=lambda optimizer: 2,
+        largest_gate_rate=1e-3,
+    ),
+    "adamw": OptimizerRecord(
+        torch_name="AdamW",
+        settings=_ADAM_SETTINGS,
+        defaults={"amsgrad": False},
+        state_numbers=lambda optimizer: 2,
+        largest_gate_rate=1e-3,
+    ),
+}
+# Every setting of a parameter group that some optimizer has.
+GROUP_SETTINGS = tuple(
+    dict.fromkeys(
+        name for record in OPTIMIZERS.values() for name in (*record.settings, *record.defaults)
+    )
+)
