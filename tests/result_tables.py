@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shardmark.metrics import Metrics
+from shardmark.results.cell_rows import CellRow
+from shardmark.results.cell_rows import cell_row as collected_row
+from shardmark.results.matrix import PlannedCell
+from shardmark.results.outcome import Outcome
 from shardmark.strategies import STRATEGIES
 
 GPU = "GPU-{:02d}"
@@ -76,3 +81,9 @@ def cells_table(
         for seed in seeds
     ]
     return pd.DataFrame(rows)
+
+
+def row_of(metrics: Metrics) -> CellRow:
+    """The row of a result whose strategy passed the parity gate."""
+    planned = PlannedCell(metrics.cell, Outcome(metrics.status), metrics)
+    return collected_row(planned, "passed", "")

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from real_cells import cell_named, metrics_of_run
+from result_tables import row_of
 from run_cell import run_cell
 from shardmark.measurement import host
 from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host
 from shardmark.measurement.labels import cell_labels, host_wait_pct
 from shardmark.metrics import StepSplit
-from shardmark.results.cell_rows import cell_row
 
 
 def spin(seconds: float) -> None:
@@ -98,7 +98,7 @@ def test_a_cell_records_its_host_and_keeps_the_collector_out_of_its_window() -> 
     assert all(use.launching_cpu_pct > 1 for use in metrics.host)
     assert metrics.throughput is not None
     assert metrics.throughput.gc_collections == 0
-    row = cell_row(metrics, "passed")
+    row = row_of(metrics)
     assert row.launching_cpu_pct == max(use.launching_cpu_pct for use in metrics.host)
     assert row.gc_collections == 0
 
@@ -131,14 +131,14 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     profile = [split(0, host_gap_ms=1, exposed_ms=56), split(1, host_gap_ms=59, exposed_ms=1)]
     slow = metrics.model_copy(update={"profile": profile})
     assert cell_labels(slow) == ["waits for its host during 59 % of a step"]
-    row = cell_row(slow, "passed")
+    row = row_of(slow)
     assert (row.host_wait_pct, row.exposed_communication_pct) == (59, 1)
     assert row.labels == "waits for its host during 59 % of a step"
     fast = metrics.model_copy(update={"profile": [split(0, host_gap_ms=9, exposed_ms=20)]})
     assert cell_labels(fast) == []
     unknown = metrics.model_copy(update={"profile": []})
     assert cell_labels(unknown) == []
-    assert cell_row(unknown, "passed").host_wait_pct is None
+    assert row_of(unknown).host_wait_pct is None
 
 
 def test_what_tracing_adds_is_no_waiting() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from real_cells import cell_named
+from result_tables import row_of
 from shardmark.cells import Cell
 from shardmark.measurement.devices import summarise_cell, summarise_device
 from shardmark.measurement.labels import cell_labels
 from shardmark.measurement.validity import RULES, judged, unchecked_rules
 from shardmark.metrics import HostUse, Metrics, Probe, StepSplit, Throughput
-from shardmark.results.cell_rows import cell_row
 from test_measurement import gpu_rows
 
 KNOWN = {"index": 0, "node": "n1", "kind": "gpu", "name": "GPU", "uuid": "GPU-1"}
@@ -195,7 +195,7 @@ def test_a_reading_that_is_missing_is_said_and_not_taken_for_fine(what: str) -> 
     found = judged(result(telemetry(window, before)))
     assert found.unknown == unknown
     assert (found.validity, found.validity_reasons) == ("valid", []), "unknown excludes nothing"
-    assert cell_row(found, "passed").unknown == "; ".join(unknown)
+    assert row_of(found).unknown == "; ".join(unknown)
 
 
 def test_an_error_counter_that_was_read_once_or_began_anew_tells_no_errors() -> None:
@@ -319,7 +319,7 @@ def test_a_cpu_quota_that_ran_out_is_a_label() -> None:
     found = judged(hosted({}, throttled))
     assert cell_labels(found) == ["its quota of 0.5 CPUs ran out in 94 of 97 periods"]
     assert (found.validity, found.unknown) == ("valid", [])
-    row = cell_row(found, "passed")
+    row = row_of(found)
     assert row.cpu_throttled_pct == pytest.approx(100 * 94 / 97)
     assert cell_labels(hosted({"cpu_quota": 8.0, "cpu_periods": 97})) == []
 
@@ -329,7 +329,7 @@ def test_a_quota_that_nobody_can_read_is_unknown() -> None:
     assert found.unknown == [
         "CPU quota could not be checked: the control groups of a rank could not be read"
     ]
-    assert cell_row(found, "passed").cpu_throttled_pct is None
+    assert row_of(found).cpu_throttled_pct is None
 
 
 def test_ranks_that_share_a_cpu_are_labelled() -> None:
