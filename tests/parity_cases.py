@@ -10,20 +10,12 @@ from typing import Any
 
 from shardmark.cells import ParityCase, parity_case
 from shardmark.config_loading import load
+from shardmark.strategies import STRATEGIES as RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where the tests that start ranks run them: cpu (gloo), or cuda (NCCL).
 DEVICE = os.environ.get("SHARDMARK_TEST_DEVICE", "cpu")
-STRATEGIES = (
-    "dp",
-    "ddp",
-    "fsdp",
-    "fsdp2",
-    "fairscale_fsdp",
-    "deepspeed_zero1",
-    "deepspeed_zero2",
-    "deepspeed_zero3",
-)
+STRATEGIES = tuple(RECORDS)
 VARIANTS = {
     "zero1_default_clipping": {"base": "deepspeed_zero1", "gradient_clipping": None},
     "zero1_bf16_reduction": {"base": "deepspeed_zero1", "low_precision_communication": True},

@@ -160,6 +160,8 @@ class StrategySpec(BaseModel):
         marker: matplotlib's marker; it differs where colours of a family are close.
         packages: the packages beside torch that it is built on. Runs with different versions of
             them are not compared.
+        gathers: whether parameters travel between ranks in a step.
+        shards_units: whether it shards one unit (a block of the model) at a time.
         one_process: whether one process holds all replicas.
         why_unsupported: why it cannot run with these options at that place; None if it can.
     """
@@ -172,6 +174,8 @@ class StrategySpec(BaseModel):
     colour: str
     marker: str
     packages: tuple[str, ...] = ()
+    gathers: bool = False
+    shards_units: bool = False
     one_process: bool = False
     why_unsupported: Unsupported = _runs_everywhere
 
@@ -183,6 +187,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         label="DataParallel",
         colour="#000000",
         marker="s",
+        gathers=True,
         one_process=True,
         why_unsupported=_dp_unsupported,
     ),
@@ -190,7 +195,13 @@ STRATEGIES: dict[str, StrategySpec] = {
         script="train_ddp.py", options=DdpOptions, label="DDP", colour="#0072B2", marker="o"
     ),
     "fsdp": StrategySpec(
-        script="train_fsdp.py", options=FsdpOptions, label="FSDP1", colour="#56B4E9", marker="^"
+        script="train_fsdp.py",
+        options=FsdpOptions,
+        label="FSDP1",
+        colour="#56B4E9",
+        marker="^",
+        gathers=True,
+        shards_units=True,
     ),
     "fsdp2": StrategySpec(
         script="train_fsdp2.py",
@@ -198,6 +209,8 @@ STRATEGIES: dict[str, StrategySpec] = {
         label="FSDP2",
         colour="#D55E00",
         marker="v",
+        gathers=True,
+        shards_units=True,
         why_unsupported=_fsdp2_unsupported,
     ),
     "fairscale_fsdp": StrategySpec(
@@ -207,6 +220,8 @@ STRATEGIES: dict[str, StrategySpec] = {
         colour="#CC79A7",
         marker="D",
         packages=("fairscale",),
+        gathers=True,
+        shards_units=True,
         why_unsupported=_fairscale_unsupported,
     ),
     "deepspeed_zero1": StrategySpec(
@@ -216,6 +231,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         colour="#9A7D00",
         marker="P",
         packages=("deepspeed",),
+        gathers=True,
     ),
     "deepspeed_zero2": StrategySpec(
         script="train_deepspeed.py",
@@ -224,6 +240,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         colour="#E69F00",
         marker="X",
         packages=("deepspeed",),
+        gathers=True,
     ),
     "deepspeed_zero3": StrategySpec(
         script="train_deepspeed.py",
@@ -232,6 +249,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         colour="#009E73",
         marker="h",
         packages=("deepspeed",),
+        gathers=True,
     ),
 }
 

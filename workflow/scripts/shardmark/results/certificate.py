@@ -124,7 +124,7 @@ def _replicas_in_one_process(cell: Cell) -> bool:
 def _gathers_nothing(cell: Cell) -> Exemption | None:
     if cell.gpus == 1:
         return Exemption(None, "one replica has nobody to gather from")
-    if cell.base == "ddp":
+    if not STRATEGIES[cell.base].gathers:
         return Exemption(None, "whole parameters on every rank need no gathering")
     return None
 
@@ -144,7 +144,7 @@ def _has_no_state(cell: Cell) -> Exemption | None:
 
 
 def _has_no_units(cell: Cell) -> Exemption | None:
-    if cell.base in ("fsdp", "fsdp2", "fairscale_fsdp"):
+    if STRATEGIES[cell.base].shards_units:
         return None
     return Exemption(None, "it shards nothing, or parameter by parameter")
 
@@ -390,6 +390,8 @@ def _judge_volume(
             multiple = config.bytes_of(kinds) / (FLOAT32_BYTES * memory.parameters)
             multiples[f"{multiple:.2f}"] = None
             volume = expected_volume(cell, memory.parameters, config.unit_parameters)
+            if volume is None:
+                continue
             expected = volume.reduced if what == "reduced" else volume.gathered
             if cell.gpus > 1 and not expected.allows(multiple, slack_of(cell)):
                 flagged[name] = f"{multiple:.2f}, where {expected} is expected{_options_of(cell)}"

@@ -70,8 +70,8 @@ def slack_of(cell: Cell) -> float:
     return SLACK + _STATISTICS * cell.gpus * cell.definition.batch.accumulate
 
 
-def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) -> StepVolume:
-    """What a cell of several GPUs must move in a step.
+def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) -> StepVolume | None:
+    """What a cell of several GPUs must move in a step; None for a strategy not described here.
 
     Args:
         cell: its strategy, options and micro-batches decide.
@@ -97,8 +97,10 @@ def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) ->
             volume = StepVolume(
                 reduced=each, gathered=_gathered_by_zero3(parameters, micro_batches)
             )
-        case _:
+        case "fsdp" | "fsdp2" | "fairscale_fsdp":
             return _fully_sharded(cell, parameters, unit_parameters)
+        case _:
+            return None
     if options["low_precision_communication"]:
         # Those of convolutions and linear layers alone. Stages 1 and 2 gather float32 after all.
         gathered = volume.gathered
