@@ -7,7 +7,6 @@ Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, fa
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
 from shardmark.metrics import Failure, Metrics, read_metrics
 from shardmark.strategies import STRATEGIES
+from shardmark.training_result import TrainingResult
 
 SIDE_FILES = ("steps.csv", "telemetry*.csv")
 
@@ -63,9 +63,9 @@ def run_cell(
     failed = failure_of(cell, ended)
     if failed is not None:
         return outcome(cell, *failed)
-    found = json.loads((folder / "result.json").read_text())
-    write_steps(folder / "steps.csv", found["ranks"])
-    return completed(cell, found, ended, folder / "telemetry.csv")
+    result = TrainingResult.model_validate_json((folder / "result.json").read_text())
+    write_steps(folder / "steps.csv", result.ranks)
+    return completed(cell, result, ended, folder / "telemetry.csv")
 
 
 def keep_good_result(path: Path, metrics: Metrics) -> None:

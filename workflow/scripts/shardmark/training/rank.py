@@ -48,7 +48,7 @@ def main(strategy: StrategyClass) -> None:
             cell = Cell.model_validate_json(arguments.cell.read_text())
             result = CellTraining(strategy, cell, phases).run()
             if result is not None:
-                write_text(arguments.scratch / "result.json", json.dumps(result))
+                write_text(arguments.scratch / "result.json", result.model_dump_json())
     except Exception as error:
         record_failure(error, phases.current, arguments.scratch)
         # The other ranks may wait in a collective for ever; leaving at once lets the launcher
