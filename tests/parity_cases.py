@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shardmark.cells import ParityCase, parity_case
 from shardmark.config_loading import load
+from shardmark.measurement.telemetry import visible_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where the tests that start ranks run them: cpu (gloo), or cuda (NCCL).
@@ -33,6 +36,15 @@ VARIANTS = {
     "fsdp2_zero2": {"base": "fsdp2", "reshard_after_forward": False},
     "fairscale_zero2": {"base": "fairscale_fsdp", "reshard_after_forward": False},
 }
+
+
+def skip_without_gpus(count: int) -> None:
+    """Skip the test that wants so many ranks, each on a GPU, where there are fewer GPUs.
+
+    The parity gate would let ranks share a GPU over gloo, which is another test.
+    """
+    if DEVICE == "cuda" and (there := len(visible_gpus())) < count:
+        pytest.skip(f"needs {count} GPUs, and this machine has {there}")
 
 
 def case_of(strategy: str, ranks: int, **changes: Any) -> ParityCase:

@@ -1,4 +1,4 @@
-"""Real cells on this machine's CPU, small enough for a test."""
+"""Real cells on this machine's CPU or GPUs, small enough for a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from parity_cases import DEVICE, ROOT, STRATEGIES, VARIANTS
+from parity_cases import DEVICE, ROOT, STRATEGIES, VARIANTS, skip_without_gpus
 from run_cell import run_cell
 from shardmark.cells import Cell, cell_of
 from shardmark.config_loading import load
@@ -69,6 +69,7 @@ def folder_of_run(
         accumulate: micro-batches of a step.
         hidden_units: width of a hidden layer, whose parameters are in no shard unit.
     """
+    skip_without_gpus(gpus)
     folder = Path(
         _RUNS.name, f"{strategy}-{gpus}-{precision}-{sabotage}-{accumulate}-{hidden_units}"
     )
