@@ -58,7 +58,7 @@ test: $(READY)
 ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py
 test-gpu: export SHARDMARK_TEST_DEVICE := cuda
 test-gpu: $(READY)
-	@python -m pytest -n 4 --dist loadgroup $(ON_GPUS)
+	@python -m pytest -n 8 $(ON_GPUS)
 	@python -m pytest tests/test_one_rank_fails.py
 
 bench: $(READY)

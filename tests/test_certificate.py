@@ -22,9 +22,6 @@ DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
 REDUCED = "reduced in a step, times the parameters' bytes in float32"
 GATHERED = "gathered in a step, times the parameters' bytes in float32"
 
-# Each process of pytest-xdist runs its own cells: with --dist loadgroup one process runs them all.
-all_strategies = pytest.mark.xdist_group("all strategies")
-
 
 def row_of(certificate: Certificate, setting: str) -> Row:
     return next(row for row in certificate.rows if row.setting == setting)
@@ -40,7 +37,6 @@ def honest() -> Certificate:
     return certify([metrics_of_run(strategy) for strategy in DISTRIBUTED], "ddp")
 
 
-@all_strategies
 def test_seven_strategies_have_no_difference_that_nothing_explains(honest: Certificate) -> None:
     print(as_markdown(honest))
     assert honest.flagged == []
@@ -48,7 +44,6 @@ def test_seven_strategies_have_no_difference_that_nothing_explains(honest: Certi
     assert len(honest.strategies) == 7
 
 
-@all_strategies
 def test_autocast_and_dtypes_are_those_seen_in_the_step(honest: Certificate) -> None:
     assert set(row_of(honest, "autocast in the forward pass").values.values()) == {"bfloat16"}
     assert set(row_of(honest, "precision of compute").values.values()) == {"bfloat16"}
@@ -57,7 +52,6 @@ def test_autocast_and_dtypes_are_those_seen_in_the_step(honest: Certificate) -> 
     assert (gathers.verdict, gathers.values["ddp"]) == ("inherent", "none")
 
 
-@all_strategies
 def test_collectives_move_the_bytes_that_the_parameters_have() -> None:
     def bytes_of(strategy: str, kind: str) -> int:
         config = metrics_of_run(strategy).effective_config
@@ -81,7 +75,6 @@ def test_dp_in_one_process_agrees_with_ddp_in_one() -> None:
     assert row_of(certificate, "cuDNN searches for kernels").verdict == "same"
 
 
-@all_strategies
 @pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU DataParallel makes no replicas")
 def test_dp_on_two_gpus_has_no_difference_that_nothing_explains() -> None:
     certificate = certify([metrics_of_run("ddp"), metrics_of_run("dp")], "ddp")
@@ -124,7 +117,6 @@ def dp_on_two_gpus(options: dict[str, Any] | None = None, **settings: Any) -> Me
     return changed(ddp, "dp", DpOptions().model_dump() | (options or {}), **(read_back | settings))
 
 
-@all_strategies
 def test_what_sets_dp_apart_on_two_gpus_is_explained() -> None:
     everyone = [dp_on_two_gpus(), *[metrics_of_run(strategy) for strategy in DISTRIBUTED]]
     certificate = certify(everyone, "ddp")
@@ -166,7 +158,6 @@ def test_dp_with_lasting_threads_searches_as_the_others_do() -> None:
         assert row.flagged.keys() == flagged
 
 
-@all_strategies
 @pytest.mark.parametrize(
     ("base", "setting", "settings"),
     [
