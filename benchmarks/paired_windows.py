@@ -4,8 +4,10 @@
     torchrun --nproc-per-node=2 benchmarks/paired_windows.py --strategy fsdp2 --against loop
     torchrun --nproc-per-node=1 benchmarks/paired_windows.py --strategy dp --gpus 2 --against loop
 
-All windows are of the same processes, seconds apart, so that neither another start nor another
-moment of the machine comes between two of them. The order is reversed from one round to the next.
+All windows are of the same processes, and each follows another within a second or two, so that
+neither another start nor another moment of the machine comes between the two of a pair. Where a
+step waits for its host, two windows of one kind half a minute apart differ by up to 40 %. The order
+is reversed from one pair to the next. The cell trains, evaluates, is inspected and profiled first.
 What differs from the cell's window:
 
     loop         the steps are those of benchmarks/plain_loop.py
@@ -21,6 +23,7 @@ import importlib
 import os
 import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,25 +114,32 @@ def main() -> None:
     }
     cell = resnet50_cell(arguments.strategy, gpus, measure)
     training = CellTraining(class_of(arguments.strategy), cell, Phases())
+    result = training.run()
     windows = windows_of(training, arguments.against)
-    for _ in range(2):  # cuDNN searches, frameworks trace, the allocator grows
-        cell_window(training, sampler=False)
-    speeds: dict[str, list[float]] = {kind: [] for kind in windows}
+    speeds: dict[str, list[float]] = defaultdict(list)
+    ratios: dict[str, list[float]] = defaultdict(list)
     for number in range(arguments.rounds):
-        for kind in sorted(windows, key=list(windows).index, reverse=number % 2 == 1):
-            speeds[kind].append(windows[kind]())
-            if training.runtime.rank == 0:
-                print(f"round {number + 1}: {kind} {speeds[kind][-1]:,.0f} images/s", flush=True)
-    if training.runtime.rank == 0:
         for kind in arguments.against:
-            ratios = [mine / its for mine, its in zip(speeds[CELL], speeds[kind], strict=True)]
-            print(
-                f"{arguments.strategy} on {gpus} GPUs: cell {statistics.median(speeds[CELL]):,.0f},"
-                f" {kind} {statistics.median(speeds[kind]):,.0f} images/s; cell/{kind} "
-                f"{' '.join(f'{ratio:.3f}' for ratio in ratios)}, "
-                f"median {statistics.median(ratios):.3f}",
-                flush=True,
-            )
+            pair = (CELL, kind) if number % 2 == 0 else (kind, CELL)
+            found = {one: windows[one]() for one in pair}
+            ratios[kind].append(found[CELL] / found[kind])
+            for one in pair:
+                speeds[one].append(found[one])
+            if result is not None:
+                said = ", ".join(f"{one} {found[one]:,.0f}" for one in pair)
+                print(f"pair {number + 1}, images/s: {said}", flush=True)
+    if result is None:  # rank 0 has it
+        os._exit(0)
+    print("A traced step, ms:", [rank["profile"] for rank in result["ranks"]])
+    print("The host in the first window:", [rank["host"] for rank in result["ranks"]])
+    for kind in arguments.against:
+        print(
+            f"{arguments.strategy} on {gpus} GPUs: cell {statistics.median(speeds[CELL]):,.0f}, "
+            f"{kind} {statistics.median(speeds[kind]):,.0f} images/s; cell/{kind} "
+            f"{' '.join(f'{ratio:.3f}' for ratio in ratios[kind])}, "
+            f"median {statistics.median(ratios[kind]):.3f}",
+            flush=True,
+        )
     os._exit(0)  # some frameworks take seconds to leave
 
 
