@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from saved_cells import oracle_arguments
 from shardmark.cells import ParityCase, parity_case
 from shardmark.config_loading import load
 from shardmark.measurement.telemetry import visible_gpus
@@ -80,6 +81,6 @@ def make_oracle(case: ParityCase, folder: Path) -> Path:
     target = folder / f"{like.fingerprint()}.pt"
     if not target.exists():
         script = ROOT / "workflow/scripts/make_oracle.py"
-        arguments = ["--case", case.model_dump_json(by_alias=True), "--output", str(target)]
+        arguments = [*oracle_arguments(case), "--output", str(target)]
         subprocess.run([sys.executable, str(script), *arguments], check=True)
     return target

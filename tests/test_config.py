@@ -431,6 +431,26 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "site.environment.RANK",
         ("set for each rank by the launcher",),
     ),
+    "a secret with a value": (
+        changed(site={"environment": {"A_TOKEN": "x"}, "secret_environment": ["A_TOKEN"]}),
+        "site.secret_environment[0]",
+        ("A_TOKEN has a value in site.environment", "export it"),
+    ),
+    "a secret that the launcher sets": (
+        changed(site={"secret_environment": ["RANK"]}),
+        "site.secret_environment[0]",
+        ("set for each rank by the launcher",),
+    ),
+    "options of sbatch with a quote left open": (
+        changed(cluster__slurm_extra="--comment 'x"),
+        "cluster.slurm_extra",
+        ("no closing quotation",),
+    ),
+    "a character that no variable can hold": (
+        changed(site={"environment": {"A": "x\0y"}}),
+        "site.environment.A",
+        ("'x\\x00y'", "no text"),
+    ),
     "a variable's number without quotes": (
         changed(site={"environment": {"NCCL_IB_DISABLE": 1}}),
         "site.environment.NCCL_IB_DISABLE",

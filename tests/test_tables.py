@@ -26,6 +26,7 @@ from gpu_matrix import (
     write_parity,
 )
 from plot import read_data
+from saved_cells import saved
 from shardmark.cells import cell_of
 from shardmark.config import Config, labels_of
 from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
@@ -217,7 +218,7 @@ def test_suspect_runs_count_where_the_configuration_says_so(tmp_path: Path) -> N
         assert len(data.counted[data.counted.strategy == "fsdp"]) == found[name][0]
         command = [sys.executable, str(ROOT / "workflow/scripts/summarise.py")]
         command += ["--cells", str(tables / "cells.csv")]
-        command += ["--config", one.model_dump_json(by_alias=True)]
+        command += ["--config", saved(one)]
         subprocess.run([*command, "--output", str(tmp_path / "summary.md")], check=True)
         fate = {"strict": "left out", "lenient": "compared all the same"}[name]
         assert (
@@ -234,7 +235,7 @@ def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_
     command += ["--comparisons", str(tables / "comparisons.csv")]
     command += ["--scaling", str(tables / "scaling.csv")]
     command += ["--verdict", str(tables / "verdict.json")]
-    command += ["--config", config.model_dump_json(by_alias=True)]
+    command += ["--config", saved(config)]
     command += ["--output", *(str(tables / name) for name in exported_files())]
     subprocess.run(command, cwd=tmp_path, check=True)
     for name in set(TABLES) - {"summary"}:

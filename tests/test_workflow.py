@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,25 @@ def test_unsupported_cells_start_no_process_and_are_results(project: Project) ->
         assert not path.with_name("job.log").exists()
     verdict = project.folder / "results/t/parity/small/dp/ranks2.json"
     assert json.loads(verdict.read_text())["status"] == "unsupported"
+
+
+def test_any_number_of_cells_may_be_unsupported(fresh: Project) -> None:
+    text = MATRIX.replace("[1, 2]", str(list(range(1, 100)))).replace(
+        "{global: 16}", "{per_gpu: 2}"
+    )
+    text = text.replace("train_images: 64", "train_images: 256").replace("[0, 1]", "[0]")
+    text = text.replace("device: cpu", "device: cpu, gpus_per_node: 100")
+    (fresh.folder / CONFIG).write_text(text)
+    result = fresh.matrix(CELL.format("small", "dp", 99, 0))
+    assert result.returncode == 0, result.stdout
+    assert len(list((fresh.folder / "results/t").glob("*/dp/*/*/metrics.json"))) == 2 * 98
+    assert len(list((fresh.folder / "results/t/parity").glob("*/dp/*.json"))) == 2 * 98
+
+
+def test_settings_of_the_jobs_are_in_a_folder_of_the_user_alone(project: Project) -> None:
+    folder = project.folder / "results/t/.config"
+    assert stat.filemode(folder.stat().st_mode) == "drwx------"
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_touched_code_reruns_nothing(project: Project) -> None:

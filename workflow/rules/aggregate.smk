@@ -18,7 +18,7 @@ rule collect:
     log:
         f"{TABLES}/collect.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         code=code_of("collect.py"),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/collect.py --config {params.config:q}"
@@ -37,7 +37,7 @@ rule summarise:
     log:
         f"{TABLES}/summarise.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         code=code_of("summarise.py"),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/summarise.py --cells {input:q} --config {params.config:q}"
@@ -58,7 +58,7 @@ rule compare:
     log:
         f"{TABLES}/compare.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         code=code_of("compare_strategies.py"),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/compare_strategies.py --cells {input:q} --config {params.config:q}"
@@ -77,7 +77,7 @@ rule export_tables:
     log:
         f"{TABLES}/export.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         code=code_of("export_tables.py"),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/export_tables.py --comparisons {input.comparisons:q}"
@@ -107,7 +107,7 @@ rule plot:
     log:
         f"{FIGURES}/{{workload}}/plot.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         tables=subpath(input[0], parent=True),
         figures=drawn_at,
         code=code_of("plot.py"),
@@ -133,7 +133,7 @@ rule plot_outcomes:
     log:
         f"{FIGURES}/{{workload}}/plot-outcomes.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         code=code_of("plot_outcomes.py"),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/plot_outcomes.py --config {params.config:q}"

@@ -18,7 +18,7 @@ from shardmark.config_loading import load
 from shardmark.config_files import check_file
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
-from shardmark.launching.site import SCRATCH_VARIABLE, why_no_container
+from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
@@ -31,13 +31,14 @@ from shardmark.report.captions import (
     caption_file,
 )
 from shardmark.report.exports import exported_files
+from shardmark.saved_config import save_config, saved_at
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,
     leave_lost_nodes_to_slurm,
     see_cancelled_jobs,
 )
-from shardmark.slurm.job_request import request_of
+from shardmark.slurm.job_request import quoted_options, request_of
 from shardmark.slurm.submission import Submission
 
 try:
@@ -65,6 +66,12 @@ if workflow.is_main_process:
 if CONFIG.site.scratch is not None:
     # Reaches every job, and no cell's definition.
     os.environ[SCRATCH_VARIABLE] = CONFIG.site.scratch
+
+# The jobs' settings. Named after its content, so that a job never reads those of another start.
+CONFIG_FILE = str(saved_at(CONFIG))
+if not workflow.is_main_process and not Path(CONFIG_FILE).exists():
+    # A job that reads files edited since its start was planned.
+    save_config(CONFIG, Path(CONFIG_FILE))
 
 PYTHON = sys.executable
 RESULTS = f"results/{CONFIG.run}"
@@ -163,11 +170,6 @@ def all_figures(wildcards):
     ]
 
 
-def to_json(section):
-    """A part of the configuration as a script's argument, and as what a job depends on."""
-    return section.model_dump_json(by_alias=True)
-
-
 def code_of(script):
     """The checksum of a script and of all that it imports."""
     return code_sha256(sources(SCRIPTS / script))
@@ -187,18 +189,17 @@ def case_at(wildcards):
     return CASES[wildcards.workload, wildcards.strategy, int(wildcards.ranks)]
 
 
-def cell_json_at(wildcards):
-    return to_json(cell_at(wildcards))
+def cell_sha256_at(wildcards):
+    return cell_at(wildcards).fingerprint()
 
 
-def case_json_at(wildcards):
-    return to_json(case_at(wildcards))
+def case_sha256_at(wildcards):
+    return case_at(wildcards).fingerprint()
 
 
-def oracle_json_at(wildcards):
-    """The oracle does not depend on the strategy; ddp runs at every replica count."""
-    case = parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks))
-    return to_json(case)
+def oracle_sha256_at(wildcards):
+    """Of the case that make_oracle.py takes."""
+    return parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks)).fingerprint()
 
 
 def cell_code_at(wildcards):
@@ -207,6 +208,10 @@ def cell_code_at(wildcards):
 
 def case_code_at(wildcards):
     return code_sha256(code_of_parity(case_at(wildcards)))
+
+
+def data_dir_at(wildcards):
+    return CONFIG.data.dir
 
 
 def data_at(wildcards):
@@ -317,6 +322,9 @@ def after_orphan(rule, wildcards):
     return f"--dependency=afterany:{job}" if job and queue.state_of(job) else ""
 
 
+SBATCH_OPTIONS = quoted_options(CONFIG.cluster)
+
+
 def oracle_extra_at(wildcards):
     return after_orphan("make_oracle", wildcards)
 
@@ -326,12 +334,12 @@ def parity_extra_at(wildcards):
 
 
 def pin_extra_at(wildcards):
-    return f"{CONFIG.cluster.slurm_extra} {after_orphan('pin_block', wildcards)}".strip()
+    return f"{SBATCH_OPTIONS} {after_orphan('pin_block', wildcards)}".strip()
 
 
 def slurm_extra_at(wildcards, input):
     """Options of sbatch that have no resource of their own, for a cell."""
-    options = [CONFIG.cluster.slurm_extra, after_orphan("train", wildcards)]
+    options = [SBATCH_OPTIONS, after_orphan("train", wildcards)]
     if "block" in input.keys() and input.block:
         nodes = json.loads(Path(input.block).read_text())["nodes"]
         options.append(f"--nodelist={','.join(nodes)}")
@@ -394,6 +402,10 @@ def nested_snakemake():
 
 
 onstart:
+    try:
+        save_config(CONFIG, Path(CONFIG_FILE))
+    except OSError as error:
+        sys.exit(f"{CONFIG_FILE}: cannot be written ({error.strerror})")
     jobs = list(workflow.dag.needrun_jobs())
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
@@ -403,7 +415,7 @@ onstart:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if planned:
         try:
-            reason = why_no_container(CONFIG.site)
+            reason = why_not_at_site(CONFIG.site)
         except UserError as error:
             reason = str(error)
         if reason:

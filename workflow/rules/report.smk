@@ -21,7 +21,7 @@ rule write_report:
     log:
         f"{RESULTS}/report.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         figures=FIGURES,
         code=code_of("report_page.py"),
         texts=checksum([PAGE_TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
@@ -53,7 +53,7 @@ rule report:
     log:
         f"{RESULTS}/report-command.log",
     params:
-        config=to_json(CONFIG),
+        config=CONFIG_FILE,
         rules=AGGREGATES,
         page=PAGE,
         beside=SNAKEMAKE_REPORT,

@@ -19,6 +19,7 @@ from shardmark.matrix.result_tables import (
     parity_verdict,
     to_csv,
 )
+from shardmark.saved_config import read_config
 
 
 def collect(config: Config, root: Path = Path()) -> tuple[list[CellRow], list[EpochRow], list[str]]:
@@ -40,12 +41,12 @@ def collect(config: Config, root: Path = Path()) -> tuple[list[CellRow], list[Ep
 def main() -> None:
     """Collect the matrix of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--cells", type=Path, required=True, help="CSV to write, one row a cell")
     parser.add_argument("--epochs", type=Path, required=True, help="CSV to write, a row an epoch")
     arguments = parser.parse_args()
     try:
-        cells, epochs, refused = collect(Config.model_validate_json(arguments.config))
+        cells, epochs, refused = collect(arguments.config)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     for reason in refused:

@@ -13,6 +13,7 @@ from shardmark.atomic import write_text
 from shardmark.config import Config, labels_of
 from shardmark.errors import UserError
 from shardmark.report.summary import read_cells
+from shardmark.saved_config import read_config
 from shardmark.statistics.comparisons import compare
 from shardmark.statistics.eligibility import as_compared
 from shardmark.statistics.scaling import scaling_of
@@ -49,12 +50,12 @@ def main() -> None:
     """Compare the cells of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", required=True, help="cells.csv")
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--comparisons", type=Path, required=True, help="CSV to write")
     parser.add_argument("--scaling", type=Path, required=True, help="CSV to write")
     parser.add_argument("--verdict", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    config = Config.model_validate_json(arguments.config)
+    config: Config = arguments.config
     try:
         comparisons, scaling, words = compare_all(read_cells(arguments.cells), config)
     except UserError as error:

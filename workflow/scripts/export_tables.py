@@ -12,6 +12,7 @@ from shardmark.atomic import write_text
 from shardmark.config import Config
 from shardmark.report.exports import tables_to_export, tidy
 from shardmark.report.rendering import to_html, to_latex, to_markdown
+from shardmark.saved_config import read_config
 
 
 def main() -> None:
@@ -20,12 +21,12 @@ def main() -> None:
     parser.add_argument("--comparisons", required=True, help="comparisons.csv")
     parser.add_argument("--scaling", required=True, help="scaling.csv")
     parser.add_argument("--verdict", type=Path, required=True, help="verdict.json")
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument(
         "--output", type=Path, nargs="+", required=True, help="<table>.csv, .md, .tex or .html"
     )
     arguments = parser.parse_args()
-    config = Config.model_validate_json(arguments.config)
+    config: Config = arguments.config
     found = tables_to_export(
         config,
         pd.read_csv(arguments.comparisons),

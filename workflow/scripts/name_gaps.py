@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from shardmark.cells import Cell
 from shardmark.config import Config
 from shardmark.matrix.gaps import find_gaps
+from shardmark.saved_config import read_config
 
 NAMED = 5
 
@@ -23,8 +24,8 @@ def some(cells: Sequence[Cell]) -> str:
 def main() -> None:
     """Print the gaps of the matrix of the command line; exit 1 where there is no result at all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
-    config = Config.model_validate_json(parser.parse_args().config)
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    config: Config = parser.parse_args().config
     gaps = find_gaps(config)
     for _, reason in gaps.refused:
         print(f"refused: {reason}")

@@ -16,6 +16,7 @@ from shardmark.figures.catalogue import draw
 from shardmark.figures.drawing import Data, NothingToDraw, save, words
 from shardmark.figures.side_files import steps_of, timelines_of
 from shardmark.report.summary import read_cells
+from shardmark.saved_config import read_config
 from shardmark.statistics.eligibility import as_compared, counted
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     """Draw what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of cells.csv")
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--workload", required=True, help="name of the workload")
     parser.add_argument(
         "--not-drawn", type=Path, required=True, help="JSON to write: why which figure is missing"
@@ -90,7 +91,7 @@ def main() -> None:
         "--output", type=Path, nargs="+", required=True, help="<figure>.svg, .pdf or .png"
     )
     arguments = parser.parse_args()
-    config = Config.model_validate_json(arguments.config)
+    config: Config = arguments.config
     data = read_data(config, arguments.workload, arguments.tables)
     not_drawn = draw_all(data, arguments.output)
     write_text(arguments.not_drawn, json.dumps(not_drawn, indent=1))

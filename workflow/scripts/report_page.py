@@ -14,6 +14,7 @@ from shardmark.config import Config
 from shardmark.report.captions import PAGE_TEMPLATE
 from shardmark.report.page import Findings, page_context
 from shardmark.report.summary import read_cells
+from shardmark.saved_config import read_config
 
 
 def render(template: Path, context: dict[str, object]) -> str:
@@ -36,10 +37,10 @@ def main() -> None:
     parser.add_argument("--comparisons", required=True, help="comparisons.csv")
     parser.add_argument("--scaling", required=True, help="scaling.csv")
     parser.add_argument("--verdict", type=Path, required=True, help="verdict.json")
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
-    config = Config.model_validate_json(arguments.config)
+    config: Config = arguments.config
     findings = Findings(
         cells=read_cells(arguments.cells),
         comparisons=pd.read_csv(arguments.comparisons),

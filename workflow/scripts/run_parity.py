@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmark.atomic import write_text
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, parity_case
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.errors import UserError
 from shardmark.launching.endings import failure_of
@@ -22,6 +22,7 @@ from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.processes.leaving import leave
+from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
 
 
@@ -149,7 +150,10 @@ def verdict(case: ParityCase, **fields: Any) -> Parity:
 def main() -> None:
     """Judge the case of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", required=True, help="the parity case as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--workload", required=True, help="the case's, and so on")
+    parser.add_argument("--strategy", required=True)
+    parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--oracle", type=Path, required=True, help="what make_oracle.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument(
@@ -157,7 +161,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     stall = arguments.stall_limit_minutes
-    case = ParityCase.model_validate_json(arguments.case)
+    case = parity_case(arguments.config, arguments.workload, arguments.strategy, arguments.ranks)
     try:
         parity = run_parity(
             case, arguments.oracle, arguments.output, stall_s=stall * 60 if stall else None

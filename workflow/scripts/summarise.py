@@ -9,6 +9,7 @@ from shardmark.atomic import write_text
 from shardmark.config import Config, labels_of
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
 from shardmark.report.summary import read_cells, summarise, tables_of
+from shardmark.saved_config import read_config
 from shardmark.statistics.eligibility import as_compared
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     """Summarise the table of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", required=True, help="cells.csv")
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument(
         "--output",
         type=Path,
@@ -25,7 +26,7 @@ def main() -> None:
         help="files to write: .csv .md .tex .txt .html",
     )
     arguments = parser.parse_args()
-    config = Config.model_validate_json(arguments.config)
+    config: Config = arguments.config
     cells = as_compared(read_cells(arguments.cells), config.validity.compare_suspect)
     summary = summarise(cells, config.baseline)
     labels = labels_of(config)

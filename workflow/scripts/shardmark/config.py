@@ -213,6 +213,11 @@ class CellSite(Section):
         default_factory=dict,
         description="variables for every rank, over those of setup: NCCL_SOCKET_IFNAME: ib0",
     )
+    secret_environment: list[Name] = Field(
+        default_factory=list,
+        description="names of variables that hold a secret, such as WANDB_API_KEY: set where "
+        "Snakemake is started, or by setup; results record the names and never the values",
+    )
     container: str | None = Field(
         None,
         description="an Apptainer image (.sif) with this project's packages, in whose python3 the "

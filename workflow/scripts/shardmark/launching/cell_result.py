@@ -36,9 +36,11 @@ T = TypeVar("T", bound=Section)
 
 
 def _with_site(cell: Cell, environment: dict[str, Any]) -> dict[str, Any]:
-    """An environment with the variables that the site names, whichever they are."""
+    """An environment with the variables that the site names, and without its secrets."""
     variables = environment.get("variables", {}) | cell.site.environment
-    return environment | {"variables": variables}
+    secret = cell.site.secret_environment
+    kept = {name: value for name, value in variables.items() if name not in secret}
+    return environment | {"variables": kept}
 
 
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
