@@ -358,6 +358,40 @@ def test_mistakes_are_one_message(fresh: Project, arguments: tuple[str, ...]) ->
         assert result.stdout.count(f"{path}:") == 1
 
 
+def test_numbers_on_the_command_line_are_numbers(fresh: Project) -> None:
+    measure = 'measure={"steady_s": 1, "sampler": false, warmup_min_steps: 3}'
+    variables = """site={environment: {A: "it's {a} $HOME; 7"}}"""
+    given = ("--config", measure, variables, "order_seed=3")
+    result = fresh.matrix(DDP_CELL, *given)
+    assert result.returncode == 0, result.stdout
+    cell = json.loads((fresh.folder / DDP_CELL).read_text())["cell"]
+    assert cell["measure"]["steady_s"] == 1
+    assert (cell["measure"]["sampler"], cell["measure"]["warmup_min_steps"]) == (False, 3)
+    assert cell["measure"]["idle_s"] == 4, "of the files"
+    assert cell["site"]["environment"] == {"A": "it's {a} $HOME; 7"}
+    report = fresh.run("report", *given)
+    assert "1 of 24 cells have a result" in report.stdout
+    assert report.returncode == 0, report.stdout
+    assert "stale" not in report.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("measure={steady_s: '1'}", "measure.steady_s: got '1', which is text; write 1 without"),
+        ("measure={steady_s: 1", "measure: got '{steady_s: 1'; a mapping of keys is expected"),
+        ("matrix={gpus: [1], gpus: [2]}", "--config matrix, 1:13: the key 'gpus' stands in line 1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message(
+    fresh: Project, given: str, words: str
+) -> None:
+    result = fresh.run("-n", "--config", given)
+    assert result.returncode == 1
+    assert words in result.stdout
+    assert "Traceback" not in result.stdout
+
+
 def test_yaml_that_does_not_parse_is_named_with_its_line(fresh: Project) -> None:
     fresh.edit("config/config.yaml", "run: [a\nb: c\n")
     result = fresh.run("-n", config=False)

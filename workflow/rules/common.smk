@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from snakemake.utils import update_config
+
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
@@ -15,7 +17,7 @@ from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config import labels_of
 from shardmark.config_loading import load
-from shardmark.config_files import check_file
+from shardmark.config_files import check_file, read_arguments
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
 from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
@@ -53,6 +55,7 @@ configfile: "config/config.yaml"
 
 
 try:
+    update_config(config, read_arguments(workflow.config_settings.config_args or []))
     CONFIG = load(config)
 except ConfigError as error:
     sys.exit(str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import shlex
 from collections import Counter
@@ -153,20 +152,30 @@ def _explain(detail: Any) -> str:
             return f"{path}: got {count} entries; {most} are allowed"
         case "string_pattern_mismatch":
             return f"{path}: got {shown(given)}; it must match {detail['ctx']['pattern']}"
-        case "float_type" if _looks_like_a_number(given):
-            return f"{path}: got {shown(given)}, which YAML reads as text; write it as 1.0e-3"
+        case "int_type" | "float_type" | "bool_type" if plain := _without_quotes(given, kind):
+            return f"{path}: got {shown(given)}, which is text; write {plain} without quotes"
         case _:
             rule = detail["msg"].removeprefix("Input ").removeprefix("String ")
             reason = _EXPECTED.get(kind, f"it {rule}")
             return f"{path}: got {shown(given)}; {reason}"
 
 
-def _looks_like_a_number(value: object) -> bool:
-    """YAML 1.1 wants a point in 1e-3."""
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
+def _without_quotes(value: object, kind: str) -> str:
+    """A text as YAML takes it for a number or a switch; empty where it is neither."""
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if kind == "bool_type":
+        return text if text in ("true", "false") else ""
+    if kind == "int_type":
+        return text if re.fullmatch(r"[-+]?[0-9]+", text) else ""
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", text):
+        return ""
+    mantissa, e, exponent = text.partition("e")
+    if not e:
+        return text
+    # YAML 1.1 wants the point and the sign.
+    point = "" if "." in mantissa else ".0"
+    sign = "" if exponent[0] in "-+" else "+"
+    return f"{mantissa}{point}e{sign}{exponent}"
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
