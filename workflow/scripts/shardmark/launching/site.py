@@ -71,6 +71,11 @@ def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
     return env | site.environment
 
 
+def setup_script(setup: str) -> str:
+    """A set-up for bash, which prints the variables it leaves, and all else to stderr."""
+    return f"exec 3>&1 >&2; {_ON_ERROR}{setup}\n\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
+
+
 def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     """The variables that a set-up leaves; what it prints is printed.
 
@@ -80,10 +85,9 @@ def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     where = os.uname().nodename
     # Files and no pipes: what a set-up leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as said:
-        script = f"{_ON_ERROR}{setup}\n\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
         try:
             done = subprocess.run(
-                ["bash", "-c", f"exec 3>&1 >&2; {script}", "site.setup"],
+                ["bash", "-c", setup_script(setup), "site.setup"],
                 env=dict(base),
                 stdin=subprocess.DEVNULL,
                 stdout=variables,
