@@ -15,6 +15,7 @@ from shardmark.launching.site import enter
 from shardmark.processes.leaving import leave
 from shardmark.saved_config import read_config
 from shardmark.training.parity import make_oracles
+from shardmark.training.trajectory_files import write_plain
 
 
 def main() -> None:
@@ -37,9 +38,7 @@ def main() -> None:
         sys.exit(f"shardmark: {error}")
     oracles = make_oracles(case, torch.device(case.cell.device))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = arguments.output.with_suffix(".partial")
-    torch.save(oracles, partial)
-    partial.replace(arguments.output)
+    write_plain(oracles, arguments.output)
     for precision, oracle in oracles.items():
         if oracle is not None:
             print(f"oracle {precision}: noise floor {oracle['floor']}")

@@ -99,12 +99,10 @@ def _why(failure: Failure) -> str:
 
 def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
     # Not before the strategy has run: the launcher waits without torch in its memory.
-    import torch
-
     from shardmark.training.parity import judge, judge_real_model, precisions_of, surrogate_name_of
+    from shardmark.training.trajectory_files import read_oracles, read_trajectories
 
-    found = torch.load(found_file, weights_only=False)
-    oracle = torch.load(oracle_file, weights_only=False)
+    found, oracle = read_trajectories(found_file), read_oracles(oracle_file)
     precisions = [
         judge(precision, found[precision], oracle, case) for precision in precisions_of(case)
     ]
