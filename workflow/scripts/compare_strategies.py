@@ -12,6 +12,7 @@ import pandas as pd
 from shardmark.atomic import write_text
 from shardmark.config import Config, labels_of
 from shardmark.errors import UserError
+from shardmark.escaping import csv_text
 from shardmark.report.summary import read_cells
 from shardmark.saved_config import read_config
 from shardmark.statistics.comparisons import compare
@@ -60,8 +61,8 @@ def main() -> None:
         comparisons, scaling, words = compare_all(read_cells(arguments.cells), config)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
-    write_text(arguments.comparisons, comparisons.to_csv(index=False))
-    write_text(arguments.scaling, scaling.to_csv(index=False))
+    write_text(arguments.comparisons, csv_text(comparisons))
+    write_text(arguments.scaling, csv_text(scaling))
     write_text(arguments.verdict, json.dumps([found.as_dict() for found in words], indent=1))
 
 

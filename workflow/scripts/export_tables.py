@@ -10,6 +10,7 @@ import pandas as pd
 
 from shardmark.atomic import write_text
 from shardmark.config import Config
+from shardmark.escaping import csv_text
 from shardmark.report.exports import tables_to_export, tidy
 from shardmark.report.rendering import to_html, to_latex, to_markdown
 from shardmark.saved_config import read_config
@@ -36,7 +37,7 @@ def main() -> None:
     for path in arguments.output:
         tables = found[path.stem]
         texts = {
-            ".csv": lambda tables: tidy(tables).to_csv(index=False),
+            ".csv": lambda tables: csv_text(tidy(tables)),
             ".md": to_markdown,
             ".tex": to_latex,
             ".html": lambda tables: to_html(tables, f"shardmark: {config.run}"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shardmark.atomic import write_text
 from shardmark.config import Config, labels_of
+from shardmark.escaping import csv_text
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
 from shardmark.report.summary import read_cells, summarise, tables_of
 from shardmark.saved_config import read_config
@@ -33,7 +34,7 @@ def main() -> None:
     tables = list(tables_of(summary, config.baseline, labels))
     medians = tables_of(summary, config.baseline, labels, ranges=False)
     texts = {
-        ".csv": lambda: summary.to_csv(index=False),
+        ".csv": lambda: csv_text(summary),
         ".md": lambda: to_markdown(tables),
         ".tex": lambda: to_latex(tables),
         ".txt": lambda: to_text(medians),

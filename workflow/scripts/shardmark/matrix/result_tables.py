@@ -18,6 +18,7 @@ from pydantic import Field
 from shardmark.cells import ParityCase
 from shardmark.config import Section
 from shardmark.errors import UserError
+from shardmark.escaping import for_csv
 from shardmark.measurement.labels import (
     cell_labels,
     exposed_communication_pct,
@@ -272,7 +273,8 @@ def to_csv(model: type[Row], rows: Iterable[Row]) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, list(model.model_fields), lineterminator="\n")
     table.writeheader()
-    table.writerows(row.model_dump() for row in rows)
+    for row in rows:
+        table.writerow({name: for_csv(value) for name, value in row.model_dump().items()})
     return text.getvalue()
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from html import escape
 
+from shardmark.escaping import for_markdown
 from shardmark.report.summary import Table
 
 _TEXT_HEADING = 11
@@ -30,11 +31,10 @@ def to_markdown(tables: Iterable[Table]) -> str:
     for table in tables:
         rule = ["---", *["---:"] * (len(table.headings) - 1)]
         lines = [table.headings, rule, *table.rows]
-        cells = [[value.replace("|", r"\|") for value in line] for line in lines]
-        rows = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        blocks = [f"**{table.caption}**", rows]
+        rows = "\n".join(f"| {' | '.join(map(for_markdown, line))} |" for line in lines)
+        blocks = [f"**{for_markdown(table.caption)}**", rows]
         if table.notes:
-            blocks.append("\n".join(f"- {note}" for note in table.notes))
+            blocks.append("\n".join(f"- {for_markdown(note)}" for note in table.notes))
         parts.append("\n\n".join(blocks) + "\n")
     return "\n".join(parts)
 
