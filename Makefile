@@ -5,7 +5,8 @@
 # make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
 #                   SLURM=1 on a cluster's nodes, by a short job
 # make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted
-# make rerun METRICS=results/.../metrics.json       run that cell again and compare
+# make rerun METRICS=results/.../metrics.json       run that cell again and compare; YES=1 agrees to
+#                   the set-up, variables and image that the file names, which it shows
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
 #                   minutes for (about half an hour)
@@ -106,7 +107,7 @@ status: installed
 rerun: installed
 	@test -n "$$METRICS" || \
 	  { echo "shardmark: name the cell with make rerun METRICS=results/.../metrics.json" >&2; exit 1; }
-	@python workflow/scripts/rerun.py "$$METRICS"
+	@python workflow/scripts/rerun.py $${YES:+--yes} "$$METRICS"
 
 clean:
 	@workflow/environment.sh remove

@@ -83,7 +83,7 @@ def test_what_was_not_measured_is_empty_and_never_zero(config: Config, tmp_path:
     [
         (lambda path: path.write_text("{"), "not readable as JSON"),
         (lambda path: edit_json(path, schema_version=99), "schema version 99"),
-        (lambda path: edit_json(path, cell_sha256="0" * 64), "its definition has changed"),
+        (lambda path: edit_json(path, cell_sha256="0" * 64), "cell_sha256 is not the checksum"),
         (lambda path: edit_json(path, status="fine"), "status"),
     ],
 )

@@ -21,11 +21,9 @@ from shardmark.launching.cell_result import completed, outcome, write_steps
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
-from shardmark.metrics import Failure, Metrics, read_metrics
+from shardmark.metrics import SIDE_FILES, Failure, Metrics, read_metrics
 from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
-
-SIDE_FILES = ("steps.csv", "telemetry*.csv")
 
 
 def run_cell(

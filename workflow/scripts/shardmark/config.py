@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from shardmark.strategies import STRATEGIES
-from shardmark.values import Count, Flag, Name, Number, Seed
+from shardmark.values import Count, Flag, Name, Number, RunName, Seed
 
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -22,6 +22,12 @@ class Section(BaseModel):
 
     # As "Infinity" and "NaN", which can be read back; as null, a failed gate's file could not.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Record(Section):
+    """A part of a result: a value of another type than it was written with is a mistake."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class Model(Section):
@@ -314,9 +320,7 @@ class Validity(Section):
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = Field(
-        description="names the matrix: its results stand in results/<run>/"
-    )
+    run: RunName = Field(description="names the matrix: its results stand in results/<run>/")
     baseline: str = Field("ddp", description="the strategy or variant that others are compared to")
     matrix: Matrix
     workloads: Annotated[dict[Name, Workload], Field(min_length=1)] = Field(

@@ -38,7 +38,7 @@ S = TypeVar("S", bound=Section)
 
 SHOWN_CHARACTERS = 80
 # What else stands in results/<run>/, and beside a strategy's folder in its parity/<workload>/.
-RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "tables")
+RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "reruns", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
 # What the launcher and torchrun tell each rank.

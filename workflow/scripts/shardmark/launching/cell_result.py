@@ -19,6 +19,7 @@ from shardmark.measurement.validity import judged
 from shardmark.metrics import (
     Accuracy,
     Device,
+    Environment,
     Failure,
     HostUse,
     Loss,
@@ -35,12 +36,12 @@ ROOT = SCRIPTS.parents[1]
 T = TypeVar("T", bound=Section)
 
 
-def _with_site(cell: Cell, environment: dict[str, Any]) -> dict[str, Any]:
+def _with_site(cell: Cell, environment: Environment) -> Environment:
     """An environment with the variables that the site names, and without its secrets."""
     variables = environment.get("variables", {}) | cell.site.environment
     secret = cell.site.secret_environment
     kept = {name: value for name, value in variables.items() if name not in secret}
-    return environment | {"variables": kept}
+    return {**environment, "variables": kept}
 
 
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
