@@ -23,7 +23,7 @@ TORCH ?= lock
 
 # Values reach the recipes through the environment and as they were given. Pasted into a recipe's
 # text, they would be read as shell.
-GIVEN := PYTHON VENV TORCH CONFIG METRICS SLURM WATCH GPUS ROUNDS
+GIVEN := PYTHON VENV TORCH CONFIG METRICS SLURM WATCH YES GPUS ROUNDS
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 

@@ -439,3 +439,22 @@ def test_resources_on_slurm(fresh: Project, gpus: int, asked: list[str]) -> None
         assert resource in resources.split(", ")
     assert ("mpi" in resources) == (gpus == 8)
     assert "slurm_extra=--exclusive" in resources
+
+
+def test_an_edited_table_is_named_and_made_anew(project: Project) -> None:
+    cells = project.folder / "results/t/tables/cells.csv"
+    verdict = project.folder / "results/t/tables/verdict.json"
+    before = [path.read_text() for path in (cells, verdict)]
+    cells.write_text("999999")
+    assert {"collect", "summarise", "compare", "plot"} <= project.planned().keys()
+    assert cells.read_text() == "999999", "a dry run changes nothing"
+    report = project.run("report")
+    assert report.returncode == 0, report.stdout
+    assert "edited: results/t/tables/cells.csv; it is made anew" in report.stdout
+    assert [path.read_text() for path in (cells, verdict)] == before
+    verdict.write_text("[]")
+    whole = project.matrix()
+    assert whole.returncode == 0, whole.stdout
+    assert verdict.read_text() == before[1]
+    assert project.ran() == []
+    assert project.planned() == {}

@@ -15,6 +15,7 @@ rule collect:
     output:
         cells=f"{TABLES}/cells.csv",
         epochs=f"{TABLES}/epochs.csv",
+        checksums=f"{TABLES}/collect.sha256",
     log:
         f"{TABLES}/collect.log",
     params:
@@ -23,6 +24,8 @@ rule collect:
     shell:
         "{PYTHON:q} {SCRIPTS:q}/collect.py --config {params.config:q}"
         " --cells {output.cells:q} --epochs {output.epochs:q} > {log:q} 2>&1"
+        " && {PYTHON:q} {SCRIPTS:q}/record_checksums.py --output {output.checksums:q}"
+        " {output.cells:q} {output.epochs:q}"
 
 
 rule summarise:
@@ -34,14 +37,17 @@ rule summarise:
         md=f"{TABLES}/summary.md",
         tex=f"{TABLES}/summary.tex",
         txt=f"{TABLES}/summary.txt",
+        checksums=f"{TABLES}/summarise.sha256",
     log:
         f"{TABLES}/summarise.log",
     params:
         config=CONFIG_FILE,
         code=code_of("summarise.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/summarise.py --cells {input:q} --config {params.config:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        "{PYTHON:q} {SCRIPTS:q}/summarise.py --cells {input:q} --config {params.config:q} --output"
+        " {output.csv:q} {output.html:q} {output.md:q} {output.tex:q} {output.txt:q} > {log:q} 2>&1"
+        " && {PYTHON:q} {SCRIPTS:q}/record_checksums.py --output {output.checksums:q}"
+        " {output.csv:q} {output.html:q} {output.md:q} {output.tex:q} {output.txt:q}"
 
 
 rule compare:
@@ -55,6 +61,7 @@ rule compare:
         ),
         scaling=f"{TABLES}/scaling.csv",
         verdict=f"{TABLES}/verdict.json",
+        checksums=f"{TABLES}/compare.sha256",
     log:
         f"{TABLES}/compare.log",
     params:
@@ -64,6 +71,8 @@ rule compare:
         "{PYTHON:q} {SCRIPTS:q}/compare_strategies.py --cells {input:q} --config {params.config:q}"
         " --comparisons {output.comparisons:q} --scaling {output.scaling:q}"
         " --verdict {output.verdict:q} > {log:q} 2>&1"
+        " && {PYTHON:q} {SCRIPTS:q}/record_checksums.py --output {output.checksums:q}"
+        " {output.comparisons:q} {output.scaling:q} {output.verdict:q}"
 
 
 # The failures and gaps in it are no input of any rule: `snakemake report` writes it anew each time.
@@ -73,7 +82,8 @@ rule export_tables:
         scaling=rules.compare.output.scaling,
         verdict=rules.compare.output.verdict,
     output:
-        [f"{TABLES}/{name}" for name in exported_files()],
+        tables=[f"{TABLES}/{name}" for name in exported_files()],
+        checksums=f"{TABLES}/export.sha256",
     log:
         f"{TABLES}/export.log",
     params:
@@ -82,7 +92,9 @@ rule export_tables:
     shell:
         "{PYTHON:q} {SCRIPTS:q}/export_tables.py --comparisons {input.comparisons:q}"
         " --scaling {input.scaling:q} --verdict {input.verdict:q} --config {params.config:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        " --output {output.tables:q} > {log:q} 2>&1"
+        " && {PYTHON:q} {SCRIPTS:q}/record_checksums.py --output {output.checksums:q}"
+        " {output.tables:q}"
 
 
 rule plot:

@@ -24,6 +24,7 @@ from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
+from shardmark.matrix.table_checksums import edited_tables
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.captions import (
     FIGURES as FIGURE_TITLES,
@@ -377,7 +378,22 @@ def obtainable(paths):
     return [path for path in paths if path in planned or Path(path).exists()]
 
 
+@functools.cache
+def force_edited_tables():
+    """Make Snakemake run the rules again whose tables are not as they were written.
+
+    On the command line --forcerun would also make the tables targets.
+    """
+    edited = [str(path) for path in edited_tables(Path(TABLES))]
+    for path in edited:
+        print(f"edited: {path}; it is made anew", file=sys.stderr)
+    workflow.dag.forcefiles.update(edited)
+
+
 def all_metrics(wildcards):
+    # Every table depends on the results, so this is read before Snakemake looks for what to run.
+    if workflow.is_main_process:
+        force_edited_tables()
     return obtainable([metrics_of(cell) for cell in CELLS.values()])
 
 

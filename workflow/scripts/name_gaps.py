@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from shardmark.cells import Cell
 from shardmark.config import Config
 from shardmark.matrix.gaps import find_gaps
 from shardmark.saved_config import read_config
+from shardmark.matrix.table_checksums import edited_tables
 
 NAMED = 5
 
@@ -39,6 +41,8 @@ def main() -> None:
         print(f"missing: {some(gaps.missing)}")
     if gaps.stale:
         print(f"stale: {some([cell for cell, _ in gaps.stale])}")
+    for path in edited_tables(Path("results", config.run, "tables")):
+        print(f"edited: {path}; it is made anew")
 
 
 if __name__ == "__main__":
