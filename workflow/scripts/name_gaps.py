@@ -10,8 +10,8 @@ from pathlib import Path
 from shardmark.cells import Cell
 from shardmark.config import Config
 from shardmark.matrix.gaps import find_gaps
-from shardmark.saved_config import read_config
 from shardmark.matrix.table_checksums import edited_tables
+from shardmark.saved_config import read_config
 
 NAMED = 5
 
