@@ -74,7 +74,11 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "half a GPU": (changed(matrix__gpus=[1.5]), "matrix.gpus[0]", ("got 1.5", "whole number")),
     "a fractional number": (changed(matrix__gpus=[2.0]), "matrix.gpus[0]", ("got 2.0", "whole")),
     "a boolean for a count": (changed(matrix__gpus=[True]), "matrix.gpus[0]", ("got true",)),
-    "text for a count": (changed(matrix__gpus=["2"]), "matrix.gpus[0]", ("got '2'", "whole")),
+    "text for a count": (
+        changed(matrix__gpus=["2"]),
+        "matrix.gpus[0]",
+        ("got '2'", "write 2 without quotes"),
+    ),
     "one count without a list": (changed(matrix__gpus=2), "matrix.gpus", ("got 2", "a list")),
     "a mapping for a list": (changed(matrix__gpus={1: 2}), "matrix.gpus", ("a list",)),
     "an empty matrix": (changed(matrix__seeds=[]), "matrix.seeds", ("is empty",)),
@@ -354,7 +358,22 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "a number that YAML reads as text": (
         changed(workloads__small__optimizer__learning_rate=yaml.safe_load("1e-3")),
         f"{W}.optimizer.learning_rate",
-        ("got '1e-3'", "1.0e-3"),
+        ("got '1e-3'", "write 1.0e-3 without quotes"),
+    ),
+    "a number with an exponent, in quotes": (
+        changed(measure__steady_s="3.5E1"),
+        "measure.steady_s",
+        ("got '3.5E1'", "write 3.5e+1 without quotes"),
+    ),
+    "a count in quotes": (
+        changed(workloads__small__epochs="2"),
+        f"{W}.epochs",
+        ("got '2'", "write 2 without quotes"),
+    ),
+    "a switch in quotes": (
+        changed(workloads__small__dataset__augment="True"),
+        f"{W}.dataset.augment",
+        ("got 'True'", "write true without quotes"),
     ),
     "one beta": (
         changed(workloads__small__optimizer__betas=[0.9]),
@@ -430,6 +449,26 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         changed(site={"environment": {"RANK": "0"}}),
         "site.environment.RANK",
         ("set for each rank by the launcher",),
+    ),
+    "a secret with a value": (
+        changed(site={"environment": {"A_TOKEN": "x"}, "secret_environment": ["A_TOKEN"]}),
+        "site.secret_environment[0]",
+        ("A_TOKEN has a value in site.environment", "export it"),
+    ),
+    "a secret that the launcher sets": (
+        changed(site={"secret_environment": ["RANK"]}),
+        "site.secret_environment[0]",
+        ("set for each rank by the launcher",),
+    ),
+    "options of sbatch with a quote left open": (
+        changed(cluster__slurm_extra="--comment 'x"),
+        "cluster.slurm_extra",
+        ("no closing quotation",),
+    ),
+    "a character that no variable can hold": (
+        changed(site={"environment": {"A": "x\0y"}}),
+        "site.environment.A",
+        ("'x\\x00y'", "no text"),
     ),
     "a variable's number without quotes": (
         changed(site={"environment": {"NCCL_IB_DISABLE": 1}}),

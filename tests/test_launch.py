@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import run_cell
+from saved_cells import cell_arguments
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.launching import launch as launching
@@ -238,7 +239,7 @@ def test_a_signal_to_the_launcher_ends_its_processes(
 def test_a_cell_that_is_ended_from_outside_leaves_no_result(tmp_path: Path) -> None:
     cell = cell_at(workloads__small__epochs=10_000)
     output = tmp_path / "metrics.json"
-    arguments = ["--cell", cell.model_dump_json(by_alias=True), "--output", str(output)]
+    arguments = [*cell_arguments(cell), "--output", str(output)]
     arguments += ["--time-limit-minutes", "10"]
     command = [str(SCRIPTS / "run_cell.py"), *arguments]
     with started(command, r"epoch 1: loss") as (process, _):

@@ -82,3 +82,15 @@ def test_the_hidden_layer_stands_before_the_classes() -> None:
         "KeyedDropout",
         "Linear",
     ]
+
+
+def test_a_model_without_dropout_is_not_searched_for_it_in_each_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, keys = torch.zeros(2, 3, 32, 32), torch.arange(2)
+    plain = build_model(workload("resnet8"), seed=0)
+    drawing = build_model(workload("resnet8", dropout=0.3), seed=0)
+    monkeypatch.setattr(nn.Module, "modules", lambda module: pytest.fail("it was searched"))
+    plain(images, keys)
+    with pytest.raises(pytest.fail.Exception, match="searched"):
+        drawing(images, keys)

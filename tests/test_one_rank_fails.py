@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import run_cell
-from parity_cases import DEVICE, ROOT, case_of
+from parity_cases import DEVICE, ROOT, case_of, skip_without_gpus
 from shardmark.launching.endings import Interrupted
 from shardmark.measurement.telemetry import memory_used, visible_gpus
 from shardmark.metrics import Metrics
@@ -46,6 +46,7 @@ def memory_in_use() -> list[int]:
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """After each test no process lives; no GPU holds memory, and the next cell runs on it."""
+    skip_without_gpus(GPUS)
     before = memory_in_use()
     yield
     assert [child.name() for child in psutil.Process().children(recursive=True)] == []

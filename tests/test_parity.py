@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import run_parity
-from parity_cases import ROOT, STRATEGIES, case_of, make_oracle
+from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, make_oracle, skip_without_gpus
 from shardmark.cells import ParityCase
 from shardmark.metrics import Parity
 
 SABOTAGE = ROOT / "tests/sabotage"
-DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
+# On a CPU DataParallel makes no replicas.
+DISTRIBUTED = [name for name in STRATEGIES if name != "dp" or DEVICE == "cuda"]
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,7 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gate(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
     """The verdict on a case, by its own processes."""
+    skip_without_gpus(case.cell.gpus)
     with tempfile.TemporaryDirectory() as folder:
         oracle = make_oracle(case, oracles)
         return run_parity.run_parity(
@@ -91,6 +93,7 @@ def test_fp16_with_its_loss_scaler_matches(oracles: Path) -> None:
     assert_passed(gate(case, oracles))
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs DataParallel makes replicas")
 def test_dp_with_two_replicas_on_a_cpu_is_unsupported_and_starts_nothing(tmp_path: Path) -> None:
     parity = run_parity.run_parity(case_of("dp", 2), tmp_path / "no such oracle", tmp_path)
     assert parity.status == "unsupported"

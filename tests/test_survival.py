@@ -20,6 +20,7 @@ import pytest
 
 import run_cell
 from parity_cases import ROOT, case_of
+from saved_cells import cell_arguments
 from shardmark.cells import Cell
 from shardmark.launching.endings import Interrupted
 from shardmark.metrics import Metrics, read_metrics
@@ -103,7 +104,7 @@ def test_a_process_that_is_killed_alone_leaves_no_result(tmp_path: Path) -> None
 def started(folder: Path, cell: Cell) -> Iterator[subprocess.Popen[str]]:
     """run_cell.py as the workflow calls it, come as far as its training."""
     output = folder / "metrics.json"
-    command = [sys.executable, str(RUN_CELL), "--cell", cell.model_dump_json(by_alias=True)]
+    command = [sys.executable, str(RUN_CELL), *cell_arguments(cell)]
     process = subprocess.Popen(
         [*command, "--output", str(output)],
         stdout=subprocess.PIPE,
@@ -155,7 +156,7 @@ def test_a_cell_whose_launcher_was_killed_starts_anew(tmp_path: Path) -> None:
         process.wait()
     assert (tmp_path / ".metrics.run").is_dir()
     command = [sys.executable, str(RUN_CELL), "--output", str(tmp_path / "metrics.json")]
-    command += ["--cell", cell_of(gpus=1).model_dump_json(by_alias=True)]
+    command += cell_arguments(cell_of(gpus=1))
     subprocess.run(command, check=True, capture_output=True)
     assert read_metrics(tmp_path / "metrics.json").status == "ok"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -168,7 +169,7 @@ def test_a_cell_whose_launcher_was_killed_starts_anew(tmp_path: Path) -> None:
 def test_a_cell_that_runs_is_not_started_a_second_time(tmp_path: Path) -> None:
     with started(tmp_path, cell_of(gpus=1, steady_s=600)) as process:
         command = [sys.executable, str(RUN_CELL), "--output", str(tmp_path / "metrics.json")]
-        command += ["--cell", cell_of(gpus=1).model_dump_json(by_alias=True)]
+        command += cell_arguments(cell_of(gpus=1))
         second = subprocess.run(command, capture_output=True, text=True)
         assert process.poll() is None, "the first runs on"
         assert second.returncode == 1
@@ -179,7 +180,7 @@ def test_a_cell_that_runs_is_not_started_a_second_time(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_leaves_the_previous_result(tmp_path: Path) -> None:
     cell = cell_of(gpus=1)
-    command = [sys.executable, str(RUN_CELL), "--cell", cell.model_dump_json(by_alias=True)]
+    command = [sys.executable, str(RUN_CELL), *cell_arguments(cell)]
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)

@@ -8,16 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+from snakemake.utils import update_config
+
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config_loading import load
-from shardmark.config_files import check_file
+from shardmark.config_files import check_file, read_arguments
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
-from shardmark.launching.site import SCRATCH_VARIABLE, why_no_container
+from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
@@ -31,13 +33,15 @@ from shardmark.report.contents import (
     caption_file,
     exported_files,
 )
+from shardmark.results.table_checksums import edited_tables
+from shardmark.saved_config import save_config, saved_at
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,
     leave_lost_nodes_to_slurm,
     see_cancelled_jobs,
 )
-from shardmark.slurm.job_request import request_of
+from shardmark.slurm.job_request import quoted_options, request_of
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
 
@@ -53,6 +57,7 @@ configfile: "config/config.yaml"
 
 
 try:
+    update_config(config, read_arguments(workflow.config_settings.config_args or []))
     CONFIG = load(config)
 except ConfigError as error:
     sys.exit(str(error))
@@ -66,6 +71,12 @@ if workflow.is_main_process:
 if CONFIG.site.scratch is not None:
     # Reaches every job, and no cell's definition.
     os.environ[SCRATCH_VARIABLE] = CONFIG.site.scratch
+
+# The jobs' settings. Named after its content, so that a job never reads those of another start.
+CONFIG_FILE = str(saved_at(CONFIG))
+if not workflow.is_main_process and not Path(CONFIG_FILE).exists():
+    # A job that reads files edited since its start was planned.
+    save_config(CONFIG, Path(CONFIG_FILE))
 
 PYTHON = sys.executable
 RESULTS = f"results/{CONFIG.run}"
@@ -118,9 +129,8 @@ def parity_of(case):
     return str(case.file)
 
 
-def to_json(section):
-    """A part of the configuration as a script's argument, and as what a job depends on."""
-    return section.model_dump_json(by_alias=True)
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def code_of(script):
@@ -142,18 +152,17 @@ def case_at(wildcards):
     return CASES[wildcards.workload, wildcards.strategy, int(wildcards.ranks)]
 
 
-def cell_json_at(wildcards):
-    return to_json(cell_at(wildcards))
+def cell_sha256_at(wildcards):
+    return cell_at(wildcards).fingerprint()
 
 
-def case_json_at(wildcards):
-    return to_json(case_at(wildcards))
+def case_sha256_at(wildcards):
+    return case_at(wildcards).fingerprint()
 
 
-def oracle_json_at(wildcards):
-    """The oracle does not depend on the strategy; ddp runs at every replica count."""
-    case = parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks))
-    return to_json(case)
+def oracle_sha256_at(wildcards):
+    """Of the case that make_oracle.py takes."""
+    return parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks)).fingerprint()
 
 
 def cell_code_at(wildcards):
@@ -162,6 +171,10 @@ def cell_code_at(wildcards):
 
 def case_code_at(wildcards):
     return code_sha256(code_of_parity(case_at(wildcards)))
+
+
+def data_dir_at(wildcards):
+    return CONFIG.data.dir
 
 
 def data_at(wildcards):
@@ -272,6 +285,9 @@ def after_orphan(rule, wildcards):
     return f"--dependency=afterany:{job}" if job and queue.state_of(job) else ""
 
 
+SBATCH_OPTIONS = quoted_options(CONFIG.cluster)
+
+
 def oracle_extra_at(wildcards):
     return after_orphan("make_oracle", wildcards)
 
@@ -281,12 +297,12 @@ def parity_extra_at(wildcards):
 
 
 def pin_extra_at(wildcards):
-    return f"{CONFIG.cluster.slurm_extra} {after_orphan('pin_block', wildcards)}".strip()
+    return f"{SBATCH_OPTIONS} {after_orphan('pin_block', wildcards)}".strip()
 
 
 def slurm_extra_at(wildcards, input):
     """Options of sbatch that have no resource of their own, for a cell."""
-    options = [CONFIG.cluster.slurm_extra, after_orphan("train", wildcards)]
+    options = [SBATCH_OPTIONS, after_orphan("train", wildcards)]
     if "block" in input.keys() and input.block:
         nodes = json.loads(Path(input.block).read_text())["nodes"]
         options.append(f"--nodelist={','.join(nodes)}")
@@ -321,7 +337,22 @@ def obtainable(paths):
     return [path for path in paths if path in planned or Path(path).exists()]
 
 
+@functools.cache
+def force_edited_tables():
+    """Make Snakemake run the rules again whose tables are not as they were written.
+
+    On the command line --forcerun would also make the tables targets.
+    """
+    edited = [str(path) for path in edited_tables(Path(TABLES))]
+    for path in edited:
+        print(f"edited: {path}; it is made anew", file=sys.stderr)
+    workflow.dag.forcefiles.update(edited)
+
+
 def all_metrics(wildcards):
+    # Every table depends on the results, so this is read before Snakemake looks for what to run.
+    if workflow.is_main_process:
+        force_edited_tables()
     return obtainable([metrics_of(cell) for cell in CELLS.values()])
 
 
@@ -336,6 +367,10 @@ def all_verdicts(wildcards):
 
 
 onstart:
+    try:
+        save_config(CONFIG, Path(CONFIG_FILE))
+    except OSError as error:
+        sys.exit(f"{CONFIG_FILE}: cannot be written ({error.strerror})")
     jobs = list(workflow.dag.needrun_jobs())
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
@@ -345,7 +380,7 @@ onstart:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if planned:
         try:
-            reason = why_no_container(CONFIG.site)
+            reason = why_not_at_site(CONFIG.site)
         except UserError as error:
             reason = str(error)
         if reason:

@@ -17,7 +17,8 @@ rule fetch_data:
     wildcard_constraints:
         dataset="cifar10|cifar100",
     params:
-        dir=CONFIG.data.dir,
+        # As a string and no function, Snakemake would expand braces in it.
+        dir=data_dir_at,
         download=str(CONFIG.data.download).lower(),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/fetch_data.py --dataset {wildcards.dataset} --dir {params.dir:q}"

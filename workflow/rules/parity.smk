@@ -14,10 +14,11 @@ rule make_oracle:
         runtime=RUNTIME_MINUTES,
         slurm_extra=oracle_extra_at,
     params:
-        case=oracle_json_at,
+        case=oracle_sha256_at,
         code=code_of("make_oracle.py"),
     shell:
-        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/make_oracle.py --case {params.case:q}"
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/make_oracle.py --config {CONFIG_FILE:q}"
+        " --workload {wildcards.workload} --ranks {wildcards.ranks}"
         " --output {output:q} > {log:q} 2>&1"
 
 
@@ -43,9 +44,11 @@ rule check_parity:
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
         slurm_extra=parity_extra_at,
     params:
-        case=case_json_at,
+        case=case_sha256_at,
         code=case_code_at,
     shell:
-        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_parity.py --case {params.case:q}"
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_parity.py --config {CONFIG_FILE:q}"
+        " --workload {wildcards.workload} --strategy {wildcards.strategy}"
+        " --ranks {wildcards.ranks}"
         " --stall-limit-minutes {resources.stall_limit_minutes}"
         " --oracle {input.oracle:q} --output {output:q} > {log:q} 2>&1"

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardmark.config import Config
 from shardmark.errors import UserError
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.collected import collect, write_tables
 from shardmark.results.outcome import Outcome
+from shardmark.saved_config import read_config
 
 NAMED = 5
 
@@ -42,10 +42,10 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
 def main() -> None:
     """Collect the matrix of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--tables", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
-    collected = collect(Config.model_validate_json(arguments.config))
+    collected = collect(arguments.config)
     for row in collected.failures:
         if row.outcome == Outcome.REFUSED:
             print(f"refused: {row.reason}")

@@ -4,7 +4,8 @@
 
 Writes the comparison as Markdown, CSV and LaTeX, its figure as SVG, PDF and PNG, and
 changes.csv, and prints the first. The exit status is for a machine to act on: 0 no regression, 1 a
-regression beyond the margin, 2 inconclusive or not comparable.
+regression beyond the margin, 2 inconclusive or not comparable, 3 no comparison: wrong arguments, a
+file that cannot be written, or a fault of this program.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import traceback
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +22,7 @@ from matplotlib.ticker import FuncFormatter
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
+from shardmark.escaping import csv_text, for_markdown
 from shardmark.figures.drawing import save
 from shardmark.report.sentences import percent, ratio_text
 from shardmark.report.table import Table, to_latex
@@ -32,6 +35,7 @@ from shardmark.statistics.set_comparison import (
     regressions_of,
 )
 
+NO_COMPARISON = 3
 HEADLINES = {
     "no regression": "No regression: each strategy is faster, or equivalent within the margin.",
     "regression": "Regression, slower than before by more than the margin:",
@@ -50,7 +54,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown; what is missing is an empty cell."""
     rows = [list(table.columns), ["---"] * len(table.columns)]
     rows += [["" if value != value else str(value) for value in row] for row in table.to_numpy()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(for_markdown, row))} |" for row in rows)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -165,8 +169,31 @@ def draw(found: SetComparison, names: tuple[str, str], margin: float) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Compare the result sets of the command line."""
+def compare_folders(arguments: argparse.Namespace) -> int:
+    """Write and print the comparison; returns the exit status that says its outcome.
+
+    Raises:
+        UserError: if the sets cannot be read or compared.
+    """
+    names = (arguments.before.resolve().name, arguments.after.resolve().name)
+    output = arguments.output or arguments.after / f"compared-with-{names[0]}"
+    before, after = (read_result_set(path) for path in (arguments.before, arguments.after))
+    found = compare_sets(before, after, margin=arguments.margin)
+    report = report_of(found, names, arguments.margin)
+    write_text(output / "comparison.md", report)
+    write_text(output / "comparison.csv", csv_text(found.table))
+    write_text(output / "changes.csv", csv_text(found.changes))
+    table = table_of(found, names, arguments.margin)
+    write_text(output / "comparison.tex", to_latex([table]))
+    figure = draw(found, names, arguments.margin)
+    for kind in ("svg", "pdf", "png"):
+        save(figure, output / f"comparison.{kind}")
+    print(report)
+    return EXIT_CODES[found.outcome]
+
+
+def arguments_of_command_line() -> argparse.Namespace:
+    """What to compare, and where to write it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -176,28 +203,32 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="folder to write to, by default AFTER/compared-with-<before>"
     )
-    arguments = parser.parse_args()
-    if not 0 < arguments.margin < 1:
-        parser.error(f"--margin: got {arguments.margin}; it is a share, such as 0.02")
-    names = (arguments.before.resolve().name, arguments.after.resolve().name)
-    output = arguments.output or arguments.after / f"compared-with-{names[0]}"
     try:
-        before, after = (read_result_set(path) for path in (arguments.before, arguments.after))
-        found = compare_sets(before, after, margin=arguments.margin)
+        arguments = parser.parse_args()
+        if not 0 < arguments.margin < 1:
+            parser.error(f"--margin: got {arguments.margin}; it is a share, such as 0.02")
+    except SystemExit as stop:
+        # argparse's own status is that of an inconclusive comparison.
+        sys.exit(NO_COMPARISON if stop.code else 0)
+    return arguments
+
+
+def main() -> None:
+    """Compare the result sets of the command line."""
+    arguments = arguments_of_command_line()
+    try:
+        status = compare_folders(arguments)
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODES["inconclusive"])
-    report = report_of(found, names, arguments.margin)
-    write_text(output / "comparison.md", report)
-    write_text(output / "comparison.csv", found.table.to_csv(index=False))
-    write_text(output / "changes.csv", found.changes.to_csv(index=False))
-    table = table_of(found, names, arguments.margin)
-    write_text(output / "comparison.tex", to_latex([table]))
-    figure = draw(found, names, arguments.margin)
-    for kind in ("svg", "pdf", "png"):
-        save(figure, output / f"comparison.{kind}")
-    print(report)
-    sys.exit(EXIT_CODES[found.outcome])
+        status = EXIT_CODES["inconclusive"]
+    except OSError as error:
+        print(f"shardmark: {error.filename}: {error.strerror}", file=sys.stderr)
+        status = NO_COMPARISON
+    except Exception:
+        # Python's own status is that of a regression.
+        traceback.print_exc()
+        status = NO_COMPARISON
+    sys.exit(status)
 
 
 if __name__ == "__main__":

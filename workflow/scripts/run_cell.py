@@ -13,18 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shardmark.atomic import FULL, write_text
-from shardmark.cells import Cell
+from shardmark.cells import Cell, cell_of
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.errors import UserError
 from shardmark.launching.cell_result import completed, outcome, write_steps
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
-from shardmark.metrics import Failure, Metrics, read_metrics
+from shardmark.metrics import SIDE_FILES, Failure, Metrics, read_metrics
+from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
 from shardmark.training_result import TrainingResult
-
-SIDE_FILES = ("steps.csv", "telemetry*.csv")
 
 
 def run_cell(
@@ -120,7 +119,11 @@ def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
 def main() -> None:
     """Run the cell of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cell", required=True, help="the cell as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--workload", required=True, help="the cell's, and so on")
+    parser.add_argument("--strategy", required=True)
+    parser.add_argument("--gpus", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True, help="metrics.json to write")
     parser.add_argument("--place", type=int, help="its planned place in the matrix; 0 starts first")
     parser.add_argument("--time-limit-minutes", type=float, help="end the cell after this time")
@@ -130,7 +133,9 @@ def main() -> None:
     arguments = parser.parse_args()
     limit, stall = arguments.time_limit_minutes, arguments.stall_limit_minutes
     started = datetime.now(UTC)
-    cell = Cell.model_validate_json(arguments.cell)
+    cell = cell_of(
+        arguments.config, arguments.workload, arguments.strategy, arguments.gpus, arguments.seed
+    )
     try:
         if made_meanwhile(cell, arguments.output):
             print(f"[{cell.title}] another job has made its result meanwhile", flush=True)

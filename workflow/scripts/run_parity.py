@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmark.atomic import write_text
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, parity_case
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.errors import UserError
 from shardmark.launching.endings import failure_of
@@ -22,6 +22,7 @@ from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.processes.leaving import leave
+from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
 
 
@@ -98,12 +99,10 @@ def _why(failure: Failure) -> str:
 
 def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
     # Not before the strategy has run: the launcher waits without torch in its memory.
-    import torch
-
     from shardmark.training.parity import judge, judge_real_model, precisions_of, surrogate_name_of
+    from shardmark.training.trajectory_files import read_oracles, read_trajectories
 
-    found = torch.load(found_file, weights_only=False)
-    oracle = torch.load(oracle_file, weights_only=False)
+    found, oracle = read_trajectories(found_file), read_oracles(oracle_file)
     precisions = [
         judge(precision, found[precision], oracle, case) for precision in precisions_of(case)
     ]
@@ -149,7 +148,10 @@ def verdict(case: ParityCase, **fields: Any) -> Parity:
 def main() -> None:
     """Judge the case of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", required=True, help="the parity case as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--workload", required=True, help="the case's, and so on")
+    parser.add_argument("--strategy", required=True)
+    parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--oracle", type=Path, required=True, help="what make_oracle.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument(
@@ -157,7 +159,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     stall = arguments.stall_limit_minutes
-    case = ParityCase.model_validate_json(arguments.case)
+    case = parity_case(arguments.config, arguments.workload, arguments.strategy, arguments.ranks)
     try:
         parity = run_parity(
             case, arguments.oracle, arguments.output, stall_s=stall * 60 if stall else None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from shardmark.optimizers import OptimizerName
 from shardmark.strategies import STRATEGIES
-from shardmark.values import Count, Flag, Name, Number, Seed
+from shardmark.values import Count, Flag, Name, Number, RunName, Seed
 
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -23,6 +23,12 @@ class Section(BaseModel):
 
     # As "Infinity" and "NaN", which can be read back; as null, a failed gate's file could not.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Record(Section):
+    """A part of a result: a value of another type than it was written with is a mistake."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class Model(Section):
@@ -214,6 +220,11 @@ class CellSite(Section):
         default_factory=dict,
         description="variables for every rank, over those of setup: NCCL_SOCKET_IFNAME: ib0",
     )
+    secret_environment: list[Name] = Field(
+        default_factory=list,
+        description="names of variables that hold a secret, such as WANDB_API_KEY: set where "
+        "Snakemake is started, or by setup; results record the names and never the values",
+    )
     container: str | None = Field(
         None,
         description="an Apptainer image (.sif) with this project's packages, in whose python3 the "
@@ -310,9 +321,7 @@ class Validity(Section):
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = Field(
-        description="names the matrix: its results stand in results/<run>/"
-    )
+    run: RunName = Field(description="names the matrix: its results stand in results/<run>/")
     baseline: str = Field("ddp", description="the strategy or variant that others are compared to")
     matrix: Matrix
     workloads: Annotated[dict[Name, Workload], Field(min_length=1)] = Field(

@@ -36,6 +36,28 @@ def load_files(overlays: Sequence[Path], root: Path = Path()) -> Config:
     return load(merged, root)
 
 
+def read_arguments(entries: Sequence[str]) -> dict[str, object]:
+    """The mappings and lists of ``--config key=value``, read as a file is.
+
+    Snakemake takes every number in them for text.
+
+    Raises:
+        ConfigError: naming the key that stands twice.
+    """
+    found: dict[str, object] = {}
+    for entry in entries:
+        key, _, text = entry.partition("=")
+        try:
+            value, twice = _parse(text)
+        except (yaml.YAMLError, ValueError):
+            continue  # stays the text that Snakemake takes it for
+        if twice:
+            raise ConfigError("\n".join(f"--config {key}, {line}" for line in twice))
+        if isinstance(value, dict | list):
+            update_config(found, {key: value})
+    return found
+
+
 def check_file(path: Path) -> dict[str, object]:
     """What a configuration file holds: YAML or JSON with keys at its top, each named once.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -37,7 +38,7 @@ S = TypeVar("S", bound=Section)
 
 SHOWN_CHARACTERS = 80
 # What else stands in results/<run>/, and beside a strategy's folder in its parity/<workload>/.
-RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "tables")
+RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "reruns", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
 # What the launcher and torchrun tell each rank.
@@ -53,6 +54,7 @@ OWN_VARIABLES = (
     "WORLD_SIZE",
 )
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME_RULE = "it must be at most 64 letters, digits and _, a letter first"
 
 
@@ -73,6 +75,7 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
     try:
         config = Config.model_validate(dict(raw))
         raw = config.model_dump(by_alias=True)
+        lines += _unwritable(raw)
     except ValidationError as error:
         lines += [_explain(detail) for detail in error.errors()]
     lines += _mistakes(raw, root)
@@ -84,7 +87,9 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
 def _message(lines: Sequence[str]) -> str:
     count = len(lines)
     head = "1 mistake" if count == 1 else f"{count} mistakes"
-    return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
+    # A key may hold any character, and one mistake is one line.
+    plain = [_CONTROL.sub(lambda found: repr(found[0])[1:-1], line) for line in lines]
+    return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in plain)
 
 
 def did_you_mean(given: object, allowed: Sequence[str]) -> str:
@@ -147,20 +152,30 @@ def _explain(detail: Any) -> str:
             return f"{path}: got {count} entries; {most} are allowed"
         case "string_pattern_mismatch":
             return f"{path}: got {shown(given)}; it must match {detail['ctx']['pattern']}"
-        case "float_type" if _looks_like_a_number(given):
-            return f"{path}: got {shown(given)}, which YAML reads as text; write it as 1.0e-3"
+        case "int_type" | "float_type" | "bool_type" if plain := _without_quotes(given, kind):
+            return f"{path}: got {shown(given)}, which is text; write {plain} without quotes"
         case _:
             rule = detail["msg"].removeprefix("Input ").removeprefix("String ")
             reason = _EXPECTED.get(kind, f"it {rule}")
             return f"{path}: got {shown(given)}; {reason}"
 
 
-def _looks_like_a_number(value: object) -> bool:
-    """YAML 1.1 wants a point in 1e-3."""
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
+def _without_quotes(value: object, kind: str) -> str:
+    """A text as YAML takes it for a number or a switch; empty where it is neither."""
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if kind == "bool_type":
+        return text if text in ("true", "false") else ""
+    if kind == "int_type":
+        return text if re.fullmatch(r"[-+]?[0-9]+", text) else ""
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", text):
+        return ""
+    mantissa, e, exponent = text.partition("e")
+    if not e:
+        return text
+    # YAML 1.1 wants the point and the sign.
+    point = "" if "." in mantissa else ".0"
+    sign = "" if exponent[0] in "-+" else "+"
+    return f"{mantissa}{point}e{sign}{exponent}"
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
@@ -220,6 +235,8 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         yield (
             f"baseline: {baseline!r} is not in matrix.strategies; {did_you_mean(baseline, names)}"
         )
+    if cluster and (reason := _why_no_options(cluster.slurm_extra)):
+        yield f"cluster.slurm_extra: got {shown(cluster.slurm_extra)}; {reason}"
     measure = _section(Measure, raw, "measure")
     if measure and measure.warmup_max_steps < measure.warmup_min_steps:
         yield (
@@ -269,12 +286,41 @@ def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
     for name in _mapping(site, "environment"):
         if name in OWN_VARIABLES:
             yield f"site.environment.{name}: is set for each rank by the launcher; leave it out"
+    for index, name in _entries(site, "secret_environment", str):
+        if name in OWN_VARIABLES:
+            yield f"site.secret_environment[{index}]: {name} is set for each rank by the launcher"
+        if name in _mapping(site, "environment"):
+            yield (
+                f"site.secret_environment[{index}]: {name} has a value in site.environment, which "
+                "results record; leave it out there and export it where Snakemake is started"
+            )
     image = site.get("container")
     if isinstance(image, str) and not _is_file(root / image):
         yield (
             f"site.container: {shown(image)} is not a file; apptainer pull or build makes one, "
             "null runs without"
         )
+
+
+def _unwritable(value: object, location: tuple[int | str, ...] = ()) -> Iterator[str]:
+    """The texts that no file, variable or command can hold."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _unwritable(entry, (*location, str(key)))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for index, entry in enumerate(value):
+            yield from _unwritable(entry, (*location, index))
+    elif isinstance(value, str) and re.search(r"[\0\ud800-\udfff]", value):
+        yield f"{_path(location)}: got {shown(value)}; take out the character that is no text"
+
+
+def _why_no_options(text: str) -> str:
+    """Why a text cannot be split into the options of a command; empty if it can."""
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        return f"as options of a command it has {str(error).lower()}"
+    return ""
 
 
 def _unknown_names(

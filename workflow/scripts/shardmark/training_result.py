@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from shardmark.config import Section
 from shardmark.effective_config import EffectiveConfig
-from shardmark.metrics import HostUse, Memory, Probe, StepSplit, Throughput, Windows
+from shardmark.metrics import Environment, HostUse, Memory, Probe, StepSplit, Throughput, Windows
 
 # Of one timed step: phase (training, warmup or steady), epoch, step of the epoch, ms.
 Step = tuple[str, int, int, float]
@@ -86,6 +84,6 @@ class TrainingResult(Section):
     throughput: Throughput | None
     ranks: list[RankResult]
     inspected: Inspected | None
-    environment: dict[str, Any]
+    environment: Environment
     phases_s: dict[str, float]
     left_at: float

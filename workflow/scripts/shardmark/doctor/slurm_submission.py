@@ -14,7 +14,7 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from shardmark.config import Cluster
 from shardmark.config_files import check_file
 from shardmark.matrix.progress import TRAIN
-from shardmark.slurm.job_request import request_of
+from shardmark.slurm.job_request import quoted_options, request_of
 
 
 class Resources(dict[str, Any]):
@@ -36,7 +36,7 @@ def resources_of_cell(cluster: Cluster, replicas: int, profile: Mapping[str, Any
         {
             **_pairs(profile.get("default-resources")),
             **request_of(cluster, replicas).resources(),
-            "slurm_extra": cluster.slurm_extra,
+            "slurm_extra": quoted_options(cluster),
             **(last.get(TRAIN) or {}),
             **{
                 name.removeprefix(f"{TRAIN}:"): value

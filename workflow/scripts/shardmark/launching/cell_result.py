@@ -18,6 +18,7 @@ from shardmark.measurement.validity import judged
 from shardmark.metrics import (
     Accuracy,
     Device,
+    Environment,
     Failure,
     Loss,
     Metrics,
@@ -28,10 +29,12 @@ from shardmark.training_result import RankResult, TrainingResult
 ROOT = SCRIPTS.parents[1]
 
 
-def _with_site(cell: Cell, environment: dict[str, Any]) -> dict[str, Any]:
-    """An environment with the variables that the site names, whichever they are."""
+def _with_site(cell: Cell, environment: Environment) -> Environment:
+    """An environment with the variables that the site names, and without its secrets."""
     variables = environment.get("variables", {}) | cell.site.environment
-    return environment | {"variables": variables}
+    secret = cell.site.secret_environment
+    kept = {name: value for name, value in variables.items() if name not in secret}
+    return {**environment, "variables": kept}
 
 
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
@@ -78,7 +81,7 @@ def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path)
         "devices": devices,
         "effective_config": inspected and inspected.effective_config,
         "memory": inspected and inspected.memory,
-        "environment": _with_site(cell, metrics.environment | result.environment),
+        "environment": _with_site(cell, {**metrics.environment, **result.environment}),
     }
     if throughput:
         images = throughput.steps * cell.global_batch_size
@@ -131,9 +134,9 @@ def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
     phases = {f"{name}_s": seconds for name, seconds in result.phases_s.items()}
     first_step = phases.get("first_step_s")
     measured = [phases[name] for name in ("warmup_s", "steady_s") if name in phases]
-    return Times(
-        **phases
-        | {
+    return Times.model_validate(
+        {
+            **phases,
             "training_s": phases.get("training_s", 0.0) + (first_step or 0.0),
             "measurement_s": sum(measured) if measured else None,
             "shutdown_s": node.at - result.left_at,

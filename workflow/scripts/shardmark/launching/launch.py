@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,10 +27,10 @@ from shardmark.launching.node import (
     NodeReport,
     Plan,
     ancestors,
-    end,
     is_snakemake,
     report_path,
 )
+from shardmark.processes.ending import end
 from shardmark.processes.tether import tethered
 from shardmark.slurm import allocation, queue
 
@@ -37,8 +38,11 @@ LOG_TAIL_LINES = 40
 # Between SIGTERM and SIGKILL. Slurm itself leaves a job 30 s (KillWait); a node needs this for its
 # ranks before it can end, and this process for its nodes.
 GRACE_S = 5.0
-# For srun to end the other nodes, once one has failed.
-SRUN_GRACE_S = 20.0
+# For a node's part to end, once it has left its report, and for srun to end the other nodes, once
+# one has failed.
+LEAVING_S = 20.0
+# A node's part that is stopped for this long watches over nothing.
+STOPPED_S = 60.0
 POLL_S = 0.5
 
 
@@ -135,17 +139,34 @@ def launch(
 
 
 def _wait(process: subprocess.Popen[str], plan: Plan) -> int:
-    """Wait for the nodes; not for an srun that has not noticed the end of one of them."""
-    failed_at = None
+    """Wait for the nodes; not for an srun that has not noticed the end of one of them.
+
+    Raises:
+        UserError: if a node's part, or srun, is stopped: nothing then limits the ranks' time.
+    """
+    over_at = stopped_at = math.inf
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(POLL_S)
-        if plan.cell.nodes > 1 and failed_at is None:
-            reports = _reports(plan.scratch, plan.cell.nodes)
-            if any(node.exit_code or node.ended_by for node in reports):
-                failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > SRUN_GRACE_S:
-            return -signal.SIGTERM
+        now, reports = time.monotonic(), _reports(plan.scratch, plan.cell.nodes)
+        failed = any(node.exit_code or node.ended_by for node in reports)
+        failed = failed or any(plan.scratch.glob("failure.node*.json"))
+        if failed or len(reports) == plan.cell.nodes:
+            over_at = min(over_at, now)
+        if now - over_at > LEAVING_S:
+            return -signal.SIGTERM if failed else 0
+        stopped_at = min(stopped_at, now) if _is_stopped(process.pid) else math.inf
+        if now - stopped_at > STOPPED_S:
+            raise UserError(
+                f"{plan.cell.title}: the process that watches over its ranks was stopped (SIGSTOP) "
+                f"for {STOPPED_S:.0f} s, and ended. This is no result; run it again"
+            )
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return False
 
 
 def _give_back_job() -> None:

@@ -47,6 +47,7 @@ from shardmark.measurement.telemetry import (
     sampling,
     visible_gpus,
 )
+from shardmark.processes.ending import end
 from shardmark.processes.heartbeat import FILE_VARIABLE, Beat, Heartbeats
 from shardmark.processes.last_signal import signalled_ranks
 from shardmark.processes.tether import tethered
@@ -56,8 +57,8 @@ POLL_S = 0.5
 FROZEN_S = 10.0
 # For the ranks to print where they stand, and for the other nodes to see the same hang.
 LAST_WORDS_S = 2.0
-# For what was killed to be gone.
-DEATH_S = 5.0
+# For what was killed to be gone; a process that hangs within a driver never is.
+DEATH_S = 30.0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -180,7 +181,8 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         return NodeReport(
             index=index,
             name=node_name(),
-            exit_code=process.returncode,
+            # None of a process that even SIGKILL did not end.
+            exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,
             ended_by=intervention and intervention.cause,
             ended_since=intervention and intervention.at,
             failures=_failed_ranks(cell, process, failures),
@@ -327,16 +329,6 @@ def _last_words(beats: list[Beat], nodes: int) -> None:
         time.sleep(LAST_WORDS_S)
 
 
-def end(process: subprocess.Popen[Any], grace_s: float) -> None:
-    """End a process: with SIGTERM, and if that is not enough with SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace_s)
-
-
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
     def terminated(number: int, frame: object) -> None:
@@ -366,11 +358,15 @@ def no_survivors() -> Iterator[None]:
     try:
         yield
     finally:
-        while left := psutil.Process().children(recursive=True):
+        deadline = time.monotonic() + DEATH_S
+        # Again and again: what is killed may have started another meanwhile.
+        while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(left, DEATH_S)
+            psutil.wait_procs(left, DEATH_S / 10)
+        for process in left:
+            print(f"shardmark: SIGKILL does not end process {process.pid} on {node_name()}")
 
 
 def ancestors() -> list[psutil.Process]:

@@ -11,6 +11,7 @@ from typing import get_args
 import pandas as pd
 
 from shardmark.config import Section
+from shardmark.escaping import for_csv
 
 
 def to_csv(model: type[Section], rows: Iterable[Section]) -> str:
@@ -18,7 +19,8 @@ def to_csv(model: type[Section], rows: Iterable[Section]) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, list(model.model_fields), lineterminator="\n")
     table.writeheader()
-    table.writerows(row.model_dump() for row in rows)
+    for row in rows:
+        table.writerow({name: for_csv(value) for name, value in row.model_dump().items()})
     return text.getvalue()
 
 

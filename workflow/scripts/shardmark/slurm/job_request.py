@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 
 from shardmark.config import Cluster
@@ -60,3 +61,8 @@ def request_of(cluster: Cluster, replicas: int) -> JobRequest:
         mpi="srun" if several else None,
         tasks_per_node=tasks,
     )
+
+
+def quoted_options(cluster: Cluster) -> str:
+    """``cluster.slurm_extra`` for the executor, whose call of sbatch a shell reads."""
+    return shlex.join(shlex.split(cluster.slurm_extra))
