@@ -4,7 +4,8 @@
 # make fetch CONFIG=config/mine.yaml    the data sets of the matrix, where there is internet
 # make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
 #                   SLURM=1 on a cluster's nodes, by a short job
-# make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted
+# make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted;
+#                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
@@ -104,7 +105,7 @@ doctor: $(READY)
 	@python workflow/scripts/doctor.py $(OVERLAY) $(if $(SLURM),--slurm)
 
 status: $(READY)
-	@python workflow/scripts/status.py $(OVERLAY) $(if $(WATCH),--watch)
+	@python workflow/scripts/status.py $(OVERLAY) $(if $(WATCH),--watch) $(if $(CHECK),--check)
 
 rerun: $(READY)
 	@test -n "$(METRICS)" || \

@@ -55,12 +55,19 @@ def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
     )
     project.matrix("ddp", "4, 1", device="cuda")
     targets = [project.path("ddp", gpus) for gpus in (4, 1)]
+    # All nodes are taken, so that it waits.
+    other = run("sbatch", "--parsable", "--nodes=4", "--exclusive", "--wrap=sleep 600").strip()
+    until(lambda: "RUNNING" in run("squeue", f"--jobs={other}", "--format=%T"), "taken nodes")
     job = submit(project, *targets)
+    until(lambda: run("squeue", f"--jobs={job}", "--noheader", "--format=%T"), "controller's job")
+    assert f"controller: none yet; Slurm job {job} waits" in status(project)
+    run("scancel", other)
     log = project.folder / f"shardmark-{job}.log"
     until(lambda: len(jobs(project)) > 1, "job of a cell")
     owner = json.loads((project.folder / "results/t/.controller/owner.json").read_text())
     assert owner["slurm_job_id"] == job
-    assert "controller: process" in status(project), "all nodes are one machine here"
+    # All nodes are one machine here.
+    assert f"of this machine, in Slurm job {job}" in status(project)
     until(lambda: not run("squeue", "--noheader"), "end of the controller")
     said = log.read_text()
     ran = last_jobs(project)

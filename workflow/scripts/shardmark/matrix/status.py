@@ -61,6 +61,7 @@ class CellStatus:
         log: where to read on, relative to the project.
         left_s: seconds it will take at its present pace.
         limit_s: seconds until it is ended.
+        images_per_s: its throughput, where it has been measured.
     """
 
     cell: Cell
@@ -70,6 +71,7 @@ class CellStatus:
     log: Path | None = None
     left_s: float | None = None
     limit_s: float | None = None
+    images_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,12 @@ def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
 def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:
     job = _job_of(metrics)
     if metrics.status == "ok":
-        suspect = metrics.validity == "suspect"
         return CellStatus(
-            cell, "suspect" if suspect else "ok", "; ".join(metrics.validity_reasons), job
+            cell,
+            "suspect" if metrics.validity == "suspect" else "ok",
+            "; ".join(metrics.validity_reasons),
+            job,
+            images_per_s=metrics.throughput.images_per_s if metrics.throughput else None,
         )
     failure = metrics.failure
     if failure is None or metrics.status == "unsupported":
