@@ -4,6 +4,7 @@
 # make fetch CONFIG=config/mine.yaml    the data sets of the matrix, where there is internet
 # make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
 #                   SLURM=1 on a cluster's nodes, by a short job
+# make plan CONFIG=config/mine.yaml     what the matrix costs: jobs, node-hours and GPU-hours
 # make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted;
 #                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare
@@ -44,7 +45,7 @@ export PATH := $(BIN):$(PATH)
 LOCKED := $(shell cat $(LOCK) requirements-bootstrap.txt | cksum | tr ' ' '-')
 READY := $(VENV)/.shardmark-$(TORCH)-$(LOCKED)
 
-.PHONY: demo test test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor status rerun clean
+.PHONY: demo test test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor plan status rerun clean
 
 demo: $(READY)
 	@snakemake --profile profiles/local --configfile config/demo.yaml
@@ -103,6 +104,9 @@ fetch: $(READY)
 
 doctor: $(READY)
 	@python workflow/scripts/doctor.py $(OVERLAY) $(if $(SLURM),--slurm)
+
+plan: $(READY)
+	@python workflow/scripts/plan.py $(OVERLAY)
 
 status: $(READY)
 	@python workflow/scripts/status.py $(OVERLAY) $(if $(WATCH),--watch) $(if $(CHECK),--check)

@@ -39,6 +39,7 @@ from shardmark.slurm.executor import (
 )
 from shardmark.slurm.job_request import request_of
 from shardmark.slurm.submission import Submission
+from shardmark.time_limits import GATE_MINUTES, limit_minutes
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -259,8 +260,14 @@ def oracle_threads(wildcards):
     return 1 if CONFIG.cluster.device == "cuda" else parity_threads(wildcards)
 
 
+def limit_minutes_at(wildcards):
+    """Minutes until a cell ends itself, or until a job of the gate should long have ended."""
+    is_cell = wildcards.get("strategy") and wildcards.get("gpus")
+    return limit_minutes(CONFIG.cluster, cell_at(wildcards)) if is_cell else GATE_MINUTES
+
+
 def request_at(wildcards):
-    return request_of(CONFIG.cluster, replicas_at(wildcards))
+    return request_of(CONFIG.cluster, replicas_at(wildcards), limit_minutes_at(wildcards))
 
 
 def nodes_at(wildcards):
@@ -289,6 +296,10 @@ def cpus_per_task_at(wildcards):
 
 def mem_mb_at(wildcards):
     return request_at(wildcards).mem_mb
+
+
+def runtime_at(wildcards):
+    return request_at(wildcards).runtime
 
 
 def block_at(wildcards):
@@ -337,9 +348,6 @@ def slurm_extra_at(wildcards, input):
         options.append(f"--nodelist={','.join(nodes)}")
     return " ".join(filter(None, options))
 
-
-TIME_LIMIT_MINUTES = CONFIG.cluster.time_limit_minutes
-RUNTIME_MINUTES = request_of(CONFIG.cluster, 1).runtime
 
 # Goes first: a strategy that is not the same training shows before hours are spent on its cells.
 PARITY_PRIORITY = len(CELLS) + 1

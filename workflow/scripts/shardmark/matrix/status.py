@@ -26,6 +26,7 @@ from shardmark.matrix.progress import TRAIN, case_title
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, read_parity
 from shardmark.slurm import queue
+from shardmark.time_limits import limit_minutes
 
 State = Literal[
     "ok",
@@ -224,7 +225,7 @@ def _now(
         left, number, where = None, None, f" (process {owner['pid']} on {owner['host']})"
     else:
         return None
-    limit = owner["started"] + config.cluster.time_limit_minutes * 60 - time.time()
+    limit = owner["started"] + limit_minutes(config.cluster, cell) * 60 - time.time()
     progress = read_progress(scratch)
     return CellStatus(
         cell,
