@@ -22,6 +22,7 @@ from shardmark.launching.site import SCRATCH_VARIABLE, why_no_container
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
+from shardmark.matrix.termination import Termination
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.captions import (
     FIGURES as FIGURE_TITLES,
@@ -433,9 +434,10 @@ onstart:
             f"{len(orphans())} job(s) of a controller that is gone are still queued or running "
             f"({', '.join(orphans().values())}); what they work on is waited for and not started again"
         )
+    on_slurm = workflow.executor_plugin.name == "slurm"
+    own = queue.comments_of(CELLS.values()) if on_slurm else None
+    Termination(workflow, Path(RESULTS), own).attach()
     if not workflow.output_settings.verbose:
         Progress.attach(logger, planned, gate)
     if CONFIG.on_failure == "stop":
-        on_slurm = workflow.executor_plugin.name == "slurm"
-        own = queue.comments_of(CELLS.values()) if on_slurm else None
         logger.addHandler(StopAtFailure(planned, workflow.scheduler, own))
