@@ -31,7 +31,7 @@ from shardmark.config import Config, labels_of
 from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
 from shardmark.metrics import Metrics
 from shardmark.quantities import written
-from shardmark.report.exports import KINDS, TABLES, exported_files
+from shardmark.report.export_names import KINDS, TABLES, exported_files
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
 from shardmark.report.summary import Table, read_cells, summarise, tables_of
 

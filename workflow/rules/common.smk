@@ -31,7 +31,7 @@ from shardmark.report.captions import (
     PAGE_TEMPLATE,
     caption_file,
 )
-from shardmark.report.exports import exported_files
+from shardmark.report.export_names import exported_files
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,
@@ -171,8 +171,8 @@ def to_json(section):
 
 
 def code_of(script):
-    """The checksum of a script and of all that it imports."""
-    return code_sha256(sources(SCRIPTS / script))
+    """The checksum of a script and of all that it imports, once a job asks for it."""
+    return lambda wildcards: code_sha256(sources(SCRIPTS / script))
 
 
 def checksum(paths):

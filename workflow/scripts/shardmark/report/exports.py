@@ -1,4 +1,4 @@
-"""Each table of the report for use elsewhere: which there are, and what stands in them."""
+"""What stands in each exported table of the report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from shardmark.matrix.gaps import find_gaps
 from shardmark.matrix.matrix_results import read_matrix
 from shardmark.matrix.outcomes import status_signs
 from shardmark.report.decisions import decisions
+from shardmark.report.export_names import TABLES
 from shardmark.report.page_tables import (
     Settings,
     comparison_tables,
@@ -24,32 +25,6 @@ from shardmark.report.page_tables import (
     settings_of,
 )
 from shardmark.report.summary import Table
-
-KINDS = ("csv", "md", "tex", "html")
-# By the name of their files in results/<run>/tables/. Those of RAW have a CSV with every digit,
-# which other rules write.
-TABLES: dict[str, str] = {
-    "summary": "Summary",
-    "verdict": "Best by each objective",
-    "comparisons": "Comparisons to the baseline",
-    "scaling": "Speed-up and efficiency",
-    "outcomes": "Outcomes",
-    "failures": "Failures and suspects",
-    "parity": "Parity",
-    "certificate": "Effective settings",
-}
-RAW = ("summary", "comparisons", "scaling")
-
-
-def exported_files() -> list[str]:
-    """The files of all tables but the summary, which has a rule of its own."""
-    return [
-        f"{name}.{kind}"
-        for name in TABLES
-        if name != "summary"
-        for kind in KINDS
-        if not (kind == "csv" and name in RAW)
-    ]
 
 
 def tables_to_export(

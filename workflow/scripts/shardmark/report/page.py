@@ -23,7 +23,7 @@ from shardmark.quantities import replicas
 from shardmark.report.captions import FIGURES, NOT_DRAWN, OUTCOMES, caption
 from shardmark.report.certificate import certificates
 from shardmark.report.decisions import decisions
-from shardmark.report.exports import KINDS, TABLES
+from shardmark.report.export_names import KINDS, TABLES
 from shardmark.report.page_tables import (
     Settings,
     comparison_tables,
