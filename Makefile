@@ -4,7 +4,9 @@
 # make fetch CONFIG=config/mine.yaml    the data sets of the matrix, where there is internet
 # make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
 #                   SLURM=1 on a cluster's nodes, by a short job
-# make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted
+# make plan CONFIG=config/mine.yaml     what the matrix costs: jobs, node-hours and GPU-hours
+# make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted;
+#                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare; YES=1 agrees to
 #                   the set-up, variables and image that the file names, which it shows
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
@@ -23,7 +25,7 @@ TORCH ?= lock
 
 # Values reach the recipes through the environment and as they were given. Pasted into a recipe's
 # text, they would be read as shell.
-GIVEN := PYTHON VENV TORCH CONFIG METRICS SLURM WATCH YES GPUS ROUNDS
+GIVEN := PYTHON VENV TORCH CONFIG METRICS SLURM WATCH CHECK YES GPUS ROUNDS
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 
@@ -36,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export DS_BUILD_OPS := 0
 export PATH := $(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor status \
+.PHONY: demo test test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor plan status \
   rerun clean installed
 
 installed:
@@ -101,8 +103,11 @@ fetch: installed
 doctor: installed
 	@python workflow/scripts/doctor.py $(OVERLAY) $${SLURM:+--slurm}
 
+plan: installed
+	@python workflow/scripts/plan.py $(OVERLAY)
+
 status: installed
-	@python workflow/scripts/status.py $(OVERLAY) $${WATCH:+--watch}
+	@python workflow/scripts/status.py $(OVERLAY) $${WATCH:+--watch} $${CHECK:+--check}
 
 rerun: installed
 	@test -n "$$METRICS" || \

@@ -287,7 +287,7 @@ def test_the_largest_cells_own_request_is_tried(fake: Slurm) -> None:
     asked = fake.asked()
     assert {"--test-only", "--nodes=2", "--gres=gpu:2", "--exclusive"} <= set(asked)
     assert {"--account=lab", "--partition=gpu"} <= set(asked)
-    assert " ".join(asked).count("-t 60") == 1
+    assert " ".join(asked).count("-t 55") == 1
     assert "-C h200" in " ".join(asked)
 
 

@@ -23,6 +23,7 @@ from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
+from shardmark.matrix.termination import Termination
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.contents import (
     COMPARED,
@@ -44,6 +45,7 @@ from shardmark.slurm.executor import (
 from shardmark.slurm.job_request import quoted_options, request_of
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
+from shardmark.time_limits import GATE_MINUTES, limit_minutes
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -134,8 +136,8 @@ def sha256(text):
 
 
 def code_of(script):
-    """The checksum of a script and of all that it imports."""
-    return code_sha256(sources(SCRIPTS / script))
+    """The checksum of a script and of all that it imports, once a job asks for it."""
+    return lambda wildcards: code_sha256(sources(SCRIPTS / script))
 
 
 def checksum(paths):
@@ -227,8 +229,14 @@ def oracle_threads(wildcards):
     return 1 if CONFIG.cluster.device == "cuda" else parity_threads(wildcards)
 
 
+def limit_minutes_at(wildcards):
+    """Minutes until a cell ends itself, or until a job of the gate should long have ended."""
+    is_cell = wildcards.get("strategy") and wildcards.get("gpus")
+    return limit_minutes(CONFIG.cluster, cell_at(wildcards)) if is_cell else GATE_MINUTES
+
+
 def request_at(wildcards):
-    return request_of(CONFIG.cluster, replicas_at(wildcards))
+    return request_of(CONFIG.cluster, replicas_at(wildcards), limit_minutes_at(wildcards))
 
 
 def nodes_at(wildcards):
@@ -257,6 +265,10 @@ def cpus_per_task_at(wildcards):
 
 def mem_mb_at(wildcards):
     return request_at(wildcards).mem_mb
+
+
+def runtime_at(wildcards):
+    return request_at(wildcards).runtime
 
 
 def block_at(wildcards):
@@ -308,9 +320,6 @@ def slurm_extra_at(wildcards, input):
         options.append(f"--nodelist={','.join(nodes)}")
     return " ".join(filter(None, options))
 
-
-TIME_LIMIT_MINUTES = CONFIG.cluster.time_limit_minutes
-RUNTIME_MINUTES = request_of(CONFIG.cluster, 1).runtime
 
 # Goes first: a strategy that is not the same training shows before hours are spent on its cells.
 PARITY_PRIORITY = len(CELLS) + 1
@@ -402,9 +411,10 @@ onstart:
             f"{len(orphans())} job(s) of a controller that is gone are still queued or running "
             f"({', '.join(orphans().values())}); what they work on is waited for and not started again"
         )
+    on_slurm = workflow.executor_plugin.name == "slurm"
+    own = queue.comments_of(CELLS.values()) if on_slurm else None
+    Termination(workflow, Path(RESULTS), own).attach()
     if not workflow.output_settings.verbose:
         Progress.attach(logger, planned, gate)
     if CONFIG.on_failure == "stop":
-        on_slurm = workflow.executor_plugin.name == "slurm"
-        own = queue.comments_of(CELLS.values()) if on_slurm else None
         logger.addHandler(StopAtFailure(planned, workflow.scheduler, own))

@@ -11,7 +11,7 @@ rule make_oracle:
         nodes=1,
         cpus_per_task=CONFIG.cluster.cpus_per_gpu,
         mem_mb=CONFIG.cluster.mem_gb_per_gpu * 1000,
-        runtime=RUNTIME_MINUTES,
+        runtime=runtime_at,
         slurm_extra=oracle_extra_at,
     params:
         case=oracle_sha256_at,
@@ -39,7 +39,7 @@ rule check_parity:
         tasks_per_node=tasks_per_node_at,
         cpus_per_task=cpus_per_task_at,
         mem_mb=mem_mb_at,
-        runtime=RUNTIME_MINUTES,
+        runtime=runtime_at,
         # A string, since Snakemake knows no fraction in a resource.
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
         slurm_extra=parity_extra_at,

@@ -42,8 +42,8 @@ rule train:
         tasks_per_node=tasks_per_node_at,
         cpus_per_task=cpus_per_task_at,
         mem_mb=mem_mb_at,
-        runtime=RUNTIME_MINUTES,
-        time_limit_minutes=TIME_LIMIT_MINUTES,
+        runtime=runtime_at,
+        time_limit_minutes=limit_minutes_at,
         # No parameter: another place in the order is no reason to run again.
         place=place_at,
         # A string, since Snakemake knows no fraction in a resource.

@@ -191,7 +191,16 @@ class Cluster(Section):
     cpus_per_gpu: Count = Field(8, description="CPU cores a Slurm job asks for, for each GPU")
     mem_gb_per_gpu: Count = Field(64, description="GB of memory a Slurm job asks for, for each GPU")
     time_limit_minutes: Count = Field(
-        120, description="minutes after which a cell is ended and recorded as a time-out"
+        120,
+        description="minutes after which a cell is ended and recorded as a time-out, at most; see "
+        "expected_images_per_s",
+    )
+    expected_images_per_s: dict[str, Annotated[Number, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="workload: training images per second that one GPU is expected to reach. The "
+        "time limit of its cells follows from it, their epochs and their window: 5 minutes to "
+        "start, a training that is ten times slower, twice the window. make plan estimates the "
+        "costs with it",
     )
     stall_limit_minutes: Annotated[Number, Field(gt=0)] = Field(
         5.0,

@@ -250,6 +250,10 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
                 f"matrix.gpus[{index}]: got {count}; more than one node's GPUs must be whole nodes "
                 f"(cluster.gpus_per_node is {cluster.gpus_per_node})"
             )
+    for name in cluster.expected_images_per_s if cluster and workloads else ():
+        if name not in workloads:
+            hint = did_you_mean(name, [key for key in workloads if isinstance(key, str)])
+            yield f"cluster.expected_images_per_s: unknown workload {shown(name)}; {hint}"
     selected = [name for _, name in _entries(matrix, "workloads", str)]
     for name, workload in workloads.items():
         counts = [count for _, count in gpus] if name in selected else []

@@ -33,7 +33,7 @@ def resources_of_largest(config: Config, profile: Path) -> Resources:
     Raises:
         ConfigError: if the profile cannot be read.
     """
-    return resources_of_cell(config.cluster, max(config.matrix.gpus), read_profile(profile))
+    return resources_of_cell(config, max(config.matrix.gpus), read_profile(profile))
 
 
 def requests(config: Config, profile: Path) -> Iterator[Finding]:

@@ -11,10 +11,12 @@ from typing import Any
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from shardmark.config import Cluster
+from shardmark.cells import cells_of
+from shardmark.config import Config
 from shardmark.config_files import check_file
 from shardmark.matrix.progress import TRAIN
 from shardmark.slurm.job_request import quoted_options, request_of
+from shardmark.time_limits import limit_minutes
 
 
 class Resources(dict[str, Any]):
@@ -23,19 +25,21 @@ class Resources(dict[str, Any]):
     __getattr__ = dict.__getitem__
 
 
-def resources_of_cell(cluster: Cluster, replicas: int, profile: Mapping[str, Any]) -> Resources:
+def resources_of_cell(config: Config, replicas: int, profile: Mapping[str, Any]) -> Resources:
     """What the job of a cell asks for: the profile's defaults, the rule's own, the profile's last.
 
     Args:
-        cluster: the machines.
+        config: the matrix; of its cells with so many GPUs it is the one with the longest limit.
         replicas: GPUs of the cell.
         profile: a Snakemake profile as a mapping.
     """
+    cluster = config.cluster
+    limit = max(limit_minutes(cluster, cell) for cell in cells_of(config) if cell.gpus == replicas)
     last = _pairs(profile.get("set-resources"))
     return Resources(
         {
             **_pairs(profile.get("default-resources")),
-            **request_of(cluster, replicas).resources(),
+            **request_of(cluster, replicas, limit).resources(),
             "slurm_extra": quoted_options(cluster),
             **(last.get(TRAIN) or {}),
             **{

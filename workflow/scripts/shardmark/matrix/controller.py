@@ -36,11 +36,11 @@ def controller_of(results: Path) -> tuple[bool | None, str]:
     """
     owner = owner_of(results / FOLDER)
     if owner is None:
-        return False, "none is running"
+        return _in_the_queue()
     pid, host, job = owner["pid"], owner["host"], owner["slurm_job_id"]
     if host == socket.gethostname():
         if is_alive_here(owner):
-            return True, f"process {pid} of this machine"
+            return True, f"process {pid} of this machine{f', in Slurm job {job}' if job else ''}"
         return False, f"killed (it was process {pid} of this machine)"
     if job is None:
         return None, f"process {pid} on {host}, if it is alive: that cannot be seen from here"
@@ -51,3 +51,20 @@ def controller_of(results: Path) -> tuple[bool | None, str]:
     if state:
         return True, f"Slurm job {job} on {host} ({state.lower()})"
     return False, f"killed (it was Slurm job {job} on {host})"
+
+
+def _in_the_queue() -> tuple[bool | None, str]:
+    """The same for results without a record: a batch job may be about to start a controller."""
+    try:
+        jobs = queue.controllers_of(Path()) if shutil.which("squeue") else []
+    except UserError:
+        jobs = []  # status.py says that Slurm does not answer
+    if not jobs:
+        return False, "none is running"
+    words = (
+        f"Slurm job {job.job_id} waits ({job.reason})"
+        if job.state == "PENDING"
+        else f"Slurm job {job.job_id} starts, or works on another configuration"
+        for job in jobs
+    )
+    return None, f"none yet; {', '.join(words)}: {jobs[0].command}"

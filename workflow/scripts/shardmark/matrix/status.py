@@ -25,6 +25,7 @@ from shardmark.matrix.progress import TRAIN, case_title
 from shardmark.metrics import Metrics, read_parity
 from shardmark.results.matrix import read_matrix
 from shardmark.slurm import queue
+from shardmark.time_limits import limit_minutes
 
 State = Literal[
     "ok",
@@ -60,6 +61,7 @@ class CellStatus:
         log: where to read on, relative to the project.
         left_s: seconds it will take at its present pace.
         limit_s: seconds until it is ended.
+        images_per_s: its throughput, where it has been measured.
     """
 
     cell: Cell
@@ -69,6 +71,7 @@ class CellStatus:
     log: Path | None = None
     left_s: float | None = None
     limit_s: float | None = None
+    images_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,9 +159,12 @@ def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
 def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:
     job = _job_of(metrics)
     if metrics.status == "ok":
-        suspect = metrics.validity == "suspect"
         return CellStatus(
-            cell, "suspect" if suspect else "ok", "; ".join(metrics.validity_reasons), job
+            cell,
+            "suspect" if metrics.validity == "suspect" else "ok",
+            "; ".join(metrics.validity_reasons),
+            job,
+            images_per_s=metrics.throughput.images_per_s if metrics.throughput else None,
         )
     failure = metrics.failure
     if failure is None or metrics.status == "unsupported":
@@ -220,7 +226,7 @@ def _now(
         left, number, where = None, None, f" (process {owner['pid']} on {owner['host']})"
     else:
         return None
-    limit = owner["started"] + config.cluster.time_limit_minutes * 60 - time.time()
+    limit = owner["started"] + limit_minutes(config.cluster, cell) * 60 - time.time()
     progress = read_progress(scratch)
     return CellStatus(
         cell,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from shardmark.config import Cluster
 
 # Slurm ends a job with no word to its cell: the cell's own limit must come first.
-SPARE_MINUTES = 10
+SPARE_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ class JobRequest:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def request_of(cluster: Cluster, replicas: int) -> JobRequest:
+def request_of(cluster: Cluster, replicas: int, limit_minutes: int) -> JobRequest:
     """The request of a job with so many replicas.
 
     Args:
         cluster: the machines.
         replicas: GPUs of a cell, or a parity case's ranks.
+        limit_minutes: minutes until the cell ends itself.
     """
     nodes = -(-replicas // cluster.gpus_per_node)
     a_node = min(replicas, cluster.gpus_per_node)
@@ -55,7 +56,7 @@ def request_of(cluster: Cluster, replicas: int) -> JobRequest:
         nodes=nodes,
         cpus_per_task=max(1, a_node * cluster.cpus_per_gpu // (tasks or 1)),
         mem_mb=a_node * cluster.mem_gb_per_gpu * 1000,
-        runtime=cluster.time_limit_minutes + SPARE_MINUTES,
+        runtime=limit_minutes + SPARE_MINUTES,
         gpu=replicas if cuda and not several else None,
         gres=f"gpu:{cluster.gpus_per_node}" if cuda and several else None,
         mpi="srun" if several else None,

@@ -13,6 +13,8 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 
 ASK_S = 60.0
+# profiles/slurm/controller.sbatch, in which Snakemake runs as a batch job.
+CONTROLLER_SCRIPT = "controller.sbatch"
 
 
 def job_id() -> str | None:
@@ -90,6 +92,40 @@ def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
         Job(*fields)
         for *fields, folder in found
         if folder == here and fields[1] != "COMPLETING" and fields[3] in comments
+    ]
+
+
+@dataclass(frozen=True)
+class ControllerJob:
+    """A batch job that runs Snakemake.
+
+    Attributes:
+        job_id: its number.
+        state: ``PENDING``, ``RUNNING``, ...
+        reason: why it waits, in Slurm's word.
+        command: its script, as it was submitted.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    command: str
+
+
+def controllers_of(project: Path) -> list[ControllerJob]:
+    """The jobs of this user that were sent from a project's folder and run Snakemake there.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    user = getpass.getuser()
+    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%Z|%o")
+    found = [line.split("|", 4) for line in text.splitlines()]
+    here = str(project.resolve())
+    return [
+        ControllerJob(number, state, reason, command)
+        for number, state, reason, folder, command in found
+        if folder == here and CONTROLLER_SCRIPT in command and state != "COMPLETING"
     ]
 
 
