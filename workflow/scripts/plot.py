@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.config import Config, base_and_options, labels_of
 from shardmark.figures.appearance import looks_of
 from shardmark.figures.catalogue import draw
 from shardmark.figures.drawing import Data, NothingToDraw, save, words
-from shardmark.figures.side_files import steps_of, timelines_of
+from shardmark.figures.side_files import DamagedFiles, steps_of, timelines_of
 from shardmark.report.summary import read_cells
 from shardmark.statistics.eligibility import as_compared, counted
 
@@ -36,6 +37,16 @@ def read_data(config: Config, workload: str, tables: Path, root: Path = Path()) 
         table[table.workload == workload] for table in (cells, epochs, scaling)
     )
     shown = counted(mine)
+    damaged: dict[str, str] = {}
+    steps, timelines = pd.DataFrame(), {}
+    try:
+        steps = steps_of(shown, root)
+    except DamagedFiles as reason:
+        damaged["step_time"] = str(reason)
+    try:
+        timelines = timelines_of(shown, root)
+    except DamagedFiles as reason:
+        damaged["timeline"] = str(reason)
     labels = labels_of(config)
     name_of = {label: name for name, label in labels.items()}
     return Data(
@@ -48,8 +59,9 @@ def read_data(config: Config, workload: str, tables: Path, root: Path = Path()) 
             for found in verdicts
             if found["workload"] == workload
         },
-        steps=steps_of(shown, root),
-        timelines=timelines_of(shown, root),
+        steps=steps,
+        timelines=timelines,
+        damaged=damaged,
         baseline=config.baseline,
         labels=labels,
         looks=looks_of(list(labels), {name: base_and_options(config, name)[0] for name in labels}),
@@ -69,6 +81,8 @@ def draw_all(data: Data, paths: Iterable[Path]) -> dict[str, str]:
         name = path.stem
         if name not in figures:
             try:
+                if name in data.damaged:
+                    raise NothingToDraw(data.damaged[name])
                 figures[name] = draw(name, data)
             except NothingToDraw as reason:
                 not_drawn[name] = str(reason)
@@ -77,6 +91,7 @@ def draw_all(data: Data, paths: Iterable[Path]) -> dict[str, str]:
     return not_drawn
 
 
+@one_message
 def main() -> None:
     """Draw what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)

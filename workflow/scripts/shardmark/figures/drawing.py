@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from shardmark.atomic import replacing
 from shardmark.figures.appearance import Look
 from shardmark.figures.side_files import Timeline
 from shardmark.quantities import replicas, written
@@ -82,6 +83,7 @@ class Data:
         labels: what a reader calls each strategy, in the order of the matrix.
         looks: colour and marker of each strategy.
         width_mm: width of a figure.
+        damaged: the figures that cannot be drawn because of damaged files, and which these are.
     """
 
     workload: str
@@ -95,6 +97,7 @@ class Data:
     labels: Mapping[str, str]
     looks: Mapping[str, Look]
     width_mm: float
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> pd.DataFrame:
@@ -148,13 +151,10 @@ class Data:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format its name ends with, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
     kind = path.suffix[1:]
-    with mpl.rc_context(STYLE):
+    with replacing(path) as partial, mpl.rc_context(STYLE):
         figure.savefig(partial, format=kind, metadata=no_date[kind])
-    partial.replace(path)
 
 
 def words(text: str, data: Data) -> Figure:
