@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from shardmark.atomic import write_text
 from shardmark.cells import parity_case
+from shardmark.command import one_message
 from shardmark.config import Config
-from shardmark.errors import UserError
 from shardmark.matrix.matrix_results import read_matrix
 from shardmark.matrix.result_tables import (
     CellRow,
@@ -37,6 +36,7 @@ def collect(config: Config, root: Path = Path()) -> tuple[list[CellRow], list[Ep
     return cells, epochs, results.refused
 
 
+@one_message
 def main() -> None:
     """Collect the matrix of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -44,10 +44,7 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, required=True, help="CSV to write, one row a cell")
     parser.add_argument("--epochs", type=Path, required=True, help="CSV to write, a row an epoch")
     arguments = parser.parse_args()
-    try:
-        cells, epochs, refused = collect(Config.model_validate_json(arguments.config))
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    cells, epochs, refused = collect(Config.model_validate_json(arguments.config))
     for reason in refused:
         print(f"refused: {reason}")
     write_text(arguments.cells, to_csv(CellRow, cells))

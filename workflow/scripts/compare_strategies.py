@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.config import Config, labels_of
-from shardmark.errors import UserError
 from shardmark.report.summary import read_cells
 from shardmark.statistics.comparisons import compare
 from shardmark.statistics.eligibility import as_compared
@@ -45,6 +44,7 @@ def compare_all(
     return compared, scaling_of(cells), words
 
 
+@one_message
 def main() -> None:
     """Compare the cells of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -55,10 +55,7 @@ def main() -> None:
     parser.add_argument("--verdict", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
     config = Config.model_validate_json(arguments.config)
-    try:
-        comparisons, scaling, words = compare_all(read_cells(arguments.cells), config)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    comparisons, scaling, words = compare_all(read_cells(arguments.cells), config)
     write_text(arguments.comparisons, comparisons.to_csv(index=False))
     write_text(arguments.scaling, scaling.to_csv(index=False))
     write_text(arguments.verdict, json.dumps([found.as_dict() for found in words], indent=1))

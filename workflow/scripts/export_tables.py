@@ -9,11 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.config import Config
 from shardmark.report.exports import tables_to_export, tidy
 from shardmark.report.rendering import to_html, to_latex, to_markdown
 
 
+@one_message
 def main() -> None:
     """Write what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
 
 from shardmark.cells import ParityCase
-from shardmark.errors import UserError
+from shardmark.command import one_message
 from shardmark.launching.site import enter
 from shardmark.processes.leaving import leave
+from shardmark.training.oracle import write_tensors
 from shardmark.training.parity import make_oracles
 
 
+@one_message
 def main() -> None:
     """Write the oracle of the command line's case."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,16 +27,10 @@ def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     case = ParityCase.model_validate_json(arguments.case)
     cell = case.cell
-    try:
-        folders = [arguments.output.parent, Path(cell.data_dir)]
-        enter(cell.site, cuda=cell.device == "cuda", folders=folders)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    folders = [arguments.output.parent, Path(cell.data_dir)]
+    enter(cell.site, cuda=cell.device == "cuda", folders=folders)
     oracles = make_oracles(case, torch.device(case.cell.device))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = arguments.output.with_suffix(".partial")
-    torch.save(oracles, partial)
-    partial.replace(arguments.output)
+    write_tensors(oracles, arguments.output)
     for precision, oracle in oracles.items():
         if oracle is not None:
             print(f"oracle {precision}: noise floor {oracle['floor']}")

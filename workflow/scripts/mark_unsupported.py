@@ -8,6 +8,7 @@ import json
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256
+from shardmark.command import one_message
 from shardmark.metrics import Failure, Metrics, Parity
 
 
@@ -52,6 +53,7 @@ def _reason(cell: Cell) -> str:
     return cell.unsupported
 
 
+@one_message
 def main() -> None:
     """Write metrics.json and the verdict of every case of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+from shardmark.command import one_message
 from shardmark.config import Config
 from shardmark.errors import UserError
 from shardmark.matrix.merge import Merged, merge, write_merged
@@ -62,6 +63,7 @@ def check_run_name(name: str) -> None:
         raise UserError(f"--into: {name!r} cannot be the name of a run; it must match {pattern}")
 
 
+@one_message
 def main() -> None:
     """Merge the result sets of the command line."""
     parser = argparse.ArgumentParser(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from shardmark.cells import Cell
+from shardmark.command import one_message
 from shardmark.config import Config
 from shardmark.matrix.gaps import find_gaps
 
@@ -20,6 +21,7 @@ def some(cells: Sequence[Cell]) -> str:
     return f"{names} and {more} more" if more > 0 else names
 
 
+@one_message
 def main() -> None:
     """Print the gaps of the matrix of the command line; exit 1 where there is no result at all."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shardmark.command import one_message
 from shardmark.config import Config
 from shardmark.figures.drawing import save
 from shardmark.figures.outcome_grid import outcome_figure
@@ -13,6 +14,7 @@ from shardmark.matrix.matrix_results import read_matrix
 from shardmark.matrix.outcomes import status_signs
 
 
+@one_message
 def main() -> None:
     """Draw the grid of the command line's workload."""
     parser = argparse.ArgumentParser(description=__doc__)

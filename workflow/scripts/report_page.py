@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.config import Config
 from shardmark.report.captions import PAGE_TEMPLATE
 from shardmark.report.page import Findings, page_context
@@ -28,6 +29,7 @@ def render(template: Path, context: dict[str, object]) -> str:
     return environment.get_template(template.name).render(context)
 
 
+@one_message
 def main() -> None:
     """Write the page of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)

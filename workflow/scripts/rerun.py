@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from run_cell import publish, run_cell
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.launching.scratch import scratch_folder
 from shardmark.metrics import Metrics, read_metrics
@@ -70,6 +71,7 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before} -> {after}"
 
 
+@one_message
 def main() -> None:
     """Run the cell of the command line's metrics.json again."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.config import Config, labels_of
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
 from shardmark.report.summary import read_cells, summarise, tables_of
 from shardmark.statistics.eligibility import as_compared
 
 
+@one_message
 def main() -> None:
     """Summarise the table of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)

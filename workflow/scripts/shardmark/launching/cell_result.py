@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shardmark.atomic import replacing
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.config import Section
@@ -161,7 +162,7 @@ def _times(result: dict[str, Any], nodes: list[NodeReport]) -> Times:
 
 def write_steps(path: Path, ranks: list[dict[str, Any]]) -> None:
     """Every step of the training, the warm-up and the steady window, on every rank."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["rank", "phase", "epoch", "step", "step_ms"])
         for rank, found in enumerate(ranks):

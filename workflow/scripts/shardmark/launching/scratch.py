@@ -58,8 +58,9 @@ def scratch_folder(result: Path) -> Iterator[Path]:
         folder.mkdir()
     except FileExistsError:
         raise UserError(f"{result}: another run of it has just started") from None
-    write_text(folder / OWNER, json.dumps(this_run()))
     try:
+        # Inside: a full disk may have room for the folder and none for its owner.
+        write_text(folder / OWNER, json.dumps(this_run()))
         yield folder
     finally:
         _remove(folder)

@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from shardmark.command import one_message
+from shardmark.disk import require_room
 from shardmark.errors import UserError
 from shardmark.processes.tether import tethered
 
@@ -291,6 +293,7 @@ def sampling(
             sampler.stdout.readline()  # also returns where the sampler has failed
         yield
         if sampler.poll() is not None:
+            require_room(target.parent)
             raise UserError(
                 f"the sampler of the devices ended early, with exit code {sampler.returncode} (its "
                 "last words are above), so there are no whole samples; run it again"
@@ -300,6 +303,7 @@ def sampling(
         sampler.wait()
 
 
+@one_message
 def main() -> None:
     """Sample until ended, or until the process that wanted the samples is gone.
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from shardmark.atomic import replacing
 from shardmark.cells import Cell
 from shardmark.workload.data import Images, Pipeline, epoch_order
 from shardmark.workload.keyed_random import sample_keys
@@ -58,6 +60,15 @@ class Trajectory:
     initial: dict[str, Tensor]
     after_first_update: dict[str, Tensor]
     final: dict[str, Tensor]
+
+
+def write_tensors(content: Mapping[str, object], path: Path) -> None:
+    """Save tensors and what goes with them, whole or not at all.
+
+    torch.save reports a full disk as an OSError only where it is given an open file.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(dict(content), file)
 
 
 def run_oracle(

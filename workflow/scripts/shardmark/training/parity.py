@@ -27,7 +27,14 @@ from shardmark.measurement.model_cost import parameters_of
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.training.gpu_turn import room_for
 from shardmark.training.loop import StrategyClass, make_task, take_step
-from shardmark.training.oracle import SummationOrder, Trajectory, differ, is_over, run_oracle
+from shardmark.training.oracle import (
+    SummationOrder,
+    Trajectory,
+    differ,
+    is_over,
+    run_oracle,
+    write_tensors,
+)
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.workload.data import Images, synthetic_images, training_data
 from shardmark.workload.models import (
@@ -235,7 +242,7 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
             )
             found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
     if runtime.rank == 0:
-        torch.save(found, scratch / "trajectories.pt")
+        write_tensors(found, scratch / "trajectories.pt")
 
 
 def _train(
