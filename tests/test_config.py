@@ -622,6 +622,8 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "a date that there is not": ("run: 2026-13-45\n", "", "month must be in 1..12"),
     "nothing at all": ("# only a comment\n", "", "holds nothing"),
     "a list": ("- run\n", "", "holds a list"),
+    "brackets without end": ("run: " + "[" * 3000, "", "nested too deeply"),
+    "brackets without end in JSON": ('{"run": ' * 3000, "", "nested too deeply"),
     "one word": ("demo\n", "", "holds a str"),
     "a list in JSON": ('["run"]', "", "holds a list"),
     "a key that stands twice": (

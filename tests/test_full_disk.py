@@ -277,6 +277,15 @@ def test_an_error_that_is_no_disks_stays_as_it_is() -> None:
         Path("no/such/file").read_text()
 
 
+@pytest.mark.parametrize("link", ["results", "nowhere"])
+def test_results_that_are_a_link_to_nothing(link: str, project: Project) -> None:
+    (project.folder / "results").symlink_to(link)
+    done = project.matrix()
+    assert done.returncode == 1
+    assert "results: is no folder, or a link that leads to none; move it away" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "results").touch()
     with pytest.raises(UserError, match="results: File exists; something else is in its place"):

@@ -172,6 +172,11 @@ def test_unsupported_cells_start_no_process_and_are_results(project: Project) ->
         (CELL.format("small", "ddp", 8, 0), "gpus 8 is not in matrix.gpus; allowed: 1, 2"),
         (CELL.format("smal", "ddp", 2, 0), "workload smal is not in matrix.workloads; did you"),
         (CELL.format("small", "fdsp", 2, 7), "did you mean 'fsdp'? allowed: dp, ddp, fsdp; seed 7"),
+        (f"./{CELL.format('small', 'ddp', 2, 7)}", "seed 7 is not in matrix.seeds"),
+        (
+            "results/t/small/ddp/gpus2/seed1",
+            f"name its file from the project's folder on, {CELL.format('small', 'ddp', 2, 1)}",
+        ),
         ("results/t/parity/small/ddp/ranks4.json", "gpus 4 is not in matrix.gpus"),
         ("results/u/small/ddp/gpus2/seed0/metrics.json", "the configuration's run is t; give that"),
     ],

@@ -16,7 +16,7 @@ from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256,
 from shardmark.config import labels_of
 from shardmark.config_loading import load
 from shardmark.config_files import check_file
-from shardmark.disk import why_no_room
+from shardmark.disk import why_no_folder, why_no_room
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
 from shardmark.launching.site import SCRATCH_VARIABLE, why_no_container
@@ -44,8 +44,8 @@ from shardmark.slurm.submission import Submission
 from shardmark.workload.data_files import why_outdated
 
 if workflow.is_main_process:
-    # Snakemake's own folder, where it would fail later, with a traceback.
-    if reason := why_no_room(Path(".snakemake")):
+    # Where Snakemake would fail later, with a traceback.
+    if reason := why_no_folder(Path("results")) or why_no_room(Path(".snakemake")):
         sys.exit(reason)
 
 try:

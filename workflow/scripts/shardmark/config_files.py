@@ -61,6 +61,8 @@ def check_file(path: Path) -> dict[str, object]:
         where = f"{path}:{_place(mark)}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply") from None
     except ValueError as error:  # a date that there is not, a number of thousands of digits
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):

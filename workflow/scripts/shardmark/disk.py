@@ -19,6 +19,7 @@ _ADVICE = {
     errno.EIO: "the disk or its file server fails; ask its administrator",
     errno.ESTALE: "the disk or its file server fails; ask its administrator",
     errno.ENOTDIR: "something else is in its place; move it away",
+    errno.EISDIR: "something else is in its place; move it away",
     errno.EEXIST: "something else is in its place; move it away",
     errno.EROFS: "shardmark must be able to write there",
     errno.EACCES: "shardmark must be able to read and write there",
@@ -61,6 +62,13 @@ def disk_errors_explained(writing: Path | None = None) -> Iterator[None]:
             raise
         where = path if isinstance(path, str | Path) else "a disk"
         raise UserError(f"{where}: {error.strerror}; {advice}") from error
+
+
+def why_no_folder(path: Path) -> str:
+    """What is in the place of a folder that may also be missing; empty if nothing is."""
+    if os.path.lexists(path) and not path.is_dir():
+        return f"{path}: is no folder, or a link that leads to none; move it away"
+    return ""
 
 
 def why_no_room(folder: Path) -> str:

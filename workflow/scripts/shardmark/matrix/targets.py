@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from shardmark.config import Config
 from shardmark.config_loading import did_you_mean
@@ -11,7 +13,7 @@ from shardmark.config_loading import did_you_mean
 _CELL = r"results/(?P<run>[^/]+)/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/gpus(?P<gpus>[^/]+)/seed"
 _CASE = r"results/(?P<run>[^/]+)/parity/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/ranks(?P<gpus>.+)"
 _FORMS = (
-    re.compile(rf"{_CELL}(?P<seed>[^/]+)/[^/]+"),
+    re.compile(rf"{_CELL}(?P<seed>[^/]+)(?P<file>/[^/]+)?"),
     re.compile(rf"{_CASE}\.json"),
 )
 
@@ -19,11 +21,16 @@ _FORMS = (
 def why_not_in_matrix(arguments: Iterable[str], config: Config) -> list[str]:
     """What the matrix lacks of each cell or parity case whose file is among the arguments."""
     lines = []
-    for target in arguments:
+    for argument in arguments:
+        target = os.path.relpath(argument) if argument else ""
         for form in _FORMS:
             if match := form.fullmatch(target):
-                reasons = list(_reasons(match.groupdict(), config))
-                lines += [f"{target}: {'; '.join(reasons)}"] if reasons else []
+                cell = match.groupdict(default="")
+                reasons = list(_reasons(cell, config))
+                whole = target if cell.get("file", target) else f"{target}/metrics.json"
+                if not reasons and (whole != target or Path(argument).is_absolute()):
+                    reasons = [f"name its file from the project's folder on, {whole}"]
+                lines += [f"{argument}: {'; '.join(reasons)}"] if reasons else []
     return lines
 
 
