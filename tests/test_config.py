@@ -489,6 +489,52 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         ("crashes with gradient accumulation", "workloads.small.batch.accumulate is 2"),
     ),
     "a gate of too few steps": (changed(parity={"steps": 4}), "parity.steps", ("got 4",)),
+    "a small rate in text": (
+        changed(workloads__small__optimizer__learning_rate=yaml.safe_load("2e-7")),
+        f"{W}.optimizer.learning_rate",
+        ("got '2e-7'", "write it as 2.0e-07"),
+    ),
+    "a count in text": (
+        changed(workloads__small__epochs=yaml.safe_load("1e3")),
+        f"{W}.epochs",
+        ("got '1e3', which is text; a whole number is written 1000",),
+    ),
+    # what would fill a machine
+    "a matrix by mistake": (
+        changed(matrix__seeds=list(range(3000))),
+        "matrix",
+        ("1 workloads x 3 strategies x 2 gpus x 3000 seeds are 18,000 cells", "matrix.max_cells"),
+    ),
+    "images that no machine holds": (
+        changed(workloads__small__dataset={"name": "synthetic", "train_images": 10**9}),
+        f"{W}.dataset.train_images",
+        ("3,072 GB", "cluster.mem_gb_per_gpu is 64"),
+    ),
+    "a crowd of workers": (
+        changed(
+            workloads__small__dataset={
+                "name": "synthetic",
+                "loader": "dataloader",
+                "loader_workers": 1000,
+            }
+        ),
+        f"{W}.dataset.loader_workers",
+        ("got 1000", "less than or equal to 256"),
+    ),
+    # models
+    "a model without known blocks": (
+        changed(workloads__small__model={"name": "densenet121"}),
+        f"{W}.model.name",
+        ("shardmark does not know its blocks", "allowed: resnet8"),
+    ),
+    "images that vanish": (
+        changed(
+            workloads__small__model={"name": "convnext_tiny"},
+            workloads__small__dataset={"name": "synthetic", "image_size": 16},
+        ),
+        f"{W}.dataset.image_size",
+        ("got 16; convnext_tiny needs images of at least 32 px",),
+    ),
     "nothing": (None, "(top level)", ("got null", "a mapping")),
 }
 
@@ -616,6 +662,8 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "a date that there is not": ("run: 2026-13-45\n", "", "month must be in 1..12"),
     "nothing at all": ("# only a comment\n", "", "holds nothing"),
     "a list": ("- run\n", "", "holds a list"),
+    "brackets without end": ("run: " + "[" * 3000, "", "nested too deeply"),
+    "brackets without end in JSON": ('{"run": ' * 3000, "", "nested too deeply"),
     "one word": ("demo\n", "", "holds a str"),
     "a list in JSON": ('["run"]', "", "holds a list"),
     "a key that stands twice": (
@@ -626,6 +674,33 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "a section that stands twice": ("run: a\nrun: b\n", ":2:1", "'run' stands in line 1"),
     "a key twice in a list's entry": ("- {a: 1, a: 2}\n", "", "holds a list"),
 }
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("010", "reads 010 as 8; write 8 if you mean that, 10 for the decimal number, or '010' in"),
+        ("1:30", "reads 1:30 as 90; write 90 if you mean that, or '1:30' in quotes for text"),
+        ("1:30.5", "reads 1:30.5 as 90.5; write"),
+        ("yes", "reads yes as true; write true if you mean that, or 'yes' in quotes for text"),
+        ("Off", "reads Off as false; write false"),
+    ],
+)
+def test_what_yaml_reads_otherwise_is_named_with_its_place(
+    written: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"run: a\nmatrix:\n  seeds: [0, {written}]\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}:3:14: YAML 1.1 {message}")):
+        check_file(path)
+    path.write_text(f"run: a\n{written}: 1\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}:2:1: YAML 1.1 {message}")):
+        check_file(path)
+
+
+def test_a_large_matrix_may_be_asked_for() -> None:
+    config = load(changed(matrix__seeds=list(range(3000)), matrix__max_cells=20_000), ROOT)
+    assert len(config.matrix.seeds) == 3000
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -658,6 +733,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         "a: &x {k: 1}\nb: &y {l: 1}\nc: {<<: *x, <<: *y}\n",
         "a: {gpus: 1}\nb: {gpus: 1}\n",
         "a: &loop [*loop]\n",
+        "a: ['010', \"1:30\", 'yes', 08, 0, 0.10, 1_000, 0x10, -1, !!str 010]\n",
+        "a: |\n  yes\nb: no such thing\n",
     ],
 )
 def test_what_yaml_and_json_allow_is_let_through(text: str, tmp_path: Path) -> None:

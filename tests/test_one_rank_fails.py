@@ -82,13 +82,10 @@ def test_a_rank_that_is_stopped_in_a_collective(
 ) -> None:
     stopped = tmp_path / "stopped"
     monkeypatch.setenv("STOPPED", str(stopped))
-    metrics = run(tmp_path, monkeypatch, "stop")
+    with pytest.raises(Interrupted, match="hung, and rank 1 had been stopped"):
+        run(tmp_path, monkeypatch, "stop")
     took = time.time() - stopped.stat().st_mtime
-    print(f"ended {took:.0f} s after the rank was stopped: {metrics.failure}")
-    assert metrics.status == "failed"
-    assert metrics.failure is not None
-    assert metrics.failure.exception.startswith("hung: no rank got further; rank 1 in training")
-    assert metrics.failure.rank == 1
+    print(f"ended {took:.0f} s after the rank was stopped")
     assert STALL_S < took < STALL_S + ENDING_S
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -242,6 +243,23 @@ def test_a_cell_that_runs_here_shows_how_far_it_is_and_what_time_it_has_left() -
         progress_path(scratch).write_text("{")
         assert only().state == "running"
     assert only().state == "missing"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", "null", '{"host": 3}', '{"slurm_job_id": null, "host": "HERE", "pid": -1}', "\0"],
+)
+def test_a_damaged_owner_is_nobodys_and_the_cell_can_run(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cell_at().folder / "metrics.json"
+    for folder in (scratch_of(result), Path("results/t/.controller")):
+        folder.mkdir(parents=True)
+        (folder / OWNER).write_text(text.replace("HERE", socket.gethostname()))
+    assert status_of(matrix()).cells
+    with scratch_folder(result) as scratch:
+        assert scratch.is_dir()
 
 
 def test_a_run_that_was_killed_is_not_running() -> None:

@@ -183,6 +183,30 @@ def test_settings_of_the_jobs_are_in_a_folder_of_the_user_alone(project: Project
     assert len(list(folder.iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (CELL.format("small", "ddp", 2, 7), "seed 7 is not in matrix.seeds; allowed: 0, 1"),
+        (CELL.format("small", "ddp", 8, 0), "gpus 8 is not in matrix.gpus; allowed: 1, 2"),
+        (CELL.format("smal", "ddp", 2, 0), "workload smal is not in matrix.workloads; did you"),
+        (CELL.format("small", "fdsp", 2, 7), "did you mean 'fsdp'? allowed: dp, ddp, fsdp; seed 7"),
+        (f"./{CELL.format('small', 'ddp', 2, 7)}", "seed 7 is not in matrix.seeds"),
+        (
+            "results/t/small/ddp/gpus2/seed1",
+            f"name its file from the project's folder on, {CELL.format('small', 'ddp', 2, 1)}",
+        ),
+        ("results/t/parity/small/ddp/ranks4.json", "gpus 4 is not in matrix.gpus"),
+        ("results/u/small/ddp/gpus2/seed0/metrics.json", "the configuration's run is t; give that"),
+    ],
+)
+def test_a_target_outside_the_matrix_says_why(target: str, reason: str, project: Project) -> None:
+    done = project.matrix("--force", target)
+    assert done.returncode == 1
+    assert f"{target}: {reason}" in done.stdout or f"; {reason}" in done.stdout
+    assert "MissingRuleException" not in done.stdout
+    assert project.ran() == []
+
+
 def test_touched_code_reruns_nothing(project: Project) -> None:
     for path in (project.folder / "workflow").rglob("*.py"):
         path.touch()

@@ -17,12 +17,14 @@ from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config_loading import load
 from shardmark.config_files import check_file, read_arguments
+from shardmark.disk import why_no_folder, why_no_room
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
 from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
+from shardmark.matrix.targets import why_not_in_matrix
 from shardmark.matrix.termination import Termination
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.contents import (
@@ -46,6 +48,12 @@ from shardmark.slurm.job_request import quoted_options, request_of
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
+from shardmark.workload.data_files import why_outdated
+
+if workflow.is_main_process:
+    # Where Snakemake would fail later, with a traceback.
+    if reason := why_no_folder(Path("results")) or why_no_room(Path(".snakemake")):
+        sys.exit(reason)
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -65,6 +73,9 @@ except ConfigError as error:
     sys.exit(str(error))
 
 if workflow.is_main_process:
+    # Snakemake knows its targets only after it has read the rules.
+    if unknown := why_not_in_matrix(sys.argv[1:], CONFIG):
+        sys.exit("\n".join(unknown))
     # Reaches every job: a cell whose result is younger has nothing left to do.
     os.environ[CONTROLLER_STARTED] = str(time.time())
     # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
@@ -383,6 +394,8 @@ onstart:
     jobs = list(workflow.dag.needrun_jobs())
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
+    if reason := why_no_room(Path(RESULTS)):
+        sys.exit(reason)
     if planned and CONFIG.cluster.device == "cuda" and workflow.local_exec:
         reason = why_no_gpus(max(cell.gpus for cell in planned))
         if reason:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.collected import collect, write_tables
@@ -39,6 +39,7 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
     return lines
 
 
+@one_message
 def main() -> None:
     """Collect the matrix of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,10 +50,7 @@ def main() -> None:
     for row in collected.failures:
         if row.outcome == Outcome.REFUSED:
             print(f"refused: {row.reason}")
-    try:
-        print(*describe_gaps(collected.cells), sep="\n")
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    print(*describe_gaps(collected.cells), sep="\n")
     write_tables(collected, arguments.tables)
 
 

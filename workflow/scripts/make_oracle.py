@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
 
 from shardmark.cells import parity_case
-from shardmark.errors import UserError
+from shardmark.command import one_message
 from shardmark.launching.site import enter
 from shardmark.processes.leaving import leave
 from shardmark.saved_config import read_config
@@ -18,6 +17,7 @@ from shardmark.training.parity import make_oracles
 from shardmark.training.trajectory_files import write_plain
 
 
+@one_message
 def main() -> None:
     """Write the oracle of the command line's case."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -31,13 +31,9 @@ def main() -> None:
     # The oracle does not depend on the strategy; ddp runs at every replica count.
     case = parity_case(arguments.config, arguments.workload, "ddp", arguments.ranks)
     cell = case.cell
-    try:
-        folders = [arguments.output.parent, Path(cell.data_dir)]
-        enter(cell.site, cuda=cell.device == "cuda", folders=folders)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    folders = [arguments.output.parent, Path(cell.data_dir)]
+    enter(cell.site, cuda=cell.device == "cuda", folders=folders)
     oracles = make_oracles(case, torch.device(case.cell.device))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_plain(oracles, arguments.output)
     for precision, oracle in oracles.items():
         if oracle is not None:

@@ -7,6 +7,7 @@ import argparse
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase, cells_of, parity_case
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256
+from shardmark.command import one_message
 from shardmark.config import Config
 from shardmark.metrics import Failure, Metrics, Parity
 from shardmark.saved_config import read_config
@@ -53,6 +54,7 @@ def _reason(cell: Cell) -> str:
     return cell.unsupported
 
 
+@one_message
 def main() -> None:
     """Write metrics.json and the verdict of every cell of the matrix that cannot run."""
     parser = argparse.ArgumentParser(description=__doc__)

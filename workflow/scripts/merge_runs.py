@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.escaping import for_terminal
 from shardmark.results.merge import Merged, merge, write_merged
@@ -64,6 +65,7 @@ def check_run_name(name: str) -> None:
         raise UserError(f"--into: {name!r} cannot be the name of a run: {rule}") from None
 
 
+@one_message
 def main() -> None:
     """Merge the result sets of the command line."""
     parser = argparse.ArgumentParser(

@@ -16,6 +16,7 @@ from typing import Any
 
 from run_cell import publish, run_cell
 from shardmark.cells import Cell
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.escaping import for_terminal
 from shardmark.launching.scratch import scratch_folder
@@ -86,6 +87,7 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before} -> {after}"
 
 
+@one_message
 def main() -> None:
     """Run the cell of the command line's metrics.json again."""
     parser = argparse.ArgumentParser(description=__doc__)

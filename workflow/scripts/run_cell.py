@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shardmark.atomic import FULL, write_text
+from shardmark.atomic import write_text
 from shardmark.cells import Cell, cell_of
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.launching.cell_result import completed, outcome, write_steps
 from shardmark.launching.endings import failure_of
@@ -48,8 +48,7 @@ def run_cell(
     """
     if cell.unsupported:
         return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cell.json").write_text(cell.model_dump_json(by_alias=True))
+    write_text(folder / "cell.json", cell.model_dump_json(by_alias=True))
     ended = launch(
         script or SCRIPTS / STRATEGIES[cell.base].script,
         ["--cell", str(folder / "cell.json"), "--scratch", str(folder)],
@@ -116,6 +115,7 @@ def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
     write_text(output, metrics.model_dump_json(indent=1, by_alias=True))
 
 
+@one_message
 def main() -> None:
     """Run the cell of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,34 +136,24 @@ def main() -> None:
     cell = cell_of(
         arguments.config, arguments.workload, arguments.strategy, arguments.gpus, arguments.seed
     )
-    try:
-        if made_meanwhile(cell, arguments.output):
-            print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
-            return
-        with scratch_folder(arguments.output) as scratch:
-            metrics = run_cell(
-                cell,
-                scratch,
-                limit_s=limit * 60 if limit else None,
-                stall_s=stall * 60 if stall else None,
-            )
-            order = {
-                "started_at": started.isoformat(),
-                "ended_at": datetime.now(UTC).isoformat(),
-                "planned_place": arguments.place,
-            }
-            metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
-            keep_good_result(arguments.output, metrics)
-            publish(scratch, arguments.output, metrics)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        sys.exit(
-            f"shardmark: {cell.title}: {error.filename or arguments.output}: {error.strerror}. "
-            "This is no result; make room and run it again"
+    if made_meanwhile(cell, arguments.output):
+        print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
+        return
+    with scratch_folder(arguments.output) as scratch:
+        metrics = run_cell(
+            cell,
+            scratch,
+            limit_s=limit * 60 if limit else None,
+            stall_s=stall * 60 if stall else None,
         )
+        order = {
+            "started_at": started.isoformat(),
+            "ended_at": datetime.now(UTC).isoformat(),
+            "planned_place": arguments.place,
+        }
+        metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
+        keep_good_result(arguments.output, metrics)
+        publish(scratch, arguments.output, metrics)
     print(f"[{cell.title}] {metrics.status}", flush=True)
 
 

@@ -6,7 +6,7 @@ Exit status 0 also where the gate fails: that is a result. 1 where there is none
 from __future__ import annotations
 
 import argparse
-import sys
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase, parity_case
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
@@ -49,12 +50,13 @@ def run_parity(
     cell = case.cell
     if cell.unsupported:
         return verdict(case, status="unsupported", reason=cell.unsupported)
+    require_whole(oracle)
     variables: dict[str, str] = {}
     if cell.device == "cuda" and cell.nodes == 1:
         variables = gpu_variables(cell, result.absolute().parents[2])
     shared = SHARED_DEVICE in variables
     with scratch_folder(result) as scratch:
-        (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
+        write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
         ended = launch(
             script or SCRIPTS / STRATEGIES[cell.base].script,
             ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
@@ -67,6 +69,28 @@ def run_parity(
         if failed is not None:
             return verdict(case, status="error", reason=_why(failed[1]), shared_device=shared)
         return _judged(case, scratch / "trajectories.pt", oracle, shared)
+
+
+def require_whole(oracle: Path) -> None:
+    """See that an oracle is all there, before ranks are started; remove it if it is not.
+
+    torch.save writes a zip archive with a checksum of each part.
+
+    Raises:
+        UserError: if the oracle is missing or damaged. The same command then makes it anew.
+    """
+    try:
+        with zipfile.ZipFile(oracle) as archive:
+            damaged = archive.testzip() is not None
+    except FileNotFoundError:
+        raise UserError(f"{oracle}: is missing; the same command makes it anew") from None
+    except (zipfile.BadZipFile, EOFError, ValueError):
+        damaged = True
+    if damaged:
+        oracle.unlink(missing_ok=True)
+        raise UserError(
+            f"{oracle}: was damaged and has been removed; the same command makes it anew"
+        )
 
 
 def gpu_variables(cell: Cell, gate: Path) -> dict[str, str]:
@@ -145,6 +169,7 @@ def verdict(case: ParityCase, **fields: Any) -> Parity:
     )
 
 
+@one_message
 def main() -> None:
     """Judge the case of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -160,12 +185,9 @@ def main() -> None:
     arguments = parser.parse_args()
     stall = arguments.stall_limit_minutes
     case = parity_case(arguments.config, arguments.workload, arguments.strategy, arguments.ranks)
-    try:
-        parity = run_parity(
-            case, arguments.oracle, arguments.output, stall_s=stall * 60 if stall else None
-        )
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    parity = run_parity(
+        case, arguments.oracle, arguments.output, stall_s=stall * 60 if stall else None
+    )
     write_text(arguments.output, parity.model_dump_json(indent=1, by_alias=True))
     print(f"[parity of {case.cell.title}] {parity.status} {parity.reason or ''}", flush=True)
     leave()

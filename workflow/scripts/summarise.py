@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.escaping import csv_text
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.report.table import to_latex, to_markdown, to_text
@@ -14,6 +15,7 @@ from shardmark.results.csv_tables import read_csv
 from shardmark.results.table_checksums import record_checksums
 
 
+@one_message
 def main() -> None:
     """Summarise the table of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)

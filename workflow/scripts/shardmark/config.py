@@ -42,7 +42,7 @@ class Model(Section):
         description="ResNet's first layers: cifar is 3x3 stride 1 without max-pool; auto takes "
         "cifar for images of at most 64 px",
     )
-    hidden_units: Count | None = Field(
+    hidden_units: Annotated[Count, Field(le=100_000)] | None = Field(
         None, description="width of one hidden ReLU layer before the classes; null for none"
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
@@ -57,7 +57,7 @@ class Dataset(Section):
     image_size: Annotated[int, Strict(), Field(ge=8, le=1024)] = Field(
         CIFAR_SIDE, description="side the model sees, px; CIFAR is resized to it on the device"
     )
-    classes: Annotated[Count, Field(ge=2)] | None = Field(
+    classes: Annotated[Count, Field(ge=2, le=100_000)] | None = Field(
         None, description="number of classes; synthetic only (CIFAR has its own)"
     )
     train_images: Count | None = Field(
@@ -72,7 +72,7 @@ class Dataset(Section):
         description="device keeps all images on the device as uint8; dataloader prefetches "
         "batches in worker processes",
     )
-    loader_workers: Count = Field(
+    loader_workers: Annotated[Count, Field(le=256)] = Field(
         4, description="worker processes a replica, with loader: dataloader"
     )
 
@@ -178,6 +178,9 @@ class Matrix(Section):
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         description="one run each: initial weights, data order, augmentation, dropout"
+    )
+    max_cells: Count = Field(
+        10_000, description="a matrix of more cells is taken for a mistake and refused"
     )
 
 
@@ -290,10 +293,10 @@ class Measure(Section):
 class ParityGate(Section):
     """The proof that a strategy trains the oracle's model."""
 
-    steps: Annotated[Count, Field(ge=8)] = Field(
+    steps: Annotated[Count, Field(ge=8, le=1000)] = Field(
         8, description="steps that a strategy trains beside the oracle"
     )
-    per_gpu_batch: Annotated[Count, Field(ge=2)] = Field(
+    per_gpu_batch: Annotated[Count, Field(ge=2, le=1024)] = Field(
         16, description="images a replica a step of the gate"
     )
     tolerance: Annotated[Number, Field(gt=0)] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import shlex
 from collections import Counter
@@ -13,7 +14,15 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from shardmark.architectures import CIFAR_RESNETS, MODELS, WITH_BATCH_NORM, is_resnet, is_vit
+from shardmark.architectures import (
+    CIFAR_RESNETS,
+    MODELS,
+    WITH_BATCH_NORM,
+    has_no_known_blocks,
+    is_resnet,
+    is_vit,
+    smallest_image_px,
+)
 from shardmark.config import (
     CIFAR_SIZES,
     BatchSize,
@@ -55,6 +64,9 @@ OWN_VARIABLES = (
 )
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# The lists whose product is the matrix.
+AXES = ("workloads", "strategies", "gpus", "seeds")
+
 _NAME_RULE = "it must be at most 64 letters, digits and _, a letter first"
 
 
@@ -254,6 +266,7 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         if name not in workloads:
             hint = did_you_mean(name, [key for key in workloads if isinstance(key, str)])
             yield f"cluster.expected_images_per_s: unknown workload {shown(name)}; {hint}"
+    yield from _size_mistakes(matrix)
     selected = [name for _, name in _entries(matrix, "workloads", str)]
     for name, workload in workloads.items():
         counts = [count for _, count in gpus] if name in selected else []
@@ -338,12 +351,25 @@ def _unknown_names(
 
 
 def _named_twice(matrix: Mapping[str, Any]) -> Iterator[str]:
-    for key in Matrix.model_fields:
+    for key in AXES:
         kind: type[int] | type[str] = int if key in ("gpus", "seeds") else str
         values = [value for _, value in _entries(matrix, key, kind)]
         for value, count in Counter[object](values).items():
             if count > 1:
                 yield f"matrix.{key}: {value!r} is named {count} times; name each once"
+
+
+def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:
+    """More cells than anybody would want by mistake."""
+    lists = [found for key in AXES if isinstance(found := matrix.get(key), list)]
+    cells = math.prod(map(len, lists))
+    most = matrix.get("max_cells", Matrix.model_fields["max_cells"].default)
+    if len(lists) == len(AXES) and isinstance(most, int) and cells > most > 0:
+        counts = " x ".join(f"{len(found)} {key}" for key, found in zip(AXES, lists, strict=True))
+        yield (
+            f"matrix: {counts} are {cells:,} cells, more than matrix.max_cells ({most:,}); raise "
+            "that if you want them all"
+        )
 
 
 def _is_folder(path: Path) -> bool:
@@ -399,7 +425,13 @@ def _workload_mistakes(
     datasets = list(get_args(DatasetName))
     for section, kind, names in (("dataset", "dataset", datasets), ("model", "model", MODELS)):
         name = _mapping(raw, section).get("name")
-        if isinstance(name, str) and name not in names:
+        if kind == "model" and isinstance(name, str) and has_no_known_blocks(name):
+            yield (
+                f"{path}.model.name: {name} is torchvision's, but shardmark does not know its "
+                f"blocks, which fully sharded strategies gather one at a time; allowed: "
+                f"{', '.join(names)}"
+            )
+        elif isinstance(name, str) and name not in names:
             yield f"{path}.{section}.name: unknown {kind} {name!r}; {did_you_mean(name, names)}"
     dataset = _section(Dataset, raw, "dataset")
     if dataset is not None and dataset.name not in datasets:
@@ -427,6 +459,13 @@ def _workload_mistakes(
                 f"{path}.dataset.image_size: got {dataset.image_size}; {model.name} cuts it into "
                 f"patches of {patch} px, so it must be a multiple of {patch}"
             )
+    if model and dataset and dataset.image_size < smallest_image_px(model.name):
+        yield (
+            f"{path}.dataset.image_size: got {dataset.image_size}; {model.name} needs images of at "
+            f"least {smallest_image_px(model.name)} px"
+        )
+    if dataset and cluster:
+        yield from _memory_mistakes(path, dataset, cluster)
     if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
         yield f"{path}.precision: tf32 is a mode of CUDA devices; cluster.device is cpu"
     batch = _section(BatchSize, raw, "batch") if isinstance(raw.get("batch"), Mapping) else None
@@ -440,6 +479,20 @@ def _workload_mistakes(
         )
     elif batch:
         yield from _batch_mistakes(path, batch, model, dataset, gpus)
+
+
+def _memory_mistakes(path: str, dataset: Dataset, cluster: Cluster) -> Iterator[str]:
+    """Images that a rank cannot hold; each rank keeps all of them as uint8."""
+    if dataset.name != "synthetic":
+        return
+    for key, count in (("train", dataset.train_size), ("test", dataset.test_images or 0)):
+        size_gb = 3 * count * dataset.image_size**2 / 1e9
+        if size_gb > cluster.mem_gb_per_gpu:
+            yield (
+                f"{path}.dataset.{key}_images: {count} images of {dataset.image_size} px are "
+                f"{size_gb:,.0f} GB, more than a rank's memory (cluster.mem_gb_per_gpu is "
+                f"{cluster.mem_gb_per_gpu})"
+            )
 
 
 def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shardmark.atomic import replacing
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.launching.launch import Ended
@@ -148,7 +149,7 @@ def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
 
 def write_steps(path: Path, ranks: Sequence[RankResult]) -> None:
     """Every step of the training, the warm-up and the steady window, on every rank."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["rank", "phase", "epoch", "step", "step_ms"])
         for rank, result in enumerate(ranks):

@@ -20,8 +20,10 @@ from typing import IO, Any
 
 import psutil
 
+from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
+from shardmark.disk import require_room
 from shardmark.errors import UserError
 from shardmark.launching.node import (
     NodeReport,
@@ -92,7 +94,8 @@ def launch(
         extra_env: environment variables beside the caller's.
 
     Raises:
-        UserError: if the cell needs what this place has not.
+        UserError: if the cell needs what this place has not, or ``scratch`` was removed or is on a
+            full disk.
     """
     plan = Plan(
         cell=cell,
@@ -107,7 +110,7 @@ def launch(
     )
     plan, prefix = _placed(plan)
     file = scratch / "plan.json"
-    file.write_text(plan.model_dump_json(by_alias=True))
+    write_text(file, plan.model_dump_json(by_alias=True))
     begin = time.monotonic()
     # On one node this very path makes the node's part a child of this process.
     process = subprocess.Popen(
@@ -126,6 +129,14 @@ def launch(
     with _ended_at_exit(process):
         exit_code = _wait(process, plan)
     reader.join(timeout=GRACE_S)
+    if exit_code:
+        # Without room, what ended the processes may not have been written.
+        require_room(scratch)
+    if not file.exists():
+        raise UserError(
+            f"{cell.title}: {scratch} was removed while the cell ran. This is no result; run it "
+            "again"
+        )
     nodes = _reports(scratch, cell.nodes)
     if any(node.ended_by == "orphaned" for node in nodes):
         _give_back_job()

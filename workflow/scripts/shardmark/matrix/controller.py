@@ -7,17 +7,16 @@ import json
 import shutil
 import socket
 from pathlib import Path
-from typing import Any
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
-from shardmark.launching.scratch import OWNER, is_alive_here, owner_of
+from shardmark.launching.scratch import OWNER, Owner, is_alive_here, owner_of
 from shardmark.slurm import queue
 
 FOLDER = ".controller"
 
 
-def record_controller(results: Path, owner: dict[str, Any]) -> None:
+def record_controller(results: Path, owner: Owner) -> None:
     """Say in the folder of the results that this process runs their matrix, until it ends.
 
     Args:

@@ -23,6 +23,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
+from shardmark.command import one_message
+from shardmark.disk import require_room
 from shardmark.errors import UserError
 from shardmark.processes.ending import end
 from shardmark.processes.tether import tethered
@@ -344,6 +346,7 @@ def sampling(
                 )
         yield
         if sampler.poll() is not None:
+            require_room(target.parent)
             raise UserError(
                 f"the sampler of the devices ended early, with exit code {sampler.returncode} (its "
                 "last words are above), so there are no whole samples; run it again"
@@ -352,6 +355,7 @@ def sampling(
         end(sampler, END_S)
 
 
+@one_message
 def main() -> None:
     """Sample until ended, or until the process that wanted the samples is gone.
 

@@ -28,7 +28,13 @@ from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.training.gpu_turn import room_for
 from shardmark.training.loop import StrategyClass, make_task, take_step
-from shardmark.training.oracle import SummationOrder, Trajectory, differ, is_over, run_oracle
+from shardmark.training.oracle import (
+    SummationOrder,
+    Trajectory,
+    differ,
+    is_over,
+    run_oracle,
+)
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.training.trajectory_files import write_plain
 from shardmark.workload.data import Images, synthetic_images, training_data

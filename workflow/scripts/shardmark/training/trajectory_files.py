@@ -12,16 +12,19 @@ from typing import Any
 
 import torch
 
+from shardmark.atomic import replacing
 from shardmark.errors import UserError
 from shardmark.metrics import Deviation
 from shardmark.training.oracle import Trajectory
 
 
 def write_plain(found: Mapping[str, Any], path: Path) -> None:
-    """Write trajectories and noise floors by name; the file is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(_plain(found), partial)
-    partial.replace(path)
+    """Write trajectories and noise floors by name, whole or not at all.
+
+    torch.save reports a full disk as an OSError only where it is given an open file.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(_plain(found), file)
 
 
 def read_trajectories(path: Path) -> dict[str, Any]:
