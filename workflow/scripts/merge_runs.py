@@ -12,7 +12,6 @@ printed.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -80,15 +79,10 @@ def main() -> None:
         help="which stands of different results of one cell; none, the default, refuses",
     )
     arguments = parser.parse_args()
-    try:
-        check_run_name(arguments.into.name)
-        sets = [read_result_set(folder) for folder in arguments.sets]
-        merged = merge(sets, arguments.prefer)
-        write_merged(merged, arguments.into, arguments.sets)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
-    except OSError as error:
-        sys.exit(f"shardmark: {error.filename}: {error.strerror}; nothing was written")
+    check_run_name(arguments.into.name)
+    sets = [read_result_set(folder) for folder in arguments.sets]
+    merged = merge(sets, arguments.prefer)
+    write_merged(merged, arguments.into, arguments.sets)
     print(for_terminal(summary(merged, len(sets), arguments.into)))
 
 
