@@ -85,7 +85,7 @@ class View:
 
     def _remarks(self, status: MatrixStatus) -> Iterator[str]:
         lines = [
-            f"job {job.job_id} {job.state.lower()}: {job.comment}"
+            f"job {job.job_id} {job.state.lower()}: {' '.join(job.comments)}"
             + (f" ({job.reason})" if job.state == "PENDING" else "")
             for job in status.others
         ]
