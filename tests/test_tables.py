@@ -29,7 +29,7 @@ from plot import read_data
 from shardmark.cells import cell_of
 from shardmark.config import Config, labels_of
 from shardmark.matrix.result_tables import CellRow, EpochRow, to_csv
-from shardmark.metrics import Metrics
+from shardmark.metrics import Metrics, SlurmJob
 from shardmark.quantities import written
 from shardmark.report.exports import KINDS, TABLES, exported_files
 from shardmark.report.rendering import to_html, to_latex, to_markdown, to_text
@@ -72,9 +72,17 @@ def test_what_was_not_measured_is_empty_and_never_zero(config: Config, tmp_path:
     assert epochs == []
     [row] = csv.DictReader(io.StringIO(to_csv(CellRow, cells)))
     measured = ("images_per_s", "final_loss", "power_w", "energy_per_image_j", "training_s")
-    assert [row[name] for name in measured] == [""] * 5
+    assert [row[name] for name in (*measured, "slurm_job", "slurm_nodes")] == [""] * 7
     assert row["status"] == "oom"
     assert row["failure_phase"] == "training"
+
+
+def test_a_failed_cell_names_its_slurm_job_too(config: Config, tmp_path: Path) -> None:
+    metrics = failed(cell_of(config, "w", "ddp", 2, 0), "oom", "OutOfMemoryError")
+    job = SlurmJob(job_id="4711", partition="gpu", nodes=["n1", "n2"])
+    write(metrics.model_copy(update={"slurm": job}), tmp_path)
+    (row,), _, _ = collect(config, tmp_path)
+    assert (row.slurm_job, row.slurm_partition, row.slurm_nodes) == ("4711", "gpu", "n1;n2")
 
 
 @pytest.mark.parametrize(

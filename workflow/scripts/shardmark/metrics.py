@@ -280,6 +280,14 @@ class Efficiency(Section):
     memory_peak_bytes: int | None = None
 
 
+class SlurmJob(Section):
+    """The Slurm job in which a cell ran; the cells of a group share one."""
+
+    job_id: str
+    partition: str | None
+    nodes: list[str]
+
+
 class Metrics(Section):
     """The result of one cell.
 
@@ -309,6 +317,7 @@ class Metrics(Section):
     devices: list[Device] = []
     efficiency: Efficiency | None = None
     effective_config: EffectiveConfig | None = None
+    slurm: SlurmJob | None = None
     environment: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 

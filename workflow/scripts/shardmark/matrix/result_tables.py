@@ -166,6 +166,11 @@ class CellRow(Section):
     device_names: str = Field(description="names of the devices, separated by ';'")
     device_uuids: str = Field(description="their UUIDs, sorted, separated by ';'")
     hosts: str = Field(description="names of the nodes, separated by ';'")
+    slurm_job: str | None = Field(
+        description="number of the Slurm job; the cells of a group share one"
+    )
+    slurm_partition: str | None = Field(description="its partition")
+    slurm_nodes: str | None = Field(description="its nodes, by Slurm's names, separated by ';'")
     torch: str | None = Field(description="version")
     deepspeed: str | None = Field(description="version")
     fairscale: str | None = Field(description="version")
@@ -228,6 +233,9 @@ def cell_row(metrics: Metrics, parity: str) -> CellRow:
         "device_names": _joined(device.name for device in metrics.devices),
         "device_uuids": _joined(sorted(device.uuid or "" for device in metrics.devices)),
         "hosts": _joined(sorted({device.node for device in metrics.devices})),
+        "slurm_job": metrics.slurm and metrics.slurm.job_id,
+        "slurm_partition": metrics.slurm and metrics.slurm.partition,
+        "slurm_nodes": metrics.slurm and _joined(metrics.slurm.nodes),
         "torch": versions.get("torch"),
         "deepspeed": versions.get("deepspeed"),
         "fairscale": versions.get("fairscale"),
