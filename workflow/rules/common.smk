@@ -43,8 +43,15 @@ from shardmark.slurm.executor import (
     keep_planned_order,
     leave_lost_nodes_to_slurm,
     see_cancelled_jobs,
+    wait_for_orphans,
 )
-from shardmark.slurm.job_request import quoted_options, request_of
+from shardmark.slurm.groups import (
+    TURN,
+    keep_results_of_lost_jobs,
+    name_cells_of_groups,
+    why_no_groups,
+)
+from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
@@ -80,6 +87,13 @@ if workflow.is_main_process:
     os.environ[CONTROLLER_STARTED] = str(time.time())
     # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
     CONTROLLER = this_run()
+
+keep_results_of_lost_jobs()
+
+
+resource_scopes:
+    turn="local",
+
 
 if CONFIG.site.scratch is not None:
     # Reaches every job, and no cell's definition.
@@ -292,45 +306,31 @@ def block_at(wildcards):
 
 @functools.cache
 def orphans():
-    """Jobs that a controller which is gone left in Slurm's queue: the executor's comment, the number.
+    """Jobs that a controller which is gone left in Slurm's queue.
 
-    Asked before this controller sends its own.
+    Asked before this controller submits its own.
     """
     if workflow.dryrun or workflow.executor_plugin.name != "slurm":
-        return {}
-    own = queue.jobs_of(Path(), queue.comments_of(CELLS.values()))
-    return {job.comment: job.job_id for job in own}
-
-
-def after_orphan(rule, wildcards):
-    """The option that keeps a job waiting for the one that was left running for the same output."""
-    job = orphans().get(queue.comment_of(rule, wildcards))
-    return f"--dependency=afterany:{job}" if job and queue.state_of(job) else ""
+        return []
+    return queue.jobs_of(Path(), queue.comments_of(CELLS.values()))
 
 
 SBATCH_OPTIONS = quoted_options(CONFIG.cluster)
 
 
-def oracle_extra_at(wildcards):
-    return after_orphan("make_oracle", wildcards)
-
-
-def parity_extra_at(wildcards):
-    return after_orphan("check_parity", wildcards)
-
-
-def pin_extra_at(wildcards):
-    return f"{SBATCH_OPTIONS} {after_orphan('pin_block', wildcards)}".strip()
-
-
 def slurm_extra_at(wildcards, input):
     """Options of sbatch that have no resource of their own, for a cell."""
-    options = [SBATCH_OPTIONS, after_orphan("train", wildcards)]
+    options = [SBATCH_OPTIONS]
     if "block" in input.keys() and input.block:
         nodes = json.loads(Path(input.block).read_text())["nodes"]
         options.append(f"--nodelist={','.join(nodes)}")
     return " ".join(filter(None, options))
 
+
+# One process emulates the oracle's replicas one after another.
+ORACLE_REQUEST = request_of(CONFIG.cluster, 1, GATE_MINUTES)
+# Where Slurm assigns no GPUs, only a node of its own keeps a job off another's GPU.
+GATE_EXTRA = SBATCH_OPTIONS if CONFIG.cluster.gpus_unassigned else ""
 
 # Goes first: a strategy that is not the same training shows before hours are spent on its cells.
 PARITY_PRIORITY = len(CELLS) + 1
@@ -414,15 +414,24 @@ onstart:
                 "--slurm-array-jobs cannot be used: every task of an array gets the resources of "
                 "its first cell and, on several nodes, also trains that cell"
             )
+        groups = workflow.group_settings.overwrite_groups
+        reason = why_no_groups(groups, workflow.dag, pinned=CONFIG.cluster.block == "pinned")
+        if reason:
+            sys.exit(reason)
+        # A job has one turn, and the cells of its group take it one after the other.
+        workflow.register_resource(TURN, 1)
         keep_planned_order()
         see_cancelled_jobs()
         leave_lost_nodes_to_slurm(workflow.scheduler._executor)
+        name_cells_of_groups()
+        wait_for_orphans(orphans())
         own = queue.comments_of(CELLS.values()) if gate else None
         Submission.attach(workflow.scheduler._executor, workflow.scheduler, own)
     if orphans():
+        numbers = ", ".join(job.job_id for job in orphans())
         print(
             f"{len(orphans())} job(s) of a controller that is gone are still queued or running "
-            f"({', '.join(orphans().values())}); what they work on is waited for and not started again"
+            f"({numbers}); what they work on is waited for and not started again"
         )
     on_slurm = workflow.executor_plugin.name == "slurm"
     own = queue.comments_of(CELLS.values()) if on_slurm else None

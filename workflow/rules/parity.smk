@@ -6,13 +6,13 @@ rule make_oracle:
     priority: PARITY_PRIORITY
     threads: oracle_threads
     resources:
-        # One process emulates the replicas one after another.
-        gpu=1 if CONFIG.cluster.device == "cuda" else None,
-        nodes=1,
-        cpus_per_task=CONFIG.cluster.cpus_per_gpu,
-        mem_mb=CONFIG.cluster.mem_gb_per_gpu * 1000,
-        runtime=runtime_at,
-        slurm_extra=oracle_extra_at,
+        gpu=ORACLE_REQUEST.gpu,
+        gres=ORACLE_REQUEST.gres,
+        nodes=ORACLE_REQUEST.nodes,
+        cpus_per_task=ORACLE_REQUEST.cpus_per_task,
+        mem_mb=ORACLE_REQUEST.mem_mb,
+        runtime=ORACLE_REQUEST.runtime,
+        slurm_extra=GATE_EXTRA,
     params:
         case=oracle_sha256_at,
         code=code_of("make_oracle.py"),
@@ -42,7 +42,7 @@ rule check_parity:
         runtime=runtime_at,
         # A string, since Snakemake knows no fraction in a resource.
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
-        slurm_extra=parity_extra_at,
+        slurm_extra=GATE_EXTRA,
     params:
         case=case_sha256_at,
         code=case_code_at,

@@ -14,8 +14,8 @@ if CONFIG.cluster.block == "pinned":
             tasks_per_node=tasks_per_node_at,
             cpus_per_task=cpus_per_task_at,
             mem_mb=mem_mb_at,
-            runtime=5,
-            slurm_extra=pin_extra_at,
+            runtime=PIN_MINUTES,
+            slurm_extra=CONFIG.cluster.slurm_extra,
         shell:
             "{PYTHON:q} {SCRIPTS:q}/pin_block.py --output {output:q} > {log:q} 2>&1"
 
@@ -43,6 +43,7 @@ rule train:
         cpus_per_task=cpus_per_task_at,
         mem_mb=mem_mb_at,
         runtime=runtime_at,
+        turn=1,
         time_limit_minutes=limit_minutes_at,
         # No parameter: another place in the order is no reason to run again.
         place=place_at,

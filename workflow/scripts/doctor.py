@@ -96,8 +96,10 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding | str]:
     try:
         config = load_files(arguments.configfile)
     except ConfigError as error:
-        told = str(error).replace(":\n", ": ", 1).replace("\n", "; ")
-        yield Finding("FAIL", "configuration", told, "mend it first")
+        first, *rest = str(error).splitlines()
+        # The first line of several counts the mistakes, or is one of a file's itself.
+        mistakes = rest if rest and first.endswith(":") else [first, *rest]
+        yield from (Finding("FAIL", "configuration", one, "mend it first") for one in mistakes)
         return
     yield matrix(config)
     yield from look(config, arguments)

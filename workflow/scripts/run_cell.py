@@ -16,7 +16,7 @@ from shardmark.cells import Cell, cell_of
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.command import one_message
 from shardmark.errors import UserError
-from shardmark.launching.cell_result import completed, outcome, write_steps
+from shardmark.launching.cell_result import completed, outcome, slurm_job, write_steps
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
@@ -60,10 +60,12 @@ def run_cell(
     )
     failed = failure_of(cell, ended)
     if failed is not None:
-        return outcome(cell, *failed)
-    result = TrainingResult.model_validate_json((folder / "result.json").read_text())
-    write_steps(folder / "steps.csv", result.ranks)
-    return completed(cell, result, ended, folder / "telemetry.csv")
+        metrics = outcome(cell, *failed)
+    else:
+        result = TrainingResult.model_validate_json((folder / "result.json").read_text())
+        write_steps(folder / "steps.csv", result.ranks)
+        metrics = completed(cell, result, ended, folder / "telemetry.csv")
+    return metrics.model_copy(update={"slurm": slurm_job(ended)})
 
 
 def keep_good_result(path: Path, metrics: Metrics) -> None:
@@ -91,8 +93,8 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
 def made_meanwhile(cell: Cell, path: Path) -> bool:
     """Whether the cell's result was made after the controller that wants it had started.
 
-    So it is where an earlier controller was killed and its job for the same cell went on: this one
-    was told to wait for that one, and has nothing left to do.
+    Then this job has nothing left to do: it waited for a job that a killed controller had left, or
+    another job of this controller made the result and was lost with the rest of its group.
     """
     started = os.environ.get(CONTROLLER_STARTED)
     if started is None or not path.exists():
@@ -102,7 +104,10 @@ def made_meanwhile(cell: Cell, path: Path) -> bool:
     except UserError:
         return False
     same = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
-    return (found.cell_sha256, found.code_sha256) == same and path.stat().st_mtime > float(started)
+    # Not the time of the file, which is young too where Snakemake put an old result back.
+    ended_at = found.provenance.get("ended_at")
+    young = ended_at is not None and datetime.fromisoformat(ended_at).timestamp() > float(started)
+    return young and (found.cell_sha256, found.code_sha256) == same
 
 
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:

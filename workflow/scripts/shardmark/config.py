@@ -193,6 +193,12 @@ class Cluster(Section):
     gpus_per_node: Count = Field(8, description="a cell of more GPUs spans whole nodes")
     cpus_per_gpu: Count = Field(8, description="CPU cores a Slurm job asks for, for each GPU")
     mem_gb_per_gpu: Count = Field(64, description="GB of memory a Slurm job asks for, for each GPU")
+    gpu_request: Literal["gpus", "gres", "none"] = Field(
+        "gpus",
+        description="how a job asks Slurm for its GPUs: gpus by --gpus (on several nodes: --gres), "
+        "gres always by --gres, for select/cons_res; none not at all, for a cluster without GRES: "
+        "a cell then sees all GPUs of a node and takes the first ones, so keep --exclusive",
+    )
     time_limit_minutes: Count = Field(
         120,
         description="minutes after which a cell is ended and recorded as a time-out, at most; see "
@@ -220,6 +226,11 @@ class Cluster(Section):
         description="pinned runs all strategies of a block (workload, GPU count, seed) on the same "
         "nodes of the cluster, so that they compare in pairs",
     )
+
+    @property
+    def gpus_unassigned(self) -> bool:
+        """Whether Slurm assigns a job no GPUs of its node, so that two jobs would take the same."""
+        return self.device == "cuda" and self.gpu_request == "none"
 
 
 class CellSite(Section):

@@ -331,6 +331,14 @@ class Provenance(TypedDict, total=False):
     merged_from: dict[str, str]
 
 
+class SlurmJob(Record):
+    """The Slurm job in which a cell ran; the cells of a group share one."""
+
+    job_id: str
+    partition: str | None
+    nodes: list[str]
+
+
 class Metrics(Record):
     """The result of one cell.
 
@@ -360,6 +368,7 @@ class Metrics(Record):
     devices: list[Device] = []
     efficiency: Efficiency | None = None
     effective_config: EffectiveConfig | None = None
+    slurm: SlurmJob | None = None
     environment: Environment = {}
     provenance: Provenance = {}
 

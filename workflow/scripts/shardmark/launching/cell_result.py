@@ -23,6 +23,7 @@ from shardmark.metrics import (
     Failure,
     Loss,
     Metrics,
+    SlurmJob,
     Times,
 )
 from shardmark.training_result import RankResult, TrainingResult
@@ -97,6 +98,14 @@ def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path)
         )
         update |= {"status": "diverged", "failure": failure}
     return judged(metrics.model_copy(update=update))
+
+
+def slurm_job(ended: Ended) -> SlurmJob | None:
+    """The Slurm job in which a cell's processes ran, if it was one."""
+    job = ended.job
+    if job is None:
+        return None
+    return SlurmJob(job_id=job.job_id, partition=job.partition, nodes=list(job.nodes))
 
 
 def _devices_of(

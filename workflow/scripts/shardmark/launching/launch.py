@@ -59,6 +59,7 @@ class Ended:
         nodes: the report of each node that left one, in their order.
         log_tail: the last lines they printed.
         seconds: wall-clock time from the launch.
+        job: what Slurm granted its job, if it ran in one.
     """
 
     exit_code: int
@@ -66,6 +67,7 @@ class Ended:
     nodes: list[NodeReport]
     log_tail: list[str]
     seconds: float
+    job: allocation.Allocation | None = None
 
 
 def launch(
@@ -108,7 +110,8 @@ def launch(
         stall_s=stall_s,
         grace_s=GRACE_S,
     )
-    plan, prefix = _placed(plan)
+    job = _job(cell)
+    plan, prefix = _placed(plan, job)
     file = scratch / "plan.json"
     write_text(file, plan.model_dump_json(by_alias=True))
     begin = time.monotonic()
@@ -146,6 +149,7 @@ def launch(
         nodes,
         list(tail),
         time.monotonic() - begin,
+        job,
     )
 
 
@@ -194,36 +198,42 @@ def _give_back_job() -> None:
                 process.kill()
 
 
-def _placed(plan: Plan) -> tuple[Plan, list[str]]:
-    """The plan with what its nodes must know of one another, and the command that reaches them."""
-    cell, job = plan.cell, queue.job_id()
-    if job is None:
-        if cell.nodes > 1:
-            raise UserError(
-                f"{cell.title}: spans {cell.nodes} nodes, which needs Slurm (--profile "
-                "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
-            )
-        return plan, []
+def _job(cell: Cell) -> allocation.Allocation | None:
+    """The Slurm job of this process, if it is in one, which must have what the cell names."""
+    number = queue.job_id()
+    if number is None:
+        return None
     try:
-        given = allocation.granted(job)
+        job = allocation.granted(number)
     except UserError as error:
         # A job's number is inherited also where there is no Slurm: in a container, in a notebook.
         unknown = shutil.which("scontrol") is None or "Invalid job id" in str(error)
         if cell.nodes > 1 or not unknown:
             raise
-        return plan, []
-    allocation.require_all(cell, given)
+        return None
+    allocation.require_all(cell, job)
+    return job
+
+
+def _placed(plan: Plan, job: allocation.Allocation | None) -> tuple[Plan, list[str]]:
+    """The plan with what its nodes must know of one another, and the command that reaches them."""
+    cell = plan.cell
     if cell.nodes == 1:
         return plan, []
-    addresses = allocation.addresses(given.nodes)
+    if job is None:
+        raise UserError(
+            f"{cell.title}: spans {cell.nodes} nodes, which needs Slurm (--profile "
+            "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
+        )
+    addresses = allocation.addresses(job.nodes)
     # This process runs on the first node, which is where the others are to meet.
     placed = {
-        "rendezvous": f"{addresses[0]}:{allocation.free_port(job)}",
+        "rendezvous": f"{addresses[0]}:{allocation.free_port(job.job_id)}",
         # A requeued job has the number of its first try.
-        "rendezvous_id": f"{job}-{time.time_ns()}",
+        "rendezvous_id": f"{job.job_id}-{time.time_ns()}",
         "addresses": tuple(addresses),
     }
-    return plan.model_copy(update=placed), allocation.step_command(cell, given)
+    return plan.model_copy(update=placed), allocation.step_command(cell, job)
 
 
 def _python_path() -> str:

@@ -116,7 +116,9 @@ def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
     """Hold every cell's files and its job in Slurm against the configuration as it is now."""
     planned = list(cells_of(config))
     queued, remarks = _queue(root, planned)
-    jobs = None if queued is None else {job.comment: job for job in queued}
+    jobs = None
+    if queued is not None:
+        jobs = {comment: job for job in queued for comment in job.comments}
     kept = _kept_results(config, root)
     cells = [_of_cell(config, cell, root, jobs, kept.get(cell.folder)) for cell in planned]
     own = {_comment(status.cell) for status in cells}
@@ -125,7 +127,7 @@ def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
         cells=cells,
         controller=controller,
         orphans=queued or [] if alive is False else [],
-        others=[job for job in queued or [] if job.comment not in own],
+        others=[job for job in queued or [] if own.isdisjoint(job.comments)],
         parity=list(_failed_parity(config, root)),
         remarks=remarks,
     )
@@ -184,7 +186,7 @@ def _of_cell(
 ) -> CellStatus:
     if cell.unsupported:
         return found or CellStatus(cell, "unsupported", cell.unsupported)
-    now = _now(config, cell, root, jobs)
+    now = _now(config, cell, root, jobs, found)
     if now is not None:
         return now
     folder, log = root / cell.folder, cell.folder / "job.log"
@@ -203,7 +205,11 @@ def _of_cell(
 
 
 def _now(
-    config: Config, cell: Cell, root: Path, jobs: Mapping[str, queue.Job] | None
+    config: Config,
+    cell: Cell,
+    root: Path,
+    jobs: Mapping[str, queue.Job] | None,
+    found: CellStatus | None,
 ) -> CellStatus | None:
     """A cell that is running or queued; None where it is neither."""
     scratch = scratch_of(root / cell.folder / "metrics.json")
@@ -215,6 +221,12 @@ def _now(
             return CellStatus(cell, "queued", _why_waiting(job), job.job_id, log)
         left = seconds_of(job.left)
         if owner is None or owner["slurm_job_id"] != job.job_id:
+            if len(job.comments) > 1:
+                # Of a group, whose cells run one after the other.
+                if found is not None and (root / cell.folder / STAMP).exists():
+                    return None
+                detail = f"with {len(job.comments) - 1} others in one job, which runs"
+                return CellStatus(cell, "queued", detail, job.job_id, log)
             # Its first seconds; what is there is of an earlier try.
             return CellStatus(cell, "running", "starting", job.job_id, log, limit_s=left)
         number, where = job.job_id, f" on {job.nodes}"

@@ -184,7 +184,9 @@ def _counted(cells: Iterable[CellStatus]) -> Iterator[str]:
 
 
 def _remarks(status: MatrixStatus) -> Iterator[str]:
-    others = Counter((job.comment.split("_wildcards_")[0], job.state) for job in status.others)
+    others = Counter(
+        (" ".join(job.comments).split("_wildcards_")[0], job.state) for job in status.others
+    )
     for (rule, state), number in others.items():
         yield f"{rule.removeprefix('rule_')}: {number} {state.lower()}"
     for line in status.parity:
