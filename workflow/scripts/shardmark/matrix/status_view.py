@@ -185,7 +185,9 @@ def _counted(cells: Iterable[CellStatus]) -> Iterator[str]:
 
 def _remarks(status: MatrixStatus) -> Iterator[str]:
     others = Counter(
-        (" ".join(job.comments).split("_wildcards_")[0], job.state) for job in status.others
+        (comment.split("_wildcards_")[0], job.state)
+        for job in status.others
+        for comment in job.comments
     )
     for (rule, state), number in others.items():
         yield f"{rule.removeprefix('rule_')}: {number} {state.lower()}"
