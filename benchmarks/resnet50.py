@@ -8,7 +8,7 @@ from typing import Any
 
 from run_cell import publish, run_cell
 from shardmark.cells import Cell, cell_of
-from shardmark.config_loading import load
+from shardmark.config.loading import load
 from shardmark.launching.scratch import scratch_folder
 from shardmark.metrics import Metrics
 from shardmark.strategies import STRATEGIES

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plot import draw_all
 from report_page import render
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.figures.data import Data
 from shardmark.report.contents import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
 from shardmark.report.page import page_context

@@ -11,8 +11,8 @@ from typing import Any
 from parity_cases import STRATEGIES
 from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.codebase import code_of_cell, code_sha256
-from shardmark.config import Config
-from shardmark.config_loading import load
+from shardmark.config.loading import load
+from shardmark.config.schema import Config
 from shardmark.effective_config import EffectiveConfig
 from shardmark.metrics import (
     Accuracy,

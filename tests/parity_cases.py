@@ -12,7 +12,7 @@ import pytest
 
 from saved_cells import oracle_arguments
 from shardmark.cells import ParityCase, parity_case
-from shardmark.config_loading import load
+from shardmark.config.loading import load
 from shardmark.measurement.telemetry import visible_gpus
 from shardmark.strategies import STRATEGIES as RECORDS
 

@@ -11,7 +11,7 @@ from typing import Any
 from parity_cases import DEVICE, ROOT, STRATEGIES, VARIANTS, skip_without_gpus
 from run_cell import run_cell
 from shardmark.cells import Cell, cell_of
-from shardmark.config_loading import load
+from shardmark.config.loading import load
 from shardmark.metrics import Metrics, read_metrics
 
 _RUNS = Path(os.environ["SHARDMARK_TEST_RUNS"])

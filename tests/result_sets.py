@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shardmark.cells import Cell, cell_of
-from shardmark.config_loading import load
+from shardmark.config.loading import load
 from shardmark.metrics import Device, Efficiency, Failure, Metrics, Parity, Throughput, Times
 
 ROOT = Path(__file__).resolve().parents[1]

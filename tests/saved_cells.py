@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from shardmark.cells import Cell, ParityCase, cell_of
-from shardmark.config import Config, ParityGate
-from shardmark.saved_config import save_config, saved_at
+from shardmark.config.saved import save_config, saved_at
+from shardmark.config.schema import Config, ParityGate
 
 _FILES = tempfile.TemporaryDirectory(prefix="shardmark-test-")
 

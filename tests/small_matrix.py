@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from shardmark.cells import Cell, cell_of
-from shardmark.config import Config
-from shardmark.config_loading import load
+from shardmark.config.loading import load
+from shardmark.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW: dict[str, Any] = {

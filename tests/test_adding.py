@@ -74,7 +74,7 @@ def test_an_added_strategy_passes_the_parity_gate_at_two_ranks(project: Path) ->
 def test_an_added_optimizer_trains_and_the_certificate_knows_its_settings(project: Path) -> None:
     code = """
         import torch
-        from shardmark.config import Optimizer
+        from shardmark.config.schema import Optimizer
         from shardmark.optimizers import OPTIMIZERS
         from shardmark.workload.optimizers import build_optimizer
         section = Optimizer(name="nadam", learning_rate=0.1)

@@ -52,8 +52,8 @@ def test_a_cell_depends_on_its_launcher_and_on_all_that_its_ranks_import(strateg
 def test_a_cell_does_not_depend_on_what_only_plans_and_shows() -> None:
     others = {
         "shardmark/results/matrix.py",
-        "shardmark/matrix/progress.py",
-        "shardmark/config_files.py",
+        "shardmark/controller/progress.py",
+        "shardmark/config/files.py",
     }
     others |= {"run_parity.py", "make_oracle.py", "export_schemas.py"}
     assert not others & code_of("ddp")
@@ -66,7 +66,7 @@ def test_fairscales_stand_ins_are_fairscales_alone() -> None:
 
 def test_a_verdict_of_the_gate_depends_on_the_gate_and_not_on_the_launcher_of_cells() -> None:
     code = names(code_of_parity(parity_case(matrix(), "small", "ddp", 2)))
-    assert {"run_parity.py", "train_ddp.py", "shardmark/training/parity.py"} <= code
+    assert {"run_parity.py", "train_ddp.py", "shardmark/parity/gate.py"} <= code
     assert "run_cell.py" not in code
 
 
@@ -74,7 +74,7 @@ def test_every_form_of_import_counts(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import json, shardmark.measurement.clocks\n"
-        "from shardmark import atomic\n"
+        "from shardmark import files\n"
         "from shardmark.errors import UserError\n"
         "import shardmark_of_another\n"
         "def late():\n"
@@ -85,7 +85,7 @@ def test_every_form_of_import_counts(tmp_path: Path) -> None:
         "shardmark/__init__.py",
         "shardmark/measurement/__init__.py",
         "shardmark/measurement/clocks.py",
-        "shardmark/atomic.py",
+        "shardmark/files.py",
         "shardmark/errors.py",
         "fetch_data.py",
     }
@@ -153,7 +153,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None], set[str]]] = {
         append,
         {"deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"},
     ),
-    "editing what shows the progress": ("shardmark/matrix/progress.py", append, set()),
+    "editing what shows the progress": ("shardmark/controller/progress.py", append, set()),
     "editing the gate": ("run_parity.py", append, set()),
 }
 
@@ -169,18 +169,18 @@ def test_a_checksum_changes_with_the_code_that_can_affect_the_cell(
 
 
 def test_a_checksum_is_over_names_and_contents(tmp_path: Path) -> None:
-    clocks, atomic = SCRIPTS / "shardmark/measurement/clocks.py", SCRIPTS / "shardmark/atomic.py"
-    assert code_sha256([clocks, atomic]) == code_sha256([atomic, clocks, clocks])
-    assert code_sha256([clocks]) != code_sha256([atomic])
-    assert code_sha256([clocks]) != code_sha256([clocks, atomic])
+    clocks, files = SCRIPTS / "shardmark/measurement/clocks.py", SCRIPTS / "shardmark/files.py"
+    assert code_sha256([clocks, files]) == code_sha256([files, clocks, clocks])
+    assert code_sha256([clocks]) != code_sha256([files])
+    assert code_sha256([clocks]) != code_sha256([clocks, files])
 
 
 def test_planning_and_reporting_import_no_torch() -> None:
     modules = [
         "codebase",
-        "config_files",
+        "config.files",
         "report.contents",
-        "matrix.progress",
+        "controller.progress",
         "measurement.gpu_check",
     ]
     code = "".join(f"import shardmark.{module}\n" for module in modules)

@@ -13,9 +13,9 @@ import yaml
 from snakemake.utils import update_config
 
 from shardmark.cells import cells_of
-from shardmark.config import Config
-from shardmark.config_files import check_file
-from shardmark.config_loading import load
+from shardmark.config.files import check_file
+from shardmark.config.loading import load
+from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
 from small_matrix import RAW, ROOT, changed
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from result_sets import metrics_of
-from shardmark import atomic
+from shardmark import files
 from shardmark.cells import cell_of, cells_of
 from shardmark.codebase import code_of_cell, code_sha256
-from shardmark.config import Config
-from shardmark.config_files import load_files
-from shardmark.matrix.costs import Job, costs_of
-from shardmark.matrix.costs_view import lines_of
+from shardmark.config.files import load_files
+from shardmark.config.schema import Config
 from shardmark.metrics import Metrics, Times
+from shardmark.status.costs import Job, costs_of
+from shardmark.status.costs_view import lines_of
 from shardmark.time_limits import limit_minutes
 from small_matrix import ROOT, cell_at, matrix
 
@@ -37,7 +37,7 @@ def leave(root: Path, metrics: Metrics) -> None:
     """A result of the present code."""
     current = metrics.model_copy(update={"code_sha256": code_sha256(code_of_cell(metrics.cell))})
     path = root / metrics.cell.folder / "metrics.json"
-    atomic.write_text(path, current.model_dump_json(by_alias=True))
+    files.write_text(path, current.model_dump_json(by_alias=True))
 
 
 def cells(config: Config, root: Path) -> list[Job]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from parity_cases import case_of
-from shardmark.config import Workload
+from shardmark.config.schema import Workload
 from shardmark.workload.data import (
     Images,
     LoadedTrainingData,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shardmark.config import Site
+from shardmark.config.schema import Site
 from shardmark.doctor import (
     link_findings,
     place_findings,

@@ -13,8 +13,8 @@ from shardmark.errors import UserError
 from shardmark.launching.endings import Interrupted, failure_of
 from shardmark.launching.launch import Ended
 from shardmark.launching.node import NodeReport
+from shardmark.launching.rank import kind_of
 from shardmark.processes.heartbeat import Beat
-from shardmark.training.rank import kind_of
 
 CELL: Cell = case_of("ddp", 2).cell
 

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from built_pages import data_of
 from gpu_matrix import config_of, write_crowded, write_matrix
 from plot import draw_all
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.figures.catalogue import DRAWN_BY, draw
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import LEFT_OUT

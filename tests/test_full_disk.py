@@ -13,7 +13,7 @@ from built_pages import build
 from gpu_matrix import config_of, write_matrix
 from parity_cases import ROOT, case_of, make_oracle
 from saved_cells import cell_arguments, oracle_arguments, saved
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.disk import disk_errors_explained, is_full, require_room
 from shardmark.doctor.place_findings import small_files
 from shardmark.errors import UserError

@@ -17,8 +17,8 @@ import run_parity
 from parity_cases import ROOT, STRATEGIES, case_of
 from shardmark.cells import Cell
 from shardmark.measurement.gpu_check import gate_ranks
+from shardmark.parity import gpu_turn
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
-from shardmark.training import gpu_turn
 from shardmark.training.runtime import Runtime
 from simulated_nvml import Gpu, simulate
 

@@ -10,15 +10,15 @@ import torch
 
 from parity_cases import case_of
 from shardmark.metrics import Deviation, Parity, PrecisionParity, read_parity
-from shardmark.training import oracle
-from shardmark.training.oracle import Trajectory, differ, is_over, run_oracle
-from shardmark.training.parity import (
+from shardmark.parity import oracle
+from shardmark.parity.gate import (
     deviation,
     gate_images,
     judge,
     summary_difference,
     surrogate_cell,
 )
+from shardmark.parity.oracle import Trajectory, differ, is_over, run_oracle
 from shardmark.workload.models import build_surrogate
 
 

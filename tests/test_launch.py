@@ -25,10 +25,10 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.launching import launch as launching
 from shardmark.launching.launch import LOG_TAIL_LINES, Ended, launch
+from shardmark.launching.rank import is_out_of_memory
 from shardmark.launching.scratch import CONTROLLER_STARTED
 from shardmark.metrics import Metrics, read_metrics
 from shardmark.slurm import allocation
-from shardmark.training.rank import is_out_of_memory
 from small_matrix import ROOT, cell_at
 
 pytestmark = pytest.mark.timeout(120)

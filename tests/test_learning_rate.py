@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shardmark.config import Workload
-from shardmark.config_loading import load
+from shardmark.config.loading import load
+from shardmark.config.schema import Workload
 from shardmark.workload.optimizers import learning_rate_at
 from small_matrix import ROOT, changed
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.files import write_text
 from shardmark.metrics import Metrics
 from shardmark.results.matrix import PlannedCell, read_matrix
 from small_matrix import cell_at, matrix

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from real_cells import cell_named, metrics_of_run
-from shardmark.config import Optimizer
+from shardmark.config.schema import Optimizer
 from shardmark.measurement.model_cost import cost_of
 from shardmark.measurement.model_state import float32_bytes, predicted, storages
 from shardmark.metrics import Memory, ModelState

@@ -17,8 +17,8 @@ from shardmark.architectures import (
     is_vit,
     smallest_image_px,
 )
-from shardmark.config import Workload
-from shardmark.training.parity import surrogate_cell
+from shardmark.config.schema import Workload
+from shardmark.parity.gate import surrogate_cell
 from shardmark.workload.models import build_model, build_surrogate, shard_units
 
 # Models whose stem there is a choice of.

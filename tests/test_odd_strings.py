@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from shardmark.cells import cell_of
-from shardmark.config import Cluster, Config
-from shardmark.config_loading import load
+from shardmark.config.loading import load
+from shardmark.config.schema import Cluster, Config
 from shardmark.errors import ConfigError
 from shardmark.metrics import read_metrics
 from shardmark.slurm.job_request import quoted_options

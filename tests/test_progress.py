@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase, cells_of, parity_case
-from shardmark.matrix import progress
-from shardmark.matrix.progress import Progress, duration, needs_the_console, outcome
+from shardmark.controller import progress
+from shardmark.controller.progress import Progress, duration, needs_the_console, outcome
+from shardmark.files import write_text
 from shardmark.metrics import Failure, Loss, Metrics, Parity, Throughput
 from small_matrix import cell_at, matrix
 

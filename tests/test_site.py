@@ -13,7 +13,7 @@ import pytest
 
 import run_cell
 from shardmark.cells import Cell, parity_case
-from shardmark.config import CellSite
+from shardmark.config.schema import CellSite
 from shardmark.errors import UserError
 from shardmark.launching.launch import Ended, launch
 from shardmark.launching.site import SCRATCH_VARIABLE, contained, environment_at, why_not_at_site
@@ -227,7 +227,7 @@ def test_the_setup_runs_once_a_node_and_homes_packages_stay_out(
 def test_the_oracles_process_enters_the_site_once(image: Path, tmp_path: Path) -> None:
     script = tmp_path / "enter.py"
     script.write_text(
-        "import os, sys\nfrom shardmark.config import CellSite\n"
+        "import os, sys\nfrom shardmark.config.schema import CellSite\n"
         "from shardmark.launching.site import enter\n"
         f"site = CellSite(container={str(image)!r}, setup='export A=1', environment={{'B': '2'}})\n"
         "enter(site, cuda=False, folders=[])\n"

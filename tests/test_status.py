@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shardmark import atomic
+from shardmark import files
 from shardmark.cells import Cell, cells_of
 from shardmark.codebase import code_of_cell, code_sha256
-from shardmark.config import Config
+from shardmark.config.schema import Config
+from shardmark.controller.record import FOLDER, controller_of
 from shardmark.launching.cell_progress import (
     CellProgress,
     ProgressNote,
@@ -28,11 +29,10 @@ from shardmark.launching.cell_progress import (
     read_progress,
 )
 from shardmark.launching.scratch import OWNER, scratch_folder, scratch_of, this_run
-from shardmark.matrix.controller import FOLDER, controller_of
-from shardmark.matrix.status import CellStatus, check, seconds_of, status_of
-from shardmark.matrix.status_view import LOOKS, View
 from shardmark.metrics import Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
+from shardmark.status.matrix_status import CellStatus, check, seconds_of, status_of
+from shardmark.status.view import LOOKS, View
 from small_matrix import ROOT, cell_at, matrix
 from status import fit
 from test_survival import cell_of, started
@@ -58,7 +58,7 @@ def leave(cell: Cell, status: str = "ok", *, stamp: bool = True, **changes: obje
         code_sha256=code_sha256(code_of_cell(cell)),
         status=status,  # type: ignore[arg-type]
     ).model_copy(update=changes)
-    atomic.write_text(cell.folder / "metrics.json", metrics.model_dump_json(by_alias=True))
+    files.write_text(cell.folder / "metrics.json", metrics.model_dump_json(by_alias=True))
     if stamp:
         (cell.folder / "code.sha256").write_text("")
 
@@ -308,27 +308,27 @@ def test_a_job_whose_controller_is_gone_is_an_orphan() -> None:
     assert "orphaned: 7, 9. Their controller is gone" in text
     assert "check_parity: 1 running" in text
     record = Path("results/t", FOLDER, OWNER)
-    atomic.write_text(record, json.dumps(this_run()))
+    files.write_text(record, json.dumps(this_run()))
     assert "orphaned" not in text_of(matrix())
     assert f"controller: process {os.getpid()} of this machine" in text_of(matrix())
-    atomic.write_text(record, json.dumps(this_run() | {"created": 1.0}))
+    files.write_text(record, json.dumps(this_run() | {"created": 1.0}))
     assert "controller: killed (it was process" in text_of(matrix())
     assert "orphaned: 7, 9" in text_of(matrix())
 
 
 def test_a_controller_elsewhere_is_told_and_not_taken_for_dead() -> None:
     record = Path("results/t", FOLDER, OWNER)
-    atomic.write_text(record, json.dumps(this_run() | {"host": "login2"}))
+    files.write_text(record, json.dumps(this_run() | {"host": "login2"}))
     alive, words = controller_of(Path("results/t"))
     assert alive is None
     assert "on login2, if it is alive: that cannot be seen from here" in words
-    atomic.write_text(record, json.dumps(this_run() | {"host": "n1", "slurm_job_id": "5"}))
+    files.write_text(record, json.dumps(this_run() | {"host": "n1", "slurm_job_id": "5"}))
     assert controller_of(Path("results/t"))[0] is None
     Path("bin").mkdir()
     Path("bin/squeue").write_text("#!/bin/sh\necho RUNNING\n")
     Path("bin/squeue").chmod(0o755)
     assert controller_of(Path("results/t")) == (True, "Slurm job 5 on n1 (running)")
-    atomic.write_text(record, json.dumps(this_run() | {"slurm_job_id": "5"}))
+    files.write_text(record, json.dumps(this_run() | {"slurm_job_id": "5"}))
     assert controller_of(Path("results/t"))[1].endswith(" of this machine, in Slurm job 5")
 
 

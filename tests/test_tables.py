@@ -25,7 +25,7 @@ from gpu_matrix import (
     write_parity,
 )
 from shardmark.cells import cell_of
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.metrics import Metrics, SlurmJob
 from shardmark.quantities import format_number
 from shardmark.report.contents import KINDS, TABLES, exported_files

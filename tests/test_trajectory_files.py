@@ -10,8 +10,8 @@ import torch
 
 from shardmark.errors import UserError
 from shardmark.metrics import Deviation
-from shardmark.training.oracle import Trajectory
-from shardmark.training.trajectory_files import read_oracles, read_trajectories, write_plain
+from shardmark.parity.oracle import Trajectory
+from shardmark.parity.trajectory_files import read_oracles, read_trajectories, write_plain
 
 WEIGHTS = {"w": torch.tensor([1.0, 2.0])}
 TRAJECTORY = Trajectory([1.0, 0.5], WEIGHTS, WEIGHTS, WEIGHTS)

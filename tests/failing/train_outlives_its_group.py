@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.training.strategy import Task
 from train_ddp import Ddp
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from train_ddp import Ddp
 
 # Of a small test cell: four of its epoch, the inspected one, four of the warm-up.

@@ -5,7 +5,7 @@ import os
 import torch
 from torch import Tensor
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.workload.data import Batch
 from train_ddp import Ddp
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from train_ddp import Ddp
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.workload import data
 from train_ddp import Ddp
 

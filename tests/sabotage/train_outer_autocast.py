@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import train_deepspeed
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.training.strategy import Task
 from shardmark.workload.precision import autocast
 

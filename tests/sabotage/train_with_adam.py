@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.training.strategy import Task
 from train_ddp import Ddp
 

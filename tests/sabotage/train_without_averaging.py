@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from train_ddp import Ddp
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.distributed.fsdp import FSDPModule
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.training.strategy import Task
 from train_fsdp2 import Fsdp2
 

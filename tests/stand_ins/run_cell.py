@@ -12,9 +12,9 @@ from pathlib import Path
 
 from shardmark.cells import cell_of
 from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.config.saved import read_config
 from shardmark.launching.site import SCRATCH_VARIABLE
 from shardmark.metrics import Failure, Metrics
-from shardmark.saved_config import read_config
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--config", type=read_config)

@@ -15,17 +15,17 @@ sys.path.insert(0, str(SCRIPTS))
 
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
-from shardmark.config_loading import load
-from shardmark.config_files import check_file, read_arguments
+from shardmark.config.loading import load
+from shardmark.config.files import check_file, read_arguments
 from shardmark.disk import why_no_folder, why_no_room
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
 from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
-from shardmark.matrix.controller import record_controller
-from shardmark.matrix.progress import Progress
-from shardmark.matrix.stopping import StopAtFailure
-from shardmark.matrix.targets import why_not_in_matrix
-from shardmark.matrix.termination import Termination
+from shardmark.controller.record import record_controller
+from shardmark.controller.progress import Progress
+from shardmark.controller.stopping import StopAtFailure
+from shardmark.controller.targets import why_not_in_matrix
+from shardmark.controller.termination import Termination
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.contents import (
     COMPARED,
@@ -37,7 +37,7 @@ from shardmark.report.contents import (
     exported_files,
 )
 from shardmark.results.table_checksums import edited_tables
-from shardmark.saved_config import save_config, saved_at
+from shardmark.config.saved import save_config, saved_at
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardmark.command import one_message
+from shardmark.config.saved import read_config
 from shardmark.errors import UserError
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.collected import collect, write_tables
 from shardmark.results.outcome import Outcome
-from shardmark.saved_config import read_config
 
 NAMED = 5
 

@@ -20,10 +20,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from shardmark.atomic import write_text
 from shardmark.errors import UserError
 from shardmark.escaping import csv_text, for_markdown
 from shardmark.figures.drawing import save
+from shardmark.files import write_text
 from shardmark.report.sentences import percent, ratio_text
 from shardmark.report.table import Table, to_latex
 from shardmark.results.result_set import read_result_set

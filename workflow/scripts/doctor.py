@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardmark.codebase import SCRIPTS
-from shardmark.config import Config
-from shardmark.config_files import load_files
+from shardmark.config.files import load_files
+from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.gpu_findings import gpus
 from shardmark.doctor.link_findings import all_reduce

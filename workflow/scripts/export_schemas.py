@@ -12,11 +12,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from shardmark.cells import Cell
-from shardmark.config import Config
+from shardmark.config.schema import Config
+from shardmark.config.values import LARGEST
 from shardmark.metrics import Metrics, Parity
 from shardmark.report.data_dictionary import dictionary
 from shardmark.strategies import STRATEGIES
-from shardmark.values import LARGEST
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS: dict[str, type[BaseModel]] = {

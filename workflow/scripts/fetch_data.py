@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torchvision.datasets.utils import download_and_extract_archive
 
-from shardmark.atomic import write_text
 from shardmark.command import one_message
 from shardmark.disk import disk_errors_explained
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.workload.data_files import cifar_class, record_of, why_not_whole
 
 

@@ -10,11 +10,11 @@ import torch
 
 from shardmark.cells import parity_case
 from shardmark.command import one_message
+from shardmark.config.saved import read_config
 from shardmark.launching.site import enter
+from shardmark.parity.gate import make_oracles
+from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.leaving import leave
-from shardmark.saved_config import read_config
-from shardmark.training.parity import make_oracles
-from shardmark.training.trajectory_files import write_plain
 
 
 @one_message

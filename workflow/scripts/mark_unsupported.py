@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase, cells_of, parity_case
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256
 from shardmark.command import one_message
-from shardmark.config import Config
+from shardmark.config.saved import read_config
+from shardmark.config.schema import Config
+from shardmark.files import write_text
 from shardmark.metrics import Failure, Metrics, Parity
-from shardmark.saved_config import read_config
 
 
 def unsupported_cell(cell: Cell) -> Metrics:

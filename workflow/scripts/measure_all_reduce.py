@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell
+from shardmark.files import write_text
+from shardmark.launching.rank import record_failure
 from shardmark.processes.leaving import leave
 from shardmark.training.probe import all_reduce_gb_per_s
-from shardmark.training.rank import record_failure
 from shardmark.training.runtime import start_runtime
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from shardmark.command import one_message
+from shardmark.config.values import RunName
 from shardmark.errors import UserError
 from shardmark.escaping import for_terminal
 from shardmark.results.merge import Merged, merge, write_merged
 from shardmark.results.result_set import read_result_set
-from shardmark.values import RunName
 
 NAMED = 5
 

@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from shardmark.atomic import write_text
 from shardmark.command import one_message
+from shardmark.files import write_text
 from shardmark.measurement.telemetry import node_name
 from shardmark.slurm import allocation, queue
 

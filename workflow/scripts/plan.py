@@ -7,10 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from shardmark.config_files import load_files
+from shardmark.config.files import load_files
 from shardmark.errors import UserError
-from shardmark.matrix.costs import costs_of
-from shardmark.matrix.costs_view import lines_of
+from shardmark.status.costs import costs_of
+from shardmark.status.costs_view import lines_of
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from shardmark.atomic import write_text
 from shardmark.command import one_message
 from shardmark.figures.catalogue import draw
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import save, write_words
+from shardmark.files import write_text
 from shardmark.report.contents import COMPARED
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from shardmark.atomic import write_text
 from shardmark.command import one_message
+from shardmark.files import write_text
 from shardmark.report.contents import PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import read_tables

@@ -11,17 +11,17 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell, cell_of
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.command import one_message
+from shardmark.config.saved import read_config
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.launching.cell_result import completed, outcome, slurm_job, write_steps
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
 from shardmark.metrics import SIDE_FILES, Failure, Metrics, read_metrics
-from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
 from shardmark.training_result import TrainingResult
 

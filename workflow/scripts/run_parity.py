@@ -11,11 +11,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase, parity_case
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
 from shardmark.command import one_message
+from shardmark.config.saved import read_config
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
@@ -23,7 +24,6 @@ from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.processes.leaving import leave
-from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
 
 
@@ -123,8 +123,8 @@ def _why(failure: Failure) -> str:
 
 def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
     # Not before the strategy has run: the launcher waits without torch in its memory.
-    from shardmark.training.parity import judge, judge_real_model, precisions_of, surrogate_name_of
-    from shardmark.training.trajectory_files import read_oracles, read_trajectories
+    from shardmark.parity.gate import judge, judge_real_model, precisions_of, surrogate_name_of
+    from shardmark.parity.trajectory_files import read_oracles, read_trajectories
 
     found, oracle = read_trajectories(found_file), read_oracles(oracle_file)
     precisions = [

@@ -17,10 +17,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardmark.config_files import load_files
+from shardmark.config.files import load_files
 from shardmark.errors import UserError
-from shardmark.matrix.status import check, status_of
-from shardmark.matrix.status_view import View
+from shardmark.status.matrix_status import check, status_of
+from shardmark.status.view import View
 
 # Slurm's controller serves everybody.
 WATCH_S = 10.0

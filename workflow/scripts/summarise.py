@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmark.atomic import write_text
 from shardmark.command import one_message
 from shardmark.escaping import csv_text
+from shardmark.files import write_text
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.report.table import to_latex, to_markdown, to_text
 from shardmark.results.cell_rows import CellRow

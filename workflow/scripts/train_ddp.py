@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 
 # The gradient of a 1x1 convolution on channels_last inputs differs from the bucket's view only in

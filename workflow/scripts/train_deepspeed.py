@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 from shardmark.workload.precision import AUTOCAST_DTYPES
 

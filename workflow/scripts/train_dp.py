@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import DataParallel
 
-from shardmark.training.rank import main
+from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 from shardmark.workload.data import Batch
 from shardmark.workload.precision import autocast

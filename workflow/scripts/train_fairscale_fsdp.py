@@ -16,8 +16,8 @@ with warnings.catch_warnings():
     from fairscale.nn.wrap import enable_wrap, wrap
     from fairscale.optim.grad_scaler import ShardedGradScaler
 
+from shardmark.launching.rank import main
 from shardmark.training import fairscale_gloo
-from shardmark.training.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 
 

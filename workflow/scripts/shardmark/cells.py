@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from shardmark.architectures import WITH_BATCH_NORM
-from shardmark.config import (
+from shardmark.config.schema import (
     CellSite,
     Config,
     Measure,
@@ -22,8 +22,8 @@ from shardmark.config import (
     Workload,
     base_and_options,
 )
+from shardmark.config.values import Count, Name, RunName, Seed
 from shardmark.strategies import STRATEGIES, Place
-from shardmark.values import Count, Name, RunName, Seed
 
 
 class Cell(Section):

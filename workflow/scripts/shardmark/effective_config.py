@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardmark.config import Record
-from shardmark.values import Amount, Total
+from shardmark.config.schema import Record
+from shardmark.config.values import Amount, Total
 
 # Kinds of collectives: those that bring parameters together, those that sum gradients.
 GATHERS = ("all_gather", "broadcast")

@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from shardmark.cells import Cell, recorded_fingerprint
-from shardmark.config import Record
+from shardmark.config.schema import Record
+from shardmark.config.values import Amount, Change, Count, Name, Positive, Total
 from shardmark.effective_config import EffectiveConfig
 from shardmark.errors import UserError
 from shardmark.escaping import for_terminal
-from shardmark.values import Amount, Change, Count, Name, Positive, Total
 
 SCHEMA_VERSION = 1
 # Our own files are nested seven deep. Far deeper ones exhaust the stack of what writes them again.

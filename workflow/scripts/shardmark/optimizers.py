@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from shardmark.config import Optimizer
+    from shardmark.config.schema import Optimizer
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 

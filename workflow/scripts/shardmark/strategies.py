@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shardmark.values import Count, Flag, Number
+from shardmark.config.values import Count, Flag, Number
 
 
 class Options(BaseModel):

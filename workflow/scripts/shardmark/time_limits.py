@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from shardmark.cells import Cell
-from shardmark.config import Cluster
+from shardmark.config.schema import Cluster
 
 # Imports, process group, probe, data, model, inspection, profile: config/pilot.yaml's arithmetic.
 START_S = 40.0

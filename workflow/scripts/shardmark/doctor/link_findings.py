@@ -12,7 +12,7 @@ from typing import Any
 
 from shardmark.cells import Cell, cell_of
 from shardmark.codebase import SCRIPTS
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
 from shardmark.errors import UserError
 from shardmark.launching.endings import failure_of

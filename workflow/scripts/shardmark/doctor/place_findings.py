@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardmark.codebase import SCRIPTS
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError

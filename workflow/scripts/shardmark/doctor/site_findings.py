@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from shardmark.config import Site
+from shardmark.config.schema import Site
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.place_findings import writable
 from shardmark.errors import UserError

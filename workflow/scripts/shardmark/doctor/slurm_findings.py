@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.slurm_setup import (
     account,

@@ -16,8 +16,8 @@ from snakemake_interface_common.exceptions import WorkflowError
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.slurm_submission import Resources
 from shardmark.errors import UserError
-from shardmark.matrix.status import seconds_of
 from shardmark.slurm import queue
+from shardmark.status.matrix_status import seconds_of
 
 # The executor's own: it uses squeue only where Slurm remembers an ended job for three looks.
 FIRST_LOOK_S, LOOKS = 40, 3

@@ -12,8 +12,8 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import parse_time_to_minutes, set_gres_string
 
 from shardmark.cells import cells_of
-from shardmark.config import Cluster, Config
-from shardmark.config_files import check_file
+from shardmark.config.files import check_file
+from shardmark.config.schema import Cluster, Config
 from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
 from shardmark.slurm.queue import TRAIN
 from shardmark.time_limits import GATE_MINUTES, limit_minutes

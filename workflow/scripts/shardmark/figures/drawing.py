@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from shardmark.atomic import replacing
 from shardmark.figures.appearance import Look
 from shardmark.figures.data import Data
+from shardmark.files import replacing
 from shardmark.quantities import format_number
 
 MM = 1 / 25.4

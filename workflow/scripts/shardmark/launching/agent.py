@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardmark.atomic import write_text
 from shardmark.command import one_message
+from shardmark.files import write_text
 from shardmark.processes.leaving import leave
 from shardmark.processes.tether import tethered
 

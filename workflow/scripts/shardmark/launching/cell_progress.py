@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell
-from shardmark.config import Section
+from shardmark.config.schema import Section
+from shardmark.files import write_text
 from shardmark.processes.heartbeat import Beat
 
 # A file on a shared file system is for people, who look every few seconds.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shardmark.atomic import replacing
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
+from shardmark.files import replacing
 from shardmark.launching.launch import Ended
 from shardmark.launching.node import NodeReport, telemetry_path
 from shardmark.measurement.devices import read_samples, summarise_cell, summarise_device

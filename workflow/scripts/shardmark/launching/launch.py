@@ -20,11 +20,11 @@ from typing import IO, Any
 
 import psutil
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
 from shardmark.disk import require_room
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.launching.node import (
     NodeReport,
     Plan,

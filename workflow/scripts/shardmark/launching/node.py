@@ -23,13 +23,13 @@ from typing import Any, Literal, NamedTuple
 import psutil
 from pydantic import Field
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
 from shardmark.command import one_message
-from shardmark.config import Section
+from shardmark.config.schema import Section
 from shardmark.disk import disk_errors_explained, require_room
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.launching.agent import agent_command
 from shardmark.launching.cell_progress import ProgressNote
 from shardmark.launching.site import (

@@ -20,8 +20,8 @@ import psutil
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from shardmark.atomic import write_text
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.slurm import queue
 
 OWNER = "owner.json"

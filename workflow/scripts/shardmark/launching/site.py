@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from shardmark.codebase import SCRIPTS
-from shardmark.config import CellSite
+from shardmark.config.schema import CellSite
 from shardmark.errors import UserError
 
 ROOT = SCRIPTS.parents[1]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shardmark.config import Workload
+from shardmark.config.schema import Workload
 from shardmark.workload.models import build_model
 
 # Batch-norm wants more than one value a channel.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from shardmark.config import Optimizer
+from shardmark.config.schema import Optimizer
 from shardmark.metrics import ModelState
 from shardmark.optimizers import OPTIMIZERS
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardmark.atomic import replacing
+from shardmark.files import replacing
 
 FILE_VARIABLE = "SHARDMARK_HEARTBEATS"
 # Process id, rank, beats, steps, monotonic time of the last beat in seconds, phase.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from shardmark.atomic import write_text
 from shardmark.escaping import csv_text
+from shardmark.files import write_text
 from shardmark.report.contents import TABLES, exported_files
 from shardmark.report.decisions import decision_table
 from shardmark.report.page_tables import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.config import Measure
+from shardmark.config.schema import Measure
 from shardmark.measurement.validity import rules_in_words, unchecked_rules
 from shardmark.quantities import describe_gpus
 from shardmark.report.contents import FIGURES, KINDS, NOT_DRAWN, OUTCOMES, TABLES, caption

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from shardmark.cells import Cell
-from shardmark.config import Section
+from shardmark.config.schema import Section
 from shardmark.measurement.labels import (
     cell_labels,
     exposed_communication_pct,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from shardmark.atomic import write_text
 from shardmark.cells import start_order
-from shardmark.config import Config, Section
+from shardmark.config.schema import Config, Section
+from shardmark.files import write_text
 from shardmark.results.cell_rows import CellRow, EpochRow, cell_row, epoch_rows
 from shardmark.results.csv_tables import read_csv, to_csv
 from shardmark.results.exclusion import why_excluded

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pandas as pd
 
-from shardmark.config import Section
+from shardmark.config.schema import Section
 from shardmark.escaping import for_csv
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmark.cells import Cell, cells_of
 from shardmark.codebase import code_of_cell, code_sha256
-from shardmark.config import Config
+from shardmark.config.schema import Config
 from shardmark.errors import UserError
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, read_metrics

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shardmark.atomic import write_text
 from shardmark.codebase import STAMP
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.metrics import SIDE_FILES, Metrics
 from shardmark.results.result_set import (
     Key,

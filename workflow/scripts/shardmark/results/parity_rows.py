@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardmark.cells import ParityCase, parity_case
-from shardmark.config import Config, Section
+from shardmark.config.schema import Config, Section
 from shardmark.errors import UserError
 from shardmark.metrics import Parity, PrecisionParity, RealModelParity, read_parity
 from shardmark.results.cell_rows import column

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from shardmark.config import Config, Section
+from shardmark.config.schema import Config, Section
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import Certificate, certificates
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shardmark.atomic import write_text
+from shardmark.files import write_text
 
 ENDING = ".sha256"
 

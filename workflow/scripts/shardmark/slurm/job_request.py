@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass
 
-from shardmark.config import Cluster
+from shardmark.config.schema import Cluster
 
 # Slurm ends a job with no word to its cell: the cell's own limit must come first.
 SPARE_MINUTES = 5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from shardmark.atomic import write_text
 from shardmark.escaping import csv_text
+from shardmark.files import write_text
 from shardmark.results.table_checksums import record_checksums
 from shardmark.statistics.comparisons import compare
 from shardmark.statistics.scaling import scaling_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from shardmark.config import Section
+from shardmark.config.schema import Section
 
 
 class Standing(Section):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from shardmark.config import Measure
+from shardmark.config.schema import Measure
 from shardmark.measurement.clocks import Phases, StepClock
 from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host

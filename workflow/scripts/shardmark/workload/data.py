@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from shardmark.config import Workload
+from shardmark.config.schema import Workload
 from shardmark.errors import UserError
 from shardmark.workload.data_files import cifar_class, why_not_whole
 from shardmark.workload.keyed_random import draw, sample_keys

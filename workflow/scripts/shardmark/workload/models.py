@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, is_resnet, is_vit
-from shardmark.config import Workload
+from shardmark.config.schema import Workload
 from shardmark.workload.cifar_resnet import CifarResNet
 from shardmark.workload.keyed_random import KeyedDropout, KeyedStochasticDepth
 

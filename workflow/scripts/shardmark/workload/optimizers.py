@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from shardmark.config import Optimizer, Workload
+from shardmark.config.schema import Optimizer, Workload
 from shardmark.optimizers import OPTIMIZERS
 
 # Of the peak, for the steps after the training, which are timed and profiled: what cosine is on

@@ -16,12 +16,12 @@ from typing import Literal
 
 from shardmark.cells import Cell, cells_of, parity_case
 from shardmark.codebase import STAMP
-from shardmark.config import Config
+from shardmark.config.schema import Config
+from shardmark.controller.progress import TRAIN, case_title
+from shardmark.controller.record import controller_of
 from shardmark.errors import UserError
 from shardmark.launching.cell_progress import read_progress
 from shardmark.launching.scratch import owner_of, scratch_of, why_alive
-from shardmark.matrix.controller import controller_of
-from shardmark.matrix.progress import TRAIN, case_title
 from shardmark.metrics import Metrics, read_parity
 from shardmark.results.matrix import read_matrix
 from shardmark.slurm import queue

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from shardmark.config import Config
-from shardmark.matrix.progress import duration
-from shardmark.matrix.status import FAILED, CellStatus, MatrixStatus, State
+from shardmark.config.schema import Config
+from shardmark.controller.progress import duration
+from shardmark.status.matrix_status import FAILED, CellStatus, MatrixStatus, State
 
 RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN, DIM = 31, 32, 33, 34, 35, 36, 2
 

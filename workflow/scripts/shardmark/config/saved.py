@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from shardmark.atomic import write_text
-from shardmark.config import Config
+from shardmark.config.schema import Config
+from shardmark.files import write_text
 
 
 def saved_at(config: Config) -> Path:

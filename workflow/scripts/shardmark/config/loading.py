@@ -23,7 +23,7 @@ from shardmark.architectures import (
     is_vit,
     smallest_image_px,
 )
-from shardmark.config import (
+from shardmark.config.schema import (
     CIFAR_SIZES,
     BatchSize,
     Cluster,

@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 from snakemake.utils import update_config
 
-from shardmark.config import Config
-from shardmark.config_loading import load, shown
+from shardmark.config.loading import load, shown
+from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
 
 BASE = Path("config/config.yaml")

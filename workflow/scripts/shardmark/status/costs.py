@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from shardmark.cells import Cell, parity_case
-from shardmark.config import Cluster, Config
+from shardmark.config.schema import Cluster, Config
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, read_metrics, read_parity
 from shardmark.results.matrix import read_matrix

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from shardmark.config.values import Count, Flag, Name, Number, RunName, Seed
 from shardmark.optimizers import OptimizerName
 from shardmark.strategies import STRATEGIES
-from shardmark.values import Count, Flag, Name, Number, RunName, Seed
 
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]

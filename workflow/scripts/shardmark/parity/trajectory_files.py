@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from shardmark.atomic import replacing
 from shardmark.errors import UserError
+from shardmark.files import replacing
 from shardmark.metrics import Deviation
-from shardmark.training.oracle import Trajectory
+from shardmark.parity.oracle import Trajectory
 
 
 def write_plain(found: Mapping[str, Any], path: Path) -> None:

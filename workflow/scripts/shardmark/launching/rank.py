@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase
 from shardmark.disk import is_full
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.measurement.clocks import Phases
+from shardmark.parity.gate import run_case
 from shardmark.processes.last_signal import leave_trace_of_signals
 from shardmark.processes.leaving import leave
 from shardmark.training.loop import CellTraining, StrategyClass
-from shardmark.training.parity import run_case
 
 # Of cudaGetErrorString: a GPU or its driver is broken or taken, whatever a training does.
 BROKEN_GPU = (

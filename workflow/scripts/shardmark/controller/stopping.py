@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from shardmark.cells import Cell
+from shardmark.controller.progress import TRAIN, place_of
 from shardmark.errors import UserError
-from shardmark.matrix.progress import TRAIN, place_of
 from shardmark.metrics import read_metrics
 from shardmark.slurm import queue
 

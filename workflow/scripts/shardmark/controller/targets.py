@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shardmark.config import Config
-from shardmark.config_loading import did_you_mean
+from shardmark.config.loading import did_you_mean
+from shardmark.config.schema import Config
 
 _CELL = r"results/(?P<run>[^/]+)/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/gpus(?P<gpus>[^/]+)/seed"
 _CASE = r"results/(?P<run>[^/]+)/parity/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/ranks(?P<gpus>.+)"

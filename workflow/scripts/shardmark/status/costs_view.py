@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 
-from shardmark.config import Config
-from shardmark.matrix.costs import Costs, Job
-from shardmark.matrix.progress import duration
+from shardmark.config.schema import Config
+from shardmark.controller.progress import duration
+from shardmark.status.costs import Costs, Job
 from shardmark.time_limits import limit_minutes
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
+from shardmark.controller.record import FOLDER
 from shardmark.errors import UserError
-from shardmark.matrix.controller import FOLDER
 from shardmark.slurm import queue
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)

@@ -8,8 +8,8 @@ import shutil
 import socket
 from pathlib import Path
 
-from shardmark.atomic import write_text
 from shardmark.errors import UserError
+from shardmark.files import write_text
 from shardmark.launching.scratch import OWNER, Owner, is_alive_here, owner_of
 from shardmark.slurm import queue
 

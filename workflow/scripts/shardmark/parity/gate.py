@@ -21,22 +21,22 @@ from torch import Tensor, nn
 
 from shardmark.architectures import CIFAR_RESNETS
 from shardmark.cells import Cell, ParityCase
-from shardmark.config import BatchSize, Dataset, Workload
+from shardmark.config.schema import BatchSize, Dataset, Workload
 from shardmark.measurement.clocks import Phases
 from shardmark.measurement.model_cost import parameters_of
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.optimizers import OPTIMIZERS
-from shardmark.training.gpu_turn import room_for
-from shardmark.training.loop import StrategyClass, make_task, take_step
-from shardmark.training.oracle import (
+from shardmark.parity.gpu_turn import room_for
+from shardmark.parity.oracle import (
     SummationOrder,
     Trajectory,
     differ,
     is_over,
     run_oracle,
 )
+from shardmark.parity.trajectory_files import write_plain
+from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.runtime import Runtime, start_runtime
-from shardmark.training.trajectory_files import write_plain
 from shardmark.workload.data import Images, synthetic_images, training_data
 from shardmark.workload.models import (
     build_model,

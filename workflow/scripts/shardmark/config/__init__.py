@@ -1,0 +1,1 @@
+"""The configuration: schema, loading with every mistake named, and the file that jobs read."""

@@ -1,0 +1,1 @@
+"""The gate: proof that a strategy trains the oracle's model."""

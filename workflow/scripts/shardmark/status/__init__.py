@@ -1,0 +1,1 @@
+"""The state of a matrix and what it costs, for a terminal."""
