@@ -18,6 +18,7 @@ from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256,
 from shardmark.config.loading import load
 from shardmark.config.files import check_file, read_arguments
 from shardmark.disk import why_no_folder, why_no_room
+from shardmark.datasets import FETCHED
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
 from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
@@ -210,12 +211,12 @@ def data_at(wildcards):
     Fetched again, the data set is the same: no reason to run its cells again.
     """
     dataset = cell_at(wildcards).definition.dataset.name
-    return [] if dataset == "synthetic" else ancient(f"{RESULTS}/data/{dataset}.json")
+    return ancient(f"{RESULTS}/data/{dataset}.json") if dataset in FETCHED else []
 
 
 def all_data(wildcards):
     """The records of all data sets of the matrix."""
-    names = {cell.definition.dataset.name for cell in CELLS.values()} - {"synthetic"}
+    names = {cell.definition.dataset.name for cell in CELLS.values()} & set(FETCHED)
     return [f"{RESULTS}/data/{name}.json" for name in sorted(names)]
 
 

@@ -15,7 +15,7 @@ rule fetch_data:
     log:
         f"{RESULTS}/data/{{dataset}}.log",
     wildcard_constraints:
-        dataset="cifar10|cifar100",
+        dataset="|".join(FETCHED),
     params:
         # As a string and no function, Snakemake would expand braces in it.
         dir=data_dir_at,

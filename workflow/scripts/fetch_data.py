@@ -9,13 +9,14 @@ from pathlib import Path
 from torchvision.datasets.utils import download_and_extract_archive
 
 from shardmark.command import one_message
+from shardmark.datasets import FETCHED, DatasetName
 from shardmark.disk import disk_errors_explained
 from shardmark.errors import UserError
 from shardmark.files import write_text
-from shardmark.workload.data_files import cifar_class, record_of, why_not_whole
+from shardmark.workload.data_files import record_of, torchvision_class, why_not_whole
 
 
-def fetch(dataset: str, folder: Path, *, download: bool) -> dict[str, object]:
+def fetch(dataset: DatasetName, folder: Path, *, download: bool) -> dict[str, object]:
     """Check the data set's files against their published MD5, fetching them first if need be.
 
     Raises:
@@ -24,7 +25,7 @@ def fetch(dataset: str, folder: Path, *, download: bool) -> dict[str, object]:
     reason = why_not_whole(dataset, folder)
     if reason and download:
         print(f"{reason}; downloading", flush=True)
-        kind = cifar_class(dataset)
+        kind = torchvision_class(dataset)
         try:
             with disk_errors_explained(folder):
                 download_and_extract_archive(
@@ -48,7 +49,7 @@ def fetch(dataset: str, folder: Path, *, download: bool) -> dict[str, object]:
 def main() -> None:
     """Fetch the data set of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True, choices=("cifar10", "cifar100"))
+    parser.add_argument("--dataset", required=True, choices=FETCHED)
     parser.add_argument("--dir", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--download", required=True, choices=("true", "false"))
     parser.add_argument("--output", type=Path, help="JSON to write; none to check the files only")

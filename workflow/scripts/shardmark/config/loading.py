@@ -24,13 +24,11 @@ from shardmark.architectures import (
     smallest_image_px,
 )
 from shardmark.config.schema import (
-    CIFAR_SIZES,
     BatchSize,
     Cluster,
     Config,
     Data,
     Dataset,
-    DatasetName,
     Matrix,
     Measure,
     Model,
@@ -39,6 +37,7 @@ from shardmark.config.schema import (
     Section,
     Workload,
 )
+from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
 from shardmark.strategies import STRATEGIES
 
@@ -422,31 +421,27 @@ def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator
 def _workload_mistakes(
     path: str, raw: Mapping[str, Any], gpus: Sequence[int], cluster: Cluster | None
 ) -> Iterator[str]:
-    datasets = list(get_args(DatasetName))
-    for section, kind, names in (("dataset", "dataset", datasets), ("model", "model", MODELS)):
-        name = _mapping(raw, section).get("name")
-        if kind == "model" and isinstance(name, str) and has_no_known_blocks(name):
-            yield (
-                f"{path}.model.name: {name} is torchvision's, but shardmark does not know its "
-                f"blocks, which fully sharded strategies gather one at a time; allowed: "
-                f"{', '.join(names)}"
-            )
-        elif isinstance(name, str) and name not in names:
-            yield f"{path}.{section}.name: unknown {kind} {name!r}; {did_you_mean(name, names)}"
+    name = _mapping(raw, "model").get("name")
+    if isinstance(name, str) and has_no_known_blocks(name):
+        yield (
+            f"{path}.model.name: {name} is torchvision's, but shardmark does not know its blocks, "
+            f"which fully sharded strategies gather one at a time; allowed: {', '.join(MODELS)}"
+        )
+    elif isinstance(name, str) and name not in MODELS:
+        yield f"{path}.model.name: unknown model {name!r}; {did_you_mean(name, MODELS)}"
     dataset = _section(Dataset, raw, "dataset")
-    if dataset is not None and dataset.name not in datasets:
-        dataset = None
     model = _section(Model, raw, "model")
     if model is not None and model.name not in MODELS:
         model = None
     yield from _optimizer_mistakes(path, raw)
-    if dataset and dataset.name != "synthetic":
+    if dataset and not DATASETS[dataset.name].generated:
+        record = DATASETS[dataset.name]
         if dataset.classes is not None:
             yield f"{path}.dataset.classes: only synthetic images have a choice of classes"
-        for key, limit in CIFAR_SIZES.items():
-            images = getattr(dataset, f"{key}_images")
+        for key in ("train_images", "test_images"):
+            images, limit = getattr(dataset, key), getattr(record, key)
             if images is not None and images > limit:
-                yield f"{path}.dataset.{key}_images: got {images}; {dataset.name} has {limit}"
+                yield f"{path}.dataset.{key}: got {images}; {dataset.name} has {limit}"
     if model:
         if model.stem != "auto" and (not is_resnet(model.name) or model.name in CIFAR_RESNETS):
             yield f"{path}.model.stem: {model.name} has only one stem; leave it at auto"
@@ -483,7 +478,7 @@ def _workload_mistakes(
 
 def _memory_mistakes(path: str, dataset: Dataset, cluster: Cluster) -> Iterator[str]:
     """Images that a rank cannot hold; each rank keeps all of them as uint8."""
-    if dataset.name != "synthetic":
+    if not DATASETS[dataset.name].generated:
         return
     for key, count in (("train", dataset.train_size), ("test", dataset.test_images or 0)):
         size_gb = 3 * count * dataset.image_size**2 / 1e9

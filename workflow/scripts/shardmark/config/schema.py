@@ -6,16 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from shardmark.architectures import MODELS
 from shardmark.config.values import Count, Flag, Name, Number, RunName, Seed
+from shardmark.datasets import DATASETS, DatasetName
 from shardmark.optimizers import OptimizerName
 from shardmark.strategies import STRATEGIES
 
-DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
-CIFAR_SIZES = {"train": 50_000, "test": 10_000}
-CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
-CIFAR_SIDE = 32
+SMALLEST_SIDE_PX, LARGEST_SIDE_PX, USUAL_SIDE_PX = 8, 1024, 32
 
 
 class Section(BaseModel):
@@ -35,7 +34,8 @@ class Model(Section):
     """The network of a workload."""
 
     name: str = Field(
-        description="a torchvision model, or resnet8/20/32/44/56 (He et al. 2015, 4.2)"
+        description="a torchvision model, or resnet8/20/32/44/56 (He et al. 2015, 4.2)",
+        json_schema_extra={"enum": list(MODELS)},
     )
     stem: Literal["auto", "cifar", "imagenet"] = Field(
         "auto",
@@ -53,9 +53,9 @@ class Model(Section):
 class Dataset(Section):
     """The images of a workload."""
 
-    name: str = Field(description="cifar10, cifar100 or synthetic")
-    image_size: Annotated[int, Strict(), Field(ge=8, le=1024)] = Field(
-        CIFAR_SIDE, description="side the model sees, px; CIFAR is resized to it on the device"
+    name: DatasetName = Field(description="cifar10, cifar100, or generated (synthetic) images")
+    image_size: Annotated[int, Strict(), Field(ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)] = Field(
+        USUAL_SIDE_PX, description="side the model sees, px; images are resized on the device"
     )
     classes: Annotated[Count, Field(ge=2, le=100_000)] | None = Field(
         None, description="number of classes; synthetic only (CIFAR has its own)"
@@ -79,8 +79,7 @@ class Dataset(Section):
     @property
     def train_size(self) -> int:
         """Training images, the ragged last batch counted."""
-        default = 4096 if self.name == "synthetic" else CIFAR_SIZES["train"]
-        return self.train_images or default
+        return self.train_images or DATASETS[self.name].train_images
 
 
 class BatchSize(Section):
@@ -150,7 +149,7 @@ class Workload(Section):
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return CIFAR_CLASSES.get(self.dataset.name) or self.dataset.classes or 10
+        return DATASETS[self.dataset.name].classes or self.dataset.classes or 10
 
     @property
     def train_images(self) -> int:
@@ -160,8 +159,7 @@ class Workload(Section):
     @property
     def test_images(self) -> int:
         """Images the accuracy is measured on."""
-        default = 1024 if self.dataset.name == "synthetic" else CIFAR_SIZES["test"]
-        return self.dataset.test_images or default
+        return self.dataset.test_images or DATASETS[self.dataset.name].test_images
 
 
 class Matrix(Section):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import Config
+from shardmark.datasets import DATASETS
 from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
@@ -66,8 +67,8 @@ def data_sets(config: Config, root: Path) -> Iterator[Finding]:
     """Whether the files of every data set of the matrix are there, and whole."""
     names = sorted({config.workloads[name].dataset.name for name in config.matrix.workloads})
     for name in names:
-        if name == "synthetic":
-            yield Finding("ok", "data", "synthetic images are generated, nothing to fetch")
+        if DATASETS[name].generated:
+            yield Finding("ok", "data", f"{name} images are generated, nothing to fetch")
             continue
         command = [sys.executable, str(SCRIPTS / "fetch_data.py"), "--dataset", name]
         command += ["--dir", str(root / config.data.dir), "--download", "false"]

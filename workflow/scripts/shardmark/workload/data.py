@@ -16,17 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from shardmark.config.schema import Workload
+from shardmark.datasets import DATASETS
 from shardmark.errors import UserError
-from shardmark.workload.data_files import cifar_class, why_not_whole
+from shardmark.workload.data_files import torchvision_class, why_not_whole
 from shardmark.workload.keyed_random import draw, sample_keys
 
-# Per-channel mean and standard deviation of the training images of CIFAR-10 and CIFAR-100, in
-# units of the full range; synthetic images are drawn around one half.
-_NORMALISATION = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-}
 _CROP_PADDING_PX = 4
 _PURPOSE_ROW, _PURPOSE_COLUMN, _PURPOSE_FLIP = 0, 1, 2
 
@@ -55,14 +49,14 @@ def load_images(workload: Workload, data_dir: Path, *, train: bool) -> Images:
         UserError: if the data set is not there.
     """
     count = workload.train_images if train else workload.test_images
-    if workload.dataset.name == "synthetic":
+    if DATASETS[workload.dataset.name].generated:
         return synthetic_images(
             count, workload.dataset.image_size, workload.classes, stream=0 if train else 1
         )
     name = workload.dataset.name
     try:
         # torchvision compares the files' checksums first, so what it loads is whole.
-        data = cifar_class(name)(str(data_dir), train=train, download=False)
+        data = torchvision_class(name)(str(data_dir), train=train, download=False)
     except RuntimeError:
         reason = why_not_whole(name, data_dir) or f"{name} could not be read from {data_dir}"
         raise UserError(
@@ -143,7 +137,8 @@ class Pipeline:
     """
 
     def __init__(self, workload: Workload, device: torch.device) -> None:
-        mean, std = _NORMALISATION[workload.dataset.name]
+        record = DATASETS[workload.dataset.name]
+        mean, std = record.mean, record.std
         self.side = workload.dataset.image_size
         self.augment = workload.dataset.augment
         scale = [1 / (255 * s) for s in std]

@@ -9,19 +9,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardmark.datasets import DATASETS, DatasetName
+
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
 
-def cifar_class(dataset: str) -> type[CIFAR10]:
-    """Torchvision's class of a data set."""
+def torchvision_class(dataset: DatasetName) -> type[CIFAR10]:
+    """Torchvision's class of a data set; all of them have the layout of CIFAR10's."""
     import torchvision.datasets
 
-    kinds: dict[str, type[CIFAR10]] = {
-        "cifar10": torchvision.datasets.CIFAR10,
-        "cifar100": torchvision.datasets.CIFAR100,
-    }
-    return kinds[dataset]
+    kind: type[CIFAR10] = getattr(torchvision.datasets, str(DATASETS[dataset].torchvision_name))
+    return kind
 
 
 def checksums(kind: type[CIFAR10]) -> dict[str, str]:
@@ -30,11 +29,11 @@ def checksums(kind: type[CIFAR10]) -> dict[str, str]:
     return {f"{kind.base_folder}/{name}": md5 for name, md5 in pairs}
 
 
-def why_not_whole(dataset: str, folder: Path) -> str:
+def why_not_whole(dataset: DatasetName, folder: Path) -> str:
     """Which files of a data set are missing or damaged; empty if none is."""
     from torchvision.datasets.utils import check_md5
 
-    sums = checksums(cifar_class(dataset))
+    sums = checksums(torchvision_class(dataset))
     missing = [name for name in sums if not (folder / name).is_file()]
     if len(missing) == len(sums):
         return f"{dataset} is not in {folder}"
@@ -47,9 +46,9 @@ def why_not_whole(dataset: str, folder: Path) -> str:
     return ", ".join(words + [f"{folder / name} is damaged" for name in damaged])
 
 
-def record_of(dataset: str, folder: Path) -> dict[str, Any]:
+def record_of(dataset: DatasetName, folder: Path) -> dict[str, Any]:
     """What is known of a whole data set's files."""
-    sums = checksums(cifar_class(dataset))
+    sums = checksums(torchvision_class(dataset))
     stats = {name: (folder / name).stat() for name in sums}
     return {
         "dataset": dataset,
