@@ -1,3 +1,42 @@
+def obtainable(paths):
+    """Every path where cells may be trained; those that are there where they may not."""
+    allowed = workflow.dag_settings.allowed_rules
+    if not allowed or "train" in allowed:
+        return paths
+    planned = {metrics_of(cell) for cell in UNSUPPORTED_CELLS}
+    planned |= {parity_of(case) for case in UNSUPPORTED_CASES}
+    return [path for path in paths if path in planned or Path(path).exists()]
+
+
+@functools.cache
+def force_edited_tables():
+    """Make Snakemake run the rules again whose tables are not as they were written.
+
+    On the command line --forcerun would also make the tables targets.
+    """
+    edited = [str(path) for path in edited_tables(Path(TABLES))]
+    for path in edited:
+        print(f"edited: {path}; it is made anew", file=sys.stderr)
+    workflow.dag.forcefiles.update(edited)
+
+
+def all_metrics(wildcards):
+    # Every table depends on the results, so this is read before Snakemake looks for what to run.
+    if workflow.is_main_process:
+        force_edited_tables()
+    return obtainable([metrics_of(cell) for cell in CELLS.values()])
+
+
+def all_stamps(wildcards):
+    """What tells a cell that is owed another run from one whose result stands."""
+    trained = [cell for cell in CELLS.values() if not cell.unsupported]
+    return obtainable([str(cell.folder / STAMP) for cell in trained])
+
+
+def all_verdicts(wildcards):
+    return obtainable([parity_of(case) for case in CASES.values()])
+
+
 localrules:
     collect,
     summarise,

@@ -1,3 +1,22 @@
+def data_dir_at(wildcards):
+    return CONFIG.data.dir
+
+
+def data_at(wildcards):
+    """The record of a cell's data set; synthetic images have none.
+
+    Fetched again, the data set is the same: no reason to run its cells again.
+    """
+    dataset = cell_at(wildcards).definition.dataset.name
+    return ancient(f"{RESULTS}/data/{dataset}.json") if dataset in FETCHED else []
+
+
+def all_data(wildcards):
+    """The records of all data sets of the matrix."""
+    names = {cell.definition.dataset.name for cell in CELLS.values()} & set(FETCHED)
+    return [f"{RESULTS}/data/{name}.json" for name in sorted(names)]
+
+
 localrules:
     fetch,
     fetch_data,

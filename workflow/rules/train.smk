@@ -1,3 +1,39 @@
+def cell_sha256_at(wildcards):
+    return cell_at(wildcards).fingerprint()
+
+
+def cell_code_at(wildcards):
+    return code_sha256(code_of_cell(cell_at(wildcards)))
+
+
+def block_at(wildcards):
+    """The record of a block's nodes, where its cells are to share them.
+
+    Chosen anew, the nodes are no reason to run the cells again.
+    """
+    return ancient(BLOCK) if CONFIG.cluster.block == "pinned" else []
+
+
+def place_at(wildcards):
+    """A cell's planned place: 0 starts first."""
+    cell = cell_at(wildcards)
+    return PLACES[cell.workload, cell.strategy, cell.gpus, cell.seed]
+
+
+def start_priority(wildcards):
+    """The planned order: the cell of place 0 has the highest priority."""
+    return len(PLACES) - place_at(wildcards)
+
+
+def slurm_extra_at(wildcards, input):
+    """Options of sbatch that have no resource of their own, for a cell."""
+    options = [SBATCH_OPTIONS]
+    if "block" in input.keys() and input.block:
+        nodes = json.loads(Path(input.block).read_text())["nodes"]
+        options.append(f"--nodelist={','.join(nodes)}")
+    return " ".join(filter(None, options))
+
+
 if CONFIG.cluster.block == "pinned":
 
     # A block is a workload, seed and GPU count. Slurm chooses its nodes; its cells follow to them.
@@ -7,15 +43,9 @@ if CONFIG.cluster.block == "pinned":
         log:
             BLOCK.replace(".json", ".log"),
         resources:
-            gpu=gpus_at,
-            gres=gres_at,
-            nodes=nodes_at,
-            mpi=mpi_at,
-            tasks_per_node=tasks_per_node_at,
-            cpus_per_task=cpus_per_task_at,
-            mem_mb=mem_mb_at,
+            **MACHINES,
             runtime=PIN_MINUTES,
-            slurm_extra=CONFIG.cluster.slurm_extra,
+            slurm_extra=lambda wildcards: SBATCH_OPTIONS,
         shell:
             "{PYTHON:q} {SCRIPTS:q}/pin_block.py --output {output:q} > {log:q} 2>&1"
 
@@ -35,14 +65,8 @@ rule train:
     priority: start_priority
     threads: whole_machine
     resources:
-        gpu=gpus_at,
-        gres=gres_at,
-        nodes=nodes_at,
-        mpi=mpi_at,
-        tasks_per_node=tasks_per_node_at,
-        cpus_per_task=cpus_per_task_at,
-        mem_mb=mem_mb_at,
-        runtime=runtime_at,
+        **MACHINES,
+        runtime=asked("runtime"),
         turn=1,
         time_limit_minutes=limit_minutes_at,
         # No parameter: another place in the order is no reason to run again.

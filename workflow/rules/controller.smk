@@ -1,0 +1,65 @@
+@functools.cache
+def orphans():
+    """Jobs that a controller which is gone left in Slurm's queue.
+
+    Asked before this controller submits its own.
+    """
+    if workflow.dryrun or workflow.executor_plugin.name != "slurm":
+        return []
+    return queue.jobs_of(Path(), queue.comments_of(CELLS.values()))
+
+
+onstart:
+    try:
+        save_config(CONFIG, Path(CONFIG_FILE))
+    except OSError as error:
+        sys.exit(f"{CONFIG_FILE}: cannot be written ({error.strerror})")
+    jobs = list(workflow.dag.needrun_jobs())
+    planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
+    gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
+    if reason := why_no_room(Path(RESULTS)):
+        sys.exit(reason)
+    if planned and CONFIG.cluster.device == "cuda" and workflow.local_exec:
+        reason = why_no_gpus(max(cell.gpus for cell in planned))
+        if reason:
+            sys.exit(f"cluster.device is cuda, but {reason}")
+    if planned:
+        try:
+            reason = why_not_at_site(CONFIG.site)
+        except UserError as error:
+            reason = str(error)
+        if reason:
+            sys.exit(reason)
+        record_controller(Path(RESULTS), CONTROLLER)
+    if workflow.executor_plugin.name == "slurm":
+        if workflow.executor_settings.array_jobs:
+            sys.exit(
+                "--slurm-array-jobs cannot be used: every task of an array gets the resources of "
+                "its first cell and, on several nodes, also trains that cell"
+            )
+        groups = workflow.group_settings.overwrite_groups
+        reason = why_no_groups(groups, workflow.dag, pinned=CONFIG.cluster.block == "pinned")
+        if reason:
+            sys.exit(reason)
+        # A job has one turn, and the cells of its group take it one after the other.
+        workflow.register_resource(TURN, 1)
+        keep_planned_order()
+        see_cancelled_jobs()
+        leave_lost_nodes_to_slurm(workflow.scheduler._executor)
+        name_cells_of_groups()
+        wait_for_orphans(orphans())
+        own = queue.comments_of(CELLS.values()) if gate else None
+        Submission.attach(workflow.scheduler._executor, workflow.scheduler, own)
+    if orphans():
+        numbers = ", ".join(job.job_id for job in orphans())
+        print(
+            f"{len(orphans())} job(s) of a controller that is gone are still queued or running "
+            f"({numbers}); what they work on is waited for and not started again"
+        )
+    on_slurm = workflow.executor_plugin.name == "slurm"
+    own = queue.comments_of(CELLS.values()) if on_slurm else None
+    Termination(workflow, Path(RESULTS), own).attach()
+    if not workflow.output_settings.verbose:
+        Progress.attach(logger, planned, gate)
+    if CONFIG.on_failure == "stop":
+        logger.addHandler(StopAtFailure(planned, workflow.scheduler, own))
