@@ -55,7 +55,7 @@ def command_of(script: str, config: Config, disk: Path) -> list[str]:
             *("--not-drawn", f"{disk}/not_drawn.json", "--output", f"{disk}/loss.svg"),
         ],
         "report_page": [
-            *(*tables, "--figures", f"results/{config.run}/figures", "--margin", "0.02"),
+            *("--results", f"results/{config.run}", "--margin", "0.02"),
             *("--output", f"{disk}/report.html"),
         ],
     }[script]

@@ -64,7 +64,7 @@ rule collect:
     params:
         # Not of the section report, which changes nothing here.
         config=sha256(CONFIG.model_dump_json(by_alias=True, exclude={"report"})),
-        tables=TABLES,
+        tables=subpath(output.cells, parent=True),
         code=code_of("collect.py"),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/collect.py --config {CONFIG_FILE:q} --tables {params.tables:q}"
@@ -81,7 +81,7 @@ rule summarise:
     log:
         f"{TABLES}/summarise.log",
     params:
-        tables=TABLES,
+        tables=subpath(input[0], parent=True),
         baseline=CONFIG.baseline,
         code=code_of("summarise.py"),
     shell:
@@ -104,7 +104,7 @@ rule compare:
     log:
         f"{TABLES}/compare.log",
     params:
-        tables=TABLES,
+        tables=subpath(input[0], parent=True),
         baseline=CONFIG.baseline,
         margin=CONFIG.report.margin,
         code=code_of("compare_strategies.py"),
@@ -123,7 +123,7 @@ rule export_tables:
     log:
         f"{TABLES}/export.log",
     params:
-        tables=TABLES,
+        tables=subpath(input[0], parent=True),
         code=code_of("export_tables.py"),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/export_tables.py --tables {params.tables:q} > {log:q} 2>&1"
@@ -182,7 +182,7 @@ rule plot:
     log:
         f"{FIGURES}/{{workload}}/plot.log",
     params:
-        tables=TABLES,
+        tables=subpath(input[0], parent=True),
         width=CONFIG.report.figure_width_mm,
         figures=drawn(OTHER_FIGURES),
         code=code_of("plot.py"),
@@ -202,7 +202,7 @@ rule plot_compared:
     log:
         f"{FIGURES}/{{workload}}/plot-compared.log",
     params:
-        tables=TABLES,
+        tables=subpath(input[0], parent=True),
         width=CONFIG.report.figure_width_mm,
         figures=drawn(COMPARED_FIGURES),
         code=code_of("plot.py"),

@@ -43,20 +43,19 @@ rule write_report:
         rules.compare.output,
         rules.summarise.output,
         rules.export_tables.output,
-        ALL_FIGURES,
+        figures=ALL_FIGURES,
     output:
         page=report(PAGE, category="Report", caption="../report/report.rst"),
     log:
         f"{RESULTS}/report.log",
     params:
-        tables=TABLES,
-        figures=FIGURES,
+        results=subpath(output.page, parent=True),
         margin=CONFIG.report.margin,
         code=code_of("report_page.py"),
         texts=checksum([PAGE_TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/report_page.py --tables {params.tables:q}"
-        " --figures {params.figures:q} --margin {params.margin} --output {output.page:q}"
+        "{PYTHON:q} {SCRIPTS:q}/report_page.py --results {params.results:q}"
+        " --margin {params.margin} --output {output.page:q}"
         " > {log:q} 2>&1"
 
 
@@ -85,7 +84,10 @@ rule report:
         beside=SNAKEMAKE_REPORT,
         collected=rules.collect.log,
     shell:
-        "rm -f {params.collected:q};"
+        # The shell stops at the first command that fails, unless its failure is used.
+        "rm -f {params.collected:q}; status=0;"
         " {SNAKEMAKE} --forcerun collect --allowed-rules {params.rules}"
-        " -- {params.page:q} {params.beside:q} > {log:q} 2>&1; status=$?;"
-        " grep '^edited:' {log:q}; cat {params.collected:q}; [ $status = 0 ] || exit $status; echo report: {params.page:q}"
+        " -- {params.page:q} {params.beside:q} > {log:q} 2>&1 || status=$?;"
+        " grep '^edited:' {log:q} || true;"
+        " cat {params.collected:q} 2> /dev/null || cat {log:q};"
+        " [ $status = 0 ] || exit $status; echo report: {params.page:q}"

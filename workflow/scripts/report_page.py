@@ -31,13 +31,13 @@ def render(template: Path, context: dict[str, object]) -> str:
 def main() -> None:
     """Write the page of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
-    parser.add_argument("--figures", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--results", type=Path, required=True, help="folder of the run")
     parser.add_argument("--margin", type=float, required=True, help="of equivalence, as a share")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
-    tables, findings = read_tables(arguments.tables), read_findings(arguments.tables)
-    context = page_context(tables, findings, arguments.figures, arguments.margin)
+    folder = arguments.results / "tables"
+    tables, findings = read_tables(folder), read_findings(folder)
+    context = page_context(tables, findings, arguments.results / "figures", arguments.margin)
     write_text(arguments.output, render(PAGE_TEMPLATE, context))
 
 
