@@ -32,12 +32,28 @@ HEAD = "| key | allowed | default | meaning |\n|---|---|---|---|"
 
 def schemas() -> dict[Path, str]:
     """Every schema's file, relative to the project, and its text."""
+    known = {name: _schema(model) for name, model in MODELS.items()}
+    # An overlay names the keys that it changes, and null takes a key away.
+    known["overlay"] = _without_required(known["config"])
     return {
         Path("workflow/schemas", f"{name}.schema.json"): json.dumps(
-            {"$schema": "https://json-schema.org/draft/2020-12/schema", **_schema(model)}, indent=1
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1
         )
         + "\n"
-        for name, model in MODELS.items()
+        for name, schema in known.items()
+    }
+
+
+def _without_required(schema: Any) -> Any:
+    """A schema in which every key is optional."""
+    if isinstance(schema, list):
+        return [_without_required(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _without_required(value)
+        for key, value in schema.items()
+        if not (key == "required" and isinstance(value, list))
     }
 
 
