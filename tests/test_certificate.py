@@ -229,8 +229,18 @@ def test_sabotage_is_caught(
     assert row.values["suspect"] == value
 
 
-def test_steps_that_the_loss_scaler_left_out_are_counted() -> None:
-    config = metrics_of_run("ddp", 1, "fp16", "train_overflowing.py").effective_config
+@pytest.mark.parametrize(
+    ("strategy", "script"),
+    [
+        ("ddp", "train_overflowing.py"),
+        ("deepspeed_zero1", "train_zero_overflowing.py"),
+        ("deepspeed_zero3", "train_zero_overflowing.py"),
+    ],
+)
+def test_steps_that_the_loss_scaler_left_out_are_counted_and_lower_the_scale(
+    strategy: str, script: str
+) -> None:
+    config = metrics_of_run(strategy, 1, "fp16", script).effective_config
     assert config is not None
     print(config.skipped_steps, config.loss_scale)
     # Each step left out halves the scale, which began at 2 ** 22.

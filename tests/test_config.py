@@ -492,12 +492,12 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "a small rate in text": (
         changed(workloads__small__optimizer__learning_rate=yaml.safe_load("2e-7")),
         f"{W}.optimizer.learning_rate",
-        ("got '2e-7'", "write it as 2.0e-07"),
+        ("got '2e-7'", "write 2.0e-7 without quotes"),
     ),
     "a count in text": (
         changed(workloads__small__epochs=yaml.safe_load("1e3")),
         f"{W}.epochs",
-        ("got '1e3', which is text; a whole number is written 1000",),
+        ("got '1e3', which is text; write 1000 without quotes",),
     ),
     # what would fill a machine
     "a matrix by mistake": (

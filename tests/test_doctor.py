@@ -303,7 +303,7 @@ def test_each_distinct_request_of_the_matrix_is_tried(fake: Slurm) -> None:
     cells, gate, small, _ = fake.asked()
     same = {"--test-only", "--account=lab", "--partition=gpu", "--qos=night"}
     assert same | {"--nodes=2", "--gres=gpu:2", "--exclusive"} <= set(cells)
-    assert "-t 60" in " ".join(cells)
+    assert "-t 55" in " ".join(cells)
     assert "-C h200" in " ".join(cells)
     assert same | {"--nodes=2", "--gres=gpu:2"} <= set(gate)
     assert not {"--exclusive", "h200"} & set(gate)
@@ -318,7 +318,7 @@ def test_the_cells_of_a_group_need_their_time_together(fake: Slurm) -> None:
     )
     found = requested(fake, matrix__gpus=[1], cluster__time_limit_minutes=500)
     (cells,) = (one for one in found if one.level == "FAIL")
-    words = "the time limit of 1530 min is above the partition's 1440 min: 1-GPU cells"
+    words = "the time limit of 1515 min is above the partition's 1440 min: 1-GPU cells"
     assert cells.found == words
 
 

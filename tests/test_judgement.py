@@ -18,43 +18,45 @@ from shardmark.parity.gate import (
     summary_difference,
     surrogate_cell,
 )
-from shardmark.parity.oracle import Trajectory, differ, is_over, run_oracle
+from shardmark.parity.oracle import Trajectory, run_oracle, taken_until_it_updates
 from shardmark.workload.models import build_surrogate
 
 
-def test_a_training_goes_on_until_a_step_has_followed_its_first_update() -> None:
-    def steps_taken(steps: int, first_update: int | None) -> int:
-        step, updated_at = 0, None
-        while not is_over(step, steps, updated_at):
-            updated_at = step if updated_at is None and step == first_update else updated_at
-            step += 1
-        return step
-
-    assert steps_taken(8, first_update=0) == 8
-    assert steps_taken(2, first_update=0) == 2
-    assert steps_taken(2, first_update=1) == 3
-    assert steps_taken(2, first_update=5) == 7
-    assert steps_taken(2, first_update=None) == 2 + oracle.MOST_SKIPPED
-
-
-def test_an_oracle_whose_first_steps_overflow_still_shows_an_update(
+def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # ResNet-50 at 224 px in float16 on an H100 left out both of two steps, and the gate then
-    # divided by the norm of an update that was none.
-    monkeypatch.setattr(
-        oracle, "grad_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**24)
-    )
+    # ResNet-50 at 224 px in float16 on two H100: the ranks' losses are twice as large as a
+    # replica's share in the oracle's, so they left out one step more.
     cell = surrogate_cell(case_of("ddp", 1, precision="fp16"), "fp16")
-    found = run_oracle(
-        cell,
-        gate_images(cell),
-        lambda: build_surrogate(cell.definition, cell.seed),
-        steps=2,
-        device=torch.device("cpu"),
+
+    def train(scale: float) -> Trajectory:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        monkeypatch.setattr(oracle, "grad_scaler", lambda *_: scaler)
+        found = run_oracle(
+            cell,
+            gate_images(cell),
+            lambda: build_surrogate(cell.definition, cell.seed),
+            steps=2,
+            device=torch.device("cpu"),
+        )
+        assert scaler.get_scale() == min(scale, highest)
+        return found
+
+    highest = 2.0**17
+    right, too_high = train(2.0**17), train(2.0**24)
+    assert too_high.losses == right.losses
+    for name, weights in right.after_first_update.items():
+        assert torch.equal(too_high.after_first_update[name], weights)
+    assert any(
+        not torch.equal(value, right.initial[name])
+        for name, value in right.after_first_update.items()
     )
-    assert len(found.losses) > 3
-    assert differ(found.after_first_update, found.initial)
+
+
+def test_a_step_that_never_updates_is_not_taken_for_ever() -> None:
+    taken: list[int] = []
+    taken_until_it_updates(lambda: taken.append(1))
+    assert len(taken) == 1 + oracle.MOST_SKIPPED
 
 
 def trajectory(*losses: float) -> Trajectory:
@@ -66,14 +68,6 @@ def oracles(floor: float) -> dict[str, dict[str, object]]:
     noise = Deviation(loss=floor, first_update=floor, final_weights=floor)
     known = {"trajectory": trajectory(1.0, 0.5), "floor": noise, "first_update_floor": floor}
     return {"fp32": known, "fp16": known}
-
-
-def test_another_number_of_steps_is_another_training() -> None:
-    case = case_of("ddp", 2, precision="fp16")
-    assert judge("fp16", trajectory(1.0, 0.5), oracles(1e-7), case).passed
-    longer = judge("fp16", trajectory(1.0, 0.5, 0.4), oracles(1e-7), case)
-    assert not longer.passed
-    assert "took 3 steps where the oracle took 2" in (longer.reason or "")
 
 
 def test_noise_without_a_bound_excuses_nothing() -> None:
@@ -100,7 +94,7 @@ def test_a_summary_without_an_update_or_a_step_agrees_with_nothing() -> None:
 
 
 def test_a_verdict_on_no_numbers_can_be_read_back(tmp_path: Path) -> None:
-    lost = deviation(trajectory(math.nan), trajectory(1.0, 2.0))
+    lost = deviation(trajectory(math.nan), trajectory(1.0))
     case = case_of("ddp", 2)
     parity = Parity(
         workload="w",

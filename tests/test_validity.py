@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gpu_matrix import settings_of
 from real_cells import cell_named
 from result_tables import row_of
 from shardmark.cells import Cell
@@ -406,6 +407,16 @@ def test_a_short_window_is_suspect() -> None:
     assert_suspect(short, "window too short", "0.20 s long, of the 0.3 s asked for")
 
 
+def test_a_window_of_steps_that_update_nothing_is_suspect() -> None:
+    # ZeRO under fp16 on two H100, whose loss scale never became lower.
+    settings = settings_of(result().cell)
+    training = result().model_copy(update={"effective_config": settings})
+    assert judged(training).validity == "valid"
+    idle = settings.model_copy(update={"optimizer": None, "skipped_steps": 12})
+    suspect = training.model_copy(update={"effective_config": idle})
+    assert_suspect(suspect, "not training", "the loss scaler left out 12 steps")
+
+
 def control(images_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:
     fed = {"name": "synthetic", "train_images": 64, "test_images": 16} | dataset
     return result(cell=cell_named(strategy, dataset=fed), images_per_s=images_per_s)
@@ -469,5 +480,6 @@ def test_every_rule_says_when_it_fires() -> None:
         "memory errors",
         "drifting",
         "window too short",
+        "not training",
     ]
     assert all(rule.says for rule in RULES)

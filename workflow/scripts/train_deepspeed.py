@@ -61,8 +61,20 @@ class Zero(Strategy):
             self.module.step()
 
     def step(self) -> None:
-        """The engine steps, scales and zeroes."""
+        """The engine steps, scales and zeroes; the loss scale is lowered here if it was too high.
+
+        Under autocast in float16, DeepSpeed 0.19.8 leaves out a step whose gradients overflow
+        before it reaches torch's scaler (stage_1_and_2.py, stage3.py), whose scale then stays: on
+        two H100 every step of ResNet-50 was left out, and nothing was trained.
+        """
         self.module.step()
+        scaler = self._scaler()
+        if scaler is not None and self.optimizer.overflow:
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """The engine's own, which it has in float16 alone."""
+        return getattr(self.optimizer, "torch_autocast_gradscaler", None)
 
     def full_state_dict(self) -> StateDict:
         """Stages 1 and 2 hold whole parameters; stage 3 gathers them."""
@@ -75,7 +87,7 @@ class Zero(Strategy):
         """Read back from the engine."""
         engine = self.module
         zero = engine._config.zero_config
-        scaler = getattr(self.optimizer, "torch_autocast_gradscaler", None)
+        scaler = self._scaler()
         return super().effective_config() | {
             "gradient_clipping": float(engine.gradient_clipping()),
             "loss_scaler": type(scaler).__name__ if scaler is not None else None,

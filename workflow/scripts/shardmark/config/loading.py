@@ -176,10 +176,10 @@ def _without_quotes(value: object, kind: str) -> str:
     text = value.strip().lower() if isinstance(value, str) else ""
     if kind == "bool_type":
         return text if text in ("true", "false") else ""
-    if kind == "int_type":
-        return text if re.fullmatch(r"[-+]?[0-9]+", text) else ""
-    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", text):
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]{1,2})?", text):
         return ""
+    if kind == "int_type":
+        return f"{float(text):.0f}" if float(text).is_integer() else ""
     mantissa, e, exponent = text.partition("e")
     if not e:
         return text

@@ -18,6 +18,7 @@ from shardmark.errors import UserError
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
+from shardmark.strategies import STRATEGIES
 
 LIMIT_S = 90.0
 # NCCL's log of each channel: 0[0] -> 1[1] via P2P/CUMEM, ... [send] via NET/IB/0
@@ -28,7 +29,8 @@ def reduction_cell(config: Config, gpus: int) -> Cell:
     """A cell that holds so many replicas as one process each."""
     matrix = config.matrix
     cell = cell_of(config, matrix.workloads[0], matrix.strategies[0], gpus, matrix.seeds[0])
-    return cell.model_copy(update={"base": "ddp", "strategy": "doctor"})
+    options = STRATEGIES["ddp"].options().model_dump()
+    return cell.model_copy(update={"base": "ddp", "options": options, "strategy": "doctor"})
 
 
 def all_reduce(config: Config, gpus: int) -> Iterator[Finding]:

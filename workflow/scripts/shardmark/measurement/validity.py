@@ -171,6 +171,15 @@ def _too_short(metrics: Metrics) -> Iterator[str]:
         yield f"the window was {measured.window_s:.2f} s long, of the {asked:g} s asked for"
 
 
+def _not_training(metrics: Metrics) -> Iterator[str]:
+    settings = metrics.effective_config
+    if settings is not None and settings.optimizer is None:
+        yield (
+            "none of the steps inspected after the training changed a weight: the loss scaler left "
+            f"out {settings.skipped_steps} steps by then, and a step without an update is faster"
+        )
+
+
 def _lacks_nothing(metrics: Metrics) -> Iterator[str]:
     yield from ()
 
@@ -214,6 +223,12 @@ RULES = (
         "window too short",
         "the window is shorter than measure.steady_s",
         _too_short,
+        _lacks_nothing,
+    ),
+    Rule(
+        "not training",
+        "the loss scaler left out every step that was inspected before the window",
+        _not_training,
         _lacks_nothing,
     ),
 )

@@ -7,13 +7,13 @@ the cells, and neither their loop nor their indexing.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from shardmark.cells import Cell
 from shardmark.workload.data import Images, Pipeline, epoch_order
@@ -26,20 +26,34 @@ from shardmark.workload.precision import autocast, grad_scaler, set_math_mode
 SummationOrder = Literal["natural", "replicas_reversed", "samples_reversed"]
 
 
-# The loss scaler of fp16 begins at 2**16 and halves until nothing overflows; the steps that it
-# leaves out meanwhile change no weight. ResNet-50 at 224 px left out its first two.
+# The loss scaler of fp16 begins at 2**16 and halves until nothing overflows. ResNet-50 at 224 px
+# left out its first two steps.
 MOST_SKIPPED = 16
 
+Result = TypeVar("Result")
 
-def is_over(step: int, steps: int, updated_at: int | None) -> bool:
-    """Whether a short training ends before this step, counted from 0.
 
-    It takes at least ``steps`` steps, and one step after the first that changed weights. Otherwise
-    a training whose first steps were left out would have nothing to compare.
+def taken_until_it_updates(step: Callable[[], Result]) -> Result:
+    """Take a step, and again as long as the loss scaler leaves it out.
+
+    Ranks each scale the loss of their own replica. The oracle and DataParallel scale a replica's
+    share in the loss of all, which is smaller by the number of replicas. So they overflow at other
+    scales and leave out other numbers of steps; without this, their first updates would be those of
+    different batches.
+
+    Args:
+        step: takes the same batch each time.
     """
-    if step < steps:
-        return False
-    return step >= steps + MOST_SKIPPED or (updated_at is not None and step > updated_at + 1)
+    updates: list[bool] = []
+    hook = register_optimizer_step_post_hook(lambda *_: updates.append(True))
+    try:
+        for _ in range(1 + MOST_SKIPPED):
+            result = step()
+            if updates:
+                break
+        return result
+    finally:
+        hook.remove()
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,9 @@ class Trajectory:
     """A short training: the loss of each step before its update, and the weights.
 
     Attributes:
-        losses: mean loss over the global batch, one a step.
+        losses: mean loss over the global batch, one per step that changed weights.
         initial: parameters by name, on the CPU.
-        after_first_update: likewise, after the first step that changed them; the loss scaler may
-            leave steps out.
+        after_first_update: likewise, after the first step.
         final: likewise, at the end.
     """
 
@@ -74,7 +87,7 @@ def run_oracle(
         cell: names the replicas, the batch, the optimizer, the precision and the seed.
         images: the training split, on the CPU.
         build_model: the network.
-        steps: optimizer steps at least, over as many epochs as they need; see is_over.
+        steps: optimizer steps, over as many epochs as they need.
         device: where to compute.
         order: which way the same sums are taken; anything but natural measures rounding.
     """
@@ -88,33 +101,33 @@ def run_oracle(
     per_epoch = len(labels) // cell.global_batch_size
     losses: list[float] = []
     initial = updated = _parameters(model)
-    updated_at: int | None = None
-    for step in itertools.count():
-        if is_over(step, steps, updated_at):
-            break
+    for step in range(steps):
         epoch, step_in_epoch = divmod(step, per_epoch)
         shuffled = epoch_order(cell.seed, epoch, len(labels)).to(device)
         start = step_in_epoch * cell.global_batch_size
         rate = learning_rate_at(workload, cell.gpus, step, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        total = 0.0
         forwards = _forwards(shuffled[start : start + cell.global_batch_size], cell, order)
-        for samples in forwards:
-            keys = sample_keys(cell.seed, epoch, samples)
-            inputs = pipeline.training_images(padded, samples, keys)
-            with autocast(workload.precision, device.type):
-                logits = model(inputs, keys)
-            loss = nn.functional.cross_entropy(logits.float(), labels[samples])
-            scaler.scale(loss / len(forwards)).backward()  # type: ignore[no-untyped-call]
-            total += loss.item() / len(forwards)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        losses.append(total)
-        if updated_at is None:
+
+        def take(forwards: Sequence[Tensor] = forwards, epoch: int = epoch) -> float:
+            total = 0.0
+            for samples in forwards:
+                keys = sample_keys(cell.seed, epoch, samples)
+                inputs = pipeline.training_images(padded, samples, keys)
+                with autocast(workload.precision, device.type):
+                    logits = model(inputs, keys)
+                loss = nn.functional.cross_entropy(logits.float(), labels[samples])
+                scaler.scale(loss / len(forwards)).backward()  # type: ignore[no-untyped-call]
+                total += loss.item() / len(forwards)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            return total
+
+        losses.append(taken_until_it_updates(take))
+        if step == 0:
             updated = _parameters(model)
-            updated_at = step if differ(updated, initial) else None
     return Trajectory(losses, initial, updated, _parameters(model))
 
 
@@ -133,11 +146,6 @@ def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tens
     if order == "samples_reversed":
         passes = [part.flip(0) for part in passes]
     return passes
-
-
-def differ(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
-    """Whether any of the tensors differs from its namesake."""
-    return any(not torch.equal(tensor, others[name]) for name, tensor in some.items())
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
