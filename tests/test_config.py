@@ -271,7 +271,7 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "an unknown data set": (
         changed(workloads__small__dataset__name="cifar"),
         f"{W}.dataset.name",
-        ("unknown dataset 'cifar'", "did you mean 'cifar10'?", "synthetic"),
+        ("got 'cifar'", "did you mean 'cifar10'?", "synthetic"),
     ),
     "more images than CIFAR has": (
         changed(workloads__small__dataset={"name": "cifar10", "train_images": 60_000}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Zero(Strategy):
         """
         self.module.step()
         scaler = self._scaler()
-        if scaler is not None and self.optimizer.overflow:
+        if scaler is not None and cast(Any, self.optimizer).overflow:
             scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
 
     def _scaler(self) -> torch.amp.GradScaler | None:
