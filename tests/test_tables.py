@@ -91,7 +91,7 @@ def test_a_failed_cell_names_its_slurm_job_too(config: Config, tmp_path: Path) -
     [
         (lambda path: path.write_text("{"), "not readable as JSON"),
         (lambda path: edit_json(path, schema_version=99), "schema version 99"),
-        (lambda path: edit_json(path, cell_sha256="0" * 64), "its definition has changed"),
+        (lambda path: edit_json(path, cell_sha256="0" * 64), "cell_sha256 is not the checksum"),
         (lambda path: edit_json(path, status="fine"), "status"),
     ],
 )
@@ -283,7 +283,7 @@ def test_markdown_latex_and_text_escape_what_they_must() -> None:
     assert "| y\\|z   |   1,234 |" in markdown
     latex = to_latex([TABLE])
     assert r"\caption{50 \% of a\_b \& c}" in latex
-    assert r" x\_1   &       – \\" in latex
+    assert r" x\_1    &       – \\" in latex
     assert r"\toprule" in latex
     lines = to_text([TABLE]).splitlines()
     assert len({len(line) for line in lines[2:5]}) == 1, "columns are aligned"
