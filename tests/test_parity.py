@@ -114,6 +114,21 @@ def test_fp16_with_its_loss_scaler_matches(oracles: Path) -> None:
     assert_passed(gate(case, oracles))
 
 
+def test_fp16_matches_where_ranks_leave_out_more_steps_than_the_oracle(oracles: Path) -> None:
+    case = case_of(
+        "deepspeed_zero1",
+        2,
+        precision="fp16",
+        model={"name": "resnet18", "stem": "imagenet"},
+        dataset={"name": "synthetic", "image_size": 48},
+        optimizer={"name": "adam", "learning_rate": 1e-3},
+    )
+    parity = gate(case, oracles)
+    assert parity.status == "passed", parity.reason
+    assert parity.real_model is not None
+    assert parity.real_model.deviation < 1e-4
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs DataParallel makes replicas")
 def test_dp_with_two_replicas_on_a_cpu_is_unsupported_and_starts_nothing(tmp_path: Path) -> None:
     parity = run_parity.run_parity(case_of("dp", 2), tmp_path / "no such oracle", tmp_path)

@@ -65,7 +65,7 @@ class Zero(Strategy):
 
         Under autocast in float16, DeepSpeed 0.19.8 leaves out a step whose gradients overflow
         before it reaches torch's scaler (stage_1_and_2.py, stage3.py), whose scale then stays: on
-        two H100 every step of ResNet-50 was left out, and nothing was trained.
+        two H100 all 18 steps of ResNet-50 were left out, and nothing was trained.
         """
         self.module.step()
         scaler = self._scaler()
