@@ -319,7 +319,7 @@ def test_one_run_moved_to_another_device_does_not_unpair_the_family() -> None:
 
 
 def test_permutations_within_nodes_are_those_of_every_labelling() -> None:
-    first = {"a": [1.0, 1.2, 0.9], "b": [2.1, 2.0]}
+    first = {"a": [1.0, 1.2, 0.9], "b": [2.1, 2.0], "d": [5.0]}
     second = {"a": [1.1, 1.4], "b": [2.3, 2.2, 2.6], "c": [9.0]}
     item = Stratified(first, second)
     assert (item.n, item.n_baseline) == (5, 5), "a node of one side says nothing"

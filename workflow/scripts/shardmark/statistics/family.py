@@ -127,8 +127,7 @@ class PairedFamily:
         found = np.full(differences.shape[1], np.nan)
         for chosen, calculate in ((self.established, by_flips), (self.likely, by_t)):
             if chosen.any():
-                own = differences[:, chosen]
-                found[chosen] = calculate(own[~np.isnan(own).all(axis=1)])
+                found[chosen] = calculate(differences[:, chosen])
         return found
 
     def method(self, place: int) -> str:
