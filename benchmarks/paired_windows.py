@@ -1,10 +1,18 @@
-"""What the garbage collector or the sampler costs a strategy: windows with and without, in turns.
+"""A cell's timed window beside windows that differ in one thing, in turns and in one training.
 
-    export PYTHONPATH=workflow/scripts
-    torchrun --nproc-per-node=2 benchmarks/paired_windows.py --strategy fsdp2 --vary collector
+    export PYTHONPATH=workflow/scripts:benchmarks
+    torchrun --nproc-per-node=2 benchmarks/paired_windows.py --strategy fsdp2 --against loop
+    torchrun --nproc-per-node=1 benchmarks/paired_windows.py --strategy dp --gpus 2 --against loop
 
-All windows are of one training, so that two neighbours differ in nothing else. The order within a
-pair is reversed from one to the next.
+All windows are of the same processes, and each follows another within a second or two, so that
+neither another start nor another moment of the machine comes between the two of a pair. Where a
+step waits for its host, two windows of one kind half a minute apart differ by up to 40 %. The order
+is reversed from one pair to the next. The cell trains, evaluates, is inspected and profiled first.
+What differs from the cell's window:
+
+    loop         the steps are those of benchmarks/plain_loop.py
+    no_sampler   nothing samples the GPUs
+    collector    Python's garbage collector runs
 """
 
 from __future__ import annotations
@@ -15,15 +23,22 @@ import importlib
 import os
 import statistics
 import tempfile
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
+import plain_loop
 from resnet50 import resnet50_cell
 from shardmark.measurement.clocks import Phases
+from shardmark.measurement.garbage import collector_paused
 from shardmark.measurement.telemetry import sampling, visible_gpus
 from shardmark.strategies import STRATEGIES
 from shardmark.training.loop import CellTraining
-from shardmark.training.steady_window import Window, measure_window
+from shardmark.training.steady_window import measure_window
 from shardmark.training.strategy import Strategy
+
+CELL = "cell"
+WARM_UP_STEPS = 5
 
 
 def class_of(strategy: str) -> type[Strategy]:
@@ -38,57 +53,91 @@ def class_of(strategy: str) -> type[Strategy]:
     )
 
 
-def window(training: CellTraining, vary: str, on: bool) -> Window:
-    """A window with the collector or the sampler, or without it."""
-    runtime, measure = training.runtime, training.cell.measure
+def cell_window(training: CellTraining, *, sampler: bool = True, collector: bool = False) -> float:
+    """Images/s of a window as the cell measures it."""
+    runtime, cell = training.runtime, training.cell
     steps = training._endless_steps()
-    settings = measure.model_copy(update={"collect_garbage": on and vary == "collector"})
+    settings = cell.measure.model_copy(update={"collect_garbage": collector})
     with contextlib.ExitStack() as stack:
-        if on and vary == "sampler" and runtime.rank == 0:
+        if sampler and runtime.rank == 0:
             samples = Path(stack.enter_context(tempfile.TemporaryDirectory()), "telemetry.csv")
-            gpus = visible_gpus(training.cell.gpus)
-            stack.enter_context(sampling(samples, measure.sample_interval_s, gpus))
-        return measure_window(
+            gpus = visible_gpus(cell.gpus)
+            # Returns once the sampler is at work.
+            stack.enter_context(sampling(samples, settings.sample_interval_s, gpus, idle_s=0.1))
+        window = measure_window(
             runtime, settings, training.phases, lambda: training._step(next(steps))
         )
+    return 1000 * cell.global_batch_size / statistics.fmean(window.steady_ms)
+
+
+def loop_window(training: CellTraining, run: Callable[[int], float]) -> float:
+    """Images/s of the plain loop."""
+    with collector_paused():
+        step_s = plain_loop.seconds_per_step(run, training.cell.measure.steady_s, WARM_UP_STEPS)
+    return training.cell.global_batch_size / step_s
+
+
+def windows_of(training: CellTraining, kinds: list[str]) -> dict[str, Callable[[], float]]:
+    """What measures a window of each kind, the cell's own among them."""
+    known: dict[str, Callable[[], float]] = {
+        CELL: lambda: cell_window(training),
+        "no_sampler": lambda: cell_window(training, sampler=False),
+        "collector": lambda: cell_window(training, collector=True),
+    }
+    if "loop" in kinds:
+        cell = training.cell
+        step = plain_loop.build(cell.strategy, cell.gpus)
+        run = plain_loop.repeated(step, cell.per_gpu_batch_size * len(training.runtime.replicas))
+        run(20)
+        known["loop"] = lambda: loop_window(training, run)
+    return {kind: known[kind] for kind in (CELL, *kinds)}
 
 
 def main() -> None:
-    """Print the pairs of the command line's strategy, and the mean of their differences."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the windows of the command line's strategy, and how the cell's compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, required=True)
-    parser.add_argument("--vary", choices=("collector", "sampler"), required=True)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--against", choices=("loop", "no_sampler", "collector"), nargs="+", required=True
+    )
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each window")
+    parser.add_argument("--gpus", type=int, help="of dp, which is one process")
     arguments = parser.parse_args()
-    gpus = int(os.environ.get("WORLD_SIZE", "1"))
-    measure = {"steady_s": arguments.seconds, "warmup_max_steps": 20}
+    gpus = arguments.gpus or int(os.environ.get("WORLD_SIZE", "1"))
+    measure = {
+        "steady_s": arguments.seconds,
+        "warmup_min_steps": WARM_UP_STEPS,
+        "warmup_max_steps": 2 * WARM_UP_STEPS,
+    }
     cell = resnet50_cell(arguments.strategy, gpus, measure)
     training = CellTraining(class_of(arguments.strategy), cell, Phases())
-    changes = []
-    for pair in range(arguments.pairs):
-        speed = {}
-        for on in (pair % 2 == 0, pair % 2 == 1):
-            found = window(training, arguments.vary, on)
-            speed[on] = 1000 * cell.global_batch_size / statistics.fmean(found.steady_ms)
-            growth, peak = (
-                sum(memory[key] for memory in found.torch_memory.values()) // 2**20
-                for key in ("growth", "allocated")
-            )
-            state = "on" if on else "off"
-            if training.runtime.rank == 0:
-                print(
-                    f"{arguments.strategy} pair {pair + 1}, {arguments.vary} {state}: "
-                    f"{speed[on]:,.0f} images/s, {found.gc_collections} collections in "
-                    f"{len(found.steady_ms)} steps, {growth} MiB more allocated, peak {peak} MiB",
-                    flush=True,
-                )
-        changes.append(100 * (speed[True] / speed[False] - 1))
-    if training.runtime.rank == 0:
-        each = ", ".join(f"{change:+.1f}" for change in changes)
+    result = training.run()
+    windows = windows_of(training, arguments.against)
+    speeds: dict[str, list[float]] = defaultdict(list)
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for number in range(arguments.rounds):
+        for kind in arguments.against:
+            pair = (CELL, kind) if number % 2 == 0 else (kind, CELL)
+            found = {one: windows[one]() for one in pair}
+            ratios[kind].append(found[CELL] / found[kind])
+            for one in pair:
+                speeds[one].append(found[one])
+            if result is not None:
+                said = ", ".join(f"{one} {found[one]:,.0f}" for one in pair)
+                print(f"pair {number + 1}, images/s: {said}", flush=True)
+    if result is None:  # rank 0 has it
+        os._exit(0)
+    print("A traced step, ms:", [rank["profile"] for rank in result["ranks"]])
+    print("The host in the first window:", [rank["host"] for rank in result["ranks"]])
+    for kind in arguments.against:
         print(
-            f"{arguments.strategy} on {gpus} GPUs, {arguments.vary} on against off: {each} %; "
-            f"mean {statistics.fmean(changes):+.1f} %",
+            f"{arguments.strategy} on {gpus} GPUs: cell {statistics.median(speeds[CELL]):,.0f}, "
+            f"{kind} {statistics.median(speeds[kind]):,.0f} images/s; cell/{kind} "
+            f"{' '.join(f'{ratio:.3f}' for ratio in ratios[kind])}, "
+            f"median {statistics.median(ratios[kind]):.3f}",
             flush=True,
         )
     os._exit(0)  # some frameworks take seconds to leave

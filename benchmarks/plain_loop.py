@@ -159,6 +159,47 @@ BUILDERS: dict[str, Callable[[], Step]] = {
 }
 
 
+def build(strategy: str, gpus: int) -> Step:
+    """The training step of a strategy; ``gpus`` are those of dp's one process."""
+    return build_dp(gpus) if strategy == "dp" else BUILDERS[strategy]()
+
+
+def repeated(step: Step, batch: int) -> Callable[[int], float]:
+    """A function that takes so many steps and returns the seconds of one.
+
+    Args:
+        step: of a strategy.
+        batch: images per step of this process.
+    """
+    pixels = torch.randint(0, 256, (50_000, 40, 40, 3), dtype=torch.uint8, device=DEVICE)
+    labels = torch.randint(0, 10, (50_000,), device=DEVICE)
+    window = torch.arange(32, device=DEVICE)
+
+    def run(steps: int) -> float:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            pick = torch.randint(0, 50_000, (batch,), device=DEVICE)
+            rows = torch.randint(0, 9, (batch, 1), device=DEVICE) + window
+            flip = torch.rand(batch, 1, device=DEVICE) < 0.5
+            columns = torch.where(flip, window.flip(0), window)
+            crop = pixels[pick[:, None, None], rows[:, :, None], columns[:, None, :]]
+            images = crop.permute(0, 3, 1, 2).float().div_(128).sub_(1)
+            step(images, labels[pick])
+        torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / steps
+
+    return run
+
+
+def seconds_per_step(run: Callable[[int], float], seconds: float, warmup: int) -> float:
+    """The mean over a window of so many seconds, after ``warmup`` steps; a collective."""
+    # The same number on every rank: each step is a collective.
+    per_step = torch.tensor(run(warmup), device=DEVICE)
+    dist.broadcast(per_step, 0)
+    return run(max(10, int(seconds / float(per_step))))
+
+
 def main() -> None:
     """Time the strategy of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -183,43 +224,19 @@ def main() -> None:
         device_id=DEVICE,
     )
     marks["process group"] = time.time()
-    if arguments.strategy == "dp":
-        step = build_dp(arguments.gpus)
-    else:
-        step = BUILDERS[arguments.strategy]()
+    step = build(arguments.strategy, arguments.gpus)
     torch.cuda.synchronize()
     marks["build"] = time.time()
     batch = arguments.batch * arguments.gpus
-    pixels = torch.randint(0, 256, (50_000, 40, 40, 3), dtype=torch.uint8, device=DEVICE)
-    labels = torch.randint(0, 10, (50_000,), device=DEVICE)
-    window = torch.arange(32, device=DEVICE)
-
-    def run(steps: int) -> float:
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(steps):
-            pick = torch.randint(0, 50_000, (batch,), device=DEVICE)
-            rows = torch.randint(0, 9, (batch, 1), device=DEVICE) + window
-            flip = torch.rand(batch, 1, device=DEVICE) < 0.5
-            columns = torch.where(flip, window.flip(0), window)
-            crop = pixels[pick[:, None, None], rows[:, :, None], columns[:, None, :]]
-            images = crop.permute(0, 3, 1, 2).float().div_(128).sub_(1)
-            step(images, labels[pick])
-        torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / steps
-
+    run = repeated(step, batch)
     run(1)
     marks["first step"] = time.time()
     run(20)
-    # The same number on every rank: each step is a collective.
-    per_step = torch.tensor(run(20), device=DEVICE)
-    dist.broadcast(per_step, 0)
-    steps = max(10, int(arguments.seconds / float(per_step)))
     # As in a cell: what a collector costs is no strategy's.
     gc.collect()
     gc.freeze()
     gc.disable()
-    speed = batch * dist.get_world_size() / run(steps)
+    speed = batch * dist.get_world_size() / seconds_per_step(run, arguments.seconds, warmup=20)
     if dist.get_rank() == 0:
         times = [launched, *marks.values()]
         phases = {

@@ -260,7 +260,7 @@ def write_side_files(metrics: Metrics, root: Path) -> None:
     folder, middle = root / metrics.cell.folder, metrics.throughput.step_ms_p50
     chance = random.Random(metrics.cell.title)
     lines = ["rank,phase,epoch,step,step_ms"]
-    for phase, count in (("training", 4), ("steady", 60)):
+    for phase, count in (("training", 4), ("steady", 100)):
         for rank in range(min(2, metrics.cell.gpus)):
             lines += [
                 f"{rank},{phase},3,{step},{middle * chance.lognormvariate(0.01 * rank, 0.02):.4f}"

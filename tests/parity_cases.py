@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from saved_cells import oracle_arguments
 from shardmark.cells import ParityCase, parity_case
 from shardmark.config_loading import load
+from shardmark.measurement.telemetry import visible_gpus
 from shardmark.strategies import STRATEGIES as RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +29,15 @@ VARIANTS = {
     "fsdp2_zero2": {"base": "fsdp2", "reshard_after_forward": False},
     "fairscale_zero2": {"base": "fairscale_fsdp", "reshard_after_forward": False},
 }
+
+
+def skip_without_gpus(count: int) -> None:
+    """Skip the test that wants so many ranks, each on a GPU, where there are fewer GPUs.
+
+    The parity gate would let ranks share a GPU over gloo, which is another test.
+    """
+    if DEVICE == "cuda" and (there := len(visible_gpus())) < count:
+        pytest.skip(f"needs {count} GPUs, and this machine has {there}")
 
 
 def case_of(strategy: str, ranks: int, **changes: Any) -> ParityCase:
@@ -60,6 +73,6 @@ def make_oracle(case: ParityCase, folder: Path) -> Path:
     target = folder / f"{like.fingerprint()}.pt"
     if not target.exists():
         script = ROOT / "workflow/scripts/make_oracle.py"
-        arguments = ["--case", case.model_dump_json(by_alias=True), "--output", str(target)]
+        arguments = [*oracle_arguments(case), "--output", str(target)]
         subprocess.run([sys.executable, str(script), *arguments], check=True)
     return target

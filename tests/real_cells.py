@@ -1,19 +1,20 @@
-"""Real cells on this machine's CPU, small enough for a test."""
+"""Real cells on this machine's CPU or GPUs, small enough for a test."""
 
 from __future__ import annotations
 
+import fcntl
 import functools
-import tempfile
+import os
 from pathlib import Path
 from typing import Any
 
-from parity_cases import DEVICE, ROOT, STRATEGIES, VARIANTS
+from parity_cases import DEVICE, ROOT, STRATEGIES, VARIANTS, skip_without_gpus
 from run_cell import run_cell
 from shardmark.cells import Cell, cell_of
 from shardmark.config_loading import load
 from shardmark.metrics import Metrics, read_metrics
 
-_RUNS = tempfile.TemporaryDirectory(prefix="shardmark-test-")
+_RUNS = Path(os.environ["SHARDMARK_TEST_RUNS"])
 
 
 def cell_named(
@@ -59,7 +60,7 @@ def folder_of_run(
     accumulate: int = 1,
     hidden_units: int | None = None,
 ) -> Path:
-    """What a real cell left behind, its metrics.json included; each is run once.
+    """What a real cell left behind, its metrics.json included; each is run once in a test run.
 
     Args:
         strategy: of the matrix, or a variant of the parity gate's tests.
@@ -69,20 +70,24 @@ def folder_of_run(
         accumulate: micro-batches of a step.
         hidden_units: width of a hidden layer, whose parameters are in no shard unit.
     """
-    folder = Path(
-        _RUNS.name, f"{strategy}-{gpus}-{precision}-{sabotage}-{accumulate}-{hidden_units}"
-    )
-    script = ROOT / "tests/sabotage" / sabotage if sabotage else None
-    cell = cell_named(
-        strategy,
-        gpus,
-        precision=precision,
-        model={"name": "resnet8", "hidden_units": hidden_units},
-        batch={"global": 16, "accumulate": accumulate},
-    )
-    metrics = run_cell(cell, folder, script=script)
-    assert metrics.status == "ok", metrics.failure
-    (folder / "metrics.json").write_text(metrics.model_dump_json(by_alias=True))
+    skip_without_gpus(gpus)
+    name = f"{strategy}-{gpus}-{precision}-{sabotage}-{accumulate}-{hidden_units}"
+    folder = _RUNS / name
+    with (_RUNS / f"{name}.lock").open("w") as lock:
+        # Another process of pytest-xdist may be running it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "metrics.json").exists():
+            script = ROOT / "tests/sabotage" / sabotage if sabotage else None
+            cell = cell_named(
+                strategy,
+                gpus,
+                precision=precision,
+                model={"name": "resnet8", "hidden_units": hidden_units},
+                batch={"global": 16, "accumulate": accumulate},
+            )
+            metrics = run_cell(cell, folder, script=script)
+            assert metrics.status == "ok", metrics.failure
+            (folder / "metrics.json").write_text(metrics.model_dump_json(by_alias=True))
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity_cases import ROOT, STRATEGIES
+from parity_cases import DEVICE, ROOT, STRATEGIES
 from real_cells import metrics_of_run
 from shardmark.effective_config import Collective
 from shardmark.metrics import Metrics
@@ -72,6 +72,13 @@ def test_dp_in_one_process_agrees_with_ddp_in_one() -> None:
     assert certificate.flagged == []
     assert row_of(certificate, "precision of the gradient reduction").values["dp"] == "none"
     assert row_of(certificate, "cuDNN searches for kernels").verdict == "same"
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU DataParallel makes no replicas")
+def test_dp_on_two_gpus_has_no_difference_that_nothing_explains() -> None:
+    certificate = certify([metrics_of_run("ddp"), metrics_of_run("dp")], "ddp")
+    assert certificate.flagged == []
+    assert row_of(certificate, REDUCED).values == {"ddp": "1.00", "dp": "1.00"}
 
 
 def changed(result: Metrics, base: str, options: dict[str, Any], **settings: Any) -> Metrics:

@@ -190,3 +190,20 @@ def test_planning_and_reporting_import_no_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_workflow_is_read_without_what_only_training_and_reports_need(tmp_path: Path) -> None:
+    for heavy in ("torch", "scipy", "matplotlib"):
+        (tmp_path / f"{heavy}.py").write_text(f"raise ImportError('the Snakefile wants {heavy}')")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--nolock"),
+            *("--configfile", "config/demo.yaml", "--"),
+            "results/demo/resnet8_synthetic/ddp/gpus1/seed0/metrics.json",
+        ],
+        cwd=SCRIPTS.parents[1],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

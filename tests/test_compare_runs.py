@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from compare_runs import main
 from result_sets import metrics_of, write, write_parity, write_set
 from shardmark.metrics import read_metrics
 from shardmark.results.result_set import read_result_set
@@ -166,7 +167,8 @@ def test_a_change_of_one_strategy_is_told_of_that_one(before: Path, tmp_path: Pa
         metrics = read_metrics(path)
         options = metrics.cell.options | {"sharding": "shard_grad_op"}
         cell = metrics.cell.model_copy(update={"options": options})
-        write(after, metrics.model_copy(update={"cell": cell}))
+        changes = {"cell": cell, "cell_sha256": cell.fingerprint()}
+        write(after, metrics.model_copy(update=changes))
     assert compared(before, after).changes.to_numpy().tolist() == [
         ["cell.options.sharding", "full_shard", "shard_grad_op", "fsdp"]
     ]
@@ -253,28 +255,44 @@ def test_other_devices_are_compared_only_where_that_is_asked_for(
     assert primary(found)["regression"].to_dict() == {"ddp": "no", "fsdp": "yes", "fsdp2": "no"}
 
 
-def test_a_fault_of_the_tool_itself_is_status_3(before: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    result = compare_runs(before, before, "--output", tmp_path / "file/inside")
-    assert result.returncode == 3
-    assert len(result.stderr.splitlines()) == 1
-    assert compare_runs(before, before, "--margin", "2").returncode == 3
-    assert compare_runs(before).returncode == 3
-
-
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("nowhere", "has no metrics.json; name the folder of a run"),
+        ("nowhere", "seed<N>/metrics.json; name the folder of a run"),
         ("broken", "not readable as JSON"),
     ],
 )
 def test_a_folder_without_results_is_one_message(
     before: Path, tmp_path: Path, folder: str, message: str
 ) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "metrics.json").write_text("{")
+    broken = tmp_path / "broken/w/ddp/gpus1/seed0/metrics.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
     result = compare_runs(before, tmp_path / folder)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--margin", "2"], ["--nonsense"], ["--margin", "wide"]])
+def test_wrong_arguments_are_no_outcome(before: Path, arguments: list[str]) -> None:
+    assert compare_runs(before, before, *arguments).returncode == 3
+
+
+def test_an_output_that_cannot_be_written_is_no_outcome(before: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = compare_runs(before, before, "--output", tmp_path / "file")
+    assert result.returncode == 3
+    assert str(tmp_path / "file") in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_fault_of_the_program_is_no_regression(
+    before: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["compare_runs.py", str(before), str(before)])
+    monkeypatch.setattr("compare_runs.compare_sets", lambda *_, **__: 1 / 0)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -74,7 +74,11 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "half a GPU": (changed(matrix__gpus=[1.5]), "matrix.gpus[0]", ("got 1.5", "whole number")),
     "a fractional number": (changed(matrix__gpus=[2.0]), "matrix.gpus[0]", ("got 2.0", "whole")),
     "a boolean for a count": (changed(matrix__gpus=[True]), "matrix.gpus[0]", ("got true",)),
-    "text for a count": (changed(matrix__gpus=["2"]), "matrix.gpus[0]", ("got '2'", "whole")),
+    "text for a count": (
+        changed(matrix__gpus=["2"]),
+        "matrix.gpus[0]",
+        ("got '2'", "write 2 without quotes"),
+    ),
     "one count without a list": (changed(matrix__gpus=2), "matrix.gpus", ("got 2", "a list")),
     "a mapping for a list": (changed(matrix__gpus={1: 2}), "matrix.gpus", ("a list",)),
     "an empty matrix": (changed(matrix__seeds=[]), "matrix.seeds", ("is empty",)),
@@ -354,7 +358,22 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "a number that YAML reads as text": (
         changed(workloads__small__optimizer__learning_rate=yaml.safe_load("1e-3")),
         f"{W}.optimizer.learning_rate",
-        ("got '1e-3'", "1.0e-3"),
+        ("got '1e-3'", "write 1.0e-3 without quotes"),
+    ),
+    "a number with an exponent, in quotes": (
+        changed(measure__steady_s="3.5E1"),
+        "measure.steady_s",
+        ("got '3.5E1'", "write 3.5e+1 without quotes"),
+    ),
+    "a count in quotes": (
+        changed(workloads__small__epochs="2"),
+        f"{W}.epochs",
+        ("got '2'", "write 2 without quotes"),
+    ),
+    "a switch in quotes": (
+        changed(workloads__small__dataset__augment="True"),
+        f"{W}.dataset.augment",
+        ("got 'True'", "write true without quotes"),
     ),
     "one beta": (
         changed(workloads__small__optimizer__betas=[0.9]),
@@ -405,6 +424,11 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "cluster.time_limit_minutes",
         ("less than or equal to",),
     ),
+    "a speed of a workload that is not there": (
+        changed(cluster__expected_images_per_s={"smal": 100}),
+        "cluster.expected_images_per_s",
+        ("unknown workload 'smal'", "did you mean 'small'?"),
+    ),
     "a data directory that is not there": (
         changed(data__dir="no/such/folder"),
         "data.dir",
@@ -431,6 +455,26 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "site.environment.RANK",
         ("set for each rank by the launcher",),
     ),
+    "a secret with a value": (
+        changed(site={"environment": {"A_TOKEN": "x"}, "secret_environment": ["A_TOKEN"]}),
+        "site.secret_environment[0]",
+        ("A_TOKEN has a value in site.environment", "export it"),
+    ),
+    "a secret that the launcher sets": (
+        changed(site={"secret_environment": ["RANK"]}),
+        "site.secret_environment[0]",
+        ("set for each rank by the launcher",),
+    ),
+    "options of sbatch with a quote left open": (
+        changed(cluster__slurm_extra="--comment 'x"),
+        "cluster.slurm_extra",
+        ("no closing quotation",),
+    ),
+    "a character that no variable can hold": (
+        changed(site={"environment": {"A": "x\0y"}}),
+        "site.environment.A",
+        ("'x\\x00y'", "no text"),
+    ),
     "a variable's number without quotes": (
         changed(site={"environment": {"NCCL_IB_DISABLE": 1}}),
         "site.environment.NCCL_IB_DISABLE",
@@ -445,6 +489,52 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         ("crashes with gradient accumulation", "workloads.small.batch.accumulate is 2"),
     ),
     "a gate of too few steps": (changed(parity={"steps": 4}), "parity.steps", ("got 4",)),
+    "a small rate in text": (
+        changed(workloads__small__optimizer__learning_rate=yaml.safe_load("2e-7")),
+        f"{W}.optimizer.learning_rate",
+        ("got '2e-7'", "write it as 2.0e-07"),
+    ),
+    "a count in text": (
+        changed(workloads__small__epochs=yaml.safe_load("1e3")),
+        f"{W}.epochs",
+        ("got '1e3', which is text; a whole number is written 1000",),
+    ),
+    # what would fill a machine
+    "a matrix by mistake": (
+        changed(matrix__seeds=list(range(3000))),
+        "matrix",
+        ("1 workloads x 3 strategies x 2 gpus x 3000 seeds are 18,000 cells", "matrix.max_cells"),
+    ),
+    "images that no machine holds": (
+        changed(workloads__small__dataset={"name": "synthetic", "train_images": 10**9}),
+        f"{W}.dataset.train_images",
+        ("3,072 GB", "cluster.mem_gb_per_gpu is 64"),
+    ),
+    "a crowd of workers": (
+        changed(
+            workloads__small__dataset={
+                "name": "synthetic",
+                "loader": "dataloader",
+                "loader_workers": 1000,
+            }
+        ),
+        f"{W}.dataset.loader_workers",
+        ("got 1000", "less than or equal to 256"),
+    ),
+    # models
+    "a model without known blocks": (
+        changed(workloads__small__model={"name": "densenet121"}),
+        f"{W}.model.name",
+        ("shardmark does not know its blocks", "allowed: resnet8"),
+    ),
+    "images that vanish": (
+        changed(
+            workloads__small__model={"name": "convnext_tiny"},
+            workloads__small__dataset={"name": "synthetic", "image_size": 16},
+        ),
+        f"{W}.dataset.image_size",
+        ("got 16; convnext_tiny needs images of at least 32 px",),
+    ),
     "nothing": (None, "(top level)", ("got null", "a mapping")),
 }
 
@@ -572,6 +662,8 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "a date that there is not": ("run: 2026-13-45\n", "", "month must be in 1..12"),
     "nothing at all": ("# only a comment\n", "", "holds nothing"),
     "a list": ("- run\n", "", "holds a list"),
+    "brackets without end": ("run: " + "[" * 3000, "", "nested too deeply"),
+    "brackets without end in JSON": ('{"run": ' * 3000, "", "nested too deeply"),
     "one word": ("demo\n", "", "holds a str"),
     "a list in JSON": ('["run"]', "", "holds a list"),
     "a key that stands twice": (
@@ -582,6 +674,33 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "a section that stands twice": ("run: a\nrun: b\n", ":2:1", "'run' stands in line 1"),
     "a key twice in a list's entry": ("- {a: 1, a: 2}\n", "", "holds a list"),
 }
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("010", "reads 010 as 8; write 8 if you mean that, 10 for the decimal number, or '010' in"),
+        ("1:30", "reads 1:30 as 90; write 90 if you mean that, or '1:30' in quotes for text"),
+        ("1:30.5", "reads 1:30.5 as 90.5; write"),
+        ("yes", "reads yes as true; write true if you mean that, or 'yes' in quotes for text"),
+        ("Off", "reads Off as false; write false"),
+    ],
+)
+def test_what_yaml_reads_otherwise_is_named_with_its_place(
+    written: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"run: a\nmatrix:\n  seeds: [0, {written}]\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}:3:14: YAML 1.1 {message}")):
+        check_file(path)
+    path.write_text(f"run: a\n{written}: 1\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}:2:1: YAML 1.1 {message}")):
+        check_file(path)
+
+
+def test_a_large_matrix_may_be_asked_for() -> None:
+    config = load(changed(matrix__seeds=list(range(3000)), matrix__max_cells=20_000), ROOT)
+    assert len(config.matrix.seeds) == 3000
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -614,6 +733,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         "a: &x {k: 1}\nb: &y {l: 1}\nc: {<<: *x, <<: *y}\n",
         "a: {gpus: 1}\nb: {gpus: 1}\n",
         "a: &loop [*loop]\n",
+        "a: ['010', \"1:30\", 'yes', 08, 0, 0.10, 1_000, 0x10, -1, !!str 010]\n",
+        "a: |\n  yes\nb: no such thing\n",
     ],
 )
 def test_what_yaml_and_json_allow_is_let_through(text: str, tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ import pytest
 import yaml
 
 from shardmark.config import Site
-from shardmark.doctor import link_findings, place_findings, slurm_findings, software_findings
+from shardmark.doctor import (
+    link_findings,
+    place_findings,
+    slurm_findings,
+    slurm_setup,
+    software_findings,
+)
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.gpu_findings import gpus
 from shardmark.doctor.link_findings import all_reduce
@@ -49,11 +55,11 @@ def test_what_is_installed_is_held_against_the_project(tmp_path: Path) -> None:
     project = tmp_path / "pyproject.toml"
     wanted = '["snakemake>=99", "no-such-package", "psutil"]'
     project.write_text(f'[project]\nrequires-python = ">=4"\ndependencies = {wanted}\n')
-    python, packages = python_and_packages(project)
-    assert (python.level, packages.level) == ("FAIL", "FAIL")
+    python, *packages = python_and_packages(project)
     assert "the project needs >=4" in python.advice
-    assert "is not >=99; no-such-package is missing" in packages.found
-    assert "psutil" not in packages.found
+    assert levels(packages) == [("FAIL", "packages")] * 2
+    assert "is not >=99" in packages[0].found
+    assert packages[1].found == "no-such-package is missing"
 
 
 def test_what_surrounds_a_cell_is_tried(tmp_path: Path) -> None:
@@ -133,7 +139,7 @@ def test_data_that_are_not_there(download: bool, level: str) -> None:
     config = matrix(workloads__small__dataset=changes, data__download=download)
     (found,) = data_sets(config, ROOT)
     assert found.level == level
-    assert "cifar10 is not in config" in found.found
+    assert found.found == f"cifar10 is not in {ROOT / 'config'}"
     assert "make fetch" in found.advice
     assert levels(data_sets(matrix(), ROOT)) == [("ok", "data")]
 
@@ -247,7 +253,10 @@ class Slurm:
         self.folder = folder
         self.log = folder / "called"
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        self.command("sinfo", "echo gpu; echo long")
+        self.command("sinfo", '[[ "$*" =~ %P ]] && echo "gpu* 1-00:00:00" || echo gpu long')
+        self.command("scontrol", "echo 'MinJobAge = 300 sec'")
+        self.command("sacct", "true")
+        self.command("sacctmgr", '[[ "$*" =~ "list user" ]] && echo lab || true')
         self.command("sbatch", "echo 'sbatch: Job 9 to start at noon on n1' >&2")
         self.profile({"slurm_account": "lab", "slurm_partition": "gpu"})
 
@@ -262,8 +271,11 @@ class Slurm:
         content = {"default-resources": defaults, **more}
         (folder / "config.yaml").write_text(yaml.safe_dump(content))
 
-    def asked(self) -> list[str]:
-        return shlex.split(self.log.read_text().rsplit("sbatch ", 1)[1])
+    def asked(self) -> list[list[str]]:
+        """Each call of sbatch."""
+        words = shlex.split(self.log.read_text())
+        starts = [place for place, word in enumerate(words) if word == "sbatch"]
+        return [words[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
 @pytest.fixture
@@ -276,41 +288,87 @@ def requested(fake: Slurm, **values: Any) -> list[Finding]:
     return list(requests(matrix(**CUDA | values), fake.folder / "profile"))
 
 
-def test_the_largest_cells_own_request_is_tried(fake: Slurm) -> None:
+def test_each_distinct_request_of_the_matrix_is_tried(fake: Slurm) -> None:
     fake.profile(
         ["slurm_account=lab", "slurm_partition=gpu", "runtime=30"],
-        **{"set-resources": ["train:constraint=h200"]},
+        **{"set-resources": ["train:constraint=h200"], "slurm-qos": "night"},
     )
     found = requested(fake, matrix__gpus=[1, 4], cluster__time_limit_minutes=50)
-    assert levels(found) == [("ok", "partition"), ("ok", "request")]
-    assert "4 GPUs would be given: Job 9 to start at noon on n1" in found[1].found
-    asked = fake.asked()
-    assert {"--test-only", "--nodes=2", "--gres=gpu:2", "--exclusive"} <= set(asked)
-    assert {"--account=lab", "--partition=gpu"} <= set(asked)
-    assert " ".join(asked).count("-t 60") == 1
-    assert "-C h200" in " ".join(asked)
+    assert levels(found) == [
+        *(("ok", what) for what in ("user", "partition", "job states")),
+        *[("ok", "request")] * 4,
+    ]
+    assert found[-4].found == "4-GPU cells: Job 9 to start at noon on n1"
+    assert found[-1].found == "1-rank parity, the oracle: Job 9 to start at noon on n1"
+    cells, gate, small, _ = fake.asked()
+    same = {"--test-only", "--account=lab", "--partition=gpu", "--qos=night"}
+    assert same | {"--nodes=2", "--gres=gpu:2", "--exclusive"} <= set(cells)
+    assert "-t 60" in " ".join(cells)
+    assert "-C h200" in " ".join(cells)
+    assert same | {"--nodes=2", "--gres=gpu:2"} <= set(gate)
+    assert not {"--exclusive", "h200"} & set(gate)
+    assert same | {"--nodes=1", "--gpus=1", "--exclusive"} <= set(small)
 
 
-def test_a_partition_that_is_not_there(fake: Slurm) -> None:
-    fake.profile({"slurm_partition": "gpus"})
-    (found,) = requested(fake)
-    assert (found.level, found.found) == ("FAIL", "there is no gpus")
-    assert "one of: gpu, long" in found.advice
+def test_the_cells_of_a_group_need_their_time_together(fake: Slurm) -> None:
+    fake.profile(
+        {"slurm_partition": "gpu"},
+        groups={"train": "gpus{gpus}"},
+        **{"group-components": ["gpus{gpus}=3"]},
+    )
+    found = requested(fake, matrix__gpus=[1], cluster__time_limit_minutes=500)
+    (cells,) = (one for one in found if one.level == "FAIL")
+    words = "the time limit of 1530 min is above the partition's 1440 min: 1-GPU cells"
+    assert cells.found == words
 
 
-def test_a_request_that_slurm_refuses(fake: Slurm) -> None:
-    fake.command("sbatch", "echo 'sbatch: error: Node count is impossible' >&2; exit 1")
-    found = requested(fake)
-    assert levels(found) == [("ok", "partition"), ("FAIL", "request")]
-    assert "Node count is impossible" in found[1].found
-    assert "--gpus=2" in found[1].found
+def test_a_partition_and_an_account_that_are_not_there(fake: Slurm) -> None:
+    fake.profile({"slurm_partition": "gpus", "slurm_account": "labs"})
+    partition, account = (one for one in requested(fake) if one.level == "FAIL")
+    assert partition.found == "there is no gpus"
+    assert "one of: gpu, long" in partition.advice
+    assert "The given account labs appears to be invalid" in account.found
 
 
-def test_slurm_that_does_not_answer_and_a_profile_that_is_not_there(fake: Slurm) -> None:
+def test_requests_that_slurm_refuses_are_told_apart_by_its_words(fake: Slurm) -> None:
+    refuse = 'case "$*" in *gpu:2*) why="no such node";; *) why="no such GPU";; esac; '
+    fake.command("sbatch", f'{refuse} echo "sbatch: error: $why" >&2; exit 1')
+    found = requested(fake, matrix__gpus=[1, 4])
+    nodes, gpus = (one for one in found if one.level == "FAIL")
+    assert nodes.found.startswith("no such node: 4-GPU cells (--nodes=2 ")
+    assert gpus.found.startswith("no such GPU: 1-GPU cells (--nodes=1 ")
+
+
+def test_how_the_cluster_and_the_user_are_set_up(
+    fake: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.command("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    (states,) = (one for one in requested(fake) if one.level == "FAIL")
+    assert states.what == "job states"
+    assert states.advice.endswith("set slurm-status-command: squeue in the profile")
+    fake.profile({}, **{"slurm-status-command": "squeue"})
+    assert {one.level for one in requested(fake)} == {"ok"}
+    fake.command("scontrol", "echo 'MinJobAge = 30 sec'")
+    (states,) = (one for one in requested(fake) if one.level == "FAIL")
+    assert "slurm-init-seconds-before-status-checks: 10 or less" in states.advice
     fake.command("sinfo", "echo 'no controller' >&2; exit 1")
-    assert levels(requested(fake)) == [("FAIL", "Slurm")]
+    assert levels(requested(fake))[-1] == ("FAIL", "Slurm")
+    monkeypatch.setattr(slurm_setup.getpass, "getuser", unnamed)
+    assert levels(requested(fake)) == [("FAIL", "user")]
     (fake.folder / "profile/config.yaml").unlink()
     assert levels(requested(fake)) == [("FAIL", "profile")]
+
+
+def unnamed() -> str:
+    raise KeyError("getpwuid(): uid not found: 4711")
+
+
+def test_a_limit_on_submitted_jobs_below_the_profiles(fake: Slurm) -> None:
+    answers = ("*'list user'*) echo lab;;", "*associations*) echo 'lab|30||normal';;")
+    fake.command("sacctmgr", f'case "$*" in {" ".join(answers)} *qos*normal*) echo "20||";; esac')
+    for jobs, words in ((100, ["20 may be queued, and the profile submits 100"]), (20, [])):
+        fake.profile({"slurm_account": "lab"}, jobs=jobs)
+        assert [one.found for one in requested(fake) if one.what == "jobs"] == words
 
 
 # What sbatch --wait does: the number at once, the job's output in its file, the job's exit code.
@@ -330,7 +388,7 @@ def test_a_job_of_its_own_gives_its_lines(fake: Slurm, monkeypatch: pytest.Monke
     lines = sent(fake, "echo ok; echo doctor: 0 FAIL")
     assert lines[0].startswith("job 9 is sent")
     assert lines[1:] == ["ok"]
-    assert "--wait" in fake.asked()
+    assert "--wait" in fake.asked()[-1]
     monkeypatch.setattr(slurm_findings, "LATENCY_S", 0.0)
     with pytest.raises(UserError, match=r"Slurm job 9 ended before the doctor had \(exit code 3\)"):
         sent(fake, "echo ok; exit 3")
@@ -375,7 +433,7 @@ def test_the_command_on_one_that_cannot(tmp_path: Path) -> None:
 def test_the_command_with_mistakes_in_the_configuration(tmp_path: Path) -> None:
     done = diagnosed(tmp_path, "matrix: {gpus: [0], seeds: []}")
     assert done.returncode == 1
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
-    assert "matrix.gpus[0]: got 0" in line
-    assert "matrix.seeds: is empty" in line
+    gpus, seeds = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert "matrix.gpus[0]: got 0" in gpus
+    assert "matrix.seeds: is empty" in seeds
     assert "Traceback" not in done.stdout + done.stderr

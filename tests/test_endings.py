@@ -138,6 +138,20 @@ def test_a_cell_that_was_asked_to_end_is_no_result(cause: str) -> None:
         failure_of(CELL, left)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGQUIT", "SIGXCPU", "SIGUSR2"])
+def test_a_signal_from_outside_during_the_imports_is_no_result(name: str) -> None:
+    """Before a rank can leave a trace of it; torchrun ends the other one."""
+    code = -signal.Signals[name]
+    with pytest.raises(Interrupted, match=rf"something else ended rank 1 .{name}: .*no result"):
+        failure_of(CELL, ended(node(died(1, code), died(0, -signal.SIGTERM))))
+
+
+def test_a_process_that_was_stopped_is_no_hang() -> None:
+    hung = node(died(1, -signal.SIGTERM), ended_by="stall", stopped=["rank 1"])
+    with pytest.raises(Interrupted, match=r"hung, and rank 1 had been stopped .SIGSTOP"):
+        failure_of(CELL, ended(node(), hung))
+
+
 def test_a_node_that_left_no_report_is_no_result() -> None:
     with pytest.raises(Interrupted, match="a node that was lost"):
         failure_of(CELL, ended())
@@ -206,7 +220,7 @@ def test_a_rank_that_a_signal_ended_is_no_result_though_its_peers_raise() -> Non
     # A peer's collective breaks a moment later, and torchrun then ends what is left.
     asked = node(died(0, 1), died(1, -signal.SIGTERM), signalled={1: 100.3})
     left = ended(asked, failures=(raised(0, time=100.4),))
-    with pytest.raises(Interrupted, match=r"something else ended rank 1 .SIGTERM or SIGHUP"):
+    with pytest.raises(Interrupted, match=r"something else ended rank 1 .SIGTERM"):
         failure_of(CELL, left)
 
 
@@ -270,6 +284,9 @@ def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
         (OSError(28, "No space left on device"), "full_disk"),
         (ModuleNotFoundError("No module named 'deepspeed'"), "machine"),
         (ImportError("libcudart.so.13: cannot open shared object file"), "machine"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "machine"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "failed"),
+        (RuntimeError("PTXAS: [Errno 28] No space left on device"), "full_disk"),
         (KeyError("getpwuid(): uid not found: 4711"), "machine"),
         (RuntimeError("DataLoader worker (pid 812) is killed by signal: Killed. "), "machine"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -18,7 +19,10 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from fetch_data import fetch
+from parity_cases import case_of
 from shardmark.errors import UserError
+from shardmark.workload.data import load_images
+from shardmark.workload.data_files import why_outdated
 from test_workflow import CONFIG, SCRIPTS, Project, copy_project
 
 BATCHES = [f"data_batch_{index}" for index in range(1, 6)]
@@ -68,7 +72,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_data_set_is_downloaded_once_and_checked(mirror: Path, tmp_path: Path) -> None:
     folder = tmp_path / "resources"
     found = fetch("cifar10", folder, download=True)
-    assert found["folder"] == str(folder / CIFAR10.base_folder)
+    assert found["folder"] == str(folder)
     (mirror / CIFAR10.filename).unlink()
     # Whole already: neither asked for again, nor needed.
     assert fetch("cifar10", folder, download=True) == found
@@ -82,7 +86,7 @@ def test_a_damaged_data_set_is_refused_and_mended_where_it_may(
     found = fetch("cifar10", folder, download=True)
     damaged = folder / CIFAR10.base_folder / "data_batch_3"
     damaged.write_bytes(b"cut short")
-    with pytest.raises(UserError, match="or its files are damaged"):
+    with pytest.raises(UserError, match="data_batch_3 is damaged"):
         fetch("cifar10", folder, download=False)
     assert fetch("cifar10", folder, download=True) == found
     assert damaged.read_bytes() != b"cut short"
@@ -101,7 +105,12 @@ def project(tmp_path: Path) -> Project:
     (project.folder / SCRIPTS / "fetch_data.py").write_text(
         "import pathlib, sys\n"
         "with open('fetched.log', 'a') as log: print(*sys.argv[1:], file=log)\n"
-        "pathlib.Path(sys.argv[-1]).write_text('{}')\n"
+        "import json\n"
+        "batch = pathlib.Path('resources/data_batch_1')\n"
+        "batch.touch()\n"
+        "facts = {'bytes': 0, 'modified_ns': batch.stat().st_mtime_ns}\n"
+        "record = {'folder': 'resources', 'files': {batch.name: facts}}\n"
+        "pathlib.Path(sys.argv[-1]).write_text(json.dumps(record))\n"
     )
     config = project.folder / CONFIG
     head, tail = config.read_text().rsplit("name: synthetic", 1)
@@ -120,6 +129,43 @@ def test_fetch_brings_the_matrixs_data_sets_and_trains_nothing(project: Project)
     rules = project.planned()
     assert "fetch_data" not in rules
     assert "train" in rules
+
+
+@pytest.mark.parametrize("purged", [True, False])
+def test_a_data_set_that_was_purged_or_changed_is_fetched_again(
+    purged: bool, project: Project
+) -> None:
+    assert project.matrix().returncode == 0
+    assert project.planned() == {}
+    batch = project.folder / "resources/data_batch_1"
+    batch.unlink() if purged else batch.write_text("other")
+    assert set(project.planned()) == {"fetch_data"}, "and no cell is trained again"
+    assert project.matrix("fetch").returncode == 0
+    assert len((project.folder / "fetched.log").read_text().splitlines()) == 2
+
+
+def test_a_record_says_which_file_has_gone(mirror: Path, tmp_path: Path) -> None:
+    folder, record = tmp_path / "resources", tmp_path / "cifar10.json"
+    assert why_outdated(record) == "", "never fetched"
+    record.write_text(json.dumps(fetch("cifar10", folder, download=True)))
+    assert why_outdated(record) == ""
+    batch = folder / CIFAR10.base_folder / "data_batch_2"
+    batch.write_bytes(b"cut short")
+    assert why_outdated(record) == f"{batch} has changed"
+    batch.unlink()
+    assert why_outdated(record) == f"{batch} is missing"
+    record.write_text("{}")
+    assert "unreadable" in why_outdated(record)
+
+
+def test_a_cell_names_the_file_that_is_damaged(mirror: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "resources"
+    fetch("cifar10", folder, download=True)
+    batch = folder / CIFAR10.base_folder / "test_batch"
+    batch.write_bytes(b"cut short")
+    workload = case_of("ddp", 1, dataset={"name": "cifar10"}).cell.definition
+    with pytest.raises(UserError, match=f"{batch} is damaged; run make fetch"):
+        load_images(workload, folder, train=True)
 
 
 def test_a_matrix_of_generated_images_has_nothing_to_fetch(tmp_path: Path) -> None:

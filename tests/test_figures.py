@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +172,41 @@ def test_what_was_not_measured_is_said_and_not_drawn(tmp_path: Path) -> None:
     assert all(path.exists() for path in paths), "a workflow's outputs are all there"
     with pytest.raises(NothingToDraw, match="two GPU counts"):
         draw("scaling", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "damage"),
+    [
+        ("steps.csv", "step_time", lambda text: text[: len(text) // 2]),
+        ("steps.csv", "step_time", lambda text: ""),
+        ("steps.csv", "step_time", lambda text: text.replace("steady", "ready")),
+        ("steps.csv", "step_time", lambda text: text.replace("step_ms", "other")),
+        ("telemetry.csv", "timeline", lambda text: "\0\1\n" * 40),
+        ("telemetry.csv", "timeline", lambda text: text.replace(",0.0,", ",much,")),
+    ],
+    ids=["cut off", "empty", "no steady steps", "no such column", "no text", "no numbers"],
+)
+def test_a_damaged_file_costs_its_figure_and_names_the_cell(
+    name: str, figure: str, damage: Callable[[str], str], tmp_path: Path
+) -> None:
+    config = config_of(seeds=[0], strategies=["ddp", "fsdp2"], gpus=[1, 2])
+    paths = write_matrix(config, tmp_path)
+    for path in paths:
+        path.with_name(name).write_text(damage(path.with_name(name).read_text()))
+    data = data_of(config, tmp_path)
+    not_drawn = draw_all(data, [tmp_path / f"{drawn}.svg" for drawn in ("loss", figure)])
+    assert set(not_drawn) == {figure}
+    assert f"gpus2/seed0/{name} is damaged (" in not_drawn[figure]
+    assert not_drawn[figure].endswith("run its cell again, or delete the file")
+
+
+def test_the_samplers_last_row_may_be_cut_off(tmp_path: Path) -> None:
+    config = config_of(seeds=[0], strategies=["ddp"], gpus=[1])
+    (path,) = write_matrix(config, tmp_path)
+    with path.with_name("telemetry.csv").open("a") as file:
+        file.write("52.")
+    data = data_of(config, tmp_path)
+    assert data.timelines["ddp"].samples.at_s.notna().all()
 
 
 def test_a_lone_epoch_has_one_tick_and_strategies_side_by_side(data: Data) -> None:

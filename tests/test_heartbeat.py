@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -80,6 +81,23 @@ def test_broken_and_impossible_records_leave_the_last_whole_one(
     later = beats.read()[0]
     assert (later.pid, later.beats, later.phase) == (good.pid, 2, "training")
     assert 0 <= later.silent_s < 60
+
+
+def test_a_suspension_takes_nothing_from_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=100.0)
+    monkeypatch.setattr(
+        node, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time)
+    )
+    monkeypatch.setattr(node, "POLL_S", 0.05)
+    beats: Any = SimpleNamespace(read=lambda: [beat(0)])
+    plan: Any = SimpleNamespace(
+        scratch=tmp_path, limit_s=500.0, stall_s=None, grace_s=1.0, cell=SimpleNamespace(nodes=1)
+    )
+    process = subprocess.Popen(["sleep", "1"])
+    # Each look at the clock is 100 s after the last: the job is suspended again and again.
+    assert node._watch(process, plan, 0, 0.0, beats) is None
 
 
 def beat(silent_s: float) -> Beat:

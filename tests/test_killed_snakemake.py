@@ -1,8 +1,10 @@
-"""Snakemake itself is killed while a cell trains on this machine."""
+"""Snakemake itself is killed, or asked to end, while a cell trains on this machine."""
 
 from __future__ import annotations
 
+import functools
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +56,42 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_end_it_ends_its_cell_says_so_and_leaves_no_lock(
+    number: signal.Signals, project: Path
+) -> None:
+    shutil.copy(ROOT / "tests/stand_ins/run_cell.py", project / "workflow/scripts")
+    with (project / "workflow/scripts/run_cell.py").open("a") as script:
+        script.write("\narguments.output.unlink()\ntime.sleep(600)\n")
+    (project / "matrix.yaml").write_text(MATRIX.format(0.2).replace("[0]", "[0, 1]"))
+    other = TARGET.replace("seed0", "seed1")
+    with subprocess.Popen(
+        command(other),
+        cwd=project,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=functools.partial(signal.signal, number, signal.SIG_DFL),
+    ) as snakemake:
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not (project / "ran.log").exists():
+                assert time.monotonic() < deadline, "no cell"
+                time.sleep(0.2)
+            snakemake.send_signal(number)
+            text, _ = snakemake.communicate(timeout=60)
+        finally:
+            snakemake.kill()
+    assert snakemake.returncode == 1
+    assert f"{number.name}: cells that run on this machine are ended, without a result" in text
+    assert "Traceback" not in text
+    assert len((project / "ran.log").read_text().splitlines()) == 1, "the other was not started"
+    assert not (project / TARGET).exists()
+    assert not (project / "results/t/.controller").exists()
+    planned = run(project, "-n")
+    assert planned.returncode == 0, "no lock is left"
 
 
 def test_its_cell_ends_with_it_and_runs_again_once_unlocked(project: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import pytest
 import torch
 
 import run_cell
+from saved_cells import cell_arguments
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.launching import launch as launching
 from shardmark.launching.launch import LOG_TAIL_LINES, Ended, launch
+from shardmark.launching.scratch import CONTROLLER_STARTED
 from shardmark.metrics import Metrics, read_metrics
 from shardmark.slurm import allocation
 from shardmark.training.rank import is_out_of_memory
@@ -238,7 +241,7 @@ def test_a_signal_to_the_launcher_ends_its_processes(
 def test_a_cell_that_is_ended_from_outside_leaves_no_result(tmp_path: Path) -> None:
     cell = cell_at(workloads__small__epochs=10_000)
     output = tmp_path / "metrics.json"
-    arguments = ["--cell", cell.model_dump_json(by_alias=True), "--output", str(output)]
+    arguments = [*cell_arguments(cell), "--output", str(output)]
     arguments += ["--time-limit-minutes", "10"]
     command = [str(SCRIPTS / "run_cell.py"), *arguments]
     with started(command, r"epoch 1: loss") as (process, _):
@@ -314,6 +317,19 @@ def test_a_failure_does_not_take_the_place_of_a_good_result(tmp_path: Path) -> N
     assert read_metrics(tmp_path / "metrics.failed.json").status == "oom"
     # Of another definition it is no result any more.
     run_cell.keep_good_result(path, result(cell_at(measure__steady_s=9), "oom"))
+
+
+def test_only_a_result_that_ended_since_the_controller_started_was_made_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CONTROLLER_STARTED, str(datetime(2026, 1, 2, tzinfo=UTC).timestamp()))
+    cell, path = cell_at(), tmp_path / "metrics.json"
+    for day, meanwhile in ((1, False), (3, True)):
+        ended = {"ended_at": datetime(2026, 1, day, tzinfo=UTC).isoformat()}
+        made = result(cell, "ok").model_copy(update={"provenance": ended})
+        # The file is young: Snakemake puts an old result back as a copy.
+        path.write_text(made.model_dump_json(by_alias=True))
+        assert run_cell.made_meanwhile(cell, path) == meanwhile
 
 
 def test_a_cell_of_several_nodes_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from shardmark.measurement.clocks import Phases
+from shardmark.measurement.clocks import Phases, StepClock
 from shardmark.measurement.devices import (
     foreign_processes,
     read_samples,
@@ -50,6 +51,30 @@ def idle_rows(watts: float) -> list[dict[str, Any]]:
     """Five seconds that end when the cell begins, at 0."""
     rows = gpu_rows(5, watts)
     return [row | {"idle": 1.0, "monotonic_s": (row["monotonic_s"] or 0) - 5} for row in rows]
+
+
+def test_steps_are_timed_on_their_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        recorded_on: Any = "the current device"
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: Any = None) -> None:
+            self.recorded_on = stream or self.recorded_on
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, end: Event) -> float:
+            assert self.recorded_on == end.recorded_on == torch.device("cuda", 1)
+            return 7.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    clock = StepClock(torch.device("cuda", 1))
+    clock.mark()
+    assert clock.step_ms() == [7.0]
 
 
 def test_the_energy_counter_gives_power_times_window() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -200,3 +202,80 @@ def test_a_name_that_no_run_can_have_is_refused(tuesday: Path, tmp_path: Path) -
     result = merge_runs(tmp_path / "a b", tuesday)
     assert result.returncode == 1
     assert "--into: 'a b' cannot be the name of a run" in result.stderr
+
+
+def edit_cell(path: Path, **changes: object) -> None:
+    """Change the cell of a result."""
+    raw = json.loads(path.read_text())
+    raw["cell"] |= changes
+    path.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("workload", "../../../outside"),
+        ("strategy", "/outside"),
+        ("run", ".."),
+        ("strategy", "ddp/x"),
+        ("workload", "w\n"),
+    ],
+)
+def test_names_that_lead_out_of_the_merged_set_are_refused(
+    monday: Path, tmp_path: Path, field: str, value: str
+) -> None:
+    path = monday / "w/ddp/gpus1/seed0/metrics.json"
+    edit_cell(path, **{field: value})
+    before = sorted(tmp_path.rglob("*"))
+    result = merge_runs(tmp_path / "joined", monday)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"shardmark: {path}: cell.{field}: String should match")
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("changes", [{"workload": "../x"}, {"strategy": "/x"}, {"ranks": -1}])
+def test_a_parity_result_cannot_name_another_place(
+    monday: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = monday / "parity/w/ddp/ranks1.json"
+    edit_json(path, **changes)
+    result = merge_runs(tmp_path / "joined", monday)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"shardmark: {path}: {next(iter(changes))}: ")
+    assert not (tmp_path / "joined").exists()
+
+
+def test_only_the_files_of_a_result_are_copied(monday: Path, tmp_path: Path) -> None:
+    place = "w/ddp/gpus1/seed0"
+    for name in ("telemetry.node0.csv", "job.log", ".bashrc", "run_me.py", "steps.csv.orig"):
+        (monday / place / name).write_text("x")
+    assert merge_runs(tmp_path / "joined", monday).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "joined" / place).iterdir()) == [
+        "code.sha256",
+        "job.log",
+        "metrics.json",
+        "steps.csv",
+        "telemetry.node0.csv",
+    ]
+
+
+@pytest.mark.parametrize("name", ["w/ddp/gpus1/seed0/steps.csv", "w/fsdp", "parity/w"])
+def test_a_symbolic_link_in_a_set_is_refused(monday: Path, tmp_path: Path, name: str) -> None:
+    link, elsewhere = monday / name, tmp_path / "of another user"
+    link.rename(elsewhere)
+    link.symlink_to(elsewhere)
+    result = merge_runs(tmp_path / "joined", monday)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"shardmark: {link}: is a symbolic link; put what it points to in its place\n"
+    )
+    assert not (tmp_path / "joined").exists()
+
+
+def test_a_pipe_in_a_set_is_refused_and_not_waited_for(monday: Path, tmp_path: Path) -> None:
+    pipe = monday / "w/ddp/gpus1/seed9/metrics.json"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    result = merge_runs(tmp_path / "joined", monday)
+    assert result.stderr == f"shardmark: {pipe}: is neither a file nor a folder; delete it\n"

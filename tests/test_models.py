@@ -8,10 +8,21 @@ import torchvision
 from torch import nn
 
 from parity_cases import case_of
-from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, MODELS
+from shardmark.architectures import (
+    BLOCK_OF_MODEL,
+    CIFAR_RESNETS,
+    MODELS,
+    has_no_known_blocks,
+    is_resnet,
+    is_vit,
+    smallest_image_px,
+)
 from shardmark.config import Workload
 from shardmark.training.parity import surrogate_cell
 from shardmark.workload.models import build_model, build_surrogate, shard_units
+
+# Models whose stem there is a choice of.
+STEMS = {name for name in MODELS if is_resnet(name)} - set(CIFAR_RESNETS)
 
 
 def workload(name: str, **model: object) -> Workload:
@@ -21,6 +32,22 @@ def workload(name: str, **model: object) -> Workload:
 def test_every_offered_model_is_torchvisions_or_our_own() -> None:
     theirs = set(torchvision.models.list_models(module=torchvision.models))
     assert set(MODELS) <= theirs | set(CIFAR_RESNETS)
+
+
+def test_every_other_model_of_torchvision_is_refused_with_the_reason() -> None:
+    theirs = set(torchvision.models.list_models(module=torchvision.models))
+    assert {name for name in theirs if has_no_known_blocks(name)} == theirs - set(MODELS)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not is_vit(name)])
+def test_a_model_takes_images_of_its_smallest_size_and_none_smaller(name: str) -> None:
+    smallest = max(8, smallest_image_px(name))  # a dataset's own limit is 8
+    with torch.device("meta"):
+        model = build_model(workload(name, stem="imagenet" if name in STEMS else "auto"), seed=0)
+        model(torch.zeros(2, 3, smallest, smallest), torch.arange(2))
+        if smallest > 8:
+            with pytest.raises(RuntimeError):
+                model(torch.zeros(2, 3, smallest - 1, smallest - 1), torch.arange(2))
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50", "convnext_tiny", "swin_t"])
@@ -82,3 +109,15 @@ def test_the_hidden_layer_stands_before_the_classes() -> None:
         "KeyedDropout",
         "Linear",
     ]
+
+
+def test_a_model_without_dropout_is_not_searched_for_it_in_each_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, keys = torch.zeros(2, 3, 32, 32), torch.arange(2)
+    plain = build_model(workload("resnet8"), seed=0)
+    drawing = build_model(workload("resnet8", dropout=0.3), seed=0)
+    monkeypatch.setattr(nn.Module, "modules", lambda module: pytest.fail("it was searched"))
+    plain(images, keys)
+    with pytest.raises(pytest.fail.Exception, match="searched"):
+        drawing(images, keys)

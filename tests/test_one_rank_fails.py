@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import run_cell
-from parity_cases import DEVICE, ROOT, case_of
+from parity_cases import DEVICE, ROOT, case_of, skip_without_gpus
 from shardmark.launching.endings import Interrupted
 from shardmark.measurement.telemetry import memory_used, visible_gpus
 from shardmark.metrics import Metrics
@@ -46,6 +46,7 @@ def memory_in_use() -> list[int]:
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """After each test no process lives; no GPU holds memory, and the next cell runs on it."""
+    skip_without_gpus(GPUS)
     before = memory_in_use()
     yield
     assert [child.name() for child in psutil.Process().children(recursive=True)] == []
@@ -81,13 +82,10 @@ def test_a_rank_that_is_stopped_in_a_collective(
 ) -> None:
     stopped = tmp_path / "stopped"
     monkeypatch.setenv("STOPPED", str(stopped))
-    metrics = run(tmp_path, monkeypatch, "stop")
+    with pytest.raises(Interrupted, match="hung, and rank 1 had been stopped"):
+        run(tmp_path, monkeypatch, "stop")
     took = time.time() - stopped.stat().st_mtime
-    print(f"ended {took:.0f} s after the rank was stopped: {metrics.failure}")
-    assert metrics.status == "failed"
-    assert metrics.failure is not None
-    assert metrics.failure.exception.startswith("hung: no rank got further; rank 1 in training")
-    assert metrics.failure.rank == 1
+    print(f"ended {took:.0f} s after the rank was stopped")
     assert STALL_S < took < STALL_S + ENDING_S
 
 

@@ -6,14 +6,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_parity
-from parity_cases import ROOT, STRATEGIES, case_of, make_oracle
+from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, make_oracle, skip_without_gpus
 from shardmark.cells import ParityCase
+from shardmark.errors import UserError
 from shardmark.metrics import Parity
 
 SABOTAGE = ROOT / "tests/sabotage"
-DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
+# On a CPU DataParallel makes no replicas.
+DISTRIBUTED = [name for name in STRATEGIES if name != "dp" or DEVICE == "cuda"]
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +26,7 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gate(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
     """The verdict on a case, by its own processes."""
+    skip_without_gpus(case.cell.gpus)
     with tempfile.TemporaryDirectory() as folder:
         oracle = make_oracle(case, oracles)
         return run_parity.run_parity(
@@ -38,6 +42,25 @@ def assert_passed(parity: Parity) -> None:
     assert fp32.noise_floor.loss <= 1e-6
     assert fp32.noise_floor.final_weights <= 1e-6
     assert len(parity.losses) >= 8
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another byte", "empty"])
+def test_a_damaged_oracle_is_named_and_removed(damage: str, tmp_path: Path) -> None:
+    oracle = tmp_path / "ranks1.pt"
+    torch.save({"fp32": torch.zeros(1000)}, oracle)
+    content = oracle.read_bytes()
+    middle = len(content) // 2
+    run_parity.require_whole(oracle)
+    changed = {
+        "cut off": content[:middle],
+        "another byte": content[:middle] + b"!" + content[middle + 1 :],
+    }
+    oracle.write_bytes(changed.get(damage, b""))
+    with pytest.raises(UserError, match=r"ranks1\.pt: was damaged and has been removed; the same"):
+        run_parity.run_parity(case_of("ddp", 1), oracle, tmp_path / "ranks1.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"ranks1\.pt: is missing"):
+        run_parity.require_whole(oracle)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -91,6 +114,7 @@ def test_fp16_with_its_loss_scaler_matches(oracles: Path) -> None:
     assert_passed(gate(case, oracles))
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs DataParallel makes replicas")
 def test_dp_with_two_replicas_on_a_cpu_is_unsupported_and_starts_nothing(tmp_path: Path) -> None:
     parity = run_parity.run_parity(case_of("dp", 2), tmp_path / "no such oracle", tmp_path)
     assert parity.status == "unsupported"

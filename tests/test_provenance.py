@@ -39,6 +39,19 @@ def test_an_edit_shows_in_the_hash_of_the_difference(checkout: Path) -> None:
     assert len({one["git_diff_sha256"], other["git_diff_sha256"], None}) == 3
 
 
+def test_what_git_cannot_say_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = provenance(checkout.parent)
+    assert (outside["git_commit"], outside["git_dirty"], outside["git_diff_sha256"]) == (None,) * 3
+    monkeypatch.setenv("PATH", str(checkout))
+    assert provenance(checkout)["git_dirty"] is None
+
+
+def test_an_edit_in_another_encoding_is_an_edit(checkout: Path) -> None:
+    (checkout / "code.py").write_bytes("print('ü')\n".encode("latin-1"))
+    assert provenance(checkout)["git_dirty"] is True
+    assert provenance(checkout)["git_diff_sha256"]
+
+
 def test_the_lock_is_named_by_its_hash(checkout: Path) -> None:
     lock = (checkout / "requirements.txt").read_bytes()
     assert provenance(checkout)["locks"] == {"requirements.txt": hashlib.sha256(lock).hexdigest()}
@@ -66,11 +79,12 @@ def test_a_cell_is_run_again_from_its_metrics_alone(tmp_path: Path) -> None:
     path.write_bytes((folder_of_run("ddp", 1) / "metrics.json").read_bytes())
     script = ROOT / "workflow/scripts/rerun.py"
     again = subprocess.run(
-        [sys.executable, str(script), str(path)], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, str(script), str(path)], capture_output=True, text=True, cwd=tmp_path
     )
     print(again.stdout)
     assert again.returncode == 0, again.stderr
-    old, new = (json.loads(p.read_text()) for p in (path, tmp_path / "rerun/metrics.json"))
+    again_at = tmp_path / "results/test/reruns/w/ddp/gpus1/seed0/metrics.json"
+    old, new = (json.loads(p.read_text()) for p in (path, again_at))
     assert new["cell"] == old["cell"]
     assert new["loss"]["per_epoch"] == pytest.approx(old["loss"]["per_epoch"], rel=1e-3)
     assert "images/s" in again.stdout

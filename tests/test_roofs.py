@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from parity_cases import DEVICE
 from real_cells import metrics_of_run
 from shardmark.measurement.roofs import roofs_of
 from shardmark.metrics import Probe, Roofs
@@ -73,6 +74,14 @@ def test_a_real_cell_has_its_probes_and_roofs() -> None:
     assert 0 < roofs.peak_share_pct < 100
     # Every activation of ResNet-8 is read and written several times in bfloat16.
     assert 1_000_000 < (roofs.bytes_per_image or 0) < 20_000_000
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU DataParallel makes no replicas")
+def test_each_gpu_of_dataparallels_process_is_probed() -> None:
+    first, second = metrics_of_run("dp").probes
+    print(first, second)
+    assert second.matmul_tflops == pytest.approx(first.matmul_tflops, rel=0.5)
+    assert second.copy_gb_per_s == pytest.approx(first.copy_gb_per_s, rel=0.5)
 
 
 def test_strategies_that_compute_alike_move_alike() -> None:

@@ -86,7 +86,9 @@ def test_the_reference_names_every_key_that_the_default_configuration_sets() -> 
         return found
 
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    # What a user names in these is not a key.
     del raw["variants"]
+    raw["cluster"]["expected_images_per_s"] = 0
     lines = export_schemas.reference().splitlines()
     for key in keys(raw, ""):
         assert sum(line.startswith(f"| `{key}` |") for line in lines) == 1, key

@@ -16,7 +16,7 @@ from shardmark.cells import Cell, parity_case
 from shardmark.config import CellSite
 from shardmark.errors import UserError
 from shardmark.launching.launch import Ended, launch
-from shardmark.launching.site import SCRATCH_VARIABLE, contained, environment_at, why_no_container
+from shardmark.launching.site import SCRATCH_VARIABLE, contained, environment_at, why_not_at_site
 from small_matrix import ROOT, cell_at, matrix
 from test_workflow import CONFIG, copy_project
 
@@ -127,13 +127,44 @@ def test_ranks_run_in_the_image_with_the_folders_they_need(image: Path, tmp_path
 
 
 def test_a_cell_trains_in_an_image_and_its_result_names_the_sites_variables(
-    image: Path, tmp_path: Path
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = {"site__container": str(image), "site__environment": {"MY_SWITCH": "on"}}
+    # Of a kind that is recorded where it is no secret.
+    monkeypatch.setenv("NCCL_PASSWORD", "open sesame")
+    named["site__secret_environment"] = ["NCCL_PASSWORD"]
     metrics = run_cell.run_cell(cell_at(**named), tmp_path / "cell")
     assert metrics.status == "ok", metrics.failure
     assert metrics.environment["variables"]["MY_SWITCH"] == "on"
     assert metrics.cell.site.container == str(image)
+    assert metrics.cell.site.secret_environment == ["NCCL_PASSWORD"]
+    assert "open sesame" not in metrics.model_dump_json()
+
+
+def test_a_secret_reaches_every_rank_and_defines_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRST_TOKEN", "from outside")
+    setup = "export SECOND_TOKEN='from setup'"
+    secret = ["FIRST_TOKEN", "SECOND_TOKEN"]
+    cell = cell_at(gpus=2, site__setup=setup, site__secret_environment=secret)
+    for found in told(cell, tmp_path):
+        assert (found["FIRST_TOKEN"], found["SECOND_TOKEN"]) == ("from outside", "from setup")
+    for file in (tmp_path / "plan.json", tmp_path / "node0.json"):
+        assert "from outside" not in file.read_text()
+    assert cell.fingerprint() == cell_at(gpus=2, site__setup=setup).fingerprint()
+    one = cell_at(gpus=2, site__secret_environment=secret)
+    assert one.fingerprint() == cell_at(gpus=2).fingerprint()
+
+
+def test_a_secret_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A_TOKEN", raising=False)
+    cell = cell_at(site__secret_environment=["PATH", "A_TOKEN"])
+    words = "site.secret_environment: A_TOKEN not set on .*; export it where Snakemake is started"
+    with pytest.raises(UserError, match=words):
+        run_cell.failure_of(cell, tell(cell, tmp_path))
+    with pytest.raises(UserError, match=words):
+        why_not_at_site(cell.site)
 
 
 def test_caches_and_temporary_files_are_on_the_local_disk_and_gone_after(
@@ -166,8 +197,8 @@ def test_what_can_change_a_result_defines_it_and_where_caches_lie_does_not() -> 
 def test_setup_may_bring_apptainer(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     bare = CellSite(container=str(image))
-    assert "there is no apptainer on the PATH of" in why_no_container(bare)
-    assert why_no_container(CellSite(container=str(image), setup=f"PATH={STAND_INS}:$PATH")) == ""
+    assert "there is no apptainer on the PATH of" in why_not_at_site(bare)
+    assert why_not_at_site(CellSite(container=str(image), setup=f"PATH={STAND_INS}:$PATH")) == ""
 
 
 def test_a_node_that_cannot_run_the_image_makes_no_failed_cell(

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from shardmark.matrix.status_view import LOOKS, View
 from shardmark.metrics import Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
 from small_matrix import ROOT, cell_at, matrix
+from status import fit
 from test_survival import cell_of, started
 
 SCRIPT = ROOT / "workflow/scripts/status.py"
@@ -78,6 +80,8 @@ def squeue(*lines: str) -> None:
     printed = "\n".join(f"{line}|{Path.cwd()}" for line in lines)
     (folder / "squeue").write_text(
         f"#!/bin/sh\nwhile read -r l; do echo \"$l\"; done <<'.'\n{printed}\n.\n"
+        if lines
+        else "#!/bin/sh\n"
     )
     (folder / "squeue").chmod(0o755)
 
@@ -105,14 +109,66 @@ def test_the_matrix_is_a_grid_in_plain_text() -> None:
         "",
         "+ ok  M oom  - unsupported  . missing",
         "",
-        "oom  small ddp gpus2 seed1  results/t/small/ddp/gpus2/seed1/job.log  "
-        "build, rank 1: OutOfMemoryError: CUDA",
+        "oom  small ddp gpus2 seed1  build, rank 1: OutOfMemoryError: CUDA",
+        "    results/t/small/ddp/gpus2/seed1/job.log",
     ]
+
+
+def speed(images_per_s: float) -> Throughput:
+    """A throughput that no rule marks."""
+    return Throughput.model_validate(
+        dict.fromkeys(Throughput.model_fields, 100)
+        | {"window_complete": True, "warmup_converged": True, "images_per_s": images_per_s}
+    )
+
+
+def test_the_median_speed_of_finished_cells_stands_beside_them() -> None:
+    leave(cell_at("ddp", 1, 0), throughput=speed(25_000))
+    leave(cell_at("ddp", 1, 1), throughput=speed(26_001))
+    lines = text_of(matrix()).splitlines()
+    assert lines[4:6] == ["      1 GPU           2 GPUs", "seed  01    images/s  01"]
+    assert "   25,500  .." in lines[7]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_large_matrix_fits_the_terminal_and_no_path_is_broken(width: int) -> None:
+    config = matrix(matrix__seeds=list(range(18)), matrix__strategies=["ddp", "slim"])
+    cells = list(cells_of(config))
+    assert len(cells) == 72
+    reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
+    failure = Failure(phase="build", rank=1, exception=reason, log_tail=[])
+    lines = []
+    for number, cell in enumerate(cells):
+        at = ("t", "small", cell.strategy, cell.gpus, cell.seed)
+        if number < 30:
+            lines.append(job(number, "PENDING", "Priority", "1:00", *at))
+        elif number < 40:
+            lines.append(job(number, "RUNNING", "None", "1:00", *at))
+        elif number < 50:
+            leave(cell, "oom", failure=failure)
+        else:
+            leave(cell, throughput=speed(25_000))
+    squeue(*lines)
+    printed = text_of(config, width=width).splitlines()
+    paths = [line for line in printed if line.endswith("job.log")]
+    assert paths == [f"    {cell.folder}/job.log" for cell in cells[40:50]]
+    assert max(len(line) for line in printed if line not in paths) <= width
+    assert "queued (Slurm's reasons): 30 Priority" in printed
+    assert printed.index("small") < 4
+    assert not [line for line in printed if line.startswith("queued  ")]
+
+
+def test_a_screen_of_few_rows_shows_the_grid_and_how_much_is_left_out() -> None:
+    assert fit(["a", "b", "c"], 10, 3) == ["a", "b", "c"]
+    assert fit(["a", "b", "c", "d"], 10, 3) == ["a", "b", "... 2 more lines without WATCH"]
+    # A path takes as many rows as it needs.
+    assert fit(["a", "p" * 11, "c"], 10, 3) == ["a", "... 2 more lines without WATCH"]
 
 
 def test_seeds_of_several_digits_stand_upright_and_a_narrow_terminal_breaks_the_grid() -> None:
     config = matrix(matrix__seeds=[8, 9, 10])
-    lines = text_of(config, width=15).splitlines()[4:]
+    printed = text_of(config, width=15).splitlines()
+    lines = printed[printed.index("small") + 1 :]
     assert lines[:4] == ["      1 GPU", "seed    1", "      890", "dp    ..."]
     assert lines[6:8] == ["      2 GPUs", "seed    1"]
 
@@ -183,10 +239,27 @@ def test_a_cell_that_runs_here_shows_how_far_it_is_and_what_time_it_has_left() -
         # Two epochs of four steps at 5 s, and the window.
         assert found.left_s == pytest.approx(20.2)
         assert found.limit_s == pytest.approx(7200, abs=5)
-        assert "about 20 s left; limit in 2 h 00 min" in text_of(matrix())
+        assert "about 20 s left; limit in 2 h 00 min" in text_of(matrix(), width=200)
         progress_path(scratch).write_text("{")
         assert only().state == "running"
     assert only().state == "missing"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", "null", '{"host": 3}', '{"slurm_job_id": null, "host": "HERE", "pid": -1}', "\0"],
+)
+def test_a_damaged_owner_is_nobodys_and_the_cell_can_run(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cell_at().folder / "metrics.json"
+    for folder in (scratch_of(result), Path("results/t/.controller")):
+        folder.mkdir(parents=True)
+        (folder / OWNER).write_text(text.replace("HERE", socket.gethostname()))
+    assert status_of(matrix()).cells
+    with scratch_folder(result) as scratch:
+        assert scratch.is_dir()
 
 
 def test_a_run_that_was_killed_is_not_running() -> None:
@@ -202,11 +275,8 @@ def test_slurm_says_what_is_queued_why_and_what_runs_where() -> None:
     squeue(job(7, "PENDING", "Priority"), running)
     lines = text_of(matrix()).splitlines()
     assert "ddp   q.     .>" in lines
-    log = "results/t/small/ddp/gpus{}/seed{}/job.log"
-    assert lines[12:14] == [
-        f"running  small ddp gpus2 seed1  job 8  {log.format(2, 1)}  starting; limit in 10 min",
-        f"queued   small ddp gpus1 seed0  job 7  {log.format(1, 0)}  Priority",
-    ]
+    assert "queued (Slurm's reasons): 1 Priority" in lines
+    assert "running  small ddp gpus2 seed1  job 8  starting; limit in 10 min" in lines
 
 
 def test_jobs_of_another_matrix_in_the_same_folder_are_not_this_ones() -> None:
@@ -236,7 +306,7 @@ def test_a_job_whose_controller_is_gone_is_an_orphan() -> None:
     squeue(job(7, "PENDING"), "9|RUNNING|None|rule_check_parity_wildcards_t_small_ddp_2|n1|5:00")
     text = text_of(matrix())
     assert "orphaned: 7, 9. Their controller is gone" in text
-    assert "job 9 running: rule_check_parity_wildcards_t_small_ddp_2" in text
+    assert "check_parity: 1 running" in text
     record = Path("results/t", FOLDER, OWNER)
     atomic.write_text(record, json.dumps(this_run()))
     assert "orphaned" not in text_of(matrix())
@@ -258,13 +328,33 @@ def test_a_controller_elsewhere_is_told_and_not_taken_for_dead() -> None:
     Path("bin/squeue").write_text("#!/bin/sh\necho RUNNING\n")
     Path("bin/squeue").chmod(0o755)
     assert controller_of(Path("results/t")) == (True, "Slurm job 5 on n1 (running)")
+    atomic.write_text(record, json.dumps(this_run() | {"slurm_job_id": "5"}))
+    assert controller_of(Path("results/t"))[1].endswith(" of this machine, in Slurm job 5")
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("PENDING|Dependency", "Slurm job 5 waits (Dependency)"),
+        ("RUNNING|None", "Slurm job 5 starts, or works on another configuration"),
+    ],
+)
+def test_a_batch_job_that_is_to_run_the_controller_is_known(state: str, words: str) -> None:
+    command = "profiles/slurm/controller.sbatch --configfile mine.yaml"
+    Path("bin").mkdir()
+    Path("bin/squeue").write_text(
+        f"#!/bin/sh\necho '5|{state}|{Path.cwd()}|{command}'\n"
+        "echo '6|RUNNING|None|/elsewhere/project|controller.sbatch'\n"
+    )
+    Path("bin/squeue").chmod(0o755)
+    assert controller_of(Path("results/t")) == (None, f"none yet; {words}: {command}")
 
 
 def test_slurm_that_does_not_answer_is_a_remark() -> None:
     Path("bin").mkdir()
     Path("bin/squeue").write_text("#!/bin/sh\necho 'squeue: error: no controller' >&2; exit 1\n")
     Path("bin/squeue").chmod(0o755)
-    last = text_of(matrix()).splitlines()[-1]
+    last = text_of(matrix(), width=300).splitlines()[-1]
     assert last.startswith("what is queued is not known: squeue")
     assert last.endswith("squeue: error: no controller")
 
@@ -350,6 +440,15 @@ def test_the_command_checks_and_cannot_always_tell(tmp_path: Path) -> None:
     assert "Traceback" not in unknown.stderr
 
 
+def test_a_reader_that_leaves_changes_nothing_about_the_exit_code(tmp_path: Path) -> None:
+    project(tmp_path)
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(SCRIPT), "--check", "--configfile", "mine.yaml"]
+    assert subprocess.run(command, stdout=writing).returncode == 2
+    os.close(writing)
+
+
 def test_a_mistake_in_the_configuration_is_one_message(tmp_path: Path) -> None:
     folder = project(tmp_path)
     (folder / "mine.yaml").write_text("matrx: 3")
@@ -378,9 +477,12 @@ def test_in_a_terminal_it_is_watched_until_interrupted(colour: bool, tmp_path: P
     )
     try:
         text = ""
-        while "missing\r\n" not in text.split("controller", 1)[-1]:
+        while "missing\x1b[J" not in text.split("controller", 1)[-1]:
             text += os.read(reading, 4096).decode()
         assert ("\x1b[2m·" in text) == colour
+        # Redrawn from the corner, each line up to its end.
+        assert text.count("\x1b[H") == 2
+        assert "controller: none is running\x1b[K\r\n" in text
         psutil.Process(process.pid).send_signal(2)
         assert process.wait(10) == 0
     finally:

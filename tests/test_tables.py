@@ -26,7 +26,7 @@ from gpu_matrix import (
 )
 from shardmark.cells import cell_of
 from shardmark.config import Config
-from shardmark.metrics import Metrics
+from shardmark.metrics import Metrics, SlurmJob
 from shardmark.quantities import format_number
 from shardmark.report.contents import KINDS, TABLES, exported_files
 from shardmark.report.summary_table import summarise, summary_tables
@@ -74,9 +74,17 @@ def test_what_was_not_measured_is_empty_and_never_zero(config: Config, tmp_path:
     rows = csv.DictReader(io.StringIO(to_csv(CellRow, collected.cells)))
     [row] = [row for row in rows if row["outcome"] != "missing"]
     measured = ("images_per_s", "final_loss", "power_w", "energy_per_image_j", "training_s")
-    assert [row[name] for name in measured] == [""] * 5
+    assert [row[name] for name in (*measured, "slurm_job", "slurm_nodes")] == [""] * 7
     assert row["status"] == "oom"
     assert row["failure_phase"] == "training"
+
+
+def test_a_failed_cell_names_its_slurm_job_too(config: Config, tmp_path: Path) -> None:
+    metrics = failed(cell_of(config, "w", "ddp", 2, 0), "oom", "OutOfMemoryError")
+    job = SlurmJob(job_id="4711", partition="gpu", nodes=["n1", "n2"])
+    write(metrics.model_copy(update={"slurm": job}), tmp_path)
+    [row] = [row for row in collect(config, tmp_path).cells if row.slurm_job]
+    assert (row.slurm_job, row.slurm_partition, row.slurm_nodes) == ("4711", "gpu", "n1;n2")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,49 @@ def test_unsupported_cells_start_no_process_and_are_results(project: Project) ->
         assert not path.with_name("job.log").exists()
     verdict = project.folder / "results/t/parity/small/dp/ranks2.json"
     assert json.loads(verdict.read_text())["status"] == "unsupported"
+
+
+def test_any_number_of_cells_may_be_unsupported(fresh: Project) -> None:
+    text = MATRIX.replace("[1, 2]", str(list(range(1, 100)))).replace(
+        "{global: 16}", "{per_gpu: 2}"
+    )
+    text = text.replace("train_images: 64", "train_images: 256").replace("[0, 1]", "[0]")
+    text = text.replace("device: cpu", "device: cpu, gpus_per_node: 100")
+    (fresh.folder / CONFIG).write_text(text)
+    result = fresh.matrix(CELL.format("small", "dp", 99, 0))
+    assert result.returncode == 0, result.stdout
+    assert len(list((fresh.folder / "results/t").glob("*/dp/*/*/metrics.json"))) == 2 * 98
+    assert len(list((fresh.folder / "results/t/parity").glob("*/dp/*.json"))) == 2 * 98
+
+
+def test_settings_of_the_jobs_are_in_a_folder_of_the_user_alone(project: Project) -> None:
+    folder = project.folder / "results/t/.config"
+    assert stat.filemode(folder.stat().st_mode) == "drwx------"
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (CELL.format("small", "ddp", 2, 7), "seed 7 is not in matrix.seeds; allowed: 0, 1"),
+        (CELL.format("small", "ddp", 8, 0), "gpus 8 is not in matrix.gpus; allowed: 1, 2"),
+        (CELL.format("smal", "ddp", 2, 0), "workload smal is not in matrix.workloads; did you"),
+        (CELL.format("small", "fdsp", 2, 7), "did you mean 'fsdp'? allowed: dp, ddp, fsdp; seed 7"),
+        (f"./{CELL.format('small', 'ddp', 2, 7)}", "seed 7 is not in matrix.seeds"),
+        (
+            "results/t/small/ddp/gpus2/seed1",
+            f"name its file from the project's folder on, {CELL.format('small', 'ddp', 2, 1)}",
+        ),
+        ("results/t/parity/small/ddp/ranks4.json", "gpus 4 is not in matrix.gpus"),
+        ("results/u/small/ddp/gpus2/seed0/metrics.json", "the configuration's run is t; give that"),
+    ],
+)
+def test_a_target_outside_the_matrix_says_why(target: str, reason: str, project: Project) -> None:
+    done = project.matrix("--force", target)
+    assert done.returncode == 1
+    assert f"{target}: {reason}" in done.stdout or f"; {reason}" in done.stdout
+    assert "MissingRuleException" not in done.stdout
+    assert project.ran() == []
 
 
 def test_touched_code_reruns_nothing(project: Project) -> None:
@@ -336,6 +380,40 @@ def test_mistakes_are_one_message(fresh: Project, arguments: tuple[str, ...]) ->
         assert result.stdout.count(f"{path}:") == 1
 
 
+def test_numbers_on_the_command_line_are_numbers(fresh: Project) -> None:
+    measure = 'measure={"steady_s": 1, "sampler": false, warmup_min_steps: 3}'
+    variables = """site={environment: {A: "it's {a} $HOME; 7"}}"""
+    given = ("--config", measure, variables, "order_seed=3")
+    result = fresh.matrix(DDP_CELL, *given)
+    assert result.returncode == 0, result.stdout
+    cell = json.loads((fresh.folder / DDP_CELL).read_text())["cell"]
+    assert cell["measure"]["steady_s"] == 1
+    assert (cell["measure"]["sampler"], cell["measure"]["warmup_min_steps"]) == (False, 3)
+    assert cell["measure"]["idle_s"] == 4, "of the files"
+    assert cell["site"]["environment"] == {"A": "it's {a} $HOME; 7"}
+    report = fresh.run("report", *given)
+    assert "1 of 24 cells have a result" in report.stdout
+    assert report.returncode == 0, report.stdout
+    assert "stale" not in report.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("measure={steady_s: '1'}", "measure.steady_s: got '1', which is text; write 1 without"),
+        ("measure={steady_s: 1", "measure: got '{steady_s: 1'; a mapping of keys is expected"),
+        ("matrix={gpus: [1], gpus: [2]}", "--config matrix, 1:13: the key 'gpus' stands in line 1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message(
+    fresh: Project, given: str, words: str
+) -> None:
+    result = fresh.run("-n", "--config", given)
+    assert result.returncode == 1
+    assert words in result.stdout
+    assert "Traceback" not in result.stdout
+
+
 def test_yaml_that_does_not_parse_is_named_with_its_line(fresh: Project) -> None:
     fresh.edit("config/config.yaml", "run: [a\nb: c\n")
     result = fresh.run("-n", config=False)
@@ -383,3 +461,22 @@ def test_resources_on_slurm(fresh: Project, gpus: int, asked: list[str]) -> None
         assert resource in resources.split(", ")
     assert ("mpi" in resources) == (gpus == 8)
     assert "slurm_extra=--exclusive" in resources
+
+
+def test_an_edited_table_is_named_and_made_anew(project: Project) -> None:
+    cells = project.folder / "results/t/tables/cells.csv"
+    verdict = project.folder / "results/t/tables/verdict.json"
+    before = [path.read_text() for path in (cells, verdict)]
+    cells.write_text("999999")
+    assert {"collect", "summarise", "compare", "plot"} <= project.planned().keys()
+    assert cells.read_text() == "999999", "a dry run changes nothing"
+    report = project.run("report")
+    assert report.returncode == 0, report.stdout
+    assert "edited: results/t/tables/cells.csv; it is made anew" in report.stdout
+    assert [path.read_text() for path in (cells, verdict)] == before
+    verdict.write_text("[]")
+    whole = project.matrix()
+    assert whole.returncode == 0, whole.stdout
+    assert verdict.read_text() == before[1]
+    assert project.ran() == []
+    assert project.planned() == {}

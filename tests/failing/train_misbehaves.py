@@ -1,7 +1,9 @@
 """DDP whose last rank does in its fourth step what MISBEHAVIOUR says."""
 
+import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -51,8 +53,14 @@ def misbehave(how: str, logits: Tensor) -> float:
             os._exit(3)
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "SIGTERM" | "SIGHUP":
-            os.kill(os.getpid(), signal.Signals[how])
+        case "lose the folder":
+            shutil.rmtree(os.environ["SCRATCH_FOLDER"])
+        case "fill the disk":
+            with contextlib.suppress(OSError), Path(os.environ["FILLER"]).open("ab", 0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+        case signal_name if signal_name.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[signal_name])
             time.sleep(600)
         case "eat memory":
             hoard = []

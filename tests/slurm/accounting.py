@@ -6,6 +6,7 @@ import re
 import shlex
 
 from cluster import run
+from shardmark.slurm.job_request import SPARE_MINUTES
 from slurm_project import CLUSTER, SlurmProject
 
 FIELDS = (
@@ -64,7 +65,7 @@ def assert_asked_and_given(job: Job, gpus: int) -> None:
     """The job of a cell with this many GPUs asked for just what the cell is, and was given it."""
     nodes, on_node = max(1, gpus // 2), min(gpus, 2)
     memory_mb = CLUSTER["mem_gb_per_gpu"] * 1000
-    minutes = str(CLUSTER["time_limit_minutes"] + 10)
+    minutes = str(CLUSTER["time_limit_minutes"] + SPARE_MINUTES)
     asked = options(job)
     assert asked["--nodes"] == str(nodes)
     assert asked["--mem"] == str(memory_mb * on_node)

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -60,6 +60,7 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[IO[bytes]] = []
         self.slurmdbd_port, self.slurmctld_port, self.slurmd_port = 6819, 6817, 17001
+        self.starts = 0
 
     def start(self) -> None:
         """Bring everything up, in the order in which one needs the other."""
@@ -73,6 +74,38 @@ class Cluster:
         )
         run("sacctmgr", "-i", "add", "account", ACCOUNT, "cluster=test")
         run("sacctmgr", "-i", "add", "user", "root", f"account={ACCOUNT}", "cluster=test")
+        self._start_slurm()
+
+    @contextlib.contextmanager
+    def configured(self, *changes: tuple[str, str], gres: bool = True) -> Iterator[None]:
+        """Slurm started again with another slurm.conf inside, and with its own after.
+
+        Args:
+            changes: text of slurm.conf, and what takes its place.
+            gres: whether nodes have GPUs as Slurm knows them.
+        """
+        if not gres:
+            changes += ("GresTypes=gpu", ""), (f"Gres=gpu:{GPUS_PER_NODE}", "")
+            changes += (("AccountingStorageTRES=gres/gpu", ""),)
+        try:
+            self._restart_slurm(changes, gres=gres)
+            yield
+        finally:
+            self._restart_slurm()
+
+    def _restart_slurm(self, changes: Sequence[tuple[str, str]] = (), *, gres: bool = True) -> None:
+        for name in ("slurmctld", *(f"slurmd-{node}" for node in NODES)):
+            self.end(name)
+        conf = self._slurm_conf()
+        for before, after in changes:
+            assert before in conf, before
+            conf = conf.replace(before, after)
+        (CONF / "slurm.conf").write_text(conf)
+        (CONF / "gres.conf").write_text(self._gres_conf() if gres else "")
+        self._start_slurm()
+
+    def _start_slurm(self) -> None:
+        """Start its daemons, which know of no earlier job."""
         self._start("slurmctld", "slurmctld", "-D", "-c")
         for node in NODES:
             self.start_node(node)
@@ -158,19 +191,24 @@ class Cluster:
             # Slurm wants device files; /dev/null's numbers are as good as a GPU's to it.
             os.mknod(devices / f"nvidia{index}", 0o600 | 0o020000, os.makedev(1, 3))
         (conf / "slurm.conf").write_text(self._slurm_conf())
-        (conf / "gres.conf").write_text(
-            f"NodeName=n[1-{len(NODES)}] Name=gpu File={devices}/nvidia[0-{GPUS_PER_NODE - 1}]\n"
-        )
+        (conf / "gres.conf").write_text(self._gres_conf())
         slurmdbd = conf / "slurmdbd.conf"
         slurmdbd.write_text(self._slurmdbd_conf())
         slurmdbd.chmod(0o600)
         run("mount", "--bind", str(conf), str(CONF))
 
+    def _gres_conf(self) -> str:
+        files = f"{self.folder}/devices/nvidia[0-{GPUS_PER_NODE - 1}]"
+        return f"NodeName=n[1-{len(NODES)}] Name=gpu File={files}\n"
+
     def _slurm_conf(self) -> str:
         last = len(NODES)
+        self.starts += 1
         ports = f"[{self.slurmd_port}-{self.slurmd_port + last - 1}]"
         return f"""\
 ClusterName=test
+# No number of an earlier start, which accounting knows, is given again.
+FirstJobId={1000 * self.starts}
 SlurmctldHost=localhost
 SlurmctldPort={self.slurmctld_port}
 SlurmUser=root

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
-from accounting import assert_asked_and_given, comment, jobs, last_jobs
+from accounting import assert_asked_and_given, comment, jobs, last_jobs, queue
 from cluster import ACCOUNT, PARTITION, run
 from slurm_project import CONFIG, SCRIPTS, SlurmProject
-from test_slurm_faults import until
+from test_slurm_faults import controller, trains, until
 
 SCRIPT = "profiles/slurm/controller.sbatch"
 # Each is a variable of the controller's job that its jobs would otherwise take for their own.
@@ -55,12 +57,19 @@ def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
     )
     project.matrix("ddp", "4, 1", device="cuda")
     targets = [project.path("ddp", gpus) for gpus in (4, 1)]
+    # All nodes are taken, so that it waits.
+    other = run("sbatch", "--parsable", "--nodes=4", "--exclusive", "--wrap=sleep 600").strip()
+    until(lambda: "RUNNING" in run("squeue", f"--jobs={other}", "--format=%T"), "taken nodes")
     job = submit(project, *targets)
+    until(lambda: run("squeue", f"--jobs={job}", "--noheader", "--format=%T"), "controller's job")
+    assert f"controller: none yet; Slurm job {job} waits" in status(project)
+    run("scancel", other)
     log = project.folder / f"shardmark-{job}.log"
     until(lambda: len(jobs(project)) > 1, "job of a cell")
     owner = json.loads((project.folder / "results/t/.controller/owner.json").read_text())
     assert owner["slurm_job_id"] == job
-    assert "controller: process" in status(project), "all nodes are one machine here"
+    # All nodes are one machine here.
+    assert f"of this machine, in Slurm job {job}" in status(project)
     until(lambda: not run("squeue", "--noheader"), "end of the controller")
     said = log.read_text()
     ran = last_jobs(project)
@@ -74,3 +83,49 @@ def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
         assert f'"SLURM_JOB_ID": "{cell["JobIDRaw"]}"' in found.read_text()
         assert "SLURM_NTASKS_PER_NODE" not in found.read_text()
     assert run("sacct", "-nXPj", job, "--format=State").strip() == "COMPLETED"
+
+
+def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: SlurmProject) -> None:
+    project.matrix("ddp", "1", steady_s=30)
+    target = project.path("ddp", 1)
+    job = submit(project, target)
+    until(lambda: trains(project, "ddp", 1), "training")
+    cell = queue()[comment("ddp", 1)]["JobIDRaw"]
+    run("scancel", job)
+    until(lambda: not run("squeue", f"--jobs={job}", "--noheader"), "end of the controller")
+    said = (project.folder / f"shardmark-{job}.log").read_text()
+    assert "SIGTERM: this Snakemake ends. 1 job(s) stay queued or running." in said
+    assert f"To end them too: scancel {cell}" in said
+    assert "Traceback" not in said
+    assert queue()[comment("ddp", 1)]["State"] == "RUNNING"
+    assert "controller: none is running" in status(project)
+    # No --unlock.
+    again = project.run(target)
+    assert again.returncode == 0, again.stdout
+    assert f"({cell}); what they work on is waited for and not started again" in again.stdout
+    assert project.metrics("ddp", 1).environment["variables"]["SLURM_JOB_ID"] == cell
+
+
+def test_sigterm_while_jobs_wait_to_be_submitted_ends_snakemake_at_once(
+    project: SlurmProject,
+) -> None:
+    project.stand_in()
+    project.matrix("ddp", "1", "0, 1, 2, 3", mem_gb_per_gpu=60)
+    nodes = run("sbatch", "--parsable", "--nodes=4", "--exclusive", "--wrap=sleep 600").strip()
+    until(lambda: "RUNNING" in run("squeue", f"--jobs={nodes}", "--format=%T"), "taken nodes")
+    targets = [project.path("ddp", 1, seed) for seed in range(4)]
+    with controller(project, *targets, "--jobs", "2") as process:
+        until(lambda: len(queue()) == 3, "two jobs")
+        begin = time.monotonic()
+        process.terminate()
+        text, _ = process.communicate(timeout=60)
+    # Slurm kills a batch job 30 s after SIGTERM.
+    assert time.monotonic() - begin < 20
+    assert process.returncode == 1
+    assert "SIGTERM: this Snakemake ends. 2 job(s) stay queued or running." in text
+    assert len(queue()) == 3
+    run("scancel", nodes)
+    again = project.run(*targets)
+    assert again.returncode == 0, again.stdout
+    done = Counter(job["Comment"] for job in jobs(project) if job["State"] == "COMPLETED")
+    assert len(done) == 4

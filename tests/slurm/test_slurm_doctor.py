@@ -37,9 +37,13 @@ def test_the_doctor_runs_as_a_job_over_the_nodes_of_the_largest_cell(
 @pytest.mark.parametrize(
     ("cpus_per_gpu", "edit", "words"),
     [
-        (9, None, "FAIL  request         2 GPUs (--nodes=1 --cpus-per-task=18 --gpus=2)"),
+        (9, None, "2-GPU cells, 2-rank parity (--nodes=1 --cpus-per-task=18 --gpus=2)"),
         (2, ("slurm_partition: gpu", "slurm_partition: gpus"), "there is no gpus"),
-        (2, ("slurm_account: lab", "slurm_account: labs"), "Invalid account"),
+        (
+            2,
+            ("slurm_account: lab", "slurm_account: labs"),
+            "The given account labs appears",
+        ),
     ],
 )
 def test_what_slurm_would_refuse_is_told_without_a_job(

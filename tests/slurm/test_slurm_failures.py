@@ -7,7 +7,9 @@ from collections import Counter
 import pytest
 
 from accounting import comment, jobs, last_jobs
+from cluster import run
 from slurm_project import ROOT, SCRIPTS, SlurmProject
+from test_slurm_faults import until
 
 FAILING = ROOT / "tests/failing/train_misbehaves.py"
 # gloo's own patience is 30 minutes.
@@ -63,6 +65,28 @@ def test_a_rank_that_is_killed_on_the_second_node_is_no_result(
     assert not (misbehaving.folder / target).exists()
     (job,) = jobs(misbehaving)
     assert int(job["ElapsedRaw"]) < PROMPT_S
+
+
+def test_on_failure_stop_does_not_wait_for_snakemakes_next_look_at_the_jobs(
+    project: SlurmProject,
+) -> None:
+    project.stand_in()
+    # A failed cell's job goes on for longer than the others take to start.
+    with (project.folder / SCRIPTS / "run_cell.py").open("a") as script:
+        script.write("\ntime.sleep(60 if out_of_memory else 3)\n")
+    project.matrix("ddp", "2", "0, 1, 2, 3", slurm_extra="--exclusive", mem_gb_per_gpu=10)
+    with (project.folder / "matrix.yaml").open("a") as config:
+        config.write("on_failure: stop\n")
+    other = run("sbatch", "--parsable", "--nodes=3", "--exclusive", "--wrap=sleep 600").strip()
+    until(lambda: "RUNNING" in run("squeue", f"--jobs={other}", "--format=%T"), "three taken nodes")
+    (project.folder / "OOM").write_text("small ddp gpus2 seed0")
+    targets = [project.path("ddp", 2, seed) for seed in range(4)]
+    stopped = project.run(*targets)
+    run("scancel", other)
+    assert "on_failure: stop: small ddp gpus2 seed0 ended as oom" in stopped.stdout
+    states = [job["State"].split()[0] for job in jobs(project)]
+    # The failed one held the only node meanwhile.
+    assert states.count("CANCELLED") >= 3, states
 
 
 def test_on_failure_stop_cancels_what_waits_and_lets_run_what_runs(project: SlurmProject) -> None:

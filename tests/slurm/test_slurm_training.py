@@ -8,6 +8,7 @@ import time
 import pytest
 
 from accounting import assert_asked_and_given, comment, last_jobs
+from cluster import PARTITION
 from parity_cases import STRATEGIES
 from shardmark.metrics import read_parity
 from slurm_project import SlurmProject
@@ -33,7 +34,11 @@ def test_cells_of_one_gpu_two_gpus_and_two_nodes_train_the_same(project: SlurmPr
     assert parity.status == "passed", parity.reason
     found = last_jobs(project)
     for gpus in (1, 2, 4):
-        assert_asked_and_given(found[comment("ddp", gpus)], gpus)
+        job, ran = found[comment("ddp", gpus)], project.metrics("ddp", gpus).slurm
+        assert_asked_and_given(job, gpus)
+        assert ran is not None
+        assert (ran.job_id, ran.partition) == (job["JobIDRaw"], PARTITION)
+        assert len(ran.nodes) == int(job["NNodes"])
 
 
 @pytest.mark.long

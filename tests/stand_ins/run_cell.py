@@ -5,22 +5,31 @@ file SAME, that is the result; while there is a file OOM, the cell that it names
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 
-from shardmark.cells import Cell
+from shardmark.cells import cell_of
 from shardmark.codebase import code_of_cell, code_sha256
+from shardmark.launching.site import SCRATCH_VARIABLE
 from shardmark.metrics import Failure, Metrics
+from shardmark.saved_config import read_config
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--cell")
+parser.add_argument("--config", type=read_config)
+parser.add_argument("--workload")
+parser.add_argument("--strategy")
+parser.add_argument("--gpus", type=int)
+parser.add_argument("--seed", type=int)
 parser.add_argument("--time-limit-minutes")
 parser.add_argument("--place", type=int)
 parser.add_argument("--stall-limit-minutes")
 parser.add_argument("--output", type=Path)
 arguments = parser.parse_args()
-cell = Cell.model_validate_json(arguments.cell)
+cell = cell_of(
+    arguments.config, arguments.workload, arguments.strategy, arguments.gpus, arguments.seed
+)
 with Path("ran.log").open("a") as log:
     print(cell.title, file=log)
 if Path("FAIL").exists():
@@ -33,7 +42,12 @@ metrics = Metrics(
     code_sha256=code_sha256(code_of_cell(cell)),
     status="oom" if out_of_memory else "ok",
     failure=Failure.plain("memory ran out") if out_of_memory else None,
-    provenance={"time": time.time(), "planned_place": arguments.place},
+    provenance={
+        "time": time.time(),
+        "planned_place": arguments.place,
+        "command": sys.argv,
+        "scratch": os.environ.get(SCRATCH_VARIABLE),
+    },
 )
 same = Path("SAME")
 arguments.output.write_text(

@@ -7,19 +7,22 @@ import sys
 from pathlib import Path
 
 from shardmark.report.contents import exported_files
+from shardmark.results.table_checksums import record_checksums
 
 NAMED = (".csv", ".md", ".tex", ".txt", ".html", ".svg", ".pdf", ".png", ".pt", ".json")
-# What a script writes into the folder that --tables names.
+# By script, what it writes into the folder that --tables names: its tables, their checksums.
 TABLES = {
-    "summarise": [f"summary.{kind}" for kind in ("csv", "md", "tex", "txt")],
-    "compare_strategies": ["comparisons.csv", "scaling.csv", "verdict.json"],
-    "export_tables": exported_files(),
+    "summarise": ([f"summary.{kind}" for kind in ("csv", "md", "tex", "txt")], "summarise.sha256"),
+    "compare_strategies": (["comparisons.csv", "scaling.csv", "verdict.json"], "compare.sha256"),
+    "export_tables": (exported_files(), "export.sha256"),
 }
 
 paths = [Path(argument) for argument in sys.argv[1:] if argument.startswith("results/")]
-outputs = [path for path in paths if path.suffix in NAMED]
-outputs += [paths[0] / name for name in TABLES.get(Path(sys.argv[0]).stem, [])]
-for path in outputs:
+names, checksums = TABLES.get(Path(sys.argv[0]).stem, ([], ""))
+tables = [paths[0] / name for name in names]
+for path in [*(path for path in paths if path.suffix in NAMED), *tables]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+if tables:
+    record_checksums(tables, paths[0] / checksums)

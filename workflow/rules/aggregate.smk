@@ -19,15 +19,16 @@ rule collect:
         failures=f"{TABLES}/failures.csv",
         parity=f"{TABLES}/parity.csv",
         settings=f"{TABLES}/settings.json",
+        checksums=f"{TABLES}/collect.sha256",
     log:
         f"{TABLES}/collect.log",
     params:
-        # The section report changes nothing here.
-        config=CONFIG.model_dump_json(by_alias=True, exclude={"report"}),
+        # Not of the section report, which changes nothing here.
+        config=sha256(CONFIG.model_dump_json(by_alias=True, exclude={"report"})),
         tables=TABLES,
         code=code_of("collect.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/collect.py --config {params.config:q} --tables {params.tables:q}"
+        "{PYTHON:q} {SCRIPTS:q}/collect.py --config {CONFIG_FILE:q} --tables {params.tables:q}"
         " > {log:q} 2>&1"
 
 
@@ -37,6 +38,7 @@ rule compare:
     output:
         f"{TABLES}/scaling.csv",
         f"{TABLES}/verdict.json",
+        f"{TABLES}/compare.sha256",
         comparisons=report(
             f"{TABLES}/comparisons.csv",
             category="Tables",
@@ -60,6 +62,7 @@ rule summarise:
         rules.compare.output,
     output:
         [f"{TABLES}/summary.{kind}" for kind in ("md", "tex", "txt")],
+        f"{TABLES}/summarise.sha256",
         csv=report(f"{TABLES}/summary.csv", category="Tables", caption="../report/summary.rst"),
     log:
         f"{TABLES}/summarise.log",
@@ -78,6 +81,7 @@ rule export_tables:
         rules.compare.output,
     output:
         [f"{TABLES}/{file}" for file in exported_files()],
+        f"{TABLES}/export.sha256",
     log:
         f"{TABLES}/export.log",
     params:

@@ -8,19 +8,24 @@ import sys
 import time
 from pathlib import Path
 
+from snakemake.utils import update_config
+
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config_loading import load
-from shardmark.config_files import check_file
+from shardmark.config_files import check_file, read_arguments
+from shardmark.disk import why_no_folder, why_no_room
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
-from shardmark.launching.site import SCRATCH_VARIABLE, why_no_container
+from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
 from shardmark.matrix.controller import record_controller
 from shardmark.matrix.progress import Progress
 from shardmark.matrix.stopping import StopAtFailure
+from shardmark.matrix.targets import why_not_in_matrix
+from shardmark.matrix.termination import Termination
 from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
 from shardmark.report.contents import (
     COMPARED,
@@ -31,15 +36,31 @@ from shardmark.report.contents import (
     caption_file,
     exported_files,
 )
+from shardmark.results.table_checksums import edited_tables
+from shardmark.saved_config import save_config, saved_at
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,
     leave_lost_nodes_to_slurm,
     see_cancelled_jobs,
+    wait_for_orphans,
 )
-from shardmark.slurm.job_request import request_of
+from shardmark.slurm.groups import (
+    TURN,
+    keep_results_of_lost_jobs,
+    name_cells_of_groups,
+    why_no_groups,
+)
+from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
+from shardmark.time_limits import GATE_MINUTES, limit_minutes
+from shardmark.workload.data_files import why_outdated
+
+if workflow.is_main_process:
+    # Where Snakemake would fail later, with a traceback.
+    if reason := why_no_folder(Path("results")) or why_no_room(Path(".snakemake")):
+        sys.exit(reason)
 
 try:
     # Snakemake's own message names neither the file nor the line.
@@ -53,19 +74,36 @@ configfile: "config/config.yaml"
 
 
 try:
+    update_config(config, read_arguments(workflow.config_settings.config_args or []))
     CONFIG = load(config)
 except ConfigError as error:
     sys.exit(str(error))
 
 if workflow.is_main_process:
+    # Snakemake knows its targets only after it has read the rules.
+    if unknown := why_not_in_matrix(sys.argv[1:], CONFIG):
+        sys.exit("\n".join(unknown))
     # Reaches every job: a cell whose result is younger has nothing left to do.
     os.environ[CONTROLLER_STARTED] = str(time.time())
     # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
     CONTROLLER = this_run()
 
+keep_results_of_lost_jobs()
+
+
+resource_scopes:
+    turn="local",
+
+
 if CONFIG.site.scratch is not None:
     # Reaches every job, and no cell's definition.
     os.environ[SCRATCH_VARIABLE] = CONFIG.site.scratch
+
+# The jobs' settings. Named after its content, so that a job never reads those of another start.
+CONFIG_FILE = str(saved_at(CONFIG))
+if not workflow.is_main_process and not Path(CONFIG_FILE).exists():
+    # A job that reads files edited since its start was planned.
+    save_config(CONFIG, Path(CONFIG_FILE))
 
 PYTHON = sys.executable
 RESULTS = f"results/{CONFIG.run}"
@@ -118,14 +156,13 @@ def parity_of(case):
     return str(case.file)
 
 
-def to_json(section):
-    """A part of the configuration as a script's argument, and as what a job depends on."""
-    return section.model_dump_json(by_alias=True)
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def code_of(script):
-    """The checksum of a script and of all that it imports."""
-    return code_sha256(sources(SCRIPTS / script))
+    """The checksum of a script and of all that it imports, once a job asks for it."""
+    return lambda wildcards: code_sha256(sources(SCRIPTS / script))
 
 
 def checksum(paths):
@@ -142,18 +179,17 @@ def case_at(wildcards):
     return CASES[wildcards.workload, wildcards.strategy, int(wildcards.ranks)]
 
 
-def cell_json_at(wildcards):
-    return to_json(cell_at(wildcards))
+def cell_sha256_at(wildcards):
+    return cell_at(wildcards).fingerprint()
 
 
-def case_json_at(wildcards):
-    return to_json(case_at(wildcards))
+def case_sha256_at(wildcards):
+    return case_at(wildcards).fingerprint()
 
 
-def oracle_json_at(wildcards):
-    """The oracle does not depend on the strategy; ddp runs at every replica count."""
-    case = parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks))
-    return to_json(case)
+def oracle_sha256_at(wildcards):
+    """Of the case that make_oracle.py takes."""
+    return parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks)).fingerprint()
 
 
 def cell_code_at(wildcards):
@@ -162,6 +198,10 @@ def cell_code_at(wildcards):
 
 def case_code_at(wildcards):
     return code_sha256(code_of_parity(case_at(wildcards)))
+
+
+def data_dir_at(wildcards):
+    return CONFIG.data.dir
 
 
 def data_at(wildcards):
@@ -214,8 +254,14 @@ def oracle_threads(wildcards):
     return 1 if CONFIG.cluster.device == "cuda" else parity_threads(wildcards)
 
 
+def limit_minutes_at(wildcards):
+    """Minutes until a cell ends itself, or until a job of the gate should long have ended."""
+    is_cell = wildcards.get("strategy") and wildcards.get("gpus")
+    return limit_minutes(CONFIG.cluster, cell_at(wildcards)) if is_cell else GATE_MINUTES
+
+
 def request_at(wildcards):
-    return request_of(CONFIG.cluster, replicas_at(wildcards))
+    return request_of(CONFIG.cluster, replicas_at(wildcards), limit_minutes_at(wildcards))
 
 
 def nodes_at(wildcards):
@@ -246,6 +292,10 @@ def mem_mb_at(wildcards):
     return request_at(wildcards).mem_mb
 
 
+def runtime_at(wildcards):
+    return request_at(wildcards).runtime
+
+
 def block_at(wildcards):
     """The record of a block's nodes, where its cells are to share them.
 
@@ -256,45 +306,31 @@ def block_at(wildcards):
 
 @functools.cache
 def orphans():
-    """Jobs that a controller which is gone left in Slurm's queue: the executor's comment, the number.
+    """Jobs that a controller which is gone left in Slurm's queue.
 
-    Asked before this controller sends its own.
+    Asked before this controller submits its own.
     """
     if workflow.dryrun or workflow.executor_plugin.name != "slurm":
-        return {}
-    own = queue.jobs_of(Path(), queue.comments_of(CELLS.values()))
-    return {job.comment: job.job_id for job in own}
+        return []
+    return queue.jobs_of(Path(), queue.comments_of(CELLS.values()))
 
 
-def after_orphan(rule, wildcards):
-    """The option that keeps a job waiting for the one that was left running for the same output."""
-    job = orphans().get(queue.comment_of(rule, wildcards))
-    return f"--dependency=afterany:{job}" if job and queue.state_of(job) else ""
-
-
-def oracle_extra_at(wildcards):
-    return after_orphan("make_oracle", wildcards)
-
-
-def parity_extra_at(wildcards):
-    return after_orphan("check_parity", wildcards)
-
-
-def pin_extra_at(wildcards):
-    return f"{CONFIG.cluster.slurm_extra} {after_orphan('pin_block', wildcards)}".strip()
+SBATCH_OPTIONS = quoted_options(CONFIG.cluster)
 
 
 def slurm_extra_at(wildcards, input):
     """Options of sbatch that have no resource of their own, for a cell."""
-    options = [CONFIG.cluster.slurm_extra, after_orphan("train", wildcards)]
+    options = [SBATCH_OPTIONS]
     if "block" in input.keys() and input.block:
         nodes = json.loads(Path(input.block).read_text())["nodes"]
         options.append(f"--nodelist={','.join(nodes)}")
     return " ".join(filter(None, options))
 
 
-TIME_LIMIT_MINUTES = CONFIG.cluster.time_limit_minutes
-RUNTIME_MINUTES = request_of(CONFIG.cluster, 1).runtime
+# One process emulates the oracle's replicas one after another.
+ORACLE_REQUEST = request_of(CONFIG.cluster, 1, GATE_MINUTES)
+# Where Slurm assigns no GPUs, only a node of its own keeps a job off another's GPU.
+GATE_EXTRA = SBATCH_OPTIONS if CONFIG.cluster.gpus_unassigned else ""
 
 # Goes first: a strategy that is not the same training shows before hours are spent on its cells.
 PARITY_PRIORITY = len(CELLS) + 1
@@ -321,7 +357,22 @@ def obtainable(paths):
     return [path for path in paths if path in planned or Path(path).exists()]
 
 
+@functools.cache
+def force_edited_tables():
+    """Make Snakemake run the rules again whose tables are not as they were written.
+
+    On the command line --forcerun would also make the tables targets.
+    """
+    edited = [str(path) for path in edited_tables(Path(TABLES))]
+    for path in edited:
+        print(f"edited: {path}; it is made anew", file=sys.stderr)
+    workflow.dag.forcefiles.update(edited)
+
+
 def all_metrics(wildcards):
+    # Every table depends on the results, so this is read before Snakemake looks for what to run.
+    if workflow.is_main_process:
+        force_edited_tables()
     return obtainable([metrics_of(cell) for cell in CELLS.values()])
 
 
@@ -336,16 +387,22 @@ def all_verdicts(wildcards):
 
 
 onstart:
+    try:
+        save_config(CONFIG, Path(CONFIG_FILE))
+    except OSError as error:
+        sys.exit(f"{CONFIG_FILE}: cannot be written ({error.strerror})")
     jobs = list(workflow.dag.needrun_jobs())
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
+    if reason := why_no_room(Path(RESULTS)):
+        sys.exit(reason)
     if planned and CONFIG.cluster.device == "cuda" and workflow.local_exec:
         reason = why_no_gpus(max(cell.gpus for cell in planned))
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if planned:
         try:
-            reason = why_no_container(CONFIG.site)
+            reason = why_not_at_site(CONFIG.site)
         except UserError as error:
             reason = str(error)
         if reason:
@@ -357,19 +414,29 @@ onstart:
                 "--slurm-array-jobs cannot be used: every task of an array gets the resources of "
                 "its first cell and, on several nodes, also trains that cell"
             )
+        groups = workflow.group_settings.overwrite_groups
+        reason = why_no_groups(groups, workflow.dag, pinned=CONFIG.cluster.block == "pinned")
+        if reason:
+            sys.exit(reason)
+        # A job has one turn, and the cells of its group take it one after the other.
+        workflow.register_resource(TURN, 1)
         keep_planned_order()
         see_cancelled_jobs()
         leave_lost_nodes_to_slurm(workflow.scheduler._executor)
+        name_cells_of_groups()
+        wait_for_orphans(orphans())
         own = queue.comments_of(CELLS.values()) if gate else None
         Submission.attach(workflow.scheduler._executor, workflow.scheduler, own)
     if orphans():
+        numbers = ", ".join(job.job_id for job in orphans())
         print(
             f"{len(orphans())} job(s) of a controller that is gone are still queued or running "
-            f"({', '.join(orphans().values())}); what they work on is waited for and not started again"
+            f"({numbers}); what they work on is waited for and not started again"
         )
+    on_slurm = workflow.executor_plugin.name == "slurm"
+    own = queue.comments_of(CELLS.values()) if on_slurm else None
+    Termination(workflow, Path(RESULTS), own).attach()
     if not workflow.output_settings.verbose:
         Progress.attach(logger, planned, gate)
     if CONFIG.on_failure == "stop":
-        on_slurm = workflow.executor_plugin.name == "slurm"
-        own = queue.comments_of(CELLS.values()) if on_slurm else None
         logger.addHandler(StopAtFailure(planned, workflow.scheduler, own))

@@ -6,18 +6,19 @@ rule make_oracle:
     priority: PARITY_PRIORITY
     threads: oracle_threads
     resources:
-        # One process emulates the replicas one after another.
-        gpu=1 if CONFIG.cluster.device == "cuda" else None,
-        nodes=1,
-        cpus_per_task=CONFIG.cluster.cpus_per_gpu,
-        mem_mb=CONFIG.cluster.mem_gb_per_gpu * 1000,
-        runtime=RUNTIME_MINUTES,
-        slurm_extra=oracle_extra_at,
+        gpu=ORACLE_REQUEST.gpu,
+        gres=ORACLE_REQUEST.gres,
+        nodes=ORACLE_REQUEST.nodes,
+        cpus_per_task=ORACLE_REQUEST.cpus_per_task,
+        mem_mb=ORACLE_REQUEST.mem_mb,
+        runtime=ORACLE_REQUEST.runtime,
+        slurm_extra=GATE_EXTRA,
     params:
-        case=oracle_json_at,
+        case=oracle_sha256_at,
         code=code_of("make_oracle.py"),
     shell:
-        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/make_oracle.py --case {params.case:q}"
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/make_oracle.py --config {CONFIG_FILE:q}"
+        " --workload {wildcards.workload} --ranks {wildcards.ranks}"
         " --output {output:q} > {log:q} 2>&1"
 
 
@@ -38,14 +39,16 @@ rule check_parity:
         tasks_per_node=tasks_per_node_at,
         cpus_per_task=cpus_per_task_at,
         mem_mb=mem_mb_at,
-        runtime=RUNTIME_MINUTES,
+        runtime=runtime_at,
         # A string, since Snakemake knows no fraction in a resource.
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
-        slurm_extra=parity_extra_at,
+        slurm_extra=GATE_EXTRA,
     params:
-        case=case_json_at,
+        case=case_sha256_at,
         code=case_code_at,
     shell:
-        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_parity.py --case {params.case:q}"
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_parity.py --config {CONFIG_FILE:q}"
+        " --workload {wildcards.workload} --strategy {wildcards.strategy}"
+        " --ranks {wildcards.ranks}"
         " --stall-limit-minutes {resources.stall_limit_minutes}"
         " --oracle {input.oracle:q} --output {output:q} > {log:q} 2>&1"

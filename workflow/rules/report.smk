@@ -88,4 +88,4 @@ rule report:
         "rm -f {params.collected:q};"
         " {SNAKEMAKE} --forcerun collect --allowed-rules {params.rules}"
         " -- {params.page:q} {params.beside:q} > {log:q} 2>&1; status=$?;"
-        " cat {params.collected:q}; [ $status = 0 ] || exit $status; echo report: {params.page:q}"
+        " grep '^edited:' {log:q}; cat {params.collected:q}; [ $status = 0 ] || exit $status; echo report: {params.page:q}"

@@ -14,8 +14,8 @@ if CONFIG.cluster.block == "pinned":
             tasks_per_node=tasks_per_node_at,
             cpus_per_task=cpus_per_task_at,
             mem_mb=mem_mb_at,
-            runtime=5,
-            slurm_extra=pin_extra_at,
+            runtime=PIN_MINUTES,
+            slurm_extra=CONFIG.cluster.slurm_extra,
         shell:
             "{PYTHON:q} {SCRIPTS:q}/pin_block.py --output {output:q} > {log:q} 2>&1"
 
@@ -42,19 +42,23 @@ rule train:
         tasks_per_node=tasks_per_node_at,
         cpus_per_task=cpus_per_task_at,
         mem_mb=mem_mb_at,
-        runtime=RUNTIME_MINUTES,
-        time_limit_minutes=TIME_LIMIT_MINUTES,
+        runtime=runtime_at,
+        turn=1,
+        time_limit_minutes=limit_minutes_at,
         # No parameter: another place in the order is no reason to run again.
         place=place_at,
         # A string, since Snakemake knows no fraction in a resource.
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
         slurm_extra=slurm_extra_at,
     params:
-        cell=cell_json_at,
+        # The cell's settings, which the job reads from CONFIG_FILE: another value runs it again.
+        cell=cell_sha256_at,
         # Edited code reruns the cells that it can affect; a touched file, or a fresh checkout, none.
         code=cell_code_at,
     shell:
-        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_cell.py --cell {params.cell:q}"
+        "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_cell.py --config {CONFIG_FILE:q}"
+        " --workload {wildcards.workload} --strategy {wildcards.strategy}"
+        " --gpus {wildcards.gpus} --seed {wildcards.seed}"
         " --time-limit-minutes {resources.time_limit_minutes}"
         " --stall-limit-minutes {resources.stall_limit_minutes} --place {resources.place}"
         " --output {output.metrics:q} > {log:q} 2>&1 && echo {params.code} > {output.stamp:q}"
@@ -75,11 +79,7 @@ if UNSUPPORTED_CELLS:
         log:
             f"{RESULTS}/unsupported.log",
         params:
-            # One cell for all its seeds keeps the command line short.
-            cases=json.dumps(
-                [case.model_dump(mode="json", by_alias=True) for case in UNSUPPORTED_CASES]
-            ),
-            seeds=CONFIG.matrix.seeds,
+            cells=[cell.fingerprint() for cell in UNSUPPORTED_CELLS],
+            cases=[case.fingerprint() for case in UNSUPPORTED_CASES],
         shell:
-            "{PYTHON:q} {SCRIPTS:q}/mark_unsupported.py --cases {params.cases:q}"
-            " --seeds {params.seeds} > {log:q} 2>&1"
+            "{PYTHON:q} {SCRIPTS:q}/mark_unsupported.py --config {CONFIG_FILE:q} > {log:q} 2>&1"

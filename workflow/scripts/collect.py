@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardmark.config import Config
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.collected import collect, write_tables
 from shardmark.results.outcome import Outcome
+from shardmark.saved_config import read_config
 
 NAMED = 5
 
@@ -39,20 +39,18 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
     return lines
 
 
+@one_message
 def main() -> None:
     """Collect the matrix of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="the configuration as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--tables", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
-    collected = collect(Config.model_validate_json(arguments.config))
+    collected = collect(arguments.config)
     for row in collected.failures:
         if row.outcome == Outcome.REFUSED:
             print(f"refused: {row.reason}")
-    try:
-        print(*describe_gaps(collected.cells), sep="\n")
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    print(*describe_gaps(collected.cells), sep="\n")
     write_tables(collected, arguments.tables)
 
 

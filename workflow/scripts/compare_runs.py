@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
+from shardmark.escaping import csv_text, for_markdown
 from shardmark.figures.drawing import save
 from shardmark.report.sentences import explain, percent, ratio_text
 from shardmark.report.table import Table, to_latex
@@ -54,7 +55,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown; what is missing is an empty cell."""
     rows = [list(table.columns), ["---"] * len(table.columns)]
     rows += [["" if value != value else str(value) for value in row] for row in table.to_numpy()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(for_markdown, row))} |" for row in rows)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -227,9 +228,9 @@ def compare_folders(arguments: argparse.Namespace) -> int:
     )
     report = report_of(found, names, arguments.margin)
     write_text(output / "comparison.md", report)
-    write_text(output / "comparison.csv", found.table.to_csv(index=False))
-    write_text(output / "changes.csv", found.changes.to_csv(index=False))
-    write_text(output / "failures.csv", found.failures.to_csv(index=False))
+    write_text(output / "comparison.csv", csv_text(found.table))
+    write_text(output / "changes.csv", csv_text(found.changes))
+    write_text(output / "failures.csv", csv_text(found.failures))
     table = table_of(found, names, arguments.margin)
     write_text(output / "comparison.tex", to_latex([table]))
     figure = draw(found, names, arguments.margin)

@@ -19,7 +19,7 @@ from shardmark.config_files import load_files
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.gpu_findings import gpus
 from shardmark.doctor.link_findings import all_reduce
-from shardmark.doctor.place_findings import data_sets, writable
+from shardmark.doctor.place_findings import data_sets, small_files, writable
 from shardmark.doctor.site_findings import surroundings
 from shardmark.doctor.slurm_findings import DONE, on_nodes, requests
 from shardmark.doctor.software_findings import python_and_packages, torch_build
@@ -44,8 +44,12 @@ def matrix(config: Config) -> Finding:
 def places(config: Config) -> Iterator[Finding]:
     """Where files come from and go."""
     yield from writable("results", Path("results"))
-    yield from writable("resources", Path(config.data.dir))
-    yield from data_sets(config, Path())
+    yield from small_files()
+    found = list(data_sets(config, Path()))
+    yield from found
+    # A folder that has all that is needed may well be read-only.
+    if any(one.level != "ok" for one in found):
+        yield from writable("data.dir", Path(config.data.dir))
 
 
 def node(config: Config) -> Iterator[Finding]:
@@ -92,8 +96,10 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding | str]:
     try:
         config = load_files(arguments.configfile)
     except ConfigError as error:
-        told = str(error).replace(":\n", ": ", 1).replace("\n", "; ")
-        yield Finding("FAIL", "configuration", told, "mend it first")
+        first, *rest = str(error).splitlines()
+        # The first line of several counts the mistakes, or is one of a file's itself.
+        mistakes = rest if rest and first.endswith(":") else [first, *rest]
+        yield from (Finding("FAIL", "configuration", one, "mend it first") for one in mistakes)
         return
     yield matrix(config)
     yield from look(config, arguments)

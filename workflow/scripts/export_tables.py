@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shardmark.command import one_message
 from shardmark.report.exports import tables_to_export, write_exports
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings
 
 
+@one_message
 def main() -> None:
     """Write the tables of the command line's folder."""
     parser = argparse.ArgumentParser(description=__doc__)

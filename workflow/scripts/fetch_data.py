@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-import torchvision.datasets
+from torchvision.datasets.utils import download_and_extract_archive
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
+from shardmark.disk import disk_errors_explained
 from shardmark.errors import UserError
-
-_KINDS = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
+from shardmark.workload.data_files import cifar_class, record_of, why_not_whole
 
 
 def fetch(dataset: str, folder: Path, *, download: bool) -> dict[str, object]:
@@ -21,41 +21,41 @@ def fetch(dataset: str, folder: Path, *, download: bool) -> dict[str, object]:
     Raises:
         UserError: if it is not there and may not, or cannot, be fetched.
     """
-    kind = _KINDS[dataset]
-    try:
-        for train in (True, False):
-            kind(str(folder), train=train, download=download)
-    except RuntimeError as error:
+    reason = why_not_whole(dataset, folder)
+    if reason and download:
+        print(f"{reason}; downloading", flush=True)
+        kind = cifar_class(dataset)
+        try:
+            with disk_errors_explained(folder):
+                download_and_extract_archive(
+                    kind.url, str(folder), filename=kind.filename, md5=kind.tgz_md5
+                )
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"data.dir: {reason}, and it could not be downloaded ({error}); run this where "
+                "there is internet, or copy the folder from a machine that has it"
+            ) from None
+        reason = why_not_whole(dataset, folder)
+    if reason:
         raise UserError(
-            f"data.dir: {dataset} is not in {folder}, or its files are damaged ({error}); put it "
-            "there, or set data.download to true where there is internet"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"data.dir: {dataset} is not in {folder} and could not be downloaded ({error}); run "
-            "this where there is internet, or copy the folder from a machine that has it"
-        ) from None
-    names = [*kind.train_list, *kind.test_list]
-    return {
-        "dataset": dataset,
-        "folder": str(folder / kind.base_folder),
-        "md5": dict(sorted(tuple(pair) for pair in names)),
-    }
+            f"data.dir: {reason}; put it there, or set data.download to true and run this where "
+            "there is internet"
+        )
+    return record_of(dataset, folder)
 
 
+@one_message
 def main() -> None:
     """Fetch the data set of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True, choices=sorted(_KINDS))
+    parser.add_argument("--dataset", required=True, choices=("cifar10", "cifar100"))
     parser.add_argument("--dir", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--download", required=True, choices=("true", "false"))
-    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--output", type=Path, help="JSON to write; none to check the files only")
     arguments = parser.parse_args()
-    try:
-        found = fetch(arguments.dataset, arguments.dir, download=arguments.download == "true")
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
-    write_text(arguments.output, json.dumps(found, indent=1))
+    found = fetch(arguments.dataset, arguments.dir, download=arguments.download == "true")
+    if arguments.output is not None:
+        write_text(arguments.output, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

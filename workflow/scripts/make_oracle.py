@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
 
-from shardmark.cells import ParityCase
-from shardmark.errors import UserError
+from shardmark.cells import parity_case
+from shardmark.command import one_message
 from shardmark.launching.site import enter
 from shardmark.processes.leaving import leave
+from shardmark.saved_config import read_config
 from shardmark.training.parity import make_oracles
+from shardmark.training.trajectory_files import write_plain
 
 
+@one_message
 def main() -> None:
     """Write the oracle of the command line's case."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", required=True, help="the parity case as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--workload", required=True, help="what is trained")
+    parser.add_argument("--ranks", type=int, required=True, help="replicas that are emulated")
     parser.add_argument("--output", type=Path, required=True, help="file to write (torch.save)")
     arguments = parser.parse_args()
     # As the launcher sets it for the ranks; read when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    case = ParityCase.model_validate_json(arguments.case)
+    # The oracle does not depend on the strategy; ddp runs at every replica count.
+    case = parity_case(arguments.config, arguments.workload, "ddp", arguments.ranks)
     cell = case.cell
-    try:
-        folders = [arguments.output.parent, Path(cell.data_dir)]
-        enter(cell.site, cuda=cell.device == "cuda", folders=folders)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    folders = [arguments.output.parent, Path(cell.data_dir)]
+    enter(cell.site, cuda=cell.device == "cuda", folders=folders)
     oracles = make_oracles(case, torch.device(case.cell.device))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = arguments.output.with_suffix(".partial")
-    torch.save(oracles, partial)
-    partial.replace(arguments.output)
+    write_plain(oracles, arguments.output)
     for precision, oracle in oracles.items():
         if oracle is not None:
             print(f"oracle {precision}: noise floor {oracle['floor']}")

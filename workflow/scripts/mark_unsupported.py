@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from shardmark.atomic import write_text
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, cells_of, parity_case
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256
+from shardmark.command import one_message
+from shardmark.config import Config
 from shardmark.metrics import Failure, Metrics, Parity
+from shardmark.saved_config import read_config
 
 
 def unsupported_cell(cell: Cell) -> Metrics:
@@ -52,22 +54,21 @@ def _reason(cell: Cell) -> str:
     return cell.unsupported
 
 
+@one_message
 def main() -> None:
-    """Write metrics.json and the verdict of every case of the command line."""
+    """Write metrics.json and the verdict of every cell of the matrix that cannot run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", required=True, help="parity cases, a JSON list")
-    parser.add_argument("--seeds", required=True, nargs="+", type=int, help="seeds of their cells")
-    arguments = parser.parse_args()
-    for raw in json.loads(arguments.cases):
-        case = ParityCase.model_validate(raw)
-        for seed in arguments.seeds:
-            cell = case.cell.model_copy(update={"seed": seed})
-            text = unsupported_cell(cell).model_dump_json(by_alias=True, indent=1)
-            write_text(cell.folder / "metrics.json", text)
-        cell = case.cell
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    config: Config = parser.parse_args().config
+    unsupported = [cell for cell in cells_of(config) if cell.unsupported]
+    for cell in unsupported:
+        text = unsupported_cell(cell).model_dump_json(by_alias=True, indent=1)
+        write_text(cell.folder / "metrics.json", text)
+    for names in {(cell.workload, cell.strategy, cell.gpus): cell for cell in unsupported}:
+        case = parity_case(config, *names)
         text = unsupported_parity(case).model_dump_json(by_alias=True, indent=1)
         write_text(case.file, text)
-        print(f"{cell.workload} {cell.strategy} gpus{cell.gpus}: {cell.unsupported}")
+        print(f"{case.cell.title}: {case.cell.unsupported}")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ printed.
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 from pathlib import Path
 
-from shardmark.config import Config
+from pydantic import TypeAdapter, ValidationError
+
+from shardmark.command import one_message
 from shardmark.errors import UserError
+from shardmark.escaping import for_terminal
 from shardmark.results.merge import Merged, merge, write_merged
 from shardmark.results.result_set import read_result_set
+from shardmark.values import RunName
 
 NAMED = 5
 
@@ -55,13 +57,14 @@ def check_run_name(name: str) -> None:
     Raises:
         UserError: if it cannot.
     """
-    (pattern,) = [
-        rule.pattern for rule in Config.model_fields["run"].metadata if hasattr(rule, "pattern")
-    ]
-    if not re.match(pattern, name):
-        raise UserError(f"--into: {name!r} cannot be the name of a run; it must match {pattern}")
+    try:
+        TypeAdapter(RunName).validate_python(name)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"]
+        raise UserError(f"--into: {name!r} cannot be the name of a run: {rule}") from None
 
 
+@one_message
 def main() -> None:
     """Merge the result sets of the command line."""
     parser = argparse.ArgumentParser(
@@ -76,14 +79,11 @@ def main() -> None:
         help="which stands of different results of one cell; none, the default, refuses",
     )
     arguments = parser.parse_args()
-    try:
-        check_run_name(arguments.into.name)
-        sets = [read_result_set(folder) for folder in arguments.sets]
-        merged = merge(sets, arguments.prefer)
-        write_merged(merged, arguments.into, arguments.sets)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
-    print(summary(merged, len(sets), arguments.into))
+    check_run_name(arguments.into.name)
+    sets = [read_result_set(folder) for folder in arguments.sets]
+    merged = merge(sets, arguments.prefer)
+    write_merged(merged, arguments.into, arguments.sets)
+    print(for_terminal(summary(merged, len(sets), arguments.into)))
 
 
 if __name__ == "__main__":

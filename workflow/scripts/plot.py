@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.figures.catalogue import draw
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import save, write_words
@@ -36,6 +37,7 @@ def draw_all(data: Data, paths: Iterable[Path]) -> dict[str, str]:
     return not_drawn
 
 
+@one_message
 def main() -> None:
     """Draw what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)

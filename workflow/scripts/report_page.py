@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.report.contents import PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import read_tables
@@ -26,6 +27,7 @@ def render(template: Path, context: dict[str, object]) -> str:
     return environment.get_template(template.name).render(context)
 
 
+@one_message
 def main() -> None:
     """Write the page of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)

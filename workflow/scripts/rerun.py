@@ -1,6 +1,9 @@
-"""Run a cell again from its metrics.json alone, and hold the new result against the old one.
+"""Run a cell again from its metrics.json alone, and compare the new result with the old one.
 
-The new result is left in rerun/ beside it. Exit status 1 where the outcome is not the same.
+The new result is in results/<run>/reruns/. Exit status 1 where the outcome is not the same.
+
+A metrics.json names a set-up, variables and an image, and all of them can run code. They are shown,
+and nothing runs until --yes agrees to them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from run_cell import publish, run_cell
+from shardmark.cells import Cell
+from shardmark.command import one_message
 from shardmark.errors import UserError
+from shardmark.escaping import for_terminal
 from shardmark.launching.scratch import scratch_folder
 from shardmark.metrics import Metrics, read_metrics
 
@@ -57,6 +63,17 @@ def compare(old: Metrics, new: Metrics) -> Iterator[str]:
             yield f"{key}: {_difference(before, after)}"
 
 
+def site_of(cell: Cell) -> str:
+    """What the cell runs around its training, in lines of text; empty if that is nothing."""
+    site = cell.site
+    lines = ["site.setup:", *site.setup.rstrip().split("\n")] if site.setup else []
+    if site.environment:
+        lines += ["site.environment:", *(f"{key}={val}" for key, val in site.environment.items())]
+    if site.container is not None:
+        lines += ["site.container:", site.container]
+    return for_terminal("\n".join(f"  {line}" for line in lines))
+
+
 def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.6g}"
 
@@ -70,20 +87,33 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before} -> {after}"
 
 
+@one_message
 def main() -> None:
     """Run the cell of the command line's metrics.json again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("metrics", type=Path, help="metrics.json of a cell")
+    parser.add_argument(
+        "--yes", action="store_true", help="run the file's set-up, variables and image"
+    )
     arguments = parser.parse_args()
     try:
         old = read_metrics(arguments.metrics)
-        result = arguments.metrics.parent / "rerun/metrics.json"
+        cell = old.cell
+        if site := site_of(cell):
+            print(f"{cell.title} runs on this machine with\n{site}", flush=True)
+            if not arguments.yes:
+                raise UserError(
+                    "nothing was run; if you trust all of the above, repeat the command with "
+                    "YES=1 (make) or --yes"
+                )
+        run = Path("results", cell.run)
+        result = run / "reruns" / cell.folder.relative_to(run) / "metrics.json"
         with scratch_folder(result) as scratch:
-            new = run_cell(old.cell, scratch)
+            new = run_cell(cell, scratch)
             publish(scratch, result, new)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
-    print(f"{old.cell.title}, again: {result}")
+    print(f"{cell.title}, again: {result}")
     print("\n".join(compare(old, new)))
     sys.exit(old.status != new.status)
 

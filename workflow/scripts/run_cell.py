@@ -7,24 +7,23 @@ Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, fa
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shardmark.atomic import FULL, write_text
-from shardmark.cells import Cell
+from shardmark.atomic import write_text
+from shardmark.cells import Cell, cell_of
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
+from shardmark.command import one_message
 from shardmark.errors import UserError
-from shardmark.launching.cell_result import completed, outcome, write_steps
+from shardmark.launching.cell_result import completed, outcome, slurm_job, write_steps
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
-from shardmark.metrics import Failure, Metrics, read_metrics
+from shardmark.metrics import SIDE_FILES, Failure, Metrics, read_metrics
+from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
-
-SIDE_FILES = ("steps.csv", "telemetry*.csv")
+from shardmark.training_result import TrainingResult
 
 
 def run_cell(
@@ -49,8 +48,7 @@ def run_cell(
     """
     if cell.unsupported:
         return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cell.json").write_text(cell.model_dump_json(by_alias=True))
+    write_text(folder / "cell.json", cell.model_dump_json(by_alias=True))
     ended = launch(
         script or SCRIPTS / STRATEGIES[cell.base].script,
         ["--cell", str(folder / "cell.json"), "--scratch", str(folder)],
@@ -62,10 +60,12 @@ def run_cell(
     )
     failed = failure_of(cell, ended)
     if failed is not None:
-        return outcome(cell, *failed)
-    found = json.loads((folder / "result.json").read_text())
-    write_steps(folder / "steps.csv", found["ranks"])
-    return completed(cell, found, ended, folder / "telemetry.csv")
+        metrics = outcome(cell, *failed)
+    else:
+        result = TrainingResult.model_validate_json((folder / "result.json").read_text())
+        write_steps(folder / "steps.csv", result.ranks)
+        metrics = completed(cell, result, ended, folder / "telemetry.csv")
+    return metrics.model_copy(update={"slurm": slurm_job(ended)})
 
 
 def keep_good_result(path: Path, metrics: Metrics) -> None:
@@ -93,8 +93,8 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
 def made_meanwhile(cell: Cell, path: Path) -> bool:
     """Whether the cell's result was made after the controller that wants it had started.
 
-    So it is where an earlier controller was killed and its job for the same cell went on: this one
-    was told to wait for that one, and has nothing left to do.
+    Then this job has nothing left to do: it waited for a job that a killed controller had left, or
+    another job of this controller made the result and was lost with the rest of its group.
     """
     started = os.environ.get(CONTROLLER_STARTED)
     if started is None or not path.exists():
@@ -104,7 +104,10 @@ def made_meanwhile(cell: Cell, path: Path) -> bool:
     except UserError:
         return False
     same = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
-    return (found.cell_sha256, found.code_sha256) == same and path.stat().st_mtime > float(started)
+    # Not the time of the file, which is young too where Snakemake put an old result back.
+    ended_at = found.provenance.get("ended_at")
+    young = ended_at is not None and datetime.fromisoformat(ended_at).timestamp() > float(started)
+    return young and (found.cell_sha256, found.code_sha256) == same
 
 
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
@@ -117,10 +120,15 @@ def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
     write_text(output, metrics.model_dump_json(indent=1, by_alias=True))
 
 
+@one_message
 def main() -> None:
     """Run the cell of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cell", required=True, help="the cell as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--workload", required=True, help="the cell's, and so on")
+    parser.add_argument("--strategy", required=True)
+    parser.add_argument("--gpus", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True, help="metrics.json to write")
     parser.add_argument("--place", type=int, help="its planned place in the matrix; 0 starts first")
     parser.add_argument("--time-limit-minutes", type=float, help="end the cell after this time")
@@ -130,35 +138,27 @@ def main() -> None:
     arguments = parser.parse_args()
     limit, stall = arguments.time_limit_minutes, arguments.stall_limit_minutes
     started = datetime.now(UTC)
-    cell = Cell.model_validate_json(arguments.cell)
-    try:
-        if made_meanwhile(cell, arguments.output):
-            print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
-            return
-        with scratch_folder(arguments.output) as scratch:
-            metrics = run_cell(
-                cell,
-                scratch,
-                limit_s=limit * 60 if limit else None,
-                stall_s=stall * 60 if stall else None,
-            )
-            order = {
-                "started_at": started.isoformat(),
-                "ended_at": datetime.now(UTC).isoformat(),
-                "planned_place": arguments.place,
-            }
-            metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
-            keep_good_result(arguments.output, metrics)
-            publish(scratch, arguments.output, metrics)
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        sys.exit(
-            f"shardmark: {cell.title}: {error.filename or arguments.output}: {error.strerror}. "
-            "This is no result; make room and run it again"
+    cell = cell_of(
+        arguments.config, arguments.workload, arguments.strategy, arguments.gpus, arguments.seed
+    )
+    if made_meanwhile(cell, arguments.output):
+        print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
+        return
+    with scratch_folder(arguments.output) as scratch:
+        metrics = run_cell(
+            cell,
+            scratch,
+            limit_s=limit * 60 if limit else None,
+            stall_s=stall * 60 if stall else None,
         )
+        order = {
+            "started_at": started.isoformat(),
+            "ended_at": datetime.now(UTC).isoformat(),
+            "planned_place": arguments.place,
+        }
+        metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
+        keep_good_result(arguments.output, metrics)
+        publish(scratch, arguments.output, metrics)
     print(f"[{cell.title}] {metrics.status}", flush=True)
 
 

@@ -6,14 +6,15 @@ Exit status 0 also where the gate fails: that is a result. 1 where there is none
 from __future__ import annotations
 
 import argparse
-import sys
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 from shardmark.atomic import write_text
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, parity_case
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
+from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
@@ -22,6 +23,7 @@ from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.processes.leaving import leave
+from shardmark.saved_config import read_config
 from shardmark.strategies import STRATEGIES
 
 
@@ -48,12 +50,13 @@ def run_parity(
     cell = case.cell
     if cell.unsupported:
         return verdict(case, status="unsupported", reason=cell.unsupported)
+    require_whole(oracle)
     variables: dict[str, str] = {}
     if cell.device == "cuda" and cell.nodes == 1:
         variables = gpu_variables(cell, result.absolute().parents[2])
     shared = SHARED_DEVICE in variables
     with scratch_folder(result) as scratch:
-        (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
+        write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
         ended = launch(
             script or SCRIPTS / STRATEGIES[cell.base].script,
             ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
@@ -66,6 +69,28 @@ def run_parity(
         if failed is not None:
             return verdict(case, status="error", reason=_why(failed[1]), shared_device=shared)
         return _judged(case, scratch / "trajectories.pt", oracle, shared)
+
+
+def require_whole(oracle: Path) -> None:
+    """See that an oracle is all there, before ranks are started; remove it if it is not.
+
+    torch.save writes a zip archive with a checksum of each part.
+
+    Raises:
+        UserError: if the oracle is missing or damaged. The same command then makes it anew.
+    """
+    try:
+        with zipfile.ZipFile(oracle) as archive:
+            damaged = archive.testzip() is not None
+    except FileNotFoundError:
+        raise UserError(f"{oracle}: is missing; the same command makes it anew") from None
+    except (zipfile.BadZipFile, EOFError, ValueError):
+        damaged = True
+    if damaged:
+        oracle.unlink(missing_ok=True)
+        raise UserError(
+            f"{oracle}: was damaged and has been removed; the same command makes it anew"
+        )
 
 
 def gpu_variables(cell: Cell, gate: Path) -> dict[str, str]:
@@ -98,12 +123,10 @@ def _why(failure: Failure) -> str:
 
 def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
     # Not before the strategy has run: the launcher waits without torch in its memory.
-    import torch
-
     from shardmark.training.parity import judge, judge_real_model, precisions_of, surrogate_name_of
+    from shardmark.training.trajectory_files import read_oracles, read_trajectories
 
-    found = torch.load(found_file, weights_only=False)
-    oracle = torch.load(oracle_file, weights_only=False)
+    found, oracle = read_trajectories(found_file), read_oracles(oracle_file)
     precisions = [
         judge(precision, found[precision], oracle, case) for precision in precisions_of(case)
     ]
@@ -146,10 +169,14 @@ def verdict(case: ParityCase, **fields: Any) -> Parity:
     )
 
 
+@one_message
 def main() -> None:
     """Judge the case of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", required=True, help="the parity case as JSON")
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--workload", required=True, help="the case's, and so on")
+    parser.add_argument("--strategy", required=True)
+    parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--oracle", type=Path, required=True, help="what make_oracle.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument(
@@ -157,13 +184,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     stall = arguments.stall_limit_minutes
-    case = ParityCase.model_validate_json(arguments.case)
-    try:
-        parity = run_parity(
-            case, arguments.oracle, arguments.output, stall_s=stall * 60 if stall else None
-        )
-    except UserError as error:
-        sys.exit(f"shardmark: {error}")
+    case = parity_case(arguments.config, arguments.workload, arguments.strategy, arguments.ranks)
+    parity = run_parity(
+        case, arguments.oracle, arguments.output, stall_s=stall * 60 if stall else None
+    )
     write_text(arguments.output, parity.model_dump_json(indent=1, by_alias=True))
     print(f"[parity of {case.cell.title}] {parity.status} {parity.reason or ''}", flush=True)
     leave()

@@ -14,27 +14,63 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from shardmark.config_files import load_files
 from shardmark.errors import UserError
-from shardmark.matrix.status import MatrixStatus, check, status_of
+from shardmark.matrix.status import check, status_of
 from shardmark.matrix.status_view import View
 
 # Slurm's controller serves everybody.
 WATCH_S = 10.0
 # Python sees an interrupt that comes just before a sleep only after it.
 NAP_S = 0.2
-CLEAR = "\x1b[H\x1b[2J"
+# ANSI: to the top left corner; erase the rest of the line; erase everything below.
+HOME, REST_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-def show(view: View, overlays: list[Path], *, clear: bool) -> MatrixStatus:
-    """Look once, and print what there is to see."""
+def watch(overlays: list[Path]) -> None:
+    """Look again and again; in a terminal, redraw in place."""
+    in_place = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if in_place:
+        print(f"{HOME}{BELOW}", end="")
+    while True:
+        lines = look(overlays)
+        if in_place:
+            size = shutil.get_terminal_size()
+            text = f"{REST_OF_LINE}\n".join(fit(lines, size.columns, size.lines))
+            print(f"{HOME}{text}{BELOW}", end="", flush=True)
+        else:
+            print("\n".join(lines), flush=True)
+        until = time.monotonic() + WATCH_S
+        while time.monotonic() < until:
+            time.sleep(NAP_S)
+
+
+def look(overlays: list[Path]) -> list[str]:
+    """The view of the matrix as it is now."""
     config = load_files(overlays)
-    status = status_of(config)
-    text = "\n".join(view.lines(config, status))
-    print(f"{CLEAR if clear else ''}{text}", flush=True)
-    return status
+    return list(view().lines(config, status_of(config)))
+
+
+def view() -> View:
+    """As suits standard output."""
+    symbols = (sys.stdout.encoding or "").lower().startswith("utf")
+    terminal = sys.stdout.isatty() and symbols and not os.environ.get("NO_COLOR")
+    return View(terminal=terminal, width=shutil.get_terminal_size().columns)
+
+
+def fit(lines: Sequence[str], columns: int, rows: int) -> list[str]:
+    """As many lines as a screen has room for; below them, how many more there are."""
+    # Only paths are wider than the screen.
+    taken = [-(-len(line) // columns) if "\x1b" not in line else 1 for line in lines]
+    if sum(taken) <= rows:
+        return list(lines)
+    kept = 0
+    while sum(taken[: kept + 1]) < rows:
+        kept += 1
+    return [*lines[:kept], f"... {len(lines) - kept} more lines without WATCH"]
 
 
 def main() -> None:
@@ -51,31 +87,38 @@ def main() -> None:
         "--check", action="store_true", help="let the exit status say whether all is well"
     )
     arguments = parser.parse_args()
-    symbols = (sys.stdout.encoding or "").lower().startswith("utf")
-    terminal = sys.stdout.isatty() and symbols and not os.environ.get("NO_COLOR")
+    if arguments.check:
+        sys.exit(checked(arguments.configfile))
     try:
-        while True:
-            view = View(terminal=terminal, width=shutil.get_terminal_size().columns)
-            status = show(view, arguments.configfile, clear=terminal and arguments.watch)
-            if arguments.check:
-                code, why = check(status)
-                print(why)
-                sys.exit(code)
-            if not arguments.watch:
-                return
-            until = time.monotonic() + WATCH_S
-            while time.monotonic() < until:
-                time.sleep(NAP_S)
+        if arguments.watch:
+            with contextlib.suppress(KeyboardInterrupt):
+                watch(arguments.configfile)
+            print()
+        else:
+            print("\n".join(look(arguments.configfile)))
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
+
+
+def checked(overlays: list[Path]) -> int:
+    """Show the matrix, and say with which exit code the command ends, and why."""
+    try:
+        config = load_files(overlays)
+        status = status_of(config)
+        code, why = check(status)
+        lines = [*view().lines(config, status), why]
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)
-        sys.exit(3 if arguments.check else 1)
+        return 3
     except Exception:
-        if not arguments.check:
-            raise
         traceback.print_exc()
-        sys.exit(3)
+        return 3
+    # A reader that has left (head) changes nothing about the matrix.
+    with contextlib.suppress(BrokenPipeError):
+        print("\n".join(lines), flush=True)
+    return code
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError):
         main()

@@ -6,13 +6,17 @@ import argparse
 from pathlib import Path
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
+from shardmark.escaping import csv_text
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.report.table import to_latex, to_markdown, to_text
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.csv_tables import read_csv
+from shardmark.results.table_checksums import record_checksums
 from shardmark.statistics.comparison_rows import ComparisonRow
 
 
+@one_message
 def main() -> None:
     """Summarise the table of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,13 +30,16 @@ def main() -> None:
     summary = summarise(cells, comparisons, arguments.baseline)
     tables = list(summary_tables(summary, arguments.baseline))
     medians = list(summary_tables(summary, arguments.baseline, ranges=False))
-    for name, text in (
-        ("summary.csv", summary.to_csv(index=False)),
-        ("summary.md", to_markdown(tables)),
-        ("summary.tex", to_latex(tables)),
-        ("summary.txt", to_text(medians)),
-    ):
+    texts = {
+        "summary.csv": csv_text(summary),
+        "summary.md": to_markdown(tables),
+        "summary.tex": to_latex(tables),
+        "summary.txt": to_text(medians),
+    }
+    for name, text in texts.items():
         write_text(arguments.tables / name, text)
+    files = [arguments.tables / name for name in texts]
+    record_checksums(files, arguments.tables / "summarise.sha256")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,37 @@ BLOCK_OF_MODEL: dict[str, str] = {
 MODELS: tuple[str, ...] = tuple(BLOCK_OF_MODEL)
 
 
+# Families of torchvision whose models are not offered, by the first letters of their names.
+_OTHER_FAMILIES = (
+    "alexnet",
+    "densenet",
+    "efficientnet",
+    "googlenet",
+    "inception",
+    "maxvit",
+    "mnasnet",
+    "mobilenet",
+    "regnet",
+    "shufflenet",
+    "squeezenet",
+    "swin_v2",
+    "vgg",
+)
+
+# Smaller images vanish on the way: ConvNeXt halves their side five times.
+_SMALLEST_PX = {"CNBlock": 32}
+
+
+def has_no_known_blocks(model: str) -> bool:
+    """Whether torchvision has the model, and shardmark does not know its blocks."""
+    return model not in BLOCK_OF_MODEL and model.startswith(_OTHER_FAMILIES)
+
+
+def smallest_image_px(model: str) -> int:
+    """The side of the smallest image that the model can take."""
+    return _SMALLEST_PX.get(BLOCK_OF_MODEL[model], 1)
+
+
 def is_resnet(model: str) -> bool:
     """Whether the model has ResNet's stem, which has a form of its own for 32 px images."""
     return BLOCK_OF_MODEL[model] in ("BasicBlock", "Bottleneck")

@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shardmark.architectures import WITH_BATCH_NORM
 from shardmark.config import (
@@ -23,28 +23,40 @@ from shardmark.config import (
     base_and_options,
 )
 from shardmark.strategies import STRATEGIES, Place
+from shardmark.values import Count, Name, RunName, Seed
 
 
 class Cell(Section):
     """Everything one job needs to know, and everything that can change its result."""
 
-    run: str
-    workload: str
-    strategy: str
+    run: RunName
+    workload: Name
+    strategy: Name
     base: str
     options: dict[str, Any]
-    gpus: int
-    nodes: int
-    gpus_per_node: int
-    seed: int
+    gpus: Count
+    nodes: Count
+    gpus_per_node: Count
+    seed: Seed
     device: Literal["cuda", "cpu"]
     scaling: Literal["strong", "weak"]
-    global_batch_size: int
-    per_gpu_batch_size: int
+    global_batch_size: Count
+    per_gpu_batch_size: Count
     definition: Workload
     measure: Measure
     data_dir: str
     site: CellSite = Field(default_factory=lambda: CellSite())
+
+    @model_validator(mode="after")
+    def _is_one_that_a_configuration_defines(self) -> Cell:
+        if self.base not in STRATEGIES:
+            raise ValueError(f"base: {self.base!r} is not a strategy")
+        STRATEGIES[self.base].options.model_validate(self.options)
+        if self.gpus != self.nodes * self.gpus_per_node:
+            raise ValueError("gpus is not nodes times gpus_per_node")
+        if self.global_batch_size != self.gpus * self.per_gpu_batch_size:
+            raise ValueError("global_batch_size is not gpus times per_gpu_batch_size")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -94,10 +106,30 @@ class Cell(Section):
         """What defines the result.
 
         Another module, network interface or image may be another speed, so they do; a site that
-        names none is left out, as in the results from before there were sites.
+        names none is left out, as in the results from before there were sites. A secret opens
+        something and changes no speed.
         """
-        unnamed = {"site"} if self.site == CellSite() else set()
-        return self.model_dump(mode="json", by_alias=True, exclude={"data_dir", *unnamed})
+        unnamed = self.site.model_copy(update={"secret_environment": []}) == CellSite()
+        site: Any = True if unnamed else {"secret_environment"}
+        return self.model_dump(mode="json", by_alias=True, exclude={"data_dir": True, "site": site})
+
+
+def recorded_fingerprint(cell: Cell, raw: Mapping[str, Any]) -> str:
+    """The fingerprint that a cell had when its result was written.
+
+    Args:
+        cell: the cell.
+        raw: the cell as the result's file has it. A field that it lacks was not there then.
+    """
+    return _sha256(_recorded(cell.defining(), raw))
+
+
+def _recorded(values: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _recorded(value, raw[name]) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name in raw
+    }
 
 
 def _sha256(defining: dict[str, Any]) -> str:

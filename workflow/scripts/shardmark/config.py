@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from shardmark.optimizers import OptimizerName
 from shardmark.strategies import STRATEGIES
-from shardmark.values import Count, Flag, Name, Number, Seed
+from shardmark.values import Count, Flag, Name, Number, RunName, Seed
 
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -25,6 +25,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
+class Record(Section):
+    """A part of a result: a value of another type than it was written with is a mistake."""
+
+    model_config = ConfigDict(strict=True)
+
+
 class Model(Section):
     """The network of a workload."""
 
@@ -36,7 +42,7 @@ class Model(Section):
         description="ResNet's first layers: cifar is 3x3 stride 1 without max-pool; auto takes "
         "cifar for images of at most 64 px",
     )
-    hidden_units: Count | None = Field(
+    hidden_units: Annotated[Count, Field(le=100_000)] | None = Field(
         None, description="width of one hidden ReLU layer before the classes; null for none"
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
@@ -51,7 +57,7 @@ class Dataset(Section):
     image_size: Annotated[int, Strict(), Field(ge=8, le=1024)] = Field(
         CIFAR_SIDE, description="side the model sees, px; CIFAR is resized to it on the device"
     )
-    classes: Annotated[Count, Field(ge=2)] | None = Field(
+    classes: Annotated[Count, Field(ge=2, le=100_000)] | None = Field(
         None, description="number of classes; synthetic only (CIFAR has its own)"
     )
     train_images: Count | None = Field(
@@ -66,7 +72,7 @@ class Dataset(Section):
         description="device keeps all images on the device as uint8; dataloader prefetches "
         "batches in worker processes",
     )
-    loader_workers: Count = Field(
+    loader_workers: Annotated[Count, Field(le=256)] = Field(
         4, description="worker processes a replica, with loader: dataloader"
     )
 
@@ -173,6 +179,9 @@ class Matrix(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         description="one run each: initial weights, data order, augmentation, dropout"
     )
+    max_cells: Count = Field(
+        10_000, description="a matrix of more cells is taken for a mistake and refused"
+    )
 
 
 class Cluster(Section):
@@ -184,8 +193,23 @@ class Cluster(Section):
     gpus_per_node: Count = Field(8, description="a cell of more GPUs spans whole nodes")
     cpus_per_gpu: Count = Field(8, description="CPU cores a Slurm job asks for, for each GPU")
     mem_gb_per_gpu: Count = Field(64, description="GB of memory a Slurm job asks for, for each GPU")
+    gpu_request: Literal["gpus", "gres", "none"] = Field(
+        "gpus",
+        description="how a job asks Slurm for its GPUs: gpus by --gpus (on several nodes: --gres), "
+        "gres always by --gres, for select/cons_res; none not at all, for a cluster without GRES: "
+        "a cell then sees all GPUs of a node and takes the first ones, so keep --exclusive",
+    )
     time_limit_minutes: Count = Field(
-        120, description="minutes after which a cell is ended and recorded as a time-out"
+        120,
+        description="minutes after which a cell is ended and recorded as a time-out, at most; see "
+        "expected_images_per_s",
+    )
+    expected_images_per_s: dict[str, Annotated[Number, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="workload: training images per second that one GPU is expected to reach. The "
+        "time limit of its cells follows from it, their epochs and their window: 5 minutes to "
+        "start, a training that is ten times slower, twice the window. make plan estimates the "
+        "costs with it",
     )
     stall_limit_minutes: Annotated[Number, Field(gt=0)] = Field(
         5.0,
@@ -203,6 +227,11 @@ class Cluster(Section):
         "nodes of the cluster, so that they compare in pairs",
     )
 
+    @property
+    def gpus_unassigned(self) -> bool:
+        """Whether Slurm assigns a job no GPUs of its node, so that two jobs would take the same."""
+        return self.device == "cuda" and self.gpu_request == "none"
+
 
 class CellSite(Section):
     """What surrounds the processes of a cell, and can change its result."""
@@ -213,6 +242,11 @@ class CellSite(Section):
     environment: dict[Name, str] = Field(
         default_factory=dict,
         description="variables for every rank, over those of setup: NCCL_SOCKET_IFNAME: ib0",
+    )
+    secret_environment: list[Name] = Field(
+        default_factory=list,
+        description="names of variables that hold a secret, such as WANDB_API_KEY: set where "
+        "Snakemake is started, or by setup; results record the names and never the values",
     )
     container: str | None = Field(
         None,
@@ -270,10 +304,10 @@ class Measure(Section):
 class ParityGate(Section):
     """The proof that a strategy trains the oracle's model."""
 
-    steps: Annotated[Count, Field(ge=8)] = Field(
+    steps: Annotated[Count, Field(ge=8, le=1000)] = Field(
         8, description="steps that a strategy trains beside the oracle"
     )
-    per_gpu_batch: Annotated[Count, Field(ge=2)] = Field(
+    per_gpu_batch: Annotated[Count, Field(ge=2, le=1024)] = Field(
         16, description="images a replica a step of the gate"
     )
     tolerance: Annotated[Number, Field(gt=0)] = Field(
@@ -310,9 +344,7 @@ class Validity(Section):
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = Field(
-        description="names the matrix: its results stand in results/<run>/"
-    )
+    run: RunName = Field(description="names the matrix: its results stand in results/<run>/")
     baseline: str = Field("ddp", description="the strategy or variant that others are compared to")
     matrix: Matrix
     workloads: Annotated[dict[Name, Workload], Field(min_length=1)] = Field(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -12,7 +14,15 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from shardmark.architectures import CIFAR_RESNETS, MODELS, WITH_BATCH_NORM, is_resnet, is_vit
+from shardmark.architectures import (
+    CIFAR_RESNETS,
+    MODELS,
+    WITH_BATCH_NORM,
+    has_no_known_blocks,
+    is_resnet,
+    is_vit,
+    smallest_image_px,
+)
 from shardmark.config import (
     CIFAR_SIZES,
     BatchSize,
@@ -37,7 +47,7 @@ S = TypeVar("S", bound=Section)
 
 SHOWN_CHARACTERS = 80
 # What else stands in results/<run>/, and beside a strategy's folder in its parity/<workload>/.
-RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "tables")
+RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "reruns", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
 # What the launcher and torchrun tell each rank.
@@ -52,6 +62,10 @@ OWN_VARIABLES = (
     "RANK",
     "WORLD_SIZE",
 )
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# The lists whose product is the matrix.
+AXES = ("workloads", "strategies", "gpus", "seeds")
 
 _NAME_RULE = "it must be at most 64 letters, digits and _, a letter first"
 
@@ -73,6 +87,7 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
     try:
         config = Config.model_validate(dict(raw))
         raw = config.model_dump(by_alias=True)
+        lines += _unwritable(raw)
     except ValidationError as error:
         lines += [_explain(detail) for detail in error.errors()]
     lines += _mistakes(raw, root)
@@ -84,7 +99,9 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
 def _message(lines: Sequence[str]) -> str:
     count = len(lines)
     head = "1 mistake" if count == 1 else f"{count} mistakes"
-    return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
+    # A key may hold any character, and one mistake is one line.
+    plain = [_CONTROL.sub(lambda found: repr(found[0])[1:-1], line) for line in lines]
+    return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in plain)
 
 
 def did_you_mean(given: object, allowed: Sequence[str]) -> str:
@@ -147,20 +164,30 @@ def _explain(detail: Any) -> str:
             return f"{path}: got {count} entries; {most} are allowed"
         case "string_pattern_mismatch":
             return f"{path}: got {shown(given)}; it must match {detail['ctx']['pattern']}"
-        case "float_type" if _looks_like_a_number(given):
-            return f"{path}: got {shown(given)}, which YAML reads as text; write it as 1.0e-3"
+        case "int_type" | "float_type" | "bool_type" if plain := _without_quotes(given, kind):
+            return f"{path}: got {shown(given)}, which is text; write {plain} without quotes"
         case _:
             rule = detail["msg"].removeprefix("Input ").removeprefix("String ")
             reason = _EXPECTED.get(kind, f"it {rule}")
             return f"{path}: got {shown(given)}; {reason}"
 
 
-def _looks_like_a_number(value: object) -> bool:
-    """YAML 1.1 wants a point in 1e-3."""
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
+def _without_quotes(value: object, kind: str) -> str:
+    """A text as YAML takes it for a number or a switch; empty where it is neither."""
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if kind == "bool_type":
+        return text if text in ("true", "false") else ""
+    if kind == "int_type":
+        return text if re.fullmatch(r"[-+]?[0-9]+", text) else ""
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", text):
+        return ""
+    mantissa, e, exponent = text.partition("e")
+    if not e:
+        return text
+    # YAML 1.1 wants the point and the sign.
+    point = "" if "." in mantissa else ".0"
+    sign = "" if exponent[0] in "-+" else "+"
+    return f"{mantissa}{point}e{sign}{exponent}"
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
@@ -220,6 +247,8 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         yield (
             f"baseline: {baseline!r} is not in matrix.strategies; {did_you_mean(baseline, names)}"
         )
+    if cluster and (reason := _why_no_options(cluster.slurm_extra)):
+        yield f"cluster.slurm_extra: got {shown(cluster.slurm_extra)}; {reason}"
     measure = _section(Measure, raw, "measure")
     if measure and measure.warmup_max_steps < measure.warmup_min_steps:
         yield (
@@ -233,6 +262,11 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
                 f"matrix.gpus[{index}]: got {count}; more than one node's GPUs must be whole nodes "
                 f"(cluster.gpus_per_node is {cluster.gpus_per_node})"
             )
+    for name in cluster.expected_images_per_s if cluster and workloads else ():
+        if name not in workloads:
+            hint = did_you_mean(name, [key for key in workloads if isinstance(key, str)])
+            yield f"cluster.expected_images_per_s: unknown workload {shown(name)}; {hint}"
+    yield from _size_mistakes(matrix)
     selected = [name for _, name in _entries(matrix, "workloads", str)]
     for name, workload in workloads.items():
         counts = [count for _, count in gpus] if name in selected else []
@@ -269,12 +303,41 @@ def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
     for name in _mapping(site, "environment"):
         if name in OWN_VARIABLES:
             yield f"site.environment.{name}: is set for each rank by the launcher; leave it out"
+    for index, name in _entries(site, "secret_environment", str):
+        if name in OWN_VARIABLES:
+            yield f"site.secret_environment[{index}]: {name} is set for each rank by the launcher"
+        if name in _mapping(site, "environment"):
+            yield (
+                f"site.secret_environment[{index}]: {name} has a value in site.environment, which "
+                "results record; leave it out there and export it where Snakemake is started"
+            )
     image = site.get("container")
     if isinstance(image, str) and not _is_file(root / image):
         yield (
             f"site.container: {shown(image)} is not a file; apptainer pull or build makes one, "
             "null runs without"
         )
+
+
+def _unwritable(value: object, location: tuple[int | str, ...] = ()) -> Iterator[str]:
+    """The texts that no file, variable or command can hold."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _unwritable(entry, (*location, str(key)))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for index, entry in enumerate(value):
+            yield from _unwritable(entry, (*location, index))
+    elif isinstance(value, str) and re.search(r"[\0\ud800-\udfff]", value):
+        yield f"{_path(location)}: got {shown(value)}; take out the character that is no text"
+
+
+def _why_no_options(text: str) -> str:
+    """Why a text cannot be split into the options of a command; empty if it can."""
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        return f"as options of a command it has {str(error).lower()}"
+    return ""
 
 
 def _unknown_names(
@@ -288,12 +351,25 @@ def _unknown_names(
 
 
 def _named_twice(matrix: Mapping[str, Any]) -> Iterator[str]:
-    for key in Matrix.model_fields:
+    for key in AXES:
         kind: type[int] | type[str] = int if key in ("gpus", "seeds") else str
         values = [value for _, value in _entries(matrix, key, kind)]
         for value, count in Counter[object](values).items():
             if count > 1:
                 yield f"matrix.{key}: {value!r} is named {count} times; name each once"
+
+
+def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:
+    """More cells than anybody would want by mistake."""
+    lists = [found for key in AXES if isinstance(found := matrix.get(key), list)]
+    cells = math.prod(map(len, lists))
+    most = matrix.get("max_cells", Matrix.model_fields["max_cells"].default)
+    if len(lists) == len(AXES) and isinstance(most, int) and cells > most > 0:
+        counts = " x ".join(f"{len(found)} {key}" for key, found in zip(AXES, lists, strict=True))
+        yield (
+            f"matrix: {counts} are {cells:,} cells, more than matrix.max_cells ({most:,}); raise "
+            "that if you want them all"
+        )
 
 
 def _is_folder(path: Path) -> bool:
@@ -349,7 +425,13 @@ def _workload_mistakes(
     datasets = list(get_args(DatasetName))
     for section, kind, names in (("dataset", "dataset", datasets), ("model", "model", MODELS)):
         name = _mapping(raw, section).get("name")
-        if isinstance(name, str) and name not in names:
+        if kind == "model" and isinstance(name, str) and has_no_known_blocks(name):
+            yield (
+                f"{path}.model.name: {name} is torchvision's, but shardmark does not know its "
+                f"blocks, which fully sharded strategies gather one at a time; allowed: "
+                f"{', '.join(names)}"
+            )
+        elif isinstance(name, str) and name not in names:
             yield f"{path}.{section}.name: unknown {kind} {name!r}; {did_you_mean(name, names)}"
     dataset = _section(Dataset, raw, "dataset")
     if dataset is not None and dataset.name not in datasets:
@@ -377,6 +459,13 @@ def _workload_mistakes(
                 f"{path}.dataset.image_size: got {dataset.image_size}; {model.name} cuts it into "
                 f"patches of {patch} px, so it must be a multiple of {patch}"
             )
+    if model and dataset and dataset.image_size < smallest_image_px(model.name):
+        yield (
+            f"{path}.dataset.image_size: got {dataset.image_size}; {model.name} needs images of at "
+            f"least {smallest_image_px(model.name)} px"
+        )
+    if dataset and cluster:
+        yield from _memory_mistakes(path, dataset, cluster)
     if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
         yield f"{path}.precision: tf32 is a mode of CUDA devices; cluster.device is cpu"
     batch = _section(BatchSize, raw, "batch") if isinstance(raw.get("batch"), Mapping) else None
@@ -390,6 +479,20 @@ def _workload_mistakes(
         )
     elif batch:
         yield from _batch_mistakes(path, batch, model, dataset, gpus)
+
+
+def _memory_mistakes(path: str, dataset: Dataset, cluster: Cluster) -> Iterator[str]:
+    """Images that a rank cannot hold; each rank keeps all of them as uint8."""
+    if dataset.name != "synthetic":
+        return
+    for key, count in (("train", dataset.train_size), ("test", dataset.test_images or 0)):
+        size_gb = 3 * count * dataset.image_size**2 / 1e9
+        if size_gb > cluster.mem_gb_per_gpu:
+            yield (
+                f"{path}.dataset.{key}_images: {count} images of {dataset.image_size} px are "
+                f"{size_gb:,.0f} GB, more than a rank's memory (cluster.mem_gb_per_gpu is "
+                f"{cluster.mem_gb_per_gpu})"
+            )
 
 
 def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardmark.config import Section
+from shardmark.config import Record
+from shardmark.values import Amount, Total
 
 # Kinds of collectives: those that bring parameters together, those that sum gradients.
 GATHERS = ("all_gather", "broadcast")
 REDUCTIONS = ("all_reduce", "reduce_scatter", "reduce")
 
 
-class Collective(Section):
+class Collective(Record):
     """The collectives of one kind and data type in one optimizer step of one rank.
 
     ``bytes`` is the larger of what a call takes and gives, as nccl-tests count it: the whole tensor
@@ -23,11 +24,11 @@ class Collective(Section):
 
     kind: str
     dtype: str
-    calls: int
-    bytes: int
+    calls: Total
+    bytes: Total
 
 
-class EffectiveConfig(Section):
+class EffectiveConfig(Record):
     """One strategy's settings, from its live objects and from one observed step.
 
     Data types are sorted lists of what was seen, empty where nothing of the kind was. Compute is
@@ -40,12 +41,12 @@ class EffectiveConfig(Section):
     wrapper: str
     optimizer: str | None
     optimizer_settings: dict[str, Any]
-    learning_rate: float | None
-    gradient_clipping: float
+    learning_rate: Amount | None
+    gradient_clipping: Amount
     loss_scaler: str | None
-    loss_scale: float | None
-    skipped_steps: int
-    accumulate: int
+    loss_scale: Amount | None
+    skipped_steps: Total
+    accumulate: Total
     autocast: list[str]
     parameter_dtypes: list[str]
     compute_dtypes: list[str]
@@ -62,13 +63,13 @@ class EffectiveConfig(Section):
     buffers_broadcast: bool
     buffers_differ_between_ranks: bool | None
     loader: str
-    loader_workers: int
+    loader_workers: Total
     compiled: bool
     cudnn_benchmark: bool
-    zero_stage: int
-    sharded_units: int | None
-    bucket_bytes: list[int] | None
-    unit_parameters: int | None = None
+    zero_stage: Total
+    sharded_units: Total | None
+    bucket_bytes: list[Total] | None
+    unit_parameters: Total | None = None
     collectives: list[Collective]
     own: dict[str, Any]
 

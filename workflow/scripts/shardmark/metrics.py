@@ -7,25 +7,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError, with_config
+from typing_extensions import TypedDict
 
-from shardmark.cells import Cell
-from shardmark.config import Section
+from shardmark.cells import Cell, recorded_fingerprint
+from shardmark.config import Record
 from shardmark.effective_config import EffectiveConfig
 from shardmark.errors import UserError
+from shardmark.escaping import for_terminal
+from shardmark.values import Amount, Change, Count, Name, Positive, Total
 
 SCHEMA_VERSION = 1
-T = TypeVar("T", bound=Section)
+# Our own files are nested seven deep. Far deeper ones exhaust the stack of what writes them again.
+DEEPEST = 30
+T = TypeVar("T", bound=Record)
 Status = Literal["ok", "oom", "timeout", "diverged", "failed", "unsupported"]
+Bound = Literal["compute", "memory"]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# NaN and infinity are results too; JSON has them as text.
+MaybeInfinite = Annotated[float, Field(strict=False)]
+# A list in JSON.
+Interval = Annotated[tuple[Change, Change], Field(strict=False)]
+# What lies beside a metrics.json and belongs to it.
+SIDE_FILES = ("steps.csv", "telemetry*.csv")
 
 
-class Failure(Section):
+class Failure(Record):
     """What ended a cell that is not ok."""
 
     phase: str | None
-    rank: int | None
+    rank: Total | None
     exception: str
     log_tail: list[str]
 
@@ -35,56 +48,56 @@ class Failure(Section):
         return cls(phase=None, rank=None, exception=reason, log_tail=[])
 
 
-class Loss(Section):
+class Loss(Record):
     """Mean training loss over all images of an epoch, before each step's update."""
 
-    per_epoch: list[float]
-    final: float | None
+    per_epoch: list[MaybeInfinite]
+    final: MaybeInfinite | None
 
 
-class Accuracy(Section):
+class Accuracy(Record):
     """Share of the test images classified rightly, with replica 0's batch-norm statistics."""
 
-    per_epoch: list[float]
-    final: float | None
+    per_epoch: list[Share]
+    final: Share | None
 
 
-class Times(Section):
+class Times(Record):
     """Wall-clock seconds on rank 0, from the launch to the end of the last process.
 
     They share out ``total_s`` without overlap, but for three that are parts of others: the first
     step of the training, and the warm-up and the steady state of the measurement.
     """
 
-    imports_s: float | None = None
-    process_group_s: float | None = None
-    probe_s: float | None = None
-    data_s: float | None = None
-    build_s: float | None = None
-    training_s: float | None = None
-    first_step_s: float | None = None
-    evaluation_s: float | None = None
-    inspection_s: float | None = None
-    measurement_s: float | None = None
-    warmup_s: float | None = None
-    steady_s: float | None = None
-    profile_s: float | None = None
-    shutdown_s: float | None = None
-    other_s: float | None = None
-    total_s: float | None = None
-    epochs_s: list[float] = []
+    imports_s: Amount | None = None
+    process_group_s: Amount | None = None
+    probe_s: Amount | None = None
+    data_s: Amount | None = None
+    build_s: Amount | None = None
+    training_s: Amount | None = None
+    first_step_s: Amount | None = None
+    evaluation_s: Amount | None = None
+    inspection_s: Amount | None = None
+    measurement_s: Amount | None = None
+    warmup_s: Amount | None = None
+    steady_s: Amount | None = None
+    profile_s: Amount | None = None
+    shutdown_s: Change | None = None
+    other_s: Change | None = None
+    total_s: Amount | None = None
+    epochs_s: list[Amount] = []
 
 
-class Windows(Section):
+class Windows(Record):
     """Begin and end of the steady window and of each evaluation on rank 0, s on the monotonic clock
     of its node, which telemetry.csv has too.
     """
 
-    steady_monotonic_s: tuple[float, float]
-    evaluations_monotonic_s: list[tuple[float, float]]
+    steady_monotonic_s: Interval
+    evaluations_monotonic_s: list[Interval]
 
 
-class Throughput(Section):
+class Throughput(Record):
     """Steady state: uninterrupted steps after the training, the slowest rank's.
 
     ``drift_pct`` is how much slower the last third of the steps is than the first; null where there
@@ -92,75 +105,75 @@ class Throughput(Section):
     window, on all ranks together.
     """
 
-    images_per_s: float
-    images_per_s_per_gpu: float
-    step_ms_mean: float
-    step_ms_p50: float
-    step_ms_p90: float
-    step_ms_p99: float
-    steps: int
-    window_s: float
+    images_per_s: Positive
+    images_per_s_per_gpu: Positive
+    step_ms_mean: Positive
+    step_ms_p50: Positive
+    step_ms_p90: Positive
+    step_ms_p99: Positive
+    steps: Total
+    window_s: Positive
     window_complete: bool
-    warmup_steps: int
+    warmup_steps: Total
     warmup_converged: bool
-    slowest_rank: int
-    drift_pct: float | None = None
-    gc_collections: int | None = None
+    slowest_rank: Total
+    drift_pct: Change | None = None
+    gc_collections: Total | None = None
 
 
-class Probe(Section):
+class Probe(Record):
     """What one device did in a short probe before the cell trained.
 
     A dense matrix product in the workload's precision, a copy within the device (bytes read and
     written), and an all-reduce of the whole cell (bus bandwidth); null for one process.
     """
 
-    device: int
+    device: Total
     uuid: str | None
-    matmul_tflops: float
-    copy_gb_per_s: float
-    all_reduce_gb_per_s: float | None
+    matmul_tflops: Amount
+    copy_gb_per_s: Amount
+    all_reduce_gb_per_s: Amount | None
 
 
-class Roofs(Section):
+class Roofs(Record):
     """What one GPU achieves against the peaks that its cell's probe measured.
 
     Bytes are those that operations read and write if nothing is cached or fused; null where not all
     operations could be seen (DataParallel's replicas run in threads).
     """
 
-    flops_per_image: int
-    bytes_per_image: int | None
-    peak_tflops: float
-    bandwidth_gb_per_s: float
-    achieved_tflops: float
-    peak_share_pct: float
-    achieved_gb_per_s: float | None
-    bandwidth_share_pct: float | None
-    compute_roof_images_per_s: float
-    memory_roof_images_per_s: float | None
-    bound: Literal["compute", "memory"] | None
+    flops_per_image: Total
+    bytes_per_image: Total | None
+    peak_tflops: Amount
+    bandwidth_gb_per_s: Amount
+    achieved_tflops: Amount
+    peak_share_pct: Amount
+    achieved_gb_per_s: Amount | None
+    bandwidth_share_pct: Amount | None
+    compute_roof_images_per_s: Amount
+    memory_roof_images_per_s: Amount | None
+    bound: Bound | None
     statement: str | None
 
 
-class StepSplit(Section):
+class StepSplit(Record):
     """Where one rank's step goes, ms: mean of a few profiled steps, none of them timed.
 
     Compute, exposed communication, data and host gaps add up to the step. Communication is all of
     it, what compute hides included.
     """
 
-    rank: int
-    steps: int
-    step_ms: float
-    compute_ms: float
-    exposed_communication_ms: float
-    data_ms: float
-    host_gap_ms: float
-    communication_ms: float
+    rank: Total
+    steps: Total
+    step_ms: Positive
+    compute_ms: Amount
+    exposed_communication_ms: Amount
+    data_ms: Amount
+    host_gap_ms: Amount
+    communication_ms: Amount
 
 
-class HostUse(Section):
+class HostUse(Record):
     """What one rank's host did during the steady window.
 
     Launching threads give the device its work: the rank's own, and autograd's. The threads of
@@ -174,44 +187,44 @@ class HostUse(Section):
     is null and the periods are 0; where nobody can tell, all three are null.
     """
 
-    rank: int
-    launching_cpu_pct: float
-    process_cpu_pct: float
-    involuntary_switches_per_s: float
-    cpu_pressure_pct: float | None
-    cpus: int | None = None
+    rank: Total
+    launching_cpu_pct: Amount
+    process_cpu_pct: Amount
+    involuntary_switches_per_s: Amount
+    cpu_pressure_pct: Amount | None
+    cpus: Total | None = None
     cpu_list: str | None = None
-    cpu_quota: float | None = None
-    cpu_periods: int | None = None
-    cpu_periods_throttled: int | None = None
-    torch_threads: int | None = None
+    cpu_quota: Amount | None = None
+    cpu_periods: Total | None = None
+    cpu_periods_throttled: Total | None = None
+    torch_threads: Total | None = None
 
 
-class ModelState(Section):
+class ModelState(Record):
     """Bytes of the model's state on one rank: parameters, gradients when the optimizer steps, and
     the optimizer's state with its own copies of parameters.
     """
 
-    parameters_bytes: int
-    gradients_bytes: int
-    optimizer_state_bytes: int
+    parameters_bytes: Total
+    gradients_bytes: Total
+    optimizer_state_bytes: Total
 
 
-class Memory(Section):
+class Memory(Record):
     """The model's state as ranks hold it, beside what ZeRO's formulas predict of a rank.
 
     ``at_rest_bytes`` is all that torch's allocator has given out on a rank's device between two
     steps: the state, the images, and whatever buffers a framework keeps; null on a CPU.
     """
 
-    parameters: int
-    zero_stage: int
+    parameters: Total
+    zero_stage: Total
     predicted: ModelState
     measured: list[ModelState]
-    at_rest_bytes: list[int | None]
+    at_rest_bytes: list[Total | None]
 
 
-class Device(Section):
+class Device(Record):
     """One GPU, or the processes of the cell on a node without one, over the steady window.
 
     ``torch_allocated_growth_bytes`` is memory allocated during the window and not freed; the
@@ -222,39 +235,39 @@ class Device(Section):
     longest stretch of the window without a sample, as a share of the window.
     """
 
-    index: int
+    index: Total
     node: str
     kind: Literal["gpu", "cpu"]
     name: str
     uuid: str | None = None
-    utilization_pct: float | None = None
-    memory_used_peak_bytes: int | None = None
-    memory_total_bytes: int | None = None
-    torch_allocated_peak_bytes: int | None = None
-    torch_reserved_peak_bytes: int | None = None
+    utilization_pct: Amount | None = None
+    memory_used_peak_bytes: Total | None = None
+    memory_total_bytes: Total | None = None
+    torch_allocated_peak_bytes: Total | None = None
+    torch_reserved_peak_bytes: Total | None = None
     torch_allocated_growth_bytes: int | None = None
-    power_mean_w: float | None = None
-    power_limit_w: float | None = None
-    power_limit_default_w: float | None = None
-    energy_counter_j: float | None = None
-    energy_integral_j: float | None = None
-    energy_disagreement_pct: float | None = None
-    energy_net_j: float | None = None
-    energy_ticks: int | None = None
+    power_mean_w: Amount | None = None
+    power_limit_w: Amount | None = None
+    power_limit_default_w: Amount | None = None
+    energy_counter_j: Amount | None = None
+    energy_integral_j: Amount | None = None
+    energy_disagreement_pct: Change | None = None
+    energy_net_j: Change | None = None
+    energy_ticks: Total | None = None
     energy_refused: str | None = None
-    idle_power_w: float | None = None
-    idle_memory_bytes: int | None = None
-    idle_utilization_pct: float | None = None
-    sm_clock_mean_mhz: float | None = None
-    sm_clock_min_mhz: float | None = None
-    sm_clock_limit_mhz: float | None = None
-    temperature_max_c: float | None = None
+    idle_power_w: Amount | None = None
+    idle_memory_bytes: Total | None = None
+    idle_utilization_pct: Amount | None = None
+    sm_clock_mean_mhz: Amount | None = None
+    sm_clock_min_mhz: Amount | None = None
+    sm_clock_limit_mhz: Amount | None = None
+    temperature_max_c: Change | None = None
     throttle_reasons: list[str] | None = None
-    throttled_pct: dict[str, float] | None = None
-    ecc_errors: int | None = None
-    foreign_processes: int | None = None
-    samples: int = 0
-    longest_gap_pct: float | None = None
+    throttled_pct: dict[str, Amount] | None = None
+    ecc_errors: Total | None = None
+    foreign_processes: Total | None = None
+    samples: Total = 0
+    longest_gap_pct: Amount | None = None
 
     @property
     def title(self) -> str:
@@ -262,7 +275,7 @@ class Device(Section):
         return f"{'GPU' if self.kind == 'gpu' else 'device'} {self.index} of {self.node}"
 
 
-class Efficiency(Section):
+class Efficiency(Record):
     """Figures of the whole cell, from all its devices, over the steady window.
 
     Energy is of the devices alone: gross, and net of what they take when idle. Where a device's
@@ -270,17 +283,63 @@ class Efficiency(Section):
     and the cell has neither energy nor power; each device keeps both of its own.
     """
 
-    energy_per_image_j: float | None = None
-    energy_per_epoch_j: float | None = None
-    energy_net_per_image_j: float | None = None
-    energy_disagreement_pct: float | None = None
+    energy_per_image_j: Amount | None = None
+    energy_per_epoch_j: Amount | None = None
+    energy_net_per_image_j: Change | None = None
+    energy_disagreement_pct: Change | None = None
     energy_refused: str | None = None
-    power_w: float | None = None
-    utilization_pct: float | None = None
-    memory_peak_bytes: int | None = None
+    power_w: Amount | None = None
+    utilization_pct: Amount | None = None
+    memory_peak_bytes: Total | None = None
 
 
-class Metrics(Section):
+@with_config(ConfigDict(extra="allow"))
+class Environment(TypedDict, total=False):
+    """What a cell ran on; ``topology`` says of each pair of GPUs what lies between them."""
+
+    host: str
+    kernel: str
+    cpu: str | None
+    cpu_cores: Total | None
+    memory_total_bytes: Total
+    versions: dict[str, str | None]
+    variables: dict[str, str]
+    backend: str
+    torch_cuda: str | None
+    torch_threads: Total
+    cudnn: Total | None
+    cudnn_benchmark: bool
+    nccl: str
+    gpu: str
+    driver: str
+    topology: list[dict[str, Any]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Provenance(TypedDict, total=False):
+    """Which code ran, how it was started and when; null where that cannot be said."""
+
+    git_commit: str | None
+    git_dirty: bool | None
+    git_diff_sha256: str | None
+    locks: dict[str, str]
+    command: list[str]
+    folder: str
+    started_at: str
+    ended_at: str
+    planned_place: Total | None
+    merged_from: dict[str, str]
+
+
+class SlurmJob(Record):
+    """The Slurm job in which a cell ran; the cells of a group share one."""
+
+    job_id: str
+    partition: str | None
+    nodes: list[str]
+
+
+class Metrics(Record):
     """The result of one cell.
 
     ``unknown`` names each rule of validity and each label that could not be checked, and says why.
@@ -309,19 +368,20 @@ class Metrics(Section):
     devices: list[Device] = []
     efficiency: Efficiency | None = None
     effective_config: EffectiveConfig | None = None
-    environment: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
+    slurm: SlurmJob | None = None
+    environment: Environment = {}
+    provenance: Provenance = {}
 
 
-class Deviation(Section):
+class Deviation(Record):
     """Largest relative differences from the oracle over the gate's steps."""
 
-    loss: float
-    first_update: float
-    final_weights: float
+    loss: MaybeInfinite
+    first_update: MaybeInfinite
+    final_weights: MaybeInfinite
 
 
-class PrecisionParity(Section):
+class PrecisionParity(Record):
     """The gate in one precision."""
 
     precision: str
@@ -332,32 +392,32 @@ class PrecisionParity(Section):
     reason: str | None = None
 
 
-class RealModelParity(Section):
+class RealModelParity(Record):
     """The real model's first steps: largest relative difference of a loss or the update's norm."""
 
     precision: str
-    deviation: float
-    noise_floor: float
-    tolerance: float
+    deviation: MaybeInfinite
+    noise_floor: MaybeInfinite
+    tolerance: MaybeInfinite
     passed: bool
 
 
-class Parity(Section):
+class Parity(Record):
     """Whether a strategy trains the oracle's model, on the device and precision of its cells."""
 
     schema_version: Literal[1] = 1
-    workload: str
-    strategy: str
-    ranks: int
+    workload: Name
+    strategy: Name
+    ranks: Count
     device: str
     backend: str | None
     shared_device: bool = False
     status: Literal["passed", "failed", "unsupported", "error"]
     reason: str | None = None
     surrogate: str | None = None
-    steps: int | None = None
-    losses: list[float] = []
-    oracle_losses: list[float] = []
+    steps: Total | None = None
+    losses: list[MaybeInfinite] = []
+    oracle_losses: list[MaybeInfinite] = []
     precisions: list[PrecisionParity] = []
     real_model: RealModelParity | None = None
     case_sha256: str
@@ -368,32 +428,69 @@ def read_metrics(path: Path) -> Metrics:
     """Read and validate a metrics.json.
 
     Raises:
-        UserError: naming the path, if the file is not JSON, is of another schema version, or does
-            not fit the schema.
+        UserError: naming the path, if the file is not JSON, is of another schema version, does not
+            fit the schema, or its cell is not the one that its checksum is of.
     """
-    return _read(path, Metrics)
+    raw = _read_json(path)
+    metrics = _validate(path, raw, Metrics)
+    if recorded_fingerprint(metrics.cell, raw["cell"]) != metrics.cell_sha256:
+        raise UserError(
+            f"{path}: cell_sha256 is not the checksum of its cell, so the file was edited; "
+            "delete it to run it again"
+        )
+    return metrics
 
 
 def read_parity(path: Path) -> Parity:
     """Read and validate a result of the parity gate; errors as in read_metrics."""
-    return _read(path, Parity)
+    return _validate(path, _read_json(path), Parity)
 
 
-def _read(path: Path, model: type[T]) -> T:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds, if it is of this schema version."""
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        # JSON can name halves of characters, which no text that we write can hold.
+        json.dumps(raw, ensure_ascii=False).encode()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not readable as JSON ({error}); delete it to run it again"
         ) from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    # True is 1 in Python.
+    if version != SCHEMA_VERSION or isinstance(version, bool):
         raise UserError(
             f"{path}: schema version {version!r}, this shardmark reads {SCHEMA_VERSION}; "
             "delete it to run it again"
         )
+    if _is_deeper(raw, DEEPEST):
+        raise UserError(
+            f"{path}: is nested more than {DEEPEST} levels deep; delete it to run it again"
+        )
+    return {name: _printable(value) if name != "cell" else value for name, value in raw.items()}
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
+
+
+def _printable(value: Any) -> Any:
+    """A value whose texts may be shown; a cell's are left as they are, for they define it."""
+    if isinstance(value, str):
+        return for_terminal(value)
+    if isinstance(value, list):
+        return [_printable(one) for one in value]
+    if isinstance(value, dict):
+        return {for_terminal(name): _printable(one) for name, one in value.items()}
+    return value
+
+
+def _validate(path: Path, raw: dict[str, Any], model: type[T]) -> T:
     try:
         return model.model_validate(raw)
     except ValidationError as error:

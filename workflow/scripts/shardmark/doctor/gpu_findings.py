@@ -80,9 +80,8 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
     }
     if silent := [name for name, answer in asked.items() if answer is None]:
         found = f"{uuid}: the driver does not tell {', '.join(silent)}"
-        yield Finding(
-            "warn", what, found, "cells will name what could not be checked for want of it"
-        )
+        advice = "a newer driver may; cells name what could not be checked without it"
+        yield Finding("warn", what, found, advice)
     reasons = int(row.get("throttle_mask") or 0)
     slow = [name for bit, name in THROTTLE_REASONS.items() if reasons & bit and name in FAULTS]
     if slow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 
 from shardmark.codebase import SCRIPTS
 from shardmark.config import Config
+from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
+from shardmark.errors import UserError
 
 # A cell leaves some megabytes; a full disk costs a matrix.
 LITTLE_BYTES, NOTHING_BYTES = 10 * 2**30, 2**30
@@ -23,13 +26,12 @@ MOST_SKEW_S = 5.0
 def writable(what: str, folder: Path) -> Iterator[Finding]:
     """Whether files can be made in a folder, how much room is left, and whether clocks agree."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             skew_s = Path(file.name).stat().st_mtime - time.time()
         free = shutil.disk_usage(folder).free
-    except OSError as error:
-        advice = "name a folder that you may write to, or make room"
-        yield Finding("FAIL", what, f"{folder}: {error.strerror}", advice)
+    except (UserError, OSError) as error:
+        yield Finding("FAIL", what, str(error))
         return
     room = f"{folder} is writable, {free / 2**30:.0f} GiB free"
     if free < LITTLE_BYTES:
@@ -46,6 +48,20 @@ def writable(what: str, folder: Path) -> Iterator[Finding]:
         )
 
 
+def small_files() -> Iterator[Finding]:
+    """Whether Snakemake and the libraries can write their caches and temporary files."""
+    caches = os.environ.get("XDG_CACHE_HOME")
+    for what, folder, variable in (
+        ("cache", Path(caches) if caches else Path.home() / ".cache", "XDG_CACHE_HOME"),
+        ("temporary", Path(tempfile.gettempdir()), "TMPDIR"),
+    ):
+        reason = why_no_room(folder)
+        if reason:
+            yield Finding("FAIL", what, reason, f"or name another folder in {variable}")
+        else:
+            yield Finding("ok", what, f"{folder} is writable")
+
+
 def data_sets(config: Config, root: Path) -> Iterator[Finding]:
     """Whether the files of every data set of the matrix are there, and whole."""
     names = sorted({config.workloads[name].dataset.name for name in config.matrix.workloads})
@@ -53,14 +69,13 @@ def data_sets(config: Config, root: Path) -> Iterator[Finding]:
         if name == "synthetic":
             yield Finding("ok", "data", "synthetic images are generated, nothing to fetch")
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(SCRIPTS / "fetch_data.py"), "--dataset", name]
-            command += ["--dir", str(root / config.data.dir), "--download", "false"]
-            command += ["--output", str(Path(folder, "found.json"))]
-            asked = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, str(SCRIPTS / "fetch_data.py"), "--dataset", name]
+        command += ["--dir", str(root / config.data.dir), "--download", "false"]
+        asked = subprocess.run(command, capture_output=True, text=True)
         if asked.returncode == 0:
             yield Finding("ok", "data", f"{name} is whole in {config.data.dir}")
             continue
         level: Level = "warn" if config.data.download else "FAIL"
-        found = f"{name} is not in {config.data.dir}, or its files are damaged"
+        message = (asked.stderr.strip().splitlines() or ["fetch_data.py failed"])[-1]
+        found = message.removeprefix("shardmark: data.dir: ").split("; ")[0]
         yield Finding(level, "data", found, "make fetch, where there is internet")

@@ -1,4 +1,4 @@
-"""Whether Slurm would take the largest cell, and a job of the doctor's own on its nodes."""
+"""Whether Slurm would take the jobs of a matrix, and a job of the doctor's own on its nodes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ import contextlib
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shardmark.config import Config
 from shardmark.doctor.finding import Finding
+from shardmark.doctor.slurm_setup import (
+    account,
+    job_states,
+    most_minutes,
+    partitions,
+    queue_length,
+    user,
+)
 from shardmark.doctor.slurm_submission import (
     Resources,
+    jobs_of_matrix,
     read_profile,
     resources_of_cell,
     sbatch,
@@ -27,50 +38,61 @@ LATENCY_S = 60.0
 DONE = "doctor: "
 
 
-def resources_of_largest(config: Config, profile: Path) -> Resources:
-    """What the job of the largest cell asks for.
-
-    Raises:
-        ConfigError: if the profile cannot be read.
-    """
-    return resources_of_cell(config.cluster, max(config.matrix.gpus), read_profile(profile))
-
-
 def requests(config: Config, profile: Path) -> Iterator[Finding]:
-    """Whether the partition exists and the largest cell's request is one that can be met."""
+    """Whether Slurm would take every kind of job of the matrix, and Snakemake see its end."""
     try:
-        resources = resources_of_largest(config, profile)
+        settings = read_profile(profile)
     except ConfigError as error:
         yield Finding("FAIL", "profile", str(error), "name the profile: doctor.py --profile ...")
         return
+    jobs = jobs_of_matrix(config, settings)
+    first = next(iter(jobs.values()))
+    yield from (named := list(user()))
+    if any(one.level == "FAIL" for one in named):
+        return
     try:
-        known = queue.ask("sinfo", "--noheader", "--format=%R").split()
+        yield from (places := list(partitions(first, str(profile))))
+        yield from job_states(settings)
+        yield from (accounts := list(account(first)))
+        yield from queue_length(settings, first)
+        # sbatch would say the same of each job.
+        if all(one.level == "ok" for one in (*places, *accounts)):
+            yield from answers(jobs, settings)
     except UserError as error:
         yield Finding("FAIL", "Slurm", str(error), "run this where sbatch works")
-        return
-    # A job may be sent to several, of which one will do.
-    wanted = [name for name in str(resources.get("slurm_partition") or "").split(",") if name]
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        advice = f"set slurm_partition in {profile}/config.yaml to one of: {', '.join(known)}"
-        yield Finding("FAIL", "partition", f"there is no {', '.join(missing)}", advice)
-        return
-    named = f"{', '.join(wanted)} exists" if wanted else "left to Slurm's default"
-    yield Finding("ok", "partition", named)
-    yield would_start(resources, max(config.matrix.gpus))
 
 
-def would_start(resources: Resources, gpus: int) -> Finding:
-    """Slurm's own answer to the request of a cell (``sbatch --test-only``)."""
-    command = sbatch(resources, Path("/dev/null"), "true", "--test-only")
-    done = subprocess.run(command, capture_output=True, text=True)
-    said = [line.removeprefix("sbatch: ") for line in done.stderr.strip().splitlines()]
-    last = said[-1] if said else "no answer"
-    asked = " ".join(word for word in command if re.match(r"--(gpus|gres|nodes|cpus)", word))
-    if done.returncode:
-        advice = "make cluster: and the profile say what a node has, and your account may use"
-        return Finding("FAIL", "request", f"{gpus} GPUs ({asked}): {'; '.join(said)}", advice)
-    return Finding("ok", "request", f"{gpus} GPUs would be given: {last}")
+def answers(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -> Iterator[Finding]:
+    """Slurm's own answer to each distinct request (``sbatch --test-only``), one finding a kind."""
+    asked: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for title, resources in jobs.items():
+        command = sbatch(resources, profile, Path("/dev/null"), "true", "--test-only")
+        asked[tuple(command)].append(title)
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for call, titles in asked.items():
+        done = subprocess.run(call, capture_output=True, text=True)
+        lines = done.stderr.strip().splitlines()
+        said = "; ".join(re.sub(r"^sbatch: (error: )?", "", line) for line in lines)
+        resources = jobs[titles[0]]
+        minutes, most = resources["runtime"], most_minutes(resources)
+        if done.returncode:
+            kinds[said].append(f"{', '.join(titles)} ({_machines(call)})")
+        elif minutes > most:
+            # Without EnforcePartLimits Slurm takes such a job, which then never starts.
+            limit = f"the time limit of {minutes} min is above the partition's {most:.0f} min"
+            kinds[limit].append(", ".join(titles))
+        else:
+            kinds[""].append(f"{', '.join(titles)}: {said or 'no answer'}")
+    advice = "let cluster: (gpu_request for GRES) and the profile ask for what you may have"
+    for said, titles in kinds.items():
+        if said:
+            yield Finding("FAIL", "request", f"{said}: {'; '.join(titles)}", advice)
+        else:
+            yield from (Finding("ok", "request", title) for title in titles)
+
+
+def _machines(command: Sequence[str]) -> str:
+    return " ".join(word for word in command if re.match(r"--(gpus|gres|nodes|cpus)", word))
 
 
 def on_nodes(config: Config, profile: Path, command: str, log: Path) -> Iterator[str]:
@@ -85,10 +107,12 @@ def on_nodes(config: Config, profile: Path, command: str, log: Path) -> Iterator
     Raises:
         UserError: if the job ended without that line.
     """
-    resources = resources_of_largest(config, profile) | {"runtime": JOB_MINUTES}
+    settings = read_profile(profile)
+    resources = resources_of_cell(config, max(config.matrix.gpus), settings)
+    resources["runtime"] = JOB_MINUTES
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    call = sbatch(Resources(resources), log, command, "--wait", "--no-requeue")
+    call = sbatch(resources, settings, log, command, "--wait", "--no-requeue")
     with subprocess.Popen(
         call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

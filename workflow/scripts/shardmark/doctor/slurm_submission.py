@@ -1,4 +1,4 @@
-"""The job of a cell as Snakemake's executor would send it, for the doctor to try."""
+"""The jobs of a matrix as Snakemake's executor would submit them, for the doctor to try."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
-from snakemake_executor_plugin_slurm.utils import set_gres_string
+from snakemake_executor_plugin_slurm.utils import parse_time_to_minutes, set_gres_string
 
-from shardmark.config import Cluster
+from shardmark.cells import cells_of
+from shardmark.config import Cluster, Config
 from shardmark.config_files import check_file
-from shardmark.matrix.progress import TRAIN
-from shardmark.slurm.job_request import request_of
+from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
+from shardmark.slurm.queue import TRAIN
+from shardmark.time_limits import GATE_MINUTES, limit_minutes
 
 
 class Resources(dict[str, Any]):
@@ -23,28 +25,72 @@ class Resources(dict[str, Any]):
     __getattr__ = dict.__getitem__
 
 
-def resources_of_cell(cluster: Cluster, replicas: int, profile: Mapping[str, Any]) -> Resources:
-    """What the job of a cell asks for: the profile's defaults, the rule's own, the profile's last.
+def jobs_of_matrix(config: Config, profile: Mapping[str, Any]) -> dict[str, Resources]:
+    """What each kind of job of the matrix asks for, the largest first."""
+    cluster, jobs = config.cluster, {}
+    options = quoted_options(cluster)
+    gate = {"slurm_extra": options if cluster.gpus_unassigned else ""}
+    pin = {"slurm_extra": options, "runtime": PIN_MINUTES}
+    for gpus in sorted(config.matrix.gpus, reverse=True):
+        jobs[f"{gpus}-GPU cells"] = resources_of_cell(config, gpus, profile)
+        jobs[f"{gpus}-rank parity"] = resources_of("check_parity", cluster, gpus, profile, gate)
+        if cluster.block == "pinned":
+            jobs[f"{gpus}-GPU blocks"] = resources_of("pin_block", cluster, gpus, profile, pin)
+    jobs["the oracle"] = resources_of("make_oracle", cluster, 1, profile, gate)
+    return jobs
+
+
+def resources_of_cell(config: Config, replicas: int, profile: Mapping[str, Any]) -> Resources:
+    """What the job of a cell asks for, or of as many cells as the profile puts in one job.
 
     Args:
-        cluster: the machines.
+        config: the matrix; of its cells with so many GPUs it is the one with the longest limit.
         replicas: GPUs of the cell.
         profile: a Snakemake profile as a mapping.
     """
+    cluster = config.cluster
+    limit = max(limit_minutes(cluster, cell) for cell in cells_of(config) if cell.gpus == replicas)
+    own = {"slurm_extra": quoted_options(cluster)}
+    resources = resources_of(TRAIN, cluster, replicas, profile, own, limit)
+    if group := _pairs(profile.get("groups")).get(TRAIN):
+        resources["runtime"] *= int(_pairs(profile.get("group-components")).get(group, 1))
+    return resources
+
+
+def resources_of(
+    rule: str,
+    cluster: Cluster,
+    replicas: int,
+    profile: Mapping[str, Any],
+    own: Mapping[str, Any],
+    limit: int = GATE_MINUTES,
+) -> Resources:
+    """What a rule's job asks for: the profile's defaults, the rule's own, the profile's last.
+
+    Args:
+        rule: its name.
+        cluster: the machines.
+        replicas: GPUs of the job.
+        profile: a Snakemake profile as a mapping.
+        own: what the rule asks for beside its machines.
+        limit: minutes until the job ends itself.
+    """
     last = _pairs(profile.get("set-resources"))
-    return Resources(
+    resources = Resources(
         {
             **_pairs(profile.get("default-resources")),
-            **request_of(cluster, replicas).resources(),
-            "slurm_extra": cluster.slurm_extra,
-            **(last.get(TRAIN) or {}),
+            **request_of(cluster, replicas, limit).resources(),
+            **own,
+            **(last.get(rule) or {}),
             **{
-                name.removeprefix(f"{TRAIN}:"): value
+                name.removeprefix(f"{rule}:"): value
                 for name, value in last.items()
-                if name.startswith(f"{TRAIN}:")
+                if name.startswith(f"{rule}:")
             },
         }
     )
+    resources["runtime"] = parse_time_to_minutes(resources["runtime"])
+    return resources
 
 
 def _pairs(given: Any) -> dict[str, Any]:
@@ -63,11 +109,14 @@ def read_profile(folder: Path) -> dict[str, Any]:
     return check_file(folder / "config.yaml")
 
 
-def sbatch(resources: Resources, log: Path, command: str, *options: str) -> list[str]:
+def sbatch(
+    resources: Resources, profile: Mapping[str, Any], log: Path, command: str, *options: str
+) -> list[str]:
     """The sbatch that the executor would call for a job, with another command in it.
 
     Args:
         resources: what it asks for.
+        profile: a Snakemake profile as a mapping.
         log: where its output goes.
         command: a shell command.
         options: further options of sbatch.
@@ -76,6 +125,10 @@ def sbatch(resources: Resources, log: Path, command: str, *options: str) -> list
     sites = {
         option: f"--{option}={shlex.quote(str(resources[name]))}" if resources.get(name) else ""
         for option, name in names.items()
+    }
+    settings = {
+        name: profile.get(f"slurm-{name.replace('_', '-')}")
+        for name in ("requeue", "no_requeue", "qos", "reservation")
     }
     job = SimpleNamespace(resources=resources, threads=1)
     call = get_submit_command(
@@ -87,5 +140,6 @@ def sbatch(resources: Resources, log: Path, command: str, *options: str) -> list
             "workdir": str(Path.cwd()),
             **sites,
         },
+        SimpleNamespace(**settings),
     )
     return [*shlex.split(call + set_gres_string(job)), *options, f"--wrap={command}"]

@@ -49,10 +49,9 @@ def python_and_packages(project: Path) -> Iterator[Finding]:
             continue
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
-    if wrong:
-        advice = "install from the lock: make demo does"
-        yield Finding("FAIL", "packages", "; ".join(wrong), advice)
-    else:
+    for one in wrong:
+        yield Finding("FAIL", "packages", one, "install from the lock: make demo does")
+    if not wrong:
         shown = ", ".join(f"{name} {metadata.version(name)}" for name in SHOWN)
         yield Finding("ok", "packages", f"all that the project asks for; {shown}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.figures.appearance import Look, looks
-from shardmark.figures.side_files import Timeline, read_steps, read_timelines
+from shardmark.figures.side_files import DamagedFiles, Timeline, read_steps, read_timelines
 from shardmark.quantities import describe_gpus
 from shardmark.results.collected import Tables
 from shardmark.statistics.eligibility import counted
@@ -92,13 +92,27 @@ class Data:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """A row per step of a steady window, as ``side_files.read_steps`` gives them."""
-        return read_steps(self.counted, self.root)
+        """A row per step of a steady window, as ``side_files.read_steps`` gives them.
+
+        Raises:
+            NothingToDraw: naming the files that are damaged.
+        """
+        try:
+            return read_steps(self.counted, self.root)
+        except DamagedFiles as error:
+            raise NothingToDraw(str(error)) from None
 
     @cached_property
     def timelines(self) -> Mapping[str, Timeline]:
-        """The devices over time in one run of each strategy."""
-        return read_timelines(self.counted, self.epochs, self.root)
+        """The devices over time in one run of each strategy.
+
+        Raises:
+            NothingToDraw: naming a file that is damaged.
+        """
+        try:
+            return read_timelines(self.counted, self.epochs, self.root)
+        except DamagedFiles as error:
+            raise NothingToDraw(str(error)) from None
 
     @property
     def scaling(self) -> pd.DataFrame:

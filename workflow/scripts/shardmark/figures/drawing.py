@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from shardmark.atomic import replacing
 from shardmark.figures.appearance import Look
 from shardmark.figures.data import Data
 from shardmark.quantities import format_number
@@ -59,13 +60,10 @@ STYLE = mpl.RcParams(
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format its name ends with, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
     kind = path.suffix[1:]
-    with mpl.rc_context(STYLE):
+    with replacing(path) as partial, mpl.rc_context(STYLE):
         figure.savefig(partial, format=kind, metadata=no_date[kind])
-    partial.replace(path)
 
 
 def write_words(text: str, data: Data) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,26 @@ class Timeline:
     evaluations_s: list[tuple[float, float]]
 
 
+class DamagedFiles(Exception):
+    """Which files beside a result cannot be used, and why."""
+
+
+def _read(path: Path, numbers: Sequence[str], text: str) -> pd.DataFrame:
+    """The named columns of a CSV file.
+
+    Raises:
+        DamagedFiles: if it is not one, or lacks a column, or has text where a number belongs.
+    """
+    try:
+        table = pd.read_csv(path, usecols=[*numbers, text], dtype=dict.fromkeys(numbers, float))
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        reason = str(error).splitlines()[0]
+        raise DamagedFiles(
+            f"{path} is damaged ({reason}); run its cell again, or delete the file"
+        ) from None
+    return table
+
+
 def read_steps(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
     """Every step of the steady windows of the cells.
 
@@ -46,21 +66,38 @@ def read_steps(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
     Returns:
         Columns strategy, gpus, seed, step_ms: of the slowest rank, the one whose steps took longest
         together, as ``steady_state.summarise_steps`` has it. A cell without steps.csv has no rows.
+
+    Raises:
+        DamagedFiles: naming every file that is damaged, or has other steps than its cell.
     """
-    tables = []
+    tables, damaged = [], []
     for row in cells.to_dict("records"):
         path = (root / row["path"]).with_name("steps.csv")
         if not path.exists():
             continue
-        steps = pd.read_csv(path)
-        steady = steps[steps.phase == "steady"]
-        if steady.empty:
+        try:
+            steps = _slowest_rank(path, row["steps"])
+        except DamagedFiles as error:
+            damaged.append(str(error))
             continue
-        slowest = steady.groupby("rank").step_ms.sum().idxmax()
-        mine = steady.loc[steady["rank"] == slowest, ["step_ms"]]
-        tables.append(mine.assign(**{key: row[key] for key in ("strategy", "gpus", "seed")}))
+        tables.append(steps.assign(**{key: row[key] for key in ("strategy", "gpus", "seed")}))
+    if damaged:
+        raise DamagedFiles("; ".join(damaged))
     columns = ["strategy", "gpus", "seed", "step_ms"]
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def _slowest_rank(path: Path, count: int) -> pd.DataFrame:
+    steps = _read(path, ("rank", "step_ms"), "phase")
+    steady = steps[steps.phase == "steady"]
+    slowest = steady.groupby("rank").step_ms.sum().idxmax() if len(steady) else None
+    mine = steady.loc[steady["rank"] == slowest, ["step_ms"]]
+    if len(mine) != count or not mine.step_ms.gt(0).all():
+        raise DamagedFiles(
+            f"{path} is damaged (of {count:.0f} timed steps {len(mine)} are there); run its cell "
+            "again, or delete the file"
+        )
+    return mine
 
 
 def read_timelines(
@@ -75,6 +112,9 @@ def read_timelines(
         cells: rows of cells.csv, all ok.
         epochs: rows of epochs.csv.
         root: where the paths in cells.csv begin.
+
+    Raises:
+        DamagedFiles: naming the first file of samples that is damaged.
     """
     sampled = cells[cells.steady_begin_monotonic_s.notna()].sort_values("seed")
     best: dict[str, Timeline] = {}
@@ -98,7 +138,9 @@ def _timeline(row: Mapping[Any, Any], epochs: pd.DataFrame, root: Path) -> Timel
     if not existing:
         return None
     begin, end = row["steady_begin_monotonic_s"], row["steady_end_monotonic_s"]
-    samples = pd.read_csv(existing[0])
+    samples = _read(existing[0], ("monotonic_s", *QUANTITIES), "device")
+    # The sampler's end may cut its last row off.
+    samples = samples.dropna(subset=["monotonic_s", "device"])
     samples["at_s"] = samples.monotonic_s - begin
     key = ["workload", "strategy", "gpus", "seed"]
     own = epochs[(epochs[key] == [row[name] for name in key]).all(axis=1)]

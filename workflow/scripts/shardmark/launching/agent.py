@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardmark.atomic import write_text
+from shardmark.command import one_message
 from shardmark.processes.leaving import leave
 from shardmark.processes.tether import tethered
 
@@ -35,6 +36,7 @@ def agent_command(report: Path, options: Sequence[str], script: Sequence[str]) -
     ]
 
 
+@one_message
 def main() -> None:
     """Run torchrun with the arguments of the command line; exit 1 where a rank failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from shardmark.atomic import replacing
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
-from shardmark.config import Section
-from shardmark.effective_config import EffectiveConfig
 from shardmark.launching.launch import Ended
 from shardmark.launching.node import NodeReport, telemetry_path
 from shardmark.measurement.devices import read_samples, summarise_cell, summarise_device
@@ -19,26 +19,24 @@ from shardmark.measurement.validity import judged
 from shardmark.metrics import (
     Accuracy,
     Device,
+    Environment,
     Failure,
-    HostUse,
     Loss,
-    Memory,
     Metrics,
-    Probe,
-    StepSplit,
-    Throughput,
+    SlurmJob,
     Times,
-    Windows,
 )
+from shardmark.training_result import RankResult, TrainingResult
 
 ROOT = SCRIPTS.parents[1]
-T = TypeVar("T", bound=Section)
 
 
-def _with_site(cell: Cell, environment: dict[str, Any]) -> dict[str, Any]:
-    """An environment with the variables that the site names, whichever they are."""
+def _with_site(cell: Cell, environment: Environment) -> Environment:
+    """An environment with the variables that the site names, and without its secrets."""
     variables = environment.get("variables", {}) | cell.site.environment
-    return environment | {"variables": variables}
+    secret = cell.site.secret_environment
+    kept = {name: value for name, value in variables.items() if name not in secret}
+    return {**environment, "variables": kept}
 
 
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
@@ -54,70 +52,73 @@ def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
     )
 
 
-def completed(cell: Cell, result: dict[str, Any], ended: Ended, telemetry: Path) -> Metrics:
+def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path) -> Metrics:
     """The result of a cell that ran to its end, or whose loss diverged."""
-    inspected = result["inspected"]
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
-    throughput = roofs = None
-    probes = [Probe.model_validate(one) for rank in result["ranks"] for one in rank["probes"]]
+    inspected, throughput = result.inspected, result.throughput
+    probes = [probe for rank in result.ranks for probe in rank.probes]
     devices: list[Device] = []
-    if result["throughput"] is not None:
-        measured = result["throughput"]
-        throughput = Throughput(
-            **measured, images_per_s_per_gpu=measured["images_per_s"] / cell.gpus
-        )
+    roofs = None
+    if throughput and inspected:
         for node in ended.nodes:
             samples = telemetry_path(telemetry, cell.nodes, node.index)
             rows = read_samples(samples) if cell.measure.sampler else {}
             devices += _devices_of(cell, result, rows, node)
         roofs = roofs_of(
             probes,
-            inspected["flops_per_image"],
-            inspected["bytes_per_image"],
+            inspected.flops_per_image,
+            inspected.bytes_per_image,
             throughput.images_per_s_per_gpu,
         )
     update: dict[str, Any] = {
-        "loss": Loss(per_epoch=result["loss"], final=_last(result["loss"])),
-        "accuracy": Accuracy(per_epoch=result["accuracy"], final=_last(result["accuracy"])),
+        "loss": Loss(per_epoch=result.loss, final=_last(result.loss)),
+        "accuracy": Accuracy(per_epoch=result.accuracy, final=_last(result.accuracy)),
         "time_s": _times(result, ended.nodes),
-        "windows": _known(Windows, result["windows"]),
+        "windows": result.windows,
         "throughput": throughput,
         "probes": probes,
         "roofs": roofs,
-        "profile": [
-            StepSplit.model_validate(rank["profile"]) for rank in result["ranks"] if rank["profile"]
-        ],
-        "host": [HostUse.model_validate(rank["host"]) for rank in result["ranks"] if rank["host"]],
+        "profile": [rank.profile for rank in result.ranks if rank.profile],
+        "host": [rank.host for rank in result.ranks if rank.host],
         "devices": devices,
-        "effective_config": _known(EffectiveConfig, inspected.get("effective_config")),
-        "memory": _known(Memory, inspected.get("memory")),
-        "environment": _with_site(cell, metrics.environment | result["environment"]),
+        "effective_config": inspected and inspected.effective_config,
+        "memory": inspected and inspected.memory,
+        "environment": _with_site(cell, {**metrics.environment, **result.environment}),
     }
-    if throughput is not None:
+    if throughput:
         images = throughput.steps * cell.global_batch_size
         epoch = cell.steps_per_epoch * cell.global_batch_size
         update["efficiency"] = summarise_cell(devices, images, epoch)
-    if diverged := result["diverged"]:
+    if result.diverged:
         failure = Failure(
             phase="training",
-            rank=diverged["rank"],
-            exception=diverged["reason"],
+            rank=result.diverged.rank,
+            exception=result.diverged.reason,
             log_tail=ended.log_tail,
         )
         update |= {"status": "diverged", "failure": failure}
     return judged(metrics.model_copy(update=update))
 
 
+def slurm_job(ended: Ended) -> SlurmJob | None:
+    """The Slurm job in which a cell's processes ran, if it was one."""
+    job = ended.job
+    if job is None:
+        return None
+    return SlurmJob(job_id=job.job_id, partition=job.partition, nodes=list(job.nodes))
+
+
 def _devices_of(
-    cell: Cell, result: dict[str, Any], samples: dict[str, Any], node: NodeReport
+    cell: Cell, result: TrainingResult, samples: dict[str, Any], node: NodeReport
 ) -> list[Device]:
     """Each device of a node once, over the steady window of the node's first rank."""
-    ranks = [rank for rank in result["ranks"] if rank["node"] == node.name]
-    begin, end = ranks[0]["steady_monotonic_s"]
+    ranks = [rank for rank in result.ranks if rank.node == node.name]
+    assert ranks[0].steady_monotonic_s
+    begin, end = ranks[0].steady_monotonic_s
     if cell.device == "cpu":
         known = {"index": 0, "node": node.name, "kind": "cpu", "name": "processes of the cell"}
         return [summarise_device(samples.get("cpu", []), begin, end, known)]
-    memory = {device["uuid"]: device for rank in ranks for device in rank["torch_memory"].values()}
+    memory = {used.uuid: used for rank in ranks for used in rank.torch_memory}
     devices = []
     for index, (uuid, used) in enumerate(sorted(memory.items())):
         known = node.gpus[uuid] | {
@@ -125,53 +126,44 @@ def _devices_of(
             "node": node.name,
             "kind": "gpu",
             "uuid": uuid,
-            "torch_allocated_peak_bytes": used["allocated"],
-            "torch_reserved_peak_bytes": used["reserved"],
-            "torch_allocated_growth_bytes": used["growth"],
+            "torch_allocated_peak_bytes": used.allocated,
+            "torch_reserved_peak_bytes": used.reserved,
+            "torch_allocated_growth_bytes": used.growth,
         }
-        own = [
-            rank["pid"]
-            for rank in ranks
-            if any(device["uuid"] == uuid for device in rank["torch_memory"].values())
-        ]
+        own = [rank.pid for rank in ranks if uuid in {one.uuid for one in rank.torch_memory}]
         devices.append(summarise_device(samples.get(uuid, []), begin, end, known, own))
     return devices
 
 
-def _times(result: dict[str, Any], nodes: list[NodeReport]) -> Times:
+def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
     """Seconds of every phase, on the node of rank 0.
 
     What lies between the result and the processes' end is shut-down.
     """
-    node = next(node for node in nodes if node.name == result["ranks"][0]["node"])
-    phases = {f"{name}_s": seconds for name, seconds in result["phases_s"].items()}
+    node = next(node for node in nodes if node.name == result.ranks[0].node)
+    phases = {f"{name}_s": seconds for name, seconds in result.phases_s.items()}
     first_step = phases.get("first_step_s")
     measured = [phases[name] for name in ("warmup_s", "steady_s") if name in phases]
-    return Times(
-        **phases
-        | {
+    return Times.model_validate(
+        {
+            **phases,
             "training_s": phases.get("training_s", 0.0) + (first_step or 0.0),
             "measurement_s": sum(measured) if measured else None,
-            "shutdown_s": node.at - result["left_at"],
+            "shutdown_s": node.at - result.left_at,
             "total_s": node.seconds,
-            "epochs_s": result["epochs_s"],
+            "epochs_s": result.epochs_s,
         }
     )
 
 
-def write_steps(path: Path, ranks: list[dict[str, Any]]) -> None:
+def write_steps(path: Path, ranks: Sequence[RankResult]) -> None:
     """Every step of the training, the warm-up and the steady window, on every rank."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["rank", "phase", "epoch", "step", "step_ms"])
-        for rank, found in enumerate(ranks):
-            for phase, epoch, step, duration in found["steps"]:
+        for rank, result in enumerate(ranks):
+            for phase, epoch, step, duration in result.steps:
                 table.writerow([rank, phase, epoch, step, f"{duration:.4f}"])
-
-
-def _known(model: type[T], fields: dict[str, Any] | None) -> T | None:
-    """A section of the result, where its fields were measured."""
-    return None if fields is None else model.model_validate(fields)
 
 
 def _last(values: list[float]) -> float | None:

@@ -14,6 +14,7 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.launching.launch import Ended
 from shardmark.metrics import Failure, Status
+from shardmark.processes.last_signal import FROM_OUTSIDE
 
 # torch.distributed.run looks at its ranks every 0.1 s and needs a while to end the others; one
 # that it must kill because SIGTERM did not end it dies 30 s later.
@@ -68,6 +69,10 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
         raise Interrupted(f"{title}: {outside}. This is no result; run it again")
     if ended.failures:
         return _raised(title, ended.failures[0], ended)
+    others = [death for death in deaths if death["exit_code"] != -signal.SIGTERM]
+    if others and -others[0]["exit_code"] in FROM_OUTSIDE:
+        outside = _ended_by(others[0]["rank"], others[0]["exit_code"])
+        raise Interrupted(f"{title}: {outside}. This is no result; run it again")
     if deaths and deaths[0]["exit_code"] != -signal.SIGTERM:
         name = signal.Signals(-deaths[0]["exit_code"]).name
         return _failed(ended, "failed", None, deaths[0]["rank"], f"the process died of {name}")
@@ -95,6 +100,12 @@ def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
     causes = {node.ended_by: node for node in ended.nodes if node.ended_by}
     if "signal" in causes and _passed_on(ended):
         del causes["signal"]
+    stopped = [name for node in ended.nodes for name in node.stopped]
+    if stopped:
+        raise Interrupted(
+            f"{title}: hung, and {' and '.join(stopped)} had been stopped (SIGSTOP, or a "
+            "debugger). This is no result; run it again"
+        )
     for cause, words in (("signal", "asked to end"), ("orphaned", "left by what started it")):
         if cause in causes:
             raise Interrupted(
@@ -163,7 +174,7 @@ def _signal_from_outside(ended: Ended) -> str | None:
     torchrun also ends the other ranks with SIGTERM, but after one has failed. The moments of two
     nodes are of two clocks, so a failure elsewhere must be clearly later.
     """
-    asked = (-signal.SIGTERM, -signal.SIGHUP)
+    asked = [-number for number in FROM_OUTSIDE]
     for node in ended.nodes:
         codes = {death["rank"]: death["exit_code"] for death in node.failures}
         moments = [(at, r) for r, at in node.signalled.items() if codes.get(r) in asked]
@@ -175,9 +186,13 @@ def _signal_from_outside(ended: Ended) -> str | None:
             float(failure["time"]) > at + (0 if failure["rank"] in codes else SAME_MOMENT_S)
             for failure in ended.failures
         ):
-            who = "SIGTERM or SIGHUP: the scheduler, or a person"
-            return f"something else ended rank {rank} ({who})"
+            return _ended_by(rank, codes[rank])
     return None
+
+
+def _ended_by(rank: int, exit_code: int) -> str:
+    name = signal.Signals(-exit_code).name
+    return f"something else ended rank {rank} ({name}: the scheduler, a limit, or a person)"
 
 
 def _deaths(ended: Ended) -> list[dict[str, Any]]:

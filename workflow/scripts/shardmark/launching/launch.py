@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,17 +20,19 @@ from typing import IO, Any
 
 import psutil
 
+from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
+from shardmark.disk import require_room
 from shardmark.errors import UserError
 from shardmark.launching.node import (
     NodeReport,
     Plan,
     ancestors,
-    end,
     is_snakemake,
     report_path,
 )
+from shardmark.processes.ending import end
 from shardmark.processes.tether import tethered
 from shardmark.slurm import allocation, queue
 
@@ -37,8 +40,11 @@ LOG_TAIL_LINES = 40
 # Between SIGTERM and SIGKILL. Slurm itself leaves a job 30 s (KillWait); a node needs this for its
 # ranks before it can end, and this process for its nodes.
 GRACE_S = 5.0
-# For srun to end the other nodes, once one has failed.
-SRUN_GRACE_S = 20.0
+# For a node's part to end, once it has left its report, and for srun to end the other nodes, once
+# one has failed.
+LEAVING_S = 20.0
+# A node's part that is stopped for this long watches over nothing.
+STOPPED_S = 60.0
 POLL_S = 0.5
 
 
@@ -53,6 +59,7 @@ class Ended:
         nodes: the report of each node that left one, in their order.
         log_tail: the last lines they printed.
         seconds: wall-clock time from the launch.
+        job: what Slurm granted its job, if it ran in one.
     """
 
     exit_code: int
@@ -60,6 +67,7 @@ class Ended:
     nodes: list[NodeReport]
     log_tail: list[str]
     seconds: float
+    job: allocation.Allocation | None = None
 
 
 def launch(
@@ -88,7 +96,8 @@ def launch(
         extra_env: environment variables beside the caller's.
 
     Raises:
-        UserError: if the cell needs what this place has not.
+        UserError: if the cell needs what this place has not, or ``scratch`` was removed or is on a
+            full disk.
     """
     plan = Plan(
         cell=cell,
@@ -101,9 +110,10 @@ def launch(
         stall_s=stall_s,
         grace_s=GRACE_S,
     )
-    plan, prefix = _placed(plan)
+    job = _job(cell)
+    plan, prefix = _placed(plan, job)
     file = scratch / "plan.json"
-    file.write_text(plan.model_dump_json(by_alias=True))
+    write_text(file, plan.model_dump_json(by_alias=True))
     begin = time.monotonic()
     # On one node this very path makes the node's part a child of this process.
     process = subprocess.Popen(
@@ -122,6 +132,14 @@ def launch(
     with _ended_at_exit(process):
         exit_code = _wait(process, plan)
     reader.join(timeout=GRACE_S)
+    if exit_code:
+        # Without room, what ended the processes may not have been written.
+        require_room(scratch)
+    if not file.exists():
+        raise UserError(
+            f"{cell.title}: {scratch} was removed while the cell ran. This is no result; run it "
+            "again"
+        )
     nodes = _reports(scratch, cell.nodes)
     if any(node.ended_by == "orphaned" for node in nodes):
         _give_back_job()
@@ -131,21 +149,39 @@ def launch(
         nodes,
         list(tail),
         time.monotonic() - begin,
+        job,
     )
 
 
 def _wait(process: subprocess.Popen[str], plan: Plan) -> int:
-    """Wait for the nodes; not for an srun that has not noticed the end of one of them."""
-    failed_at = None
+    """Wait for the nodes; not for an srun that has not noticed the end of one of them.
+
+    Raises:
+        UserError: if a node's part, or srun, is stopped: nothing then limits the ranks' time.
+    """
+    over_at = stopped_at = math.inf
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(POLL_S)
-        if plan.cell.nodes > 1 and failed_at is None:
-            reports = _reports(plan.scratch, plan.cell.nodes)
-            if any(node.exit_code or node.ended_by for node in reports):
-                failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > SRUN_GRACE_S:
-            return -signal.SIGTERM
+        now, reports = time.monotonic(), _reports(plan.scratch, plan.cell.nodes)
+        failed = any(node.exit_code or node.ended_by for node in reports)
+        failed = failed or any(plan.scratch.glob("failure.node*.json"))
+        if failed or len(reports) == plan.cell.nodes:
+            over_at = min(over_at, now)
+        if now - over_at > LEAVING_S:
+            return -signal.SIGTERM if failed else 0
+        stopped_at = min(stopped_at, now) if _is_stopped(process.pid) else math.inf
+        if now - stopped_at > STOPPED_S:
+            raise UserError(
+                f"{plan.cell.title}: the process that watches over its ranks was stopped (SIGSTOP) "
+                f"for {STOPPED_S:.0f} s, and ended. This is no result; run it again"
+            )
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return False
 
 
 def _give_back_job() -> None:
@@ -162,36 +198,42 @@ def _give_back_job() -> None:
                 process.kill()
 
 
-def _placed(plan: Plan) -> tuple[Plan, list[str]]:
-    """The plan with what its nodes must know of one another, and the command that reaches them."""
-    cell, job = plan.cell, queue.job_id()
-    if job is None:
-        if cell.nodes > 1:
-            raise UserError(
-                f"{cell.title}: spans {cell.nodes} nodes, which needs Slurm (--profile "
-                "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
-            )
-        return plan, []
+def _job(cell: Cell) -> allocation.Allocation | None:
+    """The Slurm job of this process, if it is in one, which must have what the cell names."""
+    number = queue.job_id()
+    if number is None:
+        return None
     try:
-        given = allocation.granted(job)
+        job = allocation.granted(number)
     except UserError as error:
         # A job's number is inherited also where there is no Slurm: in a container, in a notebook.
         unknown = shutil.which("scontrol") is None or "Invalid job id" in str(error)
         if cell.nodes > 1 or not unknown:
             raise
-        return plan, []
-    allocation.require_all(cell, given)
+        return None
+    allocation.require_all(cell, job)
+    return job
+
+
+def _placed(plan: Plan, job: allocation.Allocation | None) -> tuple[Plan, list[str]]:
+    """The plan with what its nodes must know of one another, and the command that reaches them."""
+    cell = plan.cell
     if cell.nodes == 1:
         return plan, []
-    addresses = allocation.addresses(given.nodes)
+    if job is None:
+        raise UserError(
+            f"{cell.title}: spans {cell.nodes} nodes, which needs Slurm (--profile "
+            "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
+        )
+    addresses = allocation.addresses(job.nodes)
     # This process runs on the first node, which is where the others are to meet.
     placed = {
-        "rendezvous": f"{addresses[0]}:{allocation.free_port(job)}",
+        "rendezvous": f"{addresses[0]}:{allocation.free_port(job.job_id)}",
         # A requeued job has the number of its first try.
-        "rendezvous_id": f"{job}-{time.time_ns()}",
+        "rendezvous_id": f"{job.job_id}-{time.time_ns()}",
         "addresses": tuple(addresses),
     }
-    return plan.model_copy(update=placed), allocation.step_command(cell, given)
+    return plan.model_copy(update=placed), allocation.step_command(cell, job)
 
 
 def _python_path() -> str:

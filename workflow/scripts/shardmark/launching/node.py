@@ -26,7 +26,9 @@ from pydantic import Field
 from shardmark.atomic import write_text
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
+from shardmark.command import one_message
 from shardmark.config import Section
+from shardmark.disk import disk_errors_explained, require_room
 from shardmark.errors import UserError
 from shardmark.launching.agent import agent_command
 from shardmark.launching.cell_progress import ProgressNote
@@ -47,6 +49,7 @@ from shardmark.measurement.telemetry import (
     sampling,
     visible_gpus,
 )
+from shardmark.processes.ending import end
 from shardmark.processes.heartbeat import FILE_VARIABLE, Beat, Heartbeats
 from shardmark.processes.last_signal import signalled_ranks
 from shardmark.processes.tether import tethered
@@ -56,8 +59,8 @@ POLL_S = 0.5
 FROZEN_S = 10.0
 # For the ranks to print where they stand, and for the other nodes to see the same hang.
 LAST_WORDS_S = 2.0
-# For what was killed to be gone.
-DEATH_S = 5.0
+# For what was killed to be gone; a process that hangs within a driver never is.
+DEATH_S = 30.0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -96,10 +99,17 @@ Cause = Literal["time limit", "stall", "signal", "orphaned"]
 
 
 class Intervention(NamedTuple):
-    """What a node's watch ended its ranks for, and when it began to, seconds since the epoch."""
+    """What a node's watch ended its ranks for.
+
+    Attributes:
+        cause: what for.
+        at: when it began to, seconds since the epoch.
+        stopped: processes that were stopped then.
+    """
 
     cause: Cause
     at: float
+    stopped: Sequence[str] = ()
 
 
 class NodeReport(Section):
@@ -113,7 +123,8 @@ class NodeReport(Section):
         ended_since: when it began to, in seconds since the epoch.
         failures: ranks that failed, as agent_command says.
         beats: how far each rank had come.
-        signalled: ranks that SIGTERM or SIGHUP ended, and when, in seconds since the epoch.
+        signalled: ranks that a signal from outside ended, and when, in seconds since the epoch.
+        stopped: processes that were found stopped when none got further.
         oom_kills: processes that the kernel killed for memory on this node meanwhile.
         gpus: what is known of each GPU by UUID.
         seconds: wall-clock time of the ranks, from their launch to the end of the last.
@@ -128,6 +139,7 @@ class NodeReport(Section):
     failures: list[dict[str, Any]]
     beats: list[Beat]
     signalled: dict[int, float] = Field(default_factory=dict)
+    stopped: list[str] = Field(default_factory=list)
     oom_kills: int
     gpus: dict[str, dict[str, Any]]
     seconds: float
@@ -173,6 +185,9 @@ def run_node(plan: Plan, index: int) -> NodeReport:
                 )
                 intervention = _watch(process, plan, index, begin, beats)
                 seconds, at = time.monotonic() - begin, time.time()
+                if process.returncode and not any(plan.scratch.glob("failure.*.json")):
+                    # torchrun and the ranks' libraries keep their files there.
+                    require_room(Path(folder))
         except UserError:
             # What ended this node's part ended its sampler too.
             if intervention is None:
@@ -180,12 +195,14 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         return NodeReport(
             index=index,
             name=node_name(),
-            exit_code=process.returncode,
+            # None of a process that even SIGKILL did not end.
+            exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,
             ended_by=intervention and intervention.cause,
             ended_since=intervention and intervention.at,
             failures=_failed_ranks(cell, process, failures),
             beats=beats.read(),
             signalled=signalled_ranks(beats.path.parent),
+            stopped=list(intervention.stopped) if intervention else [],
             oom_kills=oom_kills() - killed_before,
             gpus={uuid: gpu_facts(uuid) for uuid in gpus or []},
             seconds=seconds,
@@ -301,13 +318,14 @@ def _watch(
                 if now - looked > FROZEN_S:
                     # This process did not run, so its ranks may not have run either.
                     watched_since = now
+                    begin += now - looked
                 looked = now
                 silent = plan.stall_s is not None and plan.stall_s < min(
                     now - watched_since, *(beat.silent_s for beat in last)
                 )
                 # Require two readings: ending a healthy cell would record a false failure.
                 if silent and was_silent:
-                    hung = Intervention("stall", time.time())
+                    hung = Intervention("stall", time.time(), stopped_processes(last))
                     _last_words(last, plan.cell.nodes)
                     return hung
                 was_silent = silent
@@ -315,6 +333,17 @@ def _watch(
         return Intervention("signal", time.time())
     finally:
         end(process, plan.grace_s)
+
+
+def stopped_processes(beats: list[Beat]) -> list[str]:
+    """The processes below this one that a signal or a debugger has stopped, ranks by number."""
+    ranks = {beat.pid: f"rank {beat.rank}" for beat in beats}
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+                found.append(ranks.get(process.pid, f"process {process.pid} ({process.name()})"))
+    return found
 
 
 def _last_words(beats: list[Beat], nodes: int) -> None:
@@ -325,16 +354,6 @@ def _last_words(beats: list[Beat], nodes: int) -> None:
             os.kill(pid, signal.SIGUSR1)
     if begun or nodes > 1:
         time.sleep(LAST_WORDS_S)
-
-
-def end(process: subprocess.Popen[Any], grace_s: float) -> None:
-    """End a process: with SIGTERM, and if that is not enough with SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace_s)
 
 
 @contextlib.contextmanager
@@ -366,11 +385,15 @@ def no_survivors() -> Iterator[None]:
     try:
         yield
     finally:
-        while left := psutil.Process().children(recursive=True):
+        deadline = time.monotonic() + DEATH_S
+        # Again and again: what is killed may have started another meanwhile.
+        while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(left, DEATH_S)
+            psutil.wait_procs(left, DEATH_S / 10)
+        for process in left:
+            print(f"shardmark: SIGKILL does not end process {process.pid} on {node_name()}")
 
 
 def ancestors() -> list[psutil.Process]:
@@ -417,16 +440,18 @@ def oom_kills() -> int:
     return 0
 
 
+@one_message
 def main() -> None:
     """Run this node's part of the plan of the command line; exit 1 where it did not end well."""
     plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
     index = int(os.environ.get("SLURM_NODEID", "0")) if plan.cell.nodes > 1 else 0
     try:
-        report = run_node(plan, index)
+        with disk_errors_explained():
+            report = run_node(plan, index)
     except UserError as error:
         told = {"kind": "user", "message": str(error), "rank": None, "time": time.time()}
         write_text(plan.scratch / f"failure.node{index}.json", json.dumps(told))
-        sys.exit(f"shardmark: {error}")
+        raise
     write_text(report_path(plan.scratch, index), report.model_dump_json())
     sys.exit(0 if report.exit_code == 0 and report.ended_by is None else 1)
 

@@ -14,9 +14,11 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import psutil
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from shardmark.atomic import write_text
 from shardmark.errors import UserError
@@ -27,6 +29,19 @@ OWNER = "owner.json"
 CONTROLLER_STARTED = "SHARDMARK_CONTROLLER_STARTED"
 # How long a folder without an owner may be one that is being made.
 NEWBORN_S = 60.0
+
+
+class Owner(TypedDict):
+    """What tells a process from all others, here and on other machines; see this_run."""
+
+    host: str
+    pid: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    created: float
+    slurm_job_id: str | None
+    started: float
+
+
+_OWNER = TypeAdapter(Owner)
 
 
 def scratch_of(result: Path) -> Path:
@@ -58,8 +73,9 @@ def scratch_folder(result: Path) -> Iterator[Path]:
         folder.mkdir()
     except FileExistsError:
         raise UserError(f"{result}: another run of it has just started") from None
-    write_text(folder / OWNER, json.dumps(this_run()))
     try:
+        # Inside: a full disk may have room for the folder and none for its owner.
+        write_text(folder / OWNER, json.dumps(this_run()))
         yield folder
     finally:
         _remove(folder)
@@ -67,17 +83,15 @@ def scratch_folder(result: Path) -> Iterator[Path]:
 
 def why_alive(folder: Path) -> str:
     """Which run holds the folder; empty if none that is alive does."""
-    try:
-        owner = json.loads((folder / OWNER).read_text())
-    except FileNotFoundError:
+    owner = owner_of(folder)
+    if owner is None:
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - folder.stat().st_mtime < NEWBORN_S:
+            newborn = time.time() - folder.stat().st_mtime < NEWBORN_S
+            if newborn and not (folder / OWNER).exists():
                 return "another run of it is just starting"
         return ""
-    except ValueError:
-        return ""
     if owner["slurm_job_id"] is not None:
-        return _why_job_alive(owner)
+        return _why_job_alive(owner["slurm_job_id"])
     if owner["host"] != socket.gethostname():
         return (
             f"process {owner['pid']} on {owner['host']} runs it, or did: that cannot be seen from "
@@ -88,16 +102,15 @@ def why_alive(folder: Path) -> str:
     return ""
 
 
-def owner_of(folder: Path) -> dict[str, Any] | None:
+def owner_of(folder: Path) -> Owner | None:
     """Who made a folder, as this_run() of that process; None where it does not say."""
     try:
-        owner: dict[str, Any] = json.loads((folder / OWNER).read_text())
+        return _OWNER.validate_json((folder / OWNER).read_bytes())
     except (OSError, ValueError):
         return None
-    return owner
 
 
-def is_alive_here(owner: dict[str, Any]) -> bool:
+def is_alive_here(owner: Owner) -> bool:
     """Whether the process that made a folder is alive; it must have been one of this machine."""
     with contextlib.suppress(psutil.NoSuchProcess):
         created: float = psutil.Process(owner["pid"]).create_time()
@@ -105,15 +118,14 @@ def is_alive_here(owner: dict[str, Any]) -> bool:
     return False
 
 
-def _why_job_alive(owner: dict[str, Any]) -> str:
-    job = owner["slurm_job_id"]
+def _why_job_alive(job: str) -> str:
     if job == queue.job_id():  # requeued: an earlier try of this very job
         return ""
     state = queue.state_of(job)
     return f"Slurm job {job} runs it ({state.lower()})" if state else ""
 
 
-def this_run() -> dict[str, Any]:
+def this_run() -> Owner:
     """What tells this process from all others, here and on other machines."""
     return {
         "host": socket.gethostname(),

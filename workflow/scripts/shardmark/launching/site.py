@@ -60,10 +60,20 @@ def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
         base: the variables that the set-up starts from.
 
     Raises:
-        UserError: if the set-up fails.
+        UserError: if the set-up fails, or a secret is not set.
     """
     env = _after_setup(site.setup, base) if site.setup else dict(base)
+    if missing := [name for name in site.secret_environment if name not in env]:
+        raise UserError(
+            f"site.secret_environment: {', '.join(missing)} not set on {os.uname().nodename}; "
+            "export it where Snakemake is started, or in site.setup"
+        )
     return env | site.environment
+
+
+def setup_script(setup: str) -> str:
+    """A set-up for bash, which prints the variables it leaves, and all else to stderr."""
+    return f"exec 3>&1 >&2; {_ON_ERROR}{setup}\n\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
 
 
 def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
@@ -75,10 +85,9 @@ def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     where = os.uname().nodename
     # Files and no pipes: what a set-up leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as said:
-        script = f"{_ON_ERROR}{setup}\n\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
         try:
             done = subprocess.run(
-                ["bash", "-c", f"exec 3>&1 >&2; {script}", "site.setup"],
+                ["bash", "-c", setup_script(setup), "site.setup"],
                 env=dict(base),
                 stdin=subprocess.DEVNULL,
                 stdout=variables,
@@ -109,13 +118,15 @@ def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in found.split("\0") if "=" in entry)
 
 
-def why_no_container(site: CellSite) -> str:
-    """Why cells cannot run in the site's image, as seen from this machine; empty if they can.
+def why_not_at_site(site: CellSite) -> str:
+    """Why cells cannot run at the site, as seen from this machine; empty if they can.
+
+    The set-up is for the nodes. It runs here only where it may bring apptainer.
 
     Raises:
-        UserError: if the site's set-up, which may bring apptainer, fails.
+        UserError: if it fails, or a secret is not set.
     """
-    if site.container is None:
+    if site.container is None and site.setup:
         return ""
     return why_not_in_image(site, environment_at(site, os.environ))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from shardmark.cells import Cell, ParityCase
+from shardmark.disk import why_no_room
 from shardmark.errors import UserError
 from shardmark.metrics import read_metrics, read_parity
 
@@ -164,6 +165,9 @@ class Progress(logging.Handler):
         self._say(f"{title}: no result; see {', '.join(map(str, logs)) or 'the messages'}")
         for log in logs:
             if log.is_file():
+                # A full disk takes no log that says so.
+                if full := why_no_room(log.parent):
+                    self._say(f"    {full}")
                 for line in telling_lines(log.read_text(errors="replace")):
                     self._say(f"    {line}")
 

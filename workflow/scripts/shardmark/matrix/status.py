@@ -25,6 +25,7 @@ from shardmark.matrix.progress import TRAIN, case_title
 from shardmark.metrics import Metrics, read_parity
 from shardmark.results.matrix import read_matrix
 from shardmark.slurm import queue
+from shardmark.time_limits import limit_minutes
 
 State = Literal[
     "ok",
@@ -60,6 +61,7 @@ class CellStatus:
         log: where to read on, relative to the project.
         left_s: seconds it will take at its present pace.
         limit_s: seconds until it is ended.
+        images_per_s: its throughput, where it has been measured.
     """
 
     cell: Cell
@@ -69,6 +71,7 @@ class CellStatus:
     log: Path | None = None
     left_s: float | None = None
     limit_s: float | None = None
+    images_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,9 @@ def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
     """Hold every cell's files and its job in Slurm against the configuration as it is now."""
     planned = list(cells_of(config))
     queued, remarks = _queue(root, planned)
-    jobs = None if queued is None else {job.comment: job for job in queued}
+    jobs = None
+    if queued is not None:
+        jobs = {comment: job for job in queued for comment in job.comments}
     kept = _kept_results(config, root)
     cells = [_of_cell(config, cell, root, jobs, kept.get(cell.folder)) for cell in planned]
     own = {_comment(status.cell) for status in cells}
@@ -122,7 +127,7 @@ def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
         cells=cells,
         controller=controller,
         orphans=queued or [] if alive is False else [],
-        others=[job for job in queued or [] if job.comment not in own],
+        others=[job for job in queued or [] if own.isdisjoint(job.comments)],
         parity=list(_failed_parity(config, root)),
         remarks=remarks,
     )
@@ -156,9 +161,12 @@ def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
 def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:
     job = _job_of(metrics)
     if metrics.status == "ok":
-        suspect = metrics.validity == "suspect"
         return CellStatus(
-            cell, "suspect" if suspect else "ok", "; ".join(metrics.validity_reasons), job
+            cell,
+            "suspect" if metrics.validity == "suspect" else "ok",
+            "; ".join(metrics.validity_reasons),
+            job,
+            images_per_s=metrics.throughput.images_per_s if metrics.throughput else None,
         )
     failure = metrics.failure
     if failure is None or metrics.status == "unsupported":
@@ -178,7 +186,7 @@ def _of_cell(
 ) -> CellStatus:
     if cell.unsupported:
         return found or CellStatus(cell, "unsupported", cell.unsupported)
-    now = _now(config, cell, root, jobs)
+    now = _now(config, cell, root, jobs, found)
     if now is not None:
         return now
     folder, log = root / cell.folder, cell.folder / "job.log"
@@ -197,7 +205,11 @@ def _of_cell(
 
 
 def _now(
-    config: Config, cell: Cell, root: Path, jobs: Mapping[str, queue.Job] | None
+    config: Config,
+    cell: Cell,
+    root: Path,
+    jobs: Mapping[str, queue.Job] | None,
+    found: CellStatus | None,
 ) -> CellStatus | None:
     """A cell that is running or queued; None where it is neither."""
     scratch = scratch_of(root / cell.folder / "metrics.json")
@@ -209,6 +221,12 @@ def _now(
             return CellStatus(cell, "queued", _why_waiting(job), job.job_id, log)
         left = seconds_of(job.left)
         if owner is None or owner["slurm_job_id"] != job.job_id:
+            if len(job.comments) > 1:
+                # Of a group, whose cells run one after the other.
+                if found is not None and (root / cell.folder / STAMP).exists():
+                    return None
+                detail = f"with {len(job.comments) - 1} others in one job, which runs"
+                return CellStatus(cell, "queued", detail, job.job_id, log)
             # Its first seconds; what is there is of an earlier try.
             return CellStatus(cell, "running", "starting", job.job_id, log, limit_s=left)
         number, where = job.job_id, f" on {job.nodes}"
@@ -220,7 +238,7 @@ def _now(
         left, number, where = None, None, f" (process {owner['pid']} on {owner['host']})"
     else:
         return None
-    limit = owner["started"] + config.cluster.time_limit_minutes * 60 - time.time()
+    limit = owner["started"] + limit_minutes(config.cluster, cell) * 60 - time.time()
     progress = read_progress(scratch)
     return CellStatus(
         cell,

@@ -1,14 +1,19 @@
-"""The state of a matrix as a grid of cells, and a line for each cell that one may want to look at.
+"""The state of a matrix as text: a grid of cells, then the cells that failed and those that run.
 
-In a terminal with symbols and colours that no one needs to tell apart by colour alone; plain ASCII
-everywhere else.
+Cells that wait and cells that a validity rule marks are only counted: there may be hundreds. No
+line is wider than the terminal but a path, which stays in one piece so that it can be copied. In a
+terminal the grid has symbols and colours; no state differs by its colour alone. Elsewhere it is
+plain ASCII.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
 
 from shardmark.config import Config
 from shardmark.matrix.progress import duration
@@ -41,16 +46,18 @@ LOOKS: dict[State, Look] = {
     "unsupported": Look("-", "–", DIM),
     "missing": Look(".", "·", DIM),
 }
-# What gets a line of its own, in this order.
-TOLD: tuple[State, ...] = (
-    "running",
-    "queued",
+# What is listed cell by cell, in this order.
+LISTED: tuple[State, ...] = (
     *FAILED,  # type: ignore[assignment]
     "interrupted",
     "refused",
-    "suspect",
+    "running",
 )
 GAP = "  "
+INDENT = "    "
+SPEED = "images/s"
+
+T = TypeVar("T")
 
 
 class View:
@@ -67,66 +74,93 @@ class View:
     def lines(self, config: Config, status: MatrixStatus) -> Iterator[str]:
         """The whole view."""
         counts = Counter(one.state for one in status.cells)
-        shown = ", ".join(f"{counts[state]} {state}" for state in LOOKS if counts[state])
-        yield f"results/{config.run}: {len(status.cells)} cells: {shown}"
-        yield f"controller: {status.controller}"
+        states = [state for state in LOOKS if counts[state]]
+        listed = ", ".join(f"{counts[state]} {state}" for state in states)
+        yield from self._wrapped(f"results/{config.run}: {len(status.cells)} cells: {listed}")
+        yield from self._wrapped(f"controller: {status.controller}")
         for workload in config.matrix.workloads:
             yield ""
             yield from self._grid(config, workload, status.cells)
         yield ""
-        yield GAP.join(f"{self._mark(state)} {state}" for state in LOOKS if counts[state])
-        told = sorted(
-            (one for one in status.cells if one.state in TOLD), key=lambda o: TOLD.index(o.state)
-        )
-        if told:
+        for part in _parts(states, lambda state: len(state) + 2, self.width):
+            yield GAP.join(f"{self._mark(state)} {state}" for state in part)
+        if any(one.images_per_s for one in status.cells):
+            yield from self._wrapped(f"{SPEED}: the median of the cells that have finished")
+        remarks = [*_counted(status.cells), *_remarks(status)]
+        if remarks:
             yield ""
-            yield from self._table([_row(one) for one in told], [one.state for one in told])
-        yield from self._remarks(status)
-
-    def _remarks(self, status: MatrixStatus) -> Iterator[str]:
-        lines = [
-            f"job {job.job_id} {job.state.lower()}: {job.comment}"
-            + (f" ({job.reason})" if job.state == "PENDING" else "")
-            for job in status.others
-        ]
-        lines += [f"parity: {line}" for line in status.parity]
-        if status.orphans:
-            numbers = ", ".join(job.job_id for job in status.orphans)
-            lines.append(
-                f"orphaned: {numbers}. Their controller is gone; give the command of the matrix "
-                "again: what they work on is waited for and not started a second time"
-            )
-        lines += status.remarks
-        if lines:
-            yield ""
-            yield from lines
+        for remark in remarks:
+            yield from self._wrapped(remark)
+        for state in LISTED:
+            entries = [one for one in status.cells if one.state == state]
+            if entries:
+                yield ""
+            for one in entries:
+                yield from self._entry(one)
 
     def _grid(self, config: Config, workload: str, statuses: Sequence[CellStatus]) -> Iterator[str]:
         """Strategies down, GPU counts and seeds across; broken where the width ends."""
         matrix = config.matrix
+        mine = [one for one in statuses if one.cell.workload == workload]
         marks = {
-            (one.cell.strategy, one.cell.gpus, one.cell.seed): self._mark(one.state)
-            for one in statuses
-            if one.cell.workload == workload
+            (one.cell.strategy, one.cell.gpus, one.cell.seed): self._mark(one.state) for one in mine
         }
+        speeds = _median_speeds(mine)
         names = max(map(len, matrix.strategies))
         digits = max(len(str(seed)) for seed in matrix.seeds)
         heads = {gpus: f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in matrix.gpus}
-        wide = {gpus: max(len(heads[gpus]), len(matrix.seeds)) for gpus in matrix.gpus}
+        seeds = {gpus: max(len(heads[gpus]), len(matrix.seeds)) for gpus in matrix.gpus}
+        measured = {gpus for _, gpus in speeds}
+        wide = {
+            gpus: seeds[gpus] + (1 + len(SPEED) if gpus in measured else 0) for gpus in matrix.gpus
+        }
+        room = self.width - names - len(GAP)
         yield workload
-        for part in _parts(matrix.gpus, wide, self.width - names - len(GAP)):
+        for part in _parts(matrix.gpus, lambda gpus: wide[gpus], room):
             yield _line("", names, (heads[gpus].ljust(wide[gpus]) for gpus in part))
             for digit in range(digits):
                 row = "".join(str(seed).rjust(digits)[digit] for seed in matrix.seeds)
-                label = "seed" if digit == 0 else ""
-                yield _line(label, names, (row.ljust(wide[gpus]) for gpus in part))
+                unit = f" {SPEED}" if digit == digits - 1 else ""
+                columns = (
+                    (row.ljust(seeds[gpus]) + unit)[: wide[gpus]].ljust(wide[gpus]) for gpus in part
+                )
+                yield _line("" if digit else "seed", names, columns)
             for strategy in matrix.strategies:
-                cells = (
+                columns = (
                     "".join(marks[strategy, gpus, seed] for seed in matrix.seeds)
-                    + " " * (wide[gpus] - len(matrix.seeds))
+                    + " " * (seeds[gpus] - len(matrix.seeds))
+                    + speeds.get((strategy, gpus), "").rjust(wide[gpus] - seeds[gpus])
                     for gpus in part
                 )
-                yield _line(strategy, names, cells)
+                yield _line(strategy, names, columns)
+
+    def _entry(self, one: CellStatus) -> Iterator[str]:
+        """One cell: its state, name and job, what there is to say, where to read on."""
+        job = f"job {one.job}" if one.job else ""
+        said = [one.detail]
+        if one.left_s is not None:
+            said.append(f"about {duration(one.left_s)} left")
+        if one.limit_s is not None:
+            said.append(f"limit in {duration(one.limit_s)}")
+        head = GAP.join(filter(None, [one.state, one.cell.title, job]))
+        detail = "; ".join(filter(None, said))
+        below = len(head) + len(GAP) + len(detail) > self.width
+        line = head if below else f"{head}{GAP}{detail}".rstrip()
+        yield line.replace(one.state, self._coloured(one.state, one.state), 1)
+        if below:
+            yield from self._wrapped(detail, INDENT)
+        if one.log and one.state != "running":
+            yield f"{INDENT}{one.log}"
+
+    def _wrapped(self, text: str, indent: str = "") -> list[str]:
+        return textwrap.wrap(
+            text,
+            self.width,
+            initial_indent=indent,
+            subsequent_indent=indent or INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
     def _mark(self, state: State) -> str:
         look = LOOKS[state]
@@ -135,41 +169,58 @@ class View:
     def _coloured(self, text: str, state: State) -> str:
         return f"\x1b[{LOOKS[state].colour}m{text}\x1b[0m" if self.terminal else text
 
-    def _table(self, rows: Sequence[Sequence[str]], states: Sequence[State]) -> Iterator[str]:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row, state in zip(rows, states, strict=True):
-            first, *rest = (
-                cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width
-            )
-            yield GAP.join([self._coloured(first, state), *rest]).rstrip()
+
+def _counted(cells: Iterable[CellStatus]) -> Iterator[str]:
+    """What is not listed cell by cell: how many cells, for which reasons."""
+    for state, why in (
+        ("queued", "Slurm's reasons"),
+        ("suspect", "the first rule that marks each"),
+        ("stale", "why"),
+    ):
+        reasons = Counter(one.detail.partition(":")[0] for one in cells if one.state == state)
+        if reasons:
+            listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+            yield f"{state} ({why}): {listed}"
 
 
-def _row(status: CellStatus) -> tuple[str, ...]:
-    """State, cell, job, log, and what there is to say."""
-    said = [status.detail]
-    if status.left_s is not None:
-        said.append(f"about {duration(status.left_s)} left")
-    if status.limit_s is not None:
-        said.append(f"limit in {duration(status.limit_s)}")
-    return (
-        status.state,
-        status.cell.title,
-        f"job {status.job}" if status.job else "",
-        str(status.log or ""),
-        "; ".join(filter(None, said)),
+def _remarks(status: MatrixStatus) -> Iterator[str]:
+    others = Counter(
+        (comment.split("_wildcards_")[0], job.state)
+        for job in status.others
+        for comment in job.comments
     )
+    for (rule, state), number in others.items():
+        yield f"{rule.removeprefix('rule_')}: {number} {state.lower()}"
+    for line in status.parity:
+        yield f"parity: {line}"
+    if status.orphans:
+        numbers = ", ".join(job.job_id for job in status.orphans)
+        yield (
+            f"orphaned: {numbers}. Their controller is gone; give the command of the matrix "
+            "again: what they work on is waited for and not started a second time"
+        )
+    yield from status.remarks
 
 
-def _line(label: str, width: int, parts: Iterator[str]) -> str:
-    return GAP.join([label.ljust(width), *parts]).rstrip()
+def _median_speeds(statuses: Iterable[CellStatus]) -> dict[tuple[str, int], str]:
+    """By strategy and GPU count, as the grid prints it."""
+    speeds: dict[tuple[str, int], list[float]] = {}
+    for one in statuses:
+        if one.images_per_s is not None:
+            speeds.setdefault((one.cell.strategy, one.cell.gpus), []).append(one.images_per_s)
+    return {place: f"{median(each):,.0f}" for place, each in speeds.items()}
 
 
-def _parts(gpus: Sequence[int], wide: dict[int, int], room: int) -> Iterator[list[int]]:
-    """The GPU counts that fit beside each other, and at least one."""
-    part: list[int] = []
-    for count in gpus:
-        if part and sum(wide[one] + len(GAP) for one in (*part, count)) > room:
+def _line(label: str, width: int, columns: Iterable[str]) -> str:
+    return GAP.join([label.ljust(width), *columns]).rstrip()
+
+
+def _parts(items: Iterable[T], width_of: Callable[[T], int], room: int) -> Iterator[list[T]]:
+    """The items that fit beside each other, and at least one."""
+    part: list[T] = []
+    for item in items:
+        if part and sum(width_of(one) + len(GAP) for one in (*part, item)) > room + len(GAP):
             yield part
             part = []
-        part.append(count)
+        part.append(item)
     yield part

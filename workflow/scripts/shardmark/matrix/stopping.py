@@ -1,9 +1,16 @@
-"""on_failure: stop. The first cell that fails is recorded, and no other is started."""
+"""on_failure: stop. The first cell that fails is recorded, and no other is started.
+
+On Slurm the cells that wait start by themselves, and Snakemake looks at its jobs every 40 to 180 s.
+So the results are looked at in between.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import threading
+import time
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +22,8 @@ from shardmark.metrics import read_metrics
 from shardmark.slurm import queue
 
 GOOD = ("ok", "unsupported")
+# Between two looks at the results of cells that Slurm has.
+LOOK_S = 5.0
 
 
 class StopAtFailure(logging.Handler):
@@ -34,7 +43,11 @@ class StopAtFailure(logging.Handler):
         self.scheduler = scheduler
         self.comments = comments
         self.jobs: dict[int, Cell] = {}
+        self.since: dict[int, float] = {}
         self.stopped = False
+        self._one_look = threading.Lock()
+        if comments is not None:
+            threading.Thread(target=self._keep_looking, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Follow one record of Snakemake's logger."""
@@ -43,17 +56,29 @@ class StopAtFailure(logging.Handler):
         if event == "job_info" and job["rule_name"] == TRAIN:
             at = job["wildcards"]
             place = (at["workload"], at["strategy"], int(at["gpus"]), int(at["seed"]))
+            self.since[job["jobid"]] = time.time()
             self.jobs[job["jobid"]] = self.planned[place]
-        elif event == "job_finished" and job["job_id"] in self.jobs and not self.stopped:
-            self._look_at(self.jobs[job["job_id"]])
+        elif event == "job_finished" and job["job_id"] in self.jobs:
+            self._look_at(self.jobs.pop(job["job_id"]))
+
+    def _keep_looking(self) -> None:
+        while not self.stopped:
+            time.sleep(LOOK_S)
+            for number, cell in list(self.jobs.items()):
+                # An earlier result of the cell stands there until the new one takes its place.
+                with contextlib.suppress(OSError):
+                    written = (cell.folder / "metrics.json").stat().st_mtime
+                    if written > self.since[number]:
+                        self._look_at(cell)
 
     def _look_at(self, cell: Cell) -> None:
         try:
             status = read_metrics(cell.folder / "metrics.json").status
         except UserError:
             return
-        if status not in GOOD:
-            self.stopped = True
+        with self._one_look:
+            first, self.stopped = not self.stopped, self.stopped or status not in GOOD
+        if first and status not in GOOD:
             print(
                 f"on_failure: stop: {cell.title} ended as {status}. No more cells are started; the "
                 "same command goes on with the others",

@@ -79,7 +79,9 @@ class StepClock:
         """The end of a step, and the begin of the next."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record()
+            # By default it would be recorded on the process's current device, which under
+            # DataParallel is always the first.
+            event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
             self._times.append(time.perf_counter())

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shardmark.metrics import Environment, Provenance
 from shardmark.strategies import PACKAGES
 
 _PACKAGES = (
@@ -58,7 +59,7 @@ def software_versions() -> dict[str, str | None]:
     return versions
 
 
-def host_environment() -> dict[str, Any]:
+def host_environment() -> Environment:
     """The machine: name, kernel, processor, cores, memory."""
     return {
         "host": platform.node(),
@@ -131,16 +132,17 @@ def driver_and_topology() -> dict[str, Any]:
     return {"driver": pynvml.nvmlSystemGetDriverVersion(), "topology": pairs}
 
 
-def provenance(root: Path) -> dict[str, Any]:
-    """What code ran, and how it was started; null outside git.
+def provenance(root: Path) -> Provenance:
+    """What code ran, and how it was started; null where git cannot be asked.
 
     ``git_diff_sha256`` is of ``git diff HEAD``, None where nothing was changed; ``locks`` of the
     files that pin every package.
     """
     diff = _git(root, "diff", "HEAD", "--binary")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return {
         "git_commit": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": None if changed is None else bool(changed),
         "git_diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
         "locks": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -154,7 +156,12 @@ def provenance(root: Path) -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            # A difference of files in another encoding.
+            errors="backslashreplace",
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

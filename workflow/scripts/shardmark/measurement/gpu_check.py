@@ -57,6 +57,10 @@ def gate_ranks() -> int:
     return sum((memory or 0) // GATE_RANK_BYTES for memory in gpus)
 
 
+# The import takes minutes from a slow file system.
+ASK_S = 300.0
+
+
 class TorchCuda(BaseModel):
     """What torch says of itself: its version, its CUDA's, the GPUs it sees, why it sees none."""
 
@@ -69,7 +73,11 @@ class TorchCuda(BaseModel):
 
 def ask_torch() -> TorchCuda | str:
     """What torch says, or what its import printed last where it fails."""
-    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
+    command = [sys.executable, "-c", _ASK_TORCH]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {ASK_S:.0f} s"
     if asked.returncode:
         return (asked.stderr.strip().splitlines() or ["no message"])[-1]
     return TorchCuda.model_validate(json.loads(asked.stdout.splitlines()[-1]))

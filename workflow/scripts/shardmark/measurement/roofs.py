@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardmark.metrics import Probe, Roofs
+from shardmark.metrics import Bound, Probe, Roofs
 
 
 def roofs_of(
@@ -30,7 +30,8 @@ def roofs_of(
     bandwidth = min(one.copy_gb_per_s for one in probes)
     achieved = flops_per_image * images_per_s_per_gpu / 1e12
     compute_roof = peak * 1e12 / flops_per_image
-    moved = memory_roof = bound = statement = None
+    moved = memory_roof = statement = None
+    bound: Bound | None = None
     if bytes_per_image:
         moved = bytes_per_image * images_per_s_per_gpu / 1e9
         memory_roof = bandwidth * 1e9 / bytes_per_image
@@ -51,10 +52,9 @@ def roofs_of(
     )
 
 
-def _bound(compute: float, memory: float, measured: float) -> tuple[str, str]:
-    bound, roof, other = (
-        ("memory", memory, compute) if memory < compute else ("compute", compute, memory)
-    )
+def _bound(compute: float, memory: float, measured: float) -> tuple[Bound, str]:
+    bound: Bound = "memory" if memory < compute else "compute"
+    roof, other = sorted((compute, memory))
     return bound, (
         f"{bound}-bound: {bound} allows {roof:,.0f} images/s a GPU, where the other roof is at "
         f"{other:,.0f}; measured {measured:,.0f}, {100 * measured / roof:.0f} % of the lower"

@@ -10,18 +10,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import os
+import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
+from shardmark.command import one_message
+from shardmark.disk import require_room
 from shardmark.errors import UserError
+from shardmark.processes.ending import end
 from shardmark.processes.tether import tethered
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 COLUMNS = (
     "monotonic_s",
@@ -42,7 +51,44 @@ COLUMNS = (
 SLOW_S = 1.0
 # After its last work a device still reads as busy for as long as NVML averages over.
 SETTLING_S = 1.0
+# A driver that has not answered by then has fallen over: it takes seconds where it must wake GPUs.
+ANSWER_S = 60.0
+# For the sampler to begin beyond the time it watches idle devices, and to end.
+BEGIN_S = 60.0
+END_S = 5.0
 _RAPL = Path("/sys/class/powercap")
+
+
+def within_limit(ask: Callable[P, T]) -> Callable[P, T]:
+    """A function that asks NVML, which raises UserError where the driver does not answer.
+
+    The thread that asks is left behind: nothing can break off a call that hangs within the driver.
+    """
+
+    @functools.wraps(ask)
+    def asked(*arguments: P.args, **named: P.kwargs) -> T:
+        answers: list[T] = []
+        errors: list[Exception] = []
+
+        def answer() -> None:
+            try:
+                answers.append(ask(*arguments, **named))
+            except Exception as error:
+                errors.append(error)
+
+        thread = Thread(target=answer, daemon=True)
+        thread.start()
+        thread.join(ANSWER_S)
+        if errors:
+            raise errors[0]
+        if not answers:
+            raise UserError(
+                f"{node_name()}: the NVIDIA driver has not answered for {ANSWER_S:.0f} s, so no "
+                "GPU can be measured here; if nvidia-smi hangs there too, restart the node"
+            )
+        return answers[0]
+
+    return asked
 
 
 class GpuProbe:
@@ -126,6 +172,7 @@ def memory_used(handle: Any) -> int:
     return int(used)
 
 
+@within_limit
 def gpu_facts(uuid: str) -> dict[str, Any]:
     """What NVML says of a GPU that does not change while a cell runs."""
     import pynvml
@@ -192,6 +239,7 @@ def rapl_energy_j(root: Path = _RAPL) -> float | None:
     return total
 
 
+@within_limit
 def visible_gpus(count: int | None = None) -> list[str]:
     """UUIDs of the first ``count`` GPUs that CUDA would see here, or all, in its order (by bus).
 
@@ -225,6 +273,7 @@ def visible_gpus(count: int | None = None) -> list[str]:
     return chosen[:count]
 
 
+@within_limit
 def gpu_indices(uuids: Sequence[str]) -> str:
     """What CUDA_VISIBLE_DEVICES must be for these GPUs, where devices are counted by their bus.
 
@@ -273,7 +322,7 @@ def sampling(
         idle_s: seconds for which the devices are watched before anything inside begins.
 
     Raises:
-        UserError: if the sampler ended before it was to.
+        UserError: if the sampler did not begin, or ended before it was to.
     """
     command = [sys.executable, "-m", "shardmark.measurement.telemetry", "--output", str(target)]
     command += ["--interval", str(interval_s), "--parent", str(os.getpid())]
@@ -288,18 +337,25 @@ def sampling(
     try:
         if idle_s:
             assert sampler.stdout is not None
-            sampler.stdout.readline()  # also returns where the sampler has failed
+            # Its first line, or its end where it has failed.
+            begun, _, _ = select.select([sampler.stdout], [], [], idle_s + BEGIN_S)
+            if not begun:
+                raise UserError(
+                    f"{node_name()}: the sampler of the devices has not begun within "
+                    f"{idle_s + BEGIN_S:.0f} s: it was stopped, or the driver does not answer"
+                )
         yield
         if sampler.poll() is not None:
+            require_room(target.parent)
             raise UserError(
                 f"the sampler of the devices ended early, with exit code {sampler.returncode} (its "
                 "last words are above), so there are no whole samples; run it again"
             )
     finally:
-        sampler.terminate()
-        sampler.wait()
+        end(sampler, END_S)
 
 
+@one_message
 def main() -> None:
     """Sample until ended, or until the process that wanted the samples is gone.
 

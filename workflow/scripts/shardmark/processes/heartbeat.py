@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardmark.atomic import replacing
+
 FILE_VARIABLE = "SHARDMARK_HEARTBEATS"
 # Process id, rank, beats, steps, monotonic time of the last beat in seconds, phase.
 _FIELDS = struct.Struct("=QQQQd40s")
@@ -98,7 +100,8 @@ class Heartbeats:
         self.path = path
         self._begin_s = time.monotonic()
         begin = _record(0, 0, 0, 0, self._begin_s, b"imports")
-        path.write_bytes(2 * begin * ranks)
+        with replacing(path) as partial:
+            partial.write_bytes(2 * begin * ranks)
         with path.open("rb") as file:
             self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         # The last whole record of each rank, as its fields.

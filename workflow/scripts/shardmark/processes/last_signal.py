@@ -14,8 +14,20 @@ _NAME = "signal.rank{rank}.txt"
 _kept: list[IO[str]] = []
 
 
+# What a scheduler, a limit of the system or a person ends a process with; SIGKILL leaves no trace,
+# and SIGUSR1 asks a rank where it stands.
+FROM_OUTSIDE = (
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGXCPU,
+    signal.SIGUSR2,
+)
+
+
 def leave_trace_of_signals(rank: int) -> None:
-    """Write a trace when SIGTERM or SIGHUP arrives, and then end as usual.
+    """Write a trace when a signal from outside arrives, and then end as usual.
 
     The trace is on the node's own disk, beside the heartbeats, because a file server has another
     clock. Without a launcher there is no trace. A Python handler would run only after the
@@ -25,15 +37,18 @@ def leave_trace_of_signals(rank: int) -> None:
         return
     file = Path(os.environ[FILE_VARIABLE]).with_name(_NAME.format(rank=rank)).open("w")
     _kept.append(file)
-    # One that is ignored (nohup) ends nothing.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        # Python's exception would leave this rank's exit to wait for the others.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in FROM_OUTSIDE:
+        # One that is ignored (nohup) ends nothing.
         if signal.getsignal(number) != signal.SIG_DFL:
             continue
         faulthandler.register(number, file=file, all_threads=False, chain=True)
 
 
 def signalled_ranks(folder: Path) -> dict[int, float]:
-    """The ranks of a node that a signal ended, and when, in seconds since the epoch.
+    """The ranks of a node that such a signal ended, and when, in seconds since the epoch.
 
     Args:
         folder: the heartbeats'.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict
 
 from shardmark.config import Section
 from shardmark.measurement.telemetry import COLUMNS
@@ -169,11 +170,13 @@ def _type(kind: Any) -> str:
     """An annotation in words."""
     parts = [part for part in get_args(kind) if part is not type(None)]
     origin = get_origin(kind)
+    if origin is Annotated:
+        return _type(parts[0])
     if origin is list:
         return f"list of {_type(parts[0])}"
     if origin is tuple:
         return f"{len(parts)} x {_type(parts[0])}"
-    if origin is dict:
+    if origin is dict or is_typeddict(kind):
         return "mapping"
     if origin is Literal:
         return ", ".join(map(str, parts))

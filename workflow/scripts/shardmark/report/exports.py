@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.atomic import write_text
+from shardmark.escaping import csv_text
 from shardmark.report.contents import TABLES, exported_files
 from shardmark.report.decisions import decision_table
 from shardmark.report.page_tables import (
@@ -19,6 +20,7 @@ from shardmark.report.page_tables import (
 )
 from shardmark.report.table import Table, to_latex, to_markdown
 from shardmark.results.collected import Tables
+from shardmark.results.table_checksums import record_checksums
 from shardmark.statistics.findings import Findings
 
 
@@ -50,10 +52,11 @@ def write_exports(exported: dict[str, list[Table]], folder: Path) -> None:
         name, kind = file.split(".")
         tables = exported[name]
         if kind == "csv":
-            text = as_one(tables).to_csv(index=False)
+            text = csv_text(as_one(tables))
         else:
             text = to_markdown(tables) if kind == "md" else to_latex(tables)
         write_text(folder / file, text)
+    record_checksums([folder / file for file in exported_files()], folder / "export.sha256")
 
 
 def as_one(tables: list[Table]) -> pd.DataFrame:

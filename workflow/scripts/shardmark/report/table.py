@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
+from shardmark.escaping import for_markdown
+
 _TEXT_HEADING = 11
 
 
@@ -40,10 +42,10 @@ def to_markdown(tables: Iterable[Table]) -> str:
 
 def _markdown(table: Table) -> str:
     lines = [table.headings, *table.rows]
-    headings, *rows = [[value.replace("|", r"\|") for value in line] for line in lines]
-    blocks = [f"**{table.caption}**", _grid(table, headings, rows, "pipe")]
+    headings, *rows = [list(map(for_markdown, line)) for line in lines]
+    blocks = [f"**{for_markdown(table.caption)}**", _grid(table, headings, rows, "pipe")]
     if table.notes:
-        blocks.append("\n".join(f"- {note}" for note in table.notes))
+        blocks.append("\n".join(f"- {for_markdown(note)}" for note in table.notes))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -36,6 +36,7 @@ _NO_PROFILE = f"{NOT_REACHED}, or measure.profile is false"
 _NO_SAMPLE = f"{NOT_REACHED}, or no sample fell into the window"
 _ON_CPU = f"{NOT_REACHED}, or it ran on a CPU"
 _NO_RESULT = "the cell has no result"
+_NO_SLURM = "the cell did not run in a Slurm job"
 _NOT_EVALUATED = "the evaluation after it did not end"
 
 
@@ -245,6 +246,13 @@ class CellRow(Section):
     device_names: str | None = column("names of the devices, separated by ';'")
     device_uuids: str | None = column("their UUIDs, sorted, separated by ';'")
     hosts: str | None = column("names of the nodes, separated by ';'")
+    slurm_job: str | None = column(
+        "number of the Slurm job; the cells of a group share one", empty=_NO_SLURM
+    )
+    slurm_partition: str | None = column("its partition", empty=_NO_SLURM)
+    slurm_nodes: str | None = column(
+        "its nodes, by Slurm's names, separated by ';'", empty=_NO_SLURM
+    )
     torch: str | None = column("version", empty="it is not known")
     packages: str | None = column(
         "versions of the packages that the strategy is built on, separated by ';'",
@@ -358,6 +366,9 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         "device_names": _join(device.name for device in metrics.devices),
         "device_uuids": _join(sorted(device.uuid or "" for device in metrics.devices)),
         "hosts": _join(sorted({device.node for device in metrics.devices})),
+        "slurm_job": metrics.slurm and metrics.slurm.job_id,
+        "slurm_partition": metrics.slurm and metrics.slurm.partition,
+        "slurm_nodes": metrics.slurm and _join(metrics.slurm.nodes),
         "torch": versions.get("torch"),
         "packages": _join(f"{name} {versions[name]}" for name in packages if name in versions),
         "driver": metrics.environment.get("driver"),

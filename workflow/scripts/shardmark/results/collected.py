@@ -17,6 +17,7 @@ from shardmark.results.failure_rows import FailureRow, failure_rows
 from shardmark.results.matrix import read_matrix
 from shardmark.results.parity_rows import ParityRow, parity_rows, read_verdicts
 from shardmark.results.run_record import RunRecord, run_record
+from shardmark.results.table_checksums import record_checksums
 
 MODELS: dict[str, type[Section]] = {
     "cells": CellRow,
@@ -98,6 +99,8 @@ def write_tables(collected: Collected, folder: Path) -> None:
     for name, model in MODELS.items():
         write_text(folder / f"{name}.csv", to_csv(model, getattr(collected, name)))
     write_text(folder / RECORD, collected.record.model_dump_json(indent=1))
+    files = [*(folder / f"{name}.csv" for name in MODELS), folder / RECORD]
+    record_checksums(files, folder / "collect.sha256")
 
 
 def read_tables(folder: Path) -> Tables:

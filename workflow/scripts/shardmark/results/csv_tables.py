@@ -6,11 +6,12 @@ import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pandas as pd
 
 from shardmark.config import Section
+from shardmark.escaping import for_csv
 
 
 def to_csv(model: type[Section], rows: Iterable[Section]) -> str:
@@ -18,7 +19,8 @@ def to_csv(model: type[Section], rows: Iterable[Section]) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, list(model.model_fields), lineterminator="\n")
     table.writeheader()
-    table.writerows(row.model_dump() for row in rows)
+    for row in rows:
+        table.writerow({name: for_csv(value) for name, value in row.model_dump().items()})
     return text.getvalue()
 
 
@@ -40,4 +42,7 @@ def to_frame(model: type[Section], rows: Iterable[Section]) -> pd.DataFrame:
 
 
 def _is_text(annotation: object) -> bool:
-    return annotation is str or str in get_args(annotation)
+    parts = get_args(annotation) or (annotation,)
+    return any(
+        part is str or isinstance(part, str) or get_origin(part) is Literal for part in parts
+    )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardmark.atomic import write_text
+from shardmark.codebase import STAMP
 from shardmark.errors import UserError
-from shardmark.metrics import Metrics
+from shardmark.metrics import SIDE_FILES, Metrics
 from shardmark.results.result_set import (
     Key,
     Result,
@@ -25,6 +26,9 @@ Prefer = Literal["none", "first", "last"]
 # Where sets disagree on parity, the worst verdict stands: one machine on which a strategy does not
 # train the same model is enough to doubt it.
 WORST_FIRST = ("failed", "error", "unsupported", "passed")
+
+# Snakemake's log of the cell's job, too.
+COPIED = (*SIDE_FILES, STAMP, "job.log")
 
 
 @dataclass
@@ -178,8 +182,8 @@ def _versions(metrics: Metrics) -> dict[str, str | None]:
 def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
     """Write the merged set; it is there whole or not at all.
 
-    Every file of a cell is copied. Its metrics.json takes the name of the new run, and its
-    provenance says where it came from.
+    The files that a run leaves beside a metrics.json are copied, and no others. The metrics.json
+    takes the name of the new run, and its provenance says where it came from.
 
     Args:
         merged: what to write.
@@ -212,8 +216,8 @@ def _write_result(result: Result, partial: Path, run: str) -> None:
     cell = result.cell.model_copy(update={"run": run})
     target = partial / cell.folder.relative_to(Path("results", run))
     target.mkdir(parents=True)
-    for path in result.path.parent.iterdir():
-        if path.is_file() and path.name != "metrics.json":
+    for pattern in COPIED:
+        for path in filter(Path.is_file, result.path.parent.glob(pattern)):
             shutil.copyfile(path, target / path.name)
     origin = {
         "run": result.cell.run,

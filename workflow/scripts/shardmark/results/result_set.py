@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from shardmark.results.matrix import PlannedCell
 from shardmark.results.outcome import Outcome
 
 Key = tuple[str, str, int, int]
+# Where results stand in the folder of a run.
+CELLS = "*/*/gpus*/seed*"
+VERDICTS = "parity/*/*/ranks*.json"
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,19 @@ class ResultSet:
 
 
 def read_result_set(folder: Path) -> ResultSet:
-    """Read every metrics.json under a folder, and every result of its parity gate.
+    """Read the metrics.json of every cell under a folder, and every result of its parity gate.
 
     Raises:
-        UserError: if there is none, one is unreadable, or a cell stands there twice.
+        UserError: if there is none, one is unreadable, a cell stands there twice, or something is
+            a symbolic link, which could lead to files of others.
     """
-    paths = sorted(folder.rglob("metrics.json"))
+    refuse_links(folder)
+    paths = sorted(folder.glob(f"{CELLS}/metrics.json"))
     if not paths:
-        raise UserError(f"{folder}: has no metrics.json; name the folder of a run, results/<run>")
+        raise UserError(
+            f"{folder}: has no <workload>/<strategy>/gpus<N>/seed<N>/metrics.json; name the folder "
+            "of a run, results/<run>"
+        )
     results = [Result(path, folder, read_metrics(path)) for path in paths]
     seen: dict[Key, Result] = {}
     for result in results:
@@ -105,8 +114,23 @@ def read_result_set(folder: Path) -> ResultSet:
                 f"{result.cell.title}: stands in {first.path} and in {result.path}; "
                 "delete or move one of them"
             )
-    gate = sorted(folder.glob("parity/*/*/ranks*.json"))
+    gate = sorted(folder.glob(VERDICTS))
     return ResultSet(folder, results, [Verification(path, read_parity(path)) for path in gate])
+
+
+def refuse_links(folder: Path) -> None:
+    """See that the results under a folder are files and folders alone.
+
+    Raises:
+        UserError: naming what is a symbolic link, a device or a pipe.
+    """
+    for path in itertools.chain(folder.glob(f"{CELLS}/*"), folder.glob(VERDICTS)):
+        inside = path.relative_to(folder).parts
+        for part in itertools.accumulate(inside, Path.joinpath, initial=folder):
+            if part != folder and part.is_symlink():
+                raise UserError(f"{part}: is a symbolic link; put what it points to in its place")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: is neither a file nor a folder; delete it")
 
 
 def cells_of_set(found: ResultSet) -> pd.DataFrame:

@@ -29,12 +29,14 @@ class Allocation:
         nodes: its nodes by name, the first one its head.
         cpus_per_node: CPUs it asked for on each node (an exclusive job has more).
         gpus: GPUs over all its nodes; 0 where it has none, or where Slurm does not say.
+        partition: the one that it runs in.
     """
 
     job_id: str
     nodes: tuple[str, ...]
     cpus_per_node: int
     gpus: int
+    partition: str | None = None
 
 
 def granted(job: str) -> Allocation:
@@ -60,7 +62,8 @@ def parse_allocation(job: str, text: str, expand: Callable[[str], tuple[str, ...
     per_node = re.search(r"gpu(?::[^:,\s]+)?:(\d+)", _field(text, "TresPerNode"))
     count = int(gpus[1]) if gpus else int(per_node[1]) * len(nodes) if per_node else 0
     # Slurm says 0 tasks a node where none were asked for, which is one.
-    return Allocation(job, nodes, max(1, int(tasks or 1)) * int(per_task), count)
+    cpus = max(1, int(tasks or 1)) * int(per_task)
+    return Allocation(job, nodes, cpus, count, _field(text, "Partition") or None)
 
 
 def _field(text: str, name: str) -> str:
@@ -123,9 +126,9 @@ def step_command(cell: Cell, given: Allocation) -> list[str]:
     """One task a node by srun, each with all of the node that the job has.
 
     Every count is spelled out: srun would take what is missing from variables that are stripped.
-    A task that fails ends the others.
+    GPUs are asked for only if the job was granted any, and by --gres, which every cluster that
+    grants GPUs accepts. A task that fails ends the others.
     """
-    gpus = given.gpus or (cell.gpus if cell.device == "cuda" else 0)
     return [
         "srun",
         f"--jobid={given.job_id}",
@@ -133,7 +136,7 @@ def step_command(cell: Cell, given: Allocation) -> list[str]:
         f"--ntasks={cell.nodes}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={given.cpus_per_node}",
-        *([f"--gpus-per-node={gpus // cell.nodes}"] if gpus else []),
+        *([f"--gres=gpu:{given.gpus // cell.nodes}"] if given.gpus else []),
         "--mpi=none",
         "--kill-on-bad-exit=1",
         "--input=none",

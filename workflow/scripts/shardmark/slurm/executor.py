@@ -1,4 +1,4 @@
-"""Snakemake's Slurm executor: jobs in order, cancelled jobs seen, lost nodes left to Slurm.
+"""Snakemake's Slurm executor: planned order, cancelled jobs, lost nodes, jobs that were left.
 
 Each function can go with the first version of snakemake-executor-plugin-slurm that needs it no more
 (2.8.0 does): the test in tests/slurm that its docstring names then passes without it.
@@ -6,7 +6,11 @@ Each function can go with the first version of snakemake-executor-plugin-slurm t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from shardmark.slurm import queue
+from shardmark.slurm.groups import comments_of_job
 
 
 def keep_planned_order() -> None:
@@ -76,3 +80,22 @@ def leave_lost_nodes_to_slurm(executor: Any) -> None:
         return states | waits, seconds
 
     plugin.query_job_status = requeued
+
+
+def wait_for_orphans(orphans: Sequence[queue.Job]) -> None:
+    """Let each job wait for the jobs that a controller which is gone left for the same outputs.
+
+    Test: an orphan of a killed controller ...
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    build = plugin.get_submit_command
+
+    def waiting(job: Any, *arguments: Any, **more: Any) -> str:
+        own = set(comments_of_job(job))
+        left = [one.job_id for one in orphans if own & set(one.comments)]
+        left = [number for number in left if queue.state_of(number)]
+        call = str(build(job, *arguments, **more))
+        return f"{call} --dependency=afterany:{':'.join(left)}" if left else call
+
+    plugin.get_submit_command = waiting

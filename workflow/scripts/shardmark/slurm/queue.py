@@ -13,6 +13,8 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 
 ASK_S = 60.0
+# profiles/slurm/controller.sbatch, in which Snakemake runs as a batch job.
+CONTROLLER_SCRIPT = "controller.sbatch"
 
 
 def job_id() -> str | None:
@@ -59,7 +61,7 @@ class Job:
         job_id: its number.
         state: ``PENDING``, ``RUNNING``, ...
         reason: why it waits, in Slurm's word.
-        comment: rule and wildcards, as Snakemake's executor writes them.
+        comments: rule and wildcards, as Snakemake's executor writes them, of each cell of the job.
         nodes: where it runs, as a list in Slurm's notation.
         left: time until its limit, ``[days-]hours:minutes:seconds``.
     """
@@ -67,7 +69,7 @@ class Job:
     job_id: str
     state: str
     reason: str
-    comment: str
+    comments: tuple[str, ...]
     nodes: str
     left: str
 
@@ -82,14 +84,49 @@ def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
     Raises:
         UserError: if Slurm does not answer.
     """
+    text = ask("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%r|%k|%N|%L|%Z")
+    here = str(project.resolve())
+    jobs = []
+    for *fields, folder in (line.split("|", 6) for line in text.splitlines()):
+        if folder == here:
+            job, state, reason, comment, nodes, left = fields
+            own = tuple(comment.split())
+            if state != "COMPLETING" and any(one in comments for one in own):
+                jobs.append(Job(job, state, reason, own, nodes, left))
+    return jobs
+
+
+@dataclass(frozen=True)
+class ControllerJob:
+    """A batch job that runs Snakemake.
+
+    Attributes:
+        job_id: its number.
+        state: ``PENDING``, ``RUNNING``, ...
+        reason: why it waits, in Slurm's word.
+        command: its script, as it was submitted.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    command: str
+
+
+def controllers_of(project: Path) -> list[ControllerJob]:
+    """The jobs of this user that were sent from a project's folder and run Snakemake there.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
     user = getpass.getuser()
-    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%k|%N|%L|%Z")
-    found = [line.split("|", 6) for line in text.splitlines()]
+    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%Z|%o")
+    found = [line.split("|", 4) for line in text.splitlines()]
     here = str(project.resolve())
     return [
-        Job(*fields)
-        for *fields, folder in found
-        if folder == here and fields[1] != "COMPLETING" and fields[3] in comments
+        ControllerJob(number, state, reason, command)
+        for number, state, reason, folder, command in found
+        if folder == here and CONTROLLER_SCRIPT in command and state != "COMPLETING"
     ]
 
 
@@ -107,15 +144,14 @@ def let_gate_pass(project: Path, comments: Container[str]) -> None:
     Raises:
         UserError: if Slurm does not answer or refuses.
     """
-    user = getpass.getuser()
     columns = "--format=%i|%Q|%y|%k|%Z"
-    text = ask("squeue", "--noheader", "--states=PENDING", f"--user={user}", columns)
+    text = ask("squeue", "--noheader", "--states=PENDING", f"--user={os.getuid()}", columns)
     here = str(project.resolve())
     gate: list[int] = []
     cells: dict[str, tuple[int, int]] = {}
     for line in text.splitlines():
         job, priority, nice, comment, folder = line.split("|", 4)
-        if folder != here or comment not in comments:
+        if folder != here or not any(one in comments for one in comment.split()):
             continue
         if comment.startswith(CELL):
             cells[job] = int(priority), int(nice)
@@ -137,8 +173,9 @@ def comment_of(rule: str, wildcards: Sequence[str]) -> str:
     return "_".join(["rule", rule, "wildcards", *wildcards])
 
 
+TRAIN = "train"
 # How the comments of cells and of the parity gate's jobs begin.
-CELL = comment_of("train", [""])
+CELL = comment_of(TRAIN, [""])
 GATE = comment_of("make_oracle", [""]), comment_of("check_parity", [""])
 
 

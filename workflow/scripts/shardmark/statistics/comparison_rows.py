@@ -55,8 +55,8 @@ class ComparisonRow(Section):
     n_baseline: int = column("pairs, or runs of the baseline likewise")
     paired: bool = column("whether runs of the same seed and devices are compared in pairs")
     method: Method = column(
-        "the test: sign-flip, paired-t, permutation-and-welch (the larger p of both), welch (within "
-        "the devices that both ran on), none"
+        "the test: sign-flip, paired-t; within the devices that both ran on: permutation-and-welch "
+        "(the larger p of both), welch; none"
     )
     margin: float = column("of equivalence, as a share of the ratio")
     seeds_needed: int | None = column(

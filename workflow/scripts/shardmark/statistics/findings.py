@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.atomic import write_text
+from shardmark.escaping import csv_text
 from shardmark.results.csv_tables import read_csv
+from shardmark.results.table_checksums import record_checksums
 from shardmark.statistics.comparison_rows import ComparisonRow, ScalingRow
 from shardmark.statistics.comparisons import compare
 from shardmark.statistics.scaling import scaling_of
@@ -52,9 +54,11 @@ def find(cells: pd.DataFrame, baseline: str, margin: float) -> Findings:
 
 def write_findings(findings: Findings, folder: Path) -> None:
     """Write the three files."""
-    write_text(folder / "comparisons.csv", findings.comparisons.to_csv(index=False))
-    write_text(folder / "scaling.csv", findings.scaling.to_csv(index=False))
+    write_text(folder / "comparisons.csv", csv_text(findings.comparisons))
+    write_text(folder / "scaling.csv", csv_text(findings.scaling))
     write_text(folder / "verdict.json", VERDICTS.dump_json(findings.verdicts, indent=1).decode())
+    files = ("comparisons.csv", "scaling.csv", "verdict.json")
+    record_checksums([folder / file for file in files], folder / "compare.sha256")
 
 
 def read_findings(folder: Path) -> Findings:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from shardmark.measurement.environment import torch_environment
 from shardmark.measurement.model_cost import ModelCost, cost_of
 from shardmark.measurement.model_state import float32_bytes, held, predicted
 from shardmark.measurement.steady_state import summarise_steps
+from shardmark.metrics import Memory, Throughput, Windows
 from shardmark.processes.heartbeat import Heartbeat
 from shardmark.training.inspection import StepObserver, effective_config
 from shardmark.training.probe import probe
@@ -30,6 +31,7 @@ from shardmark.training.profiled_pass import profiled
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.training.steady_window import Window, measure_window
 from shardmark.training.strategy import Strategy, Task
+from shardmark.training_result import Divergence, Inspected, RankResult, Step, TrainingResult
 from shardmark.workload.data import Batch, TestData, TrainingData, load_images, training_data
 from shardmark.workload.models import build_model, shard_units
 from shardmark.workload.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
@@ -73,15 +75,6 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbe
         total += loss.detach()
     strategy.step()
     return total / len(micro_batches)
-
-
-class Step(NamedTuple):
-    """One timed step: its phase (training, warmup or steady), epoch, step of it, time in ms."""
-
-    phase: str
-    epoch: int
-    step: int
-    ms: float
 
 
 class Diverged(Exception):
@@ -152,21 +145,13 @@ class CellTraining:
         self.accuracies: list[float] = []
         self.epochs_s: list[float] = []
 
-    def run(self) -> dict[str, Any] | None:
-        """Train, evaluate, measure.
-
-        Returns:
-            On rank 0, as plain data for ``launching.cell_result``: ``loss``, ``accuracy`` and
-            ``epochs_s``, each by epoch; ``phases_s``; ``throughput`` and ``windows``, None where
-            ``diverged`` gives the ``reason`` and the ``rank``; what ``inspected`` steps showed;
-            ``environment``; and under ``ranks`` each rank's place, steps, probes, profile, host and
-            memory. On the others None.
-        """
-        diverged: dict[str, Any] | None = None
-        throughput: dict[str, Any] | None = None
+    def run(self) -> TrainingResult | None:
+        """Train, evaluate, measure; the result on rank 0, None on the others."""
+        diverged: Divergence | None = None
+        throughput: Throughput | None = None
         window: Window | None = None
         evaluations: list[tuple[float, float]] = []
-        inspected: dict[str, Any] = {}
+        inspected: Inspected | None = None
         split = None
         try:
             with self._counting_updates():
@@ -185,35 +170,35 @@ class CellTraining:
                 with self.phases("profile"):
                     split = profiled(self.runtime, lambda: next(steps), self._step)
         except Diverged as error:
-            diverged = {"reason": str(error), "rank": error.rank}
+            diverged = Divergence(reason=str(error), rank=error.rank)
         steady = (window.begin_s, window.end_s) if window else None
-        mine = {
-            "node": os.environ.get("SHARDMARK_NODE") or os.uname().nodename,
-            "pid": os.getpid(),
-            "steps": self.steps,
-            "probes": [one.model_dump() for one in self.probes],
-            "profile": split and split.model_dump(),
-            "steady_monotonic_s": steady,
-            "torch_memory": window.torch_memory if window else {},
-            "host": window.host.model_dump() if window else None,
-        }
+        mine = RankResult(
+            node=os.environ.get("SHARDMARK_NODE") or os.uname().nodename,
+            pid=os.getpid(),
+            steps=self.steps,
+            probes=self.probes,
+            profile=split,
+            steady_monotonic_s=steady,
+            torch_memory=window.torch_memory if window else [],
+            host=window.host if window else None,
+        )
         ranks = self._gather(mine)
         if self.runtime.rank:
             return None
-        return {
-            "diverged": diverged,
-            "loss": self.losses,
-            "accuracy": self.accuracies,
-            "epochs_s": self.epochs_s,
-            "windows": window
-            and {"steady_monotonic_s": steady, "evaluations_monotonic_s": evaluations},
-            "throughput": throughput,
-            "ranks": ranks,
-            "inspected": inspected,
-            "environment": torch_environment(self.runtime.device, self.runtime.backend),
-            "phases_s": self.phases.so_far(),
-            "left_at": time.time(),
-        }
+        return TrainingResult(
+            diverged=diverged,
+            loss=self.losses,
+            accuracy=self.accuracies,
+            epochs_s=self.epochs_s,
+            windows=steady
+            and Windows(steady_monotonic_s=steady, evaluations_monotonic_s=evaluations),
+            throughput=throughput,
+            ranks=ranks,
+            inspected=inspected,
+            environment=torch_environment(self.runtime.device, self.runtime.backend),
+            phases_s=self.phases.so_far(),
+            left_at=time.time(),
+        )
 
     @contextmanager
     def _counting_updates(self) -> Iterator[None]:
@@ -243,7 +228,7 @@ class CellTraining:
             clock.mark()
         steps_ms = clock.step_ms()
         self.epochs_s.append(time.perf_counter() - begin)
-        self.steps += [Step("training", epoch, step, ms) for step, ms in enumerate(steps_ms)]
+        self.steps += [("training", epoch, step, ms) for step, ms in enumerate(steps_ms)]
         mine = torch.stack(losses)
         loss = float(self.runtime.sum_over_ranks(mine.mean()).item()) / self.runtime.world_size
         if not math.isfinite(loss):
@@ -291,7 +276,7 @@ class CellTraining:
         self._say(f"accuracy {correct / images:.4f} on {int(images)} test images")
         return float(correct / images)
 
-    def _inspect(self) -> dict[str, Any]:
+    def _inspect(self) -> Inspected:
         """What one more step shows; another one where the loss scaler left that out."""
         self.strategy.train()
         device = self.runtime.device
@@ -307,16 +292,16 @@ class CellTraining:
         skipped = self.steps_done - len(self.updates)
         settings = effective_config(self.strategy, observer, self.data, skipped)
         cost = cost_of(self.cell.definition)
-        found = {
-            "effective_config": settings.model_dump(),
-            "flops_per_image": cost.flops_per_image,
-            "bytes_per_image": self._bytes_per_image(observer),
-            "memory": self._model_state(observer, settings, cost),
-        }
+        inspected = Inspected(
+            effective_config=settings,
+            flops_per_image=cost.flops_per_image,
+            bytes_per_image=self._bytes_per_image(observer),
+            memory=self._model_state(observer, settings, cost),
+        )
         if device.type == "cuda":
             # What evaluation and observation left behind is not the training's memory.
             torch.cuda.empty_cache()
-        return found
+        return inspected
 
     def _bytes_per_image(self, observer: StepObserver) -> int | None:
         """Operand bytes of an image; None where replicas run in threads that cannot be seen."""
@@ -326,8 +311,8 @@ class CellTraining:
 
     def _model_state(
         self, observer: StepObserver, settings: EffectiveConfig, cost: ModelCost
-    ) -> dict[str, Any]:
-        """Fields of Memory."""
+    ) -> Memory:
+        """Parameters, and bytes of the model's state as predicted and as measured."""
         mine = None
         if observer.optimizer is not None:
             parameters = self.strategy.module.parameters()
@@ -335,18 +320,18 @@ class CellTraining:
         at_rest = None
         if self.runtime.device.type == "cuda":
             at_rest = torch.cuda.memory_allocated(self.runtime.device)
-        everyone = self._gather((mine and mine.model_dump(), at_rest))
+        everyone = self._gather((mine, at_rest))
         stage, each = settings.zero_stage, float32_bytes(self.cell.definition.optimizer)
-        return {
-            "parameters": cost.parameters,
-            "zero_stage": stage,
-            "predicted": predicted(cost.parameters, stage, self.cell.processes, each).model_dump(),
-            "measured": [state for state, _ in everyone if state],
-            "at_rest_bytes": [size for _, size in everyone],
-        }
+        return Memory(
+            parameters=cost.parameters,
+            zero_stage=stage,
+            predicted=predicted(cost.parameters, stage, self.cell.processes, each),
+            measured=[state for state, _ in everyone if state],
+            at_rest_bytes=[size for _, size in everyone],
+        )
 
-    def _measure(self) -> tuple[dict[str, Any], Window]:
-        """Fields of Throughput, and this process's window."""
+    def _measure(self) -> tuple[Throughput, Window]:
+        """The cell's throughput, and this process's window."""
         self.strategy.train()
         steps = self._endless_steps()
         window = measure_window(
@@ -355,16 +340,19 @@ class CellTraining:
         for index, ms in enumerate(window.warmup_ms + window.steady_ms):
             epoch, step = divmod(index, self.data.steps_per_epoch)
             phase = "warmup" if index < len(window.warmup_ms) else "steady"
-            self.steps.append(Step(phase, self.cell.definition.epochs + epoch, step, ms))
+            self.steps.append((phase, self.cell.definition.epochs + epoch, step, ms))
         everyone = self._gather((window.steady_ms, window.gc_collections))
         steps_ms = [steps for steps, _ in everyone]
-        throughput = summarise_steps(steps_ms, self.cell.global_batch_size) | {
-            "window_complete": window.end_s - window.begin_s >= self.cell.measure.steady_s,
-            "warmup_steps": len(window.warmup_ms),
-            "warmup_converged": window.converged,
-            "gc_collections": sum(collections for _, collections in everyone),
-        }
-        self._say(f"steady state: {throughput['images_per_s']:.1f} images/s")
+        summary = summarise_steps(steps_ms, self.cell.global_batch_size)
+        throughput = Throughput(
+            **summary,
+            images_per_s_per_gpu=summary["images_per_s"] / self.cell.gpus,
+            window_complete=window.end_s - window.begin_s >= self.cell.measure.steady_s,
+            warmup_steps=len(window.warmup_ms),
+            warmup_converged=window.converged,
+            gc_collections=sum(collections for _, collections in everyone),
+        )
+        self._say(f"steady state: {throughput.images_per_s:.1f} images/s")
         return throughput, window
 
     def _endless_steps(self) -> Iterator[list[Batch]]:

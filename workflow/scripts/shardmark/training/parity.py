@@ -28,8 +28,15 @@ from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.training.gpu_turn import room_for
 from shardmark.training.loop import StrategyClass, make_task, take_step
-from shardmark.training.oracle import SummationOrder, Trajectory, differ, is_over, run_oracle
+from shardmark.training.oracle import (
+    SummationOrder,
+    Trajectory,
+    differ,
+    is_over,
+    run_oracle,
+)
 from shardmark.training.runtime import Runtime, start_runtime
+from shardmark.training.trajectory_files import write_plain
 from shardmark.workload.data import Images, synthetic_images, training_data
 from shardmark.workload.models import (
     build_model,
@@ -161,7 +168,7 @@ def gate_images(cell: Cell) -> Images:
 
 
 def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
-    """The oracle's trajectories of a case, and the noise floor of each, as plain data.
+    """The oracle's trajectories of a case, and the noise floor of each.
 
     Returns:
         for each precision ``{"trajectory": Trajectory, "floor": Deviation, "first_update_floor":
@@ -235,7 +242,7 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
             )
             found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
     if runtime.rank == 0:
-        torch.save(found, scratch / "trajectories.pt")
+        write_plain(found, scratch / "trajectories.pt")
 
 
 def _train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import faulthandler
 import json
@@ -15,14 +16,26 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shardmark.atomic import FULL, write_text
+from shardmark.atomic import write_text
 from shardmark.cells import Cell, ParityCase
+from shardmark.disk import is_full
 from shardmark.errors import UserError
 from shardmark.measurement.clocks import Phases
 from shardmark.processes.last_signal import leave_trace_of_signals
 from shardmark.processes.leaving import leave
 from shardmark.training.loop import CellTraining, StrategyClass
 from shardmark.training.parity import run_case
+
+# Of cudaGetErrorString: a GPU or its driver is broken or taken, whatever a training does.
+BROKEN_GPU = (
+    "uncorrectable ECC error encountered",
+    "uncorrectable NVLink error detected",
+    "CUDA-capable device(s) is/are busy or unavailable",
+    "no CUDA-capable device is detected",
+    "CUDA driver version is insufficient for CUDA runtime version",
+    "system not yet initialized",
+    "driver shutting down",
+)
 
 
 def main(strategy: StrategyClass) -> None:
@@ -48,7 +61,7 @@ def main(strategy: StrategyClass) -> None:
             cell = Cell.model_validate_json(arguments.cell.read_text())
             result = CellTraining(strategy, cell, phases).run()
             if result is not None:
-                write_text(arguments.scratch / "result.json", json.dumps(result))
+                write_text(arguments.scratch / "result.json", result.model_dump_json())
     except Exception as error:
         record_failure(error, phases.current, arguments.scratch)
         # The other ranks may wait in a collective for ever; leaving at once lets the launcher
@@ -63,7 +76,7 @@ def kind_of(error: Exception) -> str:
     """What sort of failure an exception is: oom, user, full_disk, machine or failed."""
     if is_out_of_memory(error):
         return "oom"
-    if isinstance(error, OSError) and error.errno in FULL:
+    if is_full(error):
         return "full_disk"
     if is_fault_of_the_machine(error):
         return "machine"
@@ -87,9 +100,9 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_fault_of_the_machine(error: Exception) -> bool:
     """Whether a training failed because of where it ran: it may succeed elsewhere, or later.
 
-    A folder that cannot be read or written, a path that is too long, a library that is missing, a
-    user without a name, a loader's worker that something killed. Lost connections and time-outs are
-    not among them: they follow from another rank's end.
+    A broken GPU, a folder that cannot be read or written, a path that is too long, a library that
+    is missing, a user without a name, a loader's worker that something killed. Lost connections and
+    time-outs are not among them: they follow from another rank's end.
     """
     if isinstance(error, OSError):
         return not isinstance(error, (ConnectionError, TimeoutError))
@@ -97,7 +110,9 @@ def is_fault_of_the_machine(error: Exception) -> bool:
     if "DataLoader worker (pid" in words:
         signs = ("exited unexpectedly", "Killed", "Terminated", "Bus error")
         return any(sign in words for sign in signs)
-    return isinstance(error, ImportError) or "uid not found" in words
+    if isinstance(error, ImportError) or "uid not found" in words:
+        return True
+    return any(sign in words for sign in BROKEN_GPU)
 
 
 def record_failure(error: Exception, phase: str, scratch: Path) -> None:
@@ -113,4 +128,6 @@ def record_failure(error: Exception, phase: str, scratch: Path) -> None:
         "message": str(error),
         "time": time.time(),
     }
-    write_text(scratch / f"failure.rank{rank}.json", json.dumps(failure))
+    # Where the disk is full the launcher sees that itself; this rank has to leave at once.
+    with contextlib.suppress(OSError):
+        write_text(scratch / f"failure.rank{rank}.json", json.dumps(failure))

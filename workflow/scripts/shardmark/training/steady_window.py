@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from shardmark.measurement.steady_state import is_stationary
 from shardmark.metrics import HostUse
 from shardmark.training.probe import uuid_of
 from shardmark.training.runtime import Runtime
+from shardmark.training_result import TorchMemory
 
 # Factor on the number of steps estimated to fill a window, so that faster ones still fill it.
 WINDOW_MARGIN = 1.1
@@ -33,9 +34,7 @@ class Window(NamedTuple):
         steady_ms: times of its own steps; their number is the same on every rank.
         begin_s: on this machine's monotonic clock.
         end_s: likewise.
-        torch_memory: of each of this process's GPUs, by index, ``uuid`` and the peaks of torch's
-            allocator since the window began, ``allocated`` and ``reserved``, and ``growth`` of what
-            is allocated from its beginning to its end, bytes.
+        torch_memory: torch's memory on each of this process's GPUs.
         host: what this process's host did meanwhile.
         gc_collections: of Python's garbage collector meanwhile.
     """
@@ -45,7 +44,7 @@ class Window(NamedTuple):
     steady_ms: list[float]
     begin_s: float
     end_s: float
-    torch_memory: dict[str, dict[str, Any]]
+    torch_memory: list[TorchMemory]
     host: HostUse
     gc_collections: int
 
@@ -146,14 +145,14 @@ def _allocated(runtime: Runtime) -> list[int]:
     return [torch.cuda.memory_allocated(device) for device in runtime.gpus]
 
 
-def _torch_memory(runtime: Runtime, allocated_at_begin: list[int]) -> dict[str, dict[str, Any]]:
+def _torch_memory(runtime: Runtime, allocated_at_begin: list[int]) -> list[TorchMemory]:
     now = zip(runtime.gpus, allocated_at_begin, _allocated(runtime), strict=True)
-    return {
-        str(device): {
-            "uuid": uuid_of(torch.device("cuda", device)),
-            "allocated": torch.cuda.max_memory_allocated(device),
-            "reserved": torch.cuda.max_memory_reserved(device),
-            "growth": after - before,
-        }
+    return [
+        TorchMemory(
+            uuid=uuid_of(torch.device("cuda", device)),
+            allocated=torch.cuda.max_memory_allocated(device),
+            reserved=torch.cuda.max_memory_reserved(device),
+            growth=after - before,
+        )
         for device, before, after in now
-    }
+    ]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shardmark.config import Workload
 from shardmark.errors import UserError
+from shardmark.workload.data_files import cifar_class, why_not_whole
 from shardmark.workload.keyed_random import draw, sample_keys
 
 # Per-channel mean and standard deviation of the training images of CIFAR-10 and CIFAR-100, in
@@ -58,16 +59,15 @@ def load_images(workload: Workload, data_dir: Path, *, train: bool) -> Images:
         return synthetic_images(
             count, workload.dataset.image_size, workload.classes, stream=0 if train else 1
         )
-    import torchvision.datasets
-
-    kinds = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
+    name = workload.dataset.name
     try:
-        # The fetch rule has checked the files; checking 50,000 images in every rank costs seconds.
-        data = kinds[workload.dataset.name](str(data_dir), train=train, download=False)
+        # torchvision compares the files' checksums first, so what it loads is whole.
+        data = cifar_class(name)(str(data_dir), train=train, download=False)
     except RuntimeError:
+        reason = why_not_whole(name, data_dir) or f"{name} could not be read from {data_dir}"
         raise UserError(
-            f"data.dir: {workload.dataset.name} is not in {data_dir}; run "
-            "workflow/scripts/fetch_data.py where there is internet, or name the folder that has it"
+            f"data.dir: {reason}; run make fetch where there is internet, or name the folder that "
+            "has it"
         ) from None
     labels = torch.tensor(data.targets[:count], dtype=torch.int64)
     return Images(torch.from_numpy(data.data[:count].copy()), labels)

@@ -6,6 +6,8 @@ that a sample sees the same crop, flip and mask whichever rank holds it and howe
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -30,9 +32,13 @@ def mix(x: Tensor) -> Tensor:
 
 def sample_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
     """One int64 key a sample, of the shape and on the device of ``samples`` (int64 indices)."""
+    return mix(samples * _INCREMENT + _base(seed, epoch))
+
+
+@functools.cache
+def _base(seed: int, epoch: int) -> int:
     stream = torch.tensor([seed, epoch], dtype=torch.int64) + 1
-    base = int(mix(mix(stream[0] * _INCREMENT) + stream[1] * _INCREMENT))
-    return mix(samples * _INCREMENT + base)
+    return int(mix(mix(stream[0] * _INCREMENT) + stream[1] * _INCREMENT))
 
 
 def draw(keys: Tensor, purpose: int) -> Tensor:

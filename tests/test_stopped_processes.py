@@ -1,0 +1,145 @@
+"""What is stopped, or hangs within a driver, holds no cell up: each wait has a limit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pynvml
+import pytest
+
+from shardmark.errors import UserError
+from shardmark.launching import launch as launching
+from shardmark.launching import node
+from shardmark.launching.launch import launch
+from shardmark.launching.node import no_survivors
+from shardmark.measurement import gpu_check, telemetry
+from shardmark.measurement.telemetry import gpu_facts, gpu_indices, sampling, visible_gpus
+from shardmark.processes.ending import end
+from small_matrix import cell_at
+
+pytestmark = pytest.mark.timeout(100)
+# A rank that stops the process of its node whose command holds a word.
+STOP = """
+import psutil, sys, time
+above = psutil.Process().parent()
+family = [above, *(one for one in above.children() if one != psutil.Process())]
+(victim,) = [one for one in family if sys.argv[1] in one.cmdline()]
+victim.suspend()
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def stop(tmp_path: Path) -> Path:
+    script = tmp_path / "stop.py"
+    script.write_text(STOP)
+    return script
+
+
+@contextmanager
+def stopping(word: str) -> Iterator[None]:
+    """Stop the child of this process whose command holds a word, as soon as it is there."""
+
+    def watch() -> None:
+        while not stopped:
+            for child in psutil.Process().children():
+                if word in child.cmdline():
+                    child.suspend()
+                    stopped.append(child.pid)
+
+    stopped: list[int] = []
+    thread = Thread(target=watch)
+    thread.start()
+    yield
+    thread.join()
+    assert not psutil.pid_exists(stopped[0])
+
+
+def test_a_stopped_sampler_holds_no_cell_up(stop: Path, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    arguments = ["shardmark.measurement.telemetry", "0"]
+    ended = launch(stop, arguments, cell_at(), tmp_path, telemetry=tmp_path / "telemetry.csv")
+    assert ended.exit_code == 0
+    assert time.monotonic() - begin < 40
+
+
+def test_a_sampler_that_is_stopped_before_it_begins_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "BEGIN_S", 3.5)
+    words = "the sampler of the devices has not begun within 4 s: it was stopped"
+    with (
+        stopping("shardmark.measurement.telemetry"),
+        pytest.raises(UserError, match=words),
+        sampling(tmp_path / "telemetry.csv", 0.1, None, idle_s=0.5),
+    ):
+        raise AssertionError("the cell began")
+
+
+def test_a_stopped_watch_is_no_result(
+    stop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "STOPPED_S", 2.0)
+    monkeypatch.setattr(launching, "GRACE_S", 1.0)
+    before = psutil.Process().children(recursive=True)
+    words = "the process that watches over its ranks was stopped"
+    with pytest.raises(UserError, match=words):
+        launch(stop, ["shardmark.launching.node", "600"], cell_at(), tmp_path)
+    _, left = psutil.wait_procs(psutil.Process().children(recursive=True), 5)
+    assert set(left) <= set(before)
+
+
+def test_a_node_that_cannot_leave_after_its_report_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "LEAVING_S", 2.0)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys, time\n"
+        "if 'shardmark.launching.node' in sys.orig_argv: atexit.register(time.sleep, 600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    script = tmp_path / "leave.py"
+    script.write_text("")
+    assert launch(script, [], cell_at(), tmp_path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "ask", [visible_gpus, lambda: gpu_facts("GPU-0"), lambda: gpu_indices(["GPU-0"])]
+)
+def test_a_driver_that_does_not_answer_is_named(
+    ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "ANSWER_S", 0.2)
+    for name in ("nvmlInit", "nvmlDeviceGetHandleByUUID"):
+        monkeypatch.setattr(pynvml, name, lambda *_: time.sleep(5))
+    with pytest.raises(UserError, match=r"the NVIDIA driver has not answered for .*nvidia-smi"):
+        ask()
+
+
+def test_a_torch_whose_import_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "ASK_S", 0.5)
+    monkeypatch.setattr(gpu_check, "_ASK_TORCH", "import time; time.sleep(60)")
+    said = gpu_check.ask_torch()
+    assert "it took more than" in gpu_check.why_too_few(1, said, driver=True, visible=None)
+
+
+def test_a_process_that_sigkill_does_not_end_is_named_and_left(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(node, "DEATH_S", 1.0)
+    # As if the kernel held it within a driver.
+    with monkeypatch.context() as held:
+        held.setattr(psutil.Process, "kill", lambda _: None)
+        with no_survivors():
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        assert f"SIGKILL does not end process {child.pid}" in capfd.readouterr().out
+    finally:
+        end(child, 1.0)

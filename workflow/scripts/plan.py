@@ -1,0 +1,32 @@
+"""Say what the rest of a matrix costs, before it is paid for. Starts nothing and writes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from shardmark.config_files import load_files
+from shardmark.errors import UserError
+from shardmark.matrix.costs import costs_of
+from shardmark.matrix.costs_view import lines_of
+
+
+def main() -> None:
+    """Print the costs of the command line's configuration."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--configfile", type=Path, nargs="+", default=[], help="overlays, as Snakemake takes them"
+    )
+    arguments = parser.parse_args()
+    try:
+        config = load_files(arguments.configfile)
+    except UserError as error:
+        sys.exit(f"shardmark: {error}")
+    width = shutil.get_terminal_size().columns
+    print("\n".join(lines_of(config, costs_of(config), width)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""How the cluster and its user are set up, where that lets a matrix wait for ever or fail."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from snakemake_executor_plugin_slurm.accounts import validate_account
+from snakemake_interface_common.exceptions import WorkflowError
+
+from shardmark.doctor.finding import Finding
+from shardmark.doctor.slurm_submission import Resources
+from shardmark.errors import UserError
+from shardmark.matrix.status import seconds_of
+from shardmark.slurm import queue
+
+# The executor's own: it uses squeue only where Slurm remembers an ended job for three looks.
+FIRST_LOOK_S, LOOKS = 40, 3
+
+
+def user() -> Iterator[Finding]:
+    """Whether the user has a name, by which Snakemake's executor asks for accounts."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # of Python 3.13 on
+        found = f"user {os.getuid()} has no name: USER is not set and the passwd database has none"
+        yield Finding("FAIL", "user", found, "export USER=..., as sacctmgr show user names you")
+    else:
+        yield Finding("ok", "user", name)
+
+
+def job_states(profile: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether Snakemake will learn that a job has ended."""
+    has_sacct = shutil.which("sacct") is not None
+    wanted = profile.get("slurm-status-command") or ("sacct" if has_sacct else "squeue")
+    first_look_s = int(profile.get("slurm-init-seconds-before-status-checks", FIRST_LOOK_S))
+    age = re.search(r"^MinJobAge\s*=\s*(\d+)", queue.ask("scontrol", "show", "config"), re.M)
+    remembered_s = int(age[1]) if age else 0
+    forgets = remembered_s < LOOKS * first_look_s
+    if not has_sacct or (wanted == "squeue" and not forgets):
+        yield Finding("ok", "job states", f"by squeue; Slurm remembers a job for {remembered_s} s")
+        return
+    try:
+        queue.ask("sacct", "--noheader", "--allocations", "--starttime=now")
+    except UserError as error:
+        advice = "set slurm-status-command: squeue in the profile"
+        if forgets:
+            most = remembered_s // LOOKS
+            advice += f", and slurm-init-seconds-before-status-checks: {most} or less"
+        found = f"Snakemake would wait for ever for a job's end: {error}"
+        yield Finding("FAIL", "job states", found, advice)
+    else:
+        yield Finding("ok", "job states", "by sacct")
+
+
+def account(resources: Resources) -> Iterator[Finding]:
+    """Whether Snakemake's executor takes the account for one of the user's."""
+    silent = logging.Logger(__name__, logging.CRITICAL)
+    for name in re.split(r"[,\s]+", str(resources.get("slurm_account") or "")):
+        try:
+            if name:
+                validate_account(name, silent)
+        except WorkflowError as error:
+            advice = "change slurm_account in the profile; remove it where Slurm has no accounts"
+            yield Finding("FAIL", "account", str(error), advice)
+
+
+def partitions(resources: Resources, profile: str) -> Iterator[Finding]:
+    """Whether the partitions that a job may go to exist.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    known = queue.ask("sinfo", "--noheader", "--format=%R").split()
+    wanted = partition_names(resources)
+    if missing := [name for name in wanted if name not in known]:
+        advice = f"set slurm_partition in {profile}/config.yaml to one of: {', '.join(known)}"
+        yield Finding("FAIL", "partition", f"there is no {', '.join(missing)}", advice)
+    else:
+        named = f"{', '.join(wanted)} exists" if wanted else "left to Slurm's default"
+        yield Finding("ok", "partition", named)
+
+
+def partition_names(resources: Resources) -> list[str]:
+    """The partitions that a job may go to, as it names them; one of them will do."""
+    return [name for name in str(resources.get("slurm_partition") or "").split(",") if name]
+
+
+def most_minutes(resources: Resources) -> float:
+    """The longest time limit of a job's partitions, in minutes.
+
+    Raises:
+        UserError: if Slurm does not answer.
+    """
+    wanted = partition_names(resources)
+    limits = [0.0]
+    for line in queue.ask("sinfo", "--noheader", "--format=%P %l").splitlines():
+        name, limit = line.split()
+        if name in wanted or (not wanted and name.endswith("*")) or name.rstrip("*") in wanted:
+            seconds = seconds_of(limit)
+            limits.append(float("inf") if seconds is None else seconds / 60)
+    return max(limits)
+
+
+def queue_length(profile: Mapping[str, Any], resources: Resources) -> Iterator[Finding]:
+    """Whether as many jobs may be queued as Snakemake would submit at a time."""
+    try:
+        jobs = int(profile.get("jobs", 1))
+    except ValueError:  # unlimited
+        jobs = None
+    limits = list(_submit_limits(profile, resources))
+    lowest = min(limits, default=None)
+    if lowest is not None and (jobs is None or lowest < jobs):
+        found = f"{lowest} may be queued, and the profile submits {jobs or 'as many as there are'}"
+        advice = f"set jobs: {lowest} in the profile; else Snakemake asks again until Slurm accepts"
+        yield Finding("warn", "jobs", found, advice)
+
+
+def _submit_limits(profile: Mapping[str, Any], resources: Resources) -> Iterator[int]:
+    """The limits on submitted jobs of the user's account and QOS, where accounting has any."""
+    ask = ("sacctmgr", "--noheader", "--parsable2", "show")
+    name = str(resources.get("slurm_account") or "")
+    columns = "format=account,maxsubmitjobs,grpsubmitjobs,defaultqos"
+    try:
+        own = queue.ask(*ask, "associations", f"user={getpass.getuser()}", columns)
+        rows = [line.split("|") for line in own.splitlines()]
+        rows = [row for row in rows if not name or row[0].lower() == name.lower()]
+        qos = {str(resources.get("qos") or profile.get("slurm-qos") or row[3]) for row in rows}
+        named = ",".join(sorted(qos - {""}))
+        columns = "format=maxsubmitjobsperuser,maxsubmitjobsperaccount,grpsubmitjobs"
+        of_qos = queue.ask(*ask, "qos", named, columns) if named else ""
+    except UserError:  # no database, which another finding says
+        return
+    numbers = [number for row in rows for number in row[1:3]]
+    numbers += [number for line in of_qos.splitlines() for number in line.split("|")]
+    yield from (int(number) for number in numbers if number.isdigit())

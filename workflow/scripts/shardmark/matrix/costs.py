@@ -1,0 +1,197 @@
+"""What the rest of a matrix costs: jobs, node-hours and GPU-hours, at worst and likely."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from shardmark.cells import Cell, parity_case
+from shardmark.config import Cluster, Config
+from shardmark.errors import UserError
+from shardmark.metrics import Metrics, read_metrics, read_parity
+from shardmark.results.matrix import read_matrix
+from shardmark.slurm.job_request import SPARE_MINUTES
+from shardmark.time_limits import GATE_MINUTES, GATE_S, START_S, expected_s, limit_minutes
+
+# In a Slurm job Snakemake starts twice before the cell does.
+SNAKEMAKE_S = 10.0
+# Of the job that asks Slurm for the nodes of a pinned block: rule pin_block.
+PIN_MINUTES = 5
+
+# Workload, GPU count, strategy; no strategy for all of them together.
+Kind = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the matrix.
+
+    Attributes:
+        gpus: that it uses.
+        charged: GPUs that a cluster charges for it; all of its nodes', if it has them to itself.
+        worst_s: seconds until its time limit.
+        likely_s: seconds that it probably takes; None where nothing is known of its workload.
+        cell: which cell it is, where it is one.
+        measured: whether results that exist say how long it takes.
+    """
+
+    gpus: int
+    charged: int
+    worst_s: float
+    likely_s: float | None
+    cell: Cell | None = None
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast cells like one were.
+
+    Attributes:
+        images_per_s: of one GPU.
+        start_s: seconds in which they neither trained nor measured.
+    """
+
+    images_per_s: float
+    start_s: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What is left to run of a matrix.
+
+    Attributes:
+        planned: cells of the matrix that can run.
+        jobs: of the cells without a result, and of the parity gate.
+        cluster: the machines.
+    """
+
+    planned: int
+    jobs: list[Job]
+    cluster: Cluster
+
+    @property
+    def cells(self) -> list[Job]:
+        """The jobs that are cells."""
+        return [job for job in self.jobs if job.cell is not None]
+
+    @property
+    def one_by_one_s(self) -> float:
+        """Seconds that all jobs of known length take one after another, without Slurm."""
+        return sum(max(0.0, job.likely_s - SNAKEMAKE_S) for job in self.jobs if job.likely_s)
+
+
+def costs_of(config: Config, root: Path = Path()) -> Costs:
+    """What the cells and parity cases without a result of the present definition and code cost."""
+    matrix = [one for one in read_matrix(config, root) if not one.cell.unsupported]
+    planned = [one.cell for one in matrix]
+    left = [one.cell for one in matrix if not one.metrics or one.stale]
+    paces = _paces(left, root)
+    jobs = [_job_of_cell(config.cluster, cell, paces) for cell in left]
+    jobs += _gate(config, root)
+    if config.cluster.block == "pinned":
+        blocks = {(cell.workload, cell.gpus, cell.seed): cell.gpus for cell in left}
+        jobs += [
+            Job(gpus, _charged(config.cluster, gpus), PIN_MINUTES * 60, SNAKEMAKE_S)
+            for gpus in blocks.values()
+        ]
+    return Costs(len(planned), jobs, config.cluster)
+
+
+def _job_of_cell(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
+    expected = cluster.expected_images_per_s.get(cell.workload)
+    pace = paces.get(_kind(cell)) or paces.get(_any_strategy(cell))
+    measured = pace is not None
+    if pace is None and expected is not None:
+        pace = Pace(expected, START_S)
+    likely = SNAKEMAKE_S + expected_s(cell, pace.images_per_s, pace.start_s) if pace else None
+    worst = (limit_minutes(cluster, cell) + SPARE_MINUTES) * 60
+    return Job(cell.gpus, _charged(cluster, cell.gpus), worst, likely, cell, measured)
+
+
+def _charged(cluster: Cluster, gpus: int) -> int:
+    nodes = -(-gpus // cluster.gpus_per_node)
+    alone = nodes > 1 or any(
+        option.split("=")[0] == "--exclusive" for option in shlex.split(cluster.slurm_extra)
+    )
+    return nodes * cluster.gpus_per_node if alone else gpus
+
+
+def _gate(config: Config, root: Path) -> Iterator[Job]:
+    """The parity cases without a current verdict, and an oracle for each of their sizes."""
+    sizes: set[tuple[str, int]] = set()
+    for workload in config.matrix.workloads:
+        for strategy in config.matrix.strategies:
+            for gpus in config.matrix.gpus:
+                case = parity_case(config, workload, strategy, gpus)
+                if case.cell.unsupported or _has_verdict(root / case.file, case.fingerprint()):
+                    continue
+                sizes.add((workload, gpus))
+                yield _gate_job(gpus)
+    for _ in sizes:
+        yield _gate_job(1)
+
+
+def _gate_job(gpus: int) -> Job:
+    return Job(gpus, gpus, (GATE_MINUTES + SPARE_MINUTES) * 60, SNAKEMAKE_S + GATE_S)
+
+
+def _has_verdict(path: Path, fingerprint: str) -> bool:
+    try:
+        return path.exists() and read_parity(path).case_sha256 == fingerprint
+    except UserError:
+        return False
+
+
+def _kind(cell: Cell) -> Kind:
+    return cell.workload, cell.gpus, cell.strategy
+
+
+def _any_strategy(cell: Cell) -> Kind:
+    return cell.workload, cell.gpus, ""
+
+
+def _paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
+    """The median pace in results of any run, by kind of cell.
+
+    A result counts where its workload is the same but for the number of images and epochs.
+    """
+    results: dict[Kind, list[Pace]] = {}
+    for cell in {_any_strategy(cell): cell for cell in cells}.values():
+        pattern = f"results/*/{cell.workload}/*/gpus{cell.gpus}/seed*/metrics.json"
+        for path in root.glob(pattern):
+            try:
+                metrics = read_metrics(path)
+            except UserError:
+                continue
+            if metrics.throughput is not None and _alike(metrics.cell, cell):
+                pace = Pace(metrics.throughput.images_per_s_per_gpu, _start_s(metrics))
+                for kind in (_kind(metrics.cell), _any_strategy(cell)):
+                    results.setdefault(kind, []).append(pace)
+    return {
+        kind: Pace(median(one.images_per_s for one in paces), median(one.start_s for one in paces))
+        for kind, paces in results.items()
+    }
+
+
+def _alike(one: Cell, other: Cell) -> bool:
+    """Whether a strategy trains both at the same speed, on the same machine."""
+
+    def decides(cell: Cell) -> tuple[object, ...]:
+        workload = cell.definition
+        images = workload.dataset.image_size, workload.dataset.loader
+        return workload.model, images, workload.precision, cell.per_gpu_batch_size, cell.device
+
+    return decides(one) == decides(other)
+
+
+def _start_s(metrics: Metrics) -> float:
+    times = metrics.time_s
+    if times is None or times.total_s is None:
+        return START_S
+    parts = (times.training_s, times.evaluation_s, times.warmup_s, times.steady_s)
+    spent = sum(part or 0.0 for part in parts) + metrics.cell.measure.idle_s
+    return max(0.0, times.total_s - spent)

@@ -1,0 +1,51 @@
+"""Targets of a command line that no rule makes, because they are not in the matrix."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from shardmark.config import Config
+from shardmark.config_loading import did_you_mean
+
+_CELL = r"results/(?P<run>[^/]+)/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/gpus(?P<gpus>[^/]+)/seed"
+_CASE = r"results/(?P<run>[^/]+)/parity/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/ranks(?P<gpus>.+)"
+_FORMS = (
+    re.compile(rf"{_CELL}(?P<seed>[^/]+)(?P<file>/[^/]+)?"),
+    re.compile(rf"{_CASE}\.json"),
+)
+
+
+def why_not_in_matrix(arguments: Iterable[str], config: Config) -> list[str]:
+    """What the matrix lacks of each cell or parity case whose file is among the arguments."""
+    lines = []
+    for argument in arguments:
+        target = os.path.relpath(argument) if argument else ""
+        for form in _FORMS:
+            if match := form.fullmatch(target):
+                cell = match.groupdict(default="")
+                reasons = list(_reasons(cell, config))
+                whole = target if cell.get("file", target) else f"{target}/metrics.json"
+                if not reasons and (whole != target or Path(argument).is_absolute()):
+                    reasons = [f"name its file from the project's folder on, {whole}"]
+                lines += [f"{argument}: {'; '.join(reasons)}"] if reasons else []
+    return lines
+
+
+def _reasons(cell: dict[str, str], config: Config) -> Iterator[str]:
+    if cell["run"] != config.run:
+        yield f"the configuration's run is {config.run}; give that of {cell['run']} (--configfile)"
+        return
+    matrix = config.matrix
+    for what, key, allowed in (
+        ("workload", "workloads", matrix.workloads),
+        ("strategy", "strategies", matrix.strategies),
+        ("gpus", "gpus", matrix.gpus),
+        ("seed", "seeds", matrix.seeds),
+    ):
+        given = cell.get(what)
+        if given is not None and given not in map(str, allowed):
+            hint = did_you_mean(given, list(map(str, allowed)))
+            yield f"{what} {given} is not in matrix.{key}; {hint}"

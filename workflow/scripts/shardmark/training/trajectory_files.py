@@ -1,0 +1,90 @@
+"""The parity gate's trajectories as files: tensors, numbers and text alone.
+
+A file that could hold objects could run code when it is read, and results are passed on.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shardmark.atomic import replacing
+from shardmark.errors import UserError
+from shardmark.metrics import Deviation
+from shardmark.training.oracle import Trajectory
+
+
+def write_plain(found: Mapping[str, Any], path: Path) -> None:
+    """Write trajectories and noise floors by name, whole or not at all.
+
+    torch.save reports a full disk as an OSError only where it is given an open file.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(_plain(found), file)
+
+
+def read_trajectories(path: Path) -> dict[str, Any]:
+    """What ``run_case`` wrote: a trajectory for each precision, ``real`` and ``backend``.
+
+    Raises:
+        UserError: naming the file, if it holds something else.
+    """
+    return {
+        name: _trajectory(value, path) if name not in ("real", "backend") else value
+        for name, value in _load(path).items()
+    }
+
+
+def read_oracles(path: Path) -> dict[str, Any]:
+    """What ``make_oracles`` returned, as make_oracle.py wrote it.
+
+    Raises:
+        UserError: naming the file, if it holds something else.
+    """
+    oracles = _load(path)
+    try:
+        for name in oracles.keys() - {"real"}:
+            oracles[name] |= {
+                "trajectory": _trajectory(oracles[name]["trajectory"], path),
+                "floor": Deviation.model_validate(oracles[name]["floor"]),
+            }
+    except (KeyError, TypeError, ValueError):
+        raise _other(path) from None
+    return oracles
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Trajectory):
+        return vars(value)
+    if isinstance(value, Deviation):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        raise _other(path) from None
+    if not isinstance(found, dict):
+        raise _other(path)
+    return found
+
+
+def _trajectory(fields: Any, path: Path) -> Trajectory:
+    try:
+        return Trajectory(**fields)
+    except TypeError:
+        raise _other(path) from None
+
+
+def _other(path: Path) -> UserError:
+    return UserError(
+        f"{path}: is damaged, or holds more than tensors and numbers; delete it to make it anew"
+    )
