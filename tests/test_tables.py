@@ -34,6 +34,7 @@ from shardmark.report.table import Table, to_latex, to_markdown, to_text
 from shardmark.results.cell_rows import CellRow, EpochRow
 from shardmark.results.collected import collect
 from shardmark.results.csv_tables import to_csv, to_frame
+from shardmark.statistics.comparisons import compare
 from shardmark.strategies import label_of
 
 
@@ -44,7 +45,7 @@ def config() -> Config:
 
 def summary_of(config: Config, root: Path) -> list[Table]:
     cells = to_frame(CellRow, collect(config, root).cells)
-    return list(summary_tables(summarise(cells, "ddp"), "ddp"))
+    return list(summary_tables(summarise(cells, compare(cells, "ddp"), "ddp"), "ddp"))
 
 
 def test_there_is_a_row_per_cell_and_a_row_per_epoch(config: Config, tmp_path: Path) -> None:

@@ -71,24 +71,6 @@ rule collect:
         " > {log:q} 2>&1"
 
 
-rule summarise:
-    input:
-        rules.collect.output,
-    output:
-        [f"{TABLES}/summary.{kind}" for kind in ("md", "tex", "txt")],
-        f"{TABLES}/summarise.sha256",
-        csv=report(f"{TABLES}/summary.csv", category="Tables", caption="../report/summary.rst"),
-    log:
-        f"{TABLES}/summarise.log",
-    params:
-        tables=subpath(input[0], parent=True),
-        baseline=CONFIG.baseline,
-        code=code_of("summarise.py"),
-    shell:
-        "{PYTHON:q} {SCRIPTS:q}/summarise.py --tables {params.tables:q}"
-        " --baseline {params.baseline:q} > {log:q} 2>&1"
-
-
 rule compare:
     input:
         rules.collect.output,
@@ -111,6 +93,25 @@ rule compare:
     shell:
         "{PYTHON:q} {SCRIPTS:q}/compare_strategies.py --tables {params.tables:q}"
         " --baseline {params.baseline:q} --margin {params.margin} > {log:q} 2>&1"
+
+
+rule summarise:
+    input:
+        rules.collect.output,
+        rules.compare.output,
+    output:
+        [f"{TABLES}/summary.{kind}" for kind in ("md", "tex", "txt")],
+        f"{TABLES}/summarise.sha256",
+        csv=report(f"{TABLES}/summary.csv", category="Tables", caption="../report/summary.rst"),
+    log:
+        f"{TABLES}/summarise.log",
+    params:
+        tables=subpath(input[0], parent=True),
+        baseline=CONFIG.baseline,
+        code=code_of("summarise.py"),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/summarise.py --tables {params.tables:q}"
+        " --baseline {params.baseline:q} > {log:q} 2>&1"
 
 
 rule export_tables:

@@ -3,9 +3,9 @@
     python workflow/scripts/compare_runs.py results/before results/after
 
 Writes the comparison as Markdown, CSV and LaTeX, its figure as SVG, PDF and PNG, and
-changes.csv, and prints the first. The exit status is for a machine to act on: 0 no regression, 1 a
-regression beyond the margin, 2 inconclusive or not comparable, 3 no comparison: wrong arguments, a
-file that cannot be written, or a fault of this program.
+changes.csv, and prints the first. The exit status is for a machine to act on: 0 no regression; 1 a
+strategy is slower by more than the margin, or fails and did not before; 2 not comparable, or too
+few runs to decide; 3 the comparison itself failed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import argparse
 import math
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,22 +26,21 @@ from shardmark.errors import UserError
 from shardmark.escaping import csv_text, for_markdown
 from shardmark.figures.drawing import save
 from shardmark.files import write_text
-from shardmark.report.sentences import percent, ratio_text
+from shardmark.report.sentences import explain, percent, ratio_text
 from shardmark.report.table import Table, to_latex
 from shardmark.results.result_set import read_result_set
+from shardmark.statistics.comparison_rows import NOT_COMPARABLE
 from shardmark.statistics.comparisons import MARGIN, PRIMARY
-from shardmark.statistics.set_comparison import (
-    EXIT_CODES,
-    SetComparison,
-    compare_sets,
-    regressions_of,
-)
+from shardmark.statistics.eligibility import GROUP
+from shardmark.statistics.family import FEWEST_ESTABLISHED, FEWEST_LIKELY
+from shardmark.statistics.set_comparison import EXIT_CODES, SetComparison, compare_sets
 
+# The exit status where there is no comparison to act on.
 NO_COMPARISON = 3
 HEADLINES = {
-    "no regression": "No regression: each strategy is faster, or equivalent within the margin.",
-    "regression": "Regression, slower than before by more than the margin:",
-    "inconclusive": "Inconclusive: not every strategy is shown to be as fast as before.",
+    "no regression": "No regression: no strategy is slower than before by the margin or more.",
+    "regression": "Regression:",
+    "inconclusive": "Inconclusive: a regression is neither shown nor ruled out.",
 }
 # Okabe & Ito's colours, told apart by any eye; the markers say it without colour.
 LOOKS = {
@@ -59,6 +60,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The comparisons as a person reads them."""
+    rows = table.to_dict("records")
     return pd.DataFrame(
         {
             "workload": table["workload"],
@@ -73,10 +75,17 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
                 for low, high in table[["ci_low", "ci_high"]].itertuples(index=False)
             ],
             "n": table["n"],
-            "verdict": table["verdict"],
-            "reason": table["reason"],
+            "verdict": [describe_verdict(row) for row in rows],
+            "regression": table["regression"],
+            "why": [explain(row) for row in rows],
         }
     )
+
+
+def describe_verdict(row: Mapping[Any, Any]) -> str:
+    """The verdict with its tier, where it is one."""
+    sure = row["tier"] in ("established", "likely")
+    return f"{row['verdict']} ({row['tier']})" if sure else str(row["verdict"])
 
 
 def change(ratio: float) -> str:
@@ -84,30 +93,66 @@ def change(ratio: float) -> str:
     return "–" if math.isnan(ratio) else percent(ratio)
 
 
+def headline(found: SetComparison) -> str:
+    """The outcome, and what it rests on."""
+    slower = [
+        f"{name_row(row)} is slower by more than the margin ({ratio_text(row)}; {row['tier']})"
+        for _, row in found.table[found.table["regression"] == "yes"].iterrows()
+    ]
+    failing = [
+        f"{name_row(row)} now ends as {row['status']} (seeds {row['seeds']})"
+        for _, row in found.failures.iterrows()
+    ]
+    return f"{HEADLINES[found.outcome]} {'; '.join([*slower, *failing])}".strip()
+
+
+def name_row(row: pd.Series[Any]) -> str:
+    """The workload, strategy and GPU count of a row."""
+    return f"{row['workload']} {row['strategy']} gpus{row['gpus']}"
+
+
+def what_it_takes(table: pd.DataFrame) -> str:
+    """How many runs can show a regression at all, and how many would decide what is open."""
+    primary = table[table["metric"] == PRIMARY.column]
+    said = (
+        f"A regression can be shown from {FEWEST_LIKELY} runs of each set on (likely: by a model "
+        f"of normal noise), and from {FEWEST_ESTABLISHED} without that model (established)."
+    )
+    undecided = primary[(primary["regression"] == "open") & (primary["verdict"] != NOT_COMPARABLE)]
+    wanted = undecided["seeds_to_decide"].dropna()
+    if len(wanted):
+        said += (
+            f" About {wanted.max():.0f} runs of each set would decide what is open here, if further"
+            " runs scatter like these."
+        )
+    return said
+
+
 def report_of(found: SetComparison, names: tuple[str, str], margin: float) -> str:
     """The comparison in Markdown."""
     primary = found.table["metric"] == PRIMARY.column
-    slower = [
-        f"{row['workload']} {row['strategy']} gpus{row['gpus']} ({ratio_text(row)})"
-        for _, row in regressions_of(found.table, margin).iterrows()
-    ]
+    families = found.table[primary & found.table["ratio"].notna()].groupby(GROUP).ngroups
     parts = [
         f"# {names[1]} against {names[0]}",
-        f"{HEADLINES[found.outcome]} {'; '.join(slower)}".strip(),
-        f"Ratios are of {names[1]} (after) to {names[0]} (before). "
-        f"The margin is {100 * margin:g} %, the level 5 %, corrected by Holm within a workload and "
-        "GPU count.",
+        headline(found),
+        f"Ratios are of {names[1]} (after) to {names[0]} (before). The margin is "
+        f"{100 * margin:g} %, the level 5 %, corrected for the strategies of one workload and GPU "
+        f"count. The chance of one false alarm among {families} such families is up to "
+        f"{100 * (1 - 0.95**families):.0f} %.",
+        what_it_takes(found.table),
         "## Throughput",
         markdown_table(readable(found.table[primary])),
     ]
     for title, groups in (("only before", found.only_before), ("only after", found.only_after)):
         if groups:
             parts.append(f"Measured {title}, and so not compared: {', '.join(groups)}.")
+    if len(found.failures):
+        parts += ["## Failures that are new", markdown_table(found.failures)]
     parts += [
         "## What changed around it",
         markdown_table(found.changes) if len(found.changes) else "No setting, version or device.",
         "## Memory, energy and time (exploratory: not corrected, and no part of the outcome)",
-        markdown_table(readable(found.table[~primary])),
+        markdown_table(readable(found.table[~primary]).drop(columns="regression")),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -122,7 +167,7 @@ def table_of(found: SetComparison, names: tuple[str, str], margin: float) -> Tab
     table = readable(found.table)
     return Table(
         caption=f"{names[1]} (after) against {names[0]} (before); margin of equivalence "
-        f"{100 * margin:g} %; throughput corrected by Holm, the rest exploratory",
+        f"{100 * margin:g} %; throughput corrected for several comparisons, the rest exploratory",
         headings=list(table.columns),
         rows=[["" if value != value else str(value) for value in row] for row in table.to_numpy()],
         notes=[],
@@ -145,7 +190,7 @@ def draw(found: SetComparison, names: tuple[str, str], margin: float) -> Figure:
             axes.plot(ends, [place, place], color=color, lw=1.6, solid_capstyle="butt")
         axes.plot(value, place, marker, color=color, ms=6)
         axes.annotate(
-            f"{row['verdict']} (n = {row['n']})",
+            f"{describe_verdict(row.to_dict())}, n = {row['n']}",
             (1.01, place),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -177,12 +222,15 @@ def compare_folders(arguments: argparse.Namespace) -> int:
     """
     names = (arguments.before.resolve().name, arguments.after.resolve().name)
     output = arguments.output or arguments.after / f"compared-with-{names[0]}"
-    before, after = (read_result_set(path) for path in (arguments.before, arguments.after))
-    found = compare_sets(before, after, margin=arguments.margin)
+    before, after = (read_result_set(folder) for folder in (arguments.before, arguments.after))
+    found = compare_sets(
+        before, after, margin=arguments.margin, other_devices=arguments.other_devices
+    )
     report = report_of(found, names, arguments.margin)
     write_text(output / "comparison.md", report)
     write_text(output / "comparison.csv", csv_text(found.table))
     write_text(output / "changes.csv", csv_text(found.changes))
+    write_text(output / "failures.csv", csv_text(found.failures))
     table = table_of(found, names, arguments.margin)
     write_text(output / "comparison.tex", to_latex([table]))
     figure = draw(found, names, arguments.margin)
@@ -200,6 +248,12 @@ def arguments_of_command_line() -> argparse.Namespace:
     parser.add_argument("before", type=Path, help="folder of a run, results/<run>")
     parser.add_argument("after", type=Path, help="folder of another")
     parser.add_argument("--margin", type=float, default=MARGIN, help="share, by default 0.02")
+    parser.add_argument(
+        "--other-devices",
+        action="store_true",
+        help="compare strategies that ran on other devices than before; the difference of the "
+        "devices is then part of the result",
+    )
     parser.add_argument(
         "--output", type=Path, help="folder to write to, by default AFTER/compared-with-<before>"
     )

@@ -13,16 +13,21 @@ from shardmark.report.table import to_latex, to_markdown, to_text
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.csv_tables import read_csv
 from shardmark.results.table_checksums import record_checksums
+from shardmark.statistics.comparison_rows import ComparisonRow
 
 
 @one_message
 def main() -> None:
     """Summarise the table of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=Path, required=True, help="folder of cells.csv")
-    parser.add_argument("--baseline", required=True, help="strategy to divide throughputs by")
+    parser.add_argument(
+        "--tables", type=Path, required=True, help="folder of cells.csv and comparisons.csv"
+    )
+    parser.add_argument("--baseline", required=True, help="strategy to compare with")
     arguments = parser.parse_args()
-    summary = summarise(read_csv(arguments.tables / "cells.csv", CellRow), arguments.baseline)
+    cells = read_csv(arguments.tables / "cells.csv", CellRow)
+    comparisons = read_csv(arguments.tables / "comparisons.csv", ComparisonRow)
+    summary = summarise(cells, comparisons, arguments.baseline)
     tables = list(summary_tables(summary, arguments.baseline))
     medians = list(summary_tables(summary, arguments.baseline, ranges=False))
     texts = {

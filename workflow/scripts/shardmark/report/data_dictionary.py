@@ -33,6 +33,7 @@ from shardmark.metrics import (
 from shardmark.results.cell_rows import CellRow, EpochRow, extra
 from shardmark.results.failure_rows import FailureRow
 from shardmark.results.parity_rows import ParityRow
+from shardmark.statistics.comparison_rows import ComparisonRow, ScalingRow, SetComparisonRow
 
 SECTIONS: tuple[type[BaseModel], ...] = (
     Metrics,
@@ -92,6 +93,13 @@ def dictionary() -> str:
         (EpochRow, "epochs.csv", "One row per epoch of a cell."),
         (FailureRow, "failures.csv", "One row per cell without a good result."),
         (ParityRow, "parity.csv", "One row per check of the parity gate."),
+        (ComparisonRow, "comparisons.csv", "One row per strategy, metric and GPU count."),
+        (ScalingRow, "scaling.csv", "One row per strategy and GPU count."),
+        (
+            SetComparisonRow,
+            "comparison.csv",
+            "What `compare_runs.py` writes: the columns of comparisons.csv, and four more.",
+        ),
     ):
         parts.append(f"## {title}\n\n{what}\n\n{_columns(model)}")
     parts.append("## steps.csv\n\nBeside each metrics.json: every timed step on every rank.\n")

@@ -12,6 +12,7 @@ from shardmark.statistics.standing import Standing, Verdict
 
 # More names than these say less than their number.
 NAMED = 3
+_SHOWN = {"established": "shown to be better than", "likely": "likely better than"}
 
 
 def decision_table(verdicts: Sequence[Verdict], device: str) -> Table:
@@ -38,7 +39,8 @@ def decision_table(verdicts: Sequence[Verdict], device: str) -> Table:
         notes=[
             "Below each: how sure it is; the next by the same objective; what it costs by the "
             "other two (throughput also against the fastest). Shown means that tests at the 5 % "
-            "level say so; not told apart means that the runs so far do not, and more seeds may.",
+            "level say so; likely, that they do if noise is normal; not told apart, that the runs "
+            "so far do not, and more seeds may.",
             "Throughput is what the matrix is judged by; memory (the peak of the fullest GPU) and "
             "energy are exploratory: their tests are not corrected for their number.",
         ],
@@ -53,21 +55,19 @@ def _standing(verdict: Verdict, standing: Standing | None) -> str:
     best = f"{standing.best}, {quantity(standing.metric, standing.value)}"
     notes = (
         _sureness(standing, verdict.margin),
-        _next(verdict, standing),
+        _next(standing),
         _price(verdict, standing),
     )
     return " ".join([best, *(f"[{note}]" for note in notes if note)])
 
 
-def _next(verdict: Verdict, standing: Standing) -> str:
-    """The second best median, and how far it lies behind."""
-    metric, best = standing.metric, standing.best or ""
-    known = {name: own[metric] for name, own in verdict.medians.items() if metric in own}
-    others = [name for name in known if name != best]
-    if not others:
+def _next(standing: Standing) -> str:
+    """The second best ratio to the best."""
+    if not standing.ratios:
         return ""
-    second = (max if metric == PRIMARY.column else min)(others, key=known.__getitem__)
-    return f"next: {second}, {percent(known[second] / known[best])} against it"
+    best_first = max if standing.metric == PRIMARY.column else min
+    second = best_first(standing.ratios, key=standing.ratios.__getitem__)
+    return f"next: {second}, {percent(standing.ratios[second])} against it"
 
 
 def _price(verdict: Verdict, standing: Standing) -> str:
@@ -84,8 +84,8 @@ def _by_the_others(verdict: Verdict, standing: Standing) -> Iterator[str]:
         if metric == standing.metric or metric not in own:
             continue
         text = quantity(metric, own[metric])
-        if metric == PRIMARY.column and standing.best != fastest.best:
-            text += f" ({percent(own[metric] / (fastest.value or 1))})"
+        if metric == PRIMARY.column and standing.best in fastest.ratios:
+            text += f" ({percent(fastest.ratios[standing.best])})"
         yield text
 
 
@@ -95,9 +95,9 @@ def _sureness(standing: Standing, margin: float) -> str:
         return "nothing to compare to"
     if standing.shown:
         than = ", ".join(others) if len(others) <= NAMED else f"all {len(others)} others"
-        return f"shown to be better than {than}"
+        return f"{_SHOWN[standing.tier]} {than}"
     groups = (
-        ("shown to be better than", standing.worse),
+        ("better than", standing.worse),
         (f"equivalent within {100 * margin:g} % to", standing.equivalent),
         ("not told apart yet from", standing.open),
     )

@@ -190,7 +190,9 @@ def _workload(name: str, tables: Tables, findings: Findings, figures: Path) -> W
         ],
         comparisons=list(comparison_tables(comparisons, record.device)),
         scaling=scaling_table(scaling, tables.strategies),
-        tables=list(summary_tables(summarise(cells, record.baseline), record.baseline)),
+        tables=list(
+            summary_tables(summarise(cells, comparisons, record.baseline), record.baseline)
+        ),
         figures=shown,
         not_drawn=not_drawn,
         outcomes=_link(figures / f"{OUTCOMES}.svg"),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from shardmark.measurement.validity import unchecked_rules
 from shardmark.quantities import describe_gpus, format_number
+from shardmark.report.sentences import explain
 from shardmark.report.table import Table
 from shardmark.results.certificate import Certificate, Row
 from shardmark.results.outcome import Outcome
@@ -53,28 +54,32 @@ def comparison_tables(comparisons: pd.DataFrame, device: str) -> Iterator[tuple[
     for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
         primary = group.family == "primary"
         yield (
-            _comparison_table(group[primary], "p after Holm", "p_holm", device),
-            _comparison_table(group[~primary], "p, not corrected", "p", device),
+            _comparison_table(group[primary], "p, corrected", device),
+            _comparison_table(group[~primary], "p, not corrected", device),
         )
 
 
-def _comparison_table(group: pd.DataFrame, heading: str, p: str, device: str) -> Table:
+def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
     first = group.iloc[0]
     where = describe_gpus(device, first.gpus)
     return Table(
         caption=f"{first.workload} on {where}, {first.scaling} scaling: ratio to "
         f"{label_of(first.baseline)}, margin of equivalence {100 * first.margin:g} %",
-        headings=["Strategy", "Metric", "Ratio", "95 % interval", heading, "n", "Verdict", "Why"],
+        headings=[
+            *("Strategy", "Metric", "Ratio", "95 % interval", heading, "n"),
+            *("Verdict", "Sure", "Why"),
+        ],
         rows=[
             [
                 label_of(row["strategy"]),
                 _COMPARED[row["metric"]],
                 _fixed(row["ratio"], 3),
                 _interval(row["ci_low"], row["ci_high"], 3),
-                _fixed(row[p], 4),
+                _fixed(row["p_adjusted"], 4),
                 str(row["n"]),
                 row["verdict"],
-                row["reason"],
+                row["tier"],
+                explain(row),
             ]
             for row in group.to_dict("records")
         ],
@@ -91,8 +96,8 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
     alone = bool((scaling.gpus == scaling.reference_gpus).all())
     rows = sorted(scaling.to_dict("records"), key=lambda row: strategies.index(row["strategy"]))
     return Table(
-        caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals; runs "
-        "are groups here, not pairs",
+        caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals that "
+        "include how much devices differ",
         headings=[
             *("Strategy", "GPUs", "from", "Throughput (images/s)"),
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),

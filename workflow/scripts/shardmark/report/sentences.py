@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from shardmark.statistics.eligibility import GROUP
-from shardmark.statistics.family import pairs_for_significance
+from shardmark.statistics.family import FEWEST_ESTABLISHED, FEWEST_LIKELY
 from shardmark.statistics.standing import Standing, Verdict
 from shardmark.strategies import label_of
 
@@ -48,8 +48,11 @@ def with_labels(verdict: Verdict) -> Verdict:
         if standing is None:
             return None
         lists = ("equivalent", "open", "worse", "not_compared")
-        update = {name: list(map(label_of, getattr(standing, name))) for name in lists}
+        update: dict[str, Any] = {
+            name: list(map(label_of, getattr(standing, name))) for name in lists
+        }
         best = standing.best and label_of(standing.best)
+        update["ratios"] = {label_of(name): value for name, value in standing.ratios.items()}
         return standing.model_copy(update={"best": best, **update})
 
     return verdict.model_copy(
@@ -83,6 +86,29 @@ def ratio_text(row: pd.Series[Any]) -> str:
     return f"{percent(row['ratio'])}, {percent(row['ci_low'])} to {percent(row['ci_high'])}"
 
 
+# Of the reasons in comparisons.csv, those that need more than their own words.
+_REASONS = {
+    "few_runs": f"fewer than {FEWEST_LIKELY} runs",
+    "no_device_with_two_runs": "no devices have two runs of either, so the spread is unknown",
+    "beyond_200_runs": "more than 200 runs would be needed to settle it",
+    "within_margin": "a difference is shown, smaller than the margin",
+    "devices_never_met": "they never ran on the same devices",
+    "devices_unknown": "it is not known which devices they ran on",
+    "no_common_seed": "they have no seed in common",
+}
+
+
+def explain(row: Mapping[Any, Any]) -> str:
+    """Why a row of comparisons.csv is not comparable, open or a special case; empty if it says."""
+    values, reason = row["reason_values"], row["reason"]
+    if row["seeds_needed"] == row["seeds_needed"]:
+        return f"about {row['seeds_needed']:.0f} runs of each would settle it"
+    if reason.startswith("mixed_"):
+        return f"mixed {reason.removeprefix('mixed_').replace('_', ' ')}: {values}"
+    words = _REASONS.get(reason, reason.replace("_", " "))
+    return f"{label_of(values)}: {words}" if values else words
+
+
 def quantity(metric: str, value: float) -> str:
     """A value with its unit."""
     if metric == "images_per_s":
@@ -95,14 +121,12 @@ def quantity(metric: str, value: float) -> str:
 def _reservations(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
     runs = [number for number in verdict.runs.values() if number]
     said = []
-    if runs and max(runs) == 1:
-        said.append("There is one run of each strategy: nothing here can be significant.")
-    elif verdict.cannot:
-        tested = int((rows["ratio"].notna()).sum())
+    if runs and max(runs) < FEWEST_LIKELY:
+        number = "one run" if max(runs) == 1 else f"{max(runs)} runs"
         said.append(
-            f"With n = {max(runs)} no difference from {verdict.baseline} can be significant: "
-            f"{tested} comparison{'s need' if tested > 1 else ' needs'} "
-            f"at least {pairs_for_significance(tested)} seeds, as pairs."
+            f"There {'is' if max(runs) == 1 else 'are'} {number} of each strategy, which can show "
+            f"nothing: from {FEWEST_LIKELY} runs on a difference can be likely, from "
+            f"{FEWEST_ESTABLISHED} on established."
         )
     elif runs and min(runs) < max(runs):
         fewer = [name for name, number in verdict.runs.items() if 0 < number < max(runs)]
@@ -120,7 +144,7 @@ def _how_compared(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
         (rows["verdict"] == "not comparable") & (rows["n"] > 0) & (rows["n_baseline"] > 0)
     ]
     said = [
-        f"{row['strategy']} is not compared to {row['baseline']}: {row['reason']}."
+        f"{row['strategy']} is not compared to {row['baseline']}: {explain(row.to_dict())}."
         for _, row in refused.iterrows()
     ]
     unpaired = rows[rows["ratio"].notna() & ~rows["paired"].astype(bool)]["strategy"]
@@ -156,7 +180,8 @@ def _fastest(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
         return [f"Only {found.best} has usable cells: {value}."]
     if found.shown:
         among = " of those compared" if found.not_compared else ""
-        return [f"{found.best} is the fastest{among}: {value}{against}."]
+        sure = "likely " if found.tier == "likely" else ""
+        return [f"{found.best} is {sure}the fastest{among}: {value}{against}."]
     return [
         "No strategy is shown to be the fastest.",
         f"{found.best} has the highest throughput, {value}{against}{_others(verdict, found)}.",
@@ -187,8 +212,7 @@ def _against_baseline(verdict: Verdict, rows: pd.DataFrame) -> list[str]:
         "faster": "faster",
         "equivalent": f"equivalent within {100 * verdict.margin:g} %",
         "slower": "slower",
-        "inconclusive": "open",
-        "cannot be significant at this n": "not significant, nor can it be at this n",
+        "open": "open",
     }
     parts = []
     for word, title in titles.items():
@@ -211,7 +235,8 @@ def _cheapest(verdict: Verdict) -> list[str]:
             continue
         value = f"{quantity(found.metric, found.value)}{place}"
         if found.shown:
-            said.append(f"{found.best} needs the least {title}: {value} (exploratory).")
+            sure = "likely " if found.tier == "likely" else ""
+            said.append(f"{found.best} {sure}needs the least {title}: {value} (exploratory).")
         else:
             rest = _others(verdict, found)
             said.append(f"{found.best} has the lowest {title}, {value}{rest} (exploratory).")
@@ -226,7 +251,7 @@ def _pareto(verdict: Verdict) -> list[str]:
     if len(everyone) < 2:
         return []
     if len(verdict.pareto) == len(everyone):
-        return [f"No strategy can be ruled out by {weighed} together (exploratory)."]
+        return [f"By {weighed} together, no strategy beats another (exploratory)."]
     return [
         f"By {weighed} together, these are beaten by none (exploratory): {listed(verdict.pareto)}."
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from shardmark.quantities import Quantity, describe_gpus, format_number
@@ -18,29 +19,32 @@ SCALING = {"strong": "fixed global batch", "weak": "fixed batch per GPU"}
 Row = Mapping[Any, Any]
 
 
-def summarise(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def summarise(cells: pd.DataFrame, comparisons: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One row for each workload, scaling, GPU count and strategy, in the order of the cells.
 
     Args:
         cells: columns as ``cell_rows.CellRow``.
-        baseline: the strategy by whose throughput the others are divided.
+        comparisons: columns as ``comparison_rows.ComparisonRow``.
+        baseline: the strategy that the others are compared with.
 
     Returns:
         The group's columns and the strategy; ``cells`` planned; ``runs`` that the medians are of
         (``eligibility.counted``); ``suspect`` cells; ``suspects_shown`` among the runs;
         ``comparable``, whether the runs take part in comparisons; ``outcomes`` in words;
         ``parity``; for each quantity its median under the column's name, and ``<column>_min``,
-        ``<column>_max``; ``ratio``, the median throughput over the baseline's in the same group.
+        ``<column>_max``; ``ratio``, that of throughput to the baseline in comparisons.csv, and 1
+        for the baseline.
     """
     rows = [
         dict(zip([*GROUP, "strategy"], key, strict=True)) | _strategy(part)
         for key, part in cells.groupby([*GROUP, "strategy"], sort=False)
     ]
     summary = pd.DataFrame(rows)
-    speed = summary[PRIMARY.column].where(summary.comparable)
-    baselines = summary.assign(speed=speed)[summary.strategy == baseline].set_index(GROUP).speed
-    keys = pd.MultiIndex.from_frame(summary[GROUP])
-    summary["ratio"] = speed.to_numpy() / baselines.reindex(keys).to_numpy()
+    primary = comparisons[comparisons.metric == PRIMARY.column]
+    keys = [*GROUP, "strategy"]
+    ratios = primary.set_index(keys).ratio.reindex(pd.MultiIndex.from_frame(summary[keys]))
+    is_baseline = (summary.strategy == baseline) & summary.comparable
+    summary["ratio"] = np.where(is_baseline, 1.0, ratios.to_numpy(float))
     return summary
 
 

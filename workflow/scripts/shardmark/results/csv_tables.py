@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pandas as pd
 
@@ -42,4 +42,7 @@ def to_frame(model: type[Section], rows: Iterable[Section]) -> pd.DataFrame:
 
 
 def _is_text(annotation: object) -> bool:
-    return annotation is str or str in get_args(annotation)
+    parts = get_args(annotation) or (annotation,)
+    return any(
+        part is str or isinstance(part, str) or get_origin(part) is Literal for part in parts
+    )

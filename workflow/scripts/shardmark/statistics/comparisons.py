@@ -1,39 +1,52 @@
-"""Every strategy against the baseline: one row a workload, regime, GPU count, strategy, metric."""
+"""Every strategy against the baseline: a row per workload, scaling, GPU count, strategy, metric."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from shardmark.results.csv_tables import to_frame
+from shardmark.statistics.comparison_rows import NOT_COMPARABLE, ComparisonRow, Tier
 from shardmark.statistics.eligibility import (
     GROUP,
+    Identity,
+    Refusal,
     SameCode,
     check_table,
-    count_reasons,
-    test_of,
-    why_confounded,
-    why_mixed,
+    devices_of,
+    identify,
+    on_same_devices,
     why_not_comparable,
 )
-from shardmark.statistics.family import holm, pairs_for_significance
-from shardmark.statistics.seeds_needed import ASSUMPTION, FEWEST, MOST, seeds_needed
-from shardmark.statistics.shift import ShiftTest, equivalence_p, interval, two_sided_p
+from shardmark.statistics.family import (
+    ALPHA,
+    FEWEST_ESTABLISHED,
+    FEWEST_LIKELY,
+    Family,
+    PairedFamily,
+    UnpairedFamily,
+    agreeing_intervals,
+    equivalence_p,
+)
+from shardmark.statistics.seeds_needed import seeds_needed
+from shardmark.statistics.stratified import Stratified
 
-ALPHA = 0.05
 MARGIN = 0.02
-CANNOT = "cannot be significant at this n"
-NOT_COMPARABLE = "not comparable"
+OPEN = "open"
+EQUIVALENT = "equivalent"
 
 
 class Metric(NamedTuple):
     """A column that strategies are compared by.
 
     Attributes:
-        column: its name in the cells' table.
+        column: its name in cells.csv.
         below: the word for a ratio to the baseline under 1.
         above: the word for one over 1.
     """
@@ -50,267 +63,268 @@ EXPLORATORY = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """One strategy against what it is compared to, before any verdict.
+class Sample(NamedTuple):
+    """The usable runs of one side, by seed.
 
     Attributes:
-        workload: name of the workload.
-        scaling: strong or weak.
-        gpus: GPU count.
-        strategy: the strategy in question.
-        baseline: what it is compared to.
-        metric: the metric.
-        test: the test of the log-ratio; None where there is nothing to test.
-        paired: whether it is of pairs.
-        n: pairs, or the strategy's runs.
-        n_baseline: pairs, or the baseline's runs.
-        refusal: why the two may not be compared; empty where they may.
-        note: which cells were left out, and why.
+        values: logarithms of the metric.
+        devices: of the same runs.
     """
 
-    workload: str
-    scaling: str
-    gpus: int
-    strategy: str
-    baseline: str
-    metric: Metric
-    test: ShiftTest | None
-    paired: bool
-    n: int
-    n_baseline: int
-    refusal: str
-    note: str
+    values: Mapping[int, float]
+    devices: Mapping[int, str]
 
 
-def compare(cells: pd.DataFrame, baseline: str, margin: float = MARGIN) -> pd.DataFrame:
-    """Compare every strategy to the baseline within its workload, regime and GPU count.
-
-    The primary metric is steady throughput; its comparisons of one group are one family, for which
-    Holm holds the chance of a false claim at ``ALPHA``. All other metrics are exploratory: their p
-    stand as they are.
-
-    Args:
-        cells: the cells' table.
-        baseline: the strategy that the others are compared to.
-        margin: of equivalence, as a share of the ratio.
-
-    Returns:
-        One row a comparison: workload, scaling, gpus, strategy, baseline, metric, family (primary
-        or exploratory), ratio, ci_low, ci_high (95 %, unadjusted; empty where n is too small for
-        one), p, p_holm, p_equivalence (after Holm too, where primary), smallest_p (the least p_holm
-        that this n can give), n, n_baseline, paired, margin, verdict, seeds_needed, reason.
-
-    Raises:
-        UserError: if a cell stands in the table twice.
-    """
-    check_table(cells)
-    same_code = SameCode(cells)
-    tables = []
-    for _, group in cells.groupby(GROUP, sort=True):
-        for metric in (PRIMARY, *EXPLORATORY):
-            contrasts = contrasts_of(group, baseline, metric, same_code)
-            tables.append(judge(contrasts, metric is PRIMARY, margin))
-    filled = [table for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else judge([], True, margin)
-
-
-def contrasts_of(
-    group: pd.DataFrame, baseline: str, metric: Metric, same_code: SameCode
-) -> list[Contrast]:
-    """Every strategy of one workload, regime and GPU count against the baseline."""
-    reference = group[group["strategy"] == baseline]
-    return [
-        contrast(
-            (group[group["strategy"] == strategy], reference),
-            (str(strategy), baseline),
-            metric,
-            same_code,
-        )
-        for strategy in group["strategy"].drop_duplicates()
-        if strategy != baseline
-    ]
-
-
-def contrast(
-    sides: tuple[pd.DataFrame, pd.DataFrame],
-    names: tuple[str, str],
-    metric: Metric,
-    same_code: SameCode | None,
-) -> Contrast:
-    """Two sets of cells of one workload, regime and GPU count.
-
-    Args:
-        sides: the cells in question, at least one, and those they are compared to.
-        names: what messages call them.
-        metric: the metric.
-        same_code: of the whole table; None where the sides are of two result sets, whose versions
-            and devices may differ, as long as either is one thing in itself.
-    """
-    usable, notes, refusal = [], [], ""
-    for name, side in zip(names, sides, strict=True):
-        reasons = side["excluded"]
-        kept = side[(reasons == "") & (side[metric.column] > 0)]
-        usable.append(kept)
-        if (reasons != "").any():
-            notes.append(f"left out of {name}: {count_reasons(reasons)}")
-        if not refusal and not len(kept):
-            refusal = f"{name} has no usable cell"
-            if (reasons == "").any():
-                refusal = f"{metric.column} was not measured for {name}"
-            elif not (reasons != "").any():
-                refusal = f"{name} has no cell here"
-    if not refusal and same_code is None:
-        refusal = "; ".join(filter(None, map(why_mixed, usable)))
-    elif not refusal and same_code is not None:
-        refusal = why_not_comparable(usable, same_code)
-    test, paired = (None, False) if refusal else test_of(usable[0], usable[1], metric.column)
-    if test is not None and not paired and same_code is not None:
-        refusal = why_confounded(usable[0], usable[1])
-    first = sides[0].iloc[0]
-    return Contrast(
-        workload=str(first["workload"]),
-        scaling=str(first["scaling"]),
-        gpus=int(first["gpus"]),
-        strategy=str(first["strategy"]),
-        baseline=names[1],
-        metric=metric,
-        test=None if refusal else test,
-        paired=paired,
-        n=test.n if paired and test else len(usable[0]),
-        n_baseline=test.n if paired and test else len(usable[1]),
-        refusal=refusal,
-        note="; ".join(notes),
+def sample_of(side: pd.DataFrame, metric: Metric) -> Sample:
+    """The usable cells of one strategy that have a value."""
+    known = side[side[metric.column] > 0]
+    seeds = [int(seed) for seed in known["seed"]]
+    logs = np.log(known[metric.column].to_numpy(float)).tolist()
+    return Sample(
+        dict(zip(seeds, logs, strict=True)), dict(zip(seeds, devices_of(known), strict=True))
     )
 
 
-def judge(contrasts: Sequence[Contrast], primary: bool, margin: float) -> pd.DataFrame:
-    """The verdicts of one family.
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison before it is tested.
+
+    Attributes:
+        names: columns of its row: workload, scaling, gpus, strategy, baseline.
+        sides: the runs in question and those they are compared with.
+        refusal: why the two are not compared; None if they are.
+    """
+
+    names: Mapping[str, Any]
+    sides: tuple[Sample, Sample]
+    refusal: Refusal | None
+
+
+class Group:
+    """The runs of one workload, scaling and GPU count.
 
     Args:
-        contrasts: all comparisons of the family.
-        primary: whether Holm's correction applies.
+        cells: its rows of cells.csv.
+        same_code: of the whole table.
+    """
+
+    def __init__(self, cells: pd.DataFrame, same_code: SameCode) -> None:
+        self.cells = cells
+        self.key = dict(zip(GROUP, cells[GROUP].iloc[0], strict=True))
+        self.strategies = [str(name) for name in cells["strategy"].drop_duplicates()]
+        self.usable = cells[cells["excluded"] == ""]
+        self._same_code = same_code
+        blocks = devices_of(self.usable).groupby(self.usable["seed"])
+        self.paired = on_same_devices([list(devices) for _, devices in blocks])
+
+    @cached_property
+    def _identities(self) -> Mapping[str, Identity]:
+        sides = self.usable.groupby("strategy", sort=False)
+        return {str(name): identify(side, self._same_code) for name, side in sides}
+
+    def samples(self, metric: Metric) -> Mapping[str, Sample]:
+        """The usable runs of every strategy that has any with a value."""
+        sides = self.usable.groupby("strategy", sort=False)
+        found = {str(name): sample_of(side, metric) for name, side in sides}
+        return {name: sample for name, sample in found.items() if sample.values}
+
+    def contrasts(self, metric: Metric, baseline: str) -> Iterator[Contrast]:
+        """Every other strategy against the baseline."""
+        samples = self.samples(metric)
+        nothing = Sample({}, {})
+        for strategy in self.strategies:
+            if strategy != baseline:
+                sides = (samples.get(strategy, nothing), samples.get(baseline, nothing))
+                names = self.key | {"strategy": strategy, "baseline": baseline}
+                yield Contrast(names, sides, self._why_not((strategy, baseline), sides))
+
+    def _why_not(self, names: tuple[str, str], sides: tuple[Sample, Sample]) -> Refusal | None:
+        for name, side in zip(names, sides, strict=True):
+            if not side.values:
+                return Refusal(self._why_none(name), name)
+        return why_not_comparable([self._identities[name] for name in names]) or why_never_met(
+            sides, self.paired
+        )
+
+    def _why_none(self, name: str) -> str:
+        if name in self._identities:
+            return "not_measured"
+        return "no_usable_cell" if name in self.strategies else "no_cell"
+
+
+def why_never_met(sides: tuple[Sample, Sample], paired: bool) -> Refusal | None:
+    """Why a difference could be that of the devices; None if it could not."""
+    first, second = (set(side.devices.values()) - {""} for side in sides)
+    if not first or not second:
+        return Refusal("devices_unknown")
+    if not first & second:
+        return Refusal("devices_never_met")
+    return Refusal("no_common_seed") if paired and not _pairs(sides) else None
+
+
+def _pairs(sides: tuple[Sample, Sample]) -> dict[int, float]:
+    """The log-ratio of each seed that both sides ran on the same devices."""
+    first, second = sides
+    return {
+        seed: value - second.values[seed]
+        for seed, value in first.values.items()
+        if seed in second.values and first.devices[seed] == second.devices[seed] != ""
+    }
+
+
+def groups_of(cells: pd.DataFrame) -> Iterator[Group]:
+    """Every workload, scaling and GPU count.
+
+    Raises:
+        UserError: if a cell is in the table twice.
+    """
+    check_table(cells)
+    same_code = SameCode(cells)
+    for _, group in cells.groupby(GROUP, sort=True):
+        yield Group(group, same_code)
+
+
+def compare(cells: pd.DataFrame, baseline: str, margin: float = MARGIN) -> pd.DataFrame:
+    """Compare every strategy with the baseline at each workload, scaling and GPU count.
+
+    Args:
+        cells: columns as ``cell_rows.CellRow``.
+        baseline: the strategy that the others are compared with.
         margin: of equivalence, as a share of the ratio.
 
     Returns:
-        The rows of ``compare``.
+        Columns as ``ComparisonRow``.
+
+    Raises:
+        UserError: if a cell is in the table twice.
     """
-    tests = [item.test for item in contrasts if item.test is not None]
-    adjust = holm if primary else list
-    p = [two_sided_p(test) for test in tests]
-    adjusted = adjust(p)
-    equivalence = adjust([equivalence_p(test, margin) for test in tests])
-    # What Holm would leave of every comparison's least p is the least that any can have.
-    least = adjust([test.smallest_p for test in tests])
-    results = iter(zip(p, adjusted, equivalence, least, strict=True))
-    family = len(tests) if primary else 1
-    rows = []
-    for item in contrasts:
-        found = Result(*map(float, next(results))) if item.test is not None else None
-        rows.append(row_of(item, found, primary, family, margin))
-    figures = dict.fromkeys(FIGURES, "float64") | {"seeds_needed": "Int64"}
-    return pd.DataFrame(rows, columns=COLUMNS).astype(figures)
+    rows = [
+        row
+        for group in groups_of(cells)
+        for metric in (PRIMARY, *EXPLORATORY)
+        for row in judge(list(group.contrasts(metric, baseline)), metric, group.paired, margin)
+    ]
+    return to_frame(ComparisonRow, rows)
 
 
-class Result(NamedTuple):
-    """The p-values of one comparison; all but the first after Holm, where it applies."""
-
-    p: float
-    adjusted: float
-    equivalence: float
-    smallest: float
-
-
-FIGURES = ("ratio", "ci_low", "ci_high", "p", "p_holm", "p_equivalence", "smallest_p")
-COLUMNS = [
-    *("workload", "scaling", "gpus", "strategy", "baseline", "metric", "family"),
-    *FIGURES,
-    *("n", "n_baseline", "paired", "margin", "verdict", "seeds_needed", "reason"),
-]
-Row = dict[str, object]
-
-
-def row_of(item: Contrast, found: Result | None, primary: bool, family: int, margin: float) -> Row:
-    """One row of the table."""
-    row: Row = {
-        "workload": item.workload,
-        "scaling": item.scaling,
-        "gpus": item.gpus,
-        "strategy": item.strategy,
-        "baseline": item.baseline,
-        "metric": item.metric.column,
-        "family": "primary" if primary else "exploratory",
-        "n": item.n,
-        "n_baseline": item.n_baseline,
-        "paired": item.paired,
-        "margin": margin,
-        "verdict": NOT_COMPARABLE,
-        "reason": "; ".join(filter(None, (item.refusal, item.note))),
-    }
-    if item.test is None or found is None:
-        return row
-    low, high = interval(item.test)
-    verdict, reason = verdict_of(item, found, family)
-    wanted = None
-    if verdict in ("inconclusive", CANNOT):
-        wanted = seeds_needed(item.test, margin, family)
-        reason += f"; {outlook(item.n, wanted, all_count=not item.note)}"
-    if not item.paired:
-        reason += "; not paired: the runs of a seed were on different devices"
-    return row | {
-        "ratio": math.exp(item.test.estimate),
-        "ci_low": math.exp(low) if math.isfinite(low) else None,
-        "ci_high": math.exp(high) if math.isfinite(high) else None,
-        "p": found.p,
-        "p_holm": found.adjusted if primary else None,
-        "p_equivalence": found.equivalence,
-        "smallest_p": found.smallest,
-        "verdict": verdict,
-        "seeds_needed": wanted,
-        "reason": "; ".join(filter(None, (reason, item.note))),
-    }
-
-
-def verdict_of(item: Contrast, found: Result, family: int) -> tuple[str, str]:
-    """The verdict of one comparison and the reason for it.
-
-    Equivalence goes before a difference that is shown and yet within the margin.
-    """
-    assert item.test is not None
-    among = f" after Holm over {family}" if family > 1 else ""
-    word = item.metric.above if item.test.estimate > 0 else item.metric.below
-    differs = found.adjusted <= ALPHA
-    if found.equivalence <= ALPHA:
-        reason = f"within the margin, p = {found.equivalence:.2g}{among}"
-        return "equivalent", reason + (f"; {word}, but by less than the margin" * differs)
-    if differs:
-        return word, f"p = {found.adjusted:.2g}{among}"
-    if found.smallest > ALPHA:
-        return CANNOT, (
-            f"n = {item.n}: no p under {found.smallest:.2g} is possible{among}, "
-            f"at least {_least_seeds(item, family)} seeds are needed"
-        )
-    return "inconclusive", f"neither a difference (p = {found.adjusted:.2g}{among}) nor equivalence"
-
-
-def _least_seeds(item: Contrast, family: int) -> int:
-    assert item.test is not None
-    if item.paired:
-        return pairs_for_significance(family)
-    return next(n for n in range(2, 100) if family * item.test.smallest_p_at(n) <= ALPHA)
-
-
-def outlook(n: int, wanted: int | None, all_count: bool = True) -> str:
-    """How many seeds would settle an open comparison, with what that assumes.
+def family_of(contrasts: Sequence[Contrast], *, paired: bool, corrected: bool) -> Family | None:
+    """The comparisons of one family that are not refused; None without any.
 
     Args:
-        n: seeds so far.
-        wanted: what ``seeds_needed`` found.
-        all_count: whether no cell was left out; else it takes more seeds than are wanted.
+        contrasts: all comparisons of the family.
+        paired: whether runs are compared in pairs.
+        corrected: whether for all of them together.
     """
-    if wanted is not None:
-        that_count = "" if all_count else " that count"
-        return f"about {wanted} seeds{that_count} would settle it {ASSUMPTION}"
-    if n < FEWEST:
-        return f"fewer than {FEWEST} do not tell how many would settle it"
-    return f"more than {MOST} would be needed to settle it {ASSUMPTION}"
+    contrasts = [item for item in contrasts if item.refusal is None]
+    if not contrasts:
+        return None
+    if not paired:
+        items = [Stratified(*map(_by_devices, item.sides)) for item in contrasts]
+        return UnpairedFamily(items, corrected=corrected)
+    pairs = [_pairs(item.sides) for item in contrasts]
+    seeds = sorted(set().union(*pairs))
+    table = [[own.get(seed, math.nan) for own in pairs] for seed in seeds]
+    return PairedFamily(np.array(table), corrected=corrected)
+
+
+def _by_devices(side: Sample) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for seed, value in side.values.items():
+        if side.devices[seed]:
+            found.setdefault(side.devices[seed], []).append(value)
+    return found
+
+
+def judge(
+    contrasts: Sequence[Contrast], metric: Metric, paired: bool, margin: float
+) -> list[ComparisonRow]:
+    """The rows of one family.
+
+    Args:
+        contrasts: all its comparisons.
+        metric: throughput, which is corrected, or another, which is not.
+        paired: whether runs are compared in pairs.
+        margin: of equivalence, as a share of the ratio.
+    """
+    family = family_of(contrasts, paired=paired, corrected=metric is PRIMARY)
+    results = _results(family, metric, margin) if family else iter(())
+    rows = []
+    for item in contrasts:
+        row: dict[str, Any] = dict.fromkeys(ComparisonRow.model_fields) | dict(item.names)
+        row |= {
+            "metric": metric.column,
+            "family": "primary" if metric is PRIMARY else "exploratory",
+            "paired": paired,
+            "margin": margin,
+        }
+        if item.refusal is None:
+            row |= next(results)
+        else:
+            row |= {"verdict": NOT_COMPARABLE, "method": "none", "reason": item.refusal.reason}
+            row |= {"reason_values": item.refusal.values or None}
+            row |= {"n": len(item.sides[0].values), "n_baseline": len(item.sides[1].values)}
+        rows.append(ComparisonRow.model_validate(row))
+    return rows
+
+
+def _results(family: Family, metric: Metric, margin: float) -> Iterator[dict[str, Any]]:
+    """What the tests say of each comparison, by column."""
+    p, equivalence = family.two_sided_p(), equivalence_p(family, margin)
+    low, high = agreeing_intervals(family.estimates, family.half_widths(), p)
+    comparisons = len(p) if family.corrected else 1
+    for place, estimate in enumerate(family.estimates):
+        least = int(min(family.n[place], family.n_baseline[place]))
+        word = metric.above if estimate > 0 else metric.below
+        verdict = _verdict(p[place], equivalence[place], word)
+        wanted = None
+        if verdict == OPEN:
+            wanted = seeds_needed(
+                float(estimate), float(family.spreads[place]), least, margin, comparisons
+            )
+        yield {
+            "verdict": verdict,
+            "tier": _tier(verdict, least),
+            "ratio": math.exp(estimate),
+            "ci_low": _ratio(low[place]),
+            "ci_high": _ratio(high[place]),
+            "p_adjusted": _known(p[place]),
+            "p_equivalence": _known(equivalence[place]),
+            "n": int(family.n[place]),
+            "n_baseline": int(family.n_baseline[place]),
+            "method": family.method(place),
+            "seeds_needed": wanted,
+            "reason": _reason(verdict, p[place], least, wanted),
+        }
+
+
+def _verdict(p: float, equivalence: float, word: str) -> str:
+    # Equivalence goes before a difference that is shown and smaller than the margin.
+    if equivalence <= ALPHA:
+        return EQUIVALENT
+    return word if p <= ALPHA else OPEN
+
+
+def _tier(verdict: str, n: int) -> Tier:
+    if verdict == OPEN:
+        return "open"
+    return "established" if n >= FEWEST_ESTABLISHED else "likely"
+
+
+def _reason(verdict: str, p: float, n: int, wanted: int | None) -> str | None:
+    if verdict == EQUIVALENT:
+        return "within_margin" if p <= ALPHA else None
+    if verdict != OPEN:
+        return None
+    if n < FEWEST_LIKELY:
+        return "few_runs"
+    if math.isnan(p):
+        return "no_device_with_two_runs"
+    return "beyond_200_runs" if wanted is None else None
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _ratio(log_ratio: float) -> float | None:
+    return None if math.isnan(log_ratio) else math.exp(log_ratio)

@@ -1,19 +1,15 @@
-"""Which cells may be compared, and in which way: as pairs, as groups, or not at all."""
+"""Which cells may be compared, and with which."""
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 
 from shardmark.errors import UserError
-from shardmark.statistics.family import pairs_for_significance
-from shardmark.statistics.rank_sum import RankSum
-from shardmark.statistics.shift import ShiftTest
-from shardmark.statistics.signed_rank import SignedRank
 
 GROUP = ["workload", "scaling", "gpus"]
 CELL = [*GROUP, "strategy", "seed"]
@@ -63,12 +59,6 @@ def counted(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[chosen]
 
 
-def count_reasons(reasons: Iterable[str]) -> str:
-    """Reasons with how often each was given, the most frequent first."""
-    counts = Counter(reason for reason in reasons if reason)
-    return ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
-
-
 class SameCode:
     """Which commits hold the same code, as far as the cells can tell.
 
@@ -94,103 +84,79 @@ class SameCode:
         return commit
 
 
-def why_not_comparable(sides: Sequence[pd.DataFrame], same_code: SameCode) -> str:
-    """What forbids to compare usable cells of two strategies; an empty text if nothing does.
+Identity: TypeAlias = Mapping[str, frozenset[str]]
+
+
+class Refusal(NamedTuple):
+    """Why two sides are not compared.
+
+    Attributes:
+        reason: a short code, such as mixed_torch.
+        values: what differs, such as "2.15.0 / 2.16.0"; empty if the code says it all.
+    """
+
+    reason: str
+    values: str = ""
+
+
+def identify(side: pd.DataFrame, same_code: SameCode) -> Identity:
+    """What must be one and the same in the cells of a comparison, and what it is in these.
 
     Args:
-        sides: the cells of either strategy in one workload, regime and GPU count.
+        side: usable cells of one strategy.
         same_code: of the whole table.
     """
-    both = pd.concat(list(sides))
-    mixed = _why_different(both, SETTINGS) or "; ".join(filter(None, map(why_mixed, sides)))
-    if mixed:
-        return mixed
-    if len({same_code.of(str(commit)) for commit in both["git_commit"]}) > 1:
-        commits = [commit[:12] or "unknown" for commit in _distinct(both["git_commit"])]
-        return f"mixed code: commits {' and '.join(commits)}"
-    return ""
+    found = {name: _distinct(side[name]) for name in (*SETTINGS, "code_sha256", "packages")}
+    commits = {same_code.of(str(commit)) for commit in set(side["git_commit"])}
+    return found | {"git_commit": frozenset(commit[:12] or "unknown" for commit in commits)}
 
 
-def why_mixed(side: pd.DataFrame, columns: Iterable[str] = SETTINGS) -> str:
-    """What is not the same in all cells of one strategy; an empty text if all is.
-
-    Args:
-        side: cells of one strategy.
-        columns: what must be the same, beside the code and the strategy's own framework.
-    """
-    mixed = _why_different(side, columns)
-    if mixed:
-        return mixed
-    if len(_distinct(side["code_sha256"])) > 1:
-        return f"mixed code within {side['strategy'].iloc[0]}"
-    return _why_different(side, ["packages"])
+def why_mixed(one: Identity, columns: Iterable[str] = SETTINGS) -> Refusal | None:
+    """What is not the same in all cells of one strategy; None if all is."""
+    return _difference(one, (*columns, "code_sha256", "packages"))
 
 
-def _why_different(cells: pd.DataFrame, columns: Iterable[str]) -> str:
+def why_not_comparable(sides: Sequence[Identity]) -> Refusal | None:
+    """What forbids to compare two strategies; None if nothing does."""
+    both = {name: frozenset().union(*(side[name] for side in sides)) for name in sides[0]}
+    for found in (_difference(both, SETTINGS), *map(why_mixed, sides)):
+        if found:
+            return found
+    return _difference(both, ["git_commit"])
+
+
+def _difference(identity: Identity, columns: Iterable[str]) -> Refusal | None:
     for column in columns:
-        found = _distinct(cells[column])
-        if len(found) > 1:
-            return f"mixed {column.replace('_', ' ')}: {' and '.join(found)}"
-    return ""
+        if len(identity[column]) > 1:
+            values = sorted(value[:12] if "sha" in column else value for value in identity[column])
+            return Refusal(f"mixed_{column}", " / ".join(values))
+    return None
 
 
-def _distinct(values: pd.Series[Any]) -> list[str]:
+def _distinct(values: pd.Series) -> frozenset[str]:
     # Eight times the same GPU is that GPU.
-    texts = {";".join(sorted(set(str(value).split(";")))) for value in values}
-    return sorted(text or "unknown" for text in texts)
+    return frozenset(
+        ";".join(sorted(set(text.split(";")))) or "unknown" for text in set(values.astype(str))
+    )
 
 
-def devices_of(cell: pd.Series[Any]) -> str:
-    """The devices of a cell: by UUID, a CPU's cell by its hosts; empty where neither is known."""
-    return str(cell["device_uuids"] or cell["hosts"])
+def devices_of(cells: pd.DataFrame) -> pd.Series:
+    """The devices of each cell: UUIDs, for a CPU's cell the hosts; empty where neither is known."""
+    return cells["device_uuids"].where(cells["device_uuids"] != "", cells["hosts"])
 
 
-def test_of(
-    treated: pd.DataFrame, reference: pd.DataFrame, metric: str
-) -> tuple[ShiftTest | None, bool]:
-    """The test of log(treated / reference): of pairs where the blocks allow it, else of groups.
+def on_same_devices(blocks: Iterable[Sequence[str]]) -> bool:
+    """Whether runs are compared in pairs: whether most runs of a block ran on the same devices.
 
-    Runs of one seed are a pair where both ran on the same devices. The comparison is paired if
-    every run has its pair, or if at least six pairs have, since six can be significant; otherwise
-    it is of two groups, with all runs.
+    That depends on where the cells ran and on nothing else, so no result can change how it is
+    tested.
 
     Args:
-        treated: usable cells of one strategy.
-        reference: usable cells of what it is compared to.
-        metric: the column.
-
-    Returns:
-        The test, None where a side has no value; and whether it is paired.
+        blocks: the devices of all runs of each block; empty where they are not known.
     """
-    sides = [
-        {
-            int(cell["seed"]): (math.log(cell[metric]), devices_of(cell))
-            for _, cell in side.iterrows()
-            if cell[metric] > 0
-        }
-        for side in (treated, reference)
-    ]
-    if not all(sides):
-        return None, False
-    first, second = sides
-    pairs = [
-        (value, second[seed][0])
-        for seed, (value, place) in first.items()
-        if place and seed in second and second[seed][1] == place
-    ]
-    if len(pairs) >= min(pairs_for_significance(1), len(first), len(second)):
-        return SignedRank(one - other for one, other in pairs), True
-    return RankSum(*([value for value, _ in side.values()] for side in sides)), False
-
-
-def why_confounded(treated: pd.DataFrame, reference: pd.DataFrame) -> str:
-    """Why a difference of two groups may be that of their devices; an empty text if it may not.
-
-    Where chance deals the devices out, both groups meet the same ones. Two groups that have none in
-    common, while each of them came back to some, were not dealt out so.
-    """
-    sides = [[devices_of(cell) for _, cell in side.iterrows()] for side in (treated, reference)]
-    apart = not set(sides[0]) & set(sides[1])
-    if apart and any(len(set(side)) < len(side) for side in sides):
-        return "the two never ran on the same devices, whose difference this could be"
-    return ""
+    counts = Counter(
+        one == other != ""
+        for devices in blocks
+        for one, other in itertools.combinations(devices, 2)
+    )
+    return counts[True] > counts[False]

@@ -9,7 +9,9 @@ import pandas as pd
 
 from shardmark.escaping import csv_text
 from shardmark.files import write_text
+from shardmark.results.csv_tables import read_csv
 from shardmark.results.table_checksums import record_checksums
+from shardmark.statistics.comparison_rows import ComparisonRow, ScalingRow
 from shardmark.statistics.comparisons import compare
 from shardmark.statistics.scaling import scaling_of
 from shardmark.statistics.standing import VERDICTS, Verdict
@@ -21,8 +23,8 @@ class Findings:
     """What the statistics say about a matrix.
 
     Attributes:
-        comparisons: a row per comparison, as ``comparisons.compare`` gives it.
-        scaling: a row per strategy and GPU count, as ``scaling.scaling_of`` gives it.
+        comparisons: columns as ``ComparisonRow``.
+        scaling: columns as ``ScalingRow``.
         verdicts: one per workload, scaling and GPU count.
     """
 
@@ -65,9 +67,7 @@ def read_findings(folder: Path) -> Findings:
     Raises:
         OSError: if a file cannot be read.
     """
-    comparisons, scaling = (
-        pd.read_csv(folder / name).fillna({"reason": ""})
-        for name in ("comparisons.csv", "scaling.csv")
-    )
+    comparisons = read_csv(folder / "comparisons.csv", ComparisonRow)
+    scaling = read_csv(folder / "scaling.csv", ScalingRow)
     verdicts = VERDICTS.validate_json((folder / "verdict.json").read_bytes())
     return Findings(comparisons, scaling, verdicts)

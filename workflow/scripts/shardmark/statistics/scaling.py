@@ -3,30 +3,33 @@
 Of throughput alone: with local batch-norm each GPU count trains another model, so that a ratio of
 losses, or of times to one, would compare two trainings. Strong and weak scaling are rows of their
 own, and mean different things: with a fixed global batch the same work is shared among more GPUs;
-with a fixed batch a GPU the work grows with them (Gustafson's scaled speed-up).
+with a fixed batch per GPU the work grows with them (Gustafson's scaled speed-up).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from shardmark.results.csv_tables import to_frame
+from shardmark.statistics.comparison_rows import ScalingRow
 from shardmark.statistics.comparisons import PRIMARY
-from shardmark.statistics.eligibility import SETTINGS, check_table, usable_cells, why_mixed
-from shardmark.statistics.rank_sum import RankSum
-from shardmark.statistics.shift import interval
-
-FIGURES = (
-    *("speedup", "speedup_low", "speedup_high"),
-    *("efficiency", "efficiency_low", "efficiency_high"),
+from shardmark.statistics.eligibility import (
+    SETTINGS,
+    SameCode,
+    check_table,
+    devices_of,
+    identify,
+    usable_cells,
+    why_mixed,
 )
-COLUMNS = [
-    *("workload", "scaling", "strategy", "gpus", "reference_gpus", "images_per_s"),
-    *FIGURES,
-    *("n", "n_reference", "reason"),
-]
+from shardmark.statistics.sign_flips import FloatArray
+from shardmark.statistics.t_tests import quantile
+
 # What may differ between two GPU counts: the batch that the regime does not fix.
 FREE: Mapping[str, tuple[str, ...]] = {
     "strong": ("per_gpu_batch_size", "nodes"),
@@ -34,27 +37,23 @@ FREE: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def scaling_of(cells: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def scaling_of(cells: pd.DataFrame) -> pd.DataFrame:
     """Speed-up and efficiency at every GPU count beyond a strategy's smallest.
 
-    Other GPU counts are other sets of devices, so the runs are groups and never pairs.
-
     Args:
-        cells: the cells' table.
-        level: confidence of the intervals.
+        cells: columns as ``cell_rows.CellRow``.
 
     Returns:
-        One row a workload, regime, strategy and GPU count: images_per_s (median), speedup = the
-        Hodges-Lehmann ratio of images_per_s to that at reference_gpus, efficiency = speedup over
-        gpus / reference_gpus, each with the interval that inverts the exact rank-sum test (empty
-        where n is too small for one), n, n_reference, and the reason where there is no ratio.
+        Columns as ``ScalingRow``.
 
     Raises:
-        UserError: if a cell stands in the table twice.
+        UserError: if a cell is in the table twice.
     """
     check_table(cells)
-    usable = usable_cells(cells, PRIMARY.column)
-    rows = []
+    return to_frame(ScalingRow, _rows(usable_cells(cells, PRIMARY.column), SameCode(cells)))
+
+
+def _rows(usable: pd.DataFrame, same_code: SameCode) -> Iterator[ScalingRow]:
     for (workload, scaling, strategy), runs in usable.groupby(["workload", "scaling", "strategy"]):
         smallest = int(runs["gpus"].min())
         reference = runs[runs["gpus"] == smallest]
@@ -69,29 +68,55 @@ def scaling_of(cells: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
                 "n": len(side),
                 "n_reference": len(reference),
             }
-            rows.append(known | _ratio(side, reference, str(scaling), level))
-    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(FIGURES, "float64"))
+            more = int(side["gpus"].iloc[0]) / smallest
+            known |= _ratio(side, reference, same_code, more)
+            yield ScalingRow.model_validate(dict.fromkeys(ScalingRow.model_fields) | known)
 
 
 def _ratio(
-    side: pd.DataFrame, reference: pd.DataFrame, scaling: str, level: float
-) -> dict[str, object]:
-    more = side["gpus"].iloc[0] / reference["gpus"].iloc[0]
+    side: pd.DataFrame, reference: pd.DataFrame, same_code: SameCode, more: float
+) -> dict[str, Any]:
     if more == 1:
-        return {"speedup": 1.0, "efficiency": 1.0, "reason": "the reference of this strategy"}
-    same = [name for name in SETTINGS if name not in FREE[scaling]]
-    mixed = why_mixed(pd.concat([side, reference]), same)
+        return {"speedup": 1.0, "efficiency": 1.0, "reason": "reference"}
+    same = [name for name in SETTINGS if name not in FREE[side["scaling"].iloc[0]]]
+    mixed = why_mixed(identify(pd.concat([side, reference]), same_code), same)
     if mixed:
-        return {"reason": mixed}
-    test = RankSum(*(runs[PRIMARY.column].map(math.log) for runs in (side, reference)))
-    speedup = math.exp(test.estimate)
-    low, high = (math.exp(end) if math.isfinite(end) else None for end in interval(test, level))
-    return {
-        "speedup": speedup,
+        return {"reason": mixed.reason, "reason_values": mixed.values}
+    logs = [np.log(runs[PRIMARY.column].to_numpy(float)) for runs in (side, reference)]
+    estimate = float(logs[0].mean() - logs[1].mean())
+    found = {"speedup": math.exp(estimate), "efficiency": math.exp(estimate) / more}
+    devices = [devices_of(runs) for runs in (side, reference)]
+    if reference["device"].iloc[0] == "cuda" and devices[1].nunique() == 1:
+        return found | {"reason": "one_reference_device"}
+    half = _half_width(*(_variance(*known) for known in zip(logs, devices, strict=True)))
+    if math.isnan(half):
+        return found | {"reason": "few_runs"}
+    low, high = math.exp(estimate - half), math.exp(estimate + half)
+    return found | {
         "speedup_low": low,
         "speedup_high": high,
-        "efficiency": speedup / more,
-        "efficiency_low": None if low is None else low / more,
-        "efficiency_high": None if high is None else high / more,
-        "reason": "" if low is not None else "too few runs for an interval",
+        "efficiency_low": low / more,
+        "efficiency_high": high / more,
     }
+
+
+def _variance(logs: FloatArray, devices: pd.Series) -> tuple[float, int]:
+    """The variance of a mean, and its degrees of freedom.
+
+    Runs on the same devices share what is particular to these, so each set of devices is one
+    observation, if there are several.
+    """
+    one_each = pd.Series(range(len(logs)), index=devices.index)
+    runs = pd.Series(logs - logs.mean(), index=devices.index)
+    units = runs.groupby(devices if devices.nunique() > 1 else one_each).sum() / len(logs)
+    freedom = len(units) - 1
+    return (float((units**2).sum()) * (freedom + 1) / freedom if freedom else math.nan), freedom
+
+
+def _half_width(*sides: tuple[float, int]) -> float:
+    """Of the 95 % interval of a difference of means, by Welch & Satterthwaite; NaN without one."""
+    variance = sum(own for own, _ in sides)
+    if variance == 0 or math.isnan(variance):
+        return variance
+    degrees = variance**2 / sum(own**2 / freedom for own, freedom in sides)
+    return float(quantile(np.asarray(degrees), 1)) * math.sqrt(variance)

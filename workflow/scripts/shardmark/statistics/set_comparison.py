@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from shardmark.errors import UserError
+from shardmark.results.csv_tables import to_frame
 from shardmark.results.result_set import Result, ResultSet, cells_of_set, differences, flatten
-from shardmark.statistics.comparisons import EXPLORATORY, MARGIN, PRIMARY, contrast, judge
-from shardmark.statistics.eligibility import GROUP
+from shardmark.statistics.comparison_rows import SetComparisonRow
+from shardmark.statistics.comparisons import (
+    EXPLORATORY,
+    MARGIN,
+    PRIMARY,
+    Contrast,
+    Metric,
+    Sample,
+    family_of,
+    judge,
+    sample_of,
+    why_never_met,
+)
+from shardmark.statistics.eligibility import (
+    GROUP,
+    Refusal,
+    SameCode,
+    devices_of,
+    identify,
+    on_same_devices,
+    why_mixed,
+)
+from shardmark.statistics.family import ALPHA, Family, Shift
+from shardmark.statistics.seeds_needed import seeds_to_decide
 
 Outcome = Literal["no regression", "regression", "inconclusive"]
 EXIT_CODES: dict[Outcome, int] = {"no regression": 0, "regression": 1, "inconclusive": 2}
 SIDE = [*GROUP, "strategy"]
+# A cell that ended so, and did not before, is a regression.
+FAILURES = ("oom", "timeout", "diverged", "failed")
 # They change from job to job on the same machine.
 PLACEMENT = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "CUDA_VISIBLE_DEVICES")
 Group = tuple[str, str, int]
@@ -29,28 +56,35 @@ class SetComparison:
 
     Attributes:
         changes: settings and environment: setting, before, after, where.
-        table: the rows of ``comparisons.compare``, of each strategy after against itself before.
+        table: columns as ``SetComparisonRow``.
+        failures: strategies with cells that fail and did not before: workload, scaling, gpus,
+            strategy, status, seeds.
         only_before: cells' groups that are missing after, by name.
         only_after: groups that are new, by name.
-        outcome: of the primary metric.
+        outcome: of throughput and failures.
     """
 
     changes: pd.DataFrame
     table: pd.DataFrame
+    failures: pd.DataFrame
     only_before: list[str]
     only_after: list[str]
     outcome: Outcome
 
 
-def compare_sets(before: ResultSet, after: ResultSet, margin: float = MARGIN) -> SetComparison:
+def compare_sets(
+    before: ResultSet, after: ResultSet, margin: float = MARGIN, *, other_devices: bool = False
+) -> SetComparison:
     """Compare two result sets strategy by strategy.
 
-    A family for Holm is one workload, regime and GPU count, as everywhere.
+    A family is one workload, scaling and GPU count, as everywhere.
 
     Args:
         before: the older set, or that of the first cluster.
         after: the other.
-        margin: of equivalence, and beyond which being slower is a regression.
+        margin: of equivalence; being slower by more is a regression.
+        other_devices: whether to compare strategies that ran on other devices than before, whose
+            difference is then part of the result.
 
     Raises:
         UserError: if a workload is defined differently in the two, or they have no workload, or
@@ -65,20 +99,158 @@ def compare_sets(before: ResultSet, after: ResultSet, margin: float = MARGIN) ->
             f"{before.folder} and {after.folder} have no strategy at the same GPU count in common; "
             "nothing to compare"
         )
-    judged = []
-    for _, family in pd.DataFrame(sorted(shared), columns=SIDE).groupby(GROUP, sort=True):
-        pairs = [(_of(tables[1], key), _of(tables[0], key)) for key in family.to_numpy()]
-        for metric in (PRIMARY, *EXPLORATORY):
-            contrasts = [contrast(pair, ("after", "before"), metric, None) for pair in pairs]
-            judged.append(judge(contrasts, metric is PRIMARY, margin))
-    table = pd.concat(judged, ignore_index=True)
+    rows: list[SetComparisonRow] = []
+    failures: list[tuple[Any, ...]] = []
+    unchanged: set[tuple[Any, ...]] = set()
+    for _, keys in pd.DataFrame(sorted(shared), columns=SIDE).groupby(GROUP, sort=True):
+        sides = {tuple(key): tuple(_of(table, key) for table in tables) for key in keys.to_numpy()}
+        family = _FamilyOfSets(sides, margin, other_devices)
+        rows += family.rows()
+        failures += family.new_failures()
+        unchanged |= family.failing_as_before()
+    table = to_frame(SetComparisonRow, rows)
+    lost = groups[0] - shared
     return SetComparison(
         changes=changes_between(before, after),
         table=table,
-        only_before=_titles(groups[0] - shared),
+        failures=pd.DataFrame(failures, columns=[*SIDE, "status", "seeds"]),
+        only_before=_titles(lost),
         only_after=_titles(groups[1] - shared),
-        outcome=outcome_of(table, bool(groups[0] - shared), margin),
+        outcome=_outcome(rows, bool(failures), bool(lost), unchanged),
     )
+
+
+def _outcome(
+    rows: Iterable[SetComparisonRow],
+    failures: bool,
+    lost: bool,
+    unchanged: set[tuple[Any, ...]],
+) -> Outcome:
+    """The outcome of throughput and failures.
+
+    Args:
+        rows: all comparisons.
+        failures: whether something fails that did not before.
+        lost: whether something measured before was not measured after.
+        unchanged: strategies that failed before and fail now, which decide nothing.
+    """
+    answers = {
+        row.regression
+        for row in rows
+        if row.metric == PRIMARY.column
+        and (row.workload, row.scaling, row.gpus, row.strategy) not in unchanged
+    }
+    if failures or "yes" in answers:
+        return "regression"
+    return "no regression" if answers <= {"no"} and not lost else "inconclusive"
+
+
+class _FamilyOfSets:
+    """The strategies of one workload, scaling and GPU count in both sets.
+
+    Args:
+        sides: by strategy, its cells before and after.
+        margin: being slower by more is a regression.
+        other_devices: whether other devices than before are compared.
+    """
+
+    def __init__(
+        self,
+        sides: dict[tuple[Any, ...], tuple[pd.DataFrame, ...]],
+        margin: float,
+        other_devices: bool,
+    ) -> None:
+        self.sides = sides
+        self.margin = margin
+        self.other_devices = other_devices
+        self.usable = {
+            key: tuple(side[side["excluded"] == ""] for side in both) for key, both in sides.items()
+        }
+        blocks = []
+        for both in self.usable.values():
+            first, second = (
+                dict(zip(side["seed"], devices_of(side), strict=True)) for side in both
+            )
+            blocks += [(devices, second[seed]) for seed, devices in first.items() if seed in second]
+        self.paired = on_same_devices(blocks)
+
+    def rows(self) -> Iterator[SetComparisonRow]:
+        """The comparisons."""
+        for metric in (PRIMARY, *EXPLORATORY):
+            contrasts = [self._contrast(key, metric) for key in self.sides]
+            rows = judge(contrasts, metric, self.paired, self.margin)
+            answers: Iterator[dict[str, Any]] = iter(())
+            if metric is PRIMARY:
+                family = family_of(contrasts, paired=self.paired, corrected=True)
+                answers = _regressions(family, self.margin) if family else iter(())
+            for row in rows:
+                known = next(answers, {}) if row.ratio is not None else {}
+                empty = dict.fromkeys(SetComparisonRow.model_fields)
+                yield SetComparisonRow.model_validate(empty | row.model_dump() | known)
+
+    def _contrast(self, key: tuple[Any, ...], metric: Metric) -> Contrast:
+        names = dict(zip(SIDE, key, strict=True)) | {"baseline": "before"}
+        before, after = self.usable[key]
+        sides = (sample_of(after, metric), sample_of(before, metric))
+        for name, side, sample in zip(("after", "before"), (after, before), sides, strict=True):
+            if not sample.values:
+                reason = "not_measured" if len(side) else "no_usable_cell"
+                return Contrast(names, sides, Refusal(reason, name))
+        for side in (after, before):
+            if mixed := why_mixed(identify(side, SameCode(side))):
+                return Contrast(names, sides, mixed)
+        if other := why_never_met(sides, self.paired):
+            if not self.other_devices or self.paired:
+                return Contrast(names, sides, other)
+            anywhere = [Sample(side.values, dict.fromkeys(side.values, "any")) for side in sides]
+            return Contrast(names, (anywhere[0], anywhere[1]), None)
+        return Contrast(names, sides, None)
+
+    def new_failures(self) -> Iterator[tuple[Any, ...]]:
+        """Strategies with cells that fail and did not before, with the status and the seeds."""
+        for key, (before, after) in self.sides.items():
+            ended_before = dict(zip(before["seed"], before["status"], strict=True))
+            known = set(ended_before.values())
+            for status in FAILURES:
+                seeds = [
+                    int(seed)
+                    for seed in sorted(after[after["status"] == status]["seed"])
+                    if ended_before.get(seed, status if status in known else "ok") not in FAILURES
+                ]
+                if seeds:
+                    yield (*key, status, " ".join(map(str, seeds)))
+
+    def failing_as_before(self) -> set[tuple[Any, ...]]:
+        """Strategies that had no good result before and have none now."""
+        return {
+            key
+            for key, both in self.sides.items()
+            if not any((side["status"] == "ok").any() for side in both)
+        }
+
+
+def _regressions(family: Family, margin: float) -> Iterator[dict[str, Any]]:
+    """Whether each strategy is slower by more than the margin, by column."""
+    bound = -math.log1p(margin)
+    size = len(family.estimates)
+    below = Shift(np.full(size, -1.0), np.full(size, bound))
+    above = Shift(np.full(size, 1.0), np.full(size, bound))
+    slower = family.one_sided_p(below, corrected=True)
+    fast_enough = family.one_sided_p(above, corrected=False)
+    for place, estimate in enumerate(family.estimates):
+        p, p_none = float(slower[place]), float(fast_enough[place])
+        answer = "yes" if p <= ALPHA else "no" if p_none <= ALPHA else "open"
+        least = int(min(family.n[place], family.n_baseline[place]))
+        wanted = None
+        if answer == "open":
+            spread = float(family.spreads[place])
+            wanted = seeds_to_decide(float(estimate) - bound, spread, least, size)
+        yield {
+            "regression": answer,
+            "p_regression": None if math.isnan(p) else p,
+            "p_no_regression": None if math.isnan(p_none) else p_none,
+            "seeds_to_decide": wanted,
+        }
 
 
 def _of(table: pd.DataFrame, key: Iterable[Any]) -> pd.DataFrame:
@@ -113,36 +285,6 @@ def check_definitions(before: ResultSet, after: ResultSet) -> None:
             "results do not compare; run one of them again, or give the workload another name:\n"
             + "\n".join(lines)
         )
-
-
-def regressions_of(table: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """The rows that are shown to be slower, and by an estimate beyond the margin.
-
-    Args:
-        table: the rows of ``comparisons.compare``.
-        margin: beyond which being slower is a regression, as a share of the ratio.
-    """
-    slower = (table["metric"] == PRIMARY.column) & (table["verdict"] == PRIMARY.below)
-    return table[slower & (table["ratio"] < 1 / (1 + margin))]
-
-
-def outcome_of(table: pd.DataFrame, lost: bool, margin: float) -> Outcome:
-    """The outcome of the primary metric.
-
-    Args:
-        table: the rows of ``comparisons.compare``.
-        lost: whether something measured before was not measured after.
-        margin: beyond which being slower is a regression, as a share of the ratio.
-
-    Returns:
-        ``regression`` where there is one; ``no regression`` where every strategy is shown to be
-        faster or equivalent; else ``inconclusive``.
-    """
-    if len(regressions_of(table, margin)):
-        return "regression"
-    primary = table[table["metric"] == PRIMARY.column]
-    settled = primary["verdict"].isin([PRIMARY.above, "equivalent"]).all()
-    return "no regression" if settled and not lost else "inconclusive"
 
 
 def changes_between(before: ResultSet, after: ResultSet) -> pd.DataFrame:

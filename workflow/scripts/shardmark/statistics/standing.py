@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import TypeAdapter
 
 from shardmark.config.schema import Section
+from shardmark.statistics.comparison_rows import Tier
 
 
 class Standing(Section):
@@ -12,23 +13,34 @@ class Standing(Section):
 
     Attributes:
         metric: the column.
-        best: the strategy with the best median; None without a usable cell.
-        value: that median, in the unit of the column.
-        shown: whether the tests show that every other strategy compared is worse.
+        best: the strategy with the best ratio to the baseline; None without a usable cell.
+        value: its median, in the unit of the column.
+        tier: how sure it is that every other strategy compared is worse: established, likely if
+            that is so with a model only, or open if one is not shown to be worse.
+        ratios: of the other strategies to the best.
         equivalent: those within the margin of it.
         open: those neither shown to be worse nor equivalent.
         worse: those shown to be worse.
         not_compared: those that may not be compared with it.
+        seeds_needed: runs of each strategy, those at hand included, that would settle what is
+            open; None if nothing is, or if it cannot be said.
     """
 
     metric: str
     best: str | None = None
     value: float | None = None
-    shown: bool = False
+    tier: Tier = "open"
+    ratios: dict[str, float] = {}
     equivalent: list[str] = []
     open: list[str] = []
     worse: list[str] = []
     not_compared: list[str] = []
+    seeds_needed: int | None = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether every other strategy compared is shown to be worse."""
+        return self.tier != "open"
 
 
 class Verdict(Section):
@@ -42,7 +54,6 @@ class Verdict(Section):
         margin: of equivalence, as a share of the ratio.
         runs: usable cells of each strategy.
         excluded: of each strategy the reasons of its excluded cells, with their counts.
-        cannot: whether n is too small for any of the primary comparisons to be significant.
         fastest: ranking by steady throughput.
         memory: by the peak memory of the fullest device; None if it was not measured.
         energy: by the energy per image; None if it was not measured.
@@ -58,7 +69,6 @@ class Verdict(Section):
     margin: float
     runs: dict[str, int]
     excluded: dict[str, dict[str, int]]
-    cannot: bool
     fastest: Standing
     memory: Standing | None
     energy: Standing | None

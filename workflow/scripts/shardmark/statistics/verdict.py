@@ -1,42 +1,35 @@
-"""What the statistics allow to say of one workload and GPU count, and no more.
+"""How the strategies of one workload and GPU count rank.
 
-Being the fastest is more than being faster than the baseline: the strategy of the highest
-throughput is held against every other one, under Holm. What is cheapest in memory or energy, and
-which strategies none is better than, are exploratory: their tests are not corrected, and say so.
+Being the fastest is more than being faster than the baseline: the fastest strategy is compared with
+every other one, corrected for their number. What needs the least memory or energy is exploratory:
+those tests are not corrected.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from shardmark.statistics.comparison_rows import NOT_COMPARABLE, ComparisonRow, Tier
 from shardmark.statistics.comparisons import (
-    ALPHA,
-    CANNOT,
+    EQUIVALENT,
     EXPLORATORY,
     MARGIN,
-    NOT_COMPARABLE,
     PRIMARY,
+    Group,
     Metric,
-    Result,
-    contrast,
-    contrasts_of,
+    groups_of,
     judge,
-    verdict_of,
 )
-from shardmark.statistics.eligibility import (
-    GROUP,
-    SameCode,
-    check_table,
-    usable_cells,
-)
-from shardmark.statistics.shift import equivalence_p, two_sided_p
+from shardmark.statistics.eligibility import GROUP, usable_cells
 from shardmark.statistics.standing import Standing, Verdict
 
 MEMORY, ENERGY = EXPLORATORY[:2]
 OBJECTIVES = (PRIMARY, MEMORY, ENERGY)
+# The log-ratio of each strategy to one and the same strategy.
+Levels = Mapping[str, float]
 
 
 def verdicts(
@@ -45,56 +38,41 @@ def verdicts(
     baseline: str,
     margin: float = MARGIN,
 ) -> list[Verdict]:
-    """The verdict of every workload, regime and GPU count.
+    """The verdict on every workload, scaling and GPU count.
 
     Args:
-        cells: the cells' table.
+        cells: columns as ``cell_rows.CellRow``.
         comparisons: what ``comparisons.compare`` made of it, with the same baseline and margin.
-        baseline: the strategy that the others are compared to.
+        baseline: the strategy that the others are compared with.
         margin: of equivalence, as a share of the ratio.
 
     Raises:
-        UserError: if a cell stands in the table twice.
+        UserError: if a cell is in the table twice.
     """
-    check_table(cells)
-    same_code = SameCode(cells)
     found = []
-    for key, group in cells.groupby(GROUP, sort=True):
-        rows = comparisons[(comparisons[GROUP] == list(key)).all(axis=1)]
-        rows = rows[rows["metric"] == PRIMARY.column]
-        found.append(_verdict(group, rows, baseline, same_code, margin))
+    for group in groups_of(cells):
+        rows = comparisons[(comparisons[GROUP] == list(group.key.values())).all(axis=1)]
+        found.append(_verdict(group, rows, baseline, margin))
     return found
 
 
-def _verdict(
-    group: pd.DataFrame,
-    rows: pd.DataFrame,
-    baseline: str,
-    same_code: SameCode,
-    margin: float,
-) -> Verdict:
-    usable = usable_cells(group, PRIMARY.column)
-    strategies = list(group["strategy"].drop_duplicates())
+def _verdict(group: Group, rows: pd.DataFrame, baseline: str, margin: float) -> Verdict:
+    usable = usable_cells(group.cells, PRIMARY.column)
     measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
-    standings = {
-        metric: standing_of(usable, metric, same_code, margin) for metric in {PRIMARY, *measured}
-    }
-    tested = rows[rows["verdict"] != NOT_COMPARABLE]
+    levels = {metric: _levels(group, metric, rows, baseline) for metric in measured}
+    standings = {metric: _standing(group, metric, levels[metric], margin) for metric in measured}
     return Verdict(
-        workload=str(group["workload"].iloc[0]),
-        scaling=str(group["scaling"].iloc[0]),
-        gpus=int(group["gpus"].iloc[0]),
+        **group.key,
         baseline=baseline,
         margin=margin,
-        runs={name: int((usable["strategy"] == name).sum()) for name in strategies},
-        excluded=_excluded(group, strategies),
-        cannot=bool(len(tested)) and bool((tested["smallest_p"] > ALPHA).all()),
-        fastest=standings[PRIMARY],
+        runs={name: int((usable["strategy"] == name).sum()) for name in group.strategies},
+        excluded=_excluded(group),
+        fastest=standings.get(PRIMARY, Standing(metric=PRIMARY.column)),
         memory=standings.get(MEMORY),
         energy=standings.get(ENERGY),
         objectives=[metric.column for metric in measured],
         medians=_medians(usable, measured),
-        pareto=pareto_set(usable, measured, same_code, margin),
+        pareto=pareto_set(levels, margin),
     )
 
 
@@ -112,10 +90,12 @@ def _medians(usable: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, dict[
     }
 
 
-def _excluded(group: pd.DataFrame, strategies: Sequence[str]) -> dict[str, dict[str, int]]:
+def _excluded(group: Group) -> dict[str, dict[str, int]]:
     """Of each strategy with excluded cells, how many each reason excludes."""
-    out = group[group["excluded"] != ""]
-    counts = {name: out[out["strategy"] == name]["excluded"].value_counts() for name in strategies}
+    out = group.cells[group.cells["excluded"] != ""]
+    counts = {
+        name: out[out["strategy"] == name]["excluded"].value_counts() for name in group.strategies
+    }
     return {
         name: {str(reason): int(number) for reason, number in reasons.items()}
         for name, reasons in counts.items()
@@ -123,94 +103,86 @@ def _excluded(group: pd.DataFrame, strategies: Sequence[str]) -> dict[str, dict[
     }
 
 
-def standing_of(
-    usable: pd.DataFrame, metric: Metric, same_code: SameCode, margin: float
-) -> Standing:
-    """The best strategy by a metric, held against every other.
+def _levels(group: Group, metric: Metric, rows: pd.DataFrame, baseline: str) -> Levels:
+    """The log-ratio of each strategy to the baseline.
 
-    Args:
-        usable: usable cells of one workload, regime and GPU count.
-        metric: throughput, of which more is better, or another, of which less is.
-        same_code: of the whole table.
-        margin: of equivalence, as a share of the ratio.
+    If nothing could be compared with the baseline, the mean log-value of each strategy instead,
+    which ranks them just as well.
     """
-    medians = usable.groupby("strategy", sort=False)[metric.column].median().dropna()
-    if medians.empty:
-        return Standing(metric=metric.column)
-    best = str(medians.idxmax() if metric is PRIMARY else medians.idxmin())
-    contrasts = contrasts_of(usable, best, metric, same_code)
-    table = judge(contrasts, metric is PRIMARY, margin)
-    worse_word, better_word = metric.above, metric.below
-    if metric is PRIMARY:
-        worse_word, better_word = better_word, worse_word
-    worse = _named(table, worse_word)
-    not_compared = _named(table, NOT_COMPARABLE)
+    rows = rows[(rows["metric"] == metric.column) & rows["ratio"].notna()]
+    if len(rows):
+        ratios = zip(rows["strategy"], rows["ratio"], strict=True)
+        return {baseline: 0.0} | {str(name): math.log(ratio) for name, ratio in ratios}
+    samples = group.samples(metric)
+    return {name: sum(own.values.values()) / len(own.values) for name, own in samples.items()}
+
+
+def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> Standing:
+    """The best strategy by a metric, compared with every other."""
+    best = (max if metric is PRIMARY else min)(levels, key=levels.__getitem__)
+    values = group.usable[group.usable["strategy"] == best][metric.column]
+    rows = [
+        row
+        for row in judge(list(group.contrasts(metric, best)), metric, group.paired, margin)
+        if row.ratio is not None or row.reason not in ("no_usable_cell", "not_measured")
+    ]
+    worse_word = metric.below if metric is PRIMARY else metric.above
+    worse = [row for row in rows if row.verdict == worse_word]
+    settled = (worse_word, EQUIVALENT, NOT_COMPARABLE)
+    # The best ratio to the baseline may have the worse one here: then nothing is shown either.
+    left = [row for row in rows if row.verdict not in settled]
+    compared = [row for row in rows if row.verdict != NOT_COMPARABLE]
     return Standing(
         metric=metric.column,
         best=best,
-        value=float(medians[best]),
-        shown=0 < len(worse) == len(table) - len(not_compared),
-        equivalent=_named(table, "equivalent"),
-        # The best median may have the worse estimate: then nothing is shown, either.
-        open=_named(table, "inconclusive", CANNOT, better_word),
-        worse=worse,
-        not_compared=not_compared,
+        value=float(values.median()),
+        tier=_weakest(worse) if 0 < len(worse) == len(compared) else "open",
+        ratios={row.strategy: row.ratio for row in compared if row.ratio is not None},
+        equivalent=_names(row for row in rows if row.verdict == EQUIVALENT),
+        open=_names(left),
+        worse=_names(worse),
+        not_compared=_names(row for row in rows if row.verdict == NOT_COMPARABLE),
+        seeds_needed=_most_needed(left),
     )
 
 
-def _named(table: pd.DataFrame, *verdict: str) -> list[str]:
-    return [str(name) for name in table[table["verdict"].isin(verdict)]["strategy"]]
+def _names(rows: Iterable[ComparisonRow]) -> list[str]:
+    return [row.strategy for row in rows]
 
 
-def pareto_set(
-    usable: pd.DataFrame,
-    objectives: Sequence[Metric],
-    same_code: SameCode,
-    margin: float,
-) -> list[str]:
-    """The strategies that none is shown to beat.
+def _weakest(rows: Sequence[ComparisonRow]) -> Tier:
+    return "established" if all(row.tier == "established" for row in rows) else "likely"
 
-    One strategy beats another if it is shown to be better by one objective at least, and better or
-    equivalent by each of them. What is open beats nothing and loses to nothing, so with few seeds
-    the set is large: it holds all that cannot be ruled out. The tests are not corrected for their
-    number.
+
+def _most_needed(rows: Sequence[ComparisonRow]) -> int | None:
+    needed = [row.seeds_needed for row in rows]
+    return None if None in needed else max(filter(None, needed), default=None)
+
+
+def pareto_set(levels: Mapping[Metric, Levels], margin: float) -> list[str]:
+    """The strategies that no other beats.
+
+    One strategy beats another if it is better by more than the margin by one objective, worse by
+    more than the margin by none, and gains more than it loses by all together (without which three
+    could beat each other in a circle). The estimates decide, so having fewer runs than the others
+    keeps no strategy in the set.
 
     Args:
-        usable: usable cells of one workload, regime and GPU count.
-        objectives: the metrics.
-        same_code: of the whole table.
-        margin: of equivalence, as a share of the ratio.
+        levels: by objective, the log-ratio of each strategy to one and the same strategy.
+        margin: within which two are equal, as a share of the ratio.
     """
-    sides = {str(name): side for name, side in usable.groupby("strategy", sort=False)}
-    beaten: set[str] = set()
-    for one, other in itertools.combinations(sides, 2):
-        relations = [
-            _relation(sides[one], sides[other], metric, same_code, margin) for metric in objectives
+    if not levels:
+        return []
+    bound = math.log1p(margin)
+    names = [
+        name for name in next(iter(levels.values())) if all(name in own for own in levels.values())
+    ]
+
+    def beats(one: str, other: str) -> bool:
+        gains = [
+            (own[one] - own[other]) * (1 if metric is PRIMARY else -1)
+            for metric, own in levels.items()
         ]
-        if "open" not in relations:
-            if "worse" not in relations and "better" in relations:
-                beaten.add(other)
-            if "better" not in relations and "worse" in relations:
-                beaten.add(one)
-    return [name for name in sides if name not in beaten]
+        return max(gains) > bound and min(gains) >= -bound and sum(gains) > 0
 
-
-def _relation(
-    one: pd.DataFrame,
-    other: pd.DataFrame,
-    metric: Metric,
-    same_code: SameCode,
-    margin: float,
-) -> str:
-    item = contrast((one, other), ("one", "other"), metric, same_code)
-    if item.test is None:
-        return "open"
-    p = two_sided_p(item.test)
-    found = Result(p, p, equivalence_p(item.test, margin), item.test.smallest_p)
-    verdict, _ = verdict_of(item, found, 1)
-    words: Mapping[str, str] = {
-        metric.below: "worse" if metric is PRIMARY else "better",
-        metric.above: "better" if metric is PRIMARY else "worse",
-        "equivalent": "equivalent",
-    }
-    return words.get(verdict, "open")
+    return [name for name in names if not any(beats(other, name) for other in names)]
