@@ -1,4 +1,4 @@
-"""Bring a data set to its folder once, before any cell, and record what is there."""
+"""Fetch a data set once, before any cell runs, and record its files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from shardmark.workload.data_files import record_of, torchvision_class, why_not_
 
 
 def fetch(dataset: DatasetName, folder: Path, *, download: bool) -> dict[str, object]:
-    """Check the data set's files against their published MD5, fetching them first if need be.
+    """Check the data set's files against their published MD5; download them first if needed.
 
     Raises:
-        UserError: if it is not there and may not, or cannot, be fetched.
+        UserError: if files are missing or damaged and may not, or cannot, be downloaded.
     """
     reason = why_not_whole(dataset, folder)
     if reason and download:
@@ -47,7 +47,7 @@ def fetch(dataset: DatasetName, folder: Path, *, download: bool) -> dict[str, ob
 
 @one_message
 def main() -> None:
-    """Fetch the data set of the command line."""
+    """Fetch the data set that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", required=True, choices=FETCHED)
     parser.add_argument("--dir", type=Path, required=True, help="folder of the data sets")

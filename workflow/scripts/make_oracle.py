@@ -19,16 +19,16 @@ from shardmark.processes.leaving import leave
 
 @one_message
 def main() -> None:
-    """Write the oracle of the command line's case."""
+    """Write the oracle of the workload and replica count that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--workload", required=True, help="what is trained")
     parser.add_argument("--ranks", type=int, required=True, help="replicas that are emulated")
     parser.add_argument("--output", type=Path, required=True, help="file to write (torch.save)")
     arguments = parser.parse_args()
-    # As the launcher sets it for the ranks; read when CUDA starts.
+    # The same value as the launcher sets for the ranks; it is read when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # The oracle does not depend on the strategy; ddp runs at every replica count.
+    # The oracle does not depend on the strategy; ddp is used because it runs at any replica count.
     case = parity_case(arguments.config, arguments.workload, "ddp", arguments.ranks)
     cell = case.cell
     folders = [arguments.output.parent, Path(cell.data_dir)]

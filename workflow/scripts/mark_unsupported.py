@@ -1,4 +1,4 @@
-"""Record the cells that cannot run here, as results, without starting any of them."""
+"""Write a result for each cell that cannot run here, without starting it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unsupported_cell(cell: Cell) -> Metrics:
     """The result of a cell that cannot run.
 
     Raises:
-        ValueError: if it can.
+        ValueError: if the cell can run.
     """
     return Metrics(
         cell=cell,
@@ -32,7 +32,7 @@ def unsupported_parity(case: ParityCase) -> Parity:
     """The verdict on a case that cannot run.
 
     Raises:
-        ValueError: if it can.
+        ValueError: if the case can run.
     """
     cell = case.cell
     return Parity(
@@ -56,7 +56,7 @@ def _reason(cell: Cell) -> str:
 
 @one_message
 def main() -> None:
-    """Write metrics.json and the verdict of every cell of the matrix that cannot run."""
+    """Write metrics.json and the parity verdict of each cell of the matrix that cannot run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     config: Config = parser.parse_args().config

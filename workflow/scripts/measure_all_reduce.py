@@ -1,4 +1,4 @@
-"""One rank of the doctor's all-reduce: joins the others as a cell's rank does, and measures."""
+"""One rank of the doctor's all-reduce test; it joins the process group like a cell's rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shardmark.training.runtime import start_runtime
 
 
 def main() -> None:
-    """Measure, and leave all_reduce.json (rank 0) in the scratch folder, or the rank's failure."""
+    """Measure, and write all_reduce.json (rank 0) or the rank's failure to the scratch folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cell", type=Path, required=True, help="file with the cell's JSON")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
@@ -29,7 +29,7 @@ def main() -> None:
             write_text(arguments.scratch / "all_reduce.json", json.dumps(found))
     except Exception as error:
         record_failure(error, "all-reduce", arguments.scratch)
-        # The others may wait for this one for ever.
+        # Exit at once, because the other ranks may wait for this one forever.
         leave(1)
     dist.destroy_process_group()
     leave()

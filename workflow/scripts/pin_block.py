@@ -1,4 +1,4 @@
-"""Record the nodes that the cells of a block are to run on: those of this very job."""
+"""Record this job's nodes; all cells of the block will run on them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Run a cell again from its metrics.json alone, and compare the new result with the old one.
 
-The new result is in results/<run>/reruns/. Exit status 1 where the outcome is not the same.
+The new result is written to results/<run>/reruns/. The exit status is 1 if the outcome differs.
 
-A metrics.json names a set-up, variables and an image, and all of them can run code. They are shown,
-and nothing runs until --yes agrees to them.
+A metrics.json may name a set-up script, environment variables and a container image, and each of
+them can run code. The program prints them and runs nothing until you agree with --yes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shardmark.escaping import for_terminal
 from shardmark.launching.scratch import scratch_folder
 from shardmark.metrics import Metrics, read_metrics
 
-# What may explain a difference, by where it stands in the result.
+# Fields of the result that may explain a difference.
 CIRCUMSTANCES = (
     ("provenance", "git_commit"),
     ("provenance", "git_diff_sha256"),
@@ -34,7 +34,7 @@ CIRCUMSTANCES = (
 
 
 def figures(metrics: Metrics) -> dict[str, float | None]:
-    """What is compared, with its unit."""
+    """The figures to compare; each name includes the unit."""
     throughput, efficiency = metrics.throughput, metrics.efficiency
     losses = metrics.loss.per_epoch if metrics.loss else []
     return {f"loss of epoch {index + 1}": loss for index, loss in enumerate(losses)} | {
@@ -47,7 +47,7 @@ def figures(metrics: Metrics) -> dict[str, float | None]:
 
 
 def compare(old: Metrics, new: Metrics) -> Iterator[str]:
-    """The two results in lines of text."""
+    """Yield a comparison of the two results, line by line."""
     yield f"{'':24}{'then':>16}{'now':>16}{'change':>10}"
     yield f"{'status':24}{old.status:>16}{new.status:>16}"
     now = figures(new)
@@ -64,7 +64,7 @@ def compare(old: Metrics, new: Metrics) -> Iterator[str]:
 
 
 def site_of(cell: Cell) -> str:
-    """What the cell runs around its training, in lines of text; empty if that is nothing."""
+    """The cell's set-up, variables and container as lines of text; empty if it has none."""
     site = cell.site
     lines = ["site.setup:", *site.setup.rstrip().split("\n")] if site.setup else []
     if site.environment:
@@ -89,7 +89,7 @@ def _difference(before: Any, after: Any) -> str:
 
 @one_message
 def main() -> None:
-    """Run the cell of the command line's metrics.json again."""
+    """Run the cell of the given metrics.json again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("metrics", type=Path, help="metrics.json of a cell")
     parser.add_argument(

@@ -1,7 +1,8 @@
-"""Run one cell: launch its processes, judge how they ended, leave one valid metrics.json.
+"""Run one cell: launch its processes, judge how they ended, write one valid metrics.json.
 
-Exit status 0 for every outcome that is a result (ok, oom, timeout, diverged, failed, unsupported);
-1 where there is none: a mistake of the set-up, or processes that something else killed.
+The exit status is 0 for every outcome that is a result (ok, oom, timeout, diverged, failed,
+unsupported). It is 1 if there is no result: the set-up is wrong, or something else killed the
+processes.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ def run_cell(
     stall_s: float | None = None,
     script: Path | None = None,
 ) -> Metrics:
-    """Run the cell to its end.
+    """Run a cell and return its metrics.
 
     Args:
         cell: the cell.
-        folder: where its processes meet, and where steps.csv and telemetry.csv are left.
-        limit_s: seconds after which its processes are ended.
-        stall_s: seconds without any rank getting further after which they are.
-        script: another script than the strategy's own; a test's, that trains otherwise on purpose.
+        folder: the scratch folder of its processes; steps.csv and telemetry.csv are written there.
+        limit_s: end the processes after so many seconds.
+        stall_s: end the processes if no rank makes progress for so many seconds.
+        script: a script to run instead of the strategy's own; tests pass one that trains otherwise.
 
     Raises:
-        UserError: where there is no result to record.
+        UserError: if there is no result to record.
     """
     if cell.unsupported:
         return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
@@ -69,10 +70,10 @@ def run_cell(
 
 
 def keep_good_result(path: Path, metrics: Metrics) -> None:
-    """A failure does not take the place of a good result of the same definition.
+    """Keep a failure from replacing a good result of the same definition.
 
     Raises:
-        UserError: if it would; the failure is left beside it.
+        UserError: if the failure would replace one; the failure is written beside it.
     """
     if metrics.status in ("ok", "unsupported") or not path.exists():
         return
@@ -91,10 +92,11 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
 
 
 def made_meanwhile(cell: Cell, path: Path) -> bool:
-    """Whether the cell's result was made after the controller that wants it had started.
+    """Whether the cell's result was made after the controller that wants it started.
 
-    Then this job has nothing left to do: it waited for a job that a killed controller had left, or
-    another job of this controller made the result and was lost with the rest of its group.
+    Then this job has nothing to do. Either it waited for a job that a killed controller had left
+    behind, or another job of this controller made the result and was then lost with the rest of its
+    group.
     """
     started = os.environ.get(CONTROLLER_STARTED)
     if started is None or not path.exists():
@@ -104,14 +106,14 @@ def made_meanwhile(cell: Cell, path: Path) -> bool:
     except UserError:
         return False
     same = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
-    # Not the time of the file, which is young too where Snakemake put an old result back.
+    # Not the file's time, which is also recent if Snakemake restored an old result.
     ended_at = found.provenance.get("ended_at")
     young = ended_at is not None and datetime.fromisoformat(ended_at).timestamp() > float(started)
     return young and (found.cell_sha256, found.code_sha256) == same
 
 
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
-    """Put a result in its place: what belongs to it first, and metrics.json, which counts, last."""
+    """Move a result into place: side files first, metrics.json last, because that one counts."""
     for pattern in SIDE_FILES:
         for old in output.parent.glob(pattern):
             old.unlink()
@@ -122,7 +124,7 @@ def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
 
 @one_message
 def main() -> None:
-    """Run the cell of the command line."""
+    """Run the cell that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--workload", required=True, help="the cell's, and so on")

@@ -1,6 +1,7 @@
-"""Hold one strategy at one replica count against the oracle; the verdict is in the JSON.
+"""Compare one strategy at one replica count with the oracle, and write the verdict as JSON.
 
-Exit status 0 also where the gate fails: that is a result. 1 where there is none.
+The exit status is 0 even if the strategy fails the gate, because that is a result. It is 1 if there
+is no result.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ def run_parity(
     stall_s: float | None = None,
     script: Path | None = None,
 ) -> Parity:
-    """Drive the strategy's own training script through the gate and judge it.
+    """Run the strategy's own training script through the gate and judge it.
 
     Args:
         case: the strategy, the replica count and the gate's settings.
-        oracle: what make_oracle.py wrote for the same workload and replica count.
-        result: where the verdict will be; the processes meet beside it.
-        stall_s: seconds without any rank getting further after which its processes are ended.
-        script: another script than the strategy's own; a test's, that trains wrongly on purpose.
+        oracle: the file that make_oracle.py wrote for the same workload and replica count.
+        result: where the verdict will be written; the scratch folder is created beside it.
+        stall_s: end the processes if no rank makes progress for so many seconds.
+        script: a script to run instead of the strategy's own; tests pass one that trains wrongly.
 
     Raises:
-        UserError: where there is no verdict.
+        UserError: if there is no verdict.
     """
     cell = case.cell
     if cell.unsupported:
@@ -72,12 +73,12 @@ def run_parity(
 
 
 def require_whole(oracle: Path) -> None:
-    """See that an oracle is all there, before ranks are started; remove it if it is not.
+    """Check before ranks start that an oracle's file is complete; remove it if it is damaged.
 
     torch.save writes a zip archive with a checksum of each part.
 
     Raises:
-        UserError: if the oracle is missing or damaged. The same command then makes it anew.
+        UserError: if the oracle is missing or damaged. The same command then makes it again.
     """
     try:
         with zipfile.ZipFile(oracle) as archive:
@@ -94,19 +95,19 @@ def require_whole(oracle: Path) -> None:
 
 
 def gpu_variables(cell: Cell, gate: Path) -> dict[str, str]:
-    """Variables for a case's ranks on one node: their GPUs, and whom they share them with.
+    """The environment variables for a case's ranks on one node: which GPUs to use, how to share.
 
-    Cases run side by side, so each strategy begins at another GPU. Ranks that find too few GPUs
-    share one.
+    Cases run side by side, so each strategy starts at another GPU. If there are too few GPUs, all
+    ranks share one.
 
     Args:
-        cell: the case's.
-        gate: folder of all the gate's results.
+        cell: the case's cell.
+        gate: the folder of all results of the gate.
     """
     there = visible_gpus()
     variables = {
         TURN_VARIABLE: str(gate / f".turn.{node_name()}"),
-        # Each rank of the gate has one core (rules/common.smk, parity_threads).
+        # Each rank of the gate gets one core (rules/common.smk, parity_threads).
         "OMP_NUM_THREADS": "1",
     }
     if len(there) < cell.gpus:
@@ -122,7 +123,7 @@ def _why(failure: Failure) -> str:
 
 
 def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
-    # Not before the strategy has run: the launcher waits without torch in its memory.
+    # Imported only now, so that the launcher does not hold torch in memory while it waits.
     from shardmark.parity.gate import judge, judge_real_model, precisions_of, surrogate_name_of
     from shardmark.parity.trajectory_files import read_oracles, read_trajectories
 
@@ -155,7 +156,7 @@ def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool)
 
 
 def verdict(case: ParityCase, **fields: Any) -> Parity:
-    """The gate's result file for a case."""
+    """The content of the gate's result file for a case."""
     cell = case.cell
     return Parity(
         workload=cell.workload,
@@ -171,7 +172,7 @@ def verdict(case: ParityCase, **fields: Any) -> Parity:
 
 @one_message
 def main() -> None:
-    """Judge the case of the command line."""
+    """Judge the case that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--workload", required=True, help="the case's, and so on")

@@ -1,4 +1,4 @@
-"""DistributedDataParallel: full replicas, gradients averaged bucket by bucket in the backward."""
+"""DistributedDataParallel: full replicas; the backward pass averages gradients by buckets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 
 # The gradient of a 1x1 convolution on channels_last inputs differs from the bucket's view only in
-# the stride of a dimension of size 1, where no byte lies elsewhere.
+# the stride of a dimension of size 1, which does not change the memory layout.
 warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
-# Off: a broadcast in the forward pass would give every rank rank 0's batch-norm statistics, which
-# no other strategy does. torch 2.12 renamed the switch.
+# Off, because a broadcast in the forward pass would give every rank the batch-norm statistics of
+# rank 0, which no other strategy does. torch 2.12 renamed the switch.
 _BUFFERS_STAY: dict[str, Any] = next(
     {name: False}
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -31,7 +31,7 @@ _HOOKS = {
 
 
 class Ddp(Strategy):
-    """DistributedDataParallel as its documentation sets it up."""
+    """DistributedDataParallel, set up as in its documentation."""
 
     module: DistributedDataParallel
 
@@ -52,15 +52,15 @@ class Ddp(Strategy):
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """Gradients are averaged over the ranks in the last micro-batch only."""
+        """Average gradients over the ranks in the last micro-batch only."""
         return nullcontext() if last else self.module.no_sync()
 
     def full_state_dict(self) -> StateDict:
-        """Each rank has all."""
+        """This rank's state; every rank has all parameters."""
         return unwrapped(self.module.state_dict())
 
     def effective_config(self) -> dict[str, Any]:
-        """With DDP's own settings."""
+        """The settings, with DDP's own."""
         logged = cast(Any, self.module)._get_ddp_logging_data()
         buckets = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
         return super().effective_config() | {

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO, stages 1, 2 and 3: the stage is the strategy's name."""
+"""DeepSpeed ZeRO, stages 1, 2 and 3; the last digit of the strategy's name is the stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 from shardmark.workload.precision import AUTOCAST_DTYPES
 
 if not torch.cuda.is_available():
-    # Read on import; without it DeepSpeed looks for a GPU's driver.
+    # DeepSpeed reads this on import; without it, it looks for a GPU driver.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
@@ -29,8 +29,8 @@ class Zero(Strategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.stage = int(task.cell.base[-1])
-        # On a CPU DeepSpeed would compile a shared-memory all-reduce at its first use, which asks
-        # for a compiler and takes half a minute. gloo serves it as it serves the others.
+        # On a CPU DeepSpeed would compile a shared-memory all-reduce at its first use. That needs a
+        # compiler and takes half a minute, so it uses gloo like the other strategies.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.logger.setLevel("WARNING")
         model = task.build_model()
@@ -44,28 +44,28 @@ class Zero(Strategy):
         )
 
     def forward(self, batch: Any) -> Tensor:
-        """Logits; the engine switches an outer autocast off and enters its own."""
+        """Compute the logits; the engine disables an outer autocast and enters its own."""
         logits: Tensor = self.module(batch.images, batch.keys)
         return logits
 
     def backward(self, loss: Tensor) -> None:
-        """The engine scales by the number of micro-batches itself."""
+        """Add the gradient; the engine itself divides the loss by the number of micro-batches."""
         self.module.backward(loss)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """The engine counts micro-batches by its own calls of step."""
+        """Call the engine's step after each micro-batch: that is how it counts micro-batches."""
         self.module.set_gradient_accumulation_boundary(last)
         yield
         if not last:
             self.module.step()
 
     def step(self) -> None:
-        """The engine steps, scales and zeroes; the loss scale is lowered here if it was too high.
+        """Let the engine step, scale and zero; lower the loss scale here if gradients overflowed.
 
-        Under autocast in float16, DeepSpeed 0.19.8 leaves out a step whose gradients overflow
-        before it reaches torch's scaler (stage_1_and_2.py, stage3.py), whose scale then stays: on
-        two H100 all 18 steps of ResNet-50 were left out, and nothing was trained.
+        Under autocast in float16, DeepSpeed 0.19.8 skips a step whose gradients overflow before it
+        reaches torch's scaler (stage_1_and_2.py, stage3.py), so the scale never falls. On two H100,
+        all 18 steps of ResNet-50 were skipped and nothing was trained.
         """
         self.module.step()
         scaler = self._scaler()
@@ -73,18 +73,18 @@ class Zero(Strategy):
             scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
 
     def _scaler(self) -> torch.amp.GradScaler | None:
-        """The engine's own, which it has in float16 alone."""
+        """The engine's own scaler; it has one only in float16."""
         return getattr(self.optimizer, "torch_autocast_gradscaler", None)
 
     def full_state_dict(self) -> StateDict:
-        """Stages 1 and 2 hold whole parameters; stage 3 gathers them."""
+        """The full parameters and buffers; only stage 3 has to gather the parameters first."""
         network = self.module.module
         parameters = list(network.parameters()) if self.stage == 3 else []
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
             return unwrapped({**dict(network.named_parameters()), **dict(network.named_buffers())})
 
     def effective_config(self) -> dict[str, Any]:
-        """Read back from the engine."""
+        """The settings, read back from the engine."""
         engine = self.module
         zero = engine._config.zero_config
         scaler = self._scaler()
@@ -109,17 +109,16 @@ class Zero(Strategy):
 
 
 def engine_config(task: Task, stage: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: everything that would change the training is spelled out.
+    """DeepSpeed's configuration, with every setting that would change the training set explicitly.
 
-    Clipping defaults to 1.0 since DeepSpeed 0.19.3. Autocast from outside is switched off in the
-    engine. With autocast, gradients of convolutions and linear layers are reduced in the low
-    precision unless ``lower_precision_safe_modules`` is empty. Stage 3 puts a linear layer of its
-    own in the place of torch's, whose backward pass rounds otherwise under autocast: with it the
-    first update was off by 2.6e-4 on an H200, where every other strategy matched the oracle bit by
-    bit.
+    Clipping defaults to 1.0 since DeepSpeed 0.19.3. The engine disables an outer autocast. With its
+    own autocast, it reduces the gradients of convolutions and linear layers in the low precision
+    unless ``lower_precision_safe_modules`` is empty. Stage 3 replaces torch's linear layer with its
+    own, whose backward pass rounds differently under autocast: with it, the first update was off by
+    2.6e-4 on an H200, while every other strategy matched the oracle bit for bit.
 
-    DeepSpeed 0.19.8 has no reduce-scatter in stages 1 and 2: at its defaults, and with every option
-    here, they average gradients by all-reduce.
+    DeepSpeed 0.19.8 has no reduce-scatter in stages 1 and 2: with its defaults and with every
+    option here, they average gradients by all-reduce.
     """
     cell, options = task.cell, task.cell.options
     zero: dict[str, Any] = {

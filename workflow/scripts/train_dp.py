@@ -1,4 +1,4 @@
-"""DataParallel: one process, replicas made anew at every step, gradients summed on device 0."""
+"""DataParallel: one process, which makes new replicas in each step and sums on device 0."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from shardmark.workload.precision import autocast
 class AutocastInside(nn.Module):
     """A network that enters autocast itself.
 
-    DataParallel hands an outer autocast on to its replicas' threads without its dtype, so that
-    they would compute in float16 where bfloat16 was asked for.
+    DataParallel passes an outer autocast on to its replicas' threads without its dtype, so they
+    would compute in float16 when bfloat16 is configured.
     """
 
     def __init__(self, inner: nn.Module, precision: str, device_type: str) -> None:
@@ -29,23 +29,23 @@ class AutocastInside(nn.Module):
         self.device_type = device_type
 
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """As the network's own."""
+        """Compute the network's logits under autocast."""
         with autocast(self.precision, self.device_type):
             logits: Tensor = self.inner(images, keys)
         return logits
 
 
 class LastingThreads(DataParallel[Any]):
-    """DataParallel whose replicas' threads stay from one forward pass to the next."""
+    """DataParallel that keeps its replicas' threads from one forward pass to the next."""
 
     def __init__(self, module: nn.Module, device_ids: list[int]) -> None:
         super().__init__(module, device_ids)
         self.threads = [ThreadPoolExecutor(max_workers=1) for _ in device_ids]
 
     def parallel_apply(self, replicas: Any, inputs: Any, kwargs: Any) -> list[Any]:
-        """Each replica's output, by the thread of its device."""
+        """Each replica's output, computed by its device's thread."""
         with_grad = torch.is_grad_enabled()
-        # The caller's: a thread has its own current stream.
+        # The caller's streams, because each thread has its own current stream.
         streams = [torch.cuda.current_stream(device) for device in self.device_ids]
 
         def apply(index: int) -> Any:
@@ -59,12 +59,11 @@ class LastingThreads(DataParallel[Any]):
 
 
 class Dp(Strategy):
-    """DataParallel over the GPUs of one node; on a CPU one plain module.
+    """DataParallel over the GPUs of one node; on a CPU, one plain module.
 
-    With several GPUs cuDNN's search for the fastest kernels is switched off. torch keeps cuDNN's
-    plans in a cache per thread (aten/src/ATen/native/cudnn/Conv_v8.cpp), and DataParallel starts
-    new threads in each forward pass, so every step would search again. A bare loop of ResNet-50 on
-    two H100:
+    With several GPUs, cuDNN's search for the fastest kernels is off. torch caches cuDNN's plans per
+    thread (aten/src/ATen/native/cudnn/Conv_v8.cpp), and DataParallel starts new threads in each
+    forward pass, so every step would search again. A bare loop of ResNet-50 on two H100:
 
     ===========  ======  ================
     threads      search  images/s
@@ -75,14 +74,13 @@ class Dp(Strategy):
     DDP          on      25,511
     ===========  ======  ================
 
-    The second row is the fastest that torch's own DataParallel gets, so it is the default. It still
-    makes every plan anew in each forward pass, which is why it is slower than DDP. The option
+    The second row is the fastest that torch's own DataParallel gets, so it is the default. It is
+    slower than DDP because it still makes every plan again in each forward pass. The option
     ``cudnn_benchmark`` gives the first row, ``lasting_threads`` the third.
 
-    Nothing else that torch keeps per thread slows DataParallel: handles of cuDNN and cuBLAS come
-    from pools that outlive a thread, autograd computes gradients in threads of its own, which stay,
-    and DataParallel passes the grad mode on. It does not pass autocast's dtype on: see
-    AutocastInside.
+    Nothing else that torch keeps per thread slows DataParallel. Handles of cuDNN and cuBLAS come
+    from pools that outlive a thread. Autograd computes gradients in its own threads, which persist.
+    DataParallel passes the grad mode on, but not autocast's dtype (see AutocastInside).
     """
 
     module: DataParallel[Any]
@@ -106,16 +104,16 @@ class Dp(Strategy):
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (batch, classes) of all replicas' images, gathered on device 0."""
+        """Compute the logits (batch, classes) of all replicas' images, gathered on device 0."""
         logits: Tensor = self.module(batch.images, batch.keys)
         return logits
 
     def full_state_dict(self) -> StateDict:
-        """Device 0 has all."""
+        """The state of device 0, which has all parameters."""
         return unwrapped(self.module.state_dict(), "module.inner.")
 
     def effective_config(self) -> dict[str, Any]:
-        """With the devices it scatters to."""
+        """The settings, with the devices that it scatters to."""
         return super().effective_config() | {
             "own": {
                 "device_ids": list(self.module.device_ids),

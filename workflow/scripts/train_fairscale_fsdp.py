@@ -1,4 +1,4 @@
-"""FairScale's FullyShardedDataParallel, which torch's FSDP grew out of. No longer maintained."""
+"""FairScale's FullyShardedDataParallel, the origin of torch's FSDP; no longer maintained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
-    # It warns about torch APIs that it will never move away from.
+    # FairScale warns about deprecated torch APIs, but nobody will update it.
     warnings.simplefilter("ignore")
     from fairscale.nn.data_parallel import FullyShardedDataParallel
     from fairscale.nn.wrap import enable_wrap, wrap
@@ -22,7 +22,7 @@ from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
 
 
 class FairscaleFsdp(Strategy):
-    """One unit a block, flattened."""
+    """FairScale's FSDP with one flattened unit per block."""
 
     module: nn.Module
 
@@ -49,13 +49,13 @@ class FairscaleFsdp(Strategy):
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     def backward(self, loss: Tensor) -> None:
-        """With the hooks of this pass taken away again, unless the cell wants them to pile up.
+        """Add the gradient and remove this pass's hooks, unless ``release_hooks`` is off.
 
-        FairScale 0.4.13 gives each parameter's gradient accumulator one more hook every forward
-        pass and counts on autograd to drop the accumulator with its hooks; but the handle that
-        FairScale keeps holds the accumulator too. Its maintainers fixed that after the last
-        release, on a branch (facebookresearch/fairscale pull request 1139). No hook is needed
-        after the pass.
+        In every forward pass, FairScale 0.4.13 adds a hook to each parameter's gradient
+        accumulator. It relies on autograd to drop the accumulator with its hooks, but the handle
+        that FairScale keeps also keeps the accumulator alive, so hooks pile up. Its maintainers
+        fixed this on a branch after the last release (facebookresearch/fairscale pull request
+        1139). No hook is needed after the pass.
         """
         super().backward(loss)
         if not self.task.cell.options["release_hooks"]:
@@ -66,18 +66,18 @@ class FairscaleFsdp(Strategy):
                 handle.remove()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """Gradients are reduced in the last micro-batch only."""
+        """Reduce gradients in the last micro-batch only."""
         return nullcontext() if last else cast(Any, self.module).no_sync()
 
     def full_state_dict(self) -> StateDict:
-        """Gathered on every rank."""
+        """The parameters and buffers, gathered on every rank."""
         return unwrapped(self.module.state_dict())
 
     def effective_config(self) -> dict[str, Any]:
-        """With the settings of the outermost unit."""
+        """The settings, with those of the outermost unit."""
         module = cast(Any, self.module)
         units = [part for part in module.modules() if isinstance(part, FullyShardedDataParallel)]
-        # The outermost unit keeps its own parameters gathered, whatever it is told.
+        # The outermost unit always keeps its own parameters gathered, so check all units.
         reshards = any(unit.reshard_after_forward for unit in units)
         return super().effective_config() | {
             "zero_stage": 3 if reshards else 2,

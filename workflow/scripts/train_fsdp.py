@@ -1,4 +1,4 @@
-"""FSDP1: FullyShardedDataParallel, flat parameters of one unit a block."""
+"""FSDP1: FullyShardedDataParallel, with one flat parameter per block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHARDING = {
     "full_shard": ShardingStrategy.FULL_SHARD,
     "shard_grad_op": ShardingStrategy.SHARD_GRAD_OP,
 }
-# FSDP shards nothing where there is one rank, whatever it is told.
+# With one rank FSDP shards nothing (NO_SHARD), whatever is configured.
 _ZERO_STAGE = {
     ShardingStrategy.FULL_SHARD: 3,
     ShardingStrategy.SHARD_GRAD_OP: 2,
@@ -38,7 +38,7 @@ _PREFETCH = {
 
 
 class Fsdp(Strategy):
-    """FullyShardedDataParallel with a wrapping policy: without one nothing overlaps."""
+    """FullyShardedDataParallel with a wrapping policy; without one, nothing would overlap."""
 
     module: FullyShardedDataParallel
 
@@ -59,16 +59,16 @@ class Fsdp(Strategy):
             device_id=self.device,
             use_orig_params=True,
         )
-        # A plain scaler looks for infinities in this rank's shard only.
+        # A plain scaler would look for infinities only in this rank's shard.
         self.scaler = ShardedGradScaler(self.device.type, enabled=task.precision == "fp16")
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """Gradients are reduced in the last micro-batch only."""
+        """Reduce gradients in the last micro-batch only."""
         return nullcontext() if last else self.module.no_sync()
 
     def full_state_dict(self) -> StateDict:
-        """Gathered on rank 0."""
+        """The parameters and buffers, gathered on rank 0."""
         config = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
         with FullyShardedDataParallel.state_dict_type(
             self.module, StateDictType.FULL_STATE_DICT, config
@@ -76,7 +76,7 @@ class Fsdp(Strategy):
             return unwrapped(self.module.state_dict())
 
     def effective_config(self) -> dict[str, Any]:
-        """With the settings of its units."""
+        """The settings, with the number of units and FSDP's own options."""
         units = FullyShardedDataParallel.fsdp_modules(self.module)
         mixed = self.module.mixed_precision
         return super().effective_config() | {

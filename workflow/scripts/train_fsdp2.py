@@ -20,7 +20,7 @@ from shardmark.workload.precision import AUTOCAST_DTYPES
 
 
 class Fsdp2(Strategy):
-    """One unit a block, sharded bottom-up, then the rest; the optimizer after the sharding."""
+    """FSDP2 with one unit per block, sharded bottom-up; the optimizer is built after sharding."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -35,22 +35,22 @@ class Fsdp2(Strategy):
         model = task.build_model().to(self.device)
         for unit in task.shard_units(model):
             fully_shard(unit, **settings)
-        # The root's parameters are used first in the forward pass and last in the backward pass or
-        # the other way round; fully_shard keeps them gathered between, and so does this.
+        # The root's parameters are used first in the forward pass and last in the backward pass, or
+        # the other way round. fully_shard keeps them gathered in between by default; do the same.
         fully_shard(model, **(settings | {"reshard_after_forward": False}))
         self.module = model
         self.optimizer = task.build_optimizer(self.module.parameters())
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Gradients are reduced in the last micro-batch only."""
+        """Reduce gradients in the last micro-batch only."""
         assert isinstance(self.module, FSDPModule)
-        if self.accumulate > 1:  # it walks over all modules
+        if self.accumulate > 1:  # the call walks over all modules, so avoid it where possible
             self.module.set_requires_gradient_sync(last)
         yield
 
     def full_state_dict(self) -> StateDict:
-        """Gathered parameter by parameter."""
+        """The parameters and buffers, gathered one by one."""
         if self.task.runtime.backend == "gloo":
             return unwrapped({k: _joined(v) for k, v in self.module.state_dict().items()})
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -58,14 +58,14 @@ class Fsdp2(Strategy):
         return unwrapped(state)
 
     def effective_config(self) -> dict[str, Any]:
-        """With what each unit was told."""
+        """The settings, with the number of units and the configured options."""
         options = self.task.cell.options
         units = [part for part in self.module.modules() if isinstance(part, FSDPModule)]
         return super().effective_config() | {
             "wrapper": "fully_shard",
             "zero_stage": 3 if options["reshard_after_forward"] else 2,
             "sharded_units": len(units),
-            # torch has no public way to read them back; the collectives show what came of them.
+            # torch has no public way to read these back; the collectives show their effect.
             "own": {
                 "reshard_after_forward": options["reshard_after_forward"],
                 "mixed_precision": options["mixed_precision"],
@@ -74,9 +74,9 @@ class Fsdp2(Strategy):
 
 
 def _joined(tensor: Tensor) -> Tensor:
-    """The whole tensor of every rank's rows, by way of the CPU.
+    """Join the rows of all ranks into the whole tensor, on the CPU.
 
-    DTensor's own gathering ends with a segmentation fault where the tensors are on a GPU and the
+    DTensor's own gathering ends with a segmentation fault if the tensors are on a GPU and the
     process group is gloo (seen with torch 2.11, two ranks on one GPU).
     """
     if not isinstance(tensor, DTensor):

@@ -1,1 +1,1 @@
-"""The gate: proof that a strategy trains the oracle's model."""
+"""The parity gate: the proof that a strategy trains the same model as the oracle."""

@@ -1,9 +1,9 @@
 """The parity gate: does a strategy train the model that the oracle trains?
 
-It drives the very training scripts, variants, optimizer, augmentation and wrapping of the cells, on
-their device: first in float32, then in the precision that is timed. A small network of the same
-blocks stands in for the workload's model, whose own first steps are then checked by their loss and
-the size of their first update.
+The gate runs the same training scripts, variants, optimizer, augmentation and wrapping as the
+cells, on the same device: first in float32, then in the precision that is timed. It trains a
+surrogate, a small network of the workload model's own blocks. It then checks the first steps of the
+real model by their losses and by the norm of the first update.
 """
 
 from __future__ import annotations
@@ -41,45 +41,45 @@ from shardmark.workload.optimizers import learning_rate_at
 from shardmark.workload.precision import set_math_mode
 
 STEPS_PER_EPOCH = 4
-# px: small, but several values a channel to the end of the surrogate.
+# px. Small, but each channel still has several values at the end of the surrogate.
 SURROGATE_SIDE = 32
 REAL_MODEL_STEPS = 2
 REAL_MODEL_BATCH = 4
-# Adam divides a gradient by its own size: where the true gradient is zero (a bias before a
-# batch-norm, a key bias before a softmax) an update would be the sign of rounding noise, of full
-# size, and no two correct programs would agree. A larger eps takes such parameters out.
+# Adam divides a gradient by its own size. Where the true gradient is zero (a bias before a
+# batch-norm, a key bias before a softmax), the update would be full-size and its sign rounding
+# noise, so two correct programs would disagree. A larger eps suppresses these updates.
 SMALLEST_ADAM_EPS = 1e-4
-# Relative root mean square error of rounding to 8 (bf16) or 11 (fp16, tf32) significant bits: half
-# a unit in the last place at most, evenly spread, over mantissas from 1 to 2.
+# Relative root mean square error of rounding to 8 (bf16) or 11 (fp16, tf32) significant bits. The
+# error is uniform, at most half a unit in the last place; mantissas lie between 1 and 2.
 ROUNDING_RMS = {"bf16": 2**-8 / 24**0.5, "fp16": 2**-11 / 24**0.5, "tf32": 2**-11 / 24**0.5}
-# Every other way of taking the same sums; the largest difference they make is the noise floor.
+# Other orders of the same sums; the largest difference that they cause is the noise floor.
 OTHER_ORDERS: tuple[SummationOrder, ...] = ("replicas_reversed", "samples_reversed")
 
 
 def compute_alike() -> None:
     """Make two processes compute the same bits from the same micro-batch.
 
-    What is left between a strategy's first update and the oracle's is then the sum over replicas
-    alone. That is what shows a reduction in bf16, whose error drowns in that of bf16 compute
-    wherever two programs pick different kernels.
+    Then a strategy's first update can differ from the oracle's only by the sum over replicas, and
+    a reduction in bf16 becomes visible. If the two programs picked different kernels, the error of
+    bf16 compute would hide the error of the reduction.
     """
     # Also on a GPU, where many cases share the machine's cores.
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # It would write through every buffer a framework sets aside: gigabytes for DeepSpeed's.
+    # Filling would write to every buffer that a framework allocates: gigabytes for DeepSpeed.
     cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
 
 
 def precisions_of(case: ParityCase) -> list[str]:
-    """Float32 first, then the timed precision where it is another."""
+    """The precisions to check: float32, then the timed precision if it differs."""
     timed = case.cell.definition.precision
     return ["fp32"] if timed == "fp32" else ["fp32", timed]
 
 
 def surrogate_cell(case: ParityCase, precision: str) -> Cell:
-    """The cell that the gate trains in place of the case's own."""
+    """The cell that trains the surrogate in place of the case's model."""
     dataset = case.cell.definition.dataset
     return _gate_cell(
         case.cell,
@@ -91,12 +91,12 @@ def surrogate_cell(case: ParityCase, precision: str) -> Cell:
 
 
 def surrogate_name_of(case: ParityCase) -> str:
-    """What stands in for the case's model, in words."""
+    """A description of the case's surrogate, in words."""
     return surrogate_name(case.cell.definition)
 
 
 def real_model_cell(case: ParityCase) -> Cell | None:
-    """The cell of the real model's first steps; None where the surrogate is the model."""
+    """The cell of the real model's first steps; None if the surrogate is the real model."""
     definition = case.cell.definition
     if CIFAR_RESNETS.get(definition.model.name) == 1:
         return None
@@ -137,7 +137,7 @@ def _gate_cell(cell: Cell, *, precision: str, image_size: int, batch: int, augme
                 }
             ),
             "learning_rate_rule": "none",
-            # A long warm-up would leave the gate's few steps without a learning rate to speak of.
+            # With a long warm-up the learning rate of the gate's few steps would be almost zero.
             "schedule": definition.schedule.model_copy(
                 update={"warmup_epochs": min(definition.schedule.warmup_epochs, 0.5)}
             ),
@@ -154,7 +154,7 @@ def _gate_cell(cell: Cell, *, precision: str, image_size: int, batch: int, augme
 
 
 def gate_images(cell: Cell) -> Images:
-    """The images of a gate's cell."""
+    """The training images of a cell of the gate."""
     dataset = cell.definition.dataset
     return synthetic_images(
         cell.definition.train_images, dataset.image_size, cell.definition.classes, stream=0
@@ -162,11 +162,11 @@ def gate_images(cell: Cell) -> Images:
 
 
 def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
-    """The oracle's trajectories of a case, and the noise floor of each.
+    """Train the oracle of a case in each precision and measure the noise floors.
 
     Returns:
         for each precision ``{"trajectory": Trajectory, "floor": Deviation, "first_update_floor":
-        float, "summary", "summary_floor"}`` and, under ``real``, the real model's ``{"summary",
+        float, "summary", "summary_floor"}``; under ``real``, the real model's ``{"summary",
         "floor"}``, or None.
     """
     compute_alike()
@@ -204,7 +204,7 @@ def _oracle_and_floor(
             first_update=worst(floor.first_update for floor in floors),
             final_weights=worst(floor.final_weights for floor in floors),
         ),
-        # Of the sum over replicas alone: micro-batches as they are.
+        # The noise of the sum over replicas alone: the micro-batches are unchanged.
         "first_update_floor": worst([repeated.first_update, floors[0].first_update]),
         "summary": summary,
         "summary_floor": worst(summary_difference(summary_of(other), summary) for other in others),
@@ -212,7 +212,7 @@ def _oracle_and_floor(
 
 
 def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: Phases) -> None:
-    """One rank of a case: the strategy's trajectories; rank 0 leaves them in ``scratch``."""
+    """Train one rank of a case; rank 0 writes the strategy's trajectories to ``scratch``."""
     with phases("process_group"):
         runtime = start_runtime(case.cell)
     compute_alike()
@@ -223,7 +223,7 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
             found[precision] = _train(
                 strategy, cell, runtime, build_surrogate, case.gate.steps, phases
             )
-            gc.collect()  # frameworks hold their modules in cycles
+            gc.collect()  # the frameworks' modules are in reference cycles
     real = real_model_cell(case)
     if real is not None:
         with (
@@ -286,13 +286,14 @@ def _train(
 
 
 def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
-    """How far a trajectory lies from the oracle's.
+    """How far a trajectory deviates from the oracle's.
 
-    The loss's is the largest relative difference of a step; the weights' are the L2 norm of the
-    difference over that of the oracle's, all parameters taken together.
+    For the loss, this is the largest relative difference of any step. For the first update and the
+    final weights, it is the L2 norm of the difference divided by the L2 norm of the oracle's
+    values, over all parameters together.
 
     Raises:
-        ValueError: if one lacks parameters.
+        ValueError: if the trajectories do not have the same parameters.
     """
     pairs = zip(found.losses, oracle.losses, strict=True)
     return Deviation(
@@ -310,12 +311,15 @@ def judge(
 ) -> PrecisionParity:
     """The gate's verdict in one precision.
 
-    In float32 the tolerance of loss and weights is the configured one, and the oracle's own noise
-    must lie ten times below it, or the setting could not tell right from wrong. In another
-    precision loss and weights are held to a multiple of the oracle's noise in that precision. The
-    first update is held to a quarter of what rounding the gradients once to that precision would
-    do to it: its micro-batches are computed as the oracle's, so that the sum over replicas is all
-    that may differ, and that is to be taken in float32.
+    In float32, loss and weights must agree within the configured tolerance. The oracle's own noise
+    must be at least ten times smaller, or the gate could not tell a correct strategy from a wrong
+    one.
+
+    In another precision, the tolerance of loss and weights is a multiple of the oracle's noise in
+    that precision. The tolerance of the first update is a quarter of the error that rounding the
+    gradients once to that precision would cause. It can be this tight because the micro-batches
+    are computed as in the oracle: only the sum over replicas may differ, and it must be taken in
+    float32.
     """
     measured = deviation(found, oracles[precision]["trajectory"])
     floor, tolerance = floor_and_tolerance(precision, oracles, case)
@@ -332,7 +336,7 @@ def judge(
         )
     for name, limit in tolerance.model_dump().items():
         value = getattr(measured, name)
-        # Written so that NaN fails.
+        # `not <=` instead of `>`, so that NaN fails.
         if reason is None and not value <= limit:
             words = name.replace("_", " ")
             reason = f"{precision}: {words} deviates by {value:.1e}, tolerance {limit:.1e}"
@@ -349,7 +353,7 @@ def judge(
 def floor_and_tolerance(
     precision: str, oracles: Mapping[str, Any], case: ParityCase
 ) -> tuple[Deviation, Deviation]:
-    """The oracle's own noise in one precision, and what a strategy may deviate there."""
+    """The oracle's own noise in one precision, and how far a strategy may deviate in it."""
     gate = case.gate
     floor: Deviation = oracles[precision]["floor"]
     fp32: Deviation = oracles["fp32"]["floor"]
@@ -359,8 +363,8 @@ def floor_and_tolerance(
             loss=gate.tolerance, first_update=first_update, final_weights=gate.tolerance
         )
     if case.cell.definition.batchnorm == "local":
-        # With synchronised batch-norm the replicas meet in the forward pass already, in another
-        # order than the oracle's, so there the wider floor stands.
+        # Synchronised batch-norm already sums over replicas in the forward pass, in another order
+        # than the oracle, so it keeps the wider floor.
         narrow = oracles[precision]["first_update_floor"]
         floor = floor.model_copy(update={"first_update": narrow})
     first_update = max(
@@ -376,7 +380,7 @@ def floor_and_tolerance(
 def judge_real_model(
     found: dict[str, float], oracle: Mapping[str, Any], case: ParityCase
 ) -> RealModelParity:
-    """The verdict on the real model's first steps: each loss, and the norm of the first update."""
+    """The verdict on the real model's first steps, by each loss and the first update's norm."""
     measured = summary_difference(found, oracle["summary"])
     tolerance = max(case.gate.tolerance, case.gate.floor_multiple * oracle["floor"])
     return RealModelParity(
@@ -389,7 +393,7 @@ def judge_real_model(
 
 
 def summary_of(trajectory: Trajectory) -> dict[str, float]:
-    """What of a large model's trajectory fits in a few numbers."""
+    """A trajectory in a few numbers: each loss, and the norm of the first update."""
     losses = {f"loss_{step}": loss for step, loss in enumerate(trajectory.losses)}
     return losses | {
         "first_update_norm": _norm(_difference(trajectory.after_first_update, trajectory.initial))
@@ -397,14 +401,14 @@ def summary_of(trajectory: Trajectory) -> dict[str, float]:
 
 
 def summary_difference(found: Mapping[str, float], oracle: Mapping[str, float]) -> float:
-    """The largest relative difference between two summaries; infinite if a step is missing."""
+    """The largest relative difference between two summaries; infinite if they can't be compared."""
     if found.keys() != oracle.keys() or not all(oracle.values()):
         return math.inf
     return worst(abs(found[name] - its) / abs(its) for name, its in oracle.items())
 
 
 def worst(values: Iterable[float]) -> float:
-    """The largest value; infinite if any is no number, which ``max`` would drop."""
+    """The largest value; infinite if any is NaN or infinite, since ``max`` could drop a NaN."""
     known = list(values)
     return max(known) if all(map(math.isfinite, known)) else math.inf
 
@@ -419,7 +423,7 @@ def _norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 def _distance(found: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> float:
-    """Relative L2 distance over all parameters; every one must be there."""
+    """The relative L2 distance over all parameters; both must have the same ones."""
     if found.keys() != oracle.keys():
         missing = sorted(oracle.keys() - found.keys())[:3]
         raise ValueError(f"the strategy's weights lack {missing}")

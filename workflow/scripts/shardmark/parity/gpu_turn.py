@@ -1,4 +1,4 @@
-"""Waiting for room on GPUs that other cases of the parity gate use at the same time."""
+"""Waits for free memory on GPUs that other cases of the parity gate use at the same time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch.distributed as dist
 from shardmark.processes.gpu_sharing import TURN_VARIABLE
 from shardmark.training.runtime import Runtime
 
-# A case that has the turn waits this long for room, and then goes on: it may itself be too large.
+# A case that has the turn waits at most this long for room, then continues: it may be too large.
 LONGEST_WAIT_S = 600.0
 POLL_S = 0.5
-# Upper bound per parameter and rank: float32 weight, gradient and two optimizer states, and whole
+# Upper bound per parameter per rank: float32 weight, gradient and two optimizer states, plus full
 # copies of the weight and the gradient while a framework flattens or gathers them.
 BYTES_PER_PARAMETER = 24
 # cuBLAS and NCCL workspaces, and the activations of a few images.
 OTHER_BYTES = 3 * 2**30
-# With this many times the need free, a case does not wait: cases side by side cannot fill a GPU.
+# If this many times the needed memory is free, a case doesn't wait: parallel cases can't fill it.
 AMPLE = 8
 
 
@@ -33,16 +33,17 @@ def room_for(
 ) -> Iterator[Callable[[], object]]:
     """Enter when this process group's GPUs have room for a model; a collective.
 
-    If memory is ample, no case waits. Otherwise cases take their memory in turns: a case holds the
-    turn from before it looks until its memory is taken, so two cases never count on the same room.
+    If memory is ample, no case waits. Otherwise cases allocate their memory in turns. A case takes
+    the turn before it checks the free memory and keeps it until its own memory is allocated, so two
+    cases never count on the same room.
 
     Args:
-        runtime: this process among the case's.
-        parameters: of the model.
+        runtime: this process.
+        parameters: number of parameters of the model.
         alive: called while waiting.
 
     Yields:
-        What to call when the memory is taken, for the next case to look.
+        a function to call once the memory is allocated; it gives the turn to the next case.
     """
     needed = BYTES_PER_PARAMETER * parameters + OTHER_BYTES
     if runtime.shared_device:
@@ -61,7 +62,7 @@ def _wait_for_room(
     turn: contextlib.ExitStack,
     alive: Callable[[], object],
 ) -> None:
-    has_turn = runtime.rank != 0  # rank 0 takes it for all
+    has_turn = runtime.rank != 0  # rank 0 takes the turn for all ranks
     since = time.monotonic()
     while True:
         free = _least(runtime, _free_bytes(runtime))
@@ -80,9 +81,9 @@ def _wait_for_room(
 
 
 def _take(file: Path, turn: contextlib.ExitStack) -> bool:
-    """Whether the turn is this process's now; ``turn`` gives it back.
+    """Try to take the turn; return whether this process has it. ``turn`` gives it back.
 
-    On a file system without locks every case has it.
+    On a file system without locks, every case has the turn.
     """
     held = turn.enter_context(file.open("a"))
     try:
@@ -92,13 +93,13 @@ def _take(file: Path, turn: contextlib.ExitStack) -> bool:
         return False
     except OSError:
         return True
-    # A forked process, such as a loader's worker, would keep a lock that is only closed.
+    # Unlock explicitly: after a mere close, a forked process (a loader's worker) keeps the lock.
     turn.callback(fcntl.flock, held, fcntl.LOCK_UN)
     return True
 
 
 def _free_bytes(runtime: Runtime) -> int:
-    """Of this process's fullest GPU, with what its own allocator holds in reserve."""
+    """Free bytes on this process's fullest GPU, including its own allocator's unused reserve."""
     return min(
         torch.cuda.mem_get_info(device)[0]
         + torch.cuda.memory_reserved(device)
@@ -108,7 +109,7 @@ def _free_bytes(runtime: Runtime) -> int:
 
 
 def _least(runtime: Runtime, mine: int) -> int:
-    """The smallest of all ranks' numbers."""
+    """The smallest number of all ranks."""
     agreed = torch.tensor([mine], dtype=torch.int64, device=runtime.device)
     dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
     return int(agreed.item())

@@ -1,8 +1,8 @@
-"""The oracle: what training this workload means, with nothing distributed in it.
+"""The oracle: the reference training of a workload, without anything distributed.
 
-One process emulates N replicas one after another: local batch-norm statistics, the mean of the
-replicas' gradients, one optimizer step. It shares the definition of a sample's augmentation with
-the cells, and neither their loop nor their indexing.
+One process trains N replicas one after another: local batch-norm statistics, the mean of the
+replicas' gradients, one optimizer step. It uses the same augmentation of a sample as the cells, but
+neither their loop nor their indexing.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from shardmark.workload.keyed_random import sample_keys
 from shardmark.workload.optimizers import build_optimizer, learning_rate_at
 from shardmark.workload.precision import autocast, grad_scaler, set_math_mode
 
-# Two orders of the same sums: replicas from the last to the first, and each replica's samples
-# from the last to the first (the only other order there is for one replica).
+# The reversed orders take the same sums from the last replica to the first, or from each replica's
+# last sample to its first. With one replica, only the latter changes anything.
 SummationOrder = Literal["natural", "replicas_reversed", "samples_reversed"]
 
 
-# The loss scaler of fp16 begins at 2**16 and halves until nothing overflows. ResNet-50 at 224 px
-# left out its first two steps.
+# The loss scaler of fp16 starts at 2**16 and halves until nothing overflows. ResNet-50 at 224 px
+# skipped its first two steps.
 MOST_SKIPPED = 16
 
 Result = TypeVar("Result")
 
 
 def taken_until_it_updates(step: Callable[[], Result]) -> Result:
-    """Take a step, and again as long as the loss scaler leaves it out.
+    """Take a step, and repeat it as long as the loss scaler skips it.
 
-    Ranks each scale the loss of their own replica. The oracle and DataParallel scale a replica's
-    share in the loss of all, which is smaller by the number of replicas. So they overflow at other
-    scales and leave out other numbers of steps; without this, their first updates would be those of
-    different batches.
+    Each rank scales the loss of its own replica. The oracle and DataParallel scale a replica's
+    share of the total loss, which is smaller by a factor of the number of replicas. So they
+    overflow at other scales and skip other numbers of steps. Without the repetition, their first
+    updates would come from different batches.
 
     Args:
-        step: takes the same batch each time.
+        step: takes a step on the same batch each time.
     """
     updates: list[bool] = []
     hook = register_optimizer_step_post_hook(lambda *_: updates.append(True))
@@ -62,9 +62,9 @@ class Trajectory:
 
     Attributes:
         losses: mean loss over the global batch, one per step that changed weights.
-        initial: parameters by name, on the CPU.
-        after_first_update: likewise, after the first step.
-        final: likewise, at the end.
+        initial: parameters by name, on the CPU, before the first step.
+        after_first_update: the same after the first step.
+        final: the same at the end.
     """
 
     losses: list[float]
@@ -81,15 +81,15 @@ def run_oracle(
     device: torch.device,
     order: SummationOrder = "natural",
 ) -> Trajectory:
-    """Train ``steps`` steps on ``images`` as the cell defines them, without any distribution.
+    """Train a cell for ``steps`` steps on ``images``, without any distribution.
 
     Args:
-        cell: names the replicas, the batch, the optimizer, the precision and the seed.
+        cell: defines the replicas, the batch, the optimizer, the precision and the seed.
         images: the training split, on the CPU.
-        build_model: the network.
-        steps: optimizer steps, over as many epochs as they need.
+        build_model: builds the network.
+        steps: number of optimizer steps, over as many epochs as they need.
         device: where to compute.
-        order: which way the same sums are taken; anything but natural measures rounding.
+        order: the order of the sums; any order but natural serves to measure rounding.
     """
     workload = cell.definition
     set_math_mode(workload.precision)
@@ -132,7 +132,7 @@ def run_oracle(
 
 
 def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tensor]:
-    """The sample indices of each forward pass of a step, in the order they are taken."""
+    """The sample indices of each forward pass of a step, in the order of the passes."""
     accumulate = cell.definition.batch.accumulate
     blocks = list(batch.chunk(cell.gpus))
     if cell.definition.batchnorm == "sync":

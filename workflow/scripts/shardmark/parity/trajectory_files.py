@@ -1,6 +1,6 @@
-"""The parity gate's trajectories as files: tensors, numbers and text alone.
+"""Reads and writes the parity gate's trajectories: files of tensors, numbers and text only.
 
-A file that could hold objects could run code when it is read, and results are passed on.
+A file with pickled objects could run code when it is read, and people share results.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from shardmark.parity.oracle import Trajectory
 
 
 def write_plain(found: Mapping[str, Any], path: Path) -> None:
-    """Write trajectories and noise floors by name, whole or not at all.
+    """Write trajectories and noise floors by name, completely or not at all.
 
-    torch.save reports a full disk as an OSError only where it is given an open file.
+    torch.save reports a full disk as an OSError only if it gets an open file.
     """
     with replacing(path) as partial, partial.open("wb") as file:
         torch.save(_plain(found), file)
 
 
 def read_trajectories(path: Path) -> dict[str, Any]:
-    """What ``run_case`` wrote: a trajectory for each precision, ``real`` and ``backend``.
+    """Read what ``run_case`` wrote: one trajectory per precision, ``real`` and ``backend``.
 
     Raises:
-        UserError: naming the file, if it holds something else.
+        UserError: with the file's name, if the file is damaged or holds something else.
     """
     return {
         name: _trajectory(value, path) if name not in ("real", "backend") else value
@@ -40,10 +40,10 @@ def read_trajectories(path: Path) -> dict[str, Any]:
 
 
 def read_oracles(path: Path) -> dict[str, Any]:
-    """What ``make_oracles`` returned, as make_oracle.py wrote it.
+    """Read what make_oracle.py wrote: the result of ``make_oracles``.
 
     Raises:
-        UserError: naming the file, if it holds something else.
+        UserError: with the file's name, if the file is damaged or holds something else.
     """
     oracles = _load(path)
     try:

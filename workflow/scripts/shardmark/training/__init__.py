@@ -1,1 +1,1 @@
-"""The one training loop, what a strategy is to it, and the proof that all train the same model."""
+"""The training loop, the strategy interface, and the measurement and inspection of a cell."""

@@ -1,9 +1,9 @@
-"""FairScale's FSDP over gloo, and on a machine without a GPU, where it would look for CUDA streams.
+"""Patches that let FairScale's FSDP run over gloo and on a machine without a GPU.
 
-gloo wants a reduce-scatter's tensors flat, which NCCL does not ask for. Everything on a CPU happens
-in order, so the streams have nothing to do: they are replaced by ones that do nothing, in
-FairScale's own modules only. What FairScale computes is untouched, and the parity gate holds it
-against the oracle like any other strategy.
+gloo needs flat tensors in a reduce-scatter; NCCL does not. FairScale also uses CUDA streams. On a
+CPU everything runs in order, so streams that do nothing replace them, in FairScale's own modules
+only. FairScale's computation is unchanged, and the parity gate compares it with the oracle as it
+does for any other strategy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NULL_STREAM = _NullStream()
 
 
 class _Overlay:
-    """A module as another module sees it, with some of its names replaced."""
+    """Stands in for a module, with some of its names replaced."""
 
     def __init__(self, real: Any, **replaced: Any) -> None:
         self._real = real
@@ -54,7 +54,7 @@ def _stream(stream: object) -> AbstractContextManager[None]:
 
 
 def _reduce_scatter_flat(output: Tensor, shards: Tensor, group: Any = None) -> Any:
-    # gloo checks output.shape[0] * world == input.shape[0]; FairScale hands over (world, n).
+    # gloo checks output.shape[0] * world == input.shape[0]; FairScale passes shape (world, n).
     return cast(Any, dist)._reduce_scatter_base(output.view(-1), shards.view(-1), group=group)
 
 
@@ -83,5 +83,5 @@ def allow_cpu() -> None:
             self._streams.setdefault(name, _NULL_STREAM)
 
     wrapper._setup_streams = set_up_null_streams
-    # A CPU tensor's record_stream raises; nobody else calls it on one.
+    # record_stream raises on a CPU tensor; only FairScale calls it on one.
     cast(Any, Tensor).record_stream = lambda tensor, stream: None

@@ -1,7 +1,7 @@
-"""One training step under observation: what the processes did, whatever they were told.
+"""Observes one training step: what the processes really do, whatever their settings say.
 
-Every operation and collective of the step passes a dispatch mode, every module's output a hook,
-every optimizer's step another. Nothing here knows a strategy. Never inside a timed window.
+A dispatch mode sees every operation and collective of the step. Hooks see every module's output and
+every optimizer step. Nothing here knows a strategy. Never use it inside a timed window.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from shardmark.optimizers import GROUP_SETTINGS
 from shardmark.training.strategy import Strategy, Task
 from shardmark.workload.data import TrainingData
 
-# Names of c10d's operators, with the underscores taken out; the first that fits. `wait_tensor` and
-# the like move nothing.
+# Parts of the names of c10d's operators, without underscores; the first match counts. Operators
+# such as `wait_tensor` move no data and match nothing.
 _KINDS = {
     "reducescatter": "reduce_scatter",
     "allreduce": "all_reduce",
@@ -45,14 +45,14 @@ _KINDS = {
     "send": "send",
     "recv": "receive",
 }
-# What DataParallel does between the devices of its one process, and the argument that holds it.
+# DataParallel's transfers between the devices of its one process; the first argument is the data.
 _IN_PROCESS = {
     "broadcast_coalesced": "broadcast",
     "reduce_add_coalesced": "reduce",
     "scatter": "scatter",
     "gather": "gather",
 }
-# They give memory and touch none.
+# Operators that allocate memory but do not read or write it.
 _ALLOCATIONS = ("empty", "newempty")
 _SETS = (
     "autocast",
@@ -68,17 +68,17 @@ _SETS = (
 
 
 class StepObserver:
-    """Sees one optimizer step.
+    """Observes one optimizer step.
 
     Args:
-        device_type: ``cuda`` or ``cpu``, whose autocast is meant.
+        device_type: the device whose autocast is checked, ``cuda`` or ``cpu``.
 
     Attributes:
         optimizer: the torch optimizer that stepped; None if none did.
-        gradients_bytes: of the gradients at that moment, its own and the module's.
-        operand_bytes: that the operations read and wrote, collectives left out: each operand of
-            each operation once, as if nothing were cached or fused.
-        clipping: the norm that torch's own clipping was called with, 0.0 if it was not.
+        gradients_bytes: size of the gradients when it stepped, the optimizer's and the module's.
+        operand_bytes: bytes that the operations read and wrote, without collectives. Each operand
+            of each operation counts once, as if nothing were cached or fused.
+        clipping: the norm or value that torch's own clipping was called with; 0.0 without a call.
         buffers_broadcast: whether one of the module's buffers was itself broadcast.
     """
 
@@ -100,7 +100,7 @@ class StepObserver:
 
     @contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
-        """Observe what happens inside; ``module`` is the strategy's."""
+        """Observe the step that is taken inside; ``module`` is the strategy's."""
         self._parameters = list(module.parameters())
         self._buffers = list(module.buffers())
         with ExitStack() as stack:
@@ -119,9 +119,10 @@ class StepObserver:
             yield
 
     def note_collective(self, kind: str, tensors: list[Tensor]) -> None:
-        """Count a call that moves these tensors, once for each data type among them.
+        """Count a call that moves these tensors, once per data type.
 
-        Integers, such as the counter of a batch-norm, have no precision to lose.
+        Integers, such as batch-norm's counter, are not listed as data types of gathers and
+        reductions: they have no precision to lose.
         """
         part = "gather" if kind in GATHERS else "reduction" if kind in REDUCTIONS else None
         for dtype in {tensor.dtype for tensor in tensors}:
@@ -137,7 +138,7 @@ class StepObserver:
             )
 
     def collectives(self) -> list[Collective]:
-        """What was counted, the most bytes first."""
+        """The collectives that were counted, largest bytes first."""
         return [
             Collective(kind=kind, dtype=dtype, calls=self._calls[kind, dtype], bytes=size)
             for (kind, dtype), size in self._bytes.most_common()
@@ -158,7 +159,8 @@ class StepObserver:
         self.seen["compute"].add(_name(output.dtype))
         if torch.is_autocast_enabled(self.device_type):
             self.seen["autocast"].add(_name(torch.get_autocast_dtype(self.device_type)))
-        # The newer switches tell what the older ones did too; the other way round torch refuses.
+        # The newer switches also reflect what the older ones set. The older ones cannot be read
+        # once the newer ones were set: torch raises.
         backends: Any = torch.backends
         self.tf32_matmul |= backends.cuda.matmul.fp32_precision == "tf32"
         self.tf32_convolution |= backends.cudnn.conv.fp32_precision == "tf32"
@@ -177,13 +179,13 @@ class StepObserver:
         self.gradients_bytes = sum(storages(gradients).values())
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # torch counts its steps in tensors of one element, on whatever device.
+        # One-element tensors are torch's step counters, which may be on any device.
         state = _tensors(dict(optimizer.state))
         self.seen["optimizer_state"] |= {_name(leaf.dtype) for leaf in state if leaf.numel() > 1}
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tells of every operator that the process, or autograd in its name, calls."""
+    """Reports every operator that the process, or autograd on its behalf, calls."""
 
     def __init__(self, observer: StepObserver) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -209,15 +211,15 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def effective_config(
     strategy: Strategy, observed: StepObserver, data: TrainingData, skipped_steps: int
 ) -> EffectiveConfig:
-    """What the strategy tells of itself and what was seen of it, in one.
+    """The settings that a strategy really ran with: those it reports, and those observed.
 
     A collective: every rank must call it.
 
     Args:
         strategy: the live strategy.
-        observed: has seen one of its steps.
+        observed: the observer of one of its steps.
         data: where its batches come from.
-        skipped_steps: optimizer steps that the loss scaler left out since the training began.
+        skipped_steps: optimizer steps that the loss scaler has skipped since the training began.
     """
     module = strategy.module
     told = strategy.effective_config()
@@ -261,7 +263,7 @@ def effective_config(
 
 
 def _buffers_differ(module: nn.Module, device: torch.device) -> bool | None:
-    """Whether ranks hold other running statistics than one another; None for one rank."""
+    """Whether running statistics differ between ranks; None for one rank."""
     if dist.get_world_size() == 1:
         return None
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -273,7 +275,7 @@ def _buffers_differ(module: nn.Module, device: torch.device) -> bool | None:
 
 
 def _unit_parameters(task: Task) -> int:
-    """Parameters in the shard units of the network, as it was before the strategy sharded it."""
+    """The number of parameters in the network's shard units, before the strategy sharded it."""
     with torch.device("meta"):
         units = task.shard_units(task.build_model())
     return sum(parameter.numel() for unit in units for parameter in unit.parameters())
@@ -283,7 +285,7 @@ def _unit_parameters(task: Task) -> int:
 def _noting(
     owner: Any, name: str, note: Callable[[str, dict[str, Any]], None], what: str
 ) -> Iterator[None]:
-    """While inside, calls of ``owner.name`` are told to ``note``, with their named arguments."""
+    """While inside, pass each call of ``owner.name`` to ``note``, with its named arguments."""
     real = getattr(owner, name)
     signature = inspect.signature(real)
 
@@ -303,7 +305,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _nbytes(tensors: list[Tensor]) -> int:
-    """Of the elements; of a DTensor those of this rank."""
+    """The bytes of the tensors' elements; of a DTensor, only this rank's elements."""
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
@@ -313,7 +315,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _memory_format(tensor: Tensor) -> set[str]:
-    """The format of a four-dimensional tensor; none where its shape allows both readings."""
+    """The format of a four-dimensional tensor; empty if its shape fits both formats."""
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
     if channels_last == tensor.is_contiguous():
         return set() if channels_last else {"other"}

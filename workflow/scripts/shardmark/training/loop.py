@@ -1,4 +1,4 @@
-"""The one training loop. It does not know which strategy it drives."""
+"""The training loop of every strategy. It does not know which strategy it drives."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from shardmark.workload.optimizers import build_optimizer, learning_rate_at, pea
 from shardmark.workload.precision import set_math_mode
 
 StrategyClass = Callable[[Task], Strategy]
-# At most; one is enough but where the loss scaler leaves out a step.
+# At most. One is enough unless the loss scaler skips a step.
 INSPECTED_STEPS = 4
 
 
 def make_task(
     cell: Cell, runtime: Runtime, build: Callable[[Any, int], nn.Module] = build_model
 ) -> Task:
-    """The task a strategy is given: the cell's model and optimizer, to be distributed."""
+    """The task that a strategy gets: the cell's model and optimizer, which it distributes."""
     workload = cell.definition
     rate = peak_learning_rate(workload, cell.gpus)
     return Task(
@@ -58,7 +58,7 @@ def make_task(
 
 
 def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbeat) -> Tensor:
-    """One optimizer step.
+    """Take one optimizer step.
 
     Returns:
         this process's mean loss before the update: float32, shape (), on the device.
@@ -69,7 +69,7 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbe
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
             logits = strategy.forward(batch)
             loss = nn.functional.cross_entropy(logits.float(), batch.labels)
-            # A rank that hangs before it reduces is a beat behind those that wait for it.
+            # A rank that hangs before the reduction has one beat less than those waiting for it.
             heart.alive()
             strategy.backward(loss)
         total += loss.detach()
@@ -78,11 +78,11 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbe
 
 
 class Diverged(Exception):
-    """The loss is no number any more.
+    """The loss is no longer finite.
 
     Args:
-        reason: in words.
-        rank: whose loss was lost first; None if several ranks lost theirs at the same step.
+        reason: the message.
+        rank: the rank whose loss was the first to be not finite; None if several were at once.
     """
 
     def __init__(self, reason: str, rank: int | None) -> None:
@@ -96,11 +96,10 @@ class CellTraining:
     Args:
         strategy: builds the strategy from its task.
         cell: what to train.
-        phases: takes the time of each phase.
+        phases: measures the time of each phase.
 
     Raises:
-        UserError: if the processes are not those that the cell names, or their devices cannot be
-            used.
+        UserError: if the number of processes is not the cell's, or a device cannot be used.
     """
 
     def __init__(self, strategy: StrategyClass, cell: Cell, phases: Phases) -> None:
@@ -113,7 +112,7 @@ class CellTraining:
             self.probes = probe(self.runtime, workload.precision)
             if self.runtime.device.type == "cuda":
                 torch.cuda.empty_cache()
-        # Shapes never change, so cuDNN's search for the fastest kernels pays in the warm-up.
+        # Shapes never change, so cuDNN searches for the fastest kernels once, in the warm-up.
         torch.backends.cudnn.benchmark = True
         with phases("data"):
             data_dir = Path(cell.data_dir)
@@ -138,7 +137,7 @@ class CellTraining:
             self.strategy = strategy(make_task(cell, self.runtime))
             self.runtime.synchronise()
         self.steps_done = 0
-        # The steps that updated weights: all but those that a loss scaler left out.
+        # The steps that updated weights: all except those that a loss scaler skipped.
         self.updates: set[int] = set()
         self.steps: list[Step] = []
         self.losses: list[float] = []
@@ -146,7 +145,7 @@ class CellTraining:
         self.epochs_s: list[float] = []
 
     def run(self) -> TrainingResult | None:
-        """Train, evaluate, measure; the result on rank 0, None on the others."""
+        """Train, evaluate and measure; return the result on rank 0 and None on other ranks."""
         diverged: Divergence | None = None
         throughput: Throughput | None = None
         window: Window | None = None
@@ -202,10 +201,10 @@ class CellTraining:
 
     @contextmanager
     def _counting_updates(self) -> Iterator[None]:
-        """Note the steps in which an optimizer steps.
+        """Record the steps in which an optimizer steps.
 
-        The hook is torch's own and global: left there, it would keep the whole training alive until
-        the interpreter ends, past the process group that the strategy's destructors want.
+        The hook is global in torch, so it must be removed. It would keep this object alive until
+        the interpreter exits, after the process group that the strategy's destructors need is gone.
         """
         hook = register_optimizer_step_post_hook(lambda *_: self.updates.add(self.steps_done))
         try:
@@ -237,11 +236,11 @@ class CellTraining:
         self._say(f"epoch {epoch + 1}: loss {loss:.4f} in {self.epochs_s[-1]:.2f} s")
 
     def _diverged(self, epoch: int, loss: float, mine: Tensor) -> Diverged:
-        """What to raise where the mean loss of an epoch is no number; a collective.
+        """The exception to raise if the mean loss of an epoch is not finite; a collective.
 
         Args:
-            epoch: counted from 0.
-            loss: its mean loss over all ranks.
+            epoch: the epoch, counted from 0.
+            loss: the epoch's mean loss over all ranks.
             mine: this rank's loss of each step, shape (steps,).
         """
         lost = (~mine.isfinite()).nonzero()
@@ -262,9 +261,12 @@ class CellTraining:
 
     @torch.no_grad()
     def _evaluate(self) -> float:
-        """Accuracy over the test images; sums and counts, since the last batch is ragged."""
+        """The accuracy on the test images.
+
+        It sums hits and images instead of averaging batches, because the last batch may be partial.
+        """
         self.strategy.eval()
-        # Each replica kept its own running statistics; replica 0's evaluate.
+        # Each replica has its own running statistics; evaluation uses those of replica 0.
         for buffer in self.strategy.module.buffers():
             dist.broadcast(buffer, 0)
         right = torch.zeros(2, device=self.runtime.device)
@@ -277,10 +279,10 @@ class CellTraining:
         return float(correct / images)
 
     def _inspect(self) -> Inspected:
-        """What one more step shows; another one where the loss scaler left that out."""
+        """Observe one more step; if the loss scaler skips it, observe another."""
         self.strategy.train()
         device = self.runtime.device
-        # Evaluation leaves parameters gathered, so the step after it gathers fewer than any other.
+        # Evaluation leaves parameters gathered, so the first step after it gathers fewer.
         for micro_batches in self.data.epoch(self.cell.definition.epochs, 1):
             self._step(micro_batches)
         for micro_batches in self.data.epoch(self.cell.definition.epochs, INSPECTED_STEPS):
@@ -299,12 +301,12 @@ class CellTraining:
             memory=self._model_state(observer, settings, cost),
         )
         if device.type == "cuda":
-            # What evaluation and observation left behind is not the training's memory.
+            # Memory that evaluation and observation left cached is not the training's.
             torch.cuda.empty_cache()
         return inspected
 
     def _bytes_per_image(self, observer: StepObserver) -> int | None:
-        """Operand bytes of an image; None where replicas run in threads that cannot be seen."""
+        """Operand bytes per image; None if replicas run in threads, which cannot be observed."""
         if len(self.runtime.replicas) > 1:
             return None
         return observer.operand_bytes // self.cell.per_gpu_batch_size
@@ -312,7 +314,7 @@ class CellTraining:
     def _model_state(
         self, observer: StepObserver, settings: EffectiveConfig, cost: ModelCost
     ) -> Memory:
-        """Parameters, and bytes of the model's state as predicted and as measured."""
+        """The parameter count, and the bytes of the model's state, predicted and measured."""
         mine = None
         if observer.optimizer is not None:
             parameters = self.strategy.module.parameters()
@@ -331,7 +333,7 @@ class CellTraining:
         )
 
     def _measure(self) -> tuple[Throughput, Window]:
-        """The cell's throughput, and this process's window."""
+        """Measure the steady window; return the cell's throughput and this process's window."""
         self.strategy.train()
         steps = self._endless_steps()
         window = measure_window(
@@ -360,7 +362,7 @@ class CellTraining:
             yield from self.data.epoch(epoch)
 
     def _gather(self, mine: Any) -> list[Any]:
-        """What every rank has, on every rank."""
+        """Gather the values of all ranks on every rank."""
         everyone: list[Any] = [None] * self.runtime.world_size
         dist.all_gather_object(everyone, mine)
         return everyone

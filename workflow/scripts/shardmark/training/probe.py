@@ -1,7 +1,7 @@
-"""A short probe of each device before a cell trains: what it can do today.
+"""A short speed test of each device before a cell trains.
 
-A GPU that is slow shows here, and is not blamed on the strategy that ran on it; and a cell's
-figures are held against these, not against a data sheet.
+It reveals a slow GPU, which would otherwise count against the strategy that ran on it. A cell's
+figures are also compared with these measurements, not with a data sheet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Size:
-    """How much a probe does: side of square matrices, bytes copied and reduced, repetitions."""
+    """The size of a probe: side of the square matrices, bytes copied and reduced, repetitions."""
 
     side: int
     copy_bytes: int
@@ -31,7 +31,7 @@ class Size:
     repetitions: int
 
 
-# Large enough to fill the device, short enough to be a second together.
+# Large enough to fill the device; all together take about a second.
 GPU_SIZE = Size(side=8192, copy_bytes=2**30, all_reduce_bytes=2**26, repetitions=20)
 CPU_SIZE = Size(side=256, copy_bytes=2**25, all_reduce_bytes=2**18, repetitions=5)
 
@@ -41,10 +41,10 @@ def probe(runtime: Runtime, precision: str) -> list[Probe]:
 
     Args:
         runtime: this process.
-        precision: the workload's, in which matrices are multiplied.
+        precision: the workload's precision, used to multiply matrices.
 
     Returns:
-        One for each device of this process.
+        one probe per device of this process.
     """
     if runtime.device.type == "cpu":
         devices = [runtime.device]
@@ -77,7 +77,7 @@ def _size(device: torch.device) -> Size:
 
 
 def _matmul_tflops(device: torch.device, precision: str) -> float:
-    """Of a dense square product; TF32 is whatever the process has allowed."""
+    """The speed of a dense square product; TF32 is used if the process allows it."""
     size = _size(device)
     dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
     left, right = torch.randn(2, size.side, size.side, device=device).to(dtype)
@@ -87,7 +87,7 @@ def _matmul_tflops(device: torch.device, precision: str) -> float:
 
 
 def _copy_gb_per_s(device: torch.device) -> float:
-    """Bytes read and written, within the device's memory."""
+    """The speed of a copy within the device's memory, counting bytes read and bytes written."""
     size = _size(device)
     source = torch.zeros(size.copy_bytes // 4, device=device)
     target = torch.empty_like(source)
@@ -96,9 +96,10 @@ def _copy_gb_per_s(device: torch.device) -> float:
 
 
 def all_reduce_gb_per_s(runtime: Runtime) -> float | None:
-    """Bus bandwidth as nccl-tests has it: 2 (n - 1) / n of the message over the time, GB/s.
+    """The bus bandwidth of an all-reduce in GB/s, as nccl-tests defines it; a collective.
 
-    A collective; None where a single rank has nothing to reduce.
+    It is 2 (n - 1) / n times the message size, divided by the time. None for a single rank, which
+    has nothing to reduce.
     """
     ranks = runtime.world_size
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""A few traced steps after all that is timed: where the time of a step goes."""
+"""Traces a few steps after the timed ones, to show where the time of a step goes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shardmark.metrics import StepSplit
 from shardmark.training.runtime import Runtime
 from shardmark.workload.data import Batch
 
-# A profiler's first steps are slow.
+# The first steps under a profiler are slow.
 UNTRACED_STEPS = 2
 PROFILED_STEPS = 5
 
@@ -28,16 +28,16 @@ def profiled(
     next_batches: Callable[[], list[Batch]],
     step: Callable[[list[Batch]], object],
 ) -> StepSplit | None:
-    """This rank's split of a step, None if its trace says nothing; all ranks must take part.
+    """How a step's time on this rank splits up; None if the trace is unusable; a collective.
 
-    On a GPU only the device's work and the calls that launched it are traced, not torch's
-    operators: recording those takes the host so long that a strategy which waits for its host
-    looks slower than it is (FSDP2 on two H100: a timed step of 63 ms took 80 ms).
+    On a GPU, the trace records the device's work and the calls that launched it, but not torch's
+    operators. Recording those takes the host so long that a strategy that waits for its host would
+    look slower than it is (FSDP2 on two H100: a timed step of 63 ms took 80 ms).
 
     Args:
-        runtime: this process among the others.
-        next_batches: gives the micro-batches of the next step; what it takes is the loader's time.
-        step: trains on them.
+        runtime: this process.
+        next_batches: returns the micro-batches of the next step; its time is the loader's time.
+        step: trains on the micro-batches.
     """
     on_gpu = runtime.device.type == "cuda"
     ranges: list[Range] = []
@@ -68,6 +68,6 @@ def profiled(
             found = json.loads(trace.read_text())
         return split_of(with_ranges(found, ranges), runtime.rank, needs_gpu=on_gpu)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        # What was timed before stands without it.
+        # The timings are complete without the profile.
         print(f"rank {runtime.rank}: no profile: {type(error).__name__}: {error}", flush=True)
         return None

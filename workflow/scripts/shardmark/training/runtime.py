@@ -1,4 +1,4 @@
-"""This process among the processes of a cell: rank, device, process group."""
+"""One process of a cell: its rank, device and process group."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from shardmark.strategies import STRATEGIES
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process stands.
+    """This process's rank, device and share of the replicas.
 
     Attributes:
-        rank: this process, 0 ... world_size - 1.
-        world_size: processes of the cell.
-        replicas: the replicas this process holds: one, or all of the cell under DataParallel.
-        device: where its tensors live.
+        rank: this process's rank, 0 ... world_size - 1.
+        world_size: number of ranks of the cell.
+        replicas: the replicas of this process: one, or all of the cell's under DataParallel.
+        device: where its tensors are.
         backend: nccl or gloo.
-        shared_device: whether all ranks share one GPU, which is a functional check, never a timing.
+        shared_device: whether all ranks share one GPU. Only checks run that way, never timings.
     """
 
     rank: int
@@ -37,25 +37,25 @@ class Runtime:
 
     @property
     def gpus(self) -> list[int]:
-        """The GPUs of this process by index: one, or under DataParallel all; none on a CPU."""
+        """The indices of this process's GPUs: one, or all under DataParallel; none on a CPU."""
         if self.device.type != "cuda":
             return []
         one_process = len(self.replicas) > 1 and not self.shared_device
         return list(self.replicas) if one_process else [self.device.index]
 
     def synchronise(self) -> None:
-        """Wait until the device has done all that was asked of it."""
+        """Wait until the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """The sum over the processes, on every one of them."""
+        """The sum of the value over all ranks, on every rank."""
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     def rank0_decides(self, number: float) -> float:
-        """Rank 0's number, on every process."""
+        """Rank 0's number, on every rank."""
         choice = torch.tensor([number], dtype=torch.float64, device=self.device)
         dist.broadcast(choice, 0)
         return float(choice.item())
@@ -65,7 +65,7 @@ def start_runtime(cell: Cell) -> Runtime:
     """Join the process group of the cell.
 
     Raises:
-        UserError: if the world is not the one the cell names, or its GPUs are not to be seen.
+        UserError: if the number of processes is not the cell's, or torch cannot see enough GPUs.
     """
     rank = int(os.environ["RANK"])
     world = int(os.environ["WORLD_SIZE"])
@@ -77,7 +77,7 @@ def start_runtime(cell: Cell) -> Runtime:
         )
     shared = os.environ.get(SHARED_DEVICE) == "1"
     if shared:
-        # DeepSpeed takes its device from here.
+        # DeepSpeed reads its device from this variable.
         os.environ["LOCAL_RANK"] = "0"
     if cell.device == "cuda":
         _require_gpus(cell, shared)
@@ -88,7 +88,7 @@ def start_runtime(cell: Cell) -> Runtime:
     backend = "nccl" if cell.device == "cuda" and not shared else "gloo"
     dist.init_process_group(
         backend,
-        # A single process needs no rendezvous, so it takes no port.
+        # A single process needs no rendezvous, so it uses no port.
         store=dist.HashStore() if world == 1 else None,  # type: ignore[attr-defined]
         rank=rank,
         world_size=world,

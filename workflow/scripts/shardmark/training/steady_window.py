@@ -1,4 +1,4 @@
-"""The steady window: uninterrupted steps, after a warm-up whose end the step times show."""
+"""The steady window: uninterrupted timed steps, after a warm-up until step times settle."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from shardmark.training.probe import uuid_of
 from shardmark.training.runtime import Runtime
 from shardmark.training_result import TorchMemory
 
-# Factor on the number of steps estimated to fill a window, so that faster ones still fill it.
+# Factor on the estimated number of steps, so that steps faster than estimated still fill a window.
 WINDOW_MARGIN = 1.1
 
 
 class Window(NamedTuple):
-    """One process's window.
+    """One process's steady window.
 
     Attributes:
-        warmup_ms: times of the steps before it.
-        converged: whether those had become stationary, or were as many as were allowed.
-        steady_ms: times of its own steps; their number is the same on every rank.
-        begin_s: on this machine's monotonic clock.
-        end_s: likewise.
+        warmup_ms: times of the warm-up steps.
+        converged: whether the warm-up became stationary; False if it reached its maximum length.
+        steady_ms: times of the window's steps; every rank takes the same number.
+        begin_s: start of the window on this machine's monotonic clock.
+        end_s: end of the window on the same clock.
         torch_memory: torch's memory on each of this process's GPUs.
-        host: what this process's host did meanwhile.
-        gc_collections: of Python's garbage collector meanwhile.
+        host: this process's host during the window.
+        gc_collections: runs of Python's garbage collector during the window.
     """
 
     warmup_ms: list[float]
@@ -55,9 +55,9 @@ def measure_window(
     """Warm up, then time a window of at least ``settings.steady_s``.
 
     Args:
-        runtime: this process among the others; all of them measure together.
-        settings: how long, and within which bounds the warm-up lies.
-        phases: takes the time of both, as ``warmup`` and ``steady``.
+        runtime: this process; all processes measure together.
+        settings: the length of the window and the limits of the warm-up.
+        phases: measures the time of both, as ``warmup`` and ``steady``.
         take: takes one training step.
     """
     with ExitStack() as until_the_end:
@@ -77,8 +77,8 @@ def _timed(
     converged: bool,
     take: Callable[[], object],
 ) -> Window:
-    # A fast step, not a typical one, and some more of them: the window is to be at least as long as
-    # asked for, and every rank must take as many steps.
+    # Estimate from a fast step, not a typical one, and add a margin: the window must not be shorter
+    # than configured. Rank 0 decides, because every rank must take the same number of steps.
     recent = sorted(warmup[-settings.warmup_min_steps :])
     step_s = recent[len(recent) // 10] / 1000
     count = int(runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
@@ -94,8 +94,8 @@ def _timed(
         _take(take, clock, count)
         steps_ms = clock.step_ms()
         end = time.monotonic()
-        # Where steps became faster the window goes on; the device waits for the decision, and the
-        # step after it is that much longer.
+        # If steps became faster, the window is extended. The device waits for this decision, which
+        # makes the next step longer.
         more = steps_to_fill(settings.steady_s - (end - begin), (end - begin) / len(steps_ms))
         count = int(runtime.rank0_decides(more))
     return Window(
@@ -111,9 +111,9 @@ def _timed(
 
 
 def steps_to_fill(missing_s: float, step_s: float) -> int:
-    """Steps that fill what is missing of a window, and some more; 0 where nothing is.
+    """The number of steps that fill the rest of a window, with a margin; 0 if it is full.
 
-    At least two: the first of them waited for the decision to take it.
+    At least two, because the first one includes the wait for the decision.
     """
     return max(2, math.ceil(WINDOW_MARGIN * missing_s / step_s)) if missing_s > 0 else 0
 
@@ -121,7 +121,7 @@ def steps_to_fill(missing_s: float, step_s: float) -> int:
 def _warm_up(
     runtime: Runtime, settings: Measure, take: Callable[[], object]
 ) -> tuple[list[float], bool]:
-    """The times of the steps until they are stationary, and whether they became so, ms."""
+    """Take steps until their times are stationary; return the times in ms, and whether they are."""
     warmup: list[float] = []
     stationary = False
     while not stationary and len(warmup) < settings.warmup_max_steps:
@@ -141,7 +141,7 @@ def _take(take: Callable[[], object], clock: StepClock, count: int) -> None:
 
 
 def _allocated(runtime: Runtime) -> list[int]:
-    """Bytes that torch's allocator has given out on each of this process's GPUs."""
+    """Bytes that torch's allocator has allocated on each of this process's GPUs."""
     return [torch.cuda.memory_allocated(device) for device in runtime.gpus]
 
 

@@ -1,4 +1,4 @@
-"""What a strategy is to the training loop. The loop never asks which one it drives."""
+"""The interface between the training loop and a strategy; the loop never asks which one it is."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Task:
     Attributes:
         cell: the cell, with the strategy's options.
         runtime: this process.
-        build_model: makes the network on the CPU, its weights equal on every rank.
-        build_optimizer: makes the workload's optimizer over the parameters it is given.
-        shard_units: the modules of a built network that are gathered one at a time.
+        build_model: builds the network on the CPU, with the same weights on every rank.
+        build_optimizer: builds the workload's optimizer for the given parameters.
+        shard_units: returns the modules of a built network that are gathered one by one.
     """
 
     cell: Cell
@@ -44,10 +44,10 @@ class Task:
 
 
 class Strategy(ABC):
-    """One way of distributing a training.
+    """One way to distribute the training.
 
-    A subclass builds ``module`` (called with images and keys) and ``optimizer`` in its
-    constructor, and overrides what its framework does differently from plain torch.
+    A subclass builds ``module`` (called with images and keys) and ``optimizer`` in its constructor.
+    It overrides the methods for which its framework differs from plain torch.
     """
 
     module: nn.Module
@@ -60,27 +60,27 @@ class Strategy(ABC):
         self.scaler: Any = grad_scaler(task.precision, self.device)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (batch, classes) of this process's images."""
+        """Compute the logits (batch, classes) of this process's images."""
         with autocast(self.task.precision, self.device.type):
             logits: Tensor = self.module(batch.images, batch.keys)
         return logits
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one micro-batch's mean loss to that of the step."""
+        """Add the gradient of one micro-batch's mean loss to the step's gradient."""
         self.scaler.scale(loss / self.accumulate).backward()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """The region of one micro-batch's forward and backward; ranks reduce in the last."""
+        """Wrap the forward and backward of one micro-batch; ranks reduce only in the last one."""
         return nullcontext()
 
     def step(self) -> None:
-        """Apply the accumulated gradient and forget it."""
+        """Apply the accumulated gradient and clear it."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of the next step."""
+        """Set the learning rate of the next step."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -94,13 +94,13 @@ class Strategy(ABC):
 
     @abstractmethod
     def full_state_dict(self) -> StateDict:
-        """Unsharded tensors on the CPU under the network's own names, on rank 0; a collective."""
+        """Unsharded CPU tensors under the network's own names, on rank 0; a collective."""
 
     def effective_config(self) -> dict[str, Any]:
-        """What the framework says it ended up with, read back from its live objects.
+        """The settings that the framework really uses, read back from its live objects.
 
-        The fields of EffectiveConfig that no observation of a step can tell; settings that no
-        other strategy has stand under ``own``.
+        These are the fields of EffectiveConfig that observing a step cannot provide. Settings that
+        no other strategy has are under ``own``.
         """
         return {
             "wrapper": type(self.module).__name__,
@@ -117,7 +117,7 @@ class Strategy(ABC):
 
 
 def unwrapped(state: StateDict, prefix: str = "module.") -> StateDict:
-    """Copies on the CPU, without the prefix that a wrapper adds to each name."""
+    """Copy the tensors to the CPU and remove the prefix that a wrapper adds to each name."""
     return {
         name.removeprefix(prefix): tensor.detach().to("cpu", copy=True)
         for name, tensor in state.items()

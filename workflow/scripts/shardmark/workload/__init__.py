@@ -1,1 +1,1 @@
-"""What is trained, the same for every strategy: model, data, optimizer, precision."""
+"""The workload, the same for every strategy: model, data, optimizer and precision."""

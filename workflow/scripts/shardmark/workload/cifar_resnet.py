@@ -1,6 +1,6 @@
 """ResNets for 32 px images, which torchvision does not have.
 
-torchvision is not imported here: half of a process's start would go into that.
+torchvision is not imported here, because its import would be half of a process's start-up time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class BasicBlock(nn.Module):
     Args:
         width: channels of the input.
         out_width: channels of the output.
-        stride: of the first convolution.
+        stride: stride of the first convolution.
     """
 
     def __init__(self, width: int, out_width: int, stride: int) -> None:
@@ -42,12 +42,12 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet of depth 6n + 2 for 32 px images (He et al. 2015, section 4.2).
 
-    Its shortcuts are 1x1 projections where the shape changes (the paper's option B; its CIFAR nets
-    use A).
+    Where the shape changes, its shortcuts are 1x1 projections (the paper's option B; the paper's
+    CIFAR networks use option A).
 
     Args:
-        blocks: of each of the three stages, the paper's n.
-        classes: of the images.
+        blocks: number of blocks per stage, the paper's n; there are three stages.
+        classes: number of classes.
     """
 
     def __init__(self, blocks: int, classes: int) -> None:
@@ -68,7 +68,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, 3, side, side) to logits (batch, classes)."""
+        """Compute the logits (batch, classes) of images (batch, 3, side, side)."""
         features = self.blocks(self.stem(images)).mean(dim=(2, 3))
         logits: Tensor = self.fc(features)
         return logits

@@ -1,7 +1,7 @@
-"""The images, and which of them a replica sees at a step.
+"""The images, and which of them a replica sees in each step.
 
-The same samples in the same order for every strategy and GPU count; replica r takes the r-th
-contiguous block of a global batch, which is how DataParallel scatters, so it is how all do.
+Every strategy and GPU count sees the same samples in the same order. Replica r takes the r-th
+contiguous block of a global batch, because that is how DataParallel scatters.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Batch:
 
 
 def load_images(workload: Workload, data_dir: Path, *, train: bool) -> Images:
-    """The split of the workload's data set, cut to the number of images it asks for.
+    """Load a split of the workload's data set, cut to the number of images that it asks for.
 
     Raises:
-        UserError: if the data set is not there.
+        UserError: if the data set is missing or damaged.
     """
     count = workload.train_images if train else workload.test_images
     if DATASETS[workload.dataset.name].generated:
@@ -55,7 +55,7 @@ def load_images(workload: Workload, data_dir: Path, *, train: bool) -> Images:
         )
     name = workload.dataset.name
     try:
-        # torchvision compares the files' checksums first, so what it loads is whole.
+        # torchvision checks the files' checksums before it loads them.
         data = torchvision_class(name)(str(data_dir), train=train, download=False)
     except RuntimeError:
         reason = why_not_whole(name, data_dir) or f"{name} could not be read from {data_dir}"
@@ -68,16 +68,16 @@ def load_images(workload: Workload, data_dir: Path, *, train: bool) -> Images:
 
 
 def synthetic_images(count: int, side: int, classes: int, *, stream: int) -> Images:
-    """Class-conditional patterns under noise: learnable, generated, no download.
+    """Generate learnable images: one pattern per class, plus noise.
 
-    Each class is a fixed coarse pattern, the same in every stream; a sample is its class's pattern
-    at half contrast plus noise, so a model that learns reaches far more than 1 / classes.
+    Each class has a fixed coarse pattern, the same in every stream. A sample is its class's pattern
+    at half contrast plus noise, so a model that learns reaches an accuracy far above 1 / classes.
 
     Args:
         count: number of images.
         side: height and width in px.
         classes: number of classes; labels cycle through them.
-        stream: 0 for training, 1 for test images: the same patterns, other noise.
+        stream: 0 for training images, 1 for test images; it changes only the noise.
     """
     patterns = np.random.default_rng(20_240_229).uniform(-1, 1, (classes, 4, 4, 3))
     rows = (np.arange(side) * 4) // side
@@ -94,7 +94,10 @@ def synthetic_images(count: int, side: int, classes: int, *, stream: int) -> Ima
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
-    """The order of an epoch's samples, int64 (images,): drawn on the CPU, equal everywhere."""
+    """The order of an epoch's samples, int64 (images,).
+
+    It is drawn on the CPU, so it is the same on every machine.
+    """
     generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
     return torch.randperm(images, generator=generator)
 
@@ -109,16 +112,16 @@ def block_of_step(
     micro: int,
     accumulate: int,
 ) -> Tensor:
-    """Sample indices of one micro-batch of the replicas that this process holds.
+    """The sample indices of one micro-batch, for the replicas that this process holds.
 
     Args:
         order: the epoch's order, int64 (images,).
-        step: step of the epoch.
-        replicas: the replicas of this process: one rank, or all of them under DataParallel.
+        step: index of the step in the epoch.
+        replicas: the replicas of this process: one, or all of them under DataParallel.
         replica_count: replicas of the cell.
-        per_replica: images a replica takes a step.
-        micro: which micro-batch.
-        accumulate: micro-batches a step.
+        per_replica: images per replica per step.
+        micro: index of the micro-batch.
+        accumulate: micro-batches per step.
 
     Returns:
         int64 (len(replicas) * per_replica // accumulate,), each replica's samples contiguous.
@@ -129,10 +132,10 @@ def block_of_step(
 
 
 class Pipeline:
-    """Pixels to what the model sees: crop, flip, resize, normalise; on the pixels' device.
+    """Turns pixels into model inputs on the pixels' device: crop, flip, resize, normalise.
 
     Args:
-        workload: names the data set, the size and whether to augment.
+        workload: names the data set and the image size, and says whether to augment.
         device: where batches are made.
     """
 
@@ -148,14 +151,17 @@ class Pipeline:
         self.device = device
 
     def pad(self, pixels: Tensor) -> Tensor:
-        """Room for the crop: (n, side, side, 3) to (n, side + 8, side + 8, 3), black."""
+        """Add black margins for the crop: (n, side, side, 3) to (n, side + 8, side + 8, 3).
+
+        Without augmentation, return the pixels unchanged.
+        """
         if not self.augment:
             return pixels
         margin = (0, 0, *([_CROP_PADDING_PX] * 4))
         return torch.nn.functional.pad(pixels, margin)
 
     def training_images(self, padded: Tensor, samples: Tensor, keys: Tensor) -> Tensor:
-        """Augmented float32 images (b, 3, side, side) of the samples, in channels_last."""
+        """The samples' augmented images, float32 (b, 3, side, side) in channels_last."""
         if not self.augment:
             return self.to_model(padded[samples])
         side = padded.shape[1] - 2 * _CROP_PADDING_PX
@@ -168,7 +174,7 @@ class Pipeline:
         return self.to_model(padded[samples[:, None, None], rows[:, :, None], columns[:, None, :]])
 
     def to_model(self, pixels: Tensor) -> Tensor:
-        """uint8 (b, s, s, 3) to normalised float32 (b, 3, side, side), in channels_last."""
+        """Turn uint8 (b, s, s, 3) into normalised float32 (b, 3, side, side), channels_last."""
         images = pixels.permute(0, 3, 1, 2).float()
         if images.shape[2] != self.side:
             images = torch.nn.functional.interpolate(
@@ -179,19 +185,19 @@ class Pipeline:
 
 
 class TrainingData:
-    """The batches of this process's replicas, from pixels that live on the device.
+    """The batches of this process's replicas, made from pixels that are kept on the device.
 
     Args:
         images: the training split, on the CPU.
-        workload: its definition.
+        workload: the cell's workload.
         seed: the cell's seed.
         replicas: the replicas of this process.
         replica_count: replicas of the cell.
-        per_replica: images a replica takes a step.
+        per_replica: images per replica per step.
         device: where batches are made.
 
     Attributes:
-        workers: processes that prefetch for this one.
+        workers: number of worker processes that prefetch for this process.
     """
 
     workers = 0
@@ -221,7 +227,7 @@ class TrainingData:
         self._labels = images.labels.to(self.device)
 
     def samples(self, order: Tensor, step: int, micro: int) -> Tensor:
-        """Indices of one micro-batch of this process, on the device of ``order``."""
+        """The sample indices of one micro-batch of this process, on the device of ``order``."""
         return block_of_step(
             order,
             step,
@@ -236,8 +242,8 @@ class TrainingData:
         """The steps of an epoch, each a list of ``accumulate`` micro-batches."""
         order = epoch_order(self.seed, epoch, self.count)
         if self.device.type == "cuda":
-            # From pageable memory the copy would wait for all that the device has still to do, and
-            # an epoch may begin within the timed window.
+            # A copy from pageable memory would wait for all queued work of the device, and an epoch
+            # may begin inside the steady window.
             order = order.pin_memory()
         order = order.to(self.device, non_blocking=True)
         for step in range(
@@ -253,10 +259,10 @@ class TrainingData:
 
 
 class LoadedTrainingData(TrainingData):
-    """The same batches, prefetched by worker processes: for images that do not fit the device.
+    """The same batches, prefetched by worker processes, for images that do not fit on the device.
 
-    Workers fetch and crop nothing but bytes: they gather the padded pixels of a micro-batch, pinned
-    where there is a GPU; crop, flip and normalisation run on the device, by the same code.
+    Workers only gather the padded pixels of a micro-batch, which are pinned if there is a GPU.
+    Crop, flip and normalisation run on the device, with the same code as in TrainingData.
     """
 
     def _load(self, images: Images, workload: Workload) -> None:
@@ -315,7 +321,7 @@ def training_data(
     per_replica: int,
     device: torch.device,
 ) -> TrainingData:
-    """The data path the workload names; arguments as TrainingData's."""
+    """The training data with the workload's loader; the arguments are those of TrainingData."""
     kind = TrainingData if workload.dataset.loader == "device" else LoadedTrainingData
     return kind(
         images,
@@ -329,21 +335,22 @@ def training_data(
 
 
 class TestData:
-    """This rank's share of the test images, in batches of equal number on every rank.
+    """This rank's share of the test images, in the same number of batches on every rank.
 
-    A sharded model's forward pass is a collective, so each rank runs as many batches as the rest;
-    a rank that has run out of images runs one again with no weight.
+    A sharded model's forward pass is a collective, so every rank must run the same number of
+    batches. A rank that runs out of images fills its batches with others, which the mask leaves
+    out.
 
     Args:
         images: the test split, on the CPU.
-        workload: its definition.
-        rank: this process.
-        world_size: processes.
-        batch_size: images of a batch.
+        workload: the cell's workload.
+        rank: this process's rank.
+        world_size: number of ranks.
+        batch_size: images per batch.
         device: where batches are made.
     """
 
-    __test__ = False  # pytest takes the name for a test's
+    __test__ = False  # pytest would collect the class because of its name
 
     def __init__(
         self,
@@ -369,7 +376,7 @@ class TestData:
         self._size = batch_size
 
     def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Batches and bool masks (b,) of the images that count."""
+        """Yield each batch with a bool mask (b,) of the images that count."""
         for number in range(self.batches):
             part = slice(number * self._size, (number + 1) * self._size)
             images = self._pipeline.to_model(self._pixels[part])

@@ -1,6 +1,6 @@
-"""The files of a data set on disk: which are damaged, and whether a record of them still holds.
+"""Checks a data set's files on disk, against their checksums or against an earlier record.
 
-torchvision is imported late: a record is read by the workflow itself, which has no use for it.
+torchvision is imported late, because the workflow itself reads a record and does not need it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def torchvision_class(dataset: DatasetName) -> type[CIFAR10]:
-    """Torchvision's class of a data set; all of them have the layout of CIFAR10's."""
+    """The torchvision class of a data set; all of them have the same layout as CIFAR10."""
     import torchvision.datasets
 
     kind: type[CIFAR10] = getattr(torchvision.datasets, str(DATASETS[dataset].torchvision_name))
@@ -47,7 +47,7 @@ def why_not_whole(dataset: DatasetName, folder: Path) -> str:
 
 
 def record_of(dataset: DatasetName, folder: Path) -> dict[str, Any]:
-    """What is known of a whole data set's files."""
+    """A record of a complete data set's files: MD5, size and modification time of each."""
     sums = checksums(torchvision_class(dataset))
     stats = {name: (folder / name).stat() for name in sums}
     return {
@@ -61,10 +61,10 @@ def record_of(dataset: DatasetName, folder: Path) -> dict[str, Any]:
 
 
 def why_outdated(record: Path) -> str:
-    """Which files are missing or have changed since their record was made; empty if none has.
+    """Which files are missing or have changed since the record was made; empty if none.
 
-    Size and time of change are compared and no checksum, so that this takes no time. Where there is
-    no record, nothing has changed since.
+    It compares size and modification time instead of checksums, so it is fast. Without a record,
+    nothing counts as changed.
     """
     if not record.exists():
         return ""

@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, not on who draws them.
+"""Random numbers that depend on the sample they are for, not on the rank that draws them.
 
-Augmentation and dropout are drawn per sample from a key made of (seed, epoch, sample index), so
-that a sample sees the same crop, flip and mask whichever rank holds it and however many there are.
+Augmentation and dropout are drawn per sample from a key made of (seed, epoch, sample index). So a
+sample gets the same crop, flip and mask on any rank and with any number of ranks.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch shifts signed integers arithmetically."""
+    """Shift right logically; torch shifts signed integers arithmetically."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser, elementwise on int64."""
+    """Apply splitmix64's finaliser elementwise to int64."""
     x = (x ^ _shift_right(x, 30)) * _MULTIPLY_1
     x = (x ^ _shift_right(x, 27)) * _MULTIPLY_2
     return x ^ _shift_right(x, 31)
 
 
 def sample_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
-    """One int64 key a sample, of the shape and on the device of ``samples`` (int64 indices)."""
+    """One int64 key per sample, with the shape and device of ``samples`` (int64 indices)."""
     return mix(samples * _INCREMENT + _base(seed, epoch))
 
 
@@ -42,18 +42,18 @@ def _base(seed: int, epoch: int) -> int:
 
 
 def draw(keys: Tensor, purpose: int) -> Tensor:
-    """Uniform int64 in [0, 2**32), one a key; another ``purpose`` gives independent numbers."""
+    """Draw one uniform int64 in [0, 2**32) per key; each ``purpose`` has independent numbers."""
     step = (purpose + 1) * 0x632BE59BD9B4E019
     wrapped = (step + (1 << 63)) % (1 << 64) - (1 << 63)
     return _shift_right(mix(keys + wrapped), 32)
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is drawn from the keys of the batch's samples.
+    """Dropout that draws its mask from the keys of the batch's samples.
 
     Args:
-        rate: share of the features set to zero.
-        layer: number of the layer in its model; layers draw independent masks.
+        rate: probability that a feature is set to zero.
+        layer: number of the layer in its model, so that layers draw independent masks.
     """
 
     def __init__(self, rate: float, layer: int) -> None:
@@ -74,7 +74,7 @@ class KeyedDropout(nn.Module):
 
 
 class KeyedStochasticDepth(nn.Module):
-    """Stochastic depth by sample (torchvision's mode ``row``), drawn from the samples' keys."""
+    """Stochastic depth per sample (torchvision's mode ``row``), drawn from the samples' keys."""
 
     def __init__(self, rate: float, layer: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """The networks: torchvision's, changed only where a fair comparison needs it.
 
-torchvision is imported by those that need it, and late: it takes as long to import as torch.
+torchvision is imported only in the functions that need it, because its import takes as long as
+torch's.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from shardmark.workload.cifar_resnet import CifarResNet
 from shardmark.workload.keyed_random import KeyedDropout, KeyedStochasticDepth
 
 CIFAR_STEM_UP_TO_PX = 64
-# Large enough that the norm of a surrogate's first gradient lies above 1, where frameworks clip; no
-# larger, for the rounding of large logits is noise that the gate must see through. Measured over
-# three seeds and 1, 2 and 4 replicas: norms of at least 1.5, a floor of at most 8e-7 in the loss.
-# torchvision's ViT would start from zero logits, where no gradient reaches its blocks.
+# Large enough that the norm of a surrogate's first gradient is above 1, where frameworks clip. Not
+# larger, because large logits round more coarsely and that noise makes the gate less sensitive.
+# Measured with three seeds and 1, 2 and 4 replicas: norms of at least 1.5 and a noise floor of at
+# most 8e-7 in the loss. torchvision's ViT would start from zero logits, and no gradient would reach
+# its blocks.
 _SURROGATE_LOGIT_SCALE = {
     "BasicBlock": 3.0,
     "Bottleneck": 3.0,
@@ -32,10 +34,10 @@ _SURROGATE_LOGIT_SCALE = {
 
 
 class Classifier(nn.Module):
-    """A network and the random keys its dropout draws from.
+    """A network and the random keys that its dropout draws from.
 
-    The keys travel as an input, beside the images, because a strategy may split a batch over
-    replicas and each must draw the masks of its own samples.
+    The keys are an input beside the images: a strategy may split a batch over replicas, and each
+    replica must draw the masks of its own samples.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -44,9 +46,9 @@ class Classifier(nn.Module):
         self.draws = any(_draws(module) for module in network.modules())
 
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Images (batch, 3, side, side) and keys (batch,) int64 to logits (batch, classes)."""
-        # The walk takes 1,500 calls of Python in ResNet-50, 6 % of all in a step of ZeRO-1. It
-        # cannot be done once: DataParallel makes new modules in each forward pass.
+        """Compute logits (batch, classes) of images (batch, 3, side, side), keys int64 (batch,)."""
+        # Walking the modules takes 1,500 Python calls in ResNet-50, 6 % of all in a step of ZeRO-1.
+        # It can't be done once, because DataParallel makes new modules in each forward pass.
         if self.draws:
             for module in self.modules():
                 if _draws(module):
@@ -56,21 +58,22 @@ class Classifier(nn.Module):
 
 
 def _draws(module: nn.Module) -> bool:
-    """Whether it draws random numbers from keys; not at a rate of 0, as in torchvision's ViT."""
+    """Whether a module draws from keys; at a rate of 0, as in torchvision's ViT, it doesn't."""
     return isinstance(module, (KeyedDropout, KeyedStochasticDepth)) and module.rate > 0
 
 
 def build_model(workload: Workload, seed: int) -> Classifier:
-    """The workload's network on the CPU in float32, its weights drawn from ``seed`` alone."""
+    """Build the workload's network on the CPU in float32; weights depend only on ``seed``."""
     return _build(workload, seed, _network)
 
 
 def build_surrogate(workload: Workload, seed: int) -> Classifier:
-    """A small network of the same blocks as the workload's, for the parity gate.
+    """Build the parity gate's surrogate, a small network of the workload model's own blocks.
 
-    Its ReLUs are SiLUs: at a ReLU's kink a rounding error switches a whole gradient on or off, and
-    two correct programs part ways within a few steps. Its logits are large, so that the gradient's
-    norm lies above any threshold at which a framework might clip it. No strategy knows either.
+    It has SiLUs instead of ReLUs: at a ReLU's kink a rounding error switches a whole gradient on or
+    off, so two correct programs diverge within a few steps. Its logits are large, so that the
+    gradient's norm exceeds any threshold at which a framework might clip. No strategy knows of
+    either change.
     """
     model = _build(workload, seed, _surrogate_network)
     for module in list(model.modules()):
@@ -86,13 +89,13 @@ def build_surrogate(workload: Workload, seed: int) -> Classifier:
 
 
 def surrogate_name(workload: Workload) -> str:
-    """What stands in for the workload's model in the parity gate, in words."""
+    """A description of the surrogate for the workload's model, in words."""
     block = BLOCK_OF_MODEL[workload.model.name]
     return f"{block} x {'2' if block != 'BasicBlock' else '3'}, narrow"
 
 
 def shard_units(model: nn.Module, workload: Workload) -> list[nn.Module]:
-    """The modules that a fully sharded strategy gathers one at a time, in forward order."""
+    """The modules that a fully sharded strategy gathers one by one, in forward order."""
     block = BLOCK_OF_MODEL[workload.model.name]
     return [module for module in model.modules() if type(module).__name__ == block]
 
@@ -200,7 +203,7 @@ class _NarrowBottlenecks(nn.Module):
 
 
 def _insert_hidden_layer(model: nn.Module, workload: Workload) -> None:
-    """Put the hidden layer and the dropout that the workload asks for before the classes."""
+    """Insert the workload's hidden layer and dropout before the last linear layer."""
     hidden, rate = workload.model.hidden_units, workload.model.dropout
     if hidden is None and not rate:
         return
@@ -218,7 +221,7 @@ def _insert_hidden_layer(model: nn.Module, workload: Workload) -> None:
 
 
 def _classifier(model: nn.Module, workload: Workload) -> tuple[str, nn.Linear]:
-    """The linear layer that gives the logits, and its name."""
+    """The name of the linear layer that gives the logits, and the layer."""
     return next(
         (name, module)
         for name, module in reversed(list(model.named_modules()))
@@ -227,10 +230,10 @@ def _classifier(model: nn.Module, workload: Workload) -> tuple[str, nn.Linear]:
 
 
 def _key_the_randomness(model: nn.Module) -> None:
-    """Replace dropout that draws from a rank's generator by dropout drawn per sample."""
-    layer = 100  # purposes below belong to the augmentation
+    """Replace dropout that draws from a rank's generator with dropout drawn per sample."""
+    layer = 100  # lower purposes belong to the augmentation
     for name, module in list(model.named_modules()):
-        # torchvision's own class, by its name: where it is not imported there is none.
+        # StochasticDepth is torchvision's; comparing its name avoids the import.
         if not isinstance(module, nn.Dropout) and type(module).__name__ != "StochasticDepth":
             continue
         layer += 1
@@ -258,7 +261,7 @@ def _synchronise_batchnorm(model: nn.Module) -> nn.Module:
 
 
 class GlooSyncBatchNorm2d(nn.Module):
-    """Batch-norm over the global batch for gloo; ``nn.SyncBatchNorm`` refuses CPU tensors."""
+    """Batch-norm over the global batch for gloo, since ``nn.SyncBatchNorm`` rejects CPU tensors."""
 
     def __init__(self, local: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -272,13 +275,13 @@ class GlooSyncBatchNorm2d(nn.Module):
         self.register_buffer("num_batches_tracked", local.num_batches_tracked)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (batch, channels, height, width) to the same shape."""
+        """Normalise (batch, channels, height, width); the shape stays the same."""
         if not self.training:
             return nn.functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        # Every replica has as many values, so the mean of means is the mean; the variance is taken
-        # around the global mean in a second pass, which cancels less than E[x^2] - E[x]^2.
+        # Every replica has the same number of values, so the mean of means is the mean. A second
+        # pass takes the variance around the global mean; E[x^2] - E[x]^2 would cancel more digits.
         world = dist.get_world_size()
         values = x.float()
         mean = _SumOverRanks.apply(values.mean(dim=(0, 2, 3))) / world

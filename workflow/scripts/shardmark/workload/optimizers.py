@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate, equal for every strategy."""
+"""The optimizer and the learning rate, the same for every strategy."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from torch import nn
 from shardmark.config.schema import Optimizer, Workload
 from shardmark.optimizers import OPTIMIZERS
 
-# Of the peak, for the steps after the training, which are timed and profiled: what cosine is on
-# average. At its end, zero, they would be updates that change no weight.
+# Fraction of the peak rate for the steps after the training, which are timed and profiled. It is
+# the average of the cosine schedule. At the schedule's end the rate is zero, and no update would
+# change a weight.
 RATE_AFTER_TRAINING = 0.5
 
 
 def build_optimizer(
     params: Iterable[nn.Parameter], settings: Optimizer, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """The workload's torch optimizer, one group: flattened shards know no single parameters."""
+    """Build the workload's torch optimizer with a single parameter group.
+
+    Groups would need single parameters, and flattened shards no longer have them.
+    """
     record = OPTIMIZERS[settings.name]
     optimizer: torch.optim.Optimizer = getattr(torch.optim, record.torch_name)(
         params, lr=learning_rate, **record.arguments(settings)
@@ -28,16 +32,17 @@ def build_optimizer(
 
 
 def peak_learning_rate(workload: Workload, gpus: int) -> float:
-    """The configured rate, multiplied by the GPU count under the linear rule of weak scaling."""
+    """The configured rate; the linear rule of weak scaling multiplies it by the GPU count."""
     factor = gpus if workload.learning_rate_rule == "linear" else 1
     return workload.optimizer.learning_rate * factor
 
 
 def learning_rate_at(workload: Workload, gpus: int, step: int, steps_per_epoch: int) -> float:
-    """The rate of an optimizer step, counted from 0 over all epochs.
+    """The learning rate of an optimizer step, counted from 0 over all epochs.
 
-    Steps after the training, inspected, timed and profiled, have a constant one: the peak, or
-    RATE_AFTER_TRAINING of it where the schedule falls. The same for every strategy.
+    The steps after the training, which are inspected, timed and profiled, have a constant rate: the
+    peak, or RATE_AFTER_TRAINING times the peak if the schedule decays. It is the same for every
+    strategy.
     """
     peak = peak_learning_rate(workload, gpus)
     total = steps_per_epoch * workload.epochs
