@@ -129,7 +129,7 @@ class Heartbeats:
     def _newest(self, records: bytes, now: float) -> tuple[Any, ...] | None:
         """Return the fields of a rank's newer whole record; None if neither is whole.
 
-        A beat with a time before the launch or in the future cannot be real, so it counts as broken.
+        A record with a time before the launch or in the future cannot be real: it counts as broken.
         """
         whole = []
         for begin in (0, _RECORD_BYTES):

@@ -15,7 +15,7 @@ def tethered(command: Sequence[str]) -> list[str]:
     """Wrap ``command`` so that the kernel kills it when this process ends.
 
     The kernel ties it to the thread that starts it, so start it from a thread that lasts, such as
-    the main thread. Only the command itself is tied; each process that it starts needs a tether too.
+    the main thread. Only the command itself is tied; each process that it starts needs its own.
     """
     return [sys.executable, "-I", __file__, str(os.getpid()), *command]
 
