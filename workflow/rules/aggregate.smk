@@ -1,5 +1,5 @@
 def obtainable(paths):
-    """Every path where cells may be trained; those that are there where they may not."""
+    """All paths if cells may be trained; else only those that exist or need no training."""
     allowed = workflow.dag_settings.allowed_rules
     if not allowed or "train" in allowed:
         return paths
@@ -10,9 +10,9 @@ def obtainable(paths):
 
 @functools.cache
 def force_edited_tables():
-    """Make Snakemake run the rules again whose tables are not as they were written.
+    """Make Snakemake rerun the rules whose tables have been edited.
 
-    On the command line --forcerun would also make the tables targets.
+    --forcerun on the command line would also make the tables targets.
     """
     edited = [str(path) for path in edited_tables(Path(TABLES))]
     for path in edited:
@@ -21,14 +21,14 @@ def force_edited_tables():
 
 
 def all_metrics(wildcards):
-    # Every table depends on the results, so this is read before Snakemake looks for what to run.
+    # Every table depends on the results, so Snakemake calls this before it decides what to run.
     if workflow.is_main_process:
         force_edited_tables()
     return obtainable([metrics_of(cell) for cell in CELLS.values()])
 
 
 def all_stamps(wildcards):
-    """What tells a cell that is owed another run from one whose result stands."""
+    """The stamps, whose absence tells Snakemake that a cell must run again."""
     trained = [cell for cell in CELLS.values() if not cell.unsupported]
     return obtainable([str(cell.folder / STAMP) for cell in trained])
 
@@ -46,7 +46,7 @@ localrules:
     plot_compared,
 
 
-# The only rule that reads results; every later one reads the tables that this one writes.
+# The only rule that reads results; every later rule reads the tables that this one writes.
 rule collect:
     input:
         all_stamps,
@@ -62,7 +62,7 @@ rule collect:
     log:
         f"{TABLES}/collect.log",
     params:
-        # Not of the section report, which changes nothing here.
+        # Without the section report, which does not affect these tables.
         config=sha256(CONFIG.model_dump_json(by_alias=True, exclude={"report"})),
         tables=subpath(output.cells, parent=True),
         code=code_of("collect.py"),
@@ -131,19 +131,19 @@ rule export_tables:
 
 
 def figure_files(names, kinds):
-    """Figures of the workload in a wildcard, in each of the formats."""
+    """Paths of a workload's figures, in each format; the workload is a wildcard."""
     return [f"{FIGURES}/{{workload}}/{name}.{kind}" for kind in kinds for name in names]
 
 
 def shown_figure(name):
-    """A figure as Snakemake's report shows it: in one format."""
+    """A figure marked for Snakemake's report, which shows only one format."""
     path, caption = f"{FIGURES}/{{workload}}/{name}.svg", f"../report/{name}.rst"
     labels = figure_labels(FIGURE_TITLES.get(name, "Outcomes"))
     return report(path, category="Figures", caption=caption, labels=labels)
 
 
 def figure_labels(title):
-    """What Snakemake's report says beside a figure."""
+    """The labels that Snakemake's report shows beside a figure."""
 
     def labels(wildcards):
         cell = next(c for c in CELLS.values() if c.workload == wildcards.workload)
@@ -159,7 +159,7 @@ def figure_labels(title):
 
 
 def drawn(names):
-    """The paths of the figures of one job, for its script."""
+    """The paths of the figures that one job draws, for its script."""
     files = figure_files(names, ("svg", "pdf", "png"))
     return lambda wildcards: [file.format(workload=wildcards.workload) for file in files]
 
@@ -191,7 +191,7 @@ rule plot:
         PLOT
 
 
-# Apart from the others, which a change of report.margin cannot affect.
+# Separate, because report.margin affects only these figures.
 rule plot_compared:
     input:
         rules.collect.output,

@@ -59,7 +59,7 @@ from shardmark.time_limits import GATE_MINUTES, limit_minutes
 from shardmark.workload.data_files import why_outdated
 
 if workflow.is_main_process:
-    # Where Snakemake would fail later, with a traceback.
+    # Otherwise Snakemake would fail later, with a traceback.
     if reason := why_no_folder(Path("results")) or why_no_room(Path(".snakemake")):
         sys.exit(reason)
 
@@ -84,9 +84,9 @@ if workflow.is_main_process:
     # Snakemake knows its targets only after it has read the rules.
     if unknown := why_not_in_matrix(sys.argv[1:], CONFIG):
         sys.exit("\n".join(unknown))
-    # Reaches every job: a cell whose result is younger has nothing left to do.
+    # Every job inherits this: a cell whose result is younger has nothing to do.
     os.environ[CONTROLLER_STARTED] = str(time.time())
-    # Snakemake's executor for Slurm takes the number of a job that it runs in itself away.
+    # Snakemake's Slurm executor unsets SLURM_JOB_ID, so read it first.
     CONTROLLER = this_run()
 
 keep_results_of_lost_jobs()
@@ -97,13 +97,13 @@ resource_scopes:
 
 
 if CONFIG.site.scratch is not None:
-    # Reaches every job, and no cell's definition.
+    # Every job inherits this; it is not part of a cell's definition.
     os.environ[SCRATCH_VARIABLE] = CONFIG.site.scratch
 
-# The jobs' settings. Named after its content, so that a job never reads those of another start.
+# The jobs' settings. The name is a hash of the content, so that a job reads those of its own start.
 CONFIG_FILE = str(saved_at(CONFIG))
 if not workflow.is_main_process and not Path(CONFIG_FILE).exists():
-    # A job that reads files edited since its start was planned.
+    # The configuration was edited after this job was planned.
     save_config(CONFIG, Path(CONFIG_FILE))
 
 PYTHON = sys.executable
@@ -112,8 +112,8 @@ TABLES = f"{RESULTS}/tables"
 FIGURES = f"{RESULTS}/figures"
 PAGE = f"{RESULTS}/report.html"
 SNAKEMAKE_REPORT = f"{RESULTS}/snakemake-report.html"
-# What may become a Slurm job has its run as a wildcard: Slurm is told the wildcards of a job and
-# nothing else that would tell two matrices apart.
+# Rules that may become Slurm jobs have the run as a wildcard, because only the wildcards in a job's
+# comment tell two matrices apart in Slurm.
 CELL = "results/{run}/{workload}/{strategy}/gpus{gpus}/seed{seed}"
 BLOCK = "results/{run}/blocks/{workload}/gpus{gpus}/seed{seed}.json"
 PARITY = "results/{run}/parity/{workload}/{strategy}/ranks{ranks}"
@@ -128,7 +128,7 @@ CASES = {
 
 
 def one_of(names):
-    """A wildcard's constraint: these values and no others."""
+    """A wildcard constraint that allows only these values."""
     return "|".join(map(str, names))
 
 
@@ -141,7 +141,7 @@ wildcard_constraints:
     seed=one_of(CONFIG.matrix.seeds),
 
 
-# Snakemake gives every job OMP_NUM_THREADS=<threads>; a cell shares out the cores among its
+# Snakemake sets OMP_NUM_THREADS=<threads> for every job, but a cell divides the cores among its
 # processes itself.
 OWN_THREADS = "unset OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS;"
 
@@ -162,12 +162,12 @@ def sha256(text):
 
 
 def code_of(script):
-    """The checksum of a script and of all that it imports, once a job asks for it."""
+    """A function that returns the checksum of a script and everything that it imports."""
     return lambda wildcards: code_sha256(sources(SCRIPTS / script))
 
 
 def checksum(paths):
-    """Of files that belong to the code and are no Python; their place is no reason to run again."""
+    """The checksum of the contents of non-Python files; moving the files does not change it."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

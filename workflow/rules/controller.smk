@@ -1,8 +1,8 @@
 @functools.cache
 def orphans():
-    """Jobs that a controller which is gone left in Slurm's queue.
+    """Jobs that a dead controller left in Slurm's queue.
 
-    Asked before this controller submits its own.
+    First called before this controller submits its own jobs; the cache then keeps the answer.
     """
     if workflow.dryrun or workflow.executor_plugin.name != "slurm":
         return []
@@ -41,7 +41,7 @@ onstart:
         reason = why_no_groups(groups, workflow.dag, pinned=CONFIG.cluster.block == "pinned")
         if reason:
             sys.exit(reason)
-        # A job has one turn, and the cells of its group take it one after the other.
+        # A job has one turn, which the cells of its group take one after the other.
         workflow.register_resource(TURN, 1)
         keep_planned_order()
         see_cancelled_jobs()

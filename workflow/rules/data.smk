@@ -5,7 +5,7 @@ def data_dir_at(wildcards):
 def data_at(wildcards):
     """The record of a cell's data set; synthetic images have none.
 
-    Fetched again, the data set is the same: no reason to run its cells again.
+    ancient: fetching a data set again does not change it, so its cells need not run again.
     """
     dataset = cell_at(wildcards).definition.dataset.name
     return ancient(f"{RESULTS}/data/{dataset}.json") if dataset in FETCHED else []
@@ -22,7 +22,7 @@ localrules:
     fetch_data,
 
 
-# All data sets of the matrix, where there is internet: a cluster's nodes may have none.
+# All data sets of the matrix. Fetch them where there is internet; a cluster's nodes may have none.
 rule fetch:
     input:
         all_data,
@@ -36,11 +36,11 @@ rule fetch_data:
     wildcard_constraints:
         dataset="|".join(FETCHED),
     params:
-        # As a string and no function, Snakemake would expand braces in it.
+        # A function, because Snakemake would expand braces in a string.
         dir=data_dir_at,
         download=str(CONFIG.data.download).lower(),
-        # What was removed or changed after it was fetched is a reason to fetch again. The next run
-        # checks the files once more, since this is empty then.
+        # Files that were removed or changed after the fetch make Snakemake fetch again. The next
+        # run checks the files once more, because this is empty then.
         changed=lambda wildcards: why_outdated(Path(RESULTS, f"data/{wildcards.dataset}.json")),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/fetch_data.py --dataset {wildcards.dataset} --dir {params.dir:q}"

@@ -1,8 +1,8 @@
-# Goes first: a strategy that is not the same training shows before hours are spent on its cells.
+# The gate goes first, so that a strategy that trains a different model costs no hours of cells.
 PARITY_PRIORITY = len(CELLS) + 1
 
 
-# One process emulates the oracle's replicas one after another.
+# The oracle is one process, which trains its replicas one after another.
 ORACLE_REQUEST = request_of(CONFIG.cluster, 1, GATE_MINUTES)
 
 
@@ -11,7 +11,7 @@ def case_sha256_at(wildcards):
 
 
 def oracle_sha256_at(wildcards):
-    """Of the case that make_oracle.py takes."""
+    """The fingerprint of the case that make_oracle.py uses."""
     return parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks)).fingerprint()
 
 
@@ -21,15 +21,15 @@ def case_code_at(wildcards):
 
 @functools.cache
 def ranks_held():
-    """Ranks of the gate that this machine's GPUs hold at once."""
+    """The number of the gate's ranks that fit on this machine's GPUs at once."""
     return gate_ranks()
 
 
 def parity_threads(wildcards):
-    """Cores of a parity case, which set how many cases run side by side: the gate is not timed.
+    """Cores of a parity case, which decide how many cases run side by side; the gate is not timed.
 
-    A rank with a GPU takes a core, or more where the GPUs hold fewer ranks than there are cores. On
-    CPUs two share one, for they mostly start and wait.
+    A rank with a GPU takes one core, or more if fewer ranks fit on the GPUs than there are cores.
+    On CPUs two ranks share a core, because they spend most of their time starting and waiting.
     """
     ranks, machine = replicas_at(wildcards), whole_machine(wildcards)
     if CONFIG.cluster.device == "cuda":
@@ -40,7 +40,7 @@ def parity_threads(wildcards):
 
 
 def oracle_threads(wildcards):
-    """One process, beside the others of the gate."""
+    """Cores of the oracle: with GPUs, one for its one process."""
     return 1 if CONFIG.cluster.device == "cuda" else parity_threads(wildcards)
 
 
@@ -80,7 +80,7 @@ rule check_parity:
     resources:
         **MACHINES,
         runtime=asked("runtime"),
-        # A string, since Snakemake knows no fraction in a resource.
+        # A string, because Snakemake's numeric resources are integers.
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
         slurm_extra=lambda wildcards: GATE_EXTRA,
     params:

@@ -4,7 +4,7 @@ localrules:
     report,
 
 
-# The rules that read results and never train; all that `snakemake report` may run.
+# The rules that read results and never train. `snakemake report` may run only these.
 AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot", "plot_compared"]
 AGGREGATES += ["write_report", "write_snakemake_report"]
 if UNSUPPORTED_CELLS:
@@ -21,7 +21,7 @@ ALL_FIGURES = expand(
 
 
 def nested_snakemake():
-    """A Snakemake of this very configuration that takes no lock and no profile."""
+    """The command of a Snakemake with this same configuration, without a lock or a profile."""
     command = [PYTHON, "-m", "snakemake", "--nolock", "--nocolor", "--quiet", "host"]
     command += ["--profile", "none", "--workflow-profile", "none"]
     command += ["--executor", "local", "--cores", "1"]
@@ -33,7 +33,7 @@ def nested_snakemake():
     return shlex.join(command)
 
 
-# Not a parameter: which files the configuration was merged from is no reason to build again.
+# Not a parameter, because other overlay files alone are no reason to build the report again.
 SNAKEMAKE = nested_snakemake()
 
 
@@ -73,8 +73,8 @@ rule write_snakemake_report:
         "{SNAKEMAKE} --report {output:q} {input.page:q} > {log:q} 2>&1"
 
 
-# The words `snakemake report`: a report of the results that exist. `collect` runs each time, since
-# no input says which results are missing or stale; what it prints is for the user.
+# `snakemake report` builds a report of the results that exist. `collect` always runs, because no
+# input says which results are missing or stale; its output is printed for the user.
 rule report:
     log:
         f"{RESULTS}/report-command.log",
@@ -84,7 +84,7 @@ rule report:
         beside=SNAKEMAKE_REPORT,
         collected=rules.collect.log,
     shell:
-        # The shell stops at the first command that fails, unless its failure is used.
+        # The shell stops at the first command that fails, unless `||` handles its failure.
         "rm -f {params.collected:q}; status=0;"
         " {SNAKEMAKE} --forcerun collect --allowed-rules {params.rules}"
         " -- {params.page:q} {params.beside:q} > {log:q} 2>&1 || status=$?;"

@@ -7,26 +7,26 @@ def cell_code_at(wildcards):
 
 
 def block_at(wildcards):
-    """The record of a block's nodes, where its cells are to share them.
+    """The record of a block's nodes, if its cells must share them.
 
-    Chosen anew, the nodes are no reason to run the cells again.
+    ancient: choosing nodes again is no reason to run the cells again.
     """
     return ancient(BLOCK) if CONFIG.cluster.block == "pinned" else []
 
 
 def place_at(wildcards):
-    """A cell's planned place: 0 starts first."""
+    """A cell's place in the planned order: 0 starts first."""
     cell = cell_at(wildcards)
     return PLACES[cell.workload, cell.strategy, cell.gpus, cell.seed]
 
 
 def start_priority(wildcards):
-    """The planned order: the cell of place 0 has the highest priority."""
+    """A cell's priority: the cell at place 0 has the highest."""
     return len(PLACES) - place_at(wildcards)
 
 
 def slurm_extra_at(wildcards, input):
-    """Options of sbatch that have no resource of their own, for a cell."""
+    """A cell's sbatch options that Snakemake has no resource for."""
     options = [SBATCH_OPTIONS]
     if "block" in input.keys() and input.block:
         nodes = json.loads(Path(input.block).read_text())["nodes"]
@@ -36,7 +36,7 @@ def slurm_extra_at(wildcards, input):
 
 if CONFIG.cluster.block == "pinned":
 
-    # A block is a workload, seed and GPU count. Slurm chooses its nodes; its cells follow to them.
+    # A block is one workload, GPU count and seed. Slurm chooses its nodes, and its cells use them.
     rule pin_block:
         output:
             BLOCK,
@@ -55,10 +55,10 @@ rule train:
         data=data_at,
         block=block_at,
     output:
-        # Kept until the new result is there, and put back if there is none.
+        # update: Snakemake keeps the old result, and restores it if there is no new one.
         metrics=update(f"{CELL}/metrics.json"),
-        # Deleted when a rerun fails, so that the result which is put back is seen as owed a run.
-        # Without it Snakemake takes the new definition for done.
+        # Deleted when a rerun fails, which marks the restored result as one to run again.
+        # Otherwise Snakemake would take it for the result of the new definition.
         stamp=f"{CELL}/{STAMP}",
     log:
         f"{CELL}/job.log",
@@ -69,15 +69,17 @@ rule train:
         runtime=asked("runtime"),
         turn=1,
         time_limit_minutes=limit_minutes_at,
-        # No parameter: another place in the order is no reason to run again.
+        # Not a parameter, because another place in the order is no reason to run again.
         place=place_at,
-        # A string, since Snakemake knows no fraction in a resource.
+        # A string, because Snakemake's numeric resources are integers.
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
         slurm_extra=slurm_extra_at,
     params:
-        # The cell's settings, which the job reads from CONFIG_FILE: another value runs it again.
+        # The hash of the cell's settings, which the job reads from CONFIG_FILE. If it changes, the
+        # cell runs again.
         cell=cell_sha256_at,
-        # Edited code reruns the cells that it can affect; a touched file, or a fresh checkout, none.
+        # Edited code reruns the cells that it can affect; a touched file or a fresh checkout does
+        # not.
         code=cell_code_at,
     shell:
         "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/run_cell.py --config {CONFIG_FILE:q}"

@@ -32,7 +32,7 @@ KEPT = ("SLURM_JOB_ID", "SLURM_CONF", "SLURMD_NODENAME")
 
 
 def matrix(config: Config) -> Finding:
-    """What the configuration asks for."""
+    """Summarise what the configuration asks for."""
     shape, largest = config.matrix, max(config.matrix.gpus)
     cells = len(shape.workloads) * len(shape.strategies) * len(shape.gpus) * len(shape.seeds)
     nodes = -(-largest // config.cluster.gpus_per_node)
@@ -42,18 +42,18 @@ def matrix(config: Config) -> Finding:
 
 
 def places(config: Config) -> Iterator[Finding]:
-    """Where files come from and go."""
+    """Check the folders for results, data and temporary files."""
     yield from writable("results", Path("results"))
     yield from small_files()
     found = list(data_sets(config, Path()))
     yield from found
-    # A folder that has all that is needed may well be read-only.
+    # A data folder that is complete may be read-only.
     if any(one.level != "ok" for one in found):
         yield from writable("data.dir", Path(config.data.dir))
 
 
 def node(config: Config) -> Iterator[Finding]:
-    """What a cell meets on this machine, and on all that the job of this process has."""
+    """Check what a cell needs on this machine, and the links between all nodes of this job."""
     largest = max(config.matrix.gpus)
     cuda = config.cluster.device == "cuda"
     here = min(largest, config.cluster.gpus_per_node)
@@ -66,12 +66,12 @@ def node(config: Config) -> Iterator[Finding]:
     if failed:
         yield Finding("warn", "all-reduce", "not tried, since what it needs fails", "see above")
     else:
-        # Without Slurm there is one node.
+        # Without Slurm there is only one node.
         yield from all_reduce(config, largest if queue.job_id() else here)
 
 
 def look(config: Config, arguments: argparse.Namespace) -> Iterator[Finding | str]:
-    """Everything, in the order in which one thing needs the other."""
+    """Check everything, each thing after those that it needs."""
     yield from places(config)
     if arguments.on_node or not arguments.slurm:
         yield from node(config)
@@ -91,13 +91,13 @@ def look(config: Config, arguments: argparse.Namespace) -> Iterator[Finding | st
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[Finding | str]:
-    """Look, as far as the configuration allows."""
+    """Run all checks, or only those that need no configuration if it has mistakes."""
     yield from python_and_packages(PROJECT / "pyproject.toml")
     try:
         config = load_files(arguments.configfile)
     except ConfigError as error:
         first, *rest = str(error).splitlines()
-        # The first line of several counts the mistakes, or is one of a file's itself.
+        # If there are several lines, the first may be a heading that ends with a colon.
         mistakes = rest if rest and first.endswith(":") else [first, *rest]
         yield from (Finding("FAIL", "configuration", one, "mend it first") for one in mistakes)
         return
@@ -106,7 +106,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding | str]:
 
 
 def main() -> None:
-    """Look at everything, and print a line for each."""
+    """Run all checks and print one line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--configfile", type=Path, nargs="+", default=[], help="overlays, as Snakemake takes them"
@@ -119,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.on_node:
         print(f"      on {node_name()}", flush=True)
-        # As the job of a cell finds it: what srun would take from the rest is said to it.
+        # As in a cell's job: srun must get its counts as options, not from SLURM_* variables.
         for name in [name for name in os.environ if name.startswith("SLURM") and name not in KEPT]:
             del os.environ[name]
     failed = 0
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def summary(failed: int) -> str:
-    """The last line for a person."""
+    """Return the last line for the user."""
     return f"{failed} of these must be mended first" if failed else "nothing stands in the way"
 
 

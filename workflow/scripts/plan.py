@@ -14,7 +14,7 @@ from shardmark.status.costs_view import lines_of
 
 
 def main() -> None:
-    """Print the costs of the command line's configuration."""
+    """Print the costs of the configuration on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--configfile", type=Path, nargs="+", default=[], help="overlays, as Snakemake takes them"

@@ -22,16 +22,16 @@ from shardmark.errors import UserError
 from shardmark.status.matrix_status import check, status_of
 from shardmark.status.view import View
 
-# Slurm's controller serves everybody.
+# Seconds between two refreshes; more often would load Slurm's controller, which all users share.
 WATCH_S = 10.0
-# Python sees an interrupt that comes just before a sleep only after it.
+# Sleep in short naps: Python handles an interrupt that comes just before a sleep only after it.
 NAP_S = 0.2
-# ANSI: to the top left corner; erase the rest of the line; erase everything below.
+# ANSI: go to the top left corner; erase the rest of the line; erase everything below.
 HOME, REST_OF_LINE, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 def watch(overlays: list[Path]) -> None:
-    """Look again and again; in a terminal, redraw in place."""
+    """Show the matrix again and again; in a terminal, redraw in place."""
     in_place = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     if in_place:
         print(f"{HOME}{BELOW}", end="")
@@ -49,21 +49,21 @@ def watch(overlays: list[Path]) -> None:
 
 
 def look(overlays: list[Path]) -> list[str]:
-    """The view of the matrix as it is now."""
+    """Return the lines of the matrix's current state."""
     config = load_files(overlays)
     return list(view().lines(config, status_of(config)))
 
 
 def view() -> View:
-    """As suits standard output."""
+    """Return the view that suits standard output."""
     symbols = (sys.stdout.encoding or "").lower().startswith("utf")
     terminal = sys.stdout.isatty() and symbols and not os.environ.get("NO_COLOR")
     return View(terminal=terminal, width=shutil.get_terminal_size().columns)
 
 
 def fit(lines: Sequence[str], columns: int, rows: int) -> list[str]:
-    """As many lines as a screen has room for; below them, how many more there are."""
-    # Only paths are wider than the screen.
+    """Return as many lines as the screen holds, and a last line that counts the rest."""
+    # Only paths may be wider than the screen. Coloured lines always fit.
     taken = [-(-len(line) // columns) if "\x1b" not in line else 1 for line in lines]
     if sum(taken) <= rows:
         return list(lines)
@@ -74,7 +74,7 @@ def fit(lines: Sequence[str], columns: int, rows: int) -> list[str]:
 
 
 def main() -> None:
-    """Show the matrix of the command line's configuration."""
+    """Show the matrix of the configuration on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--configfile", type=Path, nargs="+", default=[], help="overlays, as Snakemake takes them"
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def checked(overlays: list[Path]) -> int:
-    """Show the matrix, and say with which exit code the command ends, and why."""
+    """Show the matrix, print the exit code with its reason, and return it."""
     try:
         config = load_files(overlays)
         status = status_of(config)
@@ -113,7 +113,7 @@ def checked(overlays: list[Path]) -> int:
     except Exception:
         traceback.print_exc()
         return 3
-    # A reader that has left (head) changes nothing about the matrix.
+    # If the reader of the pipe (head) has closed it, the exit code stays the same.
     with contextlib.suppress(BrokenPipeError):
         print("\n".join(lines), flush=True)
     return code

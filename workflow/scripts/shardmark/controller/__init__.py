@@ -1,1 +1,1 @@
-"""Snakemake's process while a matrix runs: its record, its progress, how it stops."""
+"""The controller, the Snakemake that runs a matrix: its record, its progress, how it stops."""

@@ -1,7 +1,7 @@
-"""The matrix as it runs: the parity gate, cells done, running and failed, and the time left.
+"""Show the progress of a running matrix: the parity gate, the cells by outcome, the time left.
 
-A terminal has a live bar. Elsewhere each finished cell is one plain line, and each parity case is
-one when it starts and one when it ends. The display listens to Snakemake's own log records and
+A terminal gets a live bar. Elsewhere each finished cell prints one plain line, and each parity case
+prints one when it starts and one when it ends. The display follows Snakemake's log records and
 replaces its console messages while jobs run; Snakemake's log file keeps them all.
 """
 
@@ -30,9 +30,9 @@ REASON_LENGTH = 120
 TRAIN = "train"
 CHECK_PARITY = "check_parity"
 USUAL_WIDTH = 80
-# Snakemake's words where a cell fails that had no result before.
+# Part of Snakemake's warning when a cell fails that had no earlier result.
 NOTHING_TO_RESTORE = ": no backup found."
-# Above what the job's own Snakemake says of it at length.
+# Slurm's error lines, which stand above the long report of the job's own Snakemake.
 _SLURM_ERROR = re.compile(r"(srun|sbatch|slurmstepd\S*): (error|fatal):")
 
 # Workload, strategy, GPU count and seed.
@@ -44,8 +44,8 @@ class Progress(logging.Handler):
 
     Args:
         planned: the cells that this run trains.
-        gate: the parity cases that this run checks. With neither there is no bar, but failed jobs
-            of other rules are still reported.
+        gate: the parity cases that this run checks. Without cells and cases there is no bar, but
+            failed jobs of other rules are still reported.
         stream: where to write.
     """
 
@@ -66,16 +66,16 @@ class Progress(logging.Handler):
         self.live = stream.isatty() and bool(self.planned or self.gate)
         self.ended: dict[Place, str] = {}
         self.running: dict[int, Cell] = {}
-        # Seconds in which a cell was running: up to the last look at the clock, and up to the last
-        # end of a cell.
+        # Seconds in which at least one cell was running: until the clock was last read, and until
+        # a cell last ended.
         self.cells_s = self.ended_s = 0.0
         self.looked = time.monotonic()
-        # A parity case goes by its title. Its number is its place in the order of starting.
+        # Parity cases, by title. A case's number is its place in the order of starting.
         self.numbers: dict[str, int] = {}
         self.checking: dict[int, str] = {}
         self.verdicts: dict[str, str] = {}
         self.others: dict[int, str] = {}
-        # Not _closed, which is logging's own.
+        # Not named _closed, which logging uses itself.
         self._over = threading.Event()
         if self.live:
             threading.Thread(target=self._keep_drawing, daemon=True).start()
@@ -84,7 +84,7 @@ class Progress(logging.Handler):
     def attach(
         cls, logger: logging.Logger, planned: Iterable[Cell], gate: Iterable[ParityCase] = ()
     ) -> Progress:
-        """Take the place of the console handler's messages, warnings and errors left alone."""
+        """Replace the console handler's messages, except for its warnings and errors."""
         progress = cls(planned, gate)
         for handler in logger.handlers:
             if handler.name == "DefaultStreamHandler":
@@ -94,7 +94,7 @@ class Progress(logging.Handler):
         return progress
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Follow one record of Snakemake's logger."""
+        """Update the display from one record of Snakemake's logger."""
         try:
             event = str(getattr(record, "event", None) or "")
             self._keep_time()
@@ -110,7 +110,7 @@ class Progress(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Leave the last state on a line of its own."""
+        """Print the last state on a line of its own."""
         with self.lock or threading.RLock():
             if not self._over.is_set():
                 self._over.set()
@@ -165,7 +165,7 @@ class Progress(logging.Handler):
         self._say(f"{title}: no result; see {', '.join(map(str, logs)) or 'the messages'}")
         for log in logs:
             if log.is_file():
-                # A full disk takes no log that says so.
+                # On a full disk, the log cannot contain the error.
                 if full := why_no_room(log.parent):
                     self._say(f"    {full}")
                 for line in telling_lines(log.read_text(errors="replace")):
@@ -173,18 +173,18 @@ class Progress(logging.Handler):
 
     @property
     def done(self) -> int:
-        """Cells that have ended, however."""
+        """Number of cells that have ended, with any outcome."""
         return len(self.ended)
 
     def count(self) -> str:
-        """Cells ended of all that this run trains."""
+        """Return how many of this run's cells have ended."""
         return fraction(self.done, self.cells)
 
     def left_s(self) -> float | None:
-        """Seconds left at the pace of the cells so far; None before the first has ended.
+        """Estimate the seconds left from the pace of the cells; None before the first has ended.
 
-        The pace counts only time in which a cell was running: the gate's time is no cell's time.
-        What has passed since the last cell ended is time that those now running have behind them.
+        The pace counts only time in which a cell was running, so the gate does not distort it. The
+        time since a cell last ended is subtracted, since the running cells have used it already.
         """
         if not self.done:
             return None
@@ -193,7 +193,7 @@ class Progress(logging.Handler):
         return max(0.0, left - (self.cells_s - self.ended_s))
 
     def state(self) -> str:
-        """The whole run in one line: the gate first while it runs alone, then the cells."""
+        """Return the whole run in one line: first the gate while it runs alone, then the cells."""
         titles = [cell.title for cell in self.running.values()]
         titles = titles or list(self.checking.values()) or list(self.others.values())[:1]
         more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
@@ -212,7 +212,7 @@ class Progress(logging.Handler):
 
     @property
     def _gate_alone(self) -> bool:
-        """Whether parity cases run and no cell does, or no cell is planned."""
+        """Whether only parity cases are running, or no cell is planned."""
         return not self.cells or bool(self.checking and not self.running)
 
     def _numbered(self, case: str) -> str:
@@ -251,36 +251,37 @@ class Progress(logging.Handler):
 
 
 def place_of(cell: Cell) -> Place:
-    """What tells a cell from the others of its matrix."""
+    """Return what identifies a cell in its matrix."""
     return cell.workload, cell.strategy, cell.gpus, cell.seed
 
 
 def case_title(workload: str, strategy: str, ranks: object) -> str:
-    """What tells a parity case from the others of its matrix."""
+    """Return what identifies a parity case in its matrix."""
     return f"{workload} {strategy} ranks{ranks}"
 
 
 def fraction(ended: int, planned: int) -> str:
-    """How many ended of how many."""
+    """Return ``[ended/planned]``."""
     return f"[{ended:>{len(str(planned))}}/{planned}]"
 
 
 def outcomes(ended: Mapping[Any, str]) -> str:
-    """How often each outcome occurs, the most frequent first."""
+    """Return the number of each outcome, most frequent first."""
     counts = Counter(ended.values()).most_common()
     return ", ".join(f"{number} {status}" for status, number in counts)
 
 
 def terminal_width(stream: TextIO) -> int:
-    """Columns of the terminal that a stream writes to."""
+    """Return the columns of the terminal that a stream writes to."""
     return os.get_terminal_size(stream.fileno()).columns or USUAL_WIDTH
 
 
 def needs_the_console(record: logging.LogRecord) -> bool:
-    """Whether a record of Snakemake's must reach the terminal beside the display.
+    """Whether one of Snakemake's log records must reach the terminal beside the display.
 
-    The display reports a failed job with the path of its log. Snakemake reports it twice, each time
-    with the whole definition of the cell, and warns that there is no earlier result to restore.
+    Records about a failed job need not, because the display reports it with the path of its log.
+    Snakemake reports it twice, each time with the cell's whole definition, and warns that there is
+    no earlier result to restore.
     """
     if str(getattr(record, "event", "")) == "job_error":
         return False
@@ -292,17 +293,17 @@ def needs_the_console(record: logging.LogRecord) -> bool:
 
 
 def telling_lines(log: str) -> list[str]:
-    """What of a failed job's log is shown: Slurm's errors and the launcher's, or its last lines."""
+    """Select lines of a failed job's log: Slurm's and the launcher's errors, or the last lines."""
     lines = log.splitlines()
     errors = [line for line in lines if _SLURM_ERROR.match(line)]
     if not errors:
         return lines[-LOG_TAIL_LINES:]
-    # srun tells of the tasks that it ended; why, the launcher says last.
+    # srun reports the tasks that it ended; the launcher's last line says why.
     return [*errors, *(line for line in lines[-1:] if line.startswith("shardmark: "))]
 
 
 def outcome(path: Path) -> tuple[str, str]:
-    """A finished cell's status, and its main figure or reason as the end of a line."""
+    """Return a finished cell's status, and its main figure or reason as the end of a line."""
     try:
         metrics = read_metrics(path)
     except UserError as error:
@@ -317,7 +318,7 @@ def outcome(path: Path) -> tuple[str, str]:
 
 
 def verdict(path: Path) -> tuple[str, str]:
-    """A finished parity case's verdict, and its reason as the end of a line."""
+    """Return a finished parity case's verdict, and its reason as the end of a line."""
     try:
         parity = read_parity(path)
     except UserError as error:
@@ -326,12 +327,12 @@ def verdict(path: Path) -> tuple[str, str]:
 
 
 def in_brackets(reason: str) -> str:
-    """The first line of a reason, shortened, as the end of a line."""
+    """Return the first line of a reason, shortened and in brackets, as the end of a line."""
     return f" ({reason.splitlines()[0][:REASON_LENGTH]})"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Format seconds for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

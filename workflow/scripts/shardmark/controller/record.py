@@ -1,4 +1,4 @@
-"""The Snakemake that runs a matrix, and whether it is alive: what it started may outlive it."""
+"""Record which Snakemake runs a matrix, and tell whether it is alive; its jobs may outlive it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FOLDER = ".controller"
 
 
 def record_controller(results: Path, owner: Owner) -> None:
-    """Say in the folder of the results that this process runs their matrix, until it ends.
+    """Record in the results folder that this process runs the matrix, until it exits.
 
     Args:
         results: ``results/<run>``.
-        owner: this_run() from before Snakemake's executor took the Slurm job's number away.
+        owner: this_run() from before Snakemake's executor unset SLURM_JOB_ID.
     """
     folder = results / FOLDER
     write_text(folder / OWNER, json.dumps(owner))
@@ -29,9 +29,9 @@ def record_controller(results: Path, owner: Owner) -> None:
 
 
 def controller_of(results: Path) -> tuple[bool | None, str]:
-    """Whether a controller of these results is alive (None: cannot be told), and in words.
+    """Say whether a controller of these results is alive (None: unknown), and describe it.
 
-    One that was killed leaves its record; one that ended by itself does not.
+    A killed controller leaves its record; one that exits removes it.
     """
     owner = owner_of(results / FOLDER)
     if owner is None:
@@ -53,11 +53,11 @@ def controller_of(results: Path) -> tuple[bool | None, str]:
 
 
 def _in_the_queue() -> tuple[bool | None, str]:
-    """The same for results without a record: a batch job may be about to start a controller."""
+    """Do the same for results without a record: a batch job may be about to start a controller."""
     try:
         jobs = queue.controllers_of(Path()) if shutil.which("squeue") else []
     except UserError:
-        jobs = []  # status.py says that Slurm does not answer
+        jobs = []  # status.py reports that Slurm does not answer
     if not jobs:
         return False, "none is running"
     words = (

@@ -1,7 +1,7 @@
-"""on_failure: stop. The first cell that fails is recorded, and no other is started.
+"""Implement ``on_failure: stop``: when the first cell fails, start no others.
 
-On Slurm the cells that wait start by themselves, and Snakemake looks at its jobs every 40 to 180 s.
-So the results are looked at in between.
+On Slurm, waiting cells start by themselves, and Snakemake checks its jobs only every 40 to 180 s,
+so this module checks the results in between.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from shardmark.metrics import read_metrics
 from shardmark.slurm import queue
 
 GOOD = ("ok", "unsupported")
-# Between two looks at the results of cells that Slurm has.
+# Seconds between two checks of the results of cells on Slurm.
 LOOK_S = 5.0
 
 
 class StopAtFailure(logging.Handler):
-    """Stops a matrix at its first failed cell, from the records of Snakemake's logger.
+    """Stops a matrix at its first failed cell; a handler of Snakemake's logger.
 
     Args:
         planned: the cells that this run trains.
-        scheduler: Snakemake's.
-        comments: of the matrix's jobs on Slurm; None where they are none.
+        scheduler: Snakemake's scheduler.
+        comments: the comments of the matrix's Slurm jobs; None if it does not run on Slurm.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class StopAtFailure(logging.Handler):
             threading.Thread(target=self._keep_looking, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Follow one record of Snakemake's logger."""
+        """Note which cells start and end, from one record of Snakemake's logger."""
         event = str(getattr(record, "event", None) or "")
         job = record.__dict__
         if event == "job_info" and job["rule_name"] == TRAIN:
@@ -65,7 +65,7 @@ class StopAtFailure(logging.Handler):
         while not self.stopped:
             time.sleep(LOOK_S)
             for number, cell in list(self.jobs.items()):
-                # An earlier result of the cell stands there until the new one takes its place.
+                # The cell's earlier result stays there until the new one replaces it.
                 with contextlib.suppress(OSError):
                     written = (cell.folder / "metrics.json").stat().st_mtime
                     if written > self.since[number]:
@@ -85,9 +85,9 @@ class StopAtFailure(logging.Handler):
                 file=sys.stderr,
                 flush=True,
             )
-            # Snakemake starts nothing more and waits for what runs, as it does after SIGTERM. Its
-            # handler of that takes the lock which the scheduler holds while it tells of this cell,
-            # in the same thread, and would wait for ever.
+            # As after SIGTERM, Snakemake then starts nothing more and waits for running jobs. Its
+            # SIGTERM handler cannot be called here: it takes a lock that the scheduler holds, in
+            # this same thread, while it logs this cell, and would wait for ever.
             self.scheduler._user_kill = "graceful"
             if self.comments is not None:
                 self._cancel_waiting(self.comments)
@@ -97,7 +97,7 @@ class StopAtFailure(logging.Handler):
             own = queue.jobs_of(Path(), comments)
             waiting = [job.job_id for job in own if job.state == "PENDING"]
             if waiting:
-                # One that has started meanwhile is let run.
+                # --state: a job that has started meanwhile goes on.
                 queue.ask("scancel", "--state=PENDING", *waiting)
         except UserError as error:
             print(f"on_failure: stop: what waits is left: {error}", file=sys.stderr, flush=True)

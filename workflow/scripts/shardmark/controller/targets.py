@@ -1,4 +1,4 @@
-"""Targets of a command line that no rule makes, because they are not in the matrix."""
+"""Explain why no rule makes a target on the command line: it is not in the matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMS = (
 
 
 def why_not_in_matrix(arguments: Iterable[str], config: Config) -> list[str]:
-    """What the matrix lacks of each cell or parity case whose file is among the arguments."""
+    """Say, for each cell or parity case among the arguments, why it is not in the matrix."""
     lines = []
     for argument in arguments:
         target = os.path.relpath(argument) if argument else ""

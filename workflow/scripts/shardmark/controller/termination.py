@@ -1,8 +1,8 @@
-"""SIGTERM and SIGHUP to the Snakemake that runs a matrix: what ends, what goes on, and the words.
+"""End the Snakemake that runs a matrix on SIGTERM or SIGHUP, and say what goes on.
 
-Snakemake by itself waits for all that runs or is queued, for hours where Slurm's jobs wait, and
-does not say so. Who sends SIGTERM seldom waits that long: Slurm kills a batch job 30 s after it
-(KillWait), systemd a service after 90 s, and the lock then stays.
+Snakemake itself silently waits for everything that runs or is queued, which takes hours when jobs
+wait in Slurm's queue. The sender of SIGTERM seldom waits that long: Slurm kills a batch job after
+30 s (KillWait), systemd a service after 90 s. Snakemake's lock then remains.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from shardmark.errors import UserError
 from shardmark.slurm import queue
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-# For a cell to end all its processes; a rank that hangs in a collective takes the longest.
+# Time for a cell to end all its processes; a rank that hangs in a collective takes the longest.
 LOCAL_END_S = 20.0
-# For sbatch to have submitted the job that it is at.
+# Time for a running sbatch to finish submitting its job.
 SUBMIT_S = 10.0
 
 
 class Termination:
     """Ends this Snakemake after SIGTERM or SIGHUP, so that its command can be given again.
 
-    Cells on this machine end without a result. Jobs that Slurm has go on, and the next Snakemake
-    waits for them.
+    Cells on this machine end without a result. Slurm jobs go on, and the next Snakemake waits for
+    them.
 
     Args:
-        workflow: Snakemake's.
+        workflow: Snakemake's workflow.
         results: ``results/<run>``.
-        comments: of the matrix's jobs on Slurm; None where cells run on this machine.
+        comments: the comments of the matrix's Slurm jobs; None if cells run on this machine.
     """
 
     def __init__(self, workflow: Any, results: Path, comments: Container[str] | None) -> None:
@@ -49,7 +49,7 @@ class Termination:
         self._begun = False
 
     def attach(self) -> None:
-        """Take the signals; not one that is ignored, as nohup does with SIGHUP."""
+        """Handle the signals, except for ignored ones (nohup ignores SIGHUP)."""
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
@@ -57,24 +57,24 @@ class Termination:
     def _on_signal(self, number: int, _: Any) -> None:
         if not self._begun:
             self._begun = True
-            # In a thread: the signal may come while the scheduler holds the locks needed here.
+            # In a thread, as the signal may come while the scheduler holds the locks needed here.
             threading.Thread(target=self._end, args=[signal.Signals(number).name]).start()
 
     def _end(self, name: str) -> None:
         scheduler = self.workflow.scheduler
-        scheduler._user_kill = "graceful"  # nothing more is started
+        scheduler._user_kill = "graceful"  # Snakemake starts nothing more
         if self.comments is None:
             say(
                 f"{name}: cells that run on this machine are ended, without a result, and no more "
                 "are started. The same command runs them again"
             )
             end_children(LOCAL_END_S)
-            # Snakemake sees the jobs fail, and ends once none is left.
+            # Snakemake sees the jobs fail and ends when none is left.
             scheduler._open_jobs.release()
             return
         say(f"{name}: this Snakemake ends. {self._jobs_that_stay()}")
         end_children(SUBMIT_S, spare="sbatch")
-        # Snakemake's own end would wait up to 180 s for its next look at the jobs.
+        # Snakemake's own shutdown would wait up to 180 s for its next check of the jobs.
         self.workflow.persistence.unlock()
         shutil.rmtree(self.results / FOLDER, ignore_errors=True)
         os._exit(1)
@@ -95,13 +95,13 @@ class Termination:
 
 
 def say(line: str) -> None:
-    """Print a line to a terminal that may be gone, below a bar that may be there."""
+    """Print a line below the progress bar, if there is one; the terminal may be gone."""
     with contextlib.suppress(OSError):
         print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 def end_children(patience_s: float, spare: str | None = None) -> None:
-    """End the processes below this one; one of the name to spare may end by itself."""
+    """End this process's descendants; those named ``spare`` may end by themselves in time."""
     below = psutil.Process().children(recursive=True)
     for process in below:
         with contextlib.suppress(psutil.NoSuchProcess):

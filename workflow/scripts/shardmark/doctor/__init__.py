@@ -1,1 +1,1 @@
-"""Whether a matrix can run here, said before it is paid for."""
+"""Check whether a matrix can run here, before it costs anything."""

@@ -1,4 +1,4 @@
-"""What the doctor finds: one line each."""
+"""A finding of the doctor, printed as one line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Level = Literal["ok", "warn", "FAIL"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        level: ``FAIL`` where the matrix cannot run, ``warn`` where its figures may suffer.
-        what: what was looked at.
-        found: what there is.
+        level: ``FAIL`` if the matrix cannot run, ``warn`` if its figures may suffer.
+        what: what was checked.
+        found: what the check found.
         advice: what to do about it.
     """
 

@@ -1,4 +1,4 @@
-"""The GPUs of this machine through NVML: how many, how connected, in what state. Free of torch."""
+"""Check this machine's GPUs through NVML: their number, links and state. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shardmark.measurement.validity import FAULTS, MOST_IDLE_MEMORY_BYTES
 
 
 def gpus(needed: int) -> Iterator[Finding]:
-    """The driver and so many GPUs, which the largest cell asks for on a node."""
+    """Check the driver and the GPUs; ``needed`` is what the largest cell asks for per node."""
     try:
         uuids = visible_gpus(needed)
     except UserError as error:
@@ -44,7 +44,7 @@ def gpus(needed: int) -> Iterator[Finding]:
 
 
 def topology(pairs: list[dict[str, Any]], shown: int) -> Iterator[Finding]:
-    """What lies between each two of the machine's GPUs; ``pairs`` as driver_and_topology says."""
+    """Check the links between the machine's GPUs; ``pairs`` comes from driver_and_topology."""
     if shown < 2:
         return
     links = Counter("NVLink" if pair["nvlink"] else f"PCIe, {pair['path']}" for pair in pairs)
@@ -57,12 +57,12 @@ def topology(pairs: list[dict[str, Any]], shown: int) -> Iterator[Finding]:
 
 
 def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Finding]:
-    """What in a GPU's present state would make its figures another's.
+    """Check whether anything in a GPU's state would distort its figures.
 
     Args:
         uuid: the GPU.
-        facts: gpu_facts of it.
-        row: a sample of it while no cell runs.
+        facts: its gpu_facts.
+        row: a sample of it, taken while no cell runs.
     """
     what, memory = "GPU state", row.get("memory_used_bytes")
     limit, default = row.get("power_limit_w"), facts.get("power_limit_default_w")
@@ -100,7 +100,7 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
 
 
 def lowered_clock_mhz(uuid: str) -> tuple[int, int] | None:
-    """The SM clock that applications are held to and the default one, where it is below that."""
+    """Return the SM application clock and the default one, if it is below the default."""
     import pynvml
 
     with contextlib.suppress(pynvml.NVMLError):

@@ -1,4 +1,4 @@
-"""An all-reduce over the replicas of the largest cell, launched as cells are launched."""
+"""Measure an all-reduce over the replicas of the largest cell, launched just as cells are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VIA = re.compile(r" via ((?:P2P|SHM|NET)/\w+)")
 
 
 def reduction_cell(config: Config, gpus: int) -> Cell:
-    """A cell that holds so many replicas as one process each."""
+    """Return a cell with this many replicas, one process per replica."""
     matrix = config.matrix
     cell = cell_of(config, matrix.workloads[0], matrix.strategies[0], gpus, matrix.seeds[0])
     options = STRATEGIES["ddp"].options().model_dump()
@@ -34,7 +34,7 @@ def reduction_cell(config: Config, gpus: int) -> Cell:
 
 
 def all_reduce(config: Config, gpus: int) -> Iterator[Finding]:
-    """How fast the replicas reduce, and over what."""
+    """Check how fast the replicas all-reduce, and over which transport."""
     if gpus < 2:
         yield Finding("ok", "all-reduce", "one replica has nothing to reduce")
         return
@@ -61,17 +61,17 @@ def all_reduce(config: Config, gpus: int) -> Iterator[Finding]:
 
 
 def measure(cell: Cell, result: Path) -> dict[str, Any]:
-    """Launch the ranks, and read what they leave.
+    """Launch the ranks and read the result that they write.
 
     Args:
         cell: says how many ranks on how many nodes.
-        result: the ranks meet beside it; the file itself is not written.
+        result: the scratch folder lies beside this path; the file itself is not written.
 
     Returns:
         ``backend``; ``gb_per_s``, bus bandwidth; ``via``, NCCL's transports.
 
     Raises:
-        UserError: where they do not get as far, with the reason.
+        UserError: if the ranks fail, with the reason.
     """
     with scratch_folder(result) as scratch:
         (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))

@@ -1,4 +1,4 @@
-"""The folders of a matrix and its data, as the machine that asks sees them."""
+"""Check the folders and data sets of a matrix, as this machine sees them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
 
-# A cell leaves some megabytes; a full disk costs a matrix.
+# Free space to warn and to fail at. A cell writes some megabytes; a full disk ruins a matrix.
 LITTLE_BYTES, NOTHING_BYTES = 10 * 2**30, 2**30
-# A result counts as made meanwhile by its time on the file system, held against a machine's clock.
+# New results are recognised by comparing their time on the file system with a machine's clock.
 MOST_SKEW_S = 5.0
 
 
 def writable(what: str, folder: Path) -> Iterator[Finding]:
-    """Whether files can be made in a folder, how much room is left, and whether clocks agree."""
+    """Check whether a folder is writable and has room, and whether its clock agrees with ours."""
     try:
         require_room(folder)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
@@ -50,7 +50,7 @@ def writable(what: str, folder: Path) -> Iterator[Finding]:
 
 
 def small_files() -> Iterator[Finding]:
-    """Whether Snakemake and the libraries can write their caches and temporary files."""
+    """Check whether Snakemake and the libraries can write their caches and temporary files."""
     caches = os.environ.get("XDG_CACHE_HOME")
     for what, folder, variable in (
         ("cache", Path(caches) if caches else Path.home() / ".cache", "XDG_CACHE_HOME"),
@@ -64,7 +64,7 @@ def small_files() -> Iterator[Finding]:
 
 
 def data_sets(config: Config, root: Path) -> Iterator[Finding]:
-    """Whether the files of every data set of the matrix are there, and whole."""
+    """Check whether every data set of the matrix is there and complete."""
     names = sorted({config.workloads[name].dataset.name for name in config.matrix.workloads})
     for name in names:
         if DATASETS[name].generated:

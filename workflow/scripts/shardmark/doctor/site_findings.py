@@ -1,4 +1,4 @@
-"""What surrounds a cell at its site, as this machine has it."""
+"""Check the site's set-up, image and local disk on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ADVICE = "mend site: in the configuration"
 
 
 def surroundings(site: Site) -> Iterator[Finding]:
-    """Whether the set-up runs here, the image can be run, and the local disk takes files."""
+    """Check whether the set-up and the image run here, and whether the local disk is writable."""
     named = [name for name in Site.model_fields if getattr(site, name)]
     if not named:
         return

@@ -1,4 +1,4 @@
-"""Whether Slurm would take the jobs of a matrix, and a job of the doctor's own on its nodes."""
+"""Check whether Slurm would accept a matrix's jobs, and run the doctor as a job on its nodes."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from shardmark.doctor.slurm_submission import (
 from shardmark.errors import ConfigError, UserError
 from shardmark.slurm import queue
 
-# Minutes that the doctor's job asks for; torch alone takes one of them on a slow file system.
+# Time limit of the doctor's job; importing torch takes one minute on a slow file system.
 JOB_MINUTES = 5
-# For its output to appear on a shared file system.
+# Time for the job's output to appear on a shared file system.
 LATENCY_S = 60.0
 DONE = "doctor: "
 
 
 def requests(config: Config, profile: Path) -> Iterator[Finding]:
-    """Whether Slurm would take every kind of job of the matrix, and Snakemake see its end."""
+    """Check whether Slurm would accept each kind of job, and Snakemake would notice their end."""
     try:
         settings = read_profile(profile)
     except ConfigError as error:
@@ -55,7 +55,7 @@ def requests(config: Config, profile: Path) -> Iterator[Finding]:
         yield from job_states(settings)
         yield from (accounts := list(account(first)))
         yield from queue_length(settings, first)
-        # sbatch would say the same of each job.
+        # Otherwise sbatch would repeat the same error for each job.
         if all(one.level == "ok" for one in (*places, *accounts)):
             yield from answers(jobs, settings)
     except UserError as error:
@@ -63,7 +63,7 @@ def requests(config: Config, profile: Path) -> Iterator[Finding]:
 
 
 def answers(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -> Iterator[Finding]:
-    """Slurm's own answer to each distinct request (``sbatch --test-only``), one finding a kind."""
+    """Ask Slurm about each distinct request (``sbatch --test-only``); one finding per answer."""
     asked: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for title, resources in jobs.items():
         command = sbatch(resources, profile, Path("/dev/null"), "true", "--test-only")
@@ -78,7 +78,7 @@ def answers(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -> Iterat
         if done.returncode:
             kinds[said].append(f"{', '.join(titles)} ({_machines(call)})")
         elif minutes > most:
-            # Without EnforcePartLimits Slurm takes such a job, which then never starts.
+            # Without EnforcePartLimits, Slurm accepts such a job, which then never starts.
             limit = f"the time limit of {minutes} min is above the partition's {most:.0f} min"
             kinds[limit].append(", ".join(titles))
         else:
@@ -96,13 +96,13 @@ def _machines(command: Sequence[str]) -> str:
 
 
 def on_nodes(config: Config, profile: Path, command: str, log: Path) -> Iterator[str]:
-    """Run a command as a job of the largest cell's size, and give its output line by line.
+    """Run a command as a job of the largest cell's size, and yield its output line by line.
 
     Args:
         config: the matrix.
         profile: a Snakemake profile.
-        command: what to run on the first node; it ends with a line that begins with ``DONE``.
-        log: where its output goes, which its nodes and this machine see.
+        command: command for the first node; its last output line begins with ``DONE``.
+        log: file for its output, which both the nodes and this machine see.
 
     Raises:
         UserError: if the job ended without that line.

@@ -1,4 +1,4 @@
-"""How the cluster and its user are set up, where that lets a matrix wait for ever or fail."""
+"""Check for set-ups of the cluster or the user that make a matrix fail or wait for ever."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from shardmark.errors import UserError
 from shardmark.slurm import queue
 from shardmark.status.matrix_status import seconds_of
 
-# The executor's own: it uses squeue only where Slurm remembers an ended job for three looks.
+# As in the executor, which uses squeue only if Slurm remembers an ended job for three checks.
 FIRST_LOOK_S, LOOKS = 40, 3
 
 
 def user() -> Iterator[Finding]:
-    """Whether the user has a name, by which Snakemake's executor asks for accounts."""
+    """Check whether the user has a name, which Snakemake's executor needs to query accounts."""
     try:
         name = getpass.getuser()
-    except (KeyError, OSError):  # of Python 3.13 on
+    except (KeyError, OSError):  # OSError since Python 3.13
         found = f"user {os.getuid()} has no name: USER is not set and the passwd database has none"
         yield Finding("FAIL", "user", found, "export USER=..., as sacctmgr show user names you")
     else:
@@ -35,7 +35,7 @@ def user() -> Iterator[Finding]:
 
 
 def job_states(profile: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether Snakemake will learn that a job has ended."""
+    """Check whether Snakemake will notice that a job has ended."""
     has_sacct = shutil.which("sacct") is not None
     wanted = profile.get("slurm-status-command") or ("sacct" if has_sacct else "squeue")
     first_look_s = int(profile.get("slurm-init-seconds-before-status-checks", FIRST_LOOK_S))
@@ -59,7 +59,7 @@ def job_states(profile: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def account(resources: Resources) -> Iterator[Finding]:
-    """Whether Snakemake's executor takes the account for one of the user's."""
+    """Check whether Snakemake's executor accepts the account as one of the user's."""
     silent = logging.Logger(__name__, logging.CRITICAL)
     for name in re.split(r"[,\s]+", str(resources.get("slurm_account") or "")):
         try:
@@ -71,7 +71,7 @@ def account(resources: Resources) -> Iterator[Finding]:
 
 
 def partitions(resources: Resources, profile: str) -> Iterator[Finding]:
-    """Whether the partitions that a job may go to exist.
+    """Check whether the partitions that a job may go to exist.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -87,12 +87,12 @@ def partitions(resources: Resources, profile: str) -> Iterator[Finding]:
 
 
 def partition_names(resources: Resources) -> list[str]:
-    """The partitions that a job may go to, as it names them; one of them will do."""
+    """Return the partitions that a job names; it may run in any of them."""
     return [name for name in str(resources.get("slurm_partition") or "").split(",") if name]
 
 
 def most_minutes(resources: Resources) -> float:
-    """The longest time limit of a job's partitions, in minutes.
+    """Return the longest time limit of a job's partitions, in minutes.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -108,7 +108,7 @@ def most_minutes(resources: Resources) -> float:
 
 
 def queue_length(profile: Mapping[str, Any], resources: Resources) -> Iterator[Finding]:
-    """Whether as many jobs may be queued as Snakemake would submit at a time."""
+    """Check whether Slurm lets the user queue as many jobs as Snakemake submits at a time."""
     try:
         jobs = int(profile.get("jobs", 1))
     except ValueError:  # unlimited
@@ -122,7 +122,7 @@ def queue_length(profile: Mapping[str, Any], resources: Resources) -> Iterator[F
 
 
 def _submit_limits(profile: Mapping[str, Any], resources: Resources) -> Iterator[int]:
-    """The limits on submitted jobs of the user's account and QOS, where accounting has any."""
+    """Yield the limits on submitted jobs of the user's account and QOS, if accounting has any."""
     ask = ("sacctmgr", "--noheader", "--parsable2", "show")
     name = str(resources.get("slurm_account") or "")
     columns = "format=account,maxsubmitjobs,grpsubmitjobs,defaultqos"
@@ -134,7 +134,7 @@ def _submit_limits(profile: Mapping[str, Any], resources: Resources) -> Iterator
         named = ",".join(sorted(qos - {""}))
         columns = "format=maxsubmitjobsperuser,maxsubmitjobsperaccount,grpsubmitjobs"
         of_qos = queue.ask(*ask, "qos", named, columns) if named else ""
-    except UserError:  # no database, which another finding says
+    except UserError:  # no accounting database; job_states reports that
         return
     numbers = [number for row in rows for number in row[1:3]]
     numbers += [number for line in of_qos.splitlines() for number in line.split("|")]

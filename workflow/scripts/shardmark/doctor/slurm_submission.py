@@ -1,4 +1,4 @@
-"""The jobs of a matrix as Snakemake's executor would submit them, for the doctor to try."""
+"""Build the jobs of a matrix as Snakemake's executor would submit them, for the doctor to try."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from shardmark.time_limits import GATE_MINUTES, limit_minutes
 
 
 class Resources(dict[str, Any]):
-    """As the executor reads them: by key and by attribute."""
+    """Resources that can be read by key and by attribute, as the executor does."""
 
     __getattr__ = dict.__getitem__
 
 
 def jobs_of_matrix(config: Config, profile: Mapping[str, Any]) -> dict[str, Resources]:
-    """What each kind of job of the matrix asks for, the largest first."""
+    """Return the resources of each kind of job of the matrix, largest first."""
     cluster, jobs = config.cluster, {}
     options = quoted_options(cluster)
     gate = {"slurm_extra": options if cluster.gpus_unassigned else ""}
@@ -41,10 +41,10 @@ def jobs_of_matrix(config: Config, profile: Mapping[str, Any]) -> dict[str, Reso
 
 
 def resources_of_cell(config: Config, replicas: int, profile: Mapping[str, Any]) -> Resources:
-    """What the job of a cell asks for, or of as many cells as the profile puts in one job.
+    """Return the resources of a cell's job, or of a group's job if the profile groups cells.
 
     Args:
-        config: the matrix; of its cells with so many GPUs it is the one with the longest limit.
+        config: the matrix; its cell with this many GPUs and the longest time limit counts.
         replicas: GPUs of the cell.
         profile: a Snakemake profile as a mapping.
     """
@@ -65,7 +65,9 @@ def resources_of(
     own: Mapping[str, Any],
     limit: int = GATE_MINUTES,
 ) -> Resources:
-    """What a rule's job asks for: the profile's defaults, the rule's own, the profile's last.
+    """Return the resources of a rule's job.
+
+    The rule's own resources override the profile's default-resources; set-resources override both.
 
     Args:
         rule: its name.
@@ -94,17 +96,17 @@ def resources_of(
 
 
 def _pairs(given: Any) -> dict[str, Any]:
-    """A profile's mapping, also where it is written as a list of ``name=value``."""
+    """Return a profile's entry as a mapping, even if it is a list of ``name=value``."""
     if isinstance(given, list):
         return dict(str(entry).split("=", 1) for entry in given if "=" in str(entry))
     return dict(given or {})
 
 
 def read_profile(folder: Path) -> dict[str, Any]:
-    """A Snakemake profile.
+    """Read a Snakemake profile.
 
     Raises:
-        ConfigError: if it is not there, or no YAML.
+        ConfigError: if it is missing or is not YAML.
     """
     return check_file(folder / "config.yaml")
 
@@ -112,12 +114,12 @@ def read_profile(folder: Path) -> dict[str, Any]:
 def sbatch(
     resources: Resources, profile: Mapping[str, Any], log: Path, command: str, *options: str
 ) -> list[str]:
-    """The sbatch that the executor would call for a job, with another command in it.
+    """Return the sbatch call that the executor would make for a job, with another command in it.
 
     Args:
-        resources: what it asks for.
+        resources: the job's resources.
         profile: a Snakemake profile as a mapping.
-        log: where its output goes.
+        log: file for its output.
         command: a shell command.
         options: further options of sbatch.
     """

@@ -1,6 +1,6 @@
-"""Python, the packages and torch, as this interpreter has them.
+"""Check Python, the packages and torch of this interpreter.
 
-torch is asked in a process of its own.
+A separate process imports torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = ("snakemake", "snakemake-executor-plugin-slurm", *PACKAGES)
 
 
 def python_and_packages(project: Path) -> Iterator[Finding]:
-    """Hold what is installed against what the project asks for.
+    """Compare the installed versions with those that the project requires.
 
     Args:
         project: its pyproject.toml.
@@ -57,7 +57,7 @@ def python_and_packages(project: Path) -> Iterator[Finding]:
 
 
 def torch_build(needed: int) -> Iterator[Finding]:
-    """Whether torch and torchvision import, and see so many GPUs; 0 for a matrix on CPUs."""
+    """Check whether torch and torchvision import, and torch sees ``needed`` GPUs (0 on CPUs)."""
     said = ask_torch()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if reason := why_too_few(needed, said, driver=has_driver(), visible=visible):

@@ -1,1 +1,1 @@
-"""A cell's processes on one node or several, and its one result, whatever becomes of them."""
+"""Run a cell's processes on one or several nodes, and turn however they end into one result."""

@@ -1,6 +1,6 @@
-"""torchrun, whose ranks end with it and which leaves how each one failed.
+"""Run torchrun so that its ranks end with it and their failures are recorded.
 
-What torchrun prints of a rank that died of a signal is for people; the launcher needs it as data.
+torchrun reports a rank that died of a signal as text for people; the launcher needs it as data.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from shardmark.processes.tether import tethered
 
 
 def agent_command(report: Path, options: Sequence[str], script: Sequence[str]) -> list[str]:
-    """The command of one node's torchrun.
+    """Return the command of one node's torchrun.
 
     Args:
-        report: where the failed ranks are left, ``[{"rank", "exit_code", "pid", "time"}]``; the
-            exit code is the negative signal where one ended the rank.
-        options: torchrun's own.
-        script: a Python script and its arguments, to run as each rank.
+        report: file for the failed ranks, ``[{"rank", "exit_code", "pid", "time"}]``; the exit code
+            of a rank that a signal ended is the negative signal number.
+        options: options of torchrun.
+        script: a Python script and its arguments, which each rank runs.
     """
     return [
         sys.executable,
@@ -38,7 +38,7 @@ def agent_command(report: Path, options: Sequence[str], script: Sequence[str]) -
 
 @one_message
 def main() -> None:
-    """Run torchrun with the arguments of the command line; exit 1 where a rank failed."""
+    """Run torchrun with the arguments of the command line; exit 1 if a rank failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run

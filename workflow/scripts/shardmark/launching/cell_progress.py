@@ -1,4 +1,4 @@
-"""How far a running cell has come, in a file that other machines can read. Free of torch."""
+"""Keep a running cell's progress in a file that other machines can read. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from shardmark.config.schema import Section
 from shardmark.files import write_text
 from shardmark.processes.heartbeat import Beat
 
-# A file on a shared file system is for people, who look every few seconds.
+# Seconds between two writes. People read the file, on a shared file system.
 WRITE_S = 5.0
 TRAINING = ("first_step", "training", "evaluation")
 
 
 class CellProgress(Section):
-    """The rank that is furthest behind on the first node.
+    """Progress of the rank that is furthest behind on the first node.
 
     Attributes:
         phase: the phase it is in.
         steps: optimizer steps it has begun.
-        silent_s: seconds since it last got further.
-        first_step_at: when it was first seen to step, in seconds since the epoch.
-        at: when this was so.
+        silent_s: seconds since its last progress.
+        first_step_at: when a rank's first step was noticed, in seconds since the epoch.
+        at: when this was recorded, in seconds since the epoch.
     """
 
     phase: str
@@ -37,9 +37,9 @@ class CellProgress(Section):
     at: float
 
     def left_s(self, cell: Cell) -> float | None:
-        """Seconds until the cell ends, at the pace of its steps so far; None where it has none.
+        """Estimate the seconds until the cell ends from its pace; None before it has one.
 
-        The set-up that is still to come, and the last evaluation, are left out.
+        The estimate leaves out remaining set-up and the last evaluation.
         """
         total = cell.definition.epochs * cell.steps_per_epoch
         if self.phase not in TRAINING or self.first_step_at is None or self.steps < 2:
@@ -53,15 +53,15 @@ class CellProgress(Section):
 
 
 def progress_path(scratch: Path) -> Path:
-    """Where the first node of a run leaves its progress."""
+    """Return the path of the progress that the first node of a run writes."""
     return scratch / "progress.json"
 
 
 class ProgressNote:
-    """Writes the progress of one node's ranks, now and then.
+    """Writes the progress of one node's ranks, at most once in WRITE_S seconds.
 
     Args:
-        scratch: the folder in which the cell's processes meet.
+        scratch: the scratch folder of the cell.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -70,7 +70,7 @@ class ProgressNote:
         self._due = 0.0
 
     def take(self, beats: Sequence[Beat]) -> None:
-        """Note how far the ranks have come. A disk that is full does not end them."""
+        """Record how far the ranks have come; a full disk is ignored and does not end them."""
         if self._first_step_at is None and any(beat.steps for beat in beats):
             self._first_step_at = time.time()
         if time.monotonic() < self._due or not beats:
@@ -89,7 +89,7 @@ class ProgressNote:
 
 
 def read_progress(scratch: Path) -> CellProgress | None:
-    """The progress of a run; None where it has left none yet."""
+    """Read the progress of a run; None if it has not written any yet."""
     try:
         return CellProgress.model_validate_json(progress_path(scratch).read_text())
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""From what a cell's processes left to its metrics.json."""
+"""Turn what a cell's processes left into its metrics.json."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = SCRIPTS.parents[1]
 
 
 def _with_site(cell: Cell, environment: Environment) -> Environment:
-    """An environment with the variables that the site names, and without its secrets."""
+    """Return an environment with the site's variables added and its secrets removed."""
     variables = environment.get("variables", {}) | cell.site.environment
     secret = cell.site.secret_environment
     kept = {name: value for name, value in variables.items() if name not in secret}
@@ -40,7 +40,7 @@ def _with_site(cell: Cell, environment: Environment) -> Environment:
 
 
 def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
-    """The result of a cell that did not complete."""
+    """Return the result of a cell that did not complete."""
     return Metrics(
         cell=cell,
         cell_sha256=cell.fingerprint(),
@@ -53,7 +53,7 @@ def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
 
 
 def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path) -> Metrics:
-    """The result of a cell that ran to its end, or whose loss diverged."""
+    """Return the result of a cell that ran to its end, or whose loss diverged."""
     metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
     inspected, throughput = result.inspected, result.throughput
     probes = [probe for rank in result.ranks for probe in rank.probes]
@@ -101,7 +101,7 @@ def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path)
 
 
 def slurm_job(ended: Ended) -> SlurmJob | None:
-    """The Slurm job in which a cell's processes ran, if it was one."""
+    """Return the Slurm job that a cell's processes ran in, if any."""
     job = ended.job
     if job is None:
         return None
@@ -111,7 +111,7 @@ def slurm_job(ended: Ended) -> SlurmJob | None:
 def _devices_of(
     cell: Cell, result: TrainingResult, samples: dict[str, Any], node: NodeReport
 ) -> list[Device]:
-    """Each device of a node once, over the steady window of the node's first rank."""
+    """Summarise each device of a node over the steady window of the node's first rank."""
     ranks = [rank for rank in result.ranks if rank.node == node.name]
     assert ranks[0].steady_monotonic_s
     begin, end = ranks[0].steady_monotonic_s
@@ -136,9 +136,9 @@ def _devices_of(
 
 
 def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
-    """Seconds of every phase, on the node of rank 0.
+    """Return the seconds of every phase, on the node of rank 0.
 
-    What lies between the result and the processes' end is shut-down.
+    The time from writing the result to the end of the processes counts as shut-down.
     """
     node = next(node for node in nodes if node.name == result.ranks[0].node)
     phases = {f"{name}_s": seconds for name, seconds in result.phases_s.items()}
@@ -157,7 +157,7 @@ def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
 
 
 def write_steps(path: Path, ranks: Sequence[RankResult]) -> None:
-    """Every step of the training, the warm-up and the steady window, on every rank."""
+    """Write every step of the training, the warm-up and the steady window, on every rank."""
     with replacing(path) as partial, partial.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["rank", "phase", "epoch", "step", "step_ms"])
@@ -167,5 +167,5 @@ def write_steps(path: Path, ranks: Sequence[RankResult]) -> None:
 
 
 def _last(values: list[float]) -> float | None:
-    """The last value, if there is one."""
+    """Return the last value, if there is one."""
     return values[-1] if values else None

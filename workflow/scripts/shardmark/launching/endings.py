@@ -1,7 +1,7 @@
-"""What ended the processes of a cell, judged from what they left.
+"""Find out why a cell's processes ended, from the files that they left.
 
-A failure of the training is data; processes that something else ended are not. Where one rank ends,
-the others follow with errors of their own, so the first cause is looked for.
+A failure of the training is a result; an interruption from outside is not. When one rank fails, the
+others follow with errors of their own, so this looks for the first cause.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from shardmark.launching.launch import Ended
 from shardmark.metrics import Failure, Status
 from shardmark.processes.last_signal import FROM_OUTSIDE
 
-# torch.distributed.run looks at its ranks every 0.1 s and needs a while to end the others; one
-# that it must kill because SIGTERM did not end it dies 30 s later.
+# torch.distributed.run polls its ranks every 0.1 s and needs a while to end the others. A rank that
+# ignores SIGTERM is killed 30 s later.
 SAME_MOMENT_S = 5.0
-# A rank that dies of these did so by itself; its peers' errors follow.
+# A rank that dies of one of these crashed by itself; its peers' errors follow.
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
-# What to do if the machine failed and not the training.
+# What to do when the machine failed, not the training.
 REMEDIES = {"full_disk": "make room", "machine": "fix that"}
 
 
 class Interrupted(UserError):
-    """Something else than the training ended the processes: this is no result."""
+    """Something other than the training ended the processes, so there is no result."""
 
 
 def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
-    """The status and failure of processes that did not end well; None if they did.
+    """Return the status and failure of processes that did not end well; None if they did.
 
     Raises:
         UserError: for a mistake of the user's.
-        Interrupted: where something else ended them, or nothing tells what did.
+        Interrupted: if something other than the training ended them, or the cause is unknown.
     """
     if ended.exit_code == 0 and not ended.failures:
         return None
@@ -80,7 +80,12 @@ def failure_of(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
 
 
 def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Failure]:
-    """The outcome of an exception."""
+    """Return the outcome of an exception.
+
+    Raises:
+        UserError: for a mistake of the user's.
+        Interrupted: if the machine caused the exception, or a full disk did.
+    """
     if first["kind"] == "user":
         raise UserError(first["message"])
     killed = "DataLoader worker" in first["exception"]
@@ -96,7 +101,11 @@ def _raised(title: str, first: dict[str, Any], ended: Ended) -> tuple[Status, Fa
 
 
 def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
-    """What a node's watch ended its ranks for."""
+    """Return the outcome if a node's watch ended its ranks; None if a rank failed by itself.
+
+    Raises:
+        Interrupted: if the watch ended them because of something outside the training.
+    """
     causes = {node.ended_by: node for node in ended.nodes if node.ended_by}
     if "signal" in causes and _passed_on(ended):
         del causes["signal"]
@@ -114,7 +123,7 @@ def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
             )
     since = min((node.ended_since for node in ended.nodes if node.ended_since), default=math.inf)
     if any(failure["time"] < since - SAME_MOMENT_S for failure in ended.failures):
-        return None  # a rank failed, and the others waited for it
+        return None  # a rank failed first, and the others waited for it
     beats = sorted((beat for node in ended.nodes for beat in node.beats), key=lambda b: b.beats)
     where = "; ".join(map(str, beats))
     behind = beats[0] if beats else None
@@ -131,10 +140,10 @@ def _ended_by_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None:
 
 
 def _passed_on(ended: Ended) -> bool:
-    """Whether the signal that ended a node was srun's, because another node had ended before.
+    """Whether srun sent the signal that ended a node, because another node had ended before.
 
-    srun ends all tasks where one fails (--kill-on-bad-exit). Who cancels a job signals all nodes at
-    once: what dies of that dies later, or of the signal.
+    srun ends all tasks when one fails (--kill-on-bad-exit). Cancelling a job signals all nodes at
+    once, so what dies because of that dies later, or of the signal itself.
     """
     asked = min(node.ended_since or 0.0 for node in ended.nodes if node.ended_by == "signal")
     others = [node for node in ended.nodes if node.ended_by != "signal"]
@@ -159,9 +168,9 @@ def _killed(title: str, rank: int, ended: Ended) -> tuple[Status, Failure]:
 
 
 def _never_began(rank: int, ended: Ended) -> bool:
-    """Whether a rank gave no sign of life, which comes after its imports.
+    """Whether a rank never gave its first beat, which comes after its imports.
 
-    A rank that never started has reported no number, so it is inferred from those that did.
+    Such a rank has not reported its number, so this infers it from the ranks that have.
     """
     beats = [beat for node in ended.nodes for beat in node.beats]
     begun = {beat.rank for beat in beats if beat.pid}
@@ -169,10 +178,10 @@ def _never_began(rank: int, ended: Ended) -> bool:
 
 
 def _signal_from_outside(ended: Ended) -> str | None:
-    """Which rank a signal ended before any rank failed by itself; None if none was.
+    """Say which rank a signal ended before any rank failed by itself; None if there was none.
 
-    torchrun also ends the other ranks with SIGTERM, but after one has failed. The moments of two
-    nodes are of two clocks, so a failure elsewhere must be clearly later.
+    torchrun also ends ranks with SIGTERM, but only after one has failed. Two nodes have two clocks,
+    so a failure on another node must be clearly later.
     """
     asked = [-number for number in FROM_OUTSIDE]
     for node in ended.nodes:
@@ -200,7 +209,7 @@ def _deaths(ended: Ended) -> list[dict[str, Any]]:
 
 
 def _deaths_by_signal(ended: Ended) -> list[dict[str, Any]]:
-    """Ranks that a signal ended when the first of all failed, and not torchrun after it."""
+    """Return the ranks that a signal ended at the first failure, not later by torchrun."""
     deaths = _deaths(ended)
     first = min((float(death["time"]) for death in deaths), default=0.0)
     return [

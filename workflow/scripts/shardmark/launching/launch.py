@@ -1,4 +1,4 @@
-"""Starting the processes of one cell, on one node or several, and ending them with it."""
+"""Start the processes of one cell on one or several nodes, and end them with the launcher."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from shardmark.processes.tether import tethered
 from shardmark.slurm import allocation, queue
 
 LOG_TAIL_LINES = 40
-# Between SIGTERM and SIGKILL. Slurm itself leaves a job 30 s (KillWait); a node needs this for its
-# ranks before it can end, and this process for its nodes.
+# Between SIGTERM and SIGKILL. Slurm gives a job 30 s (KillWait). In that time each node must end
+# its ranks, and then this process must end its nodes.
 GRACE_S = 5.0
-# For a node's part to end, once it has left its report, and for srun to end the other nodes, once
-# one has failed.
+# Time for a node's part to end after its report, and for srun to end the other nodes after one has
+# failed.
 LEAVING_S = 20.0
-# A node's part that is stopped for this long watches over nothing.
+# A node's part that is stopped (SIGSTOP) for this long no longer watches its ranks.
 STOPPED_S = 60.0
 POLL_S = 0.5
 
@@ -53,13 +53,14 @@ class Ended:
     """How the processes of a cell ended.
 
     Attributes:
-        exit_code: 0 where all ended well; of the first node's torchrun or only rank that did not.
-        failures: what each rank that raised an exception left, and each node that could not start
-            its own, the earliest first.
-        nodes: the report of each node that left one, in their order.
-        log_tail: the last lines they printed.
-        seconds: wall-clock time from the launch.
-        job: what Slurm granted its job, if it ran in one.
+        exit_code: 0 if all ended well; else that of torchrun, or of the only rank, on the first
+            node that failed.
+        failures: the failure records of ranks that raised an exception and of nodes that could not
+            start their ranks, earliest first.
+        nodes: the reports of the nodes that left one, in node order.
+        log_tail: the last lines that the processes printed.
+        seconds: wall-clock time since the launch.
+        job: what Slurm granted the cell's job, if it ran in one.
     """
 
     exit_code: int
@@ -81,23 +82,23 @@ def launch(
     stall_s: float | None = None,
     extra_env: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Run a training script with the processes that the cell names, and wait for its end.
+    """Run a training script with the cell's processes, and wait until they end.
 
-    Their output is passed on to stdout. However this returns or raises, none of them lives on.
+    Their output goes to stdout. None of them survives this call, whether it returns or raises.
 
     Args:
         script: a ``train_*.py``.
         arguments: its arguments.
         cell: says how many processes on how many nodes.
-        scratch: where ranks and nodes leave what happened; every node must see it.
-        telemetry: where the samples of the devices go, or None for no sampler.
-        limit_s: end them after this many seconds.
-        stall_s: end them after this many seconds without any rank getting further.
-        extra_env: environment variables beside the caller's.
+        scratch: folder for the files of ranks and nodes; every node must see it.
+        telemetry: file for the device samples, or None for no sampler.
+        limit_s: seconds after which the processes are ended.
+        stall_s: seconds without progress of any rank after which they are ended.
+        extra_env: environment variables added to the caller's.
 
     Raises:
-        UserError: if the cell needs what this place has not, or ``scratch`` was removed or is on a
-            full disk.
+        UserError: if this machine or job lacks what the cell needs, or ``scratch`` was removed or
+            is on a full disk.
     """
     plan = Plan(
         cell=cell,
@@ -115,7 +116,7 @@ def launch(
     file = scratch / "plan.json"
     write_text(file, plan.model_dump_json(by_alias=True))
     begin = time.monotonic()
-    # On one node this very path makes the node's part a child of this process.
+    # On one node the prefix is empty, and the node's part is a child of this process.
     process = subprocess.Popen(
         tethered([*prefix, sys.executable, "-m", "shardmark.launching.node", str(file)]),
         env=os.environ | {"PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1"},
@@ -133,7 +134,7 @@ def launch(
         exit_code = _wait(process, plan)
     reader.join(timeout=GRACE_S)
     if exit_code:
-        # Without room, what ended the processes may not have been written.
+        # On a full disk, the reason why the processes ended may not have been written.
         require_room(scratch)
     if not file.exists():
         raise UserError(
@@ -154,10 +155,10 @@ def launch(
 
 
 def _wait(process: subprocess.Popen[str], plan: Plan) -> int:
-    """Wait for the nodes; not for an srun that has not noticed the end of one of them.
+    """Wait for the nodes, but not for an srun that fails to notice that one of them has ended.
 
     Raises:
-        UserError: if a node's part, or srun, is stopped: nothing then limits the ranks' time.
+        UserError: if a node's part, or srun, is stopped, since nothing then limits the ranks' time.
     """
     over_at = stopped_at = math.inf
     while True:
@@ -185,10 +186,10 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _give_back_job() -> None:
-    """Cancel this Slurm job, of which a part was killed from outside.
+    """Cancel this Slurm job after something outside killed a part of it.
 
-    Slurm misses a step daemon that was killed no sooner than when the job's time is up, and does
-    not end what it had started: Snakemake's job, which hangs where its output leads nowhere.
+    Slurm notices a killed step daemon only when the job's time is up, and does not end what the
+    daemon had started: Snakemake's job, which hangs because nothing reads its output.
     """
     if job := queue.job_id():
         with contextlib.suppress(UserError):
@@ -199,14 +200,14 @@ def _give_back_job() -> None:
 
 
 def _job(cell: Cell) -> allocation.Allocation | None:
-    """The Slurm job of this process, if it is in one, which must have what the cell names."""
+    """Return the Slurm job of this process, if any; it must have what the cell needs."""
     number = queue.job_id()
     if number is None:
         return None
     try:
         job = allocation.granted(number)
     except UserError as error:
-        # A job's number is inherited also where there is no Slurm: in a container, in a notebook.
+        # SLURM_JOB_ID may be inherited where there is no Slurm: in a container, in a notebook.
         unknown = shutil.which("scontrol") is None or "Invalid job id" in str(error)
         if cell.nodes > 1 or not unknown:
             raise
@@ -216,7 +217,7 @@ def _job(cell: Cell) -> allocation.Allocation | None:
 
 
 def _placed(plan: Plan, job: allocation.Allocation | None) -> tuple[Plan, list[str]]:
-    """The plan with what its nodes must know of one another, and the command that reaches them."""
+    """Return the plan with the nodes' addresses, and the command that starts one task per node."""
     cell = plan.cell
     if cell.nodes == 1:
         return plan, []
@@ -226,10 +227,10 @@ def _placed(plan: Plan, job: allocation.Allocation | None) -> tuple[Plan, list[s
             "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
         )
     addresses = allocation.addresses(job.nodes)
-    # This process runs on the first node, which is where the others are to meet.
+    # This process runs on the first node, where the others meet.
     placed = {
         "rendezvous": f"{addresses[0]}:{allocation.free_port(job.job_id)}",
-        # A requeued job has the number of its first try.
+        # A requeued job keeps its number, so the time tells its tries apart.
         "rendezvous_id": f"{job.job_id}-{time.time_ns()}",
         "addresses": tuple(addresses),
     }
@@ -258,11 +259,11 @@ def _pass_on(stream: IO[str], tail: collections.deque[str]) -> None:
 
 @contextlib.contextmanager
 def _ended_at_exit(process: subprocess.Popen[str]) -> Iterator[None]:
-    """End the process on leaving, also where SIGTERM or SIGINT to this one is the reason."""
+    """End the process on exit, also when SIGTERM or SIGINT to this process is the reason."""
 
     def leave(number: int, frame: object) -> None:
-        # A second one must not break off what the first has begun. Nothing is ended here: this may
-        # run inside a wait() for the process, which holds a lock.
+        # A second signal must not interrupt the clean-up that the first one began. The process is
+        # not ended here: this handler may run inside a wait() for it, which holds a lock.
         for each in before:
             signal.signal(each, signal.SIG_IGN)
         sys.exit(128 + number)

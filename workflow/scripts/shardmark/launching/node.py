@@ -1,8 +1,8 @@
-"""One node's part of a cell: its sampler, its torchrun, and a watch over both.
+"""Run one node's part of a cell: start its sampler and torchrun, and watch both.
 
-Started once a node, by the launcher itself or by srun. It ends its ranks when the cell's time is
-up, when none of them gets further, and when what started it is gone; it leaves a report of how
-they ended; and nothing that it started lives on after it.
+The launcher, or srun, starts this once per node. It ends its ranks when the cell's time is up, when
+no rank makes progress, or when its parent is gone. It then reports how they ended, and kills every
+process that it started.
 """
 
 from __future__ import annotations
@@ -55,30 +55,31 @@ from shardmark.processes.last_signal import signalled_ranks
 from shardmark.processes.tether import tethered
 
 POLL_S = 0.5
-# Longer than the watch takes between two looks on a busy machine.
+# Longer than the time between two polls of the watch on a busy machine.
 FROZEN_S = 10.0
-# For the ranks to print where they stand, and for the other nodes to see the same hang.
+# Time for the ranks to print their stacks, and for the other nodes to notice the same hang.
 LAST_WORDS_S = 2.0
-# For what was killed to be gone; a process that hangs within a driver never is.
+# Time for killed processes to disappear; a process that hangs in a driver never does.
 DEATH_S = 30.0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 class Plan(Section):
-    """What the nodes of a cell are told, by a file that all of them read.
+    """The instructions for the nodes of a cell, in a file that all of them read.
 
     Attributes:
         cell: the cell, or the cell of a parity case.
         script: a ``train_*.py``.
         arguments: its arguments.
-        scratch: where ranks and nodes leave what happened; all nodes see it.
-        environment: variables for the ranks beside this process's own.
-        telemetry: where each node's samples go, or None for no sampler.
+        scratch: folder for the files of ranks and nodes; all nodes see it.
+        environment: variables for the ranks, added to this process's own.
+        telemetry: file for each node's samples, or None for no sampler.
         limit_s: seconds until the ranks are ended.
-        stall_s: seconds without any rank getting further until they are taken for hung.
+        stall_s: seconds without progress of any rank after which they count as hung.
         grace_s: seconds between SIGTERM and SIGKILL to the ranks.
-        rendezvous: address and port of the first node where several meet, and what to call it.
-        addresses: of the nodes.
+        rendezvous: address and port of the first node, where several nodes meet.
+        rendezvous_id: name of that rendezvous.
+        addresses: addresses of the nodes.
     """
 
     cell: Cell
@@ -99,12 +100,12 @@ Cause = Literal["time limit", "stall", "signal", "orphaned"]
 
 
 class Intervention(NamedTuple):
-    """What a node's watch ended its ranks for.
+    """Why and when a node's watch ended its ranks.
 
     Attributes:
-        cause: what for.
-        at: when it began to, seconds since the epoch.
-        stopped: processes that were stopped then.
+        cause: the reason.
+        at: when the watch began to end them, in seconds since the epoch.
+        stopped: processes that a signal or a debugger had stopped by then.
     """
 
     cause: Cause
@@ -117,18 +118,18 @@ class NodeReport(Section):
 
     Attributes:
         index: the node among those of the cell.
-        name: what it is called.
-        exit_code: of torchrun, or of the only rank.
-        ended_by: what this node's watch ended the ranks for; None where they ended themselves.
-        ended_since: when it began to, in seconds since the epoch.
-        failures: ranks that failed, as agent_command says.
-        beats: how far each rank had come.
+        name: the node's name.
+        exit_code: exit code of torchrun, or of the only rank.
+        ended_by: why this node's watch ended the ranks; None if they ended by themselves.
+        ended_since: when it began to end them, in seconds since the epoch.
+        failures: ranks that failed, in the format of agent_command.
+        beats: the last beat of each rank.
         signalled: ranks that a signal from outside ended, and when, in seconds since the epoch.
-        stopped: processes that were found stopped when none got further.
-        oom_kills: processes that the kernel killed for memory on this node meanwhile.
-        gpus: what is known of each GPU by UUID.
+        stopped: processes that were stopped (SIGSTOP, a debugger) when no rank made progress.
+        oom_kills: processes that the kernel killed for lack of memory on this node meanwhile.
+        gpus: facts about each GPU, by UUID.
         seconds: wall-clock time of the ranks, from their launch to the end of the last.
-        at: when that end was, in seconds since the epoch.
+        at: when the last rank ended, in seconds since the epoch.
     """
 
     index: int
@@ -147,24 +148,24 @@ class NodeReport(Section):
 
 
 def report_path(scratch: Path, index: int) -> Path:
-    """Where a node leaves its report."""
+    """Return the path of a node's report."""
     return scratch / f"node{index}.json"
 
 
 def telemetry_path(target: Path, nodes: int, index: int) -> Path:
-    """Where a node's samples go: one file a node."""
+    """Return the path of a node's samples: one file per node."""
     return target if nodes == 1 else target.with_suffix(f".node{index}{target.suffix}")
 
 
 def run_node(plan: Plan, index: int) -> NodeReport:
-    """Run this node's ranks to their end."""
+    """Run this node's ranks until they end."""
     cell = plan.cell
     ranks = cell.processes // cell.nodes
     gpus = visible_gpus(cell.gpus_per_node) if cell.device == "cuda" else None
     watched: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if plan.telemetry is not None:
         samples = telemetry_path(plan.telemetry, cell.nodes, index)
-        # Without a GPU nothing tells the idle power of what other processes share.
+        # Only a GPU's idle power can be measured: other processes share the CPUs.
         idle_s = cell.measure.idle_s if gpus else 0.0
         watched = sampling(samples, cell.measure.sample_interval_s, gpus, idle_s)
     killed_before = oom_kills()
@@ -174,7 +175,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         intervention: Intervention | None = None
         try:
             with watched:
-                # Before the clock: what a site sets up is no part of the cell's time.
+                # Before the clock starts: the site's set-up does not count as the cell's time.
                 env = _environment(plan, ranks, Path(folder, "heartbeats"), gpus)
                 beats = Heartbeats(Path(folder, "heartbeats"), ranks)
                 command = _command(plan, index, ranks, failures, Path(folder))
@@ -186,16 +187,16 @@ def run_node(plan: Plan, index: int) -> NodeReport:
                 intervention = _watch(process, plan, index, begin, beats)
                 seconds, at = time.monotonic() - begin, time.time()
                 if process.returncode and not any(plan.scratch.glob("failure.*.json")):
-                    # torchrun and the ranks' libraries keep their files there.
+                    # torchrun and the ranks' libraries keep their files in this folder.
                     require_room(Path(folder))
         except UserError:
-            # What ended this node's part ended its sampler too.
+            # An intervention ends the sampler too, so its error says nothing new.
             if intervention is None:
                 raise
         return NodeReport(
             index=index,
             name=node_name(),
-            # None of a process that even SIGKILL did not end.
+            # returncode is None if even SIGKILL did not end the process.
             exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,
             ended_by=intervention and intervention.cause,
             ended_since=intervention and intervention.at,
@@ -223,10 +224,10 @@ def _failed_ranks(
 
 
 def _at_site(plan: Plan, command: list[str], folder: Path, env: Mapping[str, str]) -> list[str]:
-    """The command as the site wants it; ``folder`` is this node's own for the cell.
+    """Return the command as it runs at the site; ``folder`` is this node's own for the cell.
 
     Raises:
-        UserError: if this node cannot run the site's image: that is no failure of the cell.
+        UserError: if this node cannot run the site's image, which is not a failure of the cell.
     """
     cell = plan.cell
     if reason := why_not_in_image(cell.site, env):
@@ -240,7 +241,7 @@ def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -
     if plan.cell.processes == 1:
         return [sys.executable, *script]
     options = [f"--nproc-per-node={ranks}", "--max-restarts=0"]
-    # torchrun makes a folder for its ranks' logs in any case, and never removes one in /tmp.
+    # torchrun always makes a folder for its ranks' logs, and never removes one in /tmp.
     options += [f"--log-dir={folder / 'torchrun'}"]
     if plan.rendezvous is None:
         options += ["--standalone"]
@@ -250,7 +251,7 @@ def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -
             "--rdzv-backend=c10d",
             f"--rdzv-id={plan.rendezvous_id}",
             f"--rdzv-endpoint={plan.rendezvous}",
-            # Said and not guessed from names: a node may have several.
+            # torchrun would guess the host by its name, but a node may have several names.
             f"--rdzv-conf=is_host={int(index == 0)}",
             f"--local-addr={plan.addresses[index]}",
         ]
@@ -260,7 +261,7 @@ def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -
 def _environment(plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None) -> dict[str, str]:
     cell = plan.cell
     env = environment_at(cell.site, os.environ)
-    # In an image, this machine's own packages would take the place of the image's.
+    # In an image, this machine's packages would shadow those of the image.
     others = env.get("PYTHONPATH") if cell.site.container is None else None
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), others]))
     if cell.site.container is not None:
@@ -270,15 +271,15 @@ def _environment(plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None
     env["PYTHONUNBUFFERED"] = "1"
     env["SHARDMARK_NODE"] = node_name()
     env[FILE_VARIABLE] = str(beats)
-    # NVML counts devices by their bus; torch must mean the same ones.
+    # NVML numbers devices by PCI bus; torch must use the same order.
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if gpus is not None and "GPU-" in env.get("CUDA_VISIBLE_DEVICES", ""):
         env["CUDA_VISIBLE_DEVICES"] = gpu_indices(gpus)
-    # cuBLAS computes the same bits twice only with a fixed workspace; the parity gate asks for it.
+    # cuBLAS is bitwise reproducible only with a fixed workspace; the parity gate needs that.
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Otherwise torch's profiler prints its own start, and that there is no GPU, into a cell's log.
+    # Otherwise torch's profiler logs its start, and the lack of a GPU, into the cell's log.
     env.setdefault("KINETO_LOG_LEVEL", "6")
-    # torchrun would set both to 1 for its ranks, and a single process runs without torchrun.
+    # torchrun would set both to 1 for its ranks; a single process runs without torchrun.
     env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // ranks)))
     env.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if cell.device == "cpu":
@@ -289,13 +290,13 @@ def _environment(plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None
 
 
 class _Terminated(Exception):
-    """Something asked this process to end."""
+    """This process received SIGTERM or SIGINT."""
 
 
 def _watch(
     process: subprocess.Popen[bytes], plan: Plan, index: int, begin: float, beats: Heartbeats
 ) -> Intervention | None:
-    """Wait for the ranks; what they were ended for, if they did not end by themselves."""
+    """Wait for the ranks; return why they were ended, or None if they ended by themselves."""
     starters = ancestors()
     note = ProgressNote(plan.scratch)
     was_silent, looked, watched_since = False, time.monotonic(), begin
@@ -316,14 +317,14 @@ def _watch(
                     note.take(last)
                 now = time.monotonic()
                 if now - looked > FROZEN_S:
-                    # This process did not run, so its ranks may not have run either.
+                    # This process was frozen, so its ranks may have been too.
                     watched_since = now
                     begin += now - looked
                 looked = now
                 silent = plan.stall_s is not None and plan.stall_s < min(
                     now - watched_since, *(beat.silent_s for beat in last)
                 )
-                # Require two readings: ending a healthy cell would record a false failure.
+                # Require two silent readings: ending a healthy cell would record a false failure.
                 if silent and was_silent:
                     hung = Intervention("stall", time.time(), stopped_processes(last))
                     _last_words(last, plan.cell.nodes)
@@ -336,7 +337,7 @@ def _watch(
 
 
 def stopped_processes(beats: list[Beat]) -> list[str]:
-    """The processes below this one that a signal or a debugger has stopped, ranks by number."""
+    """Return the descendants that a signal or a debugger has stopped; ranks by their number."""
     ranks = {beat.pid: f"rank {beat.rank}" for beat in beats}
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -347,7 +348,7 @@ def stopped_processes(beats: list[Beat]) -> list[str]:
 
 
 def _last_words(beats: list[Beat], nodes: int) -> None:
-    """Let each rank print where it stands; one that has not begun says nothing."""
+    """Make each rank print its stack; a rank that has not begun prints nothing."""
     begun = [beat.pid for beat in beats if beat.pid]
     for pid in begun:
         with contextlib.suppress(ProcessLookupError):
@@ -359,7 +360,7 @@ def _last_words(beats: list[Beat], nodes: int) -> None:
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
     def terminated(number: int, frame: object) -> None:
-        # A second one must not break off what the first has begun.
+        # A second signal must not interrupt the clean-up that the first one began.
         for each in before:
             signal.signal(each, signal.SIG_IGN)
         raise _Terminated
@@ -376,7 +377,7 @@ def _signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_survivors() -> Iterator[None]:
-    """Kill what was started inside and is left at the end, whoever its parent was.
+    """On exit, kill every process that was started inside and still runs.
 
     Descendants that lose their parent become children of this process (prctl(2),
     PR_SET_CHILD_SUBREAPER), so none escapes.
@@ -386,7 +387,7 @@ def no_survivors() -> Iterator[None]:
         yield
     finally:
         deadline = time.monotonic() + DEATH_S
-        # Again and again: what is killed may have started another meanwhile.
+        # Repeat, because a process may start another one before it is killed.
         while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -397,10 +398,10 @@ def no_survivors() -> Iterator[None]:
 
 
 def ancestors() -> list[psutil.Process]:
-    """The processes above this one that it must not outlive.
+    """Return the processes above this one that it must not outlive.
 
-    All up to the outermost Snakemake or Slurm step daemon: a shell between two of them does not
-    end with its parent, and what stands above them (a login shell) may end without harm.
+    These are all up to the outermost Snakemake or Slurm step daemon, since a shell between two of
+    them does not end with its parent. Processes further up, such as a login shell, may end.
     """
     chain = psutil.Process().parents()
     anchors = [place for place, process in enumerate(chain) if _is_anchor(process)]
@@ -408,9 +409,9 @@ def ancestors() -> list[psutil.Process]:
 
 
 def is_snakemake(process: psutil.Process) -> bool:
-    """Whether a process is Snakemake: as an interpreter's script or module.
+    """Whether a process is Snakemake, run as an interpreter's script or module.
 
-    A shell's command line names it within an argument.
+    A shell that starts Snakemake does not count: its command line names it inside an argument.
     """
     with contextlib.suppress(psutil.Error):
         return "snakemake" in [Path(argument).name for argument in process.cmdline()[:3]]
@@ -430,9 +431,9 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def oom_kills() -> int:
-    """Processes that the kernel has killed for memory since this machine started.
+    """Return how many processes the kernel has killed for lack of memory since boot.
 
-    /proc/vmstat counts those of every control group (Linux 4.13 on).
+    /proc/vmstat counts those of every control group (since Linux 4.13).
     """
     for line in Path("/proc/vmstat").read_text().splitlines():
         if line.startswith("oom_kill "):
@@ -442,7 +443,7 @@ def oom_kills() -> int:
 
 @one_message
 def main() -> None:
-    """Run this node's part of the plan of the command line; exit 1 where it did not end well."""
+    """Run this node's part of the plan on the command line; exit 1 if it did not end well."""
     plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
     index = int(os.environ.get("SLURM_NODEID", "0")) if plan.cell.nodes > 1 else 0
     try:

@@ -1,4 +1,4 @@
-"""One rank's process: what the launcher asks of it, and what it leaves when that fails."""
+"""The process of one rank: run what the launcher asks for, and record the failure if it fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shardmark.processes.last_signal import leave_trace_of_signals
 from shardmark.processes.leaving import leave
 from shardmark.training.loop import CellTraining, StrategyClass
 
-# Of cudaGetErrorString: a GPU or its driver is broken or taken, whatever a training does.
+# Messages of cudaGetErrorString that mean a broken or busy GPU or driver, not a training error.
 BROKEN_GPU = (
     "uncorrectable ECC error encountered",
     "uncorrectable NVLink error detected",
@@ -41,7 +41,7 @@ BROKEN_GPU = (
 def main(strategy: StrategyClass) -> None:
     """Run one rank of a cell, or of a case of the parity gate, as the launcher asks.
 
-    The process leaves ``result.json`` (rank 0) or ``failure.rank<r>.json`` in the scratch folder.
+    The process writes ``result.json`` (rank 0) or ``failure.rank<r>.json`` to the scratch folder.
     """
     parser = argparse.ArgumentParser(description="one rank of a cell; started by run_cell.py")
     parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
@@ -50,7 +50,7 @@ def main(strategy: StrategyClass) -> None:
     arguments = parser.parse_args()
     leave_trace_of_signals(int(os.environ.get("RANK", "0")))
     faulthandler.enable()
-    # The launcher asks a rank that hangs where it stands.
+    # The launcher sends SIGUSR1 to a hung rank to get its stack.
     faulthandler.register(signal.SIGUSR1)
     phases = Phases(time.time() - float(os.environ.get("SHARDMARK_LAUNCHED", time.time())))
     try:
@@ -64,8 +64,8 @@ def main(strategy: StrategyClass) -> None:
                 write_text(arguments.scratch / "result.json", result.model_dump_json())
     except Exception as error:
         record_failure(error, phases.current, arguments.scratch)
-        # The other ranks may wait in a collective for ever; leaving at once lets the launcher
-        # end them, where an orderly exit would first wait for the process group.
+        # The other ranks may wait in a collective for ever. Leave at once, so that the launcher
+        # ends them; an orderly exit would first wait for the process group.
         leave(1)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -73,7 +73,7 @@ def main(strategy: StrategyClass) -> None:
 
 
 def kind_of(error: Exception) -> str:
-    """What sort of failure an exception is: oom, user, full_disk, machine or failed."""
+    """Return the kind of an exception: oom, user, full_disk, machine or failed."""
     if is_out_of_memory(error):
         return "oom"
     if is_full(error):
@@ -86,8 +86,8 @@ def kind_of(error: Exception) -> str:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on the device or on the host.
 
-    torch's caching allocator alone has a class for it; the CUDA runtime, cuBLAS, NCCL and torch's
-    allocator for the CPU raise plain RuntimeErrors.
+    Only torch's caching allocator has its own class for this; the CUDA runtime, cuBLAS, NCCL and
+    torch's CPU allocator raise plain RuntimeErrors.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -98,11 +98,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_fault_of_the_machine(error: Exception) -> bool:
-    """Whether a training failed because of where it ran: it may succeed elsewhere, or later.
+    """Whether the machine made a training fail, so that it may succeed elsewhere or later.
 
-    A broken GPU, a folder that cannot be read or written, a path that is too long, a library that
-    is missing, a user without a name, a loader's worker that something killed. Lost connections and
-    time-outs are not among them: they follow from another rank's end.
+    Examples: a broken GPU, a folder that cannot be read or written, a path that is too long, a
+    missing library, a user without a name, a DataLoader worker that something killed. Lost
+    connections and time-outs do not count, because they follow from another rank's end.
     """
     if isinstance(error, OSError):
         return not isinstance(error, (ConnectionError, TimeoutError))
@@ -116,7 +116,7 @@ def is_fault_of_the_machine(error: Exception) -> bool:
 
 
 def record_failure(error: Exception, phase: str, scratch: Path) -> None:
-    """Leave what happened to this rank, for the launcher to read."""
+    """Write what happened to this rank to a file, for the launcher to read."""
     rank = int(os.environ.get("RANK", "0"))
     if not isinstance(error, UserError):
         traceback.print_exc()
@@ -128,6 +128,6 @@ def record_failure(error: Exception, phase: str, scratch: Path) -> None:
         "message": str(error),
         "time": time.time(),
     }
-    # Where the disk is full the launcher sees that itself; this rank has to leave at once.
+    # If the disk is full, the launcher notices that itself; this rank must leave at once.
     with contextlib.suppress(OSError):
         write_text(scratch / f"failure.rank{rank}.json", json.dumps(failure))

@@ -1,7 +1,7 @@
-"""The folder in which a running cell's processes meet, which says also that it runs.
+"""The scratch folder: shared by a running cell's processes, and the lock of its run.
 
-It stands beside the result, where every node and every later launch of the same cell sees it. That
-one process makes it and no other can, is what keeps a cell from running twice at once.
+It lies beside the result, where every node and every later launch of the same cell sees it. mkdir
+is atomic, so the folder is the lock that keeps a cell from running twice at once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from shardmark.files import write_text
 from shardmark.slurm import queue
 
 OWNER = "owner.json"
-# Variable that tells each job when the Snakemake that wants its result started, s since the epoch.
+# Variable with the start time of the Snakemake that wants a job's result, in s since the epoch.
 CONTROLLER_STARTED = "SHARDMARK_CONTROLLER_STARTED"
-# How long a folder without an owner may be one that is being made.
+# A folder without an owner that is younger than this may still be in the making.
 NEWBORN_S = 60.0
 
 
 class Owner(TypedDict):
-    """What tells a process from all others, here and on other machines; see this_run."""
+    """What identifies a process among all, here and on other machines; see this_run."""
 
     host: str
     pid: Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -45,16 +45,16 @@ _OWNER = TypeAdapter(Owner)
 
 
 def scratch_of(result: Path) -> Path:
-    """The folder of the run that will leave ``result``."""
+    """Return the scratch folder of the run that will write ``result``."""
     return result.absolute().with_name(f".{result.stem}.run")
 
 
 @contextlib.contextmanager
 def scratch_folder(result: Path) -> Iterator[Path]:
-    """Hold the folder of a run while inside, empty at first and gone after.
+    """Make the empty scratch folder of a run, hold it while inside, and remove it afterwards.
 
     Args:
-        result: the file that the run is to leave.
+        result: the file that the run will write.
 
     Raises:
         UserError: if a run for the same result is alive.
@@ -69,12 +69,12 @@ def scratch_folder(result: Path) -> Iterator[Path]:
             )
         _remove(folder)
     try:
-        # On every file system one of two makers fails.
+        # If two processes try, mkdir fails for one of them on every file system.
         folder.mkdir()
     except FileExistsError:
         raise UserError(f"{result}: another run of it has just started") from None
     try:
-        # Inside: a full disk may have room for the folder and none for its owner.
+        # Inside the try: a full disk may have room for the folder but not for this file.
         write_text(folder / OWNER, json.dumps(this_run()))
         yield folder
     finally:
@@ -82,7 +82,7 @@ def scratch_folder(result: Path) -> Iterator[Path]:
 
 
 def why_alive(folder: Path) -> str:
-    """Which run holds the folder; empty if none that is alive does."""
+    """Say which live run holds the folder; empty if there is none."""
     owner = owner_of(folder)
     if owner is None:
         with contextlib.suppress(FileNotFoundError):
@@ -103,7 +103,7 @@ def why_alive(folder: Path) -> str:
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Who made a folder, as this_run() of that process; None where it does not say."""
+    """Return the this_run() of the process that made a folder; None if it is not recorded."""
     try:
         return _OWNER.validate_json((folder / OWNER).read_bytes())
     except (OSError, ValueError):
@@ -111,7 +111,7 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 def is_alive_here(owner: Owner) -> bool:
-    """Whether the process that made a folder is alive; it must have been one of this machine."""
+    """Whether the process that made a folder is alive; it must be a process of this machine."""
     with contextlib.suppress(psutil.NoSuchProcess):
         created: float = psutil.Process(owner["pid"]).create_time()
         return bool(created == owner["created"])
@@ -119,14 +119,14 @@ def is_alive_here(owner: Owner) -> bool:
 
 
 def _why_job_alive(job: str) -> str:
-    if job == queue.job_id():  # requeued: an earlier try of this very job
+    if job == queue.job_id():  # an earlier try of this same job, which was requeued
         return ""
     state = queue.state_of(job)
     return f"Slurm job {job} runs it ({state.lower()})" if state else ""
 
 
 def this_run() -> Owner:
-    """What tells this process from all others, here and on other machines."""
+    """Return what identifies this process among all, here and on other machines."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -137,7 +137,7 @@ def this_run() -> Owner:
 
 
 def _remove(folder: Path) -> None:
-    # Renamed first, so that what is left of a removal that is cut short is no one's.
+    # Rename first, so that the remains of an interrupted removal no longer hold the lock.
     doomed = folder.with_name(f"{folder.name}.{os.getpid()}.old")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(doomed)

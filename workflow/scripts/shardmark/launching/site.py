@@ -1,6 +1,6 @@
-"""What a site wants around the processes of a cell: a set-up, variables, an image, a local disk.
+"""Prepare a cell's processes for their site: its set-up, variables, image and local disk.
 
-Read by the launcher of each node, and free of torch.
+The launcher of each node imports this; it does not import torch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from shardmark.config.schema import CellSite
 from shardmark.errors import UserError
 
 ROOT = SCRIPTS.parents[1]
-# Set by the workflow and not part of a cell: where caches lie changes no result.
+# The workflow sets it. It is not part of a cell, because the place of caches changes no result.
 SCRATCH_VARIABLE = "SHARDMARK_SCRATCH"
-# Marks a process that has its site's surroundings already.
+# Marks a process that already runs in its site's environment.
 ENTERED_VARIABLE = "SHARDMARK_ENTERED"
 SETUP_S = 300.0
-# A line that fails ends the set-up, named by its own number: this stands before its first line, on
-# the same line. Not within a file that the set-up sources, and not for such a file's own exit code,
-# if it is there: a file that ends with `[ -d x ] && . x` has done all it should.
+# A line that fails ends the set-up, and the error gives its number. To keep the numbers right, this
+# trap goes on the same line as the set-up's first. It ignores failures inside a sourced file, and
+# the exit code of a sourced file that exists: one that ends with `[ -d x ] && . x` is fine.
 _ON_ERROR = (
     "trap 'shardmark_code=$?; "
     'if [ -z "${BASH_SOURCE[0]:-}" ]; then shardmark_file=; '
@@ -35,9 +35,9 @@ _ON_ERROR = (
     'else echo "site.setup: line $LINENO ($BASH_COMMAND) failed"; exit $shardmark_code; fi; fi'
     "' ERR; "
 )
-# Of an image: its own, with the packages that it has.
+# The image's own interpreter, which has the image's packages.
 PYTHON_OF_IMAGE = "python3"
-# Apptainer shows the image the user's home, whose packages are not its own.
+# Apptainer mounts the user's home in the image; packages there must not shadow the image's.
 IN_IMAGE = {"PYTHONNOUSERSITE": "1"}
 CACHES = {
     "CUDA_CACHE_PATH": "cuda",
@@ -50,10 +50,10 @@ CACHES = {
 
 
 def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a process at a site: after its set-up, with its own.
+    """Return the environment of a process at a site: after the set-up, plus the site's variables.
 
-    The set-up runs once, in a shell of its own, so that no shell stands between the launcher and
-    what it has to end. It runs like the user's shell, except that a failing line ends it.
+    The set-up runs once, in a separate shell, so that no shell sits between the launcher and the
+    processes that it must end. It runs like the user's shell, except that a failing line ends it.
 
     Args:
         site: the site.
@@ -72,18 +72,18 @@ def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
 
 
 def setup_script(setup: str) -> str:
-    """A set-up for bash, which prints the variables it leaves, and all else to stderr."""
+    """Return a bash script that runs a set-up and prints its variables; other output to stderr."""
     return f"exec 3>&1 >&2; {_ON_ERROR}{setup}\n\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
 
 
 def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a set-up leaves; what it prints is printed.
+    """Run a set-up, print its output, and return the variables that it leaves.
 
     Raises:
         UserError: if it fails.
     """
     where = os.uname().nodename
-    # Files and no pipes: what a set-up leaves running would hold a pipe open.
+    # Files, because a process that the set-up leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as said:
         try:
             done = subprocess.run(
@@ -119,12 +119,12 @@ def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
 
 
 def why_not_at_site(site: CellSite) -> str:
-    """Why cells cannot run at the site, as seen from this machine; empty if they can.
+    """Say why cells cannot run at the site, as seen from this machine; empty if they can.
 
-    The set-up is for the nodes. It runs here only where it may bring apptainer.
+    The set-up is meant for the nodes. It runs here only when it may provide apptainer.
 
     Raises:
-        UserError: if it fails, or a secret is not set.
+        UserError: if the set-up fails, or a secret is not set.
     """
     if site.container is None and site.setup:
         return ""
@@ -132,11 +132,11 @@ def why_not_at_site(site: CellSite) -> str:
 
 
 def why_not_in_image(site: CellSite, env: Mapping[str, str]) -> str:
-    """Why this machine cannot run the site's image; empty if it can, or there is none.
+    """Say why this machine cannot run the site's image; empty if it can, or there is none.
 
     Args:
         site: the site.
-        env: as environment_at gives it.
+        env: the result of environment_at.
     """
     if site.container is None:
         return ""
@@ -154,13 +154,13 @@ def why_not_in_image(site: CellSite, env: Mapping[str, str]) -> str:
 def contained(
     site: CellSite, command: Sequence[str], *, cuda: bool, folders: Iterable[Path]
 ) -> list[str]:
-    """A Python command as it runs at a site: in its image, if it has one.
+    """Return a Python command as it runs at a site: in the site's image, if it has one.
 
     Args:
         site: the site.
-        command: begins with this interpreter, which the image's own takes the place of.
+        command: begins with this interpreter, which is replaced by the image's own.
         cuda: whether it needs the GPUs and the driver.
-        folders: what it reads and writes beside the project, the data and the results.
+        folders: folders that it needs beside the project, the working folder and the results.
     """
     if site.container is None:
         return list(command)
@@ -173,13 +173,13 @@ def contained(
 
 
 def local_folder(named: str | None) -> Path | None:
-    """The folder for caches and temporary files on this node; None for the system's own.
+    """Make the folder for caches and temporary files on this node; None for the system's own.
 
     Args:
         named: ``site.scratch``.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if the folder cannot be made, or its name has a variable that is not set.
     """
     if not named:
         return None
@@ -198,9 +198,9 @@ def local_folder(named: str | None) -> Path | None:
 
 
 def caches_in(folder: Path) -> dict[str, str]:
-    """The variables that put caches and temporary files into a folder.
+    """Return the variables that put caches and temporary files into a folder.
 
-    Of a cell's own, empty at first: no cell finds what another has compiled, whatever the order.
+    Each cell gets its own empty folder, so that no cell profits from what another has compiled.
     """
     folders = {name: folder / place for name, place in (CACHES | {"TMPDIR": "tmp"}).items()}
     for path in folders.values():
@@ -209,7 +209,7 @@ def caches_in(folder: Path) -> dict[str, str]:
 
 
 def enter(site: CellSite, *, cuda: bool, folders: Iterable[Path]) -> None:
-    """Become the same process at its site, unless it is there already.
+    """Restart this process in its site's environment, unless it already runs there.
 
     Raises:
         UserError: if the set-up fails, or there is no apptainer.

@@ -1,1 +1,1 @@
-"""A cell's processes, one by one: how each ends, and how it shows that it lives."""
+"""Tools for a single process of a cell: how it ends, and how it shows that it is alive."""

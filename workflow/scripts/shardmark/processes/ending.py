@@ -1,4 +1,4 @@
-"""Ending a process, also one that is stopped or that a driver holds."""
+"""End a process, even one that is stopped or hangs in a driver."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def end(process: subprocess.Popen[Any], grace_s: float) -> None:
-    """End a process: with SIGTERM, and if that is not enough with SIGKILL.
+    """End a process with SIGTERM, and with SIGKILL if it is still alive after ``grace_s`` seconds.
 
-    SIGTERM waits until a stopped process goes on, SIGKILL does not. One that hangs within a driver
-    may outlive both: this returns all the same, and its ``returncode`` is None.
+    A stopped process receives SIGTERM only when it continues, but SIGKILL at once. A process that
+    hangs in a driver may survive both: this returns anyway, and its ``returncode`` is None.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:

@@ -1,8 +1,8 @@
-"""How far each rank of a node has come, in memory that its launcher reads.
+"""Share each rank's progress with the launcher of its node, through shared memory.
 
-A rank writes without a system call, so a beat per step costs a timed loop nothing. No lock guards
-the memory, so a reader may see a record half-written. Each rank has two records and writes them in
-turns, each with a checksum; one of the two is whole at any time. Free of torch.
+A rank writes without a system call, so one beat per step costs a timed loop nothing. No lock guards
+the memory, so a reader may see a half-written record. Therefore each rank alternates between two
+records with checksums, so that one of the two is always whole. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _FIELDS = struct.Struct("=QQQQd40s")
 _CHECKSUM = struct.Struct("=I")
 _RECORD_BYTES = _FIELDS.size + _CHECKSUM.size
 _RANK_BYTES = 2 * _RECORD_BYTES
-# A writer that is faster than a reader can break both records of one reading.
+# Try this often: a writer that is faster than the reader can spoil both records of one reading.
 _READINGS = 3
 
 
 @dataclass(frozen=True)
 class Beat:
-    """The last sign of life of one rank.
+    """The last beat (sign of life) of one rank.
 
     Attributes:
-        pid: its process; 0 before its first beat, which comes after the imports.
-        rank: the rank, among those of all nodes.
-        beats: signs of life so far; ranks that do the same work have given as many.
+        pid: its process id; 0 before its first beat, which comes after the imports.
+        rank: its number among the ranks of all nodes.
+        beats: beats so far; ranks that have done the same work have the same number.
         steps: optimizer steps it has begun.
         phase: the phase it is in.
-        silent_s: seconds since it last got further.
+        silent_s: seconds since its last beat.
     """
 
     pid: int
@@ -54,7 +54,7 @@ class Beat:
 
 
 class Heartbeat:
-    """A rank's side: counts up as the rank gets further. Does nothing without a launcher."""
+    """The rank's side: counts up as the rank makes progress. Does nothing without a launcher."""
 
     def __init__(self) -> None:
         self._beats, self._steps, self._phase = 0, 0, b"imports"
@@ -66,17 +66,17 @@ class Heartbeat:
                 self._memory = mmap.mmap(file.fileno(), 0)
 
     def phase(self, name: str) -> None:
-        """The rank begins a phase."""
+        """Record that the rank begins a phase."""
         self._phase = name.encode()
         self._write()
 
     def step(self) -> None:
-        """The rank begins an optimizer step."""
+        """Record that the rank begins an optimizer step."""
         self._steps += 1
         self._write()
 
     def alive(self) -> None:
-        """The rank gets on: within a step, or in a phase that has none."""
+        """Record progress within a step, or in a phase without steps."""
         self._write()
 
     def _write(self) -> None:
@@ -89,10 +89,10 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """A launcher's side: the beats of the ranks of one node.
+    """The launcher's side: reads the beats of the ranks of one node.
 
     Args:
-        path: a file on this node, to be made.
+        path: a file on this node, which this makes.
         ranks: how many ranks the node has.
     """
 
@@ -108,9 +108,9 @@ class Heartbeats:
         self._last = [_FIELDS.unpack(begin[: _FIELDS.size])] * ranks
 
     def read(self) -> list[Beat]:
-        """The last beat of each rank, by local rank.
+        """Return the last beat of each rank, by local rank.
 
-        A rank whose records are both broken in every reading keeps the beat that was read before.
+        If both records of a rank are broken in every reading, this returns its previous beat.
         """
         for _ in range(_READINGS):
             memory, now = self._memory[:], time.monotonic()
@@ -127,9 +127,9 @@ class Heartbeats:
         ]
 
     def _newest(self, records: bytes, now: float) -> tuple[Any, ...] | None:
-        """The fields of the newer whole record of a rank; None where neither is whole.
+        """Return the fields of a rank's newer whole record; None if neither is whole.
 
-        A beat from before the launch, or from the future, is impossible: no rank gave it.
+        A record with a time before the launch or in the future cannot be real: it counts as broken.
         """
         whole = []
         for begin in (0, _RECORD_BYTES):

@@ -1,4 +1,4 @@
-"""A trace of the signal that ended a process, which outlives the process."""
+"""Record the signal that ends a process, in a file that outlives the process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NAME = "signal.rank{rank}.txt"
 _kept: list[IO[str]] = []
 
 
-# What a scheduler, a limit of the system or a person ends a process with; SIGKILL leaves no trace,
-# and SIGUSR1 asks a rank where it stands.
+# The signals with which a scheduler, a system limit or a person ends a process. SIGKILL cannot be
+# recorded, and SIGUSR1 only asks a rank for its stack.
 FROM_OUTSIDE = (
     signal.SIGTERM,
     signal.SIGHUP,
@@ -27,31 +27,31 @@ FROM_OUTSIDE = (
 
 
 def leave_trace_of_signals(rank: int) -> None:
-    """Write a trace when a signal from outside arrives, and then end as usual.
+    """Write a trace when a signal from outside arrives, and then let it end the process as usual.
 
-    The trace is on the node's own disk, beside the heartbeats, because a file server has another
-    clock. Without a launcher there is no trace. A Python handler would run only after the
-    interpreter returns from a collective, perhaps never; faulthandler's runs at once.
+    The trace goes to the node's own disk, beside the heartbeats, because a file server has another
+    clock. Without a launcher there is no trace. This uses faulthandler, whose handler runs at once;
+    a Python handler would wait until the interpreter returns from a collective, perhaps for ever.
     """
     if FILE_VARIABLE not in os.environ:
         return
     file = Path(os.environ[FILE_VARIABLE]).with_name(_NAME.format(rank=rank)).open("w")
     _kept.append(file)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        # Python's exception would leave this rank's exit to wait for the others.
+        # With Python's KeyboardInterrupt, this rank's exit would wait for the other ranks.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for number in FROM_OUTSIDE:
-        # One that is ignored (nohup) ends nothing.
+        # An ignored signal (nohup) does not end the process.
         if signal.getsignal(number) != signal.SIG_DFL:
             continue
         faulthandler.register(number, file=file, all_threads=False, chain=True)
 
 
 def signalled_ranks(folder: Path) -> dict[int, float]:
-    """The ranks of a node that such a signal ended, and when, in seconds since the epoch.
+    """Return the ranks of a node that such a signal ended, and when, in seconds since the epoch.
 
     Args:
-        folder: the heartbeats'.
+        folder: the folder of the heartbeats.
     """
     found = {}
     for path in folder.glob(_NAME.format(rank="*")):

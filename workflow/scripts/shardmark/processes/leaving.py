@@ -1,4 +1,4 @@
-"""The end of a process that has torch in its memory."""
+"""End a process that has imported torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NoReturn
 
 
 def leave(code: int = 0) -> NoReturn:
-    """End this process at once, all that it wrote being closed.
+    """End this process at once; all its files must be closed.
 
-    The interpreter's orderly end takes apart every module of torch and torch._dynamo: a second of
-    each process (measured, torch 2.15), in which nothing of use happens.
+    An orderly exit of the interpreter tears down every module of torch and torch._dynamo. That
+    takes each process a second (measured, torch 2.15) and has no use.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""A command that does not outlive the process that started it, however that one ends."""
+"""Run a command that dies with the process that started it, however that process ends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def tethered(command: Sequence[str]) -> list[str]:
-    """``command`` as this process must start it, so that the kernel kills it with this process.
+    """Wrap ``command`` so that the kernel kills it when this process ends.
 
-    The tie is to the thread that starts it: that must be one which lasts, such as the main thread.
-    It holds for the command alone; what the command starts needs a tether of its own.
+    The kernel ties it to the thread that starts it, so start it from a thread that lasts, such as
+    the main thread. Only the command itself is tied; each process that it starts needs its own.
     """
     return [sys.executable, "-I", __file__, str(os.getpid()), *command]
 

@@ -1,1 +1,1 @@
-"""Slurm: what it is asked for and what it says, and Snakemake's executor for it."""
+"""Slurm: requests to it, questions about its queue, and patches of Snakemake's executor for it."""

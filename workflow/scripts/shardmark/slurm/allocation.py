@@ -1,7 +1,7 @@
-"""What Slurm gave the job this process belongs to, and how a step is started on all its nodes.
+"""Read what Slurm granted this process's job, and start a step on all of the job's nodes.
 
-Snakemake's executor strips every SLURM_* variable but the job's number, so the rest is asked of
-Slurm itself.
+Snakemake's executor strips every SLURM_* variable but the job's number, so this module asks Slurm
+for the rest.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.slurm.queue import ask
 
-# Below the ports that Linux gives to whoever asks for any (32768 on), so that none of those is met.
+# Below Linux's ephemeral ports (32768 and up), so as not to collide with them.
 PORTS = range(20_000, 32_000)
 PORTS_A_JOB = 16
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a job has.
+    """What a job was granted.
 
     Attributes:
         job_id: its number.
-        nodes: its nodes by name, the first one its head.
-        cpus_per_node: CPUs it asked for on each node (an exclusive job has more).
-        gpus: GPUs over all its nodes; 0 where it has none, or where Slurm does not say.
-        partition: the one that it runs in.
+        nodes: names of its nodes, its head node first.
+        cpus_per_node: CPUs that it asked for on each node (an exclusive job has more).
+        gpus: GPUs over all its nodes; 0 if it has none, or if Slurm does not say.
+        partition: the partition that it runs in.
     """
 
     job_id: str
@@ -40,7 +40,7 @@ class Allocation:
 
 
 def granted(job: str) -> Allocation:
-    """What the job with this number was granted.
+    """Return what the job with this number was granted.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -49,19 +49,19 @@ def granted(job: str) -> Allocation:
 
 
 def host_names(node_list: str) -> tuple[str, ...]:
-    """``n[1-2]`` as ``("n1", "n2")``."""
+    """Expand ``n[1-2]`` to ``("n1", "n2")``."""
     return tuple(ask("scontrol", "show", "hostnames", node_list).split())
 
 
 def parse_allocation(job: str, text: str, expand: Callable[[str], tuple[str, ...]]) -> Allocation:
-    """An allocation from one line of ``scontrol show job``."""
+    """Parse an allocation from one line of ``scontrol show job``."""
     nodes = expand(_field(text, "NodeList"))
     tasks = _field(text, "NtasksPerN:B:S:C").split(":")[0]
     per_task = _field(text, "CPUs/Task") or "1"
     gpus = re.search(r"[ ,=]gres/gpu=(\d+)", _field(text, "AllocTRES") or _field(text, "TRES"))
     per_node = re.search(r"gpu(?::[^:,\s]+)?:(\d+)", _field(text, "TresPerNode"))
     count = int(gpus[1]) if gpus else int(per_node[1]) * len(nodes) if per_node else 0
-    # Slurm says 0 tasks a node where none were asked for, which is one.
+    # Slurm says 0 tasks per node if none were asked for, which means one.
     cpus = max(1, int(tasks or 1)) * int(per_task)
     return Allocation(job, nodes, cpus, count, _field(text, "Partition") or None)
 
@@ -72,10 +72,10 @@ def _field(text: str, name: str) -> str:
 
 
 def require_all(cell: Cell, given: Allocation) -> None:
-    """See that a job has what its cell names.
+    """Check that a job has the nodes and GPUs that its cell needs.
 
     Raises:
-        UserError: naming what was clipped.
+        UserError: if it has fewer; the message names what is missing.
     """
     lacking = []
     if len(given.nodes) < cell.nodes:
@@ -91,7 +91,7 @@ def require_all(cell: Cell, given: Allocation) -> None:
 
 
 def addresses(nodes: Sequence[str]) -> list[str]:
-    """The address that Slurm reaches each node at.
+    """Return the address at which Slurm reaches each node.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -102,13 +102,13 @@ def addresses(nodes: Sequence[str]) -> list[str]:
 
 
 def free_port(job: str) -> int:
-    """A port of this machine for the job's rendezvous.
+    """Return a free port of this machine for the job's rendezvous.
 
-    Jobs that share a node look in places of their own, so that one which has found its port and
-    not yet bound it does not lose it to another.
+    Each job starts its search at a different port. Otherwise, of two jobs that share a node, one
+    could take the port that the other has found but not yet bound.
 
     Raises:
-        UserError: if not one is free.
+        UserError: if no port is free.
     """
     first = int(job) * PORTS_A_JOB % len(PORTS)
     ports: list[int] = [*PORTS[first:], *PORTS[:first]]
@@ -123,10 +123,10 @@ def free_port(job: str) -> int:
 
 
 def step_command(cell: Cell, given: Allocation) -> list[str]:
-    """One task a node by srun, each with all of the node that the job has.
+    """Return the srun that starts one task per node, each with the job's whole share of the node.
 
-    Every count is spelled out: srun would take what is missing from variables that are stripped.
-    GPUs are asked for only if the job was granted any, and by --gres, which every cluster that
+    Every count is explicit, because srun would read missing ones from the stripped variables. The
+    command asks for GPUs only if the job was granted any, and by --gres, which every cluster that
     grants GPUs accepts. A task that fails ends the others.
     """
     return [

@@ -1,7 +1,7 @@
-"""Snakemake's Slurm executor: planned order, cancelled jobs, lost nodes, jobs that were left.
+"""Patch Snakemake's Slurm executor: planned order, cancelled jobs, lost nodes, orphaned jobs.
 
-Each function can go with the first version of snakemake-executor-plugin-slurm that needs it no more
-(2.8.0 does): the test in tests/slurm that its docstring names then passes without it.
+Delete each function with the first version of snakemake-executor-plugin-slurm that no longer needs
+it (2.8.0 does): the test in tests/slurm that its docstring names then passes without it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from shardmark.slurm.groups import comments_of_job
 
 
 def keep_planned_order() -> None:
-    """Let the executor of this process submit jobs by descending priority, one after the other.
+    """Make the executor of this process submit jobs one after the other, highest priority first.
 
-    It is handed all that may start at once as a set, whose order is none, and submits from two
+    The executor gets all jobs that may start now as an unordered set, and submits them from two
     threads. Test: every cell asks for its GPUs ...
     """
     import snakemake_executor_plugin_slurm as plugin
@@ -31,10 +31,10 @@ def keep_planned_order() -> None:
 
 
 def see_cancelled_jobs() -> None:
-    """Let the executor of this process compare the first word of each job's state.
+    """Make the executor of this process compare only the first word of each job's state.
 
-    sacct writes ``CANCELLED by 1000``, the executor looks for ``CANCELLED`` and would await the job
-    for ever (seen). Test: cancelled cells and an interrupted controller ...
+    sacct writes ``CANCELLED by 1000``. The executor expects ``CANCELLED`` and would wait for the
+    job for ever (observed). Test: cancelled cells and an interrupted controller ...
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -50,18 +50,19 @@ def see_cancelled_jobs() -> None:
 
 
 class _NamedByUser(set[str]):
-    """Nodes that the user excludes; the executor adds none."""
+    """The nodes that the user excludes; the executor cannot add any."""
 
     def add(self, _: str) -> None:
-        """Leave it out."""
+        """Ignore the node."""
 
 
 def leave_lost_nodes_to_slurm(executor: Any) -> None:
-    """Let this executor exclude no node from later jobs, and await a job whose node was lost.
+    """Stop this executor from excluding lost nodes, and make it wait for jobs that lost their node.
 
-    Slurm starts nothing on a node that is down. The executor excludes it by the node list of the
-    job that was on it; a requeued job has ``None assigned``, which sbatch refuses for every later
-    job (seen). So would it refuse the node's pinned block. Test: a lost node does not keep ...
+    Slurm starts nothing on a node that is down, so there is no need to exclude it. The executor
+    excludes the node list of the job that ran there. For a requeued job that list is ``None
+    assigned``, and sbatch then refuses every later job (observed). sbatch would also refuse the
+    cells of a block that is pinned to the node. Test: a lost node does not keep ...
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -74,8 +75,8 @@ def leave_lost_nodes_to_slurm(executor: Any) -> None:
         states, seconds = await ask(command, logger)
         if states is None:
             return None, seconds
-        # Any state that the executor takes for a job that has not ended. For this one it says at
-        # each look that the node is excluded.
+        # Replace NODE_FAIL by any state that the executor takes for unfinished; at NODE_FAIL it
+        # would report at each check that the node is excluded.
         waits = {job: "REQUEUED" for job, state in states.items() if state == "NODE_FAIL"}
         return states | waits, seconds
 
@@ -83,7 +84,7 @@ def leave_lost_nodes_to_slurm(executor: Any) -> None:
 
 
 def wait_for_orphans(orphans: Sequence[queue.Job]) -> None:
-    """Let each job wait for the jobs that a controller which is gone left for the same outputs.
+    """Make each job wait for the jobs that a dead controller left for the same outputs.
 
     Test: an orphan of a killed controller ...
     """

@@ -1,8 +1,8 @@
-"""Several cells in one Slurm job, one after the other: Snakemake's --groups and --group-components.
+"""Run several cells one after the other in one Slurm job (--groups and --group-components).
 
-Works on private parts of Snakemake 9.27 and snakemake-executor-plugin-slurm 2.8.0. Each function
-can go with the first version that needs it no more: the test in tests/slurm/test_slurm_groups.py
-that its docstring names then passes without it.
+This patches private parts of Snakemake 9.27 and snakemake-executor-plugin-slurm 2.8.0. Delete each
+function with the first version that no longer needs it: the test in
+tests/slurm/test_slurm_groups.py that its docstring names then passes without it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from shardmark.slurm.queue import TRAIN, comment_of
 
 # A resource: each cell takes one, and a job has one. So Snakemake asks for the machines of one cell
-# and for the time of all, and starts the next cell when the last has ended.
+# and the time of all cells, and starts each cell when the previous one has ended.
 TURN = "turn"
 
 
 def comments_of_job(job: Any) -> list[str]:
-    """The comment of each job that Snakemake's executor submits as this one."""
+    """Return the comments of a job's cells: one for a single job, one per member of a group."""
     members = job.jobs if job.is_group() else [job]
     return sorted(comment_of(one.rule.name, list(one.wildcards)) for one in members)
 
 
 def why_no_groups(groups: Mapping[str, str], dag: Any, *, pinned: bool) -> str:
-    """Why cells cannot be grouped as the command line says; empty if they can.
+    """Say why cells cannot be grouped as the command line asks; empty if they can.
 
     Args:
-        groups: of --groups, a group's name for each rule.
-        dag: Snakemake's.
-        pinned: whether the cells of a block follow to nodes that another job chose.
+        groups: the group's name for each rule, from --groups.
+        dag: Snakemake's DAG of jobs.
+        pinned: whether a separate job chooses the nodes for the cells of a block.
     """
     if not groups:
         return ""
@@ -63,9 +63,9 @@ def _options(group: str, cells: int) -> str:
 
 
 def name_cells_of_groups() -> None:
-    """Let the comment of a group's job name all its cells, by which status and recovery find it.
+    """Make the comment of a group's job name all its cells, so that status and recovery find it.
 
-    The executor writes the group's name alone. Test: a group of a killed controller ...
+    The executor writes only the group's name. Test: a group of a killed controller ...
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -80,10 +80,11 @@ def name_cells_of_groups() -> None:
 
 
 def keep_results_of_lost_jobs() -> None:
-    """Let a job that is lost take no result with it.
+    """Keep the results that Snakemake would delete when a job is lost.
 
-    Snakemake removes what the cells of a group left whose job failed later, and the old result of a
-    cell that never started. Tests: a lost group keeps ..., a cell that never started keeps ...
+    When a group's job fails, Snakemake deletes the results of cells that had already ended. It also
+    deletes the old result of a cell that never started. Tests: a lost group keeps ..., a cell that
+    never started keeps ...
     """
     from snakemake.jobs import GroupJob, Job
 
@@ -94,10 +95,10 @@ def keep_results_of_lost_jobs() -> None:
         submitted.add(job)
         workflow = job.dag.workflow
         if not workflow.is_main_process:
-            # A cell without a result does not keep the others of its group from having theirs.
+            # If a cell gives no result, the other cells of its group still run.
             workflow.scheduler.keepgoing = True
         if workflow.executor_plugin.name != "slurm-jobstep":
-            # That one only passes the cells on. Until they start, the notes of the controller stay.
+            # slurm-jobstep only passes cells on; the controller's notes stay until they start.
             register(job, *arguments, **more)
 
     async def kept(job: Any, *arguments: Any, error: bool = False, **more: Any) -> None:
@@ -118,15 +119,15 @@ def keep_results_of_lost_jobs() -> None:
 
 
 def _never_started(job: Any) -> bool:
-    """Whether the note of a job's start is the controller's, which names the Slurm job."""
+    """Whether the note of a job's start is still the controller's, which names the Slurm job."""
     return bool(job.dag.workflow.persistence.external_jobids(job))
 
 
 def _has_ended(job: Any) -> bool:
-    """Whether a cell has its result, as the Snakemake that ran it on its node has noted."""
+    """Whether a cell has its result, according to the Snakemake that ran it on its node."""
     persistence = job.dag.workflow.persistence
     persistence.deactivate_cache()
     marked = persistence._filter_incomplete_keys(map(persistence._get_key, job.output))
-    # The last of its outputs is made when its result is there.
+    # A cell's last output is written only after its result.
     made = all(Path(output).exists() for output in job.output)
     return job.rule.name == TRAIN and made and not marked

@@ -1,4 +1,4 @@
-"""What the job of a cell asks of Slurm, as Snakemake's resources."""
+"""The resources that a cell's job requests from Slurm, as Snakemake's resources."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from dataclasses import asdict, dataclass
 
 from shardmark.config.schema import Cluster
 
-# Slurm ends a job with no word to its cell: the cell's own limit must come first.
+# Slurm ends a job without telling the cell, so the cell's own time limit must come first.
 SPARE_MINUTES = 5
-# Of the job that only names its nodes.
+# Time limit of the job that only records its nodes (rule pin_block).
 PIN_MINUTES = 5
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """The resources of a job; what is None is not asked for.
+    """The resources of a job; a resource that is None is not requested.
 
     Attributes:
-        nodes: machines.
-        cpus_per_task: CPU cores of each of Slurm's tasks.
-        mem_mb: memory of one node, which is what Slurm's ``--mem`` means, in MB.
-        runtime: minutes until Slurm ends it.
+        nodes: number of nodes.
+        cpus_per_task: CPU cores per Slurm task.
+        mem_mb: memory per node, which is what Slurm's ``--mem`` means, in MB.
+        runtime: minutes until Slurm ends the job.
         gpu: GPUs of a job on one node, as ``--gpus``.
-        gres: GPUs of each node, as ``--gres``. Always so on several nodes: of a total, Slurm might
-            give one node more.
-        mpi: across nodes the launcher itself calls srun; on one node it must not.
-        tasks_per_node: sizes an allocation of several nodes; the executor wants more than one.
+        gres: GPUs per node, as ``--gres``. Jobs on several nodes always use it, because Slurm might
+            spread a total unevenly over the nodes.
+        mpi: ``srun`` for a job on several nodes, where the launcher itself calls srun; None on one
+            node, where it must not.
+        tasks_per_node: sizes an allocation of several nodes; the executor needs more than one.
     """
 
     nodes: int
@@ -39,16 +40,16 @@ class JobRequest:
     tasks_per_node: int | None
 
     def resources(self) -> dict[str, int | str]:
-        """What is asked for, by Snakemake's names."""
+        """Return the requested resources by Snakemake's names."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def request_of(cluster: Cluster, replicas: int, limit_minutes: int) -> JobRequest:
-    """The request of a job with so many replicas.
+    """Return the request of a job with this many replicas.
 
     Args:
         cluster: the machines.
-        replicas: GPUs of a cell, or a parity case's ranks.
+        replicas: GPUs of a cell, or ranks of a parity case.
         limit_minutes: minutes until the cell ends itself.
     """
     nodes = -(-replicas // cluster.gpus_per_node)
@@ -70,5 +71,5 @@ def request_of(cluster: Cluster, replicas: int, limit_minutes: int) -> JobReques
 
 
 def quoted_options(cluster: Cluster) -> str:
-    """``cluster.slurm_extra`` for the executor, whose call of sbatch a shell reads."""
+    """Return ``cluster.slurm_extra`` quoted, because the executor calls sbatch through a shell."""
     return shlex.join(shlex.split(cluster.slurm_extra))

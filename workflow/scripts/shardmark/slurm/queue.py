@@ -1,4 +1,4 @@
-"""Slurm's queue: what is asked of it, this process's job, and the jobs of a matrix."""
+"""Ask Slurm's queue about this process's job, the jobs of a matrix and its controllers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from shardmark.cells import Cell
 from shardmark.errors import UserError
 
 ASK_S = 60.0
-# profiles/slurm/controller.sbatch, in which Snakemake runs as a batch job.
+# profiles/slurm/controller.sbatch runs Snakemake as a batch job.
 CONTROLLER_SCRIPT = "controller.sbatch"
 
 
 def job_id() -> str | None:
-    """The number of the Slurm job this process belongs to, if it does."""
+    """Return the number of the Slurm job that this process belongs to, if any."""
     return os.environ.get("SLURM_JOB_ID")
 
 
 def ask(*command: str) -> str:
-    """What a Slurm command prints.
+    """Run a Slurm command and return what it prints.
 
     Raises:
         UserError: if it cannot be run or fails.
@@ -38,7 +38,7 @@ def ask(*command: str) -> str:
 
 
 def state_of(job: str) -> str:
-    """The state of a job that is queued, running or held (``RUNNING``); empty if it is none.
+    """Return the state (such as ``RUNNING``) of a queued, running or held job; empty if it is gone.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -49,7 +49,7 @@ def state_of(job: str) -> str:
         if "Invalid job id" in str(error):  # Slurm has forgotten it
             return ""
         raise
-    # Its processes are being ended.
+    # COMPLETING: Slurm is ending the job's processes.
     return "" if state == "COMPLETING" else state
 
 
@@ -60,9 +60,9 @@ class Job:
     Attributes:
         job_id: its number.
         state: ``PENDING``, ``RUNNING``, ...
-        reason: why it waits, in Slurm's word.
-        comments: rule and wildcards, as Snakemake's executor writes them, of each cell of the job.
-        nodes: where it runs, as a list in Slurm's notation.
+        reason: why it waits, in Slurm's words.
+        comments: rule and wildcards of each cell of the job, as Snakemake's executor writes them.
+        nodes: the nodes that it runs on, in Slurm's notation.
         left: time until its limit, ``[days-]hours:minutes:seconds``.
     """
 
@@ -75,11 +75,11 @@ class Job:
 
 
 def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
-    """The jobs of this user that were sent from a project's folder and have not ended.
+    """Return this user's jobs that were submitted from a project's folder and have not ended.
 
     Args:
         project: the folder.
-        comments: of the jobs that count, as ``comments_of`` gives them for the cells of a matrix.
+        comments: the comments of the jobs to return: ``comments_of`` the cells of a matrix.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -103,7 +103,7 @@ class ControllerJob:
     Attributes:
         job_id: its number.
         state: ``PENDING``, ``RUNNING``, ...
-        reason: why it waits, in Slurm's word.
+        reason: why it waits, in Slurm's words.
         command: its script, as it was submitted.
     """
 
@@ -114,7 +114,7 @@ class ControllerJob:
 
 
 def controllers_of(project: Path) -> list[ControllerJob]:
-    """The jobs of this user that were sent from a project's folder and run Snakemake there.
+    """Return this user's batch jobs that run Snakemake in a project's folder.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -131,15 +131,15 @@ def controllers_of(project: Path) -> list[ControllerJob]:
 
 
 def let_gate_pass(project: Path, comments: Container[str]) -> None:
-    """Lower the priority of the cells that wait as far as the parity gate's jobs need it.
+    """Lower the priority of waiting cells just enough that the parity gate's jobs go first.
 
-    A parity case is submitted when its oracle is there, behind cells that were submitted before.
-    All cells get the same nice value, which keeps their order. A user may raise it, and not lower
-    it again.
+    A parity case is submitted only when its oracle exists, and so queues behind cells that were
+    submitted earlier. All cells get the same nice value, which keeps their order. A user may raise
+    a nice value but not lower it again.
 
     Args:
         project: the folder.
-        comments: of the matrix's jobs, as for ``jobs_of``.
+        comments: the comments of the matrix's jobs, as for ``jobs_of``.
 
     Raises:
         UserError: if Slurm does not answer or refuses.
@@ -169,21 +169,21 @@ def let_gate_pass(project: Path, comments: Container[str]) -> None:
 
 
 def comment_of(rule: str, wildcards: Sequence[str]) -> str:
-    """What Snakemake's executor writes as the comment of a rule's job."""
+    """Return the comment that Snakemake's executor gives to a rule's job."""
     return "_".join(["rule", rule, "wildcards", *wildcards])
 
 
 TRAIN = "train"
-# How the comments of cells and of the parity gate's jobs begin.
+# The prefixes of the comments of cells and of the parity gate's jobs.
 CELL = comment_of(TRAIN, [""])
 GATE = comment_of("make_oracle", [""]), comment_of("check_parity", [""])
 
 
 def comments_of(cells: Iterable[Cell]) -> set[str]:
-    """The comments of all jobs that the results of cells come from, those of the gate included.
+    """Return the comments of all jobs that the cells need, including the gate's.
 
-    Names in a comment stand in a row with ``_`` between them, as in names themselves: workload
-    ``b_c`` of run ``a`` cannot be told from workload ``c`` of run ``a_b``.
+    A comment joins names with ``_``, which names may contain too, so workload ``b_c`` of run ``a``
+    looks the same as workload ``c`` of run ``a_b``.
     """
     found = set()
     for cell in cells:

@@ -1,9 +1,10 @@
-"""Jobs as they are submitted: what sbatch refuses is no failed job, and the gate goes first.
+"""Submit jobs, with the parity gate first, without taking a refusal by sbatch for a failed job.
 
-A refusal that may pass is waited out. Any other stops the matrix, since it would meet the other
-cells too. Works on private parts of snakemake-executor-plugin-slurm 2.8.0, which reports a refused
-submission as a failed job, without sbatch's reason. It can go with the first version that does
-neither: tests/slurm/test_slurm_submission.py then passes without it.
+If a refusal may be temporary, this waits and tries again. Any other refusal stops the matrix, since
+the other cells would be refused too. This patches private parts of snakemake-executor-plugin-slurm
+2.8.0, which reports a refused submission as a failed job, and without sbatch's reason. Delete this
+module with the first version that does neither: tests/slurm/test_slurm_submission.py then passes
+without it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 from shardmark.errors import UserError
 from shardmark.slurm import queue
 
-# Between two attempts to submit a job that was refused.
+# Seconds between two attempts to submit a job that was refused.
 WAIT_S = 30.0
-# sbatch's words, as Slurm 22.05 prints them.
+# sbatch's messages for a temporary refusal, as Slurm 22.05 prints them.
 _MAY_PASS = re.compile(
-    # As many jobs of the user or the account are queued as an association or a QOS allows.
+    # The user or account has as many jobs queued as an association or a QOS allows.
     r"(Assoc|QOS)\w*SubmitJobs?\w*Limit"
-    # slurmctld or slurmdbd restarts, is overloaded or cannot be reached.
+    # slurmctld or slurmdbd is restarting, overloaded or unreachable.
     r"|Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
     r"|standby mode|Connection (refused|timed out|reset)|Resource temporarily unavailable"
     r"|temporarily unable to accept job|Unable to create job record, try again"
@@ -36,7 +37,7 @@ _SBATCH = re.compile(r"The error message was '(.*?)'\.\n    sbatch call", re.DOT
 
 
 def sbatch_words(message: str) -> str:
-    """What sbatch said, in one line, from what the executor says of a failed submission."""
+    """Extract sbatch's message, as one line, from the executor's report of a failed submission."""
     match = _SBATCH.search(message)
     words = match[1] if match else message.removeprefix("Job submission failed with exception: ")
     lines = [line.removeprefix("sbatch: error: ").strip() for line in words.splitlines()]
@@ -52,9 +53,9 @@ class Submission:
     """Submits the jobs of an executor, one after the other, in the executor's own thread.
 
     Args:
-        executor: Snakemake's, for Slurm.
-        scheduler: Snakemake's.
-        gate_first: the comments of the matrix's jobs, where this run has parity cases to check.
+        executor: Snakemake's executor for Slurm.
+        scheduler: Snakemake's scheduler.
+        gate_first: the comments of the matrix's jobs if this run checks parity cases; else None.
     """
 
     def __init__(self, executor: Any, scheduler: Any, gate_first: Container[str] | None) -> None:
@@ -68,16 +69,16 @@ class Submission:
 
     @classmethod
     def attach(cls, executor: Any, scheduler: Any, gate_first: Container[str] | None) -> None:
-        """Take the place of the executor's own way to submit a job."""
+        """Replace the executor's own method to submit a job."""
         self = cls(executor, scheduler, gate_first)
         executor.run_job = self.submit
         executor._report_job_error_threadsafe = self._note
-        # Both wait for the submissions, and after the first nothing may be submitted.
+        # Both wait for pending submissions, and once either is called, nothing may be submitted.
         for name in ("cancel", "shutdown"):
             setattr(executor, name, self._ending(getattr(executor, name)))
 
     def submit(self, job: Any) -> None:
-        """Submit a job, again and again while Slurm refuses it for a reason that may pass."""
+        """Submit a job; try again while Slurm refuses it for a temporary reason."""
         while not self._stopped:
             self._refusal = ""
             self._run_job(job)
@@ -99,7 +100,7 @@ class Submission:
 
     @property
     def _stopped(self) -> bool:
-        """Whether nothing more is to be submitted: Ctrl-C, SIGTERM, on_failure: stop, a refusal."""
+        """Whether to submit no more: after Ctrl-C, SIGTERM, on_failure: stop or a refusal."""
         return self._ended.is_set() or bool(self.scheduler._user_kill)
 
     def _note(self, _: Any, msg: str) -> None:
@@ -111,7 +112,7 @@ class Submission:
             f"Slurm refuses the job for {job.output[0]}: {self._refusal}\nNo more jobs are "
             f"submitted. {submitted}Change what it names, and give the same command again"
         )
-        # As StopAtFailure does.
+        # As in StopAtFailure.
         self.scheduler._user_kill = "graceful"
 
     def _ending(self, end: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The state of a matrix and what it costs, for a terminal."""
+"""Show the state of a matrix, and what the rest of it costs, in a terminal."""

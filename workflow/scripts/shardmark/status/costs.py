@@ -1,4 +1,4 @@
-"""What the rest of a matrix costs: jobs, node-hours and GPU-hours, at worst and likely."""
+"""Estimate what the rest of a matrix costs: jobs, node-hours, GPU-hours; at worst and likely."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from shardmark.results.matrix import read_matrix
 from shardmark.slurm.job_request import SPARE_MINUTES
 from shardmark.time_limits import GATE_MINUTES, GATE_S, START_S, expected_s, limit_minutes
 
-# In a Slurm job Snakemake starts twice before the cell does.
+# Time that a Slurm job takes before the cell starts, because Snakemake starts twice in it.
 SNAKEMAKE_S = 10.0
-# Of the job that asks Slurm for the nodes of a pinned block: rule pin_block.
+# Time limit of the job that asks Slurm for the nodes of a pinned block: rule pin_block.
 PIN_MINUTES = 5
 
-# Workload, GPU count, strategy; no strategy for all of them together.
+# Workload, GPU count, strategy; an empty strategy stands for all strategies together.
 Kind = tuple[str, int, str]
 
 
@@ -30,12 +30,12 @@ class Job:
     """One job of the matrix.
 
     Attributes:
-        gpus: that it uses.
-        charged: GPUs that a cluster charges for it; all of its nodes', if it has them to itself.
+        gpus: GPUs that it uses.
+        charged: GPUs that a cluster charges for; all GPUs of its nodes if they are exclusive.
         worst_s: seconds until its time limit.
-        likely_s: seconds that it probably takes; None where nothing is known of its workload.
-        cell: which cell it is, where it is one.
-        measured: whether results that exist say how long it takes.
+        likely_s: seconds that it probably takes; None if its workload's speed is unknown.
+        cell: the cell, if the job is one.
+        measured: whether the likely time comes from existing results.
     """
 
     gpus: int
@@ -48,10 +48,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast cells like one were.
+    """How fast similar cells were.
 
     Attributes:
-        images_per_s: of one GPU.
+        images_per_s: images per second per GPU.
         start_s: seconds in which they neither trained nor measured.
     """
 
@@ -64,8 +64,8 @@ class Costs:
     """What is left to run of a matrix.
 
     Attributes:
-        planned: cells of the matrix that can run.
-        jobs: of the cells without a result, and of the parity gate.
+        planned: number of cells of the matrix that can run.
+        jobs: the jobs left: cells without a result, the parity gate, pinned blocks.
         cluster: the machines.
     """
 
@@ -75,17 +75,17 @@ class Costs:
 
     @property
     def cells(self) -> list[Job]:
-        """The jobs that are cells."""
+        """Return the jobs that are cells."""
         return [job for job in self.jobs if job.cell is not None]
 
     @property
     def one_by_one_s(self) -> float:
-        """Seconds that all jobs of known length take one after another, without Slurm."""
+        """Return the seconds that all jobs of known length take one after another without Slurm."""
         return sum(max(0.0, job.likely_s - SNAKEMAKE_S) for job in self.jobs if job.likely_s)
 
 
 def costs_of(config: Config, root: Path = Path()) -> Costs:
-    """What the cells and parity cases without a result of the present definition and code cost."""
+    """Estimate the costs of the cells and parity cases that have no current result."""
     matrix = [one for one in read_matrix(config, root) if not one.cell.unsupported]
     planned = [one.cell for one in matrix]
     left = [one.cell for one in matrix if not one.metrics or one.stale]
@@ -121,7 +121,7 @@ def _charged(cluster: Cluster, gpus: int) -> int:
 
 
 def _gate(config: Config, root: Path) -> Iterator[Job]:
-    """The parity cases without a current verdict, and an oracle for each of their sizes."""
+    """Yield the parity cases without a current verdict, and one oracle per workload and size."""
     sizes: set[tuple[str, int]] = set()
     for workload in config.matrix.workloads:
         for strategy in config.matrix.strategies:
@@ -155,9 +155,9 @@ def _any_strategy(cell: Cell) -> Kind:
 
 
 def _paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
-    """The median pace in results of any run, by kind of cell.
+    """Return the median pace in results of any run, by kind of cell.
 
-    A result counts where its workload is the same but for the number of images and epochs.
+    A result counts if its workload is the same apart from the number of images and epochs.
     """
     results: dict[Kind, list[Pace]] = {}
     for cell in {_any_strategy(cell): cell for cell in cells}.values():
@@ -178,7 +178,7 @@ def _paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
 
 
 def _alike(one: Cell, other: Cell) -> bool:
-    """Whether a strategy trains both at the same speed, on the same machine."""
+    """Whether a strategy trains both cells at the same speed on the same machine."""
 
     def decides(cell: Cell) -> tuple[object, ...]:
         workload = cell.definition

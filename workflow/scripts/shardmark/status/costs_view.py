@@ -1,4 +1,4 @@
-"""The costs of a matrix as text."""
+"""Show the costs of a matrix as text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from shardmark.time_limits import limit_minutes
 
 
 def lines_of(config: Config, costs: Costs, width: int) -> Iterator[str]:
-    """What is left to run, size by size, and what it costs in sum.
+    """Yield lines with what is left to run, by workload and GPU count, and the total cost.
 
     Args:
         config: the matrix.
-        costs: of it.
-        width: columns there are.
+        costs: its costs.
+        width: number of columns.
     """
     cells = costs.cells
     gate = len(costs.jobs) - len(cells)
@@ -101,7 +101,7 @@ def _rounded(hours: float) -> str:
 
 
 def _table(*rows: tuple[str, ...]) -> Iterator[str]:
-    """The first column to the left, numbers to the right."""
+    """Yield table rows: the first column left-aligned, numbers right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for label, *numbers in rows:
         aligned = [one.rjust(width) for one, width in zip(numbers, widths[1:], strict=True)]

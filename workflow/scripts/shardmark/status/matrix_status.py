@@ -1,6 +1,6 @@
-"""What has become of every cell of a matrix, from its files and from Slurm's queue.
+"""Find the state of every cell of a matrix, from its files and from Slurm's queue.
 
-Reads and asks; trains nothing, locks nothing, and needs no torch.
+This only reads: it trains nothing, locks nothing and imports no torch.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ State = Literal[
     "missing",
 ]
 FAILED = ("oom", "timeout", "diverged", "failed")
-# By plan or by a written rule: nothing is left to do.
+# States that need no further run.
 DONE = ("ok", "suspect", "unsupported")
-# Where Snakemake's executor leaves the logs of its jobs: rule_<rule>/<wildcards>/<job>.log.
+# Snakemake's executor writes its jobs' logs here: rule_<rule>/<wildcards>/<job>.log.
 SLURM_LOGS = Path(".snakemake/slurm_logs")
 
 
 @dataclass(frozen=True)
 class CellStatus:
-    """What has become of one cell.
+    """The state of one cell.
 
     Attributes:
         cell: the cell.
-        state: in a word.
-        detail: why, or how far.
-        job: the number of its Slurm job, where it had one.
-        log: where to read on, relative to the project.
-        left_s: seconds it will take at its present pace.
-        limit_s: seconds until it is ended.
-        images_per_s: its throughput, where it has been measured.
+        state: the state.
+        detail: the reason, or the progress.
+        job: the number of its Slurm job, if it had one.
+        log: the log to read next, relative to the project.
+        left_s: seconds left at its present pace.
+        limit_s: seconds until its time limit ends it.
+        images_per_s: its throughput, if it has been measured.
     """
 
     cell: Cell
@@ -76,15 +76,15 @@ class CellStatus:
 
 @dataclass(frozen=True)
 class MatrixStatus:
-    """What has become of a matrix.
+    """The state of a matrix.
 
     Attributes:
-        cells: in the order of the configuration.
+        cells: the states of its cells, in the order of the configuration.
         controller: which Snakemake runs it, in words.
-        orphans: jobs in Slurm's queue whose controller is known to be gone.
-        others: jobs of this matrix that are no cells.
-        parity: verdicts that leave a strategy's cells out of comparisons.
-        remarks: what could not be asked.
+        orphans: jobs in Slurm's queue whose controller is known to be dead.
+        others: jobs of this matrix that are not cells.
+        parity: verdicts that exclude a strategy's cells from comparisons.
+        remarks: questions that could not be answered, and why.
     """
 
     cells: list[CellStatus]
@@ -96,11 +96,11 @@ class MatrixStatus:
 
 
 def check(status: MatrixStatus) -> tuple[int, str]:
-    """The exit code that a matrix deserves, and why in one line.
+    """Return the exit code for a matrix, and the reason in one line.
 
     Returns:
-        1 where a cell failed or a strategy did not pass the parity gate; else 2 where a cell has no
-        result of the present code and configuration; else 0.
+        1 if a cell failed or a strategy did not pass the parity gate; else 2 if a cell has no
+        result of the current code and configuration; else 0.
     """
     counts: Counter[str] = Counter(cell.state for cell in status.cells)
     bad = {state: counts[state] for state in FAILED if counts[state]}
@@ -113,7 +113,7 @@ def check(status: MatrixStatus) -> tuple[int, str]:
 
 
 def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
-    """Hold every cell's files and its job in Slurm against the configuration as it is now."""
+    """Compare every cell's files and Slurm job with the current configuration."""
     planned = list(cells_of(config))
     queued, remarks = _queue(root, planned)
     jobs = None
@@ -134,7 +134,7 @@ def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
 
 
 def _queue(root: Path, cells: Iterable[Cell]) -> tuple[list[queue.Job] | None, list[str]]:
-    """The jobs of this matrix, None where they cannot be asked for, and why not."""
+    """Return this matrix's jobs (None if they cannot be queried) and remarks that say why not."""
     if not shutil.which("squeue"):
         return None, []
     try:
@@ -145,7 +145,7 @@ def _queue(root: Path, cells: Iterable[Cell]) -> tuple[list[queue.Job] | None, l
 
 
 def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
-    """The state of each cell by its result alone, where it has any."""
+    """Return the state of each cell that has a result, from its result alone."""
     kept = {}
     for one in read_matrix(config, root):
         if one.refusal:
@@ -197,7 +197,7 @@ def _of_cell(
         reason = "ended without a result; the next run starts it again"
         return CellStatus(cell, "interrupted", reason, job, own or log)
     if found.state in ("ok", "suspect") and not (folder / STAMP).exists():
-        # Snakemake makes it anew: what stands there was kept through a rerun that failed.
+        # Snakemake will run it again: this result was kept because a rerun failed.
         failed = folder / "metrics.failed.json"
         why = f"a rerun of it failed; {failed.relative_to(root)}" if failed.exists() else "is owed"
         return CellStatus(cell, "stale", why, found.job, log)
@@ -211,7 +211,7 @@ def _now(
     jobs: Mapping[str, queue.Job] | None,
     found: CellStatus | None,
 ) -> CellStatus | None:
-    """A cell that is running or queued; None where it is neither."""
+    """Return the state of a cell that is running or queued; None if it is neither."""
     scratch = scratch_of(root / cell.folder / "metrics.json")
     owner = owner_of(scratch)
     log = cell.folder / "job.log"
@@ -222,12 +222,12 @@ def _now(
         left = seconds_of(job.left)
         if owner is None or owner["slurm_job_id"] != job.job_id:
             if len(job.comments) > 1:
-                # Of a group, whose cells run one after the other.
+                # The job is a group, whose cells run one after the other.
                 if found is not None and (root / cell.folder / STAMP).exists():
                     return None
                 detail = f"with {len(job.comments) - 1} others in one job, which runs"
                 return CellStatus(cell, "queued", detail, job.job_id, log)
-            # Its first seconds; what is there is of an earlier try.
+            # The job's first seconds: any scratch folder is from an earlier try.
             return CellStatus(cell, "running", "starting", job.job_id, log, limit_s=left)
         number, where = job.job_id, f" on {job.nodes}"
     elif owner is not None and owner["slurm_job_id"] is not None:
@@ -271,7 +271,7 @@ def _job_of(metrics: Metrics) -> str | None:
 
 
 def _last_slurm_log(cell: Cell, root: Path) -> tuple[str | None, Path | None]:
-    """The number and the log of the last Slurm job of a cell."""
+    """Return the number and the log of a cell's last Slurm job."""
     folder = SLURM_LOGS / f"rule_{TRAIN}" / "_".join(_wildcards(cell))
     logs = [path for path in (root / folder).glob("*.log") if path.stem.isdigit()]
     if not logs:
@@ -300,7 +300,7 @@ def _failed_parity(config: Config, root: Path) -> Iterator[str]:
 
 
 def seconds_of(left: str) -> float | None:
-    """Slurm's ``[days-][hours:]minutes:seconds`` in seconds; None for UNLIMITED and the like."""
+    """Convert Slurm's ``[days-][hours:]minutes:seconds`` to seconds; None for UNLIMITED etc."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", left)
     if found is None:
         return None

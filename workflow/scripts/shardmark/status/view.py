@@ -1,9 +1,8 @@
-"""The state of a matrix as text: a grid of cells, then the cells that failed and those that run.
+"""Show the state of a matrix as text: a grid of cells, then the failed and the running cells.
 
-Cells that wait and cells that a validity rule marks are only counted: there may be hundreds. No
-line is wider than the terminal but a path, which stays in one piece so that it can be copied. In a
-terminal the grid has symbols and colours; no state differs by its colour alone. Elsewhere it is
-plain ASCII.
+Queued, suspect and stale cells are only counted, since there may be hundreds. No line is wider than
+the terminal, except a path, which stays in one piece so that it can be copied. In a terminal the
+grid has symbols and colours, and no two states differ only in colour. Elsewhere it is plain ASCII.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ LOOKS: dict[State, Look] = {
     "unsupported": Look("-", "–", DIM),
     "missing": Look(".", "·", DIM),
 }
-# What is listed cell by cell, in this order.
+# Cells in these states are listed one by one, in this order.
 LISTED: tuple[State, ...] = (
     *FAILED,  # type: ignore[assignment]
     "interrupted",
@@ -65,14 +64,14 @@ class View:
 
     Args:
         terminal: whether to use symbols and colours.
-        width: columns there are.
+        width: number of columns.
     """
 
     def __init__(self, *, terminal: bool, width: int) -> None:
         self.terminal, self.width = terminal, width
 
     def lines(self, config: Config, status: MatrixStatus) -> Iterator[str]:
-        """The whole view."""
+        """Yield the lines of the whole view."""
         counts = Counter(one.state for one in status.cells)
         states = [state for state in LOOKS if counts[state]]
         listed = ", ".join(f"{counts[state]} {state}" for state in states)
@@ -99,7 +98,7 @@ class View:
                 yield from self._entry(one)
 
     def _grid(self, config: Config, workload: str, statuses: Sequence[CellStatus]) -> Iterator[str]:
-        """Strategies down, GPU counts and seeds across; broken where the width ends."""
+        """Yield the grid: strategies down, GPU counts and seeds across, in parts that fit."""
         matrix = config.matrix
         mine = [one for one in statuses if one.cell.workload == workload]
         marks = {
@@ -135,7 +134,7 @@ class View:
                 yield _line(strategy, names, columns)
 
     def _entry(self, one: CellStatus) -> Iterator[str]:
-        """One cell: its state, name and job, what there is to say, where to read on."""
+        """Yield the lines of one cell: its state, name, job and details, and its log."""
         job = f"job {one.job}" if one.job else ""
         said = [one.detail]
         if one.left_s is not None:
@@ -171,7 +170,7 @@ class View:
 
 
 def _counted(cells: Iterable[CellStatus]) -> Iterator[str]:
-    """What is not listed cell by cell: how many cells, for which reasons."""
+    """Count, by reason, the cells that are not listed one by one."""
     for state, why in (
         ("queued", "Slurm's reasons"),
         ("suspect", "the first rule that marks each"),
@@ -203,7 +202,7 @@ def _remarks(status: MatrixStatus) -> Iterator[str]:
 
 
 def _median_speeds(statuses: Iterable[CellStatus]) -> dict[tuple[str, int], str]:
-    """By strategy and GPU count, as the grid prints it."""
+    """Return the median throughput by strategy and GPU count, as the grid prints it."""
     speeds: dict[tuple[str, int], list[float]] = {}
     for one in statuses:
         if one.images_per_s is not None:
@@ -216,7 +215,7 @@ def _line(label: str, width: int, columns: Iterable[str]) -> str:
 
 
 def _parts(items: Iterable[T], width_of: Callable[[T], int], room: int) -> Iterator[list[T]]:
-    """The items that fit beside each other, and at least one."""
+    """Split items into parts that fit beside each other; each part has at least one item."""
     part: list[T] = []
     for item in items:
         if part and sum(width_of(one) + len(GAP) for one in (*part, item)) > room + len(GAP):
