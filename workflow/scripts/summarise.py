@@ -17,7 +17,7 @@ from shardmark.results.table_checksums import record_checksums
 
 @one_message
 def main() -> None:
-    """Summarise the table of the command line."""
+    """Summarise the table named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of cells.csv")
     parser.add_argument("--baseline", required=True, help="strategy to divide throughputs by")
