@@ -1,4 +1,4 @@
-"""Gather every result of a matrix into tables, the only ones that later steps read."""
+"""Collect every result of a matrix into tables, which all later steps read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMED = 5
 
 
 def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
-    """How many cells have a result, and which ones have none or one of earlier code.
+    """Say how many cells have a result, and which have none or one made by earlier code.
 
     Raises:
         UserError: if no cell has a result.
@@ -41,7 +41,7 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
 
 @one_message
 def main() -> None:
-    """Collect the matrix of the command line."""
+    """Collect the matrix named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--tables", type=Path, required=True, help="folder to write to")

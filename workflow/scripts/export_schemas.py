@@ -1,4 +1,4 @@
-"""Write what derives from the pydantic models: JSON Schemas, config/README.md's table, docs/."""
+"""Generate files from the pydantic models: JSON Schemas, config/README.md's table, docs/."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ HEAD = "| key | allowed | default | meaning |\n|---|---|---|---|"
 
 
 def schemas() -> dict[Path, str]:
-    """Every schema's file, relative to the project, and its text."""
+    """Return the text of every schema by its file, relative to the project."""
     known = {name: _schema(model) for name, model in MODELS.items()}
-    # An overlay names the keys that it changes, and null takes a key away.
+    # An overlay contains only the keys that it changes; null removes a key.
     known["overlay"] = _without_required(known["config"])
     return {
         Path("workflow/schemas", f"{name}.schema.json"): json.dumps(
@@ -45,7 +45,7 @@ def schemas() -> dict[Path, str]:
 
 
 def _without_required(schema: Any) -> Any:
-    """A schema in which every key is optional."""
+    """Return a schema in which every key is optional."""
     if isinstance(schema, list):
         return [_without_required(part) for part in schema]
     if not isinstance(schema, dict):
@@ -62,7 +62,7 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def reference() -> str:
-    """The generated part of config/README.md."""
+    """Return the generated part of config/README.md."""
     keys = "\n".join(_rows(Config, ""))
     parts = [BEGIN, "", "## Every key", "", HEAD, keys, "", "## Options of a variant", ""]
     parts += ["`variants.<name>: {base: <strategy>, <option>: <value>, ...}`", ""]
@@ -73,7 +73,7 @@ def reference() -> str:
 
 
 def _options() -> Iterator[tuple[str, type[BaseModel]]]:
-    """Each model of options with the strategies that share it."""
+    """Yield each model of options with the strategies that share it."""
     shared: dict[type[BaseModel], list[str]] = {}
     for name, strategy in STRATEGIES.items():
         shared.setdefault(strategy.options, []).append(name)
@@ -92,7 +92,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _section_of(field: FieldInfo) -> tuple[type[BaseModel] | None, bool]:
-    """The section a key opens, if it does, and whether the user names its entries."""
+    """Return the section that a key contains, if any, and whether the user names its entries."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind, kind is not field.annotation
@@ -114,7 +114,7 @@ def _yaml(value: object) -> str:
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """A JSON Schema of one value, in words."""
+    """Describe the JSON Schema of one value in words."""
     if "anyOf" in schema:
         return " or ".join(_allowed(part) for part in schema["anyOf"])
     if "enum" in schema:
@@ -135,7 +135,7 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all generated files."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     for path, text in schemas().items():
         (ROOT / path).write_text(text)

@@ -13,7 +13,7 @@ from shardmark.statistics.findings import read_findings
 
 @one_message
 def main() -> None:
-    """Write the tables of the command line's folder."""
+    """Write the tables of the folder named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     folder = parser.parse_args().tables

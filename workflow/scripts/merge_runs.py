@@ -2,11 +2,11 @@
 
     python workflow/scripts/merge_runs.py --into results/joined results/monday results/tuesday
 
-The cells are copied to results/joined/, each counted once; the sets are left as they are. What
-speaks against a merge is named, and nothing is written: a workload, strategy or GPU count that does
-not mean the same in all sets, or a cell with different results. `snakemake report` with a
-configuration whose `run` is joined then makes their one report; what such an overlay says is
-printed.
+This copies the cells to results/joined/, each once, and does not change the sets. If the sets
+conflict, it names the conflicts and writes nothing: a workload, strategy or GPU count that does not
+mean the same in all sets, or a cell with different results. To make one report of the merged sets,
+run `snakemake report` with a configuration whose `run` is joined; this script prints such an
+overlay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMED = 5
 
 
 def summary(merged: Merged, sets: int, folder: Path) -> str:
-    """What was merged, in a few lines."""
+    """Return a few lines about what was merged."""
     lines = [f"{len(merged.results)} cells of {sets} sets are in {folder}"]
     for title, texts in (
         ("counted once, though in several sets", merged.duplicates),
@@ -52,7 +52,7 @@ def summary(merged: Merged, sets: int, folder: Path) -> str:
 
 
 def check_run_name(name: str) -> None:
-    """See that a folder's name can be the name of a run.
+    """Check that a folder's name can be the name of a run.
 
     Raises:
         UserError: if it cannot.
@@ -66,7 +66,7 @@ def check_run_name(name: str) -> None:
 
 @one_message
 def main() -> None:
-    """Merge the result sets of the command line."""
+    """Merge the result sets named on the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

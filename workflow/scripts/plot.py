@@ -18,10 +18,10 @@ from shardmark.statistics.findings import read_findings
 
 
 def draw_all(data: Data, paths: Iterable[Path]) -> dict[str, str]:
-    """Draw and write each figure in the formats asked for.
+    """Draw each figure and write it in the requested formats.
 
     Returns:
-        By name, why a figure could not be drawn. The reason is written in its place.
+        By name, why a figure could not be drawn. Its file contains the reason instead.
     """
     not_drawn = {}
     figures = {}
@@ -39,7 +39,7 @@ def draw_all(data: Data, paths: Iterable[Path]) -> dict[str, str]:
 
 @one_message
 def main() -> None:
-    """Draw what the command line names."""
+    """Draw the figures named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--workload", required=True, help="name of the workload")

@@ -1,4 +1,4 @@
-"""Write the report: one page that needs nothing beside it."""
+"""Write the report as one self-contained page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shardmark.statistics.findings import read_findings
 
 
 def render(template: Path, context: dict[str, object]) -> str:
-    """The template filled in; every text is escaped, and an unknown name is an error."""
+    """Fill in the template; all text is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
         autoescape=True,
@@ -29,7 +29,7 @@ def render(template: Path, context: dict[str, object]) -> str:
 
 @one_message
 def main() -> None:
-    """Write the page of the command line."""
+    """Write the page named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder of the run")
     parser.add_argument("--margin", type=float, required=True, help="of equivalence, as a share")

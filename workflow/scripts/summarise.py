@@ -18,7 +18,7 @@ from shardmark.statistics.comparison_rows import ComparisonRow
 
 @one_message
 def main() -> None:
-    """Summarise the table of the command line."""
+    """Summarise the table named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--tables", type=Path, required=True, help="folder of cells.csv and comparisons.csv"

@@ -1,1 +1,1 @@
-"""The library the workflow's scripts share; imported from beside them, no install step."""
+"""The library that the workflow's scripts share. It lies beside them, so nothing is installed."""

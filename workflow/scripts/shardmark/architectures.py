@@ -1,14 +1,14 @@
-"""The models a workload may name, and the module that is one shard unit in each.
+"""The models that a workload may name, and the module class that is one shard unit in each.
 
-Free of torch, so that a configuration is checked without importing it; a test holds the names
-against torchvision's own list.
+This module does not import torch, so that a configuration can be checked without it. A test
+compares the names with torchvision's own list.
 """
 
 from __future__ import annotations
 
-# Fully sharded strategies gather one unit at a time. Without a unit per block they gather the
-# whole model at once: no memory saved and nothing to overlap. So a model without known blocks
-# is not offered.
+# Fully sharded strategies gather one unit at a time. Without a unit per block they would gather
+# the whole model at once, which saves no memory and overlaps nothing. So models without known
+# blocks are not offered.
 _BLOCKS = {
     "BasicBlock": ["resnet18", "resnet34"],
     "Bottleneck": [
@@ -26,8 +26,8 @@ _BLOCKS = {
     "SwinTransformerBlock": ["swin_t", "swin_s", "swin_b"],
 }
 
-# He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2: depth 6n + 2 on
-# 32 px images, widths 16, 32, 64. resnet8 (n = 1) is this family's smallest member.
+# n by name. He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2: depth
+# 6n + 2 on 32 px images, widths 16, 32, 64. resnet8 (n = 1) is the smallest of this family.
 CIFAR_RESNETS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
 
 BLOCK_OF_MODEL: dict[str, str] = {
@@ -37,7 +37,7 @@ BLOCK_OF_MODEL: dict[str, str] = {
 MODELS: tuple[str, ...] = tuple(BLOCK_OF_MODEL)
 
 
-# Families of torchvision whose models are not offered, by the first letters of their names.
+# Prefixes of torchvision models that are not offered.
 _OTHER_FAMILIES = (
     "alexnet",
     "densenet",
@@ -54,29 +54,29 @@ _OTHER_FAMILIES = (
     "vgg",
 )
 
-# Smaller images vanish on the way: ConvNeXt halves their side five times.
+# Smaller images would shrink to nothing: ConvNeXt halves their side five times.
 _SMALLEST_PX = {"CNBlock": 32}
 
 
 def has_no_known_blocks(model: str) -> bool:
-    """Whether torchvision has the model, and shardmark does not know its blocks."""
+    """Whether torchvision has the model but shardmark does not know its blocks."""
     return model not in BLOCK_OF_MODEL and model.startswith(_OTHER_FAMILIES)
 
 
 def smallest_image_px(model: str) -> int:
-    """The side of the smallest image that the model can take."""
+    """Return the side of the smallest image that the model accepts, px."""
     return _SMALLEST_PX.get(BLOCK_OF_MODEL[model], 1)
 
 
 def is_resnet(model: str) -> bool:
-    """Whether the model has ResNet's stem, which has a form of its own for 32 px images."""
+    """Whether the model has ResNet's stem, which has a special form for 32 px images."""
     return BLOCK_OF_MODEL[model] in ("BasicBlock", "Bottleneck")
 
 
-# Their micro-batches need two images: a batch of one has no variance.
+# Batch-norm needs micro-batches of at least two images: a batch of one has no variance.
 WITH_BATCH_NORM = set(filter(is_resnet, MODELS))
 
 
 def is_vit(model: str) -> bool:
-    """Whether the model is a torchvision VisionTransformer, which is told its image size."""
+    """Whether the model is a torchvision VisionTransformer, which needs the image size."""
     return BLOCK_OF_MODEL[model] == "EncoderBlock"

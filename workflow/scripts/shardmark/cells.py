@@ -1,4 +1,4 @@
-"""A cell: one strategy, GPU count and seed of one workload, with all that defines it."""
+"""A cell: one strategy, GPU count and seed of one workload, with everything that defines it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shardmark.strategies import STRATEGIES, Place
 
 
 class Cell(Section):
-    """Everything one job needs to know, and everything that can change its result."""
+    """Everything that one job needs to know and that can change its result."""
 
     run: RunName
     workload: Name
@@ -60,14 +60,14 @@ class Cell(Section):
 
     @property
     def folder(self) -> Path:
-        """Where the results of the cell stand, relative to the project."""
+        """Folder of the cell's results, relative to the project."""
         return Path("results", self.run, self.workload, self.strategy) / (
             f"gpus{self.gpus}/seed{self.seed}"
         )
 
     @property
     def title(self) -> str:
-        """The cell in one line of a message."""
+        """The cell's name in messages, on one line."""
         return f"{self.workload} {self.strategy} gpus{self.gpus} seed{self.seed}"
 
     @property
@@ -82,7 +82,7 @@ class Cell(Section):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps; the ragged last batch is dropped."""
+        """Optimizer steps per epoch; the incomplete last batch is dropped."""
         return self.definition.train_images // self.global_batch_size
 
     @property
@@ -99,15 +99,15 @@ class Cell(Section):
         return STRATEGIES[self.base].why_unsupported(self.options, place)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what defines the result; where its data lie does not."""
+        """SHA-256 over what defines the result; the folder of the data does not."""
         return _sha256(self.defining())
 
     def defining(self) -> dict[str, Any]:
-        """What defines the result.
+        """The fields that define the result.
 
-        Another module, network interface or image may be another speed, so they do; a site that
-        names none is left out, as in the results from before there were sites. A secret opens
-        something and changes no speed.
+        The site's modules, network interface and container image are included, because they can
+        change the speed. An empty site is left out, because older results have none. Secrets are
+        left out: they grant access but do not change the speed.
         """
         unnamed = self.site.model_copy(update={"secret_environment": []}) == CellSite()
         site: Any = True if unnamed else {"secret_environment"}
@@ -115,11 +115,11 @@ class Cell(Section):
 
 
 def recorded_fingerprint(cell: Cell, raw: Mapping[str, Any]) -> str:
-    """The fingerprint that a cell had when its result was written.
+    """Return the fingerprint that a cell had when its result was written.
 
     Args:
         cell: the cell.
-        raw: the cell as the result's file has it. A field that it lacks was not there then.
+        raw: the cell as stored in the result's file. Fields missing there did not exist yet.
     """
     return _sha256(_recorded(cell.defining(), raw))
 
@@ -137,7 +137,7 @@ def _sha256(defining: dict[str, Any]) -> str:
 
 
 def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) -> Cell:
-    """The cell that the configuration defines under these names."""
+    """Return the cell that the configuration defines under these names."""
     definition = config.workloads[workload]
     base, options = base_and_options(config, strategy)
     batch = definition.batch
@@ -165,7 +165,7 @@ def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) 
 
 
 def cells_of(config: Config) -> Iterator[Cell]:
-    """Every cell of the matrix, in the order of the configuration."""
+    """Yield every cell of the matrix, in the order of the configuration."""
     matrix = config.matrix
     for workload in matrix.workloads:
         for strategy in matrix.strategies:
@@ -175,10 +175,10 @@ def cells_of(config: Config) -> Iterator[Cell]:
 
 
 def start_order(config: Config) -> dict[tuple[str, str, int, int], int]:
-    """The planned place of each (workload, strategy, gpus, seed): 0 starts first.
+    """Return the planned place of each (workload, strategy, gpus, seed): 0 starts first.
 
-    GPU counts descend; within a block (workload, seed, GPU count) the strategies are shuffled from
-    ``order_seed``, so that a drift of the machine does not fall on one of them.
+    GPU counts descend. Within a block (workload, seed, GPU count) the strategies are shuffled with
+    ``order_seed``, so that a drift of the machine does not always hit the same strategy.
     """
     matrix = config.matrix
     order: dict[tuple[str, str, int, int], int] = {}
@@ -200,16 +200,16 @@ class ParityCase(Section):
 
     @property
     def file(self) -> Path:
-        """Where the verdict stands, relative to the project."""
+        """File of the verdict, relative to the project."""
         cell = self.cell
         return Path("results", cell.run, "parity", cell.workload, cell.strategy) / (
             f"ranks{cell.gpus}.json"
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over what defines the verdict; what the run is called and where data lie do not.
+        """SHA-256 over what defines the verdict, without the run's name and the folder of the data.
 
-        So a verdict stays one on the same case in a run that is merged from others.
+        So a verdict stays valid for the same case in a run that is merged from others.
         """
         cell = {name: value for name, value in self.cell.defining().items() if name != "run"}
         gate = self.gate.model_dump(mode="json", by_alias=True)
@@ -217,7 +217,7 @@ class ParityCase(Section):
 
 
 def parity_case(config: Config, workload: str, strategy: str, ranks: int) -> ParityCase:
-    """The gate's case for the cells of a workload, strategy and GPU count."""
+    """Return the gate's case for the cells of a workload, strategy and GPU count."""
     return ParityCase(
         cell=cell_of(config, workload, strategy, ranks, config.parity.seed), gate=config.parity
     )

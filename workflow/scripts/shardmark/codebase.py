@@ -1,8 +1,9 @@
 """Which source files a result depends on, and one checksum over them.
 
 A cell must run again when code that can affect it was edited, and only then. Time stamps cannot
-say that (a checkout or a copy touches files), so the workflow hands each job the checksum of its
-code as a parameter. Free of torch: the planner computes it for every cell.
+show that (a checkout or a copy changes them), so the workflow passes each job the checksum of its
+code as a parameter. This module does not import torch: the planner computes the checksum for every
+cell.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from shardmark.strategies import STRATEGIES
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 PACKAGE = "shardmark"
-# Beside a cell's result: the checksum of the code that made it, gone where the cell is owed a run.
+# File beside a cell's result with the checksum of the code that made it; it is missing if the cell
+# must run again.
 STAMP = "code.sha256"
 
 
 def sources(script: Path) -> list[Path]:
-    """A script and all of the library and of the scripts that it imports, directly or not.
+    """Return a script and all library files and scripts that it imports, directly or indirectly.
 
-    Imports inside functions count: they are late, not optional.
+    Imports inside functions count: they are late but not optional.
 
     Args:
         script: a file in the folder of the workflow's scripts.
@@ -53,14 +55,14 @@ def _closure(script: Path) -> frozenset[Path]:
 
 @functools.cache
 def _imported(path: Path) -> frozenset[Path]:
-    """The library's files, and the scripts, that one file imports."""
+    """Return the library files and scripts that one file imports."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            # ``from shardmark import cells`` names a module where ``from shardmark.cells import
-            # Cell`` names an attribute; a file exists for the first only.
+            # ``from shardmark import cells`` imports a module, ``from shardmark.cells import Cell``
+            # an attribute. Only the module has a file.
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     files: set[Path] = set()
     for module in modules:
@@ -78,9 +80,9 @@ def _content_sha256(path: Path) -> bytes:
 
 
 def code_sha256(paths: Iterable[Path]) -> str:
-    """SHA-256 over the names (relative to the scripts' folder) and contents of files.
+    """Return the SHA-256 over the names (relative to the scripts' folder) and contents of files.
 
-    A file is read once in a process: the checksum is of the code as it was when first asked for.
+    Each file is read once per process, so later edits do not change the checksum.
     """
     digest = hashlib.sha256()
     for path in sorted(set(paths)):
@@ -91,16 +93,16 @@ def code_sha256(paths: Iterable[Path]) -> str:
 
 
 def code_of_cell(cell: Cell) -> list[Path]:
-    """The code that can change a cell's result: the launcher's and its training script's."""
+    """Return the code that can change a cell's result: the launcher's and the training script's."""
     return _with_training(cell, "run_cell.py")
 
 
 def code_of_parity(case: ParityCase) -> list[Path]:
-    """The code that can change a verdict of the parity gate, the oracle's left out."""
+    """Return the code that can change a verdict of the parity gate, without the oracle's."""
     return _with_training(case.cell, "run_parity.py")
 
 
 def _with_training(cell: Cell, script: str) -> list[Path]:
-    # The training script is launched by its name, which no import shows.
+    # The training script is launched by its name, so no import refers to it.
     training = SCRIPTS / STRATEGIES[cell.base].script
     return sorted({*sources(SCRIPTS / script), *sources(training)})

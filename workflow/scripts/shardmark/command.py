@@ -1,4 +1,4 @@
-"""The main function of a script."""
+"""Wrap the main function of a script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardmark.errors import UserError
 
 
 def one_message(main: Callable[[], None]) -> Callable[[], None]:
-    """Let a script end with one message and exit status 1 for an error that a user can mend."""
+    """Turn an error that the user can fix into one message and exit status 1."""
 
     @functools.wraps(main)
     def command() -> None:

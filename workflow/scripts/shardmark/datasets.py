@@ -14,17 +14,17 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """Everything about one data set that is not the same for all.
+    """Everything that is specific to one data set.
 
     Attributes:
-        train_images: number of training images, of generated ones unless the workload says another.
-        test_images: likewise.
+        train_images: number of training images; for a generated set, the workload can change it.
+        test_images: number of test images, likewise.
         classes: number of classes; None if the workload chooses it.
-        mean: of each channel over the training images, in units of the full range.
+        mean: mean of each channel over the training images, in units of the full range.
         std: standard deviation, likewise.
-        torchvision_name: its class in ``torchvision.datasets``, which has the layout of CIFAR10's;
-            None for images that are generated.
-        side: of its images, px; None for images that are generated at the size the model sees.
+        torchvision_name: its class in ``torchvision.datasets``, which must have the layout of
+            CIFAR10; None for generated images.
+        side: side of its images, px; None for images generated at the size that the model sees.
     """
 
     train_images: int
@@ -37,7 +37,7 @@ class DatasetRecord:
 
     @property
     def generated(self) -> bool:
-        """Whether there are no files of it."""
+        """Whether its images are generated, so that it has no files."""
         return self.torchvision_name is None
 
 
@@ -60,7 +60,7 @@ DATASETS: dict[DatasetName, DatasetRecord] = {
         torchvision_name="CIFAR100",
         side=32,
     ),
-    # Drawn around one half.
+    # Generated pixel values are centred on one half.
     "synthetic": DatasetRecord(
         train_images=4096,
         test_images=1024,
@@ -69,5 +69,5 @@ DATASETS: dict[DatasetName, DatasetRecord] = {
         std=(0.25, 0.25, 0.25),
     ),
 }
-# Those with files to fetch.
+# Data sets with files to fetch.
 FETCHED = tuple(name for name, record in DATASETS.items() if not record.generated)

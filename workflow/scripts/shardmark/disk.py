@@ -1,4 +1,4 @@
-"""Disks that take no more files: full, over a quota, read-only, or another user's."""
+"""Detect disks that accept no more files: full, over quota, read-only, or another user's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardmark.errors import UserError
 
-# What an OSError says where a file system, or a user's share of it, is full.
+# Error numbers for a full file system and an exceeded quota.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _ADVICE = {
     errno.ENOSPC: "make room and give the same command again",
@@ -24,14 +24,14 @@ _ADVICE = {
     errno.EROFS: "shardmark must be able to write there",
     errno.EACCES: "shardmark must be able to read and write there",
 }
-# A cell leaves about this much at the least.
+# A cell writes at least about this much.
 ROOM_BYTES = 2**20
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an exception, or one that led to it, comes from a full disk.
+    """Whether an exception, or one that caused it, comes from a full disk.
 
-    Compilers and libraries wrap the OSError in an exception of their own, or keep its text alone.
+    Compilers and libraries wrap the OSError in their own exception, or keep only its text.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
@@ -44,18 +44,18 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def disk_errors_explained(writing: Path | None = None) -> Iterator[None]:
-    """Turn an OSError of a disk into an error for the user, with the path and what to do.
+    """Turn an OSError about a disk into a UserError that names the path and what to do.
 
     Args:
-        writing: the path to name; without one, that of the error.
+        writing: the path to name; without it, the path of the OSError.
 
     Raises:
-        UserError: in the place of such an error.
+        UserError: in place of such an OSError.
     """
     try:
         yield
     except OSError as error:
-        # Of a copy, the second file is the one that was written.
+        # When copying, the second file is the one that was written.
         path = writing or error.filename2 or error.filename
         advice = _ADVICE.get(error.errno or 0)
         if advice is None or (path is None and error.errno not in FULL):
@@ -65,14 +65,14 @@ def disk_errors_explained(writing: Path | None = None) -> Iterator[None]:
 
 
 def why_no_folder(path: Path) -> str:
-    """What is in the place of a folder that may also be missing; empty if nothing is."""
+    """Return what occupies a folder's path instead of it; empty if it exists or can be made."""
     if os.path.lexists(path) and not path.is_dir():
         return f"{path}: is no folder, or a link that leads to none; move it away"
     return ""
 
 
 def why_no_room(folder: Path) -> str:
-    """Why a folder takes no more files, and what to do; empty if it does."""
+    """Return why a folder accepts no more files, and what to do; empty if it does."""
     try:
         require_room(folder)
     except UserError as error:
@@ -81,17 +81,17 @@ def why_no_room(folder: Path) -> str:
 
 
 def require_room(folder: Path) -> None:
-    """See that a folder takes another file; it is made where it is missing.
+    """Check that a folder accepts another file; create the folder if it is missing.
 
-    The free space that a file system reports says nothing about a quota, so a file is written.
+    A file system's free space says nothing about a quota, so this writes a file.
 
     Raises:
-        UserError: if it does not.
+        UserError: if the folder accepts no file.
     """
     with disk_errors_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(ROOM_BYTES))
             file.flush()
-            # A file server may report a full disk no earlier.
+            # A file server may not report a full disk before this.
             os.fsync(file.fileno())

@@ -1,6 +1,6 @@
-"""The settings a training really ran with, read back from it; what the certificate compares.
+"""The settings that a training really ran with, read back from it for the certificate.
 
-Free of torch: the aggregation reads it.
+This module does not import torch, because the aggregation uses it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from shardmark.config.schema import Record
 from shardmark.config.values import Amount, Total
 
-# Kinds of collectives: those that bring parameters together, those that sum gradients.
+# Kinds of collectives: GATHERS gather parameters, REDUCTIONS reduce gradients.
 GATHERS = ("all_gather", "broadcast")
 REDUCTIONS = ("all_reduce", "reduce_scatter", "reduce")
 
@@ -18,7 +18,7 @@ REDUCTIONS = ("all_reduce", "reduce_scatter", "reduce")
 class Collective(Record):
     """The collectives of one kind and data type in one optimizer step of one rank.
 
-    ``bytes`` is the larger of what a call takes and gives, as nccl-tests count it: the whole tensor
+    ``bytes`` is the larger of a call's input and output, as nccl-tests count it: the whole tensor
     for an all-reduce, the gathered one for an all-gather, the unreduced one for a reduce-scatter.
     """
 
@@ -29,13 +29,13 @@ class Collective(Record):
 
 
 class EffectiveConfig(Record):
-    """One strategy's settings, from its live objects and from one observed step.
+    """One strategy's settings, read from its live objects and from one observed step.
 
-    Data types are sorted lists of what was seen, empty where nothing of the kind was. Compute is
-    what convolutions and linear layers gave; gather and reduction are collectives of more than one
-    floating-point number; gradients are the optimizer's, as it stepped. ``loader_workers`` are
-    those of one replica. ``unit_parameters`` counts the parameters in the workload's shard units;
-    null in results from before it was counted.
+    Data types are sorted lists of those observed, empty if there were none. Compute types are those
+    of the outputs of convolutions and linear layers. Gather and reduction types are those of
+    collectives of more than one floating-point number. Gradient types are those that the optimizer
+    used in its step. ``loader_workers`` counts those of one replica. ``unit_parameters`` counts the
+    parameters in the workload's shard units; null in older results, which did not record it.
     """
 
     wrapper: str
@@ -74,5 +74,5 @@ class EffectiveConfig(Record):
     own: dict[str, Any]
 
     def bytes_of(self, kinds: tuple[str, ...]) -> int:
-        """Bytes that the observed step moved in collectives of these kinds."""
+        """Return the bytes that the observed step moved in collectives of these kinds."""
         return sum(one.bytes for one in self.collectives if one.kind in kinds)

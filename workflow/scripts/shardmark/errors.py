@@ -1,4 +1,4 @@
-"""The errors a user can cause. They are shown as one message, never as a traceback."""
+"""Errors that a user can cause. They appear as one message, never as a traceback."""
 
 from shardmark.escaping import for_terminal
 
@@ -7,9 +7,9 @@ class UserError(Exception):
     """What was wrong, where (config path or cell), and what to do about it."""
 
     def __str__(self) -> str:
-        """The message, in which names and values may come from files of others."""
+        """The message, escaped: it may contain names and values from other people's files."""
         return for_terminal(super().__str__())
 
 
 class ConfigError(UserError):
-    """One or more mistakes in the configuration; the message lists every one by its path."""
+    """One or more mistakes in the configuration; the message lists each one with its path."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``path`` at the end, or is removed.
+    """Yield a file to write that replaces ``path`` at the end, or is removed after an error.
 
-    A reader, or a crash, sees the old file or the new one.
+    Even after a crash, ``path`` is either the old file or the new one.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -20,18 +20,18 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        # A write that fails does not know the name of its file.
+        # The error of a failed write does not contain the file's name.
         if error.filename in (None, str(partial)):
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        # On a read-only file system even the removal of a missing file fails.
+        # On a read-only file system, even removing a missing file fails.
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all."""
+    """Write ``text`` to ``path`` atomically."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -1,6 +1,6 @@
-"""metrics.json: one file for every outcome of a cell, and for the parity gate's.
+"""metrics.json: the result of a cell, whatever its outcome, and the result of the parity gate.
 
-Units are in the names. What was not measured is null, never 0.
+Names contain units. A value that was not measured is null, never 0.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from shardmark.errors import UserError
 from shardmark.escaping import for_terminal
 
 SCHEMA_VERSION = 1
-# Our own files are nested seven deep. Far deeper ones exhaust the stack of what writes them again.
+# Our own files have seven levels. Much deeper nesting would exhaust the stack when written again.
 DEEPEST = 30
 T = TypeVar("T", bound=Record)
 Status = Literal["ok", "oom", "timeout", "diverged", "failed", "unsupported"]
 Bound = Literal["compute", "memory"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-# NaN and infinity are results too; JSON has them as text.
+# NaN and infinity are results too; JSON stores them as text.
 MaybeInfinite = Annotated[float, Field(strict=False)]
-# A list in JSON.
+# JSON stores it as a list.
 Interval = Annotated[tuple[Change, Change], Field(strict=False)]
-# What lies beside a metrics.json and belongs to it.
+# Files in the folder of a metrics.json that belong to it.
 SIDE_FILES = ("steps.csv", "telemetry*.csv")
 
 
@@ -44,7 +44,7 @@ class Failure(Record):
 
     @classmethod
     def plain(cls, reason: str) -> Failure:
-        """A failure that no rank's exception tells of."""
+        """Return a failure that no rank's exception describes."""
         return cls(phase=None, rank=None, exception=reason, log_tail=[])
 
 
@@ -56,7 +56,7 @@ class Loss(Record):
 
 
 class Accuracy(Record):
-    """Share of the test images classified rightly, with replica 0's batch-norm statistics."""
+    """Share of test images classified correctly, with replica 0's batch-norm statistics."""
 
     per_epoch: list[Share]
     final: Share | None
@@ -65,8 +65,8 @@ class Accuracy(Record):
 class Times(Record):
     """Wall-clock seconds on rank 0, from the launch to the end of the last process.
 
-    They share out ``total_s`` without overlap, but for three that are parts of others: the first
-    step of the training, and the warm-up and the steady state of the measurement.
+    The values add up to ``total_s``, except for three that are parts of others: the first step
+    belongs to the training, and the warm-up and the steady state belong to the measurement.
     """
 
     imports_s: Amount | None = None
@@ -89,8 +89,8 @@ class Times(Record):
 
 
 class Windows(Record):
-    """Begin and end of the steady window and of each evaluation on rank 0, s on the monotonic clock
-    of its node, which telemetry.csv has too.
+    """Begin and end of the steady window and of each evaluation on rank 0, in seconds on the
+    monotonic clock of its node, which telemetry.csv uses too.
     """
 
     steady_monotonic_s: Interval
@@ -98,10 +98,10 @@ class Windows(Record):
 
 
 class Throughput(Record):
-    """Steady state: uninterrupted steps after the training, the slowest rank's.
+    """Steady state: uninterrupted steps after the training, on the slowest rank.
 
-    ``drift_pct`` is how much slower the last third of the steps is than the first; null where there
-    are too few steps to say. ``gc_collections`` counts what Python's garbage collector did in the
+    ``drift_pct`` is how much slower the last third of the steps is than the first; null if there
+    are too few steps. ``gc_collections`` counts collections by Python's garbage collector in the
     window, on all ranks together.
     """
 
@@ -122,10 +122,11 @@ class Throughput(Record):
 
 
 class Probe(Record):
-    """What one device did in a short probe before the cell trained.
+    """Speed of one device in a short probe before the training.
 
-    A dense matrix product in the workload's precision, a copy within the device (bytes read and
-    written), and an all-reduce of the whole cell (bus bandwidth); null for one process.
+    The probe runs a dense matrix product in the workload's precision, a copy within the device
+    (bytes read plus written), and an all-reduce over the whole cell (bus bandwidth; null for one
+    process).
     """
 
     device: Total
@@ -136,10 +137,10 @@ class Probe(Record):
 
 
 class Roofs(Record):
-    """What one GPU achieves against the peaks that its cell's probe measured.
+    """What one GPU achieves compared with the peaks that the cell's probe measured.
 
-    Bytes are those that operations read and write if nothing is cached or fused; null where not all
-    operations could be seen (DataParallel's replicas run in threads).
+    Bytes are those that operations read and write if nothing is cached or fused; null if not all
+    operations could be observed (DataParallel's replicas run in threads).
     """
 
     flops_per_image: Total
@@ -157,10 +158,10 @@ class Roofs(Record):
 
 
 class StepSplit(Record):
-    """Where one rank's step goes, ms: mean of a few profiled steps, none of them timed.
+    """How one rank's step time splits up, ms: mean of a few profiled steps outside the window.
 
-    Compute, exposed communication, data and host gaps add up to the step. Communication is all of
-    it, what compute hides included.
+    Compute, exposed communication, data and host gaps add up to the step.
+    ``communication_ms`` includes communication that overlaps with compute.
     """
 
     rank: Total
@@ -174,17 +175,17 @@ class StepSplit(Record):
 
 
 class HostUse(Record):
-    """What one rank's host did during the steady window.
+    """CPU use of one rank during the steady window.
 
-    Launching threads give the device its work: the rank's own, and autograd's. The threads of
-    DataParallel's replicas count only in the process. 100 % is one core that is always busy.
+    Launching threads give the device its work: the rank's main thread, and autograd's. Threads of
+    DataParallel's replicas count only for the process. 100 % is one core that is always busy.
     Pressure is the share of the window in which some task of the machine waited for a CPU (Linux
-    PSI); null where the kernel does not count it.
+    PSI); null if the kernel does not count it.
 
-    ``cpus`` is how many CPUs the rank may run on, ``cpu_list`` which. ``cpu_quota`` is the limit of
-    its control groups (cgroup v1 and v2) on CPU time, in CPUs; ``cpu_periods`` are the quota's
-    periods in the window, ``cpu_periods_throttled`` those in which it ran out. Without a quota it
-    is null and the periods are 0; where nobody can tell, all three are null.
+    ``cpus`` is the number of CPUs the rank may run on, ``cpu_list`` names them. ``cpu_quota`` is
+    the limit of its control groups (cgroup v1 and v2) on CPU time, in CPUs. ``cpu_periods`` counts
+    the quota's periods in the window, ``cpu_periods_throttled`` those in which it ran out. Without
+    a quota, ``cpu_quota`` is null and the periods are 0; if it is unknown, all three are null.
     """
 
     rank: Total
@@ -211,10 +212,10 @@ class ModelState(Record):
 
 
 class Memory(Record):
-    """The model's state as ranks hold it, beside what ZeRO's formulas predict of a rank.
+    """The model's state on each rank, and what ZeRO's formulas predict for a rank.
 
-    ``at_rest_bytes`` is all that torch's allocator has given out on a rank's device between two
-    steps: the state, the images, and whatever buffers a framework keeps; null on a CPU.
+    ``at_rest_bytes`` is all memory that torch's allocator has allocated on a rank's device between
+    two steps: the state, the images, and the framework's own buffers; null on a CPU.
     """
 
     parameters: Total
@@ -225,14 +226,14 @@ class Memory(Record):
 
 
 class Device(Record):
-    """One GPU, or the processes of the cell on a node without one, over the steady window.
+    """One GPU, or the cell's processes on a node without GPUs, over the steady window.
 
-    ``torch_allocated_growth_bytes`` is memory allocated during the window and not freed; the
-    garbage collector is off then.
+    ``torch_allocated_growth_bytes`` is memory allocated but not freed during the window, while the
+    garbage collector is off.
 
-    Energy is of the device alone; ``energy_refused`` says why there is none. Net is less what the
-    device took before the cell began. Idle figures are from then. ``longest_gap_pct`` is the
-    longest stretch of the window without a sample, as a share of the window.
+    Energy is that of the device alone; ``energy_refused`` says why there is none. Idle figures are
+    from before the cell began. Net energy is the energy minus the idle consumption.
+    ``longest_gap_pct`` is the longest stretch without a sample, as a share of the window.
     """
 
     index: Total
@@ -271,16 +272,16 @@ class Device(Record):
 
     @property
     def title(self) -> str:
-        """What a reader calls it."""
+        """Its name in the report."""
         return f"{'GPU' if self.kind == 'gpu' else 'device'} {self.index} of {self.node}"
 
 
 class Efficiency(Record):
-    """Figures of the whole cell, from all its devices, over the steady window.
+    """Energy, power, utilisation and memory of all the cell's devices, over the steady window.
 
-    Energy is of the devices alone: gross, and net of what they take when idle. Where a device's
-    energy counter and the integral of its power contradict each other, ``energy_refused`` says so,
-    and the cell has neither energy nor power; each device keeps both of its own.
+    Energy is that of the devices alone: gross, and net of their idle consumption. If a device's
+    energy counter contradicts the integral of its power, ``energy_refused`` says so, and the cell
+    has neither energy nor power; each device still records both of its values.
     """
 
     energy_per_image_j: Amount | None = None
@@ -295,7 +296,7 @@ class Efficiency(Record):
 
 @with_config(ConfigDict(extra="allow"))
 class Environment(TypedDict, total=False):
-    """What a cell ran on; ``topology`` says of each pair of GPUs what lies between them."""
+    """What a cell ran on; ``topology`` says how each pair of GPUs is connected."""
 
     host: str
     kernel: str
@@ -317,7 +318,7 @@ class Environment(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class Provenance(TypedDict, total=False):
-    """Which code ran, how it was started and when; null where that cannot be said."""
+    """Which code ran, and how and when it was started; null if unknown."""
 
     git_commit: str | None
     git_dirty: bool | None
@@ -342,8 +343,8 @@ class SlurmJob(Record):
 class Metrics(Record):
     """The result of one cell.
 
-    ``unknown`` names each rule of validity and each label that could not be checked, and says why.
-    A valid cell is valid by the other rules.
+    ``unknown`` names each validity rule and each label that could not be checked, and says why. A
+    valid cell is valid by the other rules.
     """
 
     schema_version: Literal[1] = 1
@@ -393,7 +394,7 @@ class PrecisionParity(Record):
 
 
 class RealModelParity(Record):
-    """The real model's first steps: largest relative difference of a loss or the update's norm."""
+    """First steps of the real model: largest relative difference in a loss or an update's norm."""
 
     precision: str
     deviation: MaybeInfinite
@@ -403,7 +404,7 @@ class RealModelParity(Record):
 
 
 class Parity(Record):
-    """Whether a strategy trains the oracle's model, on the device and precision of its cells."""
+    """Whether a strategy trains the oracle's model on its cells' device and in their precision."""
 
     schema_version: Literal[1] = 1
     workload: Name
@@ -428,8 +429,8 @@ def read_metrics(path: Path) -> Metrics:
     """Read and validate a metrics.json.
 
     Raises:
-        UserError: naming the path, if the file is not JSON, is of another schema version, does not
-            fit the schema, or its cell is not the one that its checksum is of.
+        UserError: naming the path, if the file is not JSON, has another schema version, does not
+            match the schema, or its cell does not match its checksum.
     """
     raw = _read_json(path)
     metrics = _validate(path, raw, Metrics)
@@ -442,15 +443,15 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def read_parity(path: Path) -> Parity:
-    """Read and validate a result of the parity gate; errors as in read_metrics."""
+    """Read and validate a result of the parity gate; raises UserError as read_metrics does."""
     return _validate(path, _read_json(path), Parity)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The mapping that a file holds, if it is of this schema version."""
+    """Read the mapping in a file and check its schema version."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        # JSON can name halves of characters, which no text that we write can hold.
+        # JSON can contain lone surrogates, which cannot be encoded when we write text.
         json.dumps(raw, ensure_ascii=False).encode()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -459,7 +460,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path}: not readable as JSON ({error}); delete it to run it again"
         ) from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    # True is 1 in Python.
+    # True == 1 in Python.
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise UserError(
             f"{path}: schema version {version!r}, this shardmark reads {SCHEMA_VERSION}; "
@@ -480,7 +481,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def _printable(value: Any) -> Any:
-    """A value whose texts may be shown; a cell's are left as they are, for they define it."""
+    """Make all texts in a value safe to print. Not for a cell, whose exact texts define it."""
     if isinstance(value, str):
         return for_terminal(value)
     if isinstance(value, list):

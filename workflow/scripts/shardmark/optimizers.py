@@ -1,4 +1,4 @@
-"""One record per optimizer: its class, settings, state and what the parity gate needs of it.
+"""One record per optimizer: its class, settings, state, and its limit in the parity gate.
 
 A login node plans a matrix with these records, so this module must not import torch.
 """
@@ -17,15 +17,16 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 
 @dataclass(frozen=True)
 class OptimizerRecord:
-    """Everything about one optimizer that is not the same for all.
+    """Everything that is specific to one optimizer.
 
     Attributes:
         torch_name: its class in ``torch.optim``.
-        settings: keys of the workload's ``optimizer`` section that it takes, beside the rate.
-        defaults: further settings of its parameter group, and the value that they must have.
+        settings: keys of the workload's ``optimizer`` section that it takes, besides the learning
+            rate.
+        defaults: further settings of its parameter group, with the values that they must have.
         state_numbers: how many numbers it keeps per parameter.
-        largest_gate_rate: largest learning rate of the parity gate. A large rate amplifies rounding
-            until the oracle's own noise hides what the gate looks for.
+        largest_gate_rate: largest learning rate in the parity gate. A larger rate amplifies
+            rounding until the oracle's own noise hides the errors that the gate looks for.
     """
 
     torch_name: str
@@ -35,11 +36,11 @@ class OptimizerRecord:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Keyword arguments of its class, beside the learning rate."""
+        """Return the keyword arguments of its class, without the learning rate."""
         return {name: getattr(optimizer, name) for name in self.settings}
 
     def group_settings(self, optimizer: Optimizer) -> dict[str, Any]:
-        """What its parameter group must hold, beside parameters and learning rate."""
+        """Return what its parameter group must contain, without parameters and learning rate."""
         return {**self.defaults, **self.arguments(optimizer)}
 
 
@@ -68,7 +69,7 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRecord] = {
         largest_gate_rate=1e-3,
     ),
 }
-# Every setting of a parameter group that some optimizer has.
+# Every setting that any optimizer's parameter group has.
 GROUP_SETTINGS = tuple(
     dict.fromkeys(
         name for record in OPTIMIZERS.values() for name in (*record.settings, *record.defaults)

@@ -1,4 +1,4 @@
-"""How measured quantities are shown: label, unit, direction, and how numbers are formatted."""
+"""How to show measured quantities: label, unit, better direction, and number format."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Quantity:
-    """How a column of cells.csv is shown to a reader.
+    """How the report shows a column of cells.csv.
 
     Attributes:
         label: its name.
-        unit: of the shown number; empty for a plain number.
-        scale: the column's number times this is the shown number.
+        unit: unit of the shown number; empty for a plain number.
+        scale: factor from the column's number to the shown number.
         better: which direction is better; None if neither is.
-        figure: name of the figure that shows a dot per run.
+        figure: name of the figure that shows one dot per run.
         label_on_cpu: its name in a matrix on CPUs, if something else is measured there.
-        column: in cells.csv; ``cell_rows.QUANTITIES`` fills it in.
+        column: its name in cells.csv; ``cell_rows.QUANTITIES`` fills it in.
     """
 
     label: str
@@ -31,25 +31,25 @@ class Quantity:
 
     @property
     def heading(self) -> str:
-        """Label and unit, for the head of a column or an axis."""
+        """Label and unit, for a column heading or an axis."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def on(self, device: str) -> Quantity:
-        """The quantity with the label it has on this device, ``cuda`` or ``cpu``."""
+        """Return the quantity with its label on this device, ``cuda`` or ``cpu``."""
         if device == "cpu" and self.label_on_cpu:
             return replace(self, label=self.label_on_cpu)
         return self
 
 
 def describe_gpus(device: str, count: int) -> str:
-    """A GPU count in words; on CPUs the replicas are processes."""
+    """Return a GPU count in words; on CPUs the replicas are processes."""
     if device == "cpu":
         return f"{count} process{'' if count == 1 else 'es'}"
     return f"{count} GPU{'' if count == 1 else 's'}"
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """A number with that many significant digits; an en dash if there is none.
+    """Format a number with this many significant digits; None becomes an en dash.
 
     >>> format_number(14823.4), format_number(0.012345), format_number(None)
     ('14,823', '0.01235', '–')

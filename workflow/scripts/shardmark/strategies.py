@@ -1,4 +1,4 @@
-"""One record per strategy: everything that is known of it outside its ``train_*.py``.
+"""One record per strategy: everything about it except its ``train_*.py``.
 
 A login node plans a matrix with these records, so this module must not import torch.
 """
@@ -14,7 +14,7 @@ from shardmark.config.values import Count, Flag, Number
 
 
 class Options(BaseModel):
-    """Options of a strategy. The defaults are the strategy as the matrix names it."""
+    """Options of a strategy. A strategy that is not a variant runs with the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,11 +99,11 @@ class DeepspeedOptions(Options):
 
 
 class Place(NamedTuple):
-    """Where and how a cell would run.
+    """Where and how a cell is to run.
 
     Attributes:
         gpus: replicas of the cell.
-        nodes: machines that it spans.
+        nodes: machines that the cell spans.
         device: ``cuda`` or ``cpu``.
         batchnorm: ``local`` or ``sync``; None for a model that has none.
         precision: the workload's precision.
@@ -149,21 +149,21 @@ def _fairscale_unsupported(options: Mapping[str, Any], place: Place) -> str | No
 
 
 class StrategySpec(BaseModel):
-    """One strategy: all that is known of it outside its script.
+    """One strategy: everything about it except its script.
 
     Attributes:
         script: its training script, beside this package.
         options: the options that a variant may set.
-        label: what readers call it.
-        colour: of its lines and markers, hex. The colours are those of Okabe and Ito, "Color
-            Universal Design" (2008), with yellow and light green darkened until they read on white.
-        marker: matplotlib's marker; it differs where colours of a family are close.
-        packages: the packages beside torch that it is built on. Runs with different versions of
-            them are not compared.
+        label: its name in tables and figures.
+        colour: hex colour of its lines and markers. The colours are from Okabe and Ito, "Color
+            Universal Design" (2008), with yellow and light green darkened to be legible on white.
+        marker: matplotlib's marker; strategies of similar colour have different ones.
+        packages: the packages that it uses besides torch. Runs with different versions of them are
+            not compared.
         gathers: whether parameters travel between ranks in a step.
         shards_units: whether it shards one unit (a block of the model) at a time.
         one_process: whether one process holds all replicas.
-        why_unsupported: why it cannot run with these options at that place; None if it can.
+        why_unsupported: returns why it cannot run with these options at that place; None if it can.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -253,10 +253,10 @@ STRATEGIES: dict[str, StrategySpec] = {
     ),
 }
 
-# Beside torch: every package that some strategy is built on.
+# Every package that some strategy uses besides torch.
 PACKAGES = tuple(dict.fromkeys(name for spec in STRATEGIES.values() for name in spec.packages))
 
 
 def label_of(strategy: str) -> str:
-    """What readers call a strategy of the matrix; a variant goes by its own name."""
+    """Return the label of a strategy of the matrix; a variant's label is its own name."""
     return STRATEGIES[strategy].label if strategy in STRATEGIES else strategy

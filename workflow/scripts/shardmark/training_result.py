@@ -1,4 +1,4 @@
-"""What the ranks of a cell hand over to its launcher: result.json in the scratch folder."""
+"""result.json in the scratch folder: what the ranks of a cell report to its launcher."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from shardmark.config.schema import Section
 from shardmark.effective_config import EffectiveConfig
 from shardmark.metrics import Environment, HostUse, Memory, Probe, StepSplit, Throughput, Windows
 
-# Of one timed step: phase (training, warmup or steady), epoch, step of the epoch, ms.
+# One timed step: phase (training, warmup or steady), epoch, step within the epoch, ms.
 Step = tuple[str, int, int, float]
 
 
 class TorchMemory(Section):
-    """Torch's memory on one GPU over the steady window, bytes: peaks, and growth of the first."""
+    """Torch's memory on one GPU in the steady window, bytes: peaks, and the first one's growth."""
 
     uuid: str
     allocated: int
@@ -26,11 +26,11 @@ class RankResult(Section):
         node: name of its node.
         pid: its process id.
         steps: every timed step.
-        probes: of its GPUs.
+        probes: one for each of its GPUs.
         profile: the split of a traced step; None if none was traced.
         steady_monotonic_s: begin and end of its steady window; None if it had none.
-        torch_memory: of each of its GPUs.
-        host: what its host did in the window; None without a window.
+        torch_memory: one for each of its GPUs.
+        host: CPU use in the window; None without a window.
     """
 
     node: str
@@ -44,7 +44,7 @@ class RankResult(Section):
 
 
 class Inspected(Section):
-    """What one observed step showed."""
+    """What the inspection of one step showed."""
 
     effective_config: EffectiveConfig
     flops_per_image: int
@@ -53,25 +53,25 @@ class Inspected(Section):
 
 
 class Divergence(Section):
-    """Why a loss is no number any more; the rank is None if several lost theirs at once."""
+    """A loss that is not finite; the rank is None if it happened on several ranks at once."""
 
     reason: str
     rank: int | None
 
 
 class TrainingResult(Section):
-    """What rank 0 hands over for all ranks.
+    """What rank 0 reports for all ranks.
 
     Attributes:
         diverged: set if the loss diverged; then there is no window.
         loss: mean training loss of each epoch.
         accuracy: test accuracy after each epoch.
         epochs_s: training time of each epoch.
-        windows: of rank 0.
-        throughput: of the slowest rank.
-        ranks: one per rank, in order.
-        inspected: None if the training diverged before.
-        environment: of torch and the devices.
+        windows: windows of rank 0.
+        throughput: throughput of the slowest rank.
+        ranks: one entry per rank, in order.
+        inspected: None if the training diverged before the inspection.
+        environment: facts about torch and the devices.
         phases_s: seconds of each phase on rank 0.
         left_at: when rank 0 wrote this, seconds since the epoch.
     """

@@ -1,1 +1,1 @@
-"""The configuration: schema, loading with every mistake named, and the file that jobs read."""
+"""The configuration: its schema, loading with all mistakes listed, and the file that jobs read."""

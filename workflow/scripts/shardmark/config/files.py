@@ -1,7 +1,7 @@
-"""Configuration files as a user wrote them, and what they make together.
+"""Read configuration files as a user wrote them, and merge them.
 
-Snakemake says neither the file nor the line of what it cannot parse, and a key that stands twice
-loses its first value without a word.
+Snakemake names neither the file nor the line that it cannot parse, and silently drops the first
+value of a key that occurs twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
 
 BASE = Path("config/config.yaml")
-# What PyYAML, by YAML 1.1, takes for an octal number, for a number of base 60 (1:30 is 90), and for
+# What PyYAML reads, by YAML 1.1, as an octal number, as a number of base 60 (1:30 is 90), and as
 # true or false.
 _SURPRISES = re.compile(
     r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?|yes|no|on|off", re.I
@@ -27,14 +27,14 @@ _SURPRISES = re.compile(
 
 
 def load_files(overlays: Sequence[Path], root: Path = Path()) -> Config:
-    """The configuration that Snakemake makes of config/config.yaml with ``--configfile overlays``.
+    """Load the configuration that ``snakemake --configfile overlays`` would use.
 
     Args:
-        overlays: relative to ``root``, as a user names them there.
+        overlays: files merged over config/config.yaml; paths relative to ``root``.
         root: the project's folder.
 
     Raises:
-        ConfigError: with what is wrong in a file, or every mistake of what they make together.
+        ConfigError: with what is wrong in a file, or every mistake in the merged configuration.
     """
     merged: dict[str, object] = {}
     for path in (BASE, *overlays):
@@ -43,12 +43,12 @@ def load_files(overlays: Sequence[Path], root: Path = Path()) -> Config:
 
 
 def read_arguments(entries: Sequence[str]) -> dict[str, object]:
-    """The mappings and lists of ``--config key=value``, read as a file is.
+    """Read the mappings and lists of ``--config key=value`` in the same way as a file.
 
-    Snakemake takes every number in them for text.
+    Snakemake would read every number in them as text.
 
     Raises:
-        ConfigError: naming the key that stands twice.
+        ConfigError: naming the key that occurs twice.
     """
     found: dict[str, object] = {}
     for entry in entries:
@@ -56,7 +56,7 @@ def read_arguments(entries: Sequence[str]) -> dict[str, object]:
         try:
             value, twice = _parse(text)
         except (yaml.YAMLError, ValueError):
-            continue  # stays the text that Snakemake takes it for
+            continue  # stays text, as Snakemake reads it
         if twice:
             raise ConfigError("\n".join(f"--config {key}, {line}" for line in twice))
         if isinstance(value, dict | list):
@@ -65,7 +65,7 @@ def read_arguments(entries: Sequence[str]) -> dict[str, object]:
 
 
 def check_file(path: Path) -> dict[str, object]:
-    """What a configuration file holds: YAML or JSON with keys at its top, each named once.
+    """Read a configuration file: YAML or JSON, a mapping at its top, each key once.
 
     Raises:
         ConfigError: naming the file, the line and what was expected there.
@@ -85,7 +85,7 @@ def check_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"{where}: not valid YAML: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply") from None
-    except ValueError as error:  # a date that there is not, a number of thousands of digits
+    except ValueError as error:  # an impossible date, or a number with thousands of digits
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         given = "nothing" if content is None else f"a {type(content).__name__}"
@@ -96,9 +96,9 @@ def check_file(path: Path) -> dict[str, object]:
 
 
 def _parse(text: str) -> tuple[object, list[str]]:
-    """What a file holds, and what of it was hardly meant so, each with its place."""
+    """Parse a file; return its content, and values that are probably mistakes, with their lines."""
     try:
-        # Snakemake tries JSON first too, which allows the tabs that YAML does not.
+        # Snakemake tries JSON first too, which allows tabs, unlike YAML.
         return json.loads(text), []
     except ValueError:
         content = yaml.safe_load(text)
@@ -107,12 +107,12 @@ def _parse(text: str) -> tuple[object, list[str]]:
 
 
 def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
-    """Every key and value of a file, each once."""
+    """Yield every key and value of a file, each once."""
     left = [root] if root else []
     seen: set[int] = set()
     while left:
         node = left.pop(0)
-        if id(node) in seen:  # an alias of what was looked at already
+        if id(node) in seen:  # an alias of a node that was already visited
             continue
         seen.add(id(node))
         yield node
@@ -123,7 +123,7 @@ def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
 
 
 def _named_twice(nodes: Iterable[yaml.Node]) -> Iterator[str]:
-    """The keys that stand in their mapping a second time, each with its place."""
+    """Yield the keys that occur a second time in their mapping, with their lines."""
     for node in nodes:
         if not isinstance(node, yaml.MappingNode):
             continue
@@ -140,9 +140,9 @@ def _named_twice(nodes: Iterable[yaml.Node]) -> Iterator[str]:
 
 
 def _read_otherwise(nodes: Iterable[yaml.Node]) -> Iterator[str]:
-    """Values that YAML 1.1 reads as something else than they look like, each with its place."""
+    """Yield values that YAML 1.1 reads differently from what they look like, with their lines."""
     for node in nodes:
-        # In quotes, or with a tag, text is text.
+        # Text in quotes or with a tag is always read as text.
         if not isinstance(node, yaml.ScalarNode) or node.style or node.tag.endswith(":str"):
             continue
         if not _SURPRISES.fullmatch(node.value):

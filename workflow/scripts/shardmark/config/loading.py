@@ -1,4 +1,4 @@
-"""A configuration as it was written, made a Config; or all its mistakes in one message."""
+"""Turn a configuration as it was written into a Config, or list all its mistakes in one message."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ E = TypeVar("E", bound=int | str)
 S = TypeVar("S", bound=Section)
 
 SHOWN_CHARACTERS = 80
-# What else stands in results/<run>/, and beside a strategy's folder in its parity/<workload>/.
+# Names that results/<run>/ uses for something else, and that parity/<workload>/ has beside the
+# strategies' folders.
 RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "reruns", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
-# What the launcher and torchrun tell each rank.
+# Variables that the launcher and torchrun set for each rank.
 OWN_VARIABLES = (
     "CUDA_DEVICE_ORDER",
     "CUDA_VISIBLE_DEVICES",
@@ -73,11 +74,11 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
     """Validate a merged configuration.
 
     Args:
-        raw: the mapping Snakemake merged from its config files.
+        raw: the mapping that Snakemake merged from its config files.
         root: the folder that ``data.dir`` is relative to.
 
     Raises:
-        ConfigError: with every mistake on a line of its own: path, what was given, what is allowed.
+        ConfigError: with one line per mistake: path, what was given, what is allowed.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(_message([f"(top level): got {shown(raw)}; {_EXPECTED['dict_type']}"]))
@@ -98,13 +99,13 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
 def _message(lines: Sequence[str]) -> str:
     count = len(lines)
     head = "1 mistake" if count == 1 else f"{count} mistakes"
-    # A key may hold any character, and one mistake is one line.
+    # A key may contain line breaks, but each mistake takes one line.
     plain = [_CONTROL.sub(lambda found: repr(found[0])[1:-1], line) for line in lines]
     return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in plain)
 
 
 def did_you_mean(given: object, allowed: Sequence[str]) -> str:
-    """The allowed values, led by the nearest one where one is near."""
+    """Return the allowed values; a hint at the nearest one comes first if one is similar."""
     text = given if isinstance(given, str) else ""
     near = difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -112,7 +113,7 @@ def did_you_mean(given: object, allowed: Sequence[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: as YAML writes it, and not at length."""
+    """Format a value for a message: as YAML writes it, and shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = str(value) if isinstance(value, date) else repr(value)
@@ -140,11 +141,11 @@ _EXPECTED = {
 
 
 def _explain(detail: Any) -> str:
-    """One mistake that pydantic found, as a line of the message."""
+    """Return one of pydantic's errors as a line of the message."""
     location, kind, given = list(detail["loc"]), detail["type"], detail.get("input")
     if location and location[-1] == "[key]":
         return f"{_path(location[:-2])}: {shown(given)} is no name; {_NAME_RULE}"
-    if kind == "invalid_key":  # its own place gives true as 1
+    if kind == "invalid_key":  # pydantic's location shows the key true as 1
         location[-1] = given if isinstance(given, str) else shown(given)
     path = _path(location)
     match kind:
@@ -172,7 +173,7 @@ def _explain(detail: Any) -> str:
 
 
 def _without_quotes(value: object, kind: str) -> str:
-    """A text as YAML takes it for a number or a switch; empty where it is neither."""
+    """Return quoted text as the number or boolean that YAML would read; empty if it is neither."""
     text = value.strip().lower() if isinstance(value, str) else ""
     if kind == "bool_type":
         return text if text in ("true", "false") else ""
@@ -183,14 +184,14 @@ def _without_quotes(value: object, kind: str) -> str:
     mantissa, e, exponent = text.partition("e")
     if not e:
         return text
-    # YAML 1.1 wants the point and the sign.
+    # YAML 1.1 requires the decimal point and the exponent's sign.
     point = "" if "." in mantissa else ".0"
     sign = "" if exponent[0] in "-+" else "+"
     return f"{mantissa}{point}e{sign}{exponent}"
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
-    """The keys a section of the configuration may have."""
+    """Return the keys that a section of the configuration may have."""
     model: type[BaseModel] = Config
     for part in location:
         field = model.model_fields.get(str(part))
@@ -202,8 +203,8 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-# What follows finds the mistakes that no single key shows. It reads the raw mapping and passes over
-# whatever is not of its kind, which the models have told already; so that one message names all.
+# The functions below find mistakes that involve several keys. They read the raw mapping, so that
+# one message lists all mistakes, and skip values of a wrong type, which the models report.
 
 
 def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -212,7 +213,7 @@ def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _entries(raw: Mapping[str, Any], key: str, kind: type[E]) -> list[tuple[int, E]]:
-    """The entries of a list that are of their kind, with their places in it."""
+    """Return the entries of a list that have the right type, with their indices."""
     found = raw.get(key)
     if not isinstance(found, Sequence) or isinstance(found, str):
         return []
@@ -224,7 +225,7 @@ def _entries(raw: Mapping[str, Any], key: str, kind: type[E]) -> list[tuple[int,
 
 
 def _section(kind: type[S], raw: Mapping[str, Any], key: str) -> S | None:
-    """A section without its unknown keys, or None if it is wrong in another way."""
+    """Return a section without its unknown keys, or None if it is wrong in another way."""
     keys = {field.alias or name for name, field in kind.model_fields.items()}
     known = {name: value for name, value in _mapping(raw, key).items() if name in keys}
     try:
@@ -283,7 +284,7 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
 def _combination_mistakes(
     variants: Mapping[str, Any], workloads: Mapping[str, Any], matrix: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Options of a selected variant that a selected workload is known to break."""
+    """Yield options of a selected variant that are known to fail with a selected workload."""
     selected = [name for _, name in _entries(matrix, "strategies", str)]
     for name, variant in variants.items():
         if name not in selected or not isinstance(variant, Mapping):
@@ -319,7 +320,7 @@ def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
 
 
 def _unwritable(value: object, location: tuple[int | str, ...] = ()) -> Iterator[str]:
-    """The texts that no file, variable or command can hold."""
+    """Yield texts that no file, variable or command can contain."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             yield from _unwritable(entry, (*location, str(key)))
@@ -331,7 +332,7 @@ def _unwritable(value: object, location: tuple[int | str, ...] = ()) -> Iterator
 
 
 def _why_no_options(text: str) -> str:
-    """Why a text cannot be split into the options of a command; empty if it can."""
+    """Return why a text cannot be split into options of a command; empty if it can."""
     try:
         shlex.split(text)
     except ValueError as error:
@@ -359,7 +360,7 @@ def _named_twice(matrix: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:
-    """More cells than anybody would want by mistake."""
+    """Report a matrix of more than ``max_cells`` cells, which is probably a mistake."""
     lists = [found for key in AXES if isinstance(found := matrix.get(key), list)]
     cells = math.prod(map(len, lists))
     most = matrix.get("max_cells", Matrix.model_fields["max_cells"].default)
@@ -374,7 +375,7 @@ def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name longer than a file system takes, for one
+    except OSError:  # for example a name that is too long for the file system
         return False
 
 
@@ -477,7 +478,7 @@ def _workload_mistakes(
 
 
 def _memory_mistakes(path: str, dataset: Dataset, cluster: Cluster) -> Iterator[str]:
-    """Images that a rank cannot hold; each rank keeps all of them as uint8."""
+    """Yield data sets that do not fit a rank's memory; each rank keeps all images as uint8."""
     if not DATASETS[dataset.name].generated:
         return
     for key, count in (("train", dataset.train_size), ("test", dataset.test_images or 0)):

@@ -1,8 +1,8 @@
-"""The checked configuration in a file: every job reads its settings from there.
+"""Save the validated configuration to a file, from which every job reads its settings.
 
-No setting is an argument of a job's command. Snakemake and the shell would expand what looks like
-one of their patterns, all users of the machine would see it, and Linux takes at most 128 KiB in one
-argument.
+Settings are not passed on a job's command line: Snakemake and the shell would expand what looks
+like one of their patterns, all users of the machine could see them, and Linux limits one argument
+to 128 KiB.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from shardmark.files import write_text
 
 
 def saved_at(config: Config) -> Path:
-    """The file of a configuration, relative to the project. Another configuration has another."""
+    """Return the configuration's own file, relative to the project; its name has a checksum."""
     digest = hashlib.sha256(_text(config).encode()).hexdigest()
     return Path("results", config.run, ".config", f"{digest[:16]}.json")
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the configuration, in a folder that only its owner can read."""
+    """Write the configuration into a folder that only its owner can read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_text(path, _text(config))
 
 
 def read_config(path: str) -> Config:
-    """The configuration of a file, for an argument of a script.
+    """Read a saved configuration; usable as an argument type of a script.
 
     Raises:
-        ValueError: if there is none in it.
+        ValueError: if the file contains none.
     """
     return Config.model_validate_json(Path(path).read_text(encoding="utf-8"))
 

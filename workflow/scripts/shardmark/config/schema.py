@@ -1,4 +1,4 @@
-"""The configuration: its one truth, from which the JSON Schema and every error message derive."""
+"""The models of the configuration. The JSON Schema and all error messages derive from them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SMALLEST_SIDE_PX, LARGEST_SIDE_PX, USUAL_SIDE_PX = 8, 1024, 32
 
 
 class Section(BaseModel):
-    """A mapping of the configuration: unknown keys are mistakes, values do not change."""
+    """A mapping of the configuration: unknown keys are errors, values are immutable."""
 
-    # As "Infinity" and "NaN", which can be read back; as null, a failed gate's file could not.
+    # Write "Infinity" and "NaN", which can be read back. A failed gate's null could not be.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Record(Section):
-    """A part of a result: a value of another type than it was written with is a mistake."""
+    """A part of a result: a value must have the type that it was written with."""
 
     model_config = ConfigDict(strict=True)
 
@@ -78,12 +78,12 @@ class Dataset(Section):
 
     @property
     def train_size(self) -> int:
-        """Training images, the ragged last batch counted."""
+        """Training images, including the incomplete last batch."""
         return self.train_images or DATASETS[self.name].train_images
 
 
 class BatchSize(Section):
-    """The batch size, and with it the scaling regime."""
+    """The batch size, which also sets weak or strong scaling."""
 
     per_gpu: Count | None = Field(None, description="images a replica a step: weak scaling")
     global_: Count | None = Field(
@@ -98,7 +98,7 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class Optimizer(Section):
-    """The torch optimizer every strategy uses."""
+    """The torch optimizer that every strategy uses."""
 
     name: OptimizerName = Field("sgd", description="of torch.optim")
     learning_rate: Annotated[Number, Field(gt=0)] = Field(description="peak learning rate")
@@ -153,12 +153,12 @@ class Workload(Section):
 
     @property
     def train_images(self) -> int:
-        """Images of one epoch before the ragged last batch is dropped."""
+        """Images per epoch, including the incomplete last batch, which is dropped."""
         return self.dataset.train_size
 
     @property
     def test_images(self) -> int:
-        """Images the accuracy is measured on."""
+        """Images on which the accuracy is measured."""
         return self.dataset.test_images or DATASETS[self.dataset.name].test_images
 
 
@@ -183,7 +183,7 @@ class Matrix(Section):
 
 
 class Cluster(Section):
-    """The machines, as the cells ask for them."""
+    """The machines, and what cells request of them."""
 
     device: Literal["cuda", "cpu"] = Field(
         "cuda", description="cuda (NCCL), or cpu (gloo, a process a replica)"
@@ -227,12 +227,12 @@ class Cluster(Section):
 
     @property
     def gpus_unassigned(self) -> bool:
-        """Whether Slurm assigns a job no GPUs of its node, so that two jobs would take the same."""
+        """Whether Slurm assigns no GPUs to jobs, so that two jobs on a node would use the same."""
         return self.device == "cuda" and self.gpu_request == "none"
 
 
 class CellSite(Section):
-    """What surrounds the processes of a cell, and can change its result."""
+    """The environment of a cell's processes, which can change its result."""
 
     setup: str = Field(
         "", description="lines of bash before each cell, on each of its nodes: module load ..."
@@ -254,7 +254,7 @@ class CellSite(Section):
 
 
 class Site(CellSite):
-    """The place, as it is."""
+    """Settings of the site where the cells run."""
 
     scratch: str | None = Field(
         None,
@@ -332,7 +332,7 @@ class Report(Section):
 
 
 class Validity(Section):
-    """What becomes of cells that a rule marks as suspect (docs/)."""
+    """What happens to cells that a rule marks as suspect (docs/)."""
 
     compare_suspect: Flag = Field(
         False, description="true lets suspect cells enter comparisons; they stay marked"
@@ -369,7 +369,7 @@ class Config(Section):
 
 
 def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]]:
-    """The base strategy of a name in the matrix, and its options with their defaults."""
+    """Return the base strategy of a name in the matrix, and its options with their defaults."""
     variant = dict(config.variants.get(strategy, {"base": strategy}))
     base = variant.pop("base")
     return base, STRATEGIES[base].options(**variant).model_dump()

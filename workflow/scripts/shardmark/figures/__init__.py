@@ -1,1 +1,1 @@
-"""The figures, a module a kind."""
+"""The figures, one module per kind."""

@@ -10,7 +10,7 @@ from shardmark.strategies import STRATEGIES
 
 @dataclass(frozen=True)
 class Look:
-    """Colour (hex) and matplotlib's marker of a strategy; variants have an open face."""
+    """A strategy's colour (hex) and matplotlib marker; variants have open markers."""
 
     colour: str
     marker: str
@@ -21,10 +21,10 @@ _VARIANT_MARKERS = ("<", ">", "p", "*", "d", "8")
 
 
 def looks(bases: Mapping[str, str]) -> dict[str, Look]:
-    """The look of each strategy of a matrix.
+    """Return the look of each strategy of a matrix.
 
     Args:
-        bases: of each strategy its base. A variant takes the colour of its base.
+        bases: the base of each strategy. A variant has the colour of its base.
     """
     result = {}
     variants = 0

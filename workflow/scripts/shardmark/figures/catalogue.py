@@ -1,4 +1,4 @@
-"""Every figure of a workload by its name."""
+"""All figures of a workload by name."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ DRAWN_BY: dict[str, Callable[[Data], Figure]] = {
 
 
 def draw(name: str, data: Data) -> Figure:
-    """One of ``captions.FIGURES``.
+    """Draw one of ``captions.FIGURES``.
 
     Raises:
-        KeyError: for another name.
-        NothingToDraw: with the reason, where what it shows was not measured.
+        KeyError: for any other name.
+        NothingToDraw: with the reason, if the data of the figure were not measured.
     """
     with mpl.rc_context(STYLE):
         return DRAWN_BY[name](data)

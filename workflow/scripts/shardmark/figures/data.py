@@ -1,4 +1,4 @@
-"""What the figures of one workload are drawn from."""
+"""The data for the figures of one workload."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ NARROW_MM = 130.0
 
 
 class NothingToDraw(Exception):
-    """Why a figure of this matrix cannot be drawn: what it shows was not measured."""
+    """Why a figure cannot be drawn: its data were not measured."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the figures of one workload are drawn from.
+    """The data for the figures of one workload.
 
     Attributes:
         cells: rows of cells.csv of this workload.
         epochs: rows of epochs.csv of this workload.
         baseline: the strategy that losses are compared with.
         width_mm: width of a figure.
-        findings: the statistics; None for the figures that do not show them.
-        root: the project's folder, where the paths in cells.csv begin.
+        findings: the statistics; None for figures that do not show them.
+        root: the project's folder, to which the paths in cells.csv are relative.
     """
 
     cells: pd.DataFrame
@@ -54,7 +54,7 @@ class Data:
         findings: Findings | None = None,
         root: Path = Path(),
     ) -> Data:
-        """The data of one workload of a matrix."""
+        """Return the data of one workload of a matrix."""
         cells, epochs = (
             table[table.workload == workload] for table in (tables.cells, tables.epochs)
         )
@@ -62,7 +62,7 @@ class Data:
 
     @cached_property
     def labels(self) -> Mapping[str, str]:
-        """What readers call each strategy, in the order of the matrix."""
+        """The label of each strategy, in the order of the matrix."""
         return {name: label_of(name) for name in self.cells.strategy.unique()}
 
     @cached_property
@@ -73,26 +73,26 @@ class Data:
 
     @property
     def ok(self) -> pd.DataFrame:
-        """Cells that ran to their end."""
+        """Cells that ran to the end."""
         return self.cells[self.cells.status == "ok"]
 
     @cached_property
     def counted(self) -> pd.DataFrame:
-        """The runs that medians are of."""
+        """The runs that enter medians."""
         return counted(self.cells)
 
     @cached_property
     def compared(self) -> pd.DataFrame:
-        """The runs that take part in comparisons; the others are pale."""
+        """The runs that take part in comparisons; figures draw the others pale."""
         return self.cells[self.cells.excluded == ""]
 
     def compared_at(self, count: int) -> set[str]:
-        """The strategies with a run that is compared at a GPU count."""
+        """Return the strategies that have a compared run at a GPU count."""
         return set(self.compared[self.compared.gpus == count].strategy)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """A row per step of a steady window, as ``side_files.read_steps`` gives them.
+        """One row per step of a steady window, from ``side_files.read_steps``.
 
         Raises:
             NothingToDraw: naming the files that are damaged.
@@ -122,7 +122,7 @@ class Data:
         return scaling[scaling.workload == self.workload]
 
     def pareto(self, count: int) -> set[str]:
-        """The strategies that no other beats at a GPU count (verdict.json)."""
+        """Return the strategies that no other one beats at a GPU count (verdict.json)."""
         assert self.findings
         return {
             name
@@ -133,7 +133,7 @@ class Data:
 
     @property
     def workload(self) -> str:
-        """Its name."""
+        """Name of the workload."""
         return str(self.cells.workload.iloc[0])
 
     @property
@@ -143,12 +143,12 @@ class Data:
 
     @property
     def device(self) -> str:
-        """Cuda or cpu."""
+        """The device, ``cuda`` or ``cpu``."""
         return str(self.cells.device.iloc[0])
 
     @property
     def narrow(self) -> bool:
-        """Whether a panel has room for few ticks only."""
+        """Whether a panel has room for only a few ticks."""
         return self.width_mm < NARROW_MM
 
     @property
@@ -160,10 +160,10 @@ class Data:
         )
 
     def describe_gpus(self, count: int) -> str:
-        """A GPU count in words."""
+        """Return a GPU count in words."""
         return describe_gpus(self.device, count)
 
     def outcome(self, name: str, count: int) -> str:
-        """In words why a strategy has no measurement at a GPU count."""
+        """Say in words why a strategy has no measurement at a GPU count."""
         runs = self.cells[(self.cells.strategy == name) & (self.cells.gpus == count)]
         return ", ".join(sorted(set(runs.status) - {"ok", ""})) or "no result"

@@ -1,4 +1,4 @@
-"""A quantity of every run as a dot: a row a strategy, a panel a GPU count."""
+"""Dot plots of one quantity: one dot per run, one row per strategy, one panel per GPU count."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shardmark.quantities import Quantity
 
 
 def dot_plot(data: Data, quantity: Quantity) -> Figure:
-    """A row a strategy, a panel a GPU count: every run a dot, the median a larger one.
+    """Draw one dot per run and a larger one for the median, in a row per strategy.
 
-    Pale is what takes no part in comparisons.
+    There is one panel per GPU count. Runs that take no part in comparisons are pale.
     """
     quantity = quantity.on(data.device)
     if not len(data.ok) or data.ok[quantity.column].isna().all():
@@ -42,7 +42,7 @@ def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
 
 
 def _x_of_dots(axes: Axes, bins: int) -> None:
-    """Few ticks, and room: not from zero, for a position is compared here and not a length."""
+    """Set few ticks and some margin. The axis need not start at zero: dots compare by position."""
     low, high = axes.get_xlim()
     if high - low < 0.02 * abs(high):
         middle = (low + high) / 2

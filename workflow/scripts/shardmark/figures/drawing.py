@@ -1,4 +1,4 @@
-"""What all figures share: style, panels, legends, and how they are written."""
+"""What all figures share: style, panels, legends, and saving."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MM = 1 / 25.4
 GREY = "#666666"
 FAINT = "#DDDDDD"
 ROW_MM = 5.0
-# A figure of fewer rows has no room for the axis below them.
+# A figure with fewer rows has no room for the axis below them.
 FEWEST_ROWS = 3
-# As many panels side by side as leave each at least about this wide: two on a column of 85 mm.
+# Minimum width of panels side by side: a column of 85 mm has two.
 PANEL_MM = 27.0
-# How opaque the marker of a run is that takes part in comparisons, and of one that does not.
+# Opacity of a run's marker if it takes part in comparisons, and if it does not.
 COMPARED = 0.8
 LEFT_OUT = 0.3
 STYLE = mpl.RcParams(
@@ -50,7 +50,7 @@ STYLE = mpl.RcParams(
         "ytick.major.width": 0.6,
         "savefig.dpi": 200,
         "figure.constrained_layout.use": True,
-        # The same data give the same file.
+        # A fixed salt, so that the same data give the same file.
         "svg.hashsalt": "shardmark",
         "svg.fonttype": "path",
         "pdf.fonttype": 42,
@@ -59,7 +59,7 @@ STYLE = mpl.RcParams(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format its name ends with, whole or not at all."""
+    """Write the figure atomically, in the format of the path's suffix."""
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
     kind = path.suffix[1:]
     with replacing(path) as partial, mpl.rc_context(STYLE):
@@ -67,7 +67,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def write_words(text: str, data: Data) -> Figure:
-    """A figure of nothing but words, in the place of one that cannot be drawn."""
+    """Return a figure that contains only text, in place of one that cannot be drawn."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(data.width_mm * MM, 14 * MM))
         figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=8)
@@ -75,20 +75,20 @@ def write_words(text: str, data: Data) -> Figure:
 
 
 def columns_of(width_mm: float, panels: int, *, first_mm: float, panel_mm: float = PANEL_MM) -> int:
-    """Panels side by side; ``first_mm`` is what the labels on the left take."""
+    """Return how many panels fit side by side; ``first_mm`` is the width of the left labels."""
     return max(1, min(panels, 4, int((width_mm - first_mm) // panel_mm)))
 
 
 def panels_of_counts(
     data: Data, counts: Sequence[int], *, rows_mm: float, panel_mm: float = PANEL_MM
 ) -> tuple[Figure, list[tuple[int, Axes]]]:
-    """A figure with a panel a GPU count, whose rows are the strategies.
+    """Return a figure with one panel per GPU count, whose rows are the strategies.
 
     Args:
         data: names the strategies.
         counts: the GPU counts.
-        rows_mm: what the title and the axis of a panel take beside its rows.
-        panel_mm: the least width of a panel.
+        rows_mm: height of a panel's title and axis, in addition to its rows.
+        panel_mm: minimum width of a panel.
     """
     columns = columns_of(data.width_mm, len(counts), first_mm=30, panel_mm=panel_mm)
     bands = math.ceil(len(counts) / columns)
@@ -109,7 +109,7 @@ def panels_of_counts(
 
 
 def absent(axes: Axes, row: float, text: str) -> None:
-    """Say in a row of a panel why nothing is drawn there."""
+    """Write into a row of a panel why nothing is drawn there."""
     axes.text(
         0.03,
         row,
@@ -125,9 +125,9 @@ def absent(axes: Axes, row: float, text: str) -> None:
 def legend_of(
     figure: Figure, width_mm: float, handles: Sequence[Artist], title: str = "", each_mm: float = 42
 ) -> None:
-    """A legend below the panels, as many entries side by side as there is width for.
+    """Draw a legend below the panels, with as many entries side by side as fit.
 
-    Its title takes the place of an x label of the figure, which matplotlib would draw over it.
+    Its title replaces the figure's x label, which matplotlib would draw over the legend.
     """
     columns = max(1, min(len(handles), int(width_mm // each_mm)))
     figure.legend(
@@ -141,7 +141,7 @@ def legend_of(
 
 
 def marker(look: Look, size: float) -> dict[str, Any]:
-    """A strategy's marker as matplotlib's properties of a line."""
+    """Return a strategy's marker as matplotlib's line properties."""
     return {
         "marker": look.marker,
         "markersize": size,
@@ -152,13 +152,13 @@ def marker(look: Look, size: float) -> dict[str, Any]:
 
 
 def dots_of_runs(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) -> None:
-    """An open marker a run, pale where the run takes no part in comparisons.
+    """Draw one open marker per run, pale if the run takes no part in comparisons.
 
     Args:
         axes: where to draw.
         data: says which runs are compared.
         name: the strategy.
-        x: of each run, by its index in ``data.cells``.
+        x: position of each run, by its index in ``data.cells``.
         y: likewise.
     """
     look = data.looks[name]
@@ -178,7 +178,7 @@ def dots_of_runs(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) 
 
 
 def legend(figure: Figure, data: Data) -> None:
-    """The look of each strategy."""
+    """Draw a legend with the look of each strategy."""
     handles = [
         Line2D([], [], color=data.looks[name].colour, linewidth=1, label=label)
         for name, label in data.labels.items()
@@ -189,12 +189,12 @@ def legend(figure: Figure, data: Data) -> None:
 
 
 def legend_mm(data: Data, entries: int, each_mm: float = 42) -> float:
-    """Height that a legend of so many entries takes."""
+    """Return the height of a legend with this many entries, mm."""
     return 5 * math.ceil(entries / max(1, int(data.width_mm // each_mm))) + 4
 
 
 def tick(value: float, _: object = None) -> str:
-    """A number on an axis."""
+    """Format a number on an axis."""
     if value and abs(value) < 0.01:
         return f"{value:.0e}"
     return f"{value:,.4g}" if abs(value) < 10_000 else format_number(value, 5)

@@ -1,4 +1,4 @@
-"""The loss of every run, epoch by epoch, and how far strategies lie apart."""
+"""The loss of every run by epoch, and the differences between strategies."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from shardmark.figures.drawing import (
     marker,
 )
 
-# Losses are float32: a smaller difference is the last bit.
+# Losses are float32: a smaller difference is only the last bit.
 SMALLEST_DIFFERENCE_PCT = 1e-5
-# How far strategies stand to either side of a lone epoch.
+# With one epoch, strategies are spread this far to either side of it.
 SPREAD = 0.3
 
 
 def loss_figure(data: Data) -> Figure:
-    """Above, every run's loss; below, how far it lies from the baseline's of the same seed."""
+    """Draw every run's loss above, and its difference from the baseline of the same seed below."""
     if data.epochs.empty:
         raise NothingToDraw("no epoch has ended")
     columns = columns_of(data.width_mm, len(data.gpus), first_mm=14)
@@ -63,7 +63,7 @@ def loss_figure(data: Data) -> Figure:
 
 
 def _shifts(data: Data) -> Mapping[str, float]:
-    """How far each strategy stands beside a lone epoch, whose dots would hide one another."""
+    """Return a shift per strategy if there is only one epoch, so that dots don't overlap."""
     if data.epochs.epoch.nunique() > 1 or len(data.labels) == 1:
         return dict.fromkeys(data.labels, 0.0)
     return dict(zip(data.labels, np.linspace(-SPREAD, SPREAD, len(data.labels)), strict=True))

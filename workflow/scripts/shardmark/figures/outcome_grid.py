@@ -1,4 +1,4 @@
-"""The grid of outcomes: strategies down, seeds across, a panel per GPU count."""
+"""The grid of outcomes: one row per strategy, one column per seed, one panel per GPU count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardmark.figures.data import Data
 from shardmark.figures.drawing import GREY, MM, ROW_MM, columns_of, legend_of
 from shardmark.results.outcome import Outcome
 
-# The colours of a field and of its sign: families of outcomes differ in lightness too.
+# Colours of a field and of its sign. Groups of outcomes also differ in lightness.
 _BAD = ("#B34A00", "white")
 FIELDS = {
     Outcome.OK: ("#BFE3D3", "#00553D"),
@@ -32,7 +32,7 @@ FIELD_MM = 4.0
 
 
 def outcome_figure(data: Data) -> Figure:
-    """The outcome of every planned cell of a workload."""
+    """Draw the outcome of every planned cell of a workload."""
     seeds = list(data.cells.seed.unique())
     panel_mm = max(18.0, len(seeds) * FIELD_MM + 3)
     columns = columns_of(data.width_mm, len(data.gpus), first_mm=30, panel_mm=panel_mm)

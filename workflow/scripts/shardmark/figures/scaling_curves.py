@@ -1,4 +1,4 @@
-"""Throughput and parallel efficiency over GPU counts, a panel a strategy."""
+"""Throughput and parallel efficiency over GPU counts, one panel per strategy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDEAL = (0, (3, 2))
 
 
 def scaling_figure(data: Data) -> Figure:
-    """The throughput of each strategy over GPU counts, ideal growth, the others in grey."""
+    """Draw each strategy's throughput over GPU counts with ideal growth, the others in grey."""
     medians = data.counted.groupby(["strategy", "gpus"])[THROUGHPUT.column].median().dropna()
     if medians.index.get_level_values("gpus").nunique() < 2:
         raise NothingToDraw("scaling needs two GPU counts with a result")
@@ -47,7 +47,7 @@ def scaling_figure(data: Data) -> Figure:
 
 
 def efficiency_figure(data: Data) -> Figure:
-    """The parallel efficiency of each strategy over GPU counts, with its interval."""
+    """Draw each strategy's parallel efficiency over GPU counts, with its interval."""
     known = data.scaling.dropna(subset=["efficiency"])
     if known.empty or (known.gpus == known.reference_gpus).all():
         raise NothingToDraw("efficiency needs two GPU counts with a result of one strategy")
@@ -91,7 +91,7 @@ def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(data.gpus, [str(count) for count in data.gpus])
         axes.xaxis.set_minor_locator(NullLocator())
-        # The lowest panel of its column, where the last row is not full.
+        # Label the lowest panel of each column, even if the last row is not full.
         axes.tick_params(labelbottom=place + columns >= len(panels))
         axes.grid(color=FAINT, linewidth=0.5)
     unit = "Processes" if data.device == "cpu" else "GPUs"

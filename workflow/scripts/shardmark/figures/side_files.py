@@ -1,4 +1,4 @@
-"""What stands beside a cell's metrics.json: each step's time, and its devices over time."""
+"""Read the files beside a cell's metrics.json: each step's time, and its devices over time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Timeline:
     Attributes:
         gpus: the cell's GPU count.
         seed: the cell's seed.
-        samples: telemetry.csv: ``device`` and QUANTITIES, with ``at_s``, seconds since the steady
-            window began.
+        samples: rows of telemetry.csv: ``device``, QUANTITIES, and ``at_s``, seconds since the
+            steady window began.
         steady_s: length of the steady window.
         evaluations_s: begin and end of each evaluation, seconds since the steady window began.
     """
@@ -37,14 +37,14 @@ class Timeline:
 
 
 class DamagedFiles(Exception):
-    """Which files beside a result cannot be used, and why."""
+    """Names the files beside a result that cannot be used, and says why."""
 
 
 def _read(path: Path, numbers: Sequence[str], text: str) -> pd.DataFrame:
-    """The named columns of a CSV file.
+    """Read the named columns of a CSV file.
 
     Raises:
-        DamagedFiles: if it is not one, or lacks a column, or has text where a number belongs.
+        DamagedFiles: if it is not a CSV file, lacks a column, or has text instead of a number.
     """
     try:
         table = pd.read_csv(path, usecols=[*numbers, text], dtype=dict.fromkeys(numbers, float))
@@ -57,18 +57,19 @@ def _read(path: Path, numbers: Sequence[str], text: str) -> pd.DataFrame:
 
 
 def read_steps(cells: pd.DataFrame, root: Path = Path()) -> pd.DataFrame:
-    """Every step of the steady windows of the cells.
+    """Read every step of the cells' steady windows.
 
     Args:
         cells: rows of cells.csv, all ok.
-        root: where the paths in it begin.
+        root: folder to which the paths in cells.csv are relative.
 
     Returns:
-        Columns strategy, gpus, seed, step_ms: of the slowest rank, the one whose steps took longest
-        together, as ``steady_state.summarise_steps`` has it. A cell without steps.csv has no rows.
+        Columns strategy, gpus, seed, step_ms. The steps are those of the slowest rank, the one with
+        the longest total time, as in ``steady_state.summarise_steps``. A cell without steps.csv has
+        no rows.
 
     Raises:
-        DamagedFiles: naming every file that is damaged, or has other steps than its cell.
+        DamagedFiles: naming every file that is damaged, or whose steps don't match its cell.
     """
     tables, damaged = [], []
     for row in cells.to_dict("records"):
@@ -103,18 +104,18 @@ def _slowest_rank(path: Path, count: int) -> pd.DataFrame:
 def read_timelines(
     cells: pd.DataFrame, epochs: pd.DataFrame, root: Path = Path()
 ) -> Mapping[str, Timeline]:
-    """The devices over time in one run of each strategy: its first seed that was sampled.
+    """Read the devices over time in one run of each strategy: its first seed with samples.
 
-    All are of one GPU count, the one at which most strategies have such a run; of several, the
-    largest.
+    All runs have the same GPU count: the one at which most strategies have such a run, the largest
+    if several do.
 
     Args:
         cells: rows of cells.csv, all ok.
         epochs: rows of epochs.csv.
-        root: where the paths in cells.csv begin.
+        root: folder to which the paths in cells.csv are relative.
 
     Raises:
-        DamagedFiles: naming the first file of samples that is damaged.
+        DamagedFiles: naming the first damaged file of samples.
     """
     sampled = cells[cells.steady_begin_monotonic_s.notna()].sort_values("seed")
     best: dict[str, Timeline] = {}
@@ -131,7 +132,7 @@ def read_timelines(
 
 
 def _timeline(row: Mapping[Any, Any], epochs: pd.DataFrame, root: Path) -> Timeline | None:
-    # Each of several nodes has its own file, and its own clock; rank 0 is on the first.
+    # With several nodes, each has its own file and its own clock; rank 0 is on the first.
     names = ("telemetry.csv", "telemetry.node0.csv")
     files = [(root / row["path"]).with_name(name) for name in names]
     existing = [file for file in files if file.exists()]
@@ -139,7 +140,7 @@ def _timeline(row: Mapping[Any, Any], epochs: pd.DataFrame, root: Path) -> Timel
         return None
     begin, end = row["steady_begin_monotonic_s"], row["steady_end_monotonic_s"]
     samples = _read(existing[0], ("monotonic_s", *QUANTITIES), "device")
-    # The sampler's end may cut its last row off.
+    # The last row may be incomplete if the sampler was stopped while writing.
     samples = samples.dropna(subset=["monotonic_s", "device"])
     samples["at_s"] = samples.monotonic_s - begin
     key = ["workload", "strategy", "gpus", "seed"]

@@ -1,4 +1,4 @@
-"""How long the steps of the steady window took: their distribution, a row a strategy."""
+"""The distribution of step times in the steady window, one row per strategy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import LEFT_OUT, absent, marker, panels_of_counts, tick
 
-# A slower strategy's steps are drawn beside a faster one's on a linear axis up to this ratio.
+# Up to this ratio between a slower and a faster strategy's steps, the axis is linear.
 LINEAR_UP_TO = 4.0
 
 
 def step_time_figure(data: Data) -> Figure:
-    """A panel a GPU count: the steps of all runs of a strategy, and the median of each run."""
+    """Draw the steps of all runs and the median of each run, in one panel per GPU count."""
     if data.steps.empty:
         raise NothingToDraw("no cell has a steps.csv with a steady window")
     counts = [count for count in data.gpus if (data.steps.gpus == count).any()]

@@ -16,14 +16,14 @@ from shardmark.figures.drawing import absent, legend_of, panels_of_counts, tick
 
 
 class Part(NamedTuple):
-    """A part of a bar: its name, its colour, and the columns of cells.csv that it sums."""
+    """A part of a bar: its name, its colour, and the columns of cells.csv that add up to it."""
 
     label: str
     colour: str
     columns: tuple[str, ...]
 
 
-# Of Okabe and Ito's colours, and greys that differ from them in lightness.
+# Okabe and Ito's colours, and greys that differ from them in lightness.
 STEP = (
     Part("compute", "#0072B2", ("compute_ms",)),
     Part("exposed communication", "#D55E00", ("exposed_communication_ms",)),
@@ -45,7 +45,7 @@ CELL = (
 
 
 def step_split_figure(data: Data) -> Figure:
-    """A bar a strategy, a panel a GPU count: what the device does in a profiled step."""
+    """Draw what the device does in a profiled step: a bar per strategy, a panel per GPU count."""
     known = data.counted.dropna(subset=[part.columns[0] for part in STEP])
     if known.empty:
         raise NothingToDraw("no cell was profiled (measure.profile)")
@@ -53,7 +53,7 @@ def step_split_figure(data: Data) -> Figure:
 
 
 def wall_clock_figure(data: Data) -> Figure:
-    """A bar a strategy, a panel a GPU count: from the launch of a cell to its end."""
+    """Draw a cell's time from launch to end: a bar per strategy, a panel per GPU count."""
     known = data.counted.dropna(subset=["total_s"])
     if known.empty:
         raise NothingToDraw("no cell has its phases")
@@ -86,10 +86,10 @@ def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) ->
 
 
 def known_parts(cells: pd.DataFrame, parts: Sequence[Part]) -> list[Part]:
-    """The parts that some cell has a measurement of: the others are in no bar and no legend."""
+    """Return the parts that were measured in some cell; bars and legend omit the others."""
     return [part for part in parts if cells[list(part.columns)].notna().any(axis=None)]
 
 
 def _lengths(runs: pd.DataFrame, parts: Sequence[Part]) -> list[float]:
-    """The mean of each part; what was not measured adds nothing to it."""
+    """Return the mean of each part; a value that was not measured adds nothing."""
     return [float(runs[list(part.columns)].mean().sum()) for part in parts]

@@ -16,7 +16,7 @@ STEADY, EVALUATION = "#CDEBDD", "#E3E3E3"
 
 
 def timeline_figure(data: Data) -> Figure:
-    """A row a strategy, a column a quantity; the steady window begins at 0."""
+    """Draw one row per strategy and one column per quantity; the steady window begins at 0."""
     lines = {name: data.timelines[name] for name in data.labels if name in data.timelines}
     measured = [
         column
@@ -33,7 +33,7 @@ def timeline_figure(data: Data) -> Figure:
             _over_time(axes, line, column, data.looks[name].colour)
         row[0].set_title(data.labels[name], loc="left", pad=2)
     for axes in grid[0]:
-        # Once all have drawn: a limit that is set ends the search for the one that they share.
+        # Only after all panels are drawn: setting a limit turns off the shared autoscaling.
         axes.set_ylim(bottom=0)
     first = next(iter(lines))
     for axes, column in zip(grid[0], measured, strict=True):

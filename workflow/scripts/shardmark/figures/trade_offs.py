@@ -1,4 +1,4 @@
-"""Throughput, memory and energy against each other, with the strategies that no other beats."""
+"""Throughput, memory and energy against each other; highlights strategies that no other beats."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from shardmark.results.cell_rows import QUANTITIES
 
 OBJECTIVES = ("images_per_s", "memory_used_peak_bytes", "energy_per_image_j")
 ROW_MM = 32.0
-# What the labels of x axes take, once per block of panels.
+# Height of the x axis labels, once per block of panels.
 LABEL_MM = 9.0
-# Strategies that another one beats are pale.
+# Opacity of strategies that another one beats.
 BEATEN_ALPHA = 0.35
 
-# The medians of the strategies at one GPU count, in the units that are shown, by column.
+# Medians of each strategy at one GPU count, by column, in the units that the figure shows.
 Points = Mapping[str, Mapping[str, float]]
 
 
 class Panel(NamedTuple):
-    """A pair of objectives at a GPU count, where it is drawn, and which axes it labels."""
+    """A pair of objectives at one GPU count, its position, and which of its axes have labels."""
 
     axes: Axes
     gpus: int
@@ -39,10 +39,10 @@ class Panel(NamedTuple):
 
 
 def trade_off_figure(data: Data) -> Figure:
-    """A panel per GPU count and pair of objectives: the median of each strategy.
+    """Draw the median of each strategy, in one panel per GPU count and pair of objectives.
 
-    A row per GPU count, a column per pair; on a narrow figure the GPU counts of one pair, then
-    those of the next.
+    There is one row per GPU count and one column per pair. A narrow figure shows the GPU counts of
+    one pair, then those of the next.
     """
     runs = data.counted
     measured = [QUANTITIES[name] for name in OBJECTIVES if runs[name].notna().any()]
@@ -75,7 +75,7 @@ def _panels(
     panels = []
     for (i, count), (j, pair) in itertools.product(enumerate(counts), enumerate(pairs)):
         place = (i, j) if beside else (j * rows_each + i // across, i % across)
-        # The lowest panel of its column in a block, and the first of its row.
+        # Label x on the lowest panel of a column within a block, and y on the first of a row.
         labelled = (i + across >= len(counts), beside or place[1] == 0)
         panels.append(Panel(left.pop(place), count, *pair, labelled))
     for axes in left.values():
@@ -84,7 +84,7 @@ def _panels(
 
 
 def median_points(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
-    """Of each strategy with all of the quantities, the medians of its runs at a GPU count."""
+    """Return the medians at a GPU count for each strategy that has all of the quantities."""
     part = data.counted[data.counted.gpus == count]
     points = {}
     for name in data.labels:
@@ -114,12 +114,12 @@ def _draw(panel: Panel, data: Data, points: Points) -> None:
     for (axis, one, arrows), labelled in zip(sides, panel.labelled, strict=True):
         across = axis is axes.xaxis
         few = data.narrow and across
-        # Side by side, numbers take more room than one above the other.
+        # Tick labels side by side need more room than above each other.
         bins = (2 if data.narrow else 3) if across else 4
         axis.set_major_locator(MaxNLocator(nbins=bins, min_n_ticks=2))
         axis.set_major_formatter(tick)
         if labelled:
             text = f"{one.heading} {arrows[one.better == 'higher']}"
-            # A panel is less high than a heading is long.
+            # A panel's height is less than the length of a heading.
             broken = few or not across
             axis.set_label_text(text.replace(" (", "\n(") if broken else text)

@@ -1,1 +1,1 @@
-"""What is measured of a cell, and the rules by which a measurement counts."""
+"""Measure a cell, and apply the rules that decide whether a measurement counts."""

@@ -1,4 +1,4 @@
-"""Time: phases by the wall, steps by the device's own events."""
+"""Time phases by the wall clock, and steps by the device's own events."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Phases:
     """Wall-clock seconds of a process, each second in exactly one phase.
 
     Args:
-        imports_s: what it had taken before, for its imports.
+        imports_s: seconds that the process had already spent on imports.
 
     Attributes:
-        seconds: by phase; ``other`` is the time in none.
-        heart: tells the launcher how far the process has come.
+        seconds: seconds by phase; ``other`` is the time outside all phases.
+        heart: reports the progress of the process to the launcher.
     """
 
     def __init__(self, imports_s: float = 0.0) -> None:
@@ -33,7 +33,7 @@ class Phases:
 
     @property
     def current(self) -> str:
-        """The phase last entered, for a failure to be told with."""
+        """The phase entered last, for the record of a failure."""
         return self._current
 
     @current.setter
@@ -43,9 +43,9 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Give the time inside to this phase, and to the one around it no more until it is left.
+        """Charge this phase, and pause the enclosing one.
 
-        An exception leaves the name in ``current``.
+        After an exception, ``current`` still has the phase's name.
         """
         around = self._switch(name)
         self.current = name
@@ -55,7 +55,7 @@ class Phases:
             self.current = around
 
     def so_far(self) -> dict[str, float]:
-        """Seconds by phase until now."""
+        """Return seconds by phase until now."""
         self._switch(self._open)
         return dict(self.seconds)
 
@@ -67,7 +67,7 @@ class Phases:
 
 
 class StepClock:
-    """Marks between steps; on a GPU events, so that nothing waits until they are read."""
+    """Marks the ends of steps; on a GPU with events, so that nothing waits until they are read."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -76,18 +76,18 @@ class StepClock:
         self.mark()
 
     def mark(self) -> None:
-        """The end of a step, and the begin of the next."""
+        """Mark the end of a step and the begin of the next."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            # By default it would be recorded on the process's current device, which under
-            # DataParallel is always the first.
+            # The default is the process's current device, which under DataParallel is always the
+            # first.
             event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
             self._times.append(time.perf_counter())
 
     def step_ms(self) -> list[float]:
-        """Duration of each step, ms; the one synchronisation."""
+        """Return the duration of each step, ms; this is the only call that synchronises."""
         if self._events:
             self._events[-1].synchronize()
             pairs = zip(self._events, self._events[1:], strict=False)

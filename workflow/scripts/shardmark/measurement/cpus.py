@@ -1,6 +1,6 @@
-"""The CPUs that a process may use: its affinity, and the quota of its control groups.
+"""Read which CPUs a process may use: its affinity, and the quota of its control groups.
 
-A limit above the root that a container sees cannot be read from inside. Free of torch.
+A container cannot read a limit above its own root. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class CpuGroup:
 
     Attributes:
         quota: CPU time per wall-clock time that its processes may use together, in CPUs.
-        periods: of the quota, so far, in which they ran.
-        throttled: those of them in which the quota ran out, so that they had to wait.
+        periods: number of the quota's periods so far in which they ran.
+        throttled: number of those in which the quota ran out, so that they had to wait.
     """
 
     quota: float
@@ -29,13 +29,13 @@ class CpuGroup:
 
 
 def usable_cpus(system: Path = SYSTEM) -> int:
-    """How many CPUs this process can keep busy: those it may run on, and no more than its quota."""
+    """Return how many CPUs this process can keep busy: its affinity, limited by its quota."""
     quotas = [group.quota for group in (read_groups(system) or {}).values()]
     return max(1, int(min([len(os.sched_getaffinity(0)), *quotas])))
 
 
 def as_ranges(cpus: Collection[int]) -> str:
-    """Numbers of CPUs as taskset and Slurm write them, for example ``0-3,8``."""
+    """Format CPU numbers as taskset and Slurm do, for example ``0-3,8``."""
     starts = [cpu for cpu in sorted(cpus) if cpu - 1 not in cpus]
     ends = [cpu for cpu in sorted(cpus) if cpu + 1 not in cpus]
     return ",".join(
@@ -45,15 +45,15 @@ def as_ranges(cpus: Collection[int]) -> str:
 
 
 def read_groups(system: Path = SYSTEM) -> Mapping[str, CpuGroup] | None:
-    """The control groups of this process that have a CPU quota, by folder.
+    """Read the control groups of this process that have a CPU quota, by folder.
 
-    Its own and all above it: each limits those below.
+    That includes its own group and all groups above, because each limits those below.
 
     Args:
         system: the file system's root.
 
     Returns:
-        None where they cannot be read, so that nobody knows whether there is a quota.
+        None if they cannot be read, so that it is unknown whether there is a quota.
     """
     try:
         top, own, version = _folders(system)
@@ -69,10 +69,10 @@ def read_groups(system: Path = SYSTEM) -> Mapping[str, CpuGroup] | None:
 
 
 def _folders(system: Path) -> tuple[Path, Path, int]:
-    """The folder where CPU control groups are mounted, this process's own, and their version.
+    """Return the mount point of CPU control groups, this process's own group, and their version.
 
     Raises:
-        ValueError: if they are not mounted here, or this process's own is not.
+        ValueError: if they are not mounted here, or this process's own group is not.
     """
     groups: dict[int, PurePosixPath] = {}
     for line in (system / "proc/self/cgroup").read_text().splitlines():
@@ -81,7 +81,7 @@ def _folders(system: Path) -> tuple[Path, Path, int]:
             groups[1] = PurePosixPath(path)
         elif not controllers:
             groups[2] = PurePosixPath(path)
-    # Where both versions are mounted, the CPU controller is in the one that names it.
+    # If both versions are mounted, the CPU controller is in the one that names it.
     version = min(groups)
     for line in (system / "proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
@@ -89,7 +89,7 @@ def _folders(system: Path) -> tuple[Path, Path, int]:
         kind, _, options = rest.split(" ", 2)
         if kind == "cgroup2" if version == 2 else kind == "cgroup" and "cpu" in options.split(","):
             top, group = system / mount_point.lstrip("/"), groups[version]
-            # A container may see its own group alone, mounted where a machine has the root.
+            # A container may see only its own group, mounted where the root usually is.
             inside = group.is_relative_to(root)
             own = top / group.relative_to(root) if inside else top
             if own.is_dir():
@@ -98,7 +98,7 @@ def _folders(system: Path) -> tuple[Path, Path, int]:
 
 
 def _quota(folder: Path, version: int) -> float | None:
-    """A control group's quota, in CPUs; None where it has none."""
+    """Read a control group's quota, in CPUs; None if it has none."""
     try:
         if version == 2:
             quota, period = (folder / "cpu.max").read_text().split()
@@ -111,7 +111,7 @@ def _quota(folder: Path, version: int) -> float | None:
 
 
 def _periods(folder: Path) -> dict[str, int]:
-    """A control group's periods so far, and those in which its quota ran out."""
+    """Read a control group's number of periods so far, and of those in which its quota ran out."""
     counts = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
     if not {"nr_periods", "nr_throttled"} <= counts.keys():
         raise ValueError(f"{folder}/cpu.stat counts no periods")

@@ -1,4 +1,4 @@
-"""From a sampler's rows to what each device did in the steady window."""
+"""Summarise a sampler's rows: what each device did in the steady window."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from shardmark.measurement.energy import (
 )
 from shardmark.metrics import Device, Efficiency
 
-# nvml.h, nvmlClocksEventReasons: those that slow a device below what was asked of it. Idle and
-# the clocks that an application asks for are not among them.
+# From nvml.h, nvmlClocksEventReasons: the reasons that slow a device below the requested clocks.
+# Idle and clocks set by an application are not among them.
 THROTTLE_REASONS = {
     0x0000000000000004: "sw_power_cap",
     0x0000000000000008: "hw_slowdown",
@@ -28,13 +28,14 @@ THROTTLE_REASONS = {
     0x0000000000000040: "hw_thermal_slowdown",
     0x0000000000000080: "hw_power_brake_slowdown",
 }
-# Share of a window's samples that must tell why the clocks are low, or it is not known. Chosen.
+# Throttling counts as unknown if fewer of the window's samples than this report the reasons. Our
+# choice.
 LEAST_KNOWN = 0.9
 _TEXTS = ("device", "processes")
 
 
 def read_samples(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each device, in the order of time; a row cut off by the end is left out."""
+    """Read the rows of each device, in the order of time; skip an incomplete last row."""
     by_device: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with path.open(newline="") as file:
         for raw in csv.DictReader(file):
@@ -55,13 +56,13 @@ def summarise_device(
     known: Mapping[str, Any],
     own_processes: Iterable[int] = (),
 ) -> Device:
-    """What one device did between two times of the monotonic clock.
+    """Return what one device did between two times on the monotonic clock.
 
     Args:
         rows: its samples.
         begin_s: begin of the steady window.
         end_s: its end.
-        known: fields of Device that the samples do not tell.
+        known: fields of Device that do not come from the samples.
         own_processes: process ids of the cell's ranks on the device.
     """
     inside = [row for row in rows if begin_s <= row["monotonic_s"] <= end_s]
@@ -73,7 +74,7 @@ def summarise_device(
     net = None
     if energy.counter_j is not None and idle_w is not None:
         net = energy.counter_j - idle_w * window_s
-        # It took more when idle: one of the two is not what it seems.
+        # More power when idle than under load: one of the two must be wrong.
         net = net if net >= 0 else None
     shares = _throttled_pct(inside)
     return Device(
@@ -104,7 +105,7 @@ def summarise_device(
 
 
 def summarise_cell(devices: Sequence[Device], images: int, images_per_epoch: int) -> Efficiency:
-    """Figures of the whole cell; null as soon as one device does not know its part.
+    """Return the figures of the whole cell; null if any device lacks its value.
 
     Args:
         devices: all devices of the cell, each once.
@@ -137,7 +138,7 @@ def summarise_cell(devices: Sequence[Device], images: int, images_per_epoch: int
 
 
 def contradicted_energy(devices: Sequence[Device]) -> str:
-    """Of the device whose energy counter and integral of power differ most; empty if all agree."""
+    """Describe the largest contradiction of energy counter and power integral; empty if none."""
     off = [
         (abs(device.energy_disagreement_pct), device)
         for device in devices
@@ -154,11 +155,11 @@ def contradicted_energy(devices: Sequence[Device]) -> str:
 
 
 def foreign_processes(rows: Sequence[Row], own: set[int]) -> int | None:
-    """The most processes on a device at once that are not the cell's; None if nobody can tell.
+    """Return the largest number of foreign processes on a device at once; None if unknown.
 
-    Before the cell begins every process is foreign. Where the process ids of NVML are those of
-    another namespace (a container), the cell's own are told by their number. A list that has fewer
-    than the cell's own does not show all there are, as in a container that hides them.
+    Before the cell begins, every process is foreign. If NVML's process ids are from another
+    namespace (a container), the cell's own processes are subtracted by number. A list with fewer
+    processes than the cell's own is incomplete, as in a container that hides processes.
     """
     counts, seen = [0], False
     for row in rows:
@@ -173,18 +174,18 @@ def foreign_processes(rows: Sequence[Row], own: set[int]) -> int | None:
         elif len(listed) >= len(own):
             counts.append(len(listed) - len(own))
             seen = True
-    # Nobody before the cell began says nothing of the window.
+    # That there were none before the cell began says nothing about the window.
     return max(counts) if seen or max(counts) else None
 
 
 def _idle_power_w(rows: Sequence[Row]) -> float | None:
-    """Of the counter, or of the power samples where the idle time is too short for it."""
+    """Return idle power from the counter, or from power samples if the idle time is too short."""
     read = read_counter(rows)
     return read.power_w if isinstance(read, Reading) else time_mean(rows, "power_w")
 
 
 def _throttled_pct(rows: Sequence[Row]) -> dict[str, float] | None:
-    """For each reason seen, in which share of the samples it was in force; None if few tell."""
+    """Return the share of samples with each throttle reason; None if too few samples report it."""
     masks = [int(row["throttle_mask"]) for row in rows if row["throttle_mask"] is not None]
     if not masks or len(masks) < LEAST_KNOWN * len(rows):
         return None
@@ -207,7 +208,7 @@ def _smallest(rows: Sequence[Row], key: str) -> float | None:
 
 
 def _increase(rows: Sequence[Row], key: str) -> float | None:
-    """Of a counter; None where it was read but once, or began anew."""
+    """Return the increase of a counter; None if it was read only once or was reset."""
     values = _values(rows, key)
     return values[-1] - values[0] if len(values) > 1 and values[-1] >= values[0] else None
 

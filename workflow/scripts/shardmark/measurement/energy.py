@@ -1,7 +1,7 @@
-"""Energy of one device over a window, from its counter, with the integral of power beside it.
+"""Energy of one device over a window, from its counter, checked by the integral of its power.
 
-Both read the same sensor: that they agree shows consistency, not accuracy. What is metered is the
-device (a GPU board, or the processor packages), not the machine around it.
+Both use the same sensor, so their agreement shows consistency, not accuracy. The sensor covers the
+device (a GPU board, or the processor packages), not the rest of the machine.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-# A window is refused where the moments of the counter's first and last tick are known so badly
-# that the energy between them is uncertain by more than this.
+# A window is refused if the times of the counter's first and last tick are so uncertain that the
+# energy between them is uncertain by more than this share.
 WORST_RESOLUTION = 0.05
-# Beyond this the counter and the integral of power contradict each other. Chosen: in 72 cells with
-# windows of 3 to 5 s on an H200 they differed by -6.3 to +2.4 % (docs/example), and longer windows
-# differ less. On a GH200 the counter is of the whole module, its processor and memory included, and
-# the power of the GPU alone (github.com/ml-energy/zeus, pull request 172).
+# Beyond this, the counter and the integral of power contradict each other. Our choice: in 72 cells
+# with windows of 3 to 5 s on an H200 they differed by -6.3 to +2.4 % (docs/example), and longer
+# windows differ less. On a GH200 the counter covers the whole module including processor and
+# memory, but the power only the GPU (github.com/ml-energy/zeus, pull request 172).
 MOST_DISAGREEMENT_PCT = 10.0
-# nvmlDeviceGetPowerUsage is a mean over the last second on Ampere and newer.
+# nvmlDeviceGetPowerUsage returns a mean over the last second on Ampere and newer.
 SHORTEST_INTEGRAL_S = 2.0
 
 
@@ -31,8 +31,8 @@ class Reading:
     """Mean power between the first and the last tick of an energy counter in a window.
 
     Attributes:
-        power_w: the counter's difference between the two, over the time between them.
-        ticks: times that the counter moved.
+        power_w: the counter's increase between the two ticks, divided by the time between them.
+        ticks: how often the counter moved.
     """
 
     power_w: float
@@ -41,15 +41,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy over a window, J; None, with the reason, where it cannot be told.
+    """Energy over a window, J; None, with the reason, if it is unknown.
 
     Attributes:
-        counter_j: the counter's mean power between its ticks, times the window.
-        integral_j: the integral of sampled power; None for a window that is mostly what NVML
-            averages over.
-        disagreement_pct: of the integral from the counter.
-        ticks: of the counter in the window.
-        refused: why there is no energy of the counter.
+        counter_j: the counter's mean power between its ticks, times the window's length.
+        integral_j: the integral of sampled power; None for a window not much longer than the time
+            over which NVML averages.
+        disagreement_pct: difference of the integral from the counter.
+        ticks: ticks of the counter in the window.
+        refused: why there is no energy from the counter.
     """
 
     counter_j: float | None
@@ -60,7 +60,7 @@ class Energy:
 
 
 def energy_of(rows: Sequence[Row], window_s: float) -> Energy:
-    """Energy of one device in a window.
+    """Return the energy of one device in a window.
 
     Args:
         rows: its samples inside the window, in the order of time.
@@ -82,12 +82,12 @@ def energy_of(rows: Sequence[Row], window_s: float) -> Energy:
 
 
 def read_counter(rows: Sequence[Row]) -> Reading | str:
-    """The counter's reading, or why it has none.
+    """Return the counter's reading, or why there is none.
 
-    Between two ticks the counter stands still (NVML's on an H200 moves every 100 ms, measured), so
-    a difference between arbitrary moments is off by up to a tick at either end: it is taken from
-    tick to tick. A tick is seen at the first sample after it, so its moment is known to within the
-    time since the sample before.
+    The counter only moves in ticks (every 100 ms for NVML on an H200, measured), so a difference
+    between arbitrary moments is off by up to a tick at either end. So this measures from tick to
+    tick. A tick shows at the first sample after it, so its time is known to within the time since
+    the previous sample.
     """
     points = [(row["monotonic_s"], row["energy_j"]) for row in rows]
     if not points:
@@ -103,7 +103,7 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
     if len(ticks) < 2:
         return "the window is shorter than two ticks of the energy counter"
     (begin, first, before), (end, last, after) = ticks[0], ticks[-1]
-    # Share of that time by which its two ends are uncertain.
+    # Uncertainty of the two ends, as a share of the time between them.
     resolution = max(before, after) / (end - begin)
     if resolution > WORST_RESOLUTION:
         return (
@@ -115,7 +115,7 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
 
 
 def time_mean(rows: Sequence[Row], key: str) -> float | None:
-    """Mean over time (trapezoids), not over samples; None where no sample has the value."""
+    """Return the mean over time (trapezoids), not over samples; None if no sample has a value."""
     points = [(row["monotonic_s"], row[key]) for row in rows]
     known = [(t, v) for t, v in points if t is not None and v is not None and math.isfinite(v)]
     if not known:

@@ -1,4 +1,4 @@
-"""What a cell ran on and with: versions, machine, devices."""
+"""Record what a cell ran on and with: versions, machine, devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGES = (
     "numpy",
     "pandas",
 )
-# Only variables that change how a cell runs; anything else may hold a secret.
+# Only variables that change how a cell runs; others may contain a secret.
 _VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_DEVICE_MAX_CONNECTIONS",
@@ -49,7 +49,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_JO
 
 
 def software_versions() -> dict[str, str | None]:
-    """Installed versions of what can change a result; None where a package is missing."""
+    """Return installed versions of what can change a result; None for a missing package."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -60,7 +60,7 @@ def software_versions() -> dict[str, str | None]:
 
 
 def host_environment() -> Environment:
-    """The machine: name, kernel, processor, cores, memory."""
+    """Return facts about the machine: name, kernel, processor, cores, memory."""
     return {
         "host": platform.node(),
         "kernel": platform.release(),
@@ -73,7 +73,7 @@ def host_environment() -> Environment:
 
 
 def variables() -> dict[str, str]:
-    """The environment variables that change how a cell runs, and its Slurm job's."""
+    """Return the environment variables that change how a cell runs, and those of its Slurm job."""
     return {
         name: value
         for name, value in sorted(os.environ.items())
@@ -82,14 +82,14 @@ def variables() -> dict[str, str]:
 
 
 def torch_environment(device: Any, backend: str) -> dict[str, Any]:
-    """What only a rank knows: CUDA, cuDNN, NCCL, devices and how they are connected, variables."""
+    """Return what only a rank knows: CUDA, cuDNN, NCCL, devices, their topology, variables."""
     import torch
 
     found: dict[str, Any] = {
         "backend": backend,
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
-        # Its own: in an image they are others than the launcher's.
+        # The rank's own versions: in a container they differ from the launcher's.
         "versions": software_versions(),
         "variables": variables(),
     }
@@ -106,9 +106,10 @@ def torch_environment(device: Any, backend: str) -> dict[str, Any]:
 
 
 def driver_and_topology() -> dict[str, Any]:
-    """The driver's version, and for each pair of this machine's GPUs what lies between them.
+    """Return the driver's version, and how each pair of this machine's GPUs is connected.
 
-    NVML's words for the nearest common ancestor on the PCI tree, and whether NVLink joins the two.
+    A connection is NVML's name for the nearest common ancestor in the PCI tree, and whether NVLink
+    joins the two.
     """
     import pynvml
 
@@ -133,10 +134,10 @@ def driver_and_topology() -> dict[str, Any]:
 
 
 def provenance(root: Path) -> Provenance:
-    """What code ran, and how it was started; null where git cannot be asked.
+    """Return which code ran, and how it was started; git's values are null if git fails.
 
-    ``git_diff_sha256`` is of ``git diff HEAD``, None where nothing was changed; ``locks`` of the
-    files that pin every package.
+    ``git_diff_sha256`` is the checksum of ``git diff HEAD``, None if nothing was changed. ``locks``
+    has the checksums of the files that pin every package.
     """
     diff = _git(root, "diff", "HEAD", "--binary")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
@@ -159,7 +160,7 @@ def _git(root: Path, *arguments: str) -> str | None:
             ["git", "-C", str(root), *arguments],
             capture_output=True,
             encoding="utf-8",
-            # A difference of files in another encoding.
+            # The diff may contain files in another encoding.
             errors="backslashreplace",
             timeout=10,
         )

@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept out of what is timed."""
+"""Keep Python's garbage collector out of the timed steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No collection inside.
+    """Pause garbage collection while the context is open.
 
-    A collection stops the thread that launches kernels, for longer the more objects a framework
-    keeps alive. torchtitan controls the collector for the same reason. gc.freeze() keeps a
-    framework's own gc.collect() cheap.
+    A collection stops the thread that launches kernels; the more objects a framework keeps alive,
+    the longer it takes. torchtitan controls the collector for the same reason. gc.freeze() keeps a
+    framework's own calls of gc.collect() cheap.
     """
     was_enabled = gc.isenabled()
     gc.collect()
@@ -28,5 +28,5 @@ def collector_paused() -> Iterator[None]:
 
 
 def collections_so_far() -> int:
-    """Collections of all generations since the process began."""
+    """Return the number of collections of all generations since the process began."""
     return sum(generation["collections"] for generation in gc.get_stats())

@@ -1,6 +1,6 @@
-"""Whether torch sees the GPUs that cells ask for, and if not, why.
+"""Check whether torch sees the GPUs that cells need, and if not, why.
 
-Free of torch: it is imported in a process of its own, and only when asked.
+This module imports torch only in a separate process, and only when needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from shardmark.errors import UserError
 from shardmark.measurement.telemetry import gpu_facts, visible_gpus
 
-# torch warns where the driver is too old and raises the reason only when CUDA is initialised.
+# If the driver is too old, torch only warns; it raises the reason when CUDA is initialised.
 _ASK_TORCH = """
 import json, warnings
 warnings.simplefilter("ignore")
@@ -43,13 +43,13 @@ ROCM = (
 )
 
 
-# GPU memory for each rank of the parity gate: a CUDA context, the libraries' workspaces and a small
-# network. Chosen, not measured.
+# GPU memory per rank of the parity gate: a CUDA context, the libraries' workspaces and a small
+# network. Our choice, not measured.
 GATE_RANK_BYTES = 2 * 2**30
 
 
 def gate_ranks() -> int:
-    """Ranks of the parity gate that this machine's GPUs hold at once; 0 where none can be asked."""
+    """Return how many ranks of the parity gate fit this machine's GPUs at once; 0 without NVML."""
     try:
         gpus = [gpu_facts(uuid)["memory_total_bytes"] for uuid in visible_gpus()]
     except UserError:
@@ -57,12 +57,12 @@ def gate_ranks() -> int:
     return sum((memory or 0) // GATE_RANK_BYTES for memory in gpus)
 
 
-# The import takes minutes from a slow file system.
+# Importing torch from a slow file system takes minutes.
 ASK_S = 300.0
 
 
 class TorchCuda(BaseModel):
-    """What torch says of itself: its version, its CUDA's, the GPUs it sees, why it sees none."""
+    """What torch reports: its version, its CUDA version, the GPUs it sees, or why it sees none."""
 
     version: str
     cuda: str | None
@@ -72,7 +72,7 @@ class TorchCuda(BaseModel):
 
 
 def ask_torch() -> TorchCuda | str:
-    """What torch says, or what its import printed last where it fails."""
+    """Return what torch reports, or the last line of output if its import fails."""
     command = [sys.executable, "-c", _ASK_TORCH]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
@@ -84,13 +84,13 @@ def ask_torch() -> TorchCuda | str:
 
 
 def why_too_few(needed: int, said: TorchCuda | str, *, driver: bool, visible: str | None) -> str:
-    """Why ``needed`` GPUs are not there, in words that say what to do; empty if they are.
+    """Return why ``needed`` GPUs are not available, and what to do; empty if they are.
 
     Args:
         needed: GPUs of the largest cell.
-        said: what torch says.
+        said: what ``ask_torch`` returned.
         driver: whether an NVIDIA driver is installed here.
-        visible: the value of CUDA_VISIBLE_DEVICES, None where it is not set.
+        visible: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
     """
     if isinstance(said, str):
         return f"torch cannot be imported ({said})"
@@ -128,7 +128,7 @@ def has_driver() -> bool:
 
 
 def why_no_gpus(needed: int) -> str:
-    """Why this machine cannot run a cell of ``needed`` GPUs; empty if it can."""
+    """Return why this machine cannot run a cell of ``needed`` GPUs; empty if it can."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if reason := why_too_few(needed, ask_torch(), driver=has_driver(), visible=visible):
         return reason

@@ -1,4 +1,4 @@
-"""What the host did while steps were timed: why a device may have waited for it. Free of torch."""
+"""Measure the host while steps are timed, to explain why a device waits for it. No torch import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shardmark.metrics import HostUse
 _TASKS = Path("/proc/self/task")
 _PRESSURE = Path("/proc/pressure/cpu")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-# torch names the threads of a backward pass so (torch/csrc/autograd/engine.cpp), one a device.
+# Prefix of torch's backward threads, one per device (torch/csrc/autograd/engine.cpp).
 _AUTOGRAD = "pt_autograd_"
 
 
@@ -28,12 +28,12 @@ class HostReading:
         wall_s: the monotonic clock.
         launching_cpu_s: CPU time of the threads that give the device its work: this thread, and
             autograd's.
-        process_cpu_s: CPU time of all threads of the process, those that have ended included.
-        involuntary_switches: times that the kernel took the CPU away from a launching thread.
-        pressure_s: time in which some task of the machine waited for a CPU, since it started; None
-            where the kernel does not count it (Linux before 4.20, or without CONFIG_PSI).
-        cpu_groups: the control groups of this process that have a CPU quota; None where they cannot
-            be read.
+        process_cpu_s: CPU time of all threads of the process, including those that have ended.
+        involuntary_switches: how often the kernel took the CPU away from a launching thread.
+        pressure_s: time since boot in which some task of the machine waited for a CPU; None if the
+            kernel does not count it (Linux before 4.20, or without CONFIG_PSI).
+        cpu_groups: the control groups of this process that have a CPU quota; None if they cannot be
+            read.
     """
 
     wall_s: float
@@ -45,7 +45,7 @@ class HostReading:
 
 
 def read_host() -> HostReading:
-    """The counters now; call it from the thread that trains."""
+    """Read the counters; call it from the thread that trains."""
     own = threading.get_native_id()
     launching_s, switches = time.thread_time(), _involuntary_switches(_TASKS / str(own))
     for task in _TASKS.iterdir():
@@ -53,7 +53,7 @@ def read_host() -> HostReading:
             if (task / "comm").read_text().startswith(_AUTOGRAD):
                 launching_s += _cpu_s(task)
                 switches += _involuntary_switches(task)
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the thread has ended meanwhile
             continue
     return HostReading(
         wall_s=time.monotonic(),
@@ -68,7 +68,7 @@ def read_host() -> HostReading:
 def host_use(
     rank: int, begin: HostReading, end: HostReading, torch_threads: int | None = None
 ) -> HostUse:
-    """What happened between two readings of one rank, from the thread that trains."""
+    """Return one rank's CPU use between two readings, both made by the thread that trains."""
     wall_s = end.wall_s - begin.wall_s
     pressure = None
     if begin.pressure_s is not None and end.pressure_s is not None:
@@ -89,7 +89,7 @@ def host_use(
 def _quota_use(
     begin: Mapping[str, CpuGroup] | None, end: Mapping[str, CpuGroup] | None
 ) -> dict[str, Any]:
-    """Of the quota that ran out most often, else of the smallest; empty where it is not known."""
+    """Return the use of the quota that ran out most often, else the smallest; empty if unknown."""
     if begin is None or end is None or begin.keys() != end.keys():
         return {}
     uses = [
@@ -107,7 +107,7 @@ def _quota_use(
 
 
 def _cpu_s(task: Path) -> float:
-    # Fields 14 and 15 of proc(5), after the name, which is in brackets and may hold spaces.
+    # Fields 14 and 15 of proc(5). They follow the name, which is in brackets and may have spaces.
     fields = (task / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 

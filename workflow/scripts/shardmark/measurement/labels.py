@@ -1,4 +1,4 @@
-"""Labels: what explains a cell's figures and excludes none of them. Free of torch."""
+"""Labels, which explain a cell's figures but do not exclude it. No torch import."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from collections.abc import Iterator, Sequence
 from shardmark.measurement.devices import contradicted_energy
 from shardmark.metrics import Device, HostUse, Metrics, StepSplit
 
-# Chosen: strategies often differ by less than a tenth, so a tenth of waiting can decide.
+# Our choice: strategies often differ by less than a tenth, so waiting a tenth of the time can
+# change their order.
 LEAST_HOST_WAIT_PCT = 10.0
-# Chosen: as much as a GPU may be throttled (validity.py).
+# Our choice: the same limit as for a throttled GPU (validity.py).
 MOST_PERIODS_THROTTLED_PCT = 1.0
 
 
 def cell_labels(metrics: Metrics) -> list[str]:
-    """The labels of one cell, in words."""
+    """Return the labels of one cell, in words."""
     return [*_host_wait(metrics), *_quota(metrics), *_few_cpus(metrics), *_energy(metrics)]
 
 
 def unchecked_labels(metrics: Metrics) -> Iterator[tuple[str, str]]:
-    """Each label of which it could not be checked whether it fits the cell, and why."""
+    """Yield each label that could not be checked for the cell, and why."""
     if not metrics.profile:
         yield "waiting for the host", "no step was profiled"
     if not metrics.host or any(use.cpu_periods is None for use in metrics.host):
@@ -34,7 +35,7 @@ def unchecked_labels(metrics: Metrics) -> Iterator[tuple[str, str]]:
 
 
 def throttled_periods_pct(use: HostUse) -> float | None:
-    """Share of the CPU quota's periods in which it ran out, percent; 0 without a quota."""
+    """Return the share of periods in which the CPU quota ran out, percent; 0 without a quota."""
     if use.cpu_periods is None or use.cpu_periods_throttled is None:
         return None
     return 100 * use.cpu_periods_throttled / use.cpu_periods if use.cpu_periods else 0.0
@@ -56,11 +57,11 @@ def _quota(metrics: Metrics) -> Iterator[str]:
 
 
 def _few_cpus(metrics: Metrics) -> Iterator[str]:
-    """Whether ranks of a node, whose numbers are consecutive, have fewer CPUs than they are."""
+    """Yield labels for nodes with fewer CPUs than ranks; a node's ranks are consecutive."""
     each = metrics.cell.processes // metrics.cell.nodes
     for _, group in itertools.groupby(metrics.host, key=lambda use: use.rank // each):
         ranks = list(group)
-        # Ranks that are bound to different CPUs do not share them.
+        # Ranks bound to different CPUs do not compete for them.
         sharing = Counter(use.cpu_list for use in ranks)
         for use in ranks:
             if use.cpus is not None and use.cpus < sharing[use.cpu_list]:
@@ -75,7 +76,7 @@ def _energy(metrics: Metrics) -> Iterator[str]:
 
 
 def _energy_lacks(device: Device) -> str:
-    """Why nothing is known of a GPU's energy, or nothing confirms it."""
+    """Return why a GPU's energy is unknown or unconfirmed."""
     if device.kind != "gpu":
         return ""
     if device.energy_refused:
@@ -91,10 +92,10 @@ def _energy_lacks(device: Device) -> str:
 
 
 def host_wait_pct(metrics: Metrics) -> float | None:
-    """Share of a timed step in which the slowest rank's device has nothing to do, percent.
+    """Return the share of a timed step in which the slowest rank's device is idle, percent.
 
-    Tracing slows the host: by what a traced step takes longer than a timed one, the device waits
-    longer. That is taken off.
+    Tracing slows the host, which makes the device wait longer. So the extra time of a traced step
+    over a timed one is subtracted from the idle time.
     """
     slowest = slowest_host(metrics.profile)
     if slowest is None or metrics.throughput is None:
@@ -105,14 +106,14 @@ def host_wait_pct(metrics: Metrics) -> float | None:
 
 
 def exposed_communication_pct(metrics: Metrics) -> float | None:
-    """Share of a traced step in which that device communicates and computes nothing, percent."""
+    """Return the share of a traced step in which that device only communicates, percent."""
     slowest = slowest_host(metrics.profile)
     return None if slowest is None else 100 * slowest.exposed_communication_ms / slowest.step_ms
 
 
 def slowest_host(profile: Sequence[StepSplit]) -> StepSplit | None:
-    """The split of the rank that waits longest for its host; None without a profile.
+    """Return the split of the rank that waits longest for its host; None without a profile.
 
-    The others wait for it in their collectives, which looks like communication.
+    The other ranks wait for it in their collectives, which looks like communication.
     """
     return max(profile, key=lambda split: split.host_gap_ms, default=None)

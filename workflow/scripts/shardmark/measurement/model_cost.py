@@ -1,4 +1,4 @@
-"""What a model costs, from its operations alone: no device, no strategy, no data."""
+"""Count a model's parameters and FLOPs, without device, strategy or data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from shardmark.config.schema import Workload
 from shardmark.workload.models import build_model
 
-# Batch-norm wants more than one value a channel.
+# Batch-norm needs more than one value per channel.
 _IMAGES = 2
 
 
@@ -29,12 +29,12 @@ class ModelCost:
 
 
 def parameters_of(workload: Workload) -> int:
-    """Parameters of the workload's network."""
+    """Return the number of parameters of the workload's network."""
     return sum(parameter.numel() for parameter in _on_meta(workload).parameters())
 
 
 def cost_of(workload: Workload) -> ModelCost:
-    """Run the workload's network once on the meta device, where shapes are and numbers are not."""
+    """Run the workload's network once on the meta device, which has shapes but no values."""
     model = _on_meta(workload)
     side = workload.dataset.image_size
     with torch.device("meta"):
@@ -50,7 +50,7 @@ def cost_of(workload: Workload) -> ModelCost:
 
 
 def _on_meta(workload: Workload) -> nn.Module:
-    # Synchronised statistics would be a collective, and cost no FLOPs that are counted.
+    # Synchronised statistics would need a collective, and cost no FLOPs that are counted.
     alone = workload.model_copy(update={"batchnorm": "local"})
     with torch.device("meta"):
         return build_model(alone, seed=0)

@@ -1,7 +1,7 @@
-"""Bytes of the model's state, as a process holds them and as ZeRO's formulas predict them.
+"""Bytes of the model's state: those that a process holds, and those that ZeRO's formulas predict.
 
-The state is what sharding can save: parameters, gradients, optimizer state. Activations, buffers of
-a framework's own and the images are not in it.
+The state is what sharding can save: parameters, gradients, optimizer state. It does not include
+activations, the framework's own buffers and the images.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FLOAT32_BYTES = 4
 
 
 def storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
-    """Bytes of the memory behind tensors, by its address: views of one memory count it once.
+    """Return the bytes of the tensors' storages by address; views of one storage count once.
 
-    That is what is really held: a shard that is a view of a larger buffer holds the buffer.
+    A shard that is a view of a larger buffer keeps the whole buffer alive, so the buffer counts.
     """
     found = {}
     for tensor in tensors:
@@ -38,14 +38,14 @@ def storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
 def held(
     parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, gradients_bytes: int
 ) -> ModelState:
-    """What this process holds between two steps.
+    """Return the state that this process holds between two steps.
 
     Args:
-        parameters: of the strategy's module. Those of ZeRO-3 keep their shard in ``ds_tensor``.
-        optimizer: the torch optimizer that steps. Where its parameters are not the module's, they
-            are copies, and belong to its state.
-        gradients_bytes: of the gradients at the moment when it stepped; between steps there are
-            none.
+        parameters: parameters of the strategy's module. With ZeRO-3 their shards are in
+            ``ds_tensor``.
+        optimizer: the torch optimizer that steps. If its parameters are not the module's, they are
+            copies and count as its state.
+        gradients_bytes: bytes of the gradients when it stepped; between steps there are none.
     """
     module = list(parameters)
     shards = [getattr(parameter, "ds_tensor", None) for parameter in module]
@@ -67,17 +67,17 @@ def held(
 def predicted(
     parameters: int, stage: int, ranks: int, bytes_each: tuple[int, int, int]
 ) -> ModelState:
-    """What a rank would hold by the formulas of ZeRO.
+    """Return what a rank holds according to ZeRO's formulas.
 
     Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
     (SC20), figure 1.
 
     Args:
-        parameters: of the model, over all ranks.
+        parameters: parameters of the model, over all ranks.
         stage: 0 shards nothing, 1 the optimizer state, 2 the gradients too, 3 the parameters too.
-        ranks: over which is sharded.
-        bytes_each: of a parameter, of its gradient, of its optimizer state; the paper's are 2, 2
-            and 12.
+        ranks: number of ranks that share the shards.
+        bytes_each: bytes per parameter of the parameter, its gradient and its optimizer state; in
+            the paper 2, 2 and 12.
     """
     parameter, gradient, state = (parameters * size for size in bytes_each)
     return ModelState(
@@ -88,6 +88,6 @@ def predicted(
 
 
 def float32_bytes(optimizer: Optimizer) -> tuple[int, int, int]:
-    """Bytes of a parameter, its gradient and its optimizer state, all in float32 and none twice."""
+    """Return the bytes of a parameter, its gradient and its optimizer state in plain float32."""
     numbers = OPTIMIZERS[optimizer.name].state_numbers(optimizer)
     return _FLOAT32_BYTES, _FLOAT32_BYTES, numbers * _FLOAT32_BYTES

@@ -1,7 +1,8 @@
-"""How near a cell comes to what its devices can do, by the roofline model.
+"""Compare a cell's speed with what its devices can do, by the roofline model.
 
 Williams et al., "Roofline: An Insightful Visual Performance Model for Multicore Architectures"
-(CACM 2009). The roofs are the cell's own probe of its devices. Free of torch.
+(CACM 2009). The roofs come from the cell's own probe of its devices. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ def roofs_of(
     bytes_per_image: int | None,
     images_per_s_per_gpu: float,
 ) -> Roofs:
-    """The cell's figures of one GPU against its roofs; the slowest GPU's, which sets the pace.
+    """Return one GPU's figures and roofs; those of the slowest GPU, which sets the pace.
 
     Args:
-        probes: of every device of the cell.
-        flops_per_image: of forward and backward pass.
-        bytes_per_image: that operations read and write, each operand once and nothing cached or
-            fused; None where not all operations could be seen.
-        images_per_s_per_gpu: in steady state.
+        probes: one for every device of the cell.
+        flops_per_image: FLOPs of forward and backward pass.
+        bytes_per_image: bytes that operations read and write, each operand once and nothing cached
+            or fused; None if not all operations could be observed.
+        images_per_s_per_gpu: throughput in steady state.
     """
     peak = min(one.matmul_tflops for one in probes)
     bandwidth = min(one.copy_gb_per_s for one in probes)

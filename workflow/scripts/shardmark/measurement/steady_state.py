@@ -1,4 +1,4 @@
-"""From step times to steady state: when the warm-up ends, and what the window's steps say."""
+"""Find the steady state from step times, and summarise the steps of its window."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-# Two halves of the recent steps whose medians differ by less than this are the same speed. Chosen:
-# where a GPU was the limit, first steps took a quarter to a third longer, settled ones within 1 %.
+# The two halves of the recent steps count as equally fast if their medians differ by less than
+# this. Our choice: where a GPU was the limit, first steps took a quarter to a third longer, and
+# settled steps varied within 1 %.
 STATIONARY_WITHIN = 0.05
-# Steps without which a third of the window says little.
+# A third of the window with fewer steps says little.
 SHORTEST_THIRD = 10
 
 
 def is_stationary(step_ms: Sequence[float]) -> bool:
-    """Whether the later half of the steps is as fast as the earlier one, by their medians."""
+    """Whether the later half of the steps is as fast as the earlier half, by their medians."""
     half = len(step_ms) // 2
     if half < 2:
         return False
@@ -25,10 +26,10 @@ def is_stationary(step_ms: Sequence[float]) -> bool:
 
 
 def drift_pct(step_ms: Sequence[float]) -> float | None:
-    """How much slower the last third of the steps is than the first, percent; None for few steps.
+    """Return how much slower the last third of the steps is than the first, %; None if too few.
 
-    Each third by the mean of its middle half: single stragglers do not move it, and steps that
-    alternate between two speeds do not either, as they would a median.
+    Each third counts by the mean of its middle half. Single stragglers do not change it, and
+    neither do steps that alternate between two speeds, which would make a median jump.
     """
     third = len(step_ms) // 3
     if third < SHORTEST_THIRD:
@@ -42,12 +43,12 @@ def _middle_mean(values: Sequence[float]) -> float:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of ascending values; ``share`` in 0 ... 1."""
+    """Return the nearest-rank percentile of ascending values; ``share`` in 0 ... 1."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> dict[str, Any]:
-    """Throughput and step times of the slowest rank.
+    """Return throughput and step times of the slowest rank.
 
     Args:
         step_ms_by_rank: for each rank the duration of every step of the window, ms.

@@ -1,8 +1,9 @@
-"""Where the time of a step goes, from a trace of torch.profiler: figures that add up to the step.
+"""Split the time of a step into parts that add up to it, from a trace of torch.profiler.
 
-Every moment of the traced steps belongs to one of four: the device computes; it only communicates
-(what overlaps with compute is hidden, and costs nothing); it makes or awaits data; or it has
-nothing to do, because the host has not told it in time. Free of torch: it reads the trace's JSON.
+Every moment of the traced steps belongs to one of four parts: the device computes; it only
+communicates (communication that overlaps with compute is hidden and costs nothing); it makes or
+awaits data; or it is idle because the host has not launched work in time. This module does not
+import torch: it reads the trace's JSON.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ STEP = "shardmark: step"
 DATA = "shardmark: data"
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
-# What computes and what communicates on a CPU; other records (of autograd's nodes, of optimizers)
-# span both, and what lies between.
+# Names of compute and communication records on a CPU. Other records (autograd nodes, optimizers)
+# span both, and the time between them.
 _COMPUTE_OF_CPU = ("aten::", "fsdp::")
 _COMMUNICATION = ("nccl", "gloo:", "c10d::")
 
@@ -26,7 +27,7 @@ Interval = tuple[float, float]
 
 
 class Range(NamedTuple):
-    """A part of the traced steps by the host's clock, nanoseconds since the epoch."""
+    """A named part of the traced steps on the host's clock, nanoseconds since the epoch."""
 
     name: str
     begin_ns: int
@@ -34,16 +35,16 @@ class Range(NamedTuple):
 
 
 def with_ranges(trace: Mapping[str, Any], ranges: Iterable[Range]) -> list[dict[str, Any]]:
-    """The events of a trace, and beside them its named ranges, as ``split_of`` reads them.
+    """Return the events of a trace plus its named ranges, in the form that ``split_of`` reads.
 
-    torch records ranges only together with its operators, which slows the host. A kernel belongs
-    to the making of a batch if the call that launched it, which has the same correlation number,
-    was made within a range named DATA.
+    torch records ranges only together with its operators, which slows the host, so the ranges are
+    added here. A kernel belongs to the making of a batch if its launch, which has the same
+    correlation number, was within a range named DATA.
 
     Args:
         trace: as torch.profiler exports it; its times are microseconds after
             ``baseTimeNanoseconds``.
-        ranges: by the same host's clock.
+        ranges: named parts, on the same host's clock.
     """
     events: list[dict[str, Any]] = list(trace["traceEvents"])
     base = int(trace["baseTimeNanoseconds"])
@@ -79,19 +80,19 @@ def split_of(
 ) -> StepSplit:
     """Split the steps of a trace.
 
-    On a GPU the device's own records are read; the trace's projection of the data range onto the
-    device tells its kernels from those of the model. Without a GPU, torch's own operators are the
-    compute, in whatever thread.
+    On a GPU this reads the device's own records; the projection of the data range onto the device
+    separates its kernels from those of the model. Without a GPU, torch's operators of all threads
+    are the compute.
 
     Args:
-        events: ``traceEvents`` of the trace, whose times are in microseconds. Steps stand in ranges
-            named STEP, and the making of their batches within them in ranges named DATA. The device
-            had nothing to do when the first step began.
-        rank: whose trace it is.
-        needs_gpu: whether the steps ran on a GPU, whose work must then be in the trace.
+        events: ``traceEvents`` of the trace, with times in microseconds. Each step is a range named
+            STEP, and the making of its batch is a range named DATA within it. The device was idle
+            when the first step began.
+        rank: the rank that recorded the trace.
+        needs_gpu: whether the steps ran on a GPU; then the trace must contain its work.
 
     Raises:
-        ValueError: if no step is in the trace, or no kernel where there must be some.
+        ValueError: if the trace has no step, or no kernel although it needs some.
     """
     complete = [event for event in events if event.get("ph") == "X"]
     steps = _named(complete, STEP, "user_annotation")
@@ -113,7 +114,8 @@ def split_of(
     communication = intersection(communicates, whole)
     exposed = difference(communication, compute)
     busy = union([*compute, *exposed])
-    # Also the host's: where the device is idle while a batch is made or awaited, that is why.
+    # Includes the host's ranges: a device that is idle while a batch is made or awaited waits for
+    # data.
     in_data = difference(intersection(union([*data, *host_data]), whole), busy)
     gaps = difference(whole, union([*busy, *in_data]))
     each = 1000 * len(steps)
@@ -152,7 +154,7 @@ def _is_communication(event: Mapping[str, Any]) -> bool:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same moments in intervals that are apart, in the order of time."""
+    """Merge intervals into disjoint ones, in the order of time."""
     merged: list[Interval] = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:
@@ -163,7 +165,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def intersection(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]:
-    """The moments in both; each is a union."""
+    """Return the time in both; each argument is a ``union``."""
     found = []
     first = second = 0
     while first < len(one) and second < len(other):
@@ -179,12 +181,12 @@ def intersection(one: Sequence[Interval], other: Sequence[Interval]) -> list[Int
 
 
 def difference(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]:
-    """The moments in the first and not in the second; each is a union."""
+    """Return the time in the first but not in the second; each argument is a ``union``."""
     edges = [float("-inf"), *(edge for interval in other for edge in interval), float("inf")]
     outside = list(zip(edges[::2], edges[1::2], strict=True))
     return intersection(one, outside)
 
 
 def length(intervals: Iterable[Interval]) -> float:
-    """Their time together."""
+    """Return the total length of disjoint intervals."""
     return sum(end - begin for begin, end in intervals)

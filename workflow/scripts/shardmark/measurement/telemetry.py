@@ -1,8 +1,8 @@
-"""One sampler process a node: what the cell's devices did, beside the training and not in it.
+"""Sample what the cell's devices do, in one process per node that is separate from the training.
 
-NVML where there are GPUs, psutil for the cell's processes where there are none. Samples carry the
-monotonic clock, which is one for all processes of a node, so that they can be cut to the steady
-window afterwards.
+Samples come from NVML on GPUs, and from psutil for the cell's processes on CPUs. They carry the
+monotonic clock, which all processes of a node share, so they can be cut to the steady window
+afterwards.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ COLUMNS = (
     "ecc_errors",
     "processes",
 )
-# What changes rarely and takes NVML long to say is asked this often.
+# Interval for values that change rarely and that NVML is slow to return.
 SLOW_S = 1.0
-# After its last work a device still reads as busy for as long as NVML averages over.
+# NVML averages utilisation, so a device reads as busy for this long after its last work.
 SETTLING_S = 1.0
-# A driver that has not answered by then has fallen over: it takes seconds where it must wake GPUs.
+# A driver that has not answered by then hangs. Waking GPUs takes it only seconds.
 ANSWER_S = 60.0
-# For the sampler to begin beyond the time it watches idle devices, and to end.
+# Time limit for the sampler to start (on top of the idle time), and to end.
 BEGIN_S = 60.0
 END_S = 5.0
 _RAPL = Path("/sys/class/powercap")
 
 
 def within_limit(ask: Callable[P, T]) -> Callable[P, T]:
-    """A function that asks NVML, which raises UserError where the driver does not answer.
+    """Wrap a function that asks NVML, so that it raises UserError if the driver does not answer.
 
-    The thread that asks is left behind: nothing can break off a call that hangs within the driver.
+    The asking thread is abandoned: nothing can interrupt a call that hangs in the driver.
     """
 
     @functools.wraps(ask)
@@ -92,7 +92,7 @@ def within_limit(ask: Callable[P, T]) -> Callable[P, T]:
 
 
 class GpuProbe:
-    """The GPUs with these UUIDs, through NVML."""
+    """Reads the GPUs with these UUIDs through NVML."""
 
     def __init__(self, uuids: Sequence[str]) -> None:
         import pynvml
@@ -103,13 +103,13 @@ class GpuProbe:
         self._slow_due = time.monotonic()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a GPU; what a GPU cannot tell, and what is not asked this time, is left out."""
+        """Yield one row per GPU, without values that it does not support or that are not due."""
         nvml = self._nvml
         slow = time.monotonic() >= self._slow_due
         if slow:
             self._slow_due += SLOW_S
         for uuid, handle in self._handles.items():
-            # Its moment is the energy counter's, whose ticks are told from it.
+            # Take the time right after reading the counter: it dates the counter's ticks.
             energy = self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle, 1e-3)
             row = {
                 "monotonic_s": time.monotonic(),
@@ -140,14 +140,14 @@ class GpuProbe:
                 lambda h: nvml.nvmlDeviceGetTotalEccErrors(h, uncorrected, nvml.NVML_VOLATILE_ECC),
                 handle,
             ),
-            # None where it cannot be asked, "-" where there are none.
+            # None if the driver cannot say, "-" if there are none.
             "processes": processes
             if processes is None
             else ";".join(str(process.pid) for process in processes) or "-",
         }
 
     def _throttle_mask(self, handle: Any) -> Any:
-        """Older drivers know the same question by its older name alone."""
+        """Return the mask of throttle reasons; older drivers only know the query's old name."""
         mask = self._ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
         if mask is not None:
             return mask
@@ -162,7 +162,7 @@ class GpuProbe:
 
 
 def memory_used(handle: Any) -> int:
-    """Bytes in use on a GPU, what the driver keeps for itself left out where NVML tells it."""
+    """Return the bytes in use on a GPU, without the driver's own where NVML reports those."""
     import pynvml
 
     try:
@@ -174,7 +174,7 @@ def memory_used(handle: Any) -> int:
 
 @within_limit
 def gpu_facts(uuid: str) -> dict[str, Any]:
-    """What NVML says of a GPU that does not change while a cell runs."""
+    """Return the properties of a GPU that do not change while a cell runs, from NVML."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -193,7 +193,7 @@ def gpu_facts(uuid: str) -> dict[str, Any]:
 
 
 class CpuProbe:
-    """The cell's own processes: the descendants of its launcher, less this sampler."""
+    """Reads the cell's own processes: the descendants of its launcher, without this sampler."""
 
     def __init__(self, root: int) -> None:
         self._root = psutil.Process(root)
@@ -202,7 +202,7 @@ class CpuProbe:
         self._cores = psutil.cpu_count() or 1
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row: share of all cores, resident memory, and energy where RAPL is readable."""
+        """Yield one row: share of all cores, resident memory, and energy if RAPL is readable."""
         now = time.monotonic()
         busy: dict[int, float] = {}
         resident = 0
@@ -214,7 +214,7 @@ class CpuProbe:
                 busy[process.pid] = times.user + times.system
                 resident += process.memory_info().rss
         spent = sum(seconds - self._busy.get(pid, 0.0) for pid, seconds in busy.items())
-        # The first time, what processes spent before is not known, and elapsed is next to nothing.
+        # The first call has no earlier CPU times to compare with, and almost no time has elapsed.
         elapsed = now - self._then if self._busy else 0.0
         self._busy, self._then = busy, now
         yield {
@@ -227,10 +227,10 @@ class CpuProbe:
 
 
 def rapl_energy_j(root: Path = _RAPL) -> float | None:
-    """Energy counter of all processor packages, J; None where RAPL cannot be read."""
+    """Return the energy counter of all processor packages, J; None if RAPL cannot be read."""
     total = None
     for package in sorted(root.glob("intel-rapl:[0-9]*")):
-        if package.name.count(":") != 1:  # a part of a package, counted in it already
+        if package.name.count(":") != 1:  # a part of a package, which includes it
             continue
         try:
             total = (total or 0.0) + int((package / "energy_uj").read_text()) * 1e-6
@@ -241,10 +241,10 @@ def rapl_energy_j(root: Path = _RAPL) -> float | None:
 
 @within_limit
 def visible_gpus(count: int | None = None) -> list[str]:
-    """UUIDs of the first ``count`` GPUs that CUDA would see here, or all, in its order (by bus).
+    """Return UUIDs of the first ``count`` GPUs that CUDA would see, or all, in bus order.
 
     Raises:
-        UserError: if there is no driver to ask, or one of them is cut into slices (MIG).
+        UserError: if there is no driver, or one of the GPUs is split into slices (MIG).
     """
     import pynvml
 
@@ -275,9 +275,9 @@ def visible_gpus(count: int | None = None) -> list[str]:
 
 @within_limit
 def gpu_indices(uuids: Sequence[str]) -> str:
-    """What CUDA_VISIBLE_DEVICES must be for these GPUs, where devices are counted by their bus.
+    """Return the CUDA_VISIBLE_DEVICES for these GPUs, with devices numbered in bus order.
 
-    CUDA takes UUIDs too, but DeepSpeed ends with a ValueError where it finds one.
+    CUDA accepts UUIDs too, but DeepSpeed raises a ValueError for them.
     """
     import pynvml
 
@@ -291,7 +291,7 @@ def is_sliced(handle: Any) -> bool:
 
     try:
         current, _ = pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError:  # one that has no such mode
+    except pynvml.NVMLError:  # a GPU without MIG
         return False
     return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
@@ -305,7 +305,7 @@ def _mig(gpu: str) -> str:
 
 
 def node_name() -> str:
-    """What Slurm calls this node, or the machine's own name."""
+    """Return Slurm's name for this node, or the machine's own name."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
@@ -313,16 +313,16 @@ def node_name() -> str:
 def sampling(
     target: Path, interval_s: float, gpus: Sequence[str] | None, idle_s: float = 0.0
 ) -> Iterator[None]:
-    """Sample into ``target`` (CSV) while inside, from a process of its own.
+    """Sample into ``target`` (CSV) from a separate process while the context is open.
 
     Args:
         target: file to write.
         interval_s: seconds between samples.
-        gpus: UUIDs of the GPUs to watch, or None for the processes this one starts.
-        idle_s: seconds for which the devices are watched before anything inside begins.
+        gpus: UUIDs of the GPUs to sample, or None to sample the processes that this one starts.
+        idle_s: seconds for which the idle devices are sampled before the context opens.
 
     Raises:
-        UserError: if the sampler did not begin, or ended before it was to.
+        UserError: if the sampler did not start, or ended too early.
     """
     command = [sys.executable, "-m", "shardmark.measurement.telemetry", "--output", str(target)]
     command += ["--interval", str(interval_s), "--parent", str(os.getpid())]
@@ -337,7 +337,7 @@ def sampling(
     try:
         if idle_s:
             assert sampler.stdout is not None
-            # Its first line, or its end where it has failed.
+            # Wait for its first line, or for end of file if it failed.
             begun, _, _ = select.select([sampler.stdout], [], [], idle_s + BEGIN_S)
             if not begun:
                 raise UserError(
@@ -357,9 +357,9 @@ def sampling(
 
 @one_message
 def main() -> None:
-    """Sample until ended, or until the process that wanted the samples is gone.
+    """Sample until terminated, or until the parent process is gone.
 
-    Prints a line when the devices have been watched idle for long enough.
+    Prints a line when the idle time is over.
     """
     parser = argparse.ArgumentParser(description="samples the devices of one cell on one node")
     parser.add_argument("--output", type=Path, required=True)

@@ -1,8 +1,9 @@
-"""The written rules that mark a cell as suspect. Free of torch.
+"""The rules that mark a cell as suspect. This module does not import torch.
 
-A suspect cell is shown, with its reasons, and takes no part in comparisons unless the configuration
-says so. Each rule gives its reason with the figure that broke its limit. A rule that lacks a
-reading says that it could not be checked, and why: valid is a cell by the rules that could be.
+A suspect cell is reported with its reasons, but takes no part in comparisons unless the
+configuration says so. Each reason contains the figure that broke the limit. If a reading is
+missing, the rule reports that it could not be checked, and why. A cell is valid if no rule that
+could be checked marks it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 from shardmark.measurement.labels import unchecked_labels
 from shardmark.metrics import Device, Metrics
 
-# Reasons under which a device runs below the clock it would otherwise hold: heat and faults. The
-# power cap is not among them: at its own limit it is how a device of its kind runs under load.
+# Throttle reasons that mean heat or a fault. The power cap is not one of them: a healthy GPU under
+# load runs at its power limit.
 FAULTS = (
     "hw_slowdown",
     "sw_thermal_slowdown",
@@ -25,15 +26,16 @@ FAULTS = (
     "hw_power_brake_slowdown",
 )
 POWER_CAP = "sw_power_cap"
-# Limits without a source are chosen, well above the 0.3 % by which undisturbed runs of one DDP cell
-# on an H200 spread (README).
+# Limits without a source are our choice. They are well above the spread of undisturbed runs: 0.3 %
+# for one DDP cell on an H200 (README).
 MOST_THROTTLED_PCT = 1.0
-# What a driver keeps is less, and a CUDA context more than this.
+# A driver keeps less than this for itself; a CUDA context takes more.
 MOST_IDLE_MEMORY_BYTES = 256 * 2**20
 MOST_IDLE_UTILIZATION_PCT = 10.0
 MOST_DRIFT_PCT = 5.0
 MOST_INPUT_BOUND_PCT = 5.0
-# Of a window, without a sample. Chosen: what throttles for less changes throughput by less.
+# Longest stretch of the window without a sample. Our choice: throttling that is shorter than this
+# share of the window changes throughput by less than this share.
 LONGEST_GAP_PCT = 10.0
 # GPUs of one model differ by 8 % on average, some by more than 20 % (arXiv 2208.11035).
 MOST_SLOWER_PCT = 10.0
@@ -41,13 +43,13 @@ MOST_SLOWER_PCT = 10.0
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule.
+    """A rule that may mark a cell as suspect.
 
     Attributes:
-        name: what it finds.
-        says: when, in words.
-        reasons: the reasons a cell gives for it; none where the rule does not apply.
-        unchecked: why it could not be checked whether the rule applies; none where it could.
+        name: the problem that it detects.
+        says: when it marks a cell, in words.
+        reasons: yields why it marks a cell; nothing if it does not.
+        unchecked: yields why it could not be checked; nothing if it could.
     """
 
     name: str
@@ -63,10 +65,10 @@ def _gpus(metrics: Metrics) -> Iterator[tuple[str, Device]]:
 
 
 def _of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics], Iterator[str]]:
-    """What each GPU lacks for a rule, equal answers together.
+    """Return a function that yields what GPUs lack for a rule; GPUs with the same answer share one.
 
     Args:
-        why: what one GPU lacks; empty where it lacks nothing.
+        why: returns what one GPU lacks; empty if nothing.
     """
 
     def unchecked(metrics: Metrics) -> Iterator[str]:
@@ -243,13 +245,13 @@ INPUT_BOUND = (
 
 
 def rules_in_words() -> list[tuple[str, str]]:
-    """Name of each rule, and when it marks a cell."""
+    """Return the name of each rule, and when it marks a cell."""
     alone = [(rule.name, rule.says) for rule in RULES]
     return [*alone, ("slow GPU", SLOW_GPU), ("input-bound", INPUT_BOUND)]
 
 
 def reasons_of(metrics: Metrics) -> list[str]:
-    """Why a cell is suspect, by the rules that need no other cell: ``<rule>: <reason>``."""
+    """Apply the rules that need no other cell; return reasons as ``<rule>: <reason>``."""
     return [f"{rule.name}: {reason}" for rule in RULES for reason in rule.reasons(metrics)]
 
 
@@ -257,11 +259,11 @@ _UNCHECKED = " could not be checked: "
 
 
 def unknown_of(metrics: Metrics, others: Sequence[Metrics] | None) -> list[str]:
-    """What could not be checked of a cell: ``<rule or label> could not be checked: <why>``.
+    """Return what could not be checked, as ``<rule or label> could not be checked: <why>``.
 
     Args:
-        metrics: of one cell.
-        others: as for judged; None while there are none to be had.
+        metrics: result of one cell.
+        others: as for judged; None while the other results are not available.
     """
     lacking = [(rule.name, why) for rule in RULES for why in rule.unchecked(metrics)]
     if others is not None:
@@ -271,18 +273,18 @@ def unknown_of(metrics: Metrics, others: Sequence[Metrics] | None) -> list[str]:
 
 
 def unchecked_rules(unknown: Iterable[str]) -> list[str]:
-    """The names of the rules and labels behind what could not be checked, each once."""
+    """Return the names of the rules and labels that could not be checked, each once."""
     return list(dict.fromkeys(sentence.partition(_UNCHECKED)[0] for sentence in unknown))
 
 
 def judged(metrics: Metrics, others: Iterable[Metrics] | None = None) -> Metrics:
-    """The result with its validity.
+    """Return the result with its validity filled in.
 
     Args:
-        metrics: of one cell.
-        others: of the same matrix, among them perhaps the controls that show whether input limits
-            this cell, and cells that ran on GPUs of the same name. None for a cell that has just
-            ended: the rules that need others wait until the cells are collected.
+        metrics: result of one cell.
+        others: results of the same matrix. Two rules need them: controls show whether input limits
+            this cell, and cells on GPUs of the same name show whether its GPU is slow. None for a
+            cell that has just ended: these rules are applied when the cells are collected.
     """
     if metrics.status != "ok":
         clear = {"validity": "valid", "validity_reasons": [], "unknown": []}
@@ -303,7 +305,7 @@ def judged(metrics: Metrics, others: Iterable[Metrics] | None = None) -> Metrics
 
 
 def _probed_tflops(metrics: Metrics) -> float | None:
-    """Of the cell's slowest GPU; None on a CPU, whose probe says little."""
+    """Return the probed TFLOP/s of the slowest GPU; None on a CPU, whose probe says little."""
     if metrics.cell.device == "cpu" or not metrics.probes:
         return None
     return min(one.matmul_tflops for one in metrics.probes)
@@ -370,7 +372,7 @@ def _input_bound(metrics: Metrics, others: Iterable[Metrics]) -> Iterator[str]:
 
 
 def is_control(control: Metrics, cell: Metrics) -> bool:
-    """Whether a cell differs from another in the source of its images alone, which are no limit."""
+    """Whether ``control`` is the same training on images that cannot limit its speed."""
     return (
         _takes_no_input(control)
         and (control.cell.base, control.cell.gpus) == (cell.cell.base, cell.cell.gpus)
@@ -380,13 +382,13 @@ def is_control(control: Metrics, cell: Metrics) -> bool:
 
 
 def _takes_no_input(metrics: Metrics) -> bool:
-    """Whether a cell's images are synthetic and live on the device, so that input is no limit."""
+    """Whether a cell's images are synthetic and live on the device, so input cannot limit it."""
     dataset = metrics.cell.definition.dataset
     return dataset.name == "synthetic" and dataset.loader == "device"
 
 
 def _without_images(metrics: Metrics) -> dict[str, Any]:
-    """What a cell and its control have in common."""
+    """Return the settings that a cell and its control must share."""
     cell = metrics.cell
     common: dict[str, Any] = cell.definition.model_dump(exclude={"dataset", "epochs", "schedule"})
     return common | {

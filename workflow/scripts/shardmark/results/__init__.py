@@ -1,1 +1,1 @@
-"""Results of cells: which ones count, how each planned cell ended, and the tables made of them."""
+"""Results of cells: which ones count, how each planned cell ended, and the tables of them."""

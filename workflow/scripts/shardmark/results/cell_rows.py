@@ -1,7 +1,7 @@
-"""cells.csv and epochs.csv: a row per planned cell, and a row per epoch of a cell.
+"""cells.csv and epochs.csv: one row per planned cell, and one row per epoch of a cell.
 
-The models are the tables' data dictionary. A column's name carries its unit; its field says what it
-is, when it is empty and, if readers are shown it, how it is labelled.
+The models are the tables' data dictionary. A column's name contains its unit. Its field says what
+it is, when it is empty and, if the report shows it, how it is labelled.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _NOT_EVALUATED = "the evaluation after it did not end"
 
 
 def column(description: str, quantity: Quantity | None = None, *, empty: str = NOT_REACHED) -> Any:
-    """A column of a table.
+    """Return the field of a column.
 
     Args:
         description: what it is.
-        quantity: how readers are shown it; None for a column that is in the CSV file only.
+        quantity: how the report shows it; None for a column that is only in the CSV file.
         empty: when a nullable column is empty.
     """
     return Field(
@@ -55,7 +55,7 @@ def column(description: str, quantity: Quantity | None = None, *, empty: str = N
 
 
 class CellRow(Section):
-    """One planned cell: what it is, how it ended, what was measured. Empty: not measured."""
+    """One planned cell: what it is, how it ended, what was measured. Empty means not measured."""
 
     run: str = column("name of the matrix")
     workload: str = column("name of the workload")
@@ -289,12 +289,12 @@ class EpochRow(Section):
 
 
 def extra(model: type[Section], name: str, key: str) -> Any:
-    """What ``column`` was given for a column of a table: its ``empty`` or its ``quantity``."""
+    """Return the ``empty`` or ``quantity`` that ``column`` was called with for a column."""
     more = model.model_fields[name].json_schema_extra
     return more[key] if isinstance(more, dict) else None
 
 
-# What readers are shown first, in this order.
+# The main quantities of the report, in this order.
 QUANTITIES = {
     name: replace(quantity, column=name)
     for name in CellRow.model_fields
@@ -303,13 +303,13 @@ QUANTITIES = {
 
 
 def cell_row(planned: PlannedCell, parity: str, excluded: str, place: int | None = None) -> CellRow:
-    """The row of one planned cell.
+    """Return the row of one planned cell.
 
     Args:
         planned: the cell and its result.
         parity: the gate's verdict on its strategy and GPU count.
         excluded: why it takes no part in comparisons; empty if it does.
-        place: its planned place, if its result does not record one.
+        place: its planned place, used if its result does not record one.
     """
     cell = planned.cell
     values: dict[str, Any] = {
@@ -329,7 +329,7 @@ def cell_row(planned: PlannedCell, parity: str, excluded: str, place: int | None
 
 
 def _measured(metrics: Metrics) -> dict[str, Any]:
-    """The columns that come from a result."""
+    """Return the columns that come from a result."""
     failure, times = metrics.failure, metrics.time_s
     steady = metrics.windows.steady_monotonic_s if metrics.windows else (None, None)
     loss, accuracy = metrics.loss, metrics.accuracy
@@ -381,7 +381,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
 
 
 def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:
-    """One row for each epoch whose loss is known."""
+    """Yield one row per epoch whose loss is known."""
     accuracies = metrics.accuracy.per_epoch if metrics.accuracy else []
     seconds = metrics.time_s.epochs_s if metrics.time_s else []
     evaluations = metrics.windows.evaluations_monotonic_s if metrics.windows else []
@@ -401,7 +401,7 @@ def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:
 
 
 def _shared(section: Section | Cell | None) -> dict[str, Any]:
-    """The fields that a section of a result and a row have in common."""
+    """Return the fields that a section of a result shares with a row."""
     if section is None:
         return {}
     names = type(section).model_fields.keys() & CellRow.model_fields.keys()
@@ -409,7 +409,7 @@ def _shared(section: Section | Cell | None) -> dict[str, Any]:
 
 
 def _peak(devices: Sequence[Device], key: str) -> int | None:
-    """The fullest device's value; None as soon as one device has none."""
+    """Return the largest value of all devices; None if any device has none."""
     return max(_all_known(getattr(device, key) for device in devices), default=None)
 
 
@@ -418,7 +418,7 @@ def _mean_over_ranks(profile: Sequence[StepSplit], part: str) -> float | None:
 
 
 def _most(host: Sequence[HostUse], key: str) -> float | None:
-    """The largest of all ranks; None as soon as one rank has none."""
+    """Return the largest value of all ranks; None if any rank has none."""
     return max(_all_known(getattr(use, key) for use in host), default=None)
 
 
@@ -427,7 +427,7 @@ def _least(host: Sequence[HostUse], key: str) -> float | None:
 
 
 def _all_known(values: Iterable[Any]) -> list[Any]:
-    """The values; none of them as soon as one is None."""
+    """Return the values as a list; an empty one if any value is None."""
     each = list(values)
     return [] if None in each else each
 

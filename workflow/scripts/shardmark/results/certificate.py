@@ -1,8 +1,9 @@
 """The fairness certificate: the effective settings of a workload's strategies, side by side.
 
-What the workload prescribes is held against what was read back; what it does not prescribe must at
-least be the same for all, and so must what surrounded the cells. A difference is explained, by a
-reason written here, where it is what the strategy *is*; every other one is flagged. Free of torch.
+Settings that the workload prescribes are compared with those read back from the training. Other
+settings, and the surroundings of the cells, must be the same for all strategies. If a difference is
+what makes the strategy, a reason in this module explains it; every other difference is flagged.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
 
 
 class Row(Section):
-    """One setting.
+    """One setting of all strategies.
 
     Attributes:
-        setting: what it is.
-        values: by strategy.
-        verdict: whether all have the same, or the differences are explained, or one is not.
-        reason: why a difference is the strategies' nature.
+        setting: its name.
+        values: its value by strategy.
+        verdict: ``same`` for all, ``inherent`` if every difference is explained, else ``flagged``.
+        reason: the explanation of a difference.
         flagged: by strategy, what is wrong with its value.
     """
 
@@ -48,10 +49,10 @@ class Certificate(Section):
 
     Attributes:
         workload: its name.
-        gpus: GPUs of the cells.
-        strategies: those compared, in the order given.
-        missing: those of which nothing was read back, and the status of their cells.
-        rows: the settings.
+        gpus: GPU count of the cells.
+        strategies: the strategies compared, in the order given.
+        missing: strategies without any settings read back, with the status of their cells.
+        rows: one per setting.
     """
 
     workload: str
@@ -62,18 +63,18 @@ class Certificate(Section):
 
     @property
     def flagged(self) -> list[Row]:
-        """The rows with a difference that nothing explains."""
+        """The rows with an unexplained difference."""
         return [row for row in self.rows if row.verdict == "flagged"]
 
 
 @dataclass(frozen=True)
 class Exemption:
-    """Why a strategy has another value than the rest.
+    """Why a strategy may have another value than the rest.
 
     Attributes:
-        value: what it has instead; None or an empty list for nothing.
-        reason: why that is right.
-        required: whether the value of the rest would be wrong for it.
+        value: its value; None or an empty list for no value.
+        reason: why that value is right.
+        required: whether the others' value would be wrong for it.
     """
 
     value: Any
@@ -83,14 +84,15 @@ class Exemption:
 
 @dataclass(frozen=True)
 class Setting:
-    """How one setting is judged.
+    """How to judge one setting.
 
     Attributes:
-        label: in words.
-        value: read from an effective configuration.
-        prescribed: what the workload prescribes; without it, all must have what most have.
-        inherent: why any difference is the strategies' nature.
-        exemption: for a strategy of this cell, if it has one.
+        label: its name, in words.
+        value: reads it from an effective configuration.
+        prescribed: the value that the workload prescribes; without it, all strategies must have the
+            most common value.
+        inherent: why strategies may differ in it.
+        exemption: returns the exemption of a cell's strategy, if it has one.
     """
 
     label: str
@@ -284,11 +286,11 @@ SETTINGS = (
 
 
 def certificates(metrics: Iterable[Metrics], baseline: str | None = None) -> list[Certificate]:
-    """One certificate for each workload and GPU count that the cells are of, the most GPUs first.
+    """Return one certificate per workload and GPU count of the cells, the most GPUs first.
 
     Args:
-        metrics: results of cells; of those that left no settings the status is told.
-        baseline: whose value counts as the common one if there is no majority.
+        metrics: results of cells; for one without settings, the certificate shows its status.
+        baseline: the strategy whose value counts as the common one if there is no majority.
     """
     groups: dict[tuple[str, int], list[Metrics]] = defaultdict(list)
     for result in metrics:
@@ -299,10 +301,10 @@ def certificates(metrics: Iterable[Metrics], baseline: str | None = None) -> lis
 
 
 def certify(metrics: Sequence[Metrics], baseline: str | None = None) -> Certificate:
-    """Hold the settings of strategies against the workload and against one another.
+    """Compare the settings of strategies with the workload and with each other.
 
     Args:
-        metrics: results of one workload at one GPU count, any seeds.
+        metrics: results of one workload at one GPU count, with any seeds.
         baseline: as for certificates.
     """
     by_strategy: dict[str, list[Metrics]] = defaultdict(list)
@@ -378,7 +380,7 @@ def _judge_volume(
     kinds: tuple[str, ...],
     read: Mapping[str, Sequence[Metrics]],
 ) -> Row:
-    """Hold the bytes of a step's collectives against those that the strategy must move."""
+    """Compare the bytes of a step's collectives with those that the strategy must move."""
     texts: dict[str, str] = {}
     flagged: dict[str, str] = {}
     for name, results in read.items():
@@ -410,7 +412,7 @@ def _judge_volume(
 
 
 def _judge_fact(fact: Fact, read: Mapping[str, Sequence[Metrics]], baseline: str | None) -> Row:
-    """Hold what surrounded the cells of each strategy against what surrounded the others'."""
+    """Compare the surroundings of each strategy's cells with those of the others."""
     values = {
         name: list(dict.fromkeys(value for one in found for value in fact.values(one)))
         for name, found in read.items()
@@ -442,7 +444,7 @@ def _judge_fact(fact: Fact, read: Mapping[str, Sequence[Metrics]], baseline: str
 
 
 def _share(fact: Fact, cell: Cell, values: Sequence[Any]) -> str:
-    """A strategy's values as those of one replica."""
+    """Return a strategy's values converted to one replica's share."""
     if fact.shared_out and _replicas_in_one_process(cell):
         values = [max(1, one // cell.gpus) if isinstance(one, int) else one for one in values]
     return " or ".join(map(_text, values))
@@ -451,7 +453,7 @@ def _share(fact: Fact, cell: Cell, values: Sequence[Any]) -> str:
 def _most_common(
     texts: Mapping[str, str], values: Mapping[str, Sequence[Any]], baseline: str | None
 ) -> str:
-    """What most strategies that have any have; the baseline decides a draw."""
+    """Return the value that most strategies with a value have; the baseline decides a tie."""
     counts = Counter(
         text for name, text in texts.items() if any(v is not None for v in values[name])
     )
@@ -464,7 +466,7 @@ def _most_common(
 
 
 def _options_of(cell: Cell) -> str:
-    """The options a variant sets, which may be why it differs: told, and flagged all the same."""
+    """Return the options of a variant in words: they may explain a flagged difference."""
     defaults = STRATEGIES[cell.base].options().model_dump()
     chosen = {key: value for key, value in cell.options.items() if value != defaults[key]}
     if not chosen:

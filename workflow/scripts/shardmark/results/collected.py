@@ -1,4 +1,4 @@
-"""The tables that ``collect`` writes. Every later step reads these, and never a metrics.json."""
+"""The tables that ``collect`` writes. All later steps read them instead of metrics.json files."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Collected:
     """Everything that is known about a matrix.
 
     Attributes:
-        cells: a row per planned cell.
-        epochs: a row per epoch of a cell.
-        failures: a row per cell without a good result.
-        parity: a row per check of the parity gate.
-        record: what is not a row of a table.
+        cells: one row per planned cell.
+        epochs: one row per epoch of a cell.
+        failures: one row per cell without a good result.
+        parity: one row per check of the parity gate.
+        record: everything that is not a row of a table.
     """
 
     cells: list[CellRow]
@@ -52,11 +52,11 @@ class Tables:
     """What ``collect`` wrote, read back.
 
     Attributes:
-        cells: a row per planned cell; columns as ``CellRow``.
-        epochs: a row per epoch of a cell; columns as ``EpochRow``.
-        failures: a row per cell without a good result; columns as ``FailureRow``.
-        parity: a row per check of the parity gate; columns as ``ParityRow``.
-        record: what is not a row of a table.
+        cells: one row per planned cell; columns as ``CellRow``.
+        epochs: one row per epoch of a cell; columns as ``EpochRow``.
+        failures: one row per cell without a good result; columns as ``FailureRow``.
+        parity: one row per check of the parity gate; columns as ``ParityRow``.
+        record: everything that is not a row of a table.
     """
 
     cells: pd.DataFrame
@@ -72,7 +72,7 @@ class Tables:
 
 
 def collect(config: Config, root: Path = Path()) -> Collected:
-    """Read every result of a matrix under ``root``, and judge it."""
+    """Read every result of a matrix under ``root`` and apply the validity rules."""
     matrix = read_matrix(config, root)
     verdicts = read_verdicts(config, root)
     status = {key: parity.status if parity else "missing" for key, parity in verdicts.items()}
@@ -95,7 +95,7 @@ def collect(config: Config, root: Path = Path()) -> Collected:
 
 
 def write_tables(collected: Collected, folder: Path) -> None:
-    """Write a CSV file for each of ``MODELS``, and the record."""
+    """Write one CSV file for each of ``MODELS``, and the record."""
     for name, model in MODELS.items():
         write_text(folder / f"{name}.csv", to_csv(model, getattr(collected, name)))
     write_text(folder / RECORD, collected.record.model_dump_json(indent=1))

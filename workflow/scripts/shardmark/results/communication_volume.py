@@ -1,14 +1,15 @@
 """How many bytes each strategy must reduce and gather in one optimizer step.
 
-The ZeRO paper derives it: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion
-Parameter Models" (SC20), section 7. Data parallelism averages each gradient once. ZeRO-1 and ZeRO-2
-average it once too and then gather the updated parameters. ZeRO-3 gathers the parameters before the
-forward pass and again before the backward pass. FSDP does the same (torch.distributed.fsdp,
+Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
+(SC20), section 7. Data parallelism averages each gradient once. ZeRO-1 and ZeRO-2 average it once
+too and then gather the updated parameters. ZeRO-3 gathers the parameters before the forward pass
+and again before the backward pass. FSDP does the same (torch.distributed.fsdp,
 ``ShardingStrategy``; ``fully_shard``, ``reshard_after_forward``).
 
 Volumes are multiples of the parameters' bytes in float32. An all-reduce counts once, as a
-reduction, whatever NCCL makes of it; the paper counts it twice. What frameworks do beyond the paper
-was read in their source and seen in cells of two ranks. Free of torch.
+reduction, however NCCL implements it; the paper counts it twice. Where frameworks deviate from the
+paper, the numbers come from their source code and were confirmed in cells of two ranks. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ FLOAT32_BYTES = 4
 # Shards are padded to equal size, DataParallel broadcasts buffers with the parameters, and FSDP1
 # keeps batch-norm in float32 where the rest is halved. Each is a few per cent.
 SLACK = 0.1
-# Synchronised batch-norm exchanges two numbers per channel, rank and micro-batch. It has as many
-# parameters, which are at most 0.9 % of a model (resnet8).
+# Synchronised batch-norm exchanges two numbers per channel, rank and micro-batch. It also has two
+# parameters per channel, which are at most 0.9 % of a model (resnet8).
 _STATISTICS = 0.01
 # DeepSpeed's default of stage3_max_reuse_distance, in elements.
 _MAX_REUSE_DISTANCE = 1e9
@@ -30,22 +31,22 @@ _MAX_REUSE_DISTANCE = 1e9
 
 @dataclass(frozen=True)
 class Volume:
-    """The least and the most that may be moved."""
+    """The smallest and the largest volume that is correct."""
 
     least: float
     most: float
 
     @classmethod
     def exactly(cls, multiple: float) -> Volume:
-        """A volume that leaves no choice."""
+        """Return a volume of exactly this multiple."""
         return cls(multiple, multiple)
 
     def halved(self, *, all_of_it: bool) -> Volume:
-        """The volume where all or some of the numbers travel in 16 bits instead of 32."""
+        """Return the volume if all or some of the numbers travel in 16 bits instead of 32."""
         return Volume(self.least / 2, self.most / 2 if all_of_it else self.most)
 
     def allows(self, multiple: float, slack: float) -> bool:
-        """Whether so much may be moved, give or take the slack."""
+        """Whether a volume is in the range, within the slack."""
         below, above = (slack * max(1.0, bound) for bound in (self.least, self.most))
         return self.least - below <= multiple <= self.most + above
 
@@ -64,25 +65,25 @@ class StepVolume:
 
 
 def slack_of(cell: Cell) -> float:
-    """By how much a volume may differ, as a share of it (of 1 where it is less)."""
+    """Return by how much a volume may differ, as a share of it (of 1 if it is less than 1)."""
     if cell.definition.batchnorm == "local":
         return SLACK
     return SLACK + _STATISTICS * cell.gpus * cell.definition.batch.accumulate
 
 
 def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) -> StepVolume | None:
-    """What a cell of several GPUs must move in a step; None for a strategy not described here.
+    """Return what a cell of several GPUs must move in a step; None for a strategy not covered here.
 
     Args:
-        cell: its strategy, options and micro-batches decide.
-        parameters: of the model.
-        unit_parameters: those in its shard units; None if unknown.
+        cell: its strategy, options and micro-batches determine the volume.
+        parameters: number of parameters of the model.
+        unit_parameters: number of those in its shard units; None if unknown.
     """
     micro_batches, options = cell.definition.batch.accumulate, cell.options
     once, each = Volume.exactly(1), Volume.exactly(micro_batches)
     match cell.base:
         case "dp":
-            # Every forward pass makes new replicas, every backward pass sums their gradients.
+            # Every forward pass creates new replicas, every backward pass sums their gradients.
             return StepVolume(reduced=each, gathered=each)
         case "ddp":
             compressed = options["comm_hook"] != "none"
@@ -91,7 +92,7 @@ def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) ->
         case "deepspeed_zero1":
             volume = StepVolume(reduced=once, gathered=once)
         case "deepspeed_zero2":
-            # It owns a share of the gradients, so it cannot keep whole ones for later.
+            # A rank keeps only its shard of the gradients, so it reduces in every micro-batch.
             volume = StepVolume(reduced=each, gathered=once)
         case "deepspeed_zero3":
             volume = StepVolume(
@@ -102,7 +103,7 @@ def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) ->
         case _:
             return None
     if options["low_precision_communication"]:
-        # Those of convolutions and linear layers alone. Stages 1 and 2 gather float32 after all.
+        # Only those of convolutions and linear layers. Stages 1 and 2 still gather float32.
         gathered = volume.gathered
         if cell.base == "deepspeed_zero3":
             gathered = gathered.halved(all_of_it=False)
@@ -111,23 +112,24 @@ def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) ->
 
 
 def _gathered_by_zero3(parameters: int, micro_batches: int) -> Volume:
-    """Small parameters stay whole and are gathered once, after the update; the others are sharded.
+    """ZeRO-3 keeps small parameters whole, gathers them once after the update, shards the others.
 
     DeepSpeed frees a sharded parameter after the forward pass only if its next use is further away
-    than ``stage3_max_reuse_distance``. Forward and backward pass together use each parameter twice,
-    so a model of fewer than half as many parameters gathers them once per micro-batch, not twice.
+    than ``stage3_max_reuse_distance`` elements. Forward and backward pass together use each
+    parameter twice, so a model with fewer than half as many parameters gathers them once per
+    micro-batch instead of twice.
     """
     passes = 1 if 2 * parameters <= _MAX_REUSE_DISTANCE else 2
     return Volume(1, passes * micro_batches)
 
 
 def _fully_sharded(cell: Cell, parameters: int, unit_parameters: int | None) -> StepVolume:
-    """FSDP1, FSDP2 and FairScale: gradients are reduced in the last micro-batch alone.
+    """FSDP1, FSDP2 and FairScale reduce gradients only in the last micro-batch.
 
     A unit that reshards after the forward pass is gathered twice per micro-batch. The root unit,
     which holds the parameters outside the blocks, stays gathered until the backward pass ends.
-    Between micro-batches FSDP2 always reshards; the other two keep what the forward pass kept, but
-    for FSDP1's root, which reshards with its units.
+    Between micro-batches FSDP2 always reshards. The other two keep what the forward pass kept,
+    except for FSDP1's root, which reshards with its units.
     """
     micro_batches, options = cell.definition.batch.accumulate, cell.options
     full_shard = options.get("sharding") == "full_shard"

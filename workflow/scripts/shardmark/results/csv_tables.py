@@ -1,4 +1,4 @@
-"""Tables as CSV files: written from rows, and read back with the types of their columns."""
+"""Write rows to CSV files, and read them back with the types of their columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardmark.escaping import for_csv
 
 
 def to_csv(model: type[Section], rows: Iterable[Section]) -> str:
-    """The rows as CSV with a header; None is empty, numbers keep all their digits."""
+    """Return the rows as CSV with a header; None is empty, numbers keep all their digits."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(model.model_fields), lineterminator="\n")
     table.writeheader()
@@ -25,7 +25,7 @@ def to_csv(model: type[Section], rows: Iterable[Section]) -> str:
 
 
 def read_csv(source: Path | io.StringIO, model: type[Section]) -> pd.DataFrame:
-    """A table that ``to_csv`` wrote; in text columns an empty value is an empty text.
+    """Read a table that ``to_csv`` wrote; in text columns an empty value is an empty string.
 
     Raises:
         OSError: if it cannot be read.
@@ -37,7 +37,7 @@ def read_csv(source: Path | io.StringIO, model: type[Section]) -> pd.DataFrame:
 
 
 def to_frame(model: type[Section], rows: Iterable[Section]) -> pd.DataFrame:
-    """The rows as ``read_csv`` would read them back."""
+    """Return the rows as ``read_csv`` would read them back."""
     return read_csv(io.StringIO(to_csv(model, rows)), model)
 
 

@@ -9,10 +9,10 @@ from shardmark.results.outcome import Outcome
 
 
 def why_excluded(planned: PlannedCell, parity: str, *, compare_suspect: bool) -> str:
-    """Why a cell takes no part in comparisons; empty if it does.
+    """Return why a cell takes no part in comparisons; empty if it does.
 
-    A suspect cell names its rules, as in ``suspect (drifting)``, so that equal reasons can be
-    counted; the figures that broke the limits are in ``validity_reasons``.
+    For a suspect cell this names the rules, as in ``suspect (drifting)``, so that equal reasons can
+    be counted. The figures that broke the limits are in ``validity_reasons``.
 
     Args:
         planned: the cell and its result.
@@ -28,5 +28,5 @@ def why_excluded(planned: PlannedCell, parity: str, *, compare_suspect: bool) ->
 
 
 def names_of_rules(reasons: Iterable[str]) -> list[str]:
-    """The rules behind a cell's ``validity_reasons``, each once."""
+    """Return the names of the rules in a cell's ``validity_reasons``, each once."""
     return list(dict.fromkeys(reason.partition(":")[0] for reason in reasons if reason))

@@ -1,4 +1,4 @@
-"""failures.csv: a row per cell that did not end well, or that a rule marks."""
+"""failures.csv: one row per cell that did not succeed, or that a validity rule marks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardmark.results.outcome import Outcome
 
 
 class FailureRow(Section):
-    """One cell without a good result; a planned impossibility once for all its seeds."""
+    """One cell without a good result; an unsupported cell has one row for all its seeds."""
 
     workload: str = column("name of the workload")
     strategy: str = column("name of the strategy or variant")
@@ -25,7 +25,7 @@ class FailureRow(Section):
 
 
 def failure_rows(matrix: Iterable[PlannedCell]) -> list[FailureRow]:
-    """The rows, in the order of the configuration."""
+    """Return the rows, in the order of the configuration."""
     rows = [row for planned in matrix if (row := _row(planned))]
     # All seeds of an unsupported cell give the same row.
     return [row for index, row in enumerate(rows) if row not in rows[:index]]

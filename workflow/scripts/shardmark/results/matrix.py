@@ -1,4 +1,4 @@
-"""Every planned cell of a matrix with its result, judged beside the others."""
+"""Every planned cell of a matrix with its result, judged together with the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PlannedCell:
         cell: as the configuration defines it now.
         outcome: how it ended.
         metrics: its result, judged by all rules of validity; None if it is missing or refused.
-        stale: whether the result is of other code than today's; it counts all the same.
+        stale: whether other code than today's made the result; it still counts.
         refusal: why its file does not count; empty if it does.
     """
 
@@ -34,11 +34,11 @@ class PlannedCell:
 
 
 def read_result(cell: Cell, root: Path = Path()) -> Metrics:
-    """The result of a cell, if it is of the cell as it is defined now.
+    """Read the result of a cell, if it belongs to the cell as it is defined now.
 
     Raises:
-        UserError: with the path and the reason, if it is not there, unreadable, or of another
-            definition.
+        UserError: with the path and the reason, if the file is missing, unreadable, or belongs to
+            another definition of the cell.
     """
     path = root / cell.folder / "metrics.json"
     metrics = read_metrics(path)
@@ -50,7 +50,7 @@ def read_result(cell: Cell, root: Path = Path()) -> Metrics:
 
 
 def read_matrix(config: Config, root: Path = Path()) -> list[PlannedCell]:
-    """Every planned cell, in the order of the configuration, with its result under ``root``."""
+    """Return all planned cells in the configuration's order, with their results under ``root``."""
     planned = [_read_cell(cell, root) for cell in cells_of(config)]
     results = [one.metrics for one in planned if one.metrics]
     return [_judge(one, results) for one in planned]

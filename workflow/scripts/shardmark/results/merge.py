@@ -1,4 +1,4 @@
-"""Several result sets as one: which result stands for each cell, and what speaks against it."""
+"""Merge several result sets into one: choose a result for each cell, and report conflicts."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from shardmark.results.result_set import (
 from shardmark.strategies import PACKAGES, STRATEGIES
 
 Prefer = Literal["none", "first", "last"]
-# Where sets disagree on parity, the worst verdict stands: one machine on which a strategy does not
+# If sets disagree on parity, the worst verdict counts: one machine on which a strategy does not
 # train the same model is enough to doubt it.
 WORST_FIRST = ("failed", "error", "unsupported", "passed")
 
-# Snakemake's log of the cell's job, too.
+# job.log is Snakemake's log of the cell's job.
 COPIED = (*SIDE_FILES, STAMP, "job.log")
 
 
 @dataclass
 class Merged:
-    """What stands in the merged set.
+    """The merged set.
 
     Attributes:
-        results: one result a cell.
-        verifications: one result of the parity gate a workload, strategy and GPU count.
-        duplicates: cells that stand in several sets with the very same result, counted once.
-        conflicts: cells, or parity results, of which the sets hold different ones, and which of
-            them stands.
-        notes: versions that differ, which comparisons will refuse to mix.
+        results: one result per cell.
+        verifications: one result of the parity gate per workload, strategy and GPU count.
+        duplicates: cells with identical results in several sets, counted once.
+        conflicts: cells or parity results that differ between sets, and which one was chosen.
+        notes: versions that differ; comparisons will refuse to mix them.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -56,11 +55,11 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
 
     Args:
         sets: the result sets, in the order in which they were named.
-        prefer: which of two different results of one cell stands; ``none`` refuses to choose.
+        prefer: which of two different results of a cell to take; ``none`` refuses to choose.
 
     Raises:
         UserError: naming every cell that is defined differently, or that has different results
-            while ``prefer`` is ``none``.
+            and ``prefer`` is ``none``.
     """
     check_same_definitions([result for found in sets for result in found.results])
     merged = Merged(notes=version_notes(sets))
@@ -110,10 +109,10 @@ def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
 
 
 def check_same_definitions(results: Iterable[Result]) -> None:
-    """See that a name means one thing in all sets.
+    """Check that a name means the same in all sets.
 
-    A workload must be trained and measured alike, a strategy have the same options, and a GPU count
-    be spread over as many nodes.
+    A workload must be trained and measured in the same way, a strategy must have the same options,
+    and a GPU count must span the same number of nodes.
 
     Raises:
         UserError: naming every difference.
@@ -158,7 +157,7 @@ def _nodes(result: Result) -> dict[str, Any]:
 
 
 def version_notes(sets: Sequence[ResultSet]) -> list[str]:
-    """Versions of which the sets hold several."""
+    """Return a note for each version that differs between the sets."""
     versions = [_versions(result.metrics) for one in sets for result in one.results]
     notes = []
     for name in ("torch", "driver", *PACKAGES, "git_commit"):
@@ -180,18 +179,18 @@ def _versions(metrics: Metrics) -> dict[str, str | None]:
 
 
 def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
-    """Write the merged set; it is there whole or not at all.
+    """Write the merged set atomically.
 
-    The files that a run leaves beside a metrics.json are copied, and no others. The metrics.json
-    takes the name of the new run, and its provenance says where it came from.
+    Only the files that a run leaves beside a metrics.json are copied. The metrics.json gets the
+    name of the new run, and its provenance says where it came from.
 
     Args:
         merged: what to write.
-        folder: where to, usually results/<run>; its name is the run's.
+        folder: the target, usually results/<run>; its name becomes the name of the run.
         sources: folders of the sets, for the record in merged.json.
 
     Raises:
-        UserError: if the folder is there and not empty.
+        UserError: if the folder exists and is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; delete it, or name another folder")
@@ -235,7 +234,7 @@ def _write_result(result: Result, partial: Path, run: str) -> None:
 
 
 def record_of(merged: Merged, sources: Sequence[Path]) -> str:
-    """What was merged, as JSON."""
+    """Return what was merged, as JSON."""
     return json.dumps(
         {
             "sources": [str(source) for source in sources],
@@ -257,7 +256,7 @@ def _distinct(results: Sequence[Result]) -> list[Result]:
 
 
 def _content(metrics: Metrics) -> dict[str, Any]:
-    """A result but for the run it stands in, which merging changes."""
+    """Return a result without the name of its run, which merging changes."""
     content = metrics.model_dump(mode="json", by_alias=True, exclude={"cell_sha256"})
     content["cell"].pop("run")
     content["cell"].pop("data_dir")

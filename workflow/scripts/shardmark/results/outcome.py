@@ -1,4 +1,4 @@
-"""How a cell ended: one vocabulary for the tables, the terminal, the figures and the page."""
+"""How a cell ended: the words that tables, terminal, figures and report page share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Outcome(StrEnum):
 
     @property
     def sign(self) -> str:
-        """One character for it in a grid; the signs differ without colour too."""
+        """One character for a grid; the signs can be told apart without colour."""
         return _SIGNS[self][0]
 
     @property

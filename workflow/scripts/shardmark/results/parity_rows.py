@@ -44,7 +44,7 @@ class ParityRow(Section):
 
 
 def read_verdict(case: ParityCase, root: Path = Path()) -> Parity | None:
-    """The gate's result on a case as it is defined now; None if there is none."""
+    """Read the gate's result for a case as it is defined now; None if there is none."""
     try:
         parity = read_parity(root / case.file)
     except UserError:
@@ -53,7 +53,7 @@ def read_verdict(case: ParityCase, root: Path = Path()) -> Parity | None:
 
 
 def read_verdicts(config: Config, root: Path = Path()) -> dict[tuple[str, str, int], Parity | None]:
-    """The gate's result by workload, strategy and GPU count, GPU counts ascending."""
+    """Read the gate's results by workload, strategy and GPU count, GPU counts ascending."""
     matrix = config.matrix
     return {
         (workload, strategy, gpus): read_verdict(
@@ -66,7 +66,7 @@ def read_verdicts(config: Config, root: Path = Path()) -> dict[tuple[str, str, i
 
 
 def parity_rows(key: tuple[str, str, int], parity: Parity | None) -> Iterator[ParityRow]:
-    """The rows of one case: one per precision, one for the real model, at least one."""
+    """Yield the rows of one case: one per precision, one for the real model, at least one."""
     workload, strategy, gpus = key
     values = {
         "workload": workload,

@@ -20,14 +20,14 @@ from shardmark.results.matrix import PlannedCell
 from shardmark.results.outcome import Outcome
 
 Key = tuple[str, str, int, int]
-# Where results stand in the folder of a run.
+# Pattern of the cells' folders in the folder of a run.
 CELLS = "*/*/gpus*/seed*"
 VERDICTS = "parity/*/*/ranks*.json"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One cell's result, where it stands, and the folder of its set."""
+    """One cell's result, its path, and the folder of its set."""
 
     path: Path
     folder: Path
@@ -40,21 +40,21 @@ class Result:
 
     @property
     def key(self) -> Key:
-        """What tells the cells of a run apart."""
+        """Identifies a cell within a run."""
         cell = self.cell
         return (cell.workload, cell.strategy, cell.gpus, cell.seed)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """One result of the parity gate, and where it stands."""
+    """One result of the parity gate, and its path."""
 
     path: Path
     parity: Parity
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells the gate's results of a run apart."""
+        """Identifies a result of the gate within a run."""
         return (self.parity.workload, self.parity.strategy, self.parity.ranks)
 
 
@@ -63,9 +63,9 @@ class ResultSet:
     """All results of one run.
 
     Attributes:
-        folder: where they stand, usually results/<run>.
-        results: the cells, in the order of their paths.
-        verifications: the parity gate's, in the order of their paths.
+        folder: the set's folder, usually results/<run>.
+        results: the cells' results, sorted by path.
+        verifications: the parity gate's results, sorted by path.
     """
 
     folder: Path
@@ -95,8 +95,8 @@ def read_result_set(folder: Path) -> ResultSet:
     """Read the metrics.json of every cell under a folder, and every result of its parity gate.
 
     Raises:
-        UserError: if there is none, one is unreadable, a cell stands there twice, or something is
-            a symbolic link, which could lead to files of others.
+        UserError: if there is none, one is unreadable, a cell occurs twice, or there is a symbolic
+            link, which could lead to other users' files.
     """
     refuse_links(folder)
     paths = sorted(folder.glob(f"{CELLS}/metrics.json"))
@@ -119,10 +119,10 @@ def read_result_set(folder: Path) -> ResultSet:
 
 
 def refuse_links(folder: Path) -> None:
-    """See that the results under a folder are files and folders alone.
+    """Check that a folder of results contains only files and folders.
 
     Raises:
-        UserError: naming what is a symbolic link, a device or a pipe.
+        UserError: naming a symbolic link, device or pipe.
     """
     for path in itertools.chain(folder.glob(f"{CELLS}/*"), folder.glob(VERDICTS)):
         inside = path.relative_to(folder).parts
@@ -134,10 +134,10 @@ def refuse_links(folder: Path) -> None:
 
 
 def cells_of_set(found: ResultSet) -> pd.DataFrame:
-    """The rows of cells.csv of a result set, with the paths where its results stand.
+    """Return the rows of cells.csv of a result set, with the paths of its results.
 
-    Unlike in a matrix, the gate's verdict is taken as it is: no configuration tells whether it is
-    on the cells' own case.
+    Unlike in a matrix, the gate's verdict is taken as it is: there is no configuration to tell
+    whether it applies to the cells' own case.
     """
     parity = {item.key: str(item.parity.status) for item in found.verifications}
     return to_frame(CellRow, [_row(result, parity) for result in found.results])
@@ -154,7 +154,7 @@ def _row(result: Result, parity: Mapping[tuple[str, str, int], str]) -> CellRow:
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of nested mappings by its dotted path; a list is a leaf."""
+    """Yield every leaf of nested mappings with its dotted path; a list is a leaf."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flatten(inner, f"{path}.{key}" if path else str(key))
@@ -163,7 +163,7 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(one: Any, other: Any) -> list[str]:
-    """What differs between two nested mappings, each as ``path: one -> other``."""
+    """Return the differences between two nested mappings, each as ``path: one -> other``."""
     first, second = dict(flatten(one)), dict(flatten(other))
     return [
         f"{path}: {first.get(path, 'absent')} -> {second.get(path, 'absent')}"

@@ -1,4 +1,4 @@
-"""settings.json: what a matrix is, which settings its cells really had, and where they ran."""
+"""settings.json: describes a matrix, the settings its cells really had, and where they ran."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Fact(Section):
     """One fact about the machines or versions.
 
     Attributes:
-        name: what it is.
+        name: its name.
         values: each value with the number of cells that had it, the most frequent first.
     """
 
@@ -23,7 +23,7 @@ class Fact(Section):
 
 
 class RunRecord(Section):
-    """Everything about a matrix that later steps need and that is not a row of a table.
+    """Everything that later steps need to know about a matrix and that is not a row of a table.
 
     Attributes:
         run: name of the matrix.
@@ -47,7 +47,7 @@ class RunRecord(Section):
 
 
 def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
-    """The record of a matrix and its results."""
+    """Return the record of a matrix and its results."""
     return RunRecord(
         run=config.run,
         baseline=config.baseline,
@@ -61,7 +61,7 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
 
 
 def describe_workload(config: Config, name: str) -> str:
-    """A workload in one sentence."""
+    """Describe a workload in one sentence."""
     workload = config.workloads[name]
     data, batch, optimizer = workload.dataset, workload.batch, workload.optimizer
     images = f"{workload.train_images:,} images of {data.image_size} px"
@@ -76,7 +76,7 @@ def describe_workload(config: Config, name: str) -> str:
 
 
 def environment_facts(results: Iterable[Metrics]) -> list[Fact]:
-    """Each fact of the machines and versions, with its values and how many cells had each."""
+    """Return each fact about machines and versions, with its values and their numbers of cells."""
     counts: dict[str, Counter[str]] = {}
     for result in results:
         if result.status == "unsupported":

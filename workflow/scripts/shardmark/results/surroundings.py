@@ -1,6 +1,6 @@
-"""What was recorded around a cell and can change its speed: CPUs, threads, versions, variables.
+"""The surroundings of a cell that can change its speed: CPUs, threads, versions, variables.
 
-The strategies of a comparison should have it all alike. Free of torch.
+They should be the same for all strategies of a comparison. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from shardmark.metrics import HostUse, Metrics
 
 UNKNOWN = "unknown"
-# CUDA_VISIBLE_DEVICES names what a job was given. What OMP_NUM_THREADS did, torch's threads say.
-# DeepSpeed alone reads DS_ACCELERATOR, and its scripts set it.
+# CUDA_VISIBLE_DEVICES depends on which GPUs a job got. The number of torch's threads already shows
+# the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
 _NOT_COMPARED = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS")
 _VERSIONS = ("python", "torch", "torchvision", "numpy")
 _ENVIRONMENT = {
@@ -30,12 +30,12 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that was recorded.
+    """One recorded fact.
 
     Attributes:
-        label: in words.
-        values: the different ones in a cell, of its ranks.
-        shared_out: whether ranks get equal parts of what their node has, so that a process that has
+        label: its name, in words.
+        values: returns the distinct values of a cell's ranks.
+        shared_out: whether ranks get equal shares of what their node has, so that a process with
             all replicas gets all of it.
     """
 
@@ -45,7 +45,7 @@ class Fact:
 
 
 def facts_of(results: Iterable[Metrics]) -> list[Fact]:
-    """What there is to compare, each variable that a cell had among it."""
+    """Return all facts to compare, including each environment variable that any cell had."""
     variables = {name for one in results for name in one.environment.get("variables", {})}
     return [
         Fact("CPU threads of torch in a rank", _of_ranks(lambda use: use.torch_threads), True),

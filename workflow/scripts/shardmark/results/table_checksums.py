@@ -1,7 +1,7 @@
 """Checksums of the tables that are derived from the results.
 
-A table that someone edited is newer than its inputs, so Snakemake would take it for up to date and
-draw figures from it. Its checksum, which lies beside it, tells.
+A table that someone edited is newer than its inputs, so Snakemake would consider it up to date and
+draw figures from it. The checksum file beside it reveals the edit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def record_checksums(tables: Iterable[Path], target: Path) -> None:
 
 
 def edited_tables(folder: Path) -> Iterator[Path]:
-    """The tables of a folder that are not as they were written."""
+    """Yield the tables of a folder that were changed after they were written."""
     for record in sorted(folder.glob(f"*{ENDING}")):
         for line in record.read_text(errors="replace").splitlines():
             checksum, _, name = line.partition("  ")
