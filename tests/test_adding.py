@@ -76,12 +76,12 @@ def test_an_added_data_set_is_loaded_at_its_own_size(project: Path) -> None:
         from parity_cases import case_of
         from shardmark.workload.data import load_images
         from pathlib import Path
-        dataset = {"name": "synthetic_large", "train_images": 32}
+        dataset = {"name": "synthetic_large", "train_images": 64}
         workload = case_of("ddp", 1, dataset=dataset).cell.definition
         images = load_images(workload, Path(), train=True)
         print(len(images.labels), workload.classes, workload.test_images)
     """
-    assert run(project, code).split() == ["32", "1000", "50000"]
+    assert run(project, code).split() == ["64", "1000", "50000"]
 
 
 def test_an_added_optimizer_trains_and_the_certificate_knows_its_settings(project: Path) -> None:

