@@ -10,7 +10,7 @@ ResNet-50 on CIFAR-10 in bf16, 512 images a step. The parts, with their time on 
                 same cell run five times (3 min)
     strategies  each strategy: energy by counter and by integral, phases against the wall clock,
                 the profile's split, the roofs, the fairness certificate (3 min)
-    rules       a shared GPU and a cell that its input limits, marked as suspect (1 min)
+    rules       a shared GPU and a cell that its input limits, as the rules name them (1 min)
     sabotage    settings that the certificate must flag (1 min)
 """
 
@@ -28,6 +28,7 @@ from typing import Any
 
 from resnet50 import ROOT, resnet50_cell, run_in
 from shardmark.cells import Cell
+from shardmark.measurement.rules import Peers
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import as_markdown, certify
@@ -147,9 +148,9 @@ class Checks:
         control = self.run(self.cell("ddp", measure, fed, **small), "control")
         slow = self.run(self.cell("ddp", measure, prefetched, **small), "prefetched")
         self.say("", "## Rules fired")
-        for name, found in (("shared GPU", shared), ("input", judged(slow, [control]))):
-            self.say(f"{name}: {found.validity}: {'; '.join(found.validity_reasons)}")
-        self.say(f"control: {control.validity} {'; '.join(control.validity_reasons)}")
+        for name, found in (("shared GPU", shared), ("input", judged(slow, Peers([control])))):
+            self.say(f"{name}: {'; '.join([*found.device_faults, *found.labels])}")
+        self.say(f"control: {'; '.join([*control.device_faults, *control.labels])}")
 
     def sabotage(self) -> None:
         """What the certificate must flag."""
@@ -186,7 +187,7 @@ def competitor() -> Iterator[None]:
 
 STRATEGY_HEAD = (
     "strategy", "images/s", "p50 ms", "p99 ms", "counter J/image", "integral off by %",
-    "net J/image", "power W", "idle W", "phases off by %", "validity",
+    "net J/image", "power W", "idle W", "phases off by %", "device faults",
 )  # fmt: skip
 PROFILE_HEAD = ("strategy", "step", "compute", "exposed comm.", "data", "host gaps", "sum - step")
 
@@ -216,7 +217,7 @@ def strategy_row(metrics: Metrics) -> list[str]:
         _number(energy.power_w, 0),
         _number(metrics.devices[0].idle_power_w, 0),
         f"{100 * off / total:.2f}",
-        "; ".join(metrics.validity_reasons) or metrics.validity,
+        "; ".join(metrics.device_faults) or "none",
     ]
 
 

@@ -72,5 +72,5 @@ def test_more_than_three_names_are_a_number(names: int) -> None:
 
 
 def test_without_a_usable_cell_the_table_says_so() -> None:
-    cells = cells_table(SPEEDS, excluded="suspect (drifting)")
+    cells = cells_table(SPEEDS, excluded="shared GPU")
     assert row_of(cells)[1:] == ["0", *["no usable cell"] * 3]

@@ -37,8 +37,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(failed(cell_of(config, "w", "dp", 2, 0), "oom", "OutOfMemoryError: <b>2 GiB</b>"), root)
     good = metrics_of(cell_of(config, "w", "fsdp", 1, 1))
     shared = [device.model_copy(update={"foreign_processes": 2}) for device in good.devices]
-    suspect = good.model_copy(update={"devices": shared})
-    write(suspect, root)
+    faulty = good.model_copy(update={"devices": shared})
+    write(faulty, root)
     old = write(metrics_of(cell_of(config, "w", "fsdp2", 1, 2), code_sha256="0"), root)
     assert old.exists()
     edit_json(write(metrics_of(cell_of(config, "w", "ddp", 1, 2)), root), cell_sha256="0")
@@ -74,7 +74,7 @@ def test_the_first_screen_tells_the_reservations(page: Page) -> None:
         "2 of 48 cells without a result that counts",
         "1 cell of earlier code",
         "1 cell that did not end well",
-        "1 cell suspect by a written rule (shared GPU), left out; see Failures.",
+        "1 cell excluded for a device fault (shared GPU); see Failures.",
         "Not shown to be the same training somewhere: FairScale FSDP",
     ):
         assert words in said
@@ -113,7 +113,7 @@ def test_tables_sort_by_number_and_back_with_empty_values_last(page: Page) -> No
 def test_the_raw_table_filters_by_words(page: Page) -> None:
     rows = page.locator("#data ~ .scroll tbody tr")
     assert rows.count() == 48
-    page.locator(".filter input").fill("fsdp2 suspect")
+    page.locator(".filter input").fill("fsdp2 device fault")
     assert rows.locator("visible=true").count() == 0
     page.locator(".filter input").fill("fairscale 2")
     assert 0 < rows.locator("visible=true").count() <= 6

@@ -29,7 +29,7 @@ from shardmark.launching.cell_progress import (
     read_progress,
 )
 from shardmark.launching.scratch import OWNER, scratch_folder, scratch_of, this_run
-from shardmark.metrics import Failure, Metrics, Throughput
+from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
 from shardmark.status.matrix_status import CellStatus, check, seconds_of, status_of
 from shardmark.status.view import LOOKS, View
@@ -195,15 +195,16 @@ def test_each_end_of_a_cell_is_a_state() -> None:
     assert [one.state for one in status_of(config).cells] == list(ends)
 
 
-def test_a_suspect_cell_gives_its_reason() -> None:
-    short = Throughput.model_validate(
-        dict.fromkeys(Throughput.model_fields, 1)
-        | {"window_complete": False, "warmup_converged": True}
+def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
+    fields = Throughput.model_fields
+    window = Throughput.model_validate(
+        dict.fromkeys(fields, 1) | {"window_complete": True, "warmup_converged": True}
     )
-    leave(cell_at(), throughput=short)
+    shared = Device(index=0, node="n1", kind="gpu", name="GPU", samples=9, foreign_processes=2)
+    leave(cell_at(), throughput=window, devices=[shared])
     found = only()
-    assert found.state == "suspect"
-    assert "the window was 1.00 s long" in found.detail
+    assert found.state == "device fault"
+    assert "2 processes that are not the cell's" in found.detail
 
 
 def test_a_result_that_a_failed_rerun_left_in_place_is_owed_a_run() -> None:

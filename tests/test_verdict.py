@@ -103,18 +103,18 @@ def test_an_open_ranking_says_how_many_runs_would_settle_it() -> None:
     assert verdict_of(cells_table({"ddp": 1.0, "fsdp": 0.5})).fastest.seeds_needed is None
 
 
-def test_failures_and_suspects_are_said_before_the_verdict() -> None:
+def test_failures_and_exclusions_are_said_before_the_verdict() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06}, range(10))
     fsdp = cells["strategy"] == "fsdp"
     cells.loc[fsdp & (cells["seed"] == 0), ["status", "excluded"]] = "oom"
-    cells.loc[fsdp & (cells["seed"] == 1), "excluded"] = "suspect (hot)"
+    cells.loc[fsdp & (cells["seed"] == 1), "excluded"] = "throttled"
     cells.loc[cells["strategy"] == "fsdp2", "excluded"] = "parity failed"
     found, said = judged(cells)
-    assert found.excluded["fsdp"] == {"oom": 1, "suspect (hot)": 1}
+    assert found.excluded["fsdp"] == {"oom": 1, "throttled": 1}
     assert said[:4] == [
         "Not all have the same number of runs: FSDP1 8, the others 10.",
         "Left out, oom: 1 of 10 cells of FSDP1.",
-        "Left out, suspect (hot): 1 of 10 cells of FSDP1.",
+        "Left out, throttled: 1 of 10 cells of FSDP1.",
         "Left out, parity failed: 10 of 10 cells of FSDP2.",
     ]
     assert said[4].startswith("FSDP1 is the fastest: ")
@@ -122,10 +122,10 @@ def test_failures_and_suspects_are_said_before_the_verdict() -> None:
 
 def test_one_reason_of_many_cells_is_told_once() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06}, range(10))
-    cells.loc[cells["seed"] < 3, "excluded"] = "suspect (drifting)"
+    cells.loc[cells["seed"] < 3, "excluded"] = "shared GPU"
     told = [text for text in judged(cells)[1] if text.startswith("Left out")]
     assert told == [
-        "Left out, suspect (drifting): 3 of 10 cells of DDP, 3 of 10 cells of FSDP1 and "
+        "Left out, shared GPU: 3 of 10 cells of DDP, 3 of 10 cells of FSDP1 and "
         "3 of 10 cells of FSDP2."
     ]
 

@@ -100,8 +100,9 @@ class Windows(Record):
 class Throughput(Record):
     """Steady state: uninterrupted steps after the training, on the slowest rank.
 
-    ``drift_pct`` is how much slower the last third of the steps is than the first; null if there
-    are too few steps. ``gc_collections`` counts collections by Python's garbage collector in the
+    ``drift_pct`` is how much slower the last third of the steps is than the first, by a straight
+    line through 20 batch means, and ``drift_error_pct`` its standard error; null if there are too
+    few steps. ``gc_collections`` counts collections by Python's garbage collector in the
     window, on all ranks together.
     """
 
@@ -118,6 +119,7 @@ class Throughput(Record):
     warmup_converged: bool
     slowest_rank: Total
     drift_pct: Change | None = None
+    drift_error_pct: Amount | None = None
     gc_collections: Total | None = None
 
 
@@ -343,8 +345,9 @@ class SlurmJob(Record):
 class Metrics(Record):
     """The result of one cell.
 
-    ``unknown`` names each validity rule and each label that could not be checked, and says why. A
-    valid cell is valid by the other rules.
+    ``device_faults`` are the reasons that exclude it, ``labels`` what explains its figures and
+    excludes nothing; each is ``<rule>: <reason>``. ``unknown`` names each rule that could not be
+    evaluated, and says why.
     """
 
     schema_version: Literal[1] = 1
@@ -353,8 +356,8 @@ class Metrics(Record):
     code_sha256: str
     status: Status
     failure: Failure | None = None
-    validity: Literal["valid", "suspect"] = "valid"
-    validity_reasons: list[str] = []
+    device_faults: list[str] = []
+    labels: list[str] = []
     unknown: list[str] = []
     loss: Loss | None = None
     accuracy: Accuracy | None = None

@@ -41,6 +41,11 @@ from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
 from shardmark.strategies import STRATEGIES
 
+# Keys of earlier versions, and what took their place.
+REPLACED = {
+    "validity": "was removed: only a device fault excludes a cell (docs/method.md); leave it out",
+}
+
 E = TypeVar("E", bound=int | str)
 S = TypeVar("S", bound=Section)
 
@@ -149,6 +154,8 @@ def _explain(detail: Any) -> str:
         location[-1] = given if isinstance(given, str) else shown(given)
     path = _path(location)
     match kind:
+        case "extra_forbidden" if path in REPLACED:
+            return f"{path}: {REPLACED[path]}"
         case "extra_forbidden" | "invalid_key":
             return f"{path}: unknown key; {did_you_mean(location[-1], _keys_at(location[:-1]))}"
         case "missing":

@@ -331,14 +331,6 @@ class Report(Section):
     )
 
 
-class Validity(Section):
-    """What happens to cells that a rule marks as suspect (docs/)."""
-
-    compare_suspect: Flag = Field(
-        False, description="true lets suspect cells enter comparisons; they stay marked"
-    )
-
-
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
@@ -355,7 +347,6 @@ class Config(Section):
     site: Site = Field(default_factory=lambda: Site())
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
-    validity: Validity = Field(default_factory=lambda: Validity())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
     report: Report = Field(default_factory=lambda: Report())
     on_failure: Literal["record", "stop"] = Field(

@@ -13,7 +13,12 @@ from typing import Any
 import pandas as pd
 
 from shardmark.config.schema import Measure
-from shardmark.measurement.validity import rules_in_words, unchecked_rules
+from shardmark.measurement.validity import (
+    labels_in_words,
+    names_of_rules,
+    rules_in_words,
+    unchecked_rules,
+)
 from shardmark.quantities import describe_gpus
 from shardmark.report.contents import FIGURES, KINDS, NOT_DRAWN, OUTCOMES, TABLES, caption
 from shardmark.report.decisions import decision_table
@@ -34,7 +39,6 @@ from shardmark.report.summary_table import SCALING, summarise, summary_tables
 from shardmark.report.table import Table
 from shardmark.results.certificate import Certificate
 from shardmark.results.collected import Tables
-from shardmark.results.exclusion import names_of_rules
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
@@ -102,6 +106,7 @@ def page_context(
         "environment": record.environment,
         "cells": raw_table(cells),
         "rules": rules_in_words(),
+        "labels": labels_in_words(),
         "margin_pct": f"{100 * margin:g}",
         "strategies": {name: label_of(name) for name in tables.strategies},
         "exports": TABLES,
@@ -133,15 +138,13 @@ def reservations(tables: Tables) -> Iterator[str]:
             f"Settings or surroundings differ in {flagged} ways that nothing explains; see "
             "Settings."
         )
-    suspect = cells[cells.validity == "suspect"]
-    if len(suspect):
+    faulty = cells[cells.device_faults != ""]
+    if len(faulty):
         rules = names_of_rules(
-            reason for reasons in suspect.validity_reasons for reason in reasons.split("; ")
+            reason for reasons in faulty.device_faults for reason in reasons.split("; ")
         )
-        fate = "compared all the same" if record.compare_suspect else "left out"
         yield (
-            f"{_cells(len(suspect))} suspect by a written rule ({', '.join(rules)}), {fate}; see "
-            "Failures."
+            f"{_cells(len(faulty))} excluded for a device fault ({', '.join(rules)}); see Failures."
         )
     unchecked = Counter(
         rule for unknown in cells.unknown for rule in unchecked_rules(unknown.split("; "))

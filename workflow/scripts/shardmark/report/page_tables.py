@@ -175,7 +175,7 @@ def failures_table(failures: pd.DataFrame) -> Table:
         failures: failures.csv.
     """
     return Table(
-        caption="Cells that did not end well, or that a rule of validity marks",
+        caption="Cells that did not end well, or that a device fault excludes",
         headings=["Cell", "Outcome", "Where", "Reason"],
         rows=[
             [name_failure(row), row["outcome"], locate_failure(row), row["reason"]]
@@ -239,6 +239,7 @@ _RAW = [
     "seed",
     "outcome",
     "excluded",
+    "labels",
     "unknown",
     "parity",
     "images_per_s",

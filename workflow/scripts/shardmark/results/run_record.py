@@ -30,7 +30,6 @@ class RunRecord(Section):
         baseline: the strategy that the others are compared with.
         device: cuda or cpu.
         steady_s: seconds of the steady window that the configuration asks for.
-        compare_suspect: whether suspect cells take part in comparisons.
         workloads: each workload in one sentence.
         certificates: the settings of each workload and GPU count.
         environment: what is known of the machines and versions.
@@ -40,7 +39,6 @@ class RunRecord(Section):
     baseline: str
     device: str
     steady_s: float
-    compare_suspect: bool
     workloads: dict[str, str]
     certificates: list[Certificate]
     environment: list[Fact]
@@ -53,7 +51,6 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
         baseline=config.baseline,
         device=config.cluster.device,
         steady_s=config.measure.steady_s,
-        compare_suspect=config.validity.compare_suspect,
         workloads={name: describe_workload(config, name) for name in config.matrix.workloads},
         certificates=certificates(results, config.baseline),
         environment=environment_facts(results),
