@@ -103,7 +103,12 @@ class Checks:
         speeds = []
         for pair in range(5):
             for sampled in (pair % 2 == 0, pair % 2 == 1):
-                measure = {"steady_s": 3.0, "idle_s": 0.0, "sampler": sampled}
+                measure = {
+                    "steady_min_s": 3.0,
+                    "steady_max_s": 3.0,
+                    "idle_s": 0.0,
+                    "sampler": sampled,
+                }
                 found = self.run(self.cell("ddp", measure), f"sampler-{pair}-{sampled}").throughput
                 assert found is not None
                 step_ms[sampled].append(found.step_ms_mean)
@@ -126,7 +131,7 @@ class Checks:
 
     def strategies(self) -> None:
         """Every strategy once, profiled."""
-        measure = {"steady_s": 5.0, "idle_s": 3.0, "profile": True}
+        measure = {"steady_min_s": 5.0, "steady_max_s": 5.0, "idle_s": 3.0, "profile": True}
         results = [self.run(self.cell(name, measure), name) for name in STRATEGIES]
         done = [one for one in results if one.throughput is not None]
         self.say("", "## Strategies", *table(STRATEGY_HEAD, map(strategy_row, done)))
@@ -139,7 +144,7 @@ class Checks:
 
     def rules(self) -> None:
         """A GPU that another process shares, and a cell that waits for its images."""
-        measure = {"steady_s": 3.0, "idle_s": 3.0}
+        measure = {"steady_min_s": 3.0, "steady_max_s": 3.0, "idle_s": 3.0}
         with competitor():
             shared = self.run(self.cell("ddp", measure), "shared")
         small: dict[str, Any] = {"model": {"name": "resnet8"}}
@@ -154,7 +159,7 @@ class Checks:
 
     def sabotage(self) -> None:
         """What the certificate must flag."""
-        measure = {"steady_s": 0.5, "idle_s": 0.0, "sampler": False}
+        measure = {"steady_min_s": 0.5, "steady_max_s": 0.5, "idle_s": 0.0, "sampler": False}
         honest = self.run(self.cell("ddp", measure), "honest")
         scripts = ROOT / "tests/sabotage"
         self.say("", "## Sabotage, as the certificate flags it")

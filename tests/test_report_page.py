@@ -222,7 +222,7 @@ def test_a_short_window_is_said_to_be_short(tmp_path: Path) -> None:
     config = config_of(gpus=[2], strategies=["ddp"])
     write_matrix(config, tmp_path)
     assert "Timed over windows" not in build(config, tmp_path).read_text()
-    measure = config.measure.model_copy(update={"steady_s": 4.0})
+    measure = config.measure.model_copy(update={"steady_min_s": 4.0, "steady_max_s": 4.0})
     short = config.model_copy(update={"measure": measure})
     write_matrix(short, tmp_path)
     assert "Timed over windows of 4 s; under 30 s" in build(short, tmp_path).read_text()

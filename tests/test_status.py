@@ -118,7 +118,7 @@ def speed(images_per_s: float) -> Throughput:
     """A throughput that no rule marks."""
     return Throughput.model_validate(
         dict.fromkeys(Throughput.model_fields, 100)
-        | {"window_complete": True, "warmup_converged": True, "images_per_s": images_per_s}
+        | {"warmup_converged": True, "images_per_s": images_per_s}
     )
 
 
@@ -197,9 +197,7 @@ def test_each_end_of_a_cell_is_a_state() -> None:
 
 def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
     fields = Throughput.model_fields
-    window = Throughput.model_validate(
-        dict.fromkeys(fields, 1) | {"window_complete": True, "warmup_converged": True}
-    )
+    window = Throughput.model_validate(dict.fromkeys(fields, 1) | {"warmup_converged": True})
     shared = Device(index=0, node="n1", kind="gpu", name="GPU", samples=9, foreign_processes=2)
     leave(cell_at(), throughput=window, devices=[shared])
     found = only()
@@ -384,7 +382,7 @@ def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter
 
 def test_a_real_cell_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
-    with started(tmp_path, cell_of(gpus=1, steady_s=600)):
+    with started(tmp_path, cell_of(gpus=1, steady_min_s=600)):
         scratch = scratch_of(tmp_path / "metrics.json")
         end = time.monotonic() + 60
         while not (found := read_progress(scratch)) or found.steps < 2:

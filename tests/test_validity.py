@@ -83,10 +83,10 @@ def result(
         "step_ms_p99": 10.0,
         "steps": 1000,
         "window_s": 10.0,
-        "window_complete": True,
         "warmup_steps": 10,
         "warmup_converged": True,
         "slowest_rank": 0,
+        "half_width_pct": 0.5,
         "drift_pct": 0.4,
         "drift_error_pct": 0.1,
     }
@@ -267,8 +267,12 @@ def test_equal_answers_of_several_gpus_are_said_once() -> None:
 
 
 def test_too_few_steps_to_see_a_drift_are_said() -> None:
-    found = judged(result(steps=19, drift_pct=None, drift_error_pct=None))
-    assert found.unknown == ["drift could not be checked: the window's 19 steps are too few"]
+    few = {"half_width_pct": None, "drift_pct": None, "drift_error_pct": None}
+    found = judged(result(steps=19, **few))
+    assert found.unknown == [
+        f"{name} could not be checked: the window's 19 steps are too few"
+        for name in ("imprecise", "drift")
+    ]
 
 
 def test_rules_that_need_other_cells_are_unknown_where_there_are_none() -> None:
@@ -479,6 +483,12 @@ def test_uncorrected_memory_errors_exclude() -> None:
     for row in rows[-60:]:
         row["ecc_errors"] = 2.0
     assert_excluded(result(rows), "ECC errors", "2 uncorrected memory errors")
+
+
+def test_a_window_that_its_cap_ended_is_labelled_and_counts() -> None:
+    words = "after 10.0 s the mean step is known to within 2.5 %, not to within the 1 % asked for"
+    assert_labelled(result(half_width_pct=2.5), "imprecise", words)
+    assert judged(result(half_width_pct=1.0)).labels == []
 
 
 @pytest.mark.parametrize(("drift", "words"), [(7.25, "7.2 % slower"), (-6.0, "6.0 % faster")])

@@ -100,10 +100,12 @@ class Windows(Record):
 class Throughput(Record):
     """Steady state: uninterrupted steps after the training, on the slowest rank.
 
+    ``half_width_pct`` is the half-width of the 95 % confidence interval of the mean step, from 20
+    batch means, as a share of that mean; the window ended when it was small enough, or at its cap.
     ``drift_pct`` is how much slower the last third of the steps is than the first, by a straight
-    line through 20 batch means, and ``drift_error_pct`` its standard error; null if there are too
-    few steps. ``gc_collections`` counts collections by Python's garbage collector in the
-    window, on all ranks together.
+    line through the batch means, and ``drift_error_pct`` its standard error. All three are null if
+    there are too few steps. ``gc_collections`` counts collections by Python's garbage collector in
+    the window, on all ranks together.
     """
 
     images_per_s: Positive
@@ -114,7 +116,7 @@ class Throughput(Record):
     step_ms_p99: Positive
     steps: Total
     window_s: Positive
-    window_complete: bool
+    half_width_pct: Amount | None = None
     warmup_steps: Total
     warmup_converged: bool
     slowest_rank: Total

@@ -43,6 +43,8 @@ from shardmark.strategies import STRATEGIES
 
 # Keys of earlier versions, and what took their place.
 REPLACED = {
+    "measure.steady_s": "was replaced by steady_min_s, steady_max_s and steady_half_width_pct: the "
+    "timed window ends when the mean step time is precise (config/README.md)",
     "validity": "was removed: only a device fault excludes a cell (docs/method.md); leave it out",
 }
 
@@ -261,6 +263,11 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         yield (
             f"measure.warmup_max_steps: got {measure.warmup_max_steps}; it must not be less than "
             f"measure.warmup_min_steps, {measure.warmup_min_steps}"
+        )
+    if measure and measure.steady_max_s < measure.steady_min_s:
+        yield (
+            f"measure.steady_max_s: got {measure.steady_max_s}; it must not be less than "
+            f"measure.steady_min_s, {measure.steady_min_s}"
         )
     gpus = [(index, count) for index, count in _entries(matrix, "gpus", int) if count > 0]
     for index, count in gpus:

@@ -168,6 +168,23 @@ def _energy_lacks(device: Device) -> str:
     return ""
 
 
+def _imprecise(metrics: Metrics, others: Others) -> Iterator[str]:
+    measured, asked = metrics.throughput, metrics.cell.measure.steady_half_width_pct
+    if measured is None or measured.half_width_pct is None:
+        return
+    if measured.half_width_pct > asked:
+        yield (
+            f"after {measured.window_s:.1f} s the mean step is known to within "
+            f"{measured.half_width_pct:.1f} %, not to within the {asked:g} % asked for"
+        )
+
+
+def _imprecise_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    measured = metrics.throughput
+    if measured is not None and measured.half_width_pct is None:
+        yield f"the window's {measured.steps} steps are too few"
+
+
 def _drift(metrics: Metrics, others: Others) -> Iterator[str]:
     measured = metrics.throughput
     if measured is None or measured.drift_pct is None or measured.drift_error_pct is None:
@@ -285,6 +302,13 @@ LABELS = (
         "a GPU's energy counter and the integral of its power contradict each other",
         _energy,
         _energy_unknown,
+    ),
+    Rule(
+        "imprecise",
+        "the window ended at measure.steady_max_s before the 95 % confidence interval of the mean "
+        "step was as small as measure.steady_half_width_pct",
+        _imprecise,
+        _imprecise_unknown,
     ),
     Rule(
         "drift",

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 STATIONARY_WITHIN = 0.05
 # Batch means vary nearly independently where single steps do not (a slow host slows many in a row).
 BATCHES = 20
+# 97.5 % quantile of Student's t with 19 degrees of freedom.
+T_QUANTILE = 2.0930
 
 
 def is_stationary(step_ms: Sequence[float]) -> bool:
@@ -33,6 +35,18 @@ def batch_means(step_ms: Sequence[float]) -> list[float] | None:
         return None
     bounds = [count * batch // BATCHES for batch in range(BATCHES + 1)]
     return [statistics.fmean(step_ms[begin:end]) for begin, end in itertools.pairwise(bounds)]
+
+
+def half_width_pct(step_ms: Sequence[float]) -> float | None:
+    """Return the 95 % half-width of the mean step, % of the mean; None if there are too few steps.
+
+    It comes from the 20 batch means (Student's t with 19 degrees of freedom).
+    """
+    means = batch_means(step_ms)
+    if means is None:
+        return None
+    error = statistics.stdev(means) / math.sqrt(BATCHES)
+    return 100 * T_QUANTILE * error / statistics.fmean(means)
 
 
 class Drift(NamedTuple):
@@ -92,6 +106,7 @@ def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> 
         "steps": len(steps),
         "window_s": window_s,
         "slowest_rank": slowest,
+        "half_width_pct": half_width_pct(step_ms_by_rank[slowest]),
         "drift_pct": trend.pct,
         "drift_error_pct": trend.error_pct,
     }

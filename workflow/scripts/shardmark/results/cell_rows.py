@@ -171,7 +171,10 @@ class CellRow(Section):
         "begin of the steady window, on the clock of telemetry.csv, s"
     )
     steady_end_monotonic_s: float | None = column("its end, on the same clock, s")
-    window_complete: bool | None = column("whether the window is as long as was asked for")
+    half_width_pct: float | None = column(
+        "half-width of the 95 % confidence interval of the mean step, from 20 batch means, % of it",
+        empty=_FEW_STEPS,
+    )
     warmup_steps: int | None = column("steps before the window")
     warmup_converged: bool | None = column("whether step times settled before the cap")
     epoch_s_mean: float | None = column("mean training time per epoch, s")

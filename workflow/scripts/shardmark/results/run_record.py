@@ -29,7 +29,7 @@ class RunRecord(Section):
         run: name of the matrix.
         baseline: the strategy that the others are compared with.
         device: cuda or cpu.
-        steady_s: seconds of the steady window that the configuration asks for.
+        steady_min_s: least seconds of the steady window.
         workloads: each workload in one sentence.
         certificates: the settings of each workload and GPU count.
         environment: what is known of the machines and versions.
@@ -38,7 +38,7 @@ class RunRecord(Section):
     run: str
     baseline: str
     device: str
-    steady_s: float
+    steady_min_s: float
     workloads: dict[str, str]
     certificates: list[Certificate]
     environment: list[Fact]
@@ -50,7 +50,7 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
         run=config.run,
         baseline=config.baseline,
         device=config.cluster.device,
-        steady_s=config.measure.steady_s,
+        steady_min_s=config.measure.steady_min_s,
         workloads={name: describe_workload(config, name) for name in config.matrix.workloads},
         certificates=certificates(results, config.baseline),
         environment=environment_facts(results),
