@@ -234,7 +234,8 @@ def test_a_project_that_is_read_only_is_one_line(project: Project) -> None:
 @needs_mounts
 def test_the_doctor_names_a_full_home_and_temporary_folder(disk: Path) -> None:
     code = (
-        "from shardmark.doctor.place_findings import small_files\nprint(*small_files(), sep='\\n')"
+        "from shardmark.doctor.place_findings import check_caches\n"
+        "print(*check_caches(), sep='\\n')"
     )
     env = os.environ | PYTHONPATH | {"XDG_CACHE_HOME": str(disk)}
     done = on_small_disk([sys.executable, "-c", code], disk, full=True, env=env)

@@ -33,7 +33,7 @@ def throttled(speed: float) -> Metrics:
 
 
 def failed(status: Any) -> Metrics:
-    return run_cell.outcome(CELL, status, Failure.plain("memory ran out"))
+    return run_cell.bare_metrics(CELL, status, Failure.plain("memory ran out"))
 
 
 @pytest.fixture

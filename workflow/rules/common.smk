@@ -52,7 +52,7 @@ from shardmark.slurm.groups import (
     name_cells_of_groups,
     why_no_groups,
 )
-from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
+from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, build_request
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
 from shardmark.time_limits import GATE_MINUTES, limit_minutes

@@ -3,7 +3,7 @@ PARITY_PRIORITY = len(CELLS) + 1
 
 
 # The oracle is one process, which trains its replicas one after another.
-ORACLE_REQUEST = request_of(CONFIG.cluster, 1, GATE_MINUTES)
+ORACLE_REQUEST = build_request(CONFIG.cluster, 1, GATE_MINUTES)
 
 
 def case_sha256_at(wildcards):

@@ -18,7 +18,7 @@ def limit_minutes_at(wildcards):
 
 
 def request_at(wildcards):
-    return request_of(CONFIG.cluster, replicas_at(wildcards), limit_minutes_at(wildcards))
+    return build_request(CONFIG.cluster, replicas_at(wildcards), limit_minutes_at(wildcards))
 
 
 def asked(name):

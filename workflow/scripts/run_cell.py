@@ -25,8 +25,8 @@ from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.errors import UserError
 from shardmark.files import write_text
-from shardmark.launching.cell_result import completed, outcome, slurm_job, write_steps
-from shardmark.launching.endings import failure_of
+from shardmark.launching.cell_result import bare_metrics, completed_metrics, slurm_job, write_steps
+from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, empty_scratch, scratch_folder
 from shardmark.measurement.rules import Peers
@@ -60,7 +60,7 @@ def run_cell(
         UserError: if there is no result to record.
     """
     if cell.unsupported:
-        return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
+        return bare_metrics(cell, "unsupported", Failure.plain(cell.unsupported))
     write_text(folder / "cell.json", cell.model_dump_json(by_alias=True))
     ended = launch(
         script or SCRIPTS / STRATEGIES[cell.base].script,
@@ -71,13 +71,13 @@ def run_cell(
         limit_s=limit_s,
         stall_s=stall_s,
     )
-    failed = failure_of(cell, ended)
-    if failed is not None:
-        metrics = outcome(cell, *failed)
+    failure = find_failure(cell, ended)
+    if failure is not None:
+        metrics = bare_metrics(cell, *failure)
     else:
         result = TrainingResult.model_validate_json((folder / "result.json").read_text())
         write_steps(folder / "steps.csv", result.ranks)
-        metrics = completed(cell, result, ended, folder / "telemetry.csv")
+        metrics = completed_metrics(cell, result, ended, folder / "telemetry.csv")
     return metrics.model_copy(update={"slurm": slurm_job(ended)})
 
 
@@ -94,16 +94,16 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
     except UserError:
         return
     if before.status == "ok" and before.cell_sha256 == metrics.cell_sha256:
-        beside = path.with_name("metrics.failed.json")
-        write_text(beside, metrics.model_dump_json(indent=1, by_alias=True))
+        failed_path = path.with_name("metrics.failed.json")
+        write_text(failed_path, metrics.model_dump_json(indent=1, by_alias=True))
         reason = metrics.failure.exception if metrics.failure else metrics.status
         raise UserError(
             f"{metrics.cell.title}: this rerun ended as {metrics.status} ({reason}); the previous "
-            f"good result stays, and this failure is in {beside}"
+            f"good result stays, and this failure is in {failed_path}"
         )
 
 
-def made_meanwhile(cell: Cell, path: Path) -> bool:
+def was_made_meanwhile(cell: Cell, path: Path) -> bool:
     """Whether the cell's result was made after the controller that wants it started.
 
     Then this job has nothing to do. Either it waited for a job that a killed controller had left
@@ -114,17 +114,19 @@ def made_meanwhile(cell: Cell, path: Path) -> bool:
     if started is None or not path.exists():
         return False
     try:
-        found = read_metrics(path)
+        result = read_metrics(path)
     except UserError:
         return False
-    same = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
+    same_definition = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
     # Not the file's time, which is also recent if Snakemake restored an old result.
-    ended_at = found.provenance.get("ended_at")
-    young = ended_at is not None and datetime.fromisoformat(ended_at).timestamp() > float(started)
-    return young and (found.cell_sha256, found.code_sha256) == same
+    ended_at = result.provenance.get("ended_at")
+    is_newer = ended_at is not None and datetime.fromisoformat(ended_at).timestamp() > float(
+        started
+    )
+    return is_newer and (result.cell_sha256, result.code_sha256) == same_definition
 
 
-def device_faults_of(metrics: Metrics, output: Path) -> list[str]:
+def find_device_faults(metrics: Metrics, output: Path) -> list[str]:
     """Return a result's device faults, beside the results of its workload and GPU count so far."""
     if all(device.kind != "gpu" for device in metrics.devices):
         return []
@@ -157,8 +159,8 @@ def measure_again(
     """
     names = ", ".join(names_of_rules(faults))
     print(f"[{first.cell.title}] device fault ({names}): measured again", flush=True)
-    kept = output.parent / FIRST_ATTEMPT / output.name
-    publish(scratch, kept, first)
+    first_path = output.parent / FIRST_ATTEMPT / output.name
+    publish(scratch, first_path, first)
     empty_scratch(scratch)
     second = measure()
     if second.status == "ok":
@@ -168,8 +170,8 @@ def measure_again(
         output.with_name("metrics.failed.json"), second.model_dump_json(indent=1, by_alias=True)
     )
     empty_scratch(scratch)
-    move_side_files(kept.parent, scratch)
-    shutil.rmtree(kept.parent)
+    move_side_files(first_path.parent, scratch)
+    shutil.rmtree(first_path.parent)
     other = OtherAttempt(attempt=2, status=second.status, device_faults=second.device_faults)
     return judged(first.model_copy(update={"other_attempt": other}))
 
@@ -210,7 +212,7 @@ def main() -> None:
     cell = cell_of(
         arguments.config, arguments.workload, arguments.strategy, arguments.gpus, arguments.seed
     )
-    if made_meanwhile(cell, arguments.output):
+    if was_made_meanwhile(cell, arguments.output):
         print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
         return
     begin = time.monotonic()
@@ -231,7 +233,7 @@ def main() -> None:
             return metrics.model_copy(update={"provenance": metrics.provenance | order})
 
         metrics = measure()
-        faults = device_faults_of(metrics, arguments.output)
+        faults = find_device_faults(metrics, arguments.output)
         if faults and 2 * (time.monotonic() - begin) <= limit_s:
             metrics = measure_again(metrics, faults, scratch, arguments.output, measure)
         else:

@@ -15,7 +15,7 @@ from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
 from shardmark.errors import UserError
-from shardmark.launching.endings import failure_of
+from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
@@ -90,7 +90,7 @@ def measure_all_reduce(cell: Cell, result: Path) -> dict[str, Any]:
                 limit_s=LIMIT_S,
                 extra_env=log,
             )
-        failure = failure_of(cell, ended)
+        failure = find_failure(cell, ended)
         if failure is not None:
             raise UserError(f"{failure[0]}: {failure[1].exception}")
         measured: dict[str, Any] = json.loads((scratch / "all_reduce.json").read_text())

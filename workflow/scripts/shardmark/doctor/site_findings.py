@@ -9,7 +9,7 @@ from shardmark.config.schema import Site
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.place_findings import check_folder
 from shardmark.errors import UserError
-from shardmark.launching.site import environment_at, local_folder, why_not_in_image
+from shardmark.launching.site import make_local_folder, site_environment, why_not_in_image
 
 ADVICE = "mend site: in the configuration"
 
@@ -20,8 +20,8 @@ def check_site(site: Site) -> Iterator[Finding]:
     if not settings:
         return
     try:
-        reason = why_not_in_image(site, environment_at(site, os.environ))
-        folder = local_folder(site.scratch)
+        reason = why_not_in_image(site, site_environment(site, os.environ))
+        folder = make_local_folder(site.scratch)
     except UserError as error:
         reason = str(error)
     if reason:

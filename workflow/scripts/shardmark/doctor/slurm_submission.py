@@ -14,7 +14,7 @@ from snakemake_executor_plugin_slurm.utils import parse_time_to_minutes, set_gre
 from shardmark.cells import cells_of
 from shardmark.config.files import check_file
 from shardmark.config.schema import Cluster, Config
-from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
+from shardmark.slurm.job_request import PIN_MINUTES, build_request, quoted_options
 from shardmark.slurm.queue import TRAIN
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
 
@@ -81,7 +81,7 @@ def resources_of(
     resources = Resources(
         {
             **_as_mapping(profile.get("default-resources")),
-            **request_of(cluster, replicas, limit).resources(),
+            **build_request(cluster, replicas, limit).resources(),
             **own,
             **(overrides.get(rule) or {}),
             **{

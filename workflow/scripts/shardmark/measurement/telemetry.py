@@ -27,7 +27,7 @@ from shardmark.command import one_message
 from shardmark.disk import require_room
 from shardmark.errors import UserError
 from shardmark.processes.ending import end
-from shardmark.processes.tether import tethered
+from shardmark.processes.tether import tether
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -332,7 +332,7 @@ def sampling(
     scripts = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
     sampler = subprocess.Popen(
-        tethered(command), env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
+        tether(command), env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
     )
     try:
         if idle_s:

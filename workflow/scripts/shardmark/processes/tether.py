@@ -11,7 +11,7 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def tethered(command: Sequence[str]) -> list[str]:
+def tether(command: Sequence[str]) -> list[str]:
     """Wrap ``command`` so that the kernel kills it when this process ends.
 
     The kernel ties it to the thread that starts it, so start it from a thread that lasts, such as
