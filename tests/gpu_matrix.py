@@ -303,10 +303,10 @@ def write_crowded(root: Path) -> Config:
             write(failed(cell, *bad[key]), root)
         elif key != ("fsdp2_zero2", 4, 2):
             own = random.Random(cell.strategy).uniform(0.9, 1.05)
-            found = metrics_of(cell)
-            assert found.throughput is not None
-            speed = found.throughput.images_per_s * own * cell.gpus**-0.06
-            throughput = found.throughput.model_copy(update={"images_per_s": speed})
+            metrics = metrics_of(cell)
+            assert metrics.throughput is not None
+            speed = metrics.throughput.images_per_s * own * cell.gpus**-0.06
+            throughput = metrics.throughput.model_copy(update={"images_per_s": speed})
             efficiency = Efficiency(
                 energy_per_image_j=600 * cell.gpus / speed,
                 energy_per_epoch_j=600 * cell.gpus / speed * 49_152,
@@ -314,9 +314,11 @@ def write_crowded(root: Path) -> Config:
                 utilization_pct=90 * own,
                 memory_peak_bytes=int(own * (30 - cell.gpus / 4) * 2**30 / own**3),
             )
-            found = found.model_copy(update={"throughput": throughput, "efficiency": efficiency})
-            write(found, root)
-            write_side_files(found, root)
+            metrics = metrics.model_copy(
+                update={"throughput": throughput, "efficiency": efficiency}
+            )
+            write(metrics, root)
+            write_side_files(metrics, root)
     for strategy in config.matrix.strategies:
         for ranks in config.matrix.gpus:
             write_parity(config, strategy, ranks, root)

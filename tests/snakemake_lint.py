@@ -32,10 +32,10 @@ def judge(text: str) -> tuple[list[str], set[str]]:
     for line in text.splitlines():
         if line.startswith("Lints for "):
             place = line.removeprefix("Lints for ").rstrip(":")
-        elif found := re.match(r"    \* (.+):$", line):
-            waiver = next((kind for kind in WAIVED if re.match(kind, found[1])), None)
+        elif match := re.match(r"    \* (.+):$", line):
+            waiver = next((kind for kind in WAIVED if re.match(kind, match[1])), None)
             if waiver is None:
-                left.append(f"{place}: {found[1]}")
+                left.append(f"{place}: {match[1]}")
             else:
                 used.add(waiver)
     return left, used

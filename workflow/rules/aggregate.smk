@@ -3,8 +3,8 @@ def obtainable(paths):
     allowed = workflow.dag_settings.allowed_rules
     if not allowed or "train" in allowed:
         return paths
-    planned = {metrics_of(cell) for cell in UNSUPPORTED_CELLS}
-    planned |= {parity_of(case) for case in UNSUPPORTED_CASES}
+    planned = {metrics_path(cell) for cell in UNSUPPORTED_CELLS}
+    planned |= {verdict_path(case) for case in UNSUPPORTED_CASES}
     return [path for path in paths if path in planned or Path(path).exists()]
 
 
@@ -24,7 +24,7 @@ def all_metrics(wildcards):
     # Every table depends on the results, so Snakemake calls this before it decides what to run.
     if workflow.is_main_process:
         force_edited_tables()
-    return obtainable([metrics_of(cell) for cell in CELLS.values()])
+    return obtainable([metrics_path(cell) for cell in CELLS.values()])
 
 
 def all_stamps(wildcards):
@@ -34,7 +34,7 @@ def all_stamps(wildcards):
 
 
 def all_verdicts(wildcards):
-    return obtainable([parity_of(case) for case in CASES.values()])
+    return obtainable([verdict_path(case) for case in CASES.values()])
 
 
 localrules:
@@ -135,7 +135,7 @@ def figure_files(names, kinds):
     return [f"{FIGURES}/{{workload}}/{name}.{kind}" for kind in kinds for name in names]
 
 
-def shown_figure(name):
+def reported_figure(name):
     """A figure marked for Snakemake's report, which shows only one format."""
     path, caption = f"{FIGURES}/{{workload}}/{name}.svg", f"../report/{name}.rst"
     labels = figure_labels(FIGURE_TITLES.get(name, "Outcomes"))
@@ -158,7 +158,7 @@ def figure_labels(title):
     return labels
 
 
-def drawn(names):
+def drawn_files(names):
     """The paths of the figures that one job draws, for its script."""
     files = figure_files(names, ("svg", "pdf", "png"))
     return lambda wildcards: [file.format(workload=wildcards.workload) for file in files]
@@ -177,7 +177,7 @@ rule plot:
     input:
         rules.collect.output,
     output:
-        [shown_figure(name) for name in OTHER_FIGURES],
+        [reported_figure(name) for name in OTHER_FIGURES],
         figure_files(OTHER_FIGURES, ("pdf", "png")),
         not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}.json",
     log:
@@ -185,7 +185,7 @@ rule plot:
     params:
         tables=subpath(input[0], parent=True),
         width=CONFIG.report.figure_width_mm,
-        figures=drawn(OTHER_FIGURES),
+        figures=drawn_files(OTHER_FIGURES),
         code=code_of("plot.py"),
     shell:
         PLOT
@@ -197,7 +197,7 @@ rule plot_compared:
         rules.collect.output,
         rules.compare.output,
     output:
-        [shown_figure(name) for name in COMPARED_FIGURES],
+        [reported_figure(name) for name in COMPARED_FIGURES],
         figure_files(COMPARED_FIGURES, ("pdf", "png")),
         not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}_compared.json",
     log:
@@ -205,7 +205,7 @@ rule plot_compared:
     params:
         tables=subpath(input[0], parent=True),
         width=CONFIG.report.figure_width_mm,
-        figures=drawn(COMPARED_FIGURES),
+        figures=drawn_files(COMPARED_FIGURES),
         code=code_of("plot.py"),
     shell:
         PLOT

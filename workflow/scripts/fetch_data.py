@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument("--download", required=True, choices=("true", "false"))
     parser.add_argument("--output", type=Path, help="JSON to write; none to check the files only")
     arguments = parser.parse_args()
-    found = fetch(arguments.dataset, arguments.dir, download=arguments.download == "true")
+    record = fetch(arguments.dataset, arguments.dir, download=arguments.download == "true")
     if arguments.output is not None:
-        write_text(arguments.output, json.dumps(found, indent=1))
+        write_text(arguments.output, json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

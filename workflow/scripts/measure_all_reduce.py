@@ -24,9 +24,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         runtime = start_runtime(Cell.model_validate_json(arguments.cell.read_text()))
-        found = {"backend": runtime.backend, "gb_per_s": all_reduce_gb_per_s(runtime)}
+        result = {"backend": runtime.backend, "gb_per_s": all_reduce_gb_per_s(runtime)}
         if runtime.rank == 0:
-            write_text(arguments.scratch / "all_reduce.json", json.dumps(found))
+            write_text(arguments.scratch / "all_reduce.json", json.dumps(result))
     except Exception as error:
         record_failure(error, "all-reduce", arguments.scratch)
         # Exit at once, because the other ranks may wait for this one forever.

@@ -23,7 +23,7 @@ from shardmark.escaping import for_terminal
 from shardmark.results.merge import Merged, merge, write_merged
 from shardmark.results.result_set import read_result_set
 
-NAMED = 5
+MOST_NAMED = 5
 
 
 def summary(merged: Merged, sets: int, folder: Path) -> str:
@@ -38,9 +38,9 @@ def summary(merged: Merged, sets: int, folder: Path) -> str:
         ),
     ):
         lines += [f"{title}: {len(texts)}"] * bool(texts)
-        lines += [f"  {text}" for text in texts[:NAMED]]
-        if len(texts) > NAMED:
-            lines.append(f"  and {len(texts) - NAMED} more, in {folder / 'merged.json'}")
+        lines += [f"  {text}" for text in texts[:MOST_NAMED]]
+        if len(texts) > MOST_NAMED:
+            lines.append(f"  and {len(texts) - MOST_NAMED} more, in {folder / 'merged.json'}")
     cells = [result.metrics.cell for result in merged.results]
     lines += [
         "their report: snakemake report, with the sets' configuration and an overlay that says",

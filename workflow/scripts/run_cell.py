@@ -30,7 +30,7 @@ from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, empty_scratch, scratch_folder
 from shardmark.measurement.rules import Peers
-from shardmark.measurement.validity import judged, names_of_rules
+from shardmark.measurement.validity import judge, names_of_rules
 from shardmark.metrics import SIDE_FILES, Failure, Metrics, OtherAttempt, read_metrics
 from shardmark.strategies import STRATEGIES
 from shardmark.training_result import TrainingResult
@@ -134,7 +134,7 @@ def find_device_faults(metrics: Metrics, output: Path) -> list[str]:
     for path in output.absolute().parents[3].glob(f"*/gpus{metrics.cell.gpus}/seed*/metrics.json"):
         with contextlib.suppress(UserError):
             peers.append(read_metrics(path))
-    return judged(metrics, Peers(peers)).device_faults
+    return judge(metrics, Peers(peers)).device_faults
 
 
 def measure_again(
@@ -165,7 +165,7 @@ def measure_again(
     second = measure()
     if second.status == "ok":
         other = OtherAttempt(attempt=1, status=first.status, device_faults=list(faults))
-        return judged(second.model_copy(update={"other_attempt": other}))
+        return judge(second.model_copy(update={"other_attempt": other}))
     write_text(
         output.with_name("metrics.failed.json"), second.model_dump_json(indent=1, by_alias=True)
     )
@@ -173,7 +173,7 @@ def measure_again(
     move_side_files(first_path.parent, scratch)
     shutil.rmtree(first_path.parent)
     other = OtherAttempt(attempt=2, status=second.status, device_faults=second.device_faults)
-    return judged(first.model_copy(update={"other_attempt": other}))
+    return judge(first.model_copy(update={"other_attempt": other}))
 
 
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:

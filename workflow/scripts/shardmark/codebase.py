@@ -39,22 +39,22 @@ def sources(script: Path) -> list[Path]:
         FileNotFoundError: if the script does not exist.
         SyntaxError: if it, or a module it imports, is not Python.
     """
-    return sorted(_closure(script.resolve()))
+    return sorted(_all_imported(script.resolve()))
 
 
 @functools.cache
-def _closure(script: Path) -> frozenset[Path]:
-    found = {script}
-    left = [script]
-    while left:
-        for path in _imported(left.pop()) - found:
-            found.add(path)
-            left.append(path)
-    return frozenset(found)
+def _all_imported(script: Path) -> frozenset[Path]:
+    files = {script}
+    unread = [script]
+    while unread:
+        for path in _imported_by_file(unread.pop()) - files:
+            files.add(path)
+            unread.append(path)
+    return frozenset(files)
 
 
 @functools.cache
-def _imported(path: Path) -> frozenset[Path]:
+def _imported_by_file(path: Path) -> frozenset[Path]:
     """Return the library files and scripts that one file imports."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):

@@ -12,7 +12,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import parse_time_to_minutes, set_gres_string
 
 from shardmark.cells import cells_of
-from shardmark.config.files import check_file
+from shardmark.config.files import read_config_file
 from shardmark.config.schema import Cluster, Config
 from shardmark.slurm.job_request import PIN_MINUTES, build_request, quoted_options
 from shardmark.slurm.queue import TRAIN
@@ -108,7 +108,7 @@ def read_profile(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is missing or is not YAML.
     """
-    return check_file(folder / "config.yaml")
+    return read_config_file(folder / "config.yaml")
 
 
 def sbatch_command(

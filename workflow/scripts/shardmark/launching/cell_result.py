@@ -14,8 +14,8 @@ from shardmark.launching.launch import Ended
 from shardmark.launching.node import NodeReport, telemetry_path
 from shardmark.measurement.devices import read_samples, summarise_cell, summarise_device
 from shardmark.measurement.environment import host_environment, provenance
-from shardmark.measurement.roofs import roofs_of
-from shardmark.measurement.validity import judged
+from shardmark.measurement.roofs import compute_roofs
+from shardmark.measurement.validity import judge
 from shardmark.metrics import (
     Accuracy,
     Device,
@@ -64,7 +64,7 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
             samples = telemetry_path(telemetry, cell.nodes, node.index)
             rows = read_samples(samples) if cell.measure.sampler else {}
             devices += _summarise_devices(cell, result, rows, node)
-        roofs = roofs_of(
+        roofs = compute_roofs(
             probes,
             inspected.flops_per_image,
             inspected.bytes_per_image,
@@ -97,7 +97,7 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
             log_tail=ended.log_tail,
         )
         update |= {"status": "diverged", "failure": failure}
-    return judged(metrics.model_copy(update=update))
+    return judge(metrics.model_copy(update=update))
 
 
 def slurm_job(ended: Ended) -> SlurmJob | None:

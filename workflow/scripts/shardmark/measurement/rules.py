@@ -97,6 +97,6 @@ def same_work(metrics: Metrics) -> Hashable:
     return cell.workload, cell.strategy, cell.gpus
 
 
-def nothing(metrics: Metrics, others: Others) -> Iterator[str]:
+def never_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
     """Yield nothing: the rule can always be evaluated."""
     yield from ()

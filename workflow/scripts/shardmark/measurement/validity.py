@@ -15,7 +15,7 @@ from shardmark.metrics import Metrics
 _UNKNOWN = " could not be checked: "
 
 
-def judged(metrics: Metrics, others: Others = None) -> Metrics:
+def judge(metrics: Metrics, others: Others = None) -> Metrics:
     """Return the result with its device faults, its labels and what is unknown filled in.
 
     Args:

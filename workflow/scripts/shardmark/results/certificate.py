@@ -19,8 +19,8 @@ from shardmark.config.schema import Section
 from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
 from shardmark.optimizers import OPTIMIZERS
-from shardmark.results.communication_volume import FLOAT32_BYTES, expected_volume, slack_of
-from shardmark.results.surroundings import Fact, facts_of
+from shardmark.results.communication_volume import FLOAT32_BYTES, allowed_slack, expected_volume
+from shardmark.results.surroundings import Fact, facts_to_compare
 from shardmark.strategies import STRATEGIES
 
 _AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
@@ -311,35 +311,39 @@ def certify(metrics: Sequence[Metrics], baseline: str | None = None) -> Certific
     for result in metrics:
         by_strategy[result.cell.strategy].append(result)
     order = list(by_strategy)
-    read = {
-        name: found
+    results = {
+        name: with_config
         for name in order
-        if (found := [one for one in by_strategy[name] if one.effective_config])
+        if (with_config := [one for one in by_strategy[name] if one.effective_config])
     }
     cell = metrics[0].cell
     return Certificate(
         workload=cell.workload,
         gpus=cell.gpus,
-        strategies=list(read),
-        missing={name: by_strategy[name][0].status for name in order if name not in read},
+        strategies=list(results),
+        missing={name: by_strategy[name][0].status for name in order if name not in results},
         rows=[
-            *[_judge(setting, read, baseline) for setting in SETTINGS],
-            _judge_volume("reduced", REDUCTIONS, read),
-            _judge_volume("gathered", GATHERS, read),
+            *[_judge(setting, results, baseline) for setting in SETTINGS],
+            _judge_volume("reduced", REDUCTIONS, results),
+            _judge_volume("gathered", GATHERS, results),
             *[
-                _judge_fact(fact, read, baseline)
-                for fact in facts_of(one for found in read.values() for one in found)
+                _judge_fact(fact, results, baseline)
+                for fact in facts_to_compare(
+                    one for with_config in results.values() for one in with_config
+                )
             ],
         ]
-        if read
+        if results
         else [],
     )
 
 
-def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: str | None) -> Row:
+def _judge(
+    setting: Setting, results_by_strategy: Mapping[str, Sequence[Metrics]], baseline: str | None
+) -> Row:
     values = {
-        name: [setting.value(one.effective_config) for one in found if one.effective_config]
-        for name, found in read.items()
+        name: [setting.value(one.effective_config) for one in results if one.effective_config]
+        for name, results in results_by_strategy.items()
     }
     texts = {name: " or ".join(dict.fromkeys(map(_text, each))) for name, each in values.items()}
     differ = len(set(texts.values())) > 1
@@ -353,18 +357,18 @@ def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: st
     reasons: dict[str, None] = {}
     flagged: dict[str, str] = {}
     common = _most_common(texts, values, baseline)
-    for name, found in read.items():
-        cell = found[0].cell
+    for name, results in results_by_strategy.items():
+        cell = results[0].cell
         exemption = setting.exemption(cell) if setting.exemption else None
         wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
         if exemption and texts[name] == _text(exemption.value):
             reasons[exemption.reason] = None
         elif exemption and exemption.required:
             right = f"{_text(exemption.value)} is right: {exemption.reason}"
-            flagged[name] = f"{texts[name]}, where {right}{_options_of(cell)}"
+            flagged[name] = f"{texts[name]}, where {right}{_variant_in_words(cell)}"
         elif texts[name] != wanted:
             word = "prescribed" if setting.prescribed else "of the others"
-            flagged[name] = f"{texts[name]}, where {wanted} is {word}{_options_of(cell)}"
+            flagged[name] = f"{texts[name]}, where {wanted} is {word}{_variant_in_words(cell)}"
     verdict: Literal["same", "inherent", "flagged"] = "inherent" if differ else "same"
     return Row(
         setting=setting.label,
@@ -378,12 +382,12 @@ def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: st
 def _judge_volume(
     what: Literal["reduced", "gathered"],
     kinds: tuple[str, ...],
-    read: Mapping[str, Sequence[Metrics]],
+    results_by_strategy: Mapping[str, Sequence[Metrics]],
 ) -> Row:
     """Compare the bytes of a step's collectives with those that the strategy must move."""
     texts: dict[str, str] = {}
     flagged: dict[str, str] = {}
-    for name, results in read.items():
+    for name, results in results_by_strategy.items():
         multiples: dict[str, None] = {}
         for result in results:
             config, memory, cell = result.effective_config, result.memory, result.cell
@@ -395,12 +399,14 @@ def _judge_volume(
             if volume is None:
                 continue
             expected = volume.reduced if what == "reduced" else volume.gathered
-            if cell.gpus > 1 and not expected.allows(multiple, slack_of(cell)):
-                flagged[name] = f"{multiple:.2f}, where {expected} is expected{_options_of(cell)}"
+            if cell.gpus > 1 and not expected.allows(multiple, allowed_slack(cell)):
+                flagged[name] = (
+                    f"{multiple:.2f}, where {expected} is expected{_variant_in_words(cell)}"
+                )
         texts[name] = " or ".join(multiples) or "unknown"
     differ = len(set(texts.values())) > 1
     reason = "what a strategy shards sets what it must move (Rajbhandari et al. 2020, section 7)"
-    if next(iter(read.values()))[0].cell.gpus == 1:
+    if next(iter(results_by_strategy.values()))[0].cell.gpus == 1:
         reason = "one replica has nobody to exchange with"
     return Row(
         setting=f"{what} in a step, times the parameters' bytes in float32",
@@ -411,14 +417,18 @@ def _judge_volume(
     )
 
 
-def _judge_fact(fact: Fact, read: Mapping[str, Sequence[Metrics]], baseline: str | None) -> Row:
+def _judge_fact(
+    fact: Fact, results_by_strategy: Mapping[str, Sequence[Metrics]], baseline: str | None
+) -> Row:
     """Compare the surroundings of each strategy's cells with those of the others."""
     values = {
-        name: list(dict.fromkeys(value for one in found for value in fact.values(one)))
-        for name, found in read.items()
+        name: list(dict.fromkeys(value for one in results for value in fact.values(one)))
+        for name, results in results_by_strategy.items()
     }
     texts = {name: " or ".join(map(_text, each)) for name, each in values.items()}
-    shares = {name: _share(fact, read[name][0].cell, each) for name, each in values.items()}
+    shares = {
+        name: _share(fact, results_by_strategy[name][0].cell, each) for name, each in values.items()
+    }
     settled = [name for name, each in values.items() if len(each) == 1]
     common, common_share = (
         _most_common({name: words[name] for name in settled}, values, baseline)
@@ -455,7 +465,7 @@ def _most_common(
 ) -> str:
     """Return the value that most strategies with a value have; the baseline decides a tie."""
     counts = Counter(
-        text for name, text in texts.items() if any(v is not None for v in values[name])
+        text for name, text in texts.items() if any(value is not None for value in values[name])
     )
     if not counts:
         return _text(None)
@@ -465,14 +475,14 @@ def _most_common(
     return favoured if favoured in best else best[0]
 
 
-def _options_of(cell: Cell) -> str:
+def _variant_in_words(cell: Cell) -> str:
     """Return the options of a variant in words: they may explain a flagged difference."""
     defaults = STRATEGIES[cell.base].options().model_dump()
     chosen = {key: value for key, value in cell.options.items() if value != defaults[key]}
     if not chosen:
         return ""
-    told = ", ".join(f"{key}: {_text(value)}" for key, value in chosen.items())
-    return f" (a variant of {cell.base} with {told})"
+    options = ", ".join(f"{key}: {_text(value)}" for key, value in chosen.items())
+    return f" (a variant of {cell.base} with {options})"
 
 
 def _text(value: Any) -> str:

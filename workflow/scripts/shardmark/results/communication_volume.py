@@ -64,7 +64,7 @@ class StepVolume:
     gathered: Volume
 
 
-def slack_of(cell: Cell) -> float:
+def allowed_slack(cell: Cell) -> float:
     """Return by how much a volume may differ, as a share of it (of 1 if it is less than 1)."""
     if cell.definition.batchnorm == "local":
         return SLACK

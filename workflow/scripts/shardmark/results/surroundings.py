@@ -44,7 +44,7 @@ class Fact:
     shared_out: bool = False
 
 
-def facts_of(results: Iterable[Metrics]) -> list[Fact]:
+def facts_to_compare(results: Iterable[Metrics]) -> list[Fact]:
     """Return all facts to compare, including each environment variable that any cell had."""
     variables = {name for one in results for name in one.environment.get("variables", {})}
     return [

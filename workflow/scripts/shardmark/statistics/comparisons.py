@@ -125,8 +125,8 @@ class Group:
     def samples(self, metric: Metric) -> Mapping[str, Sample]:
         """The usable runs of every strategy that has any with a value."""
         sides = self.usable.groupby("strategy", sort=False)
-        found = {str(name): sample_of(side, metric) for name, side in sides}
-        return {name: sample for name, sample in found.items() if sample.values}
+        samples = {str(name): sample_of(side, metric) for name, side in sides}
+        return {name: sample for name, sample in samples.items() if sample.values}
 
     def contrasts(self, metric: Metric, baseline: str) -> Iterator[Contrast]:
         """Every other strategy against the baseline."""
@@ -228,11 +228,11 @@ def family_of(contrasts: Sequence[Contrast], *, paired: bool, corrected: bool) -
 
 
 def _by_devices(side: Sample) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    values_by_devices: dict[str, list[float]] = {}
     for seed, value in side.values.items():
         if side.devices[seed]:
-            found.setdefault(side.devices[seed], []).append(value)
-    return found
+            values_by_devices.setdefault(side.devices[seed], []).append(value)
+    return values_by_devices
 
 
 def judge(

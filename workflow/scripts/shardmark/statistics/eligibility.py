@@ -106,9 +106,9 @@ def identify(side: pd.DataFrame, same_code: SameCode) -> Identity:
         side: usable cells of one strategy.
         same_code: of the whole table.
     """
-    found = {name: _distinct(side[name]) for name in (*SETTINGS, "code_sha256", "packages")}
+    identity = {name: _distinct(side[name]) for name in (*SETTINGS, "code_sha256", "packages")}
     commits = {same_code.of(str(commit)) for commit in set(side["git_commit"])}
-    return found | {"git_commit": frozenset(commit[:12] or "unknown" for commit in commits)}
+    return identity | {"git_commit": frozenset(commit[:12] or "unknown" for commit in commits)}
 
 
 def why_mixed(one: Identity, columns: Iterable[str] = SETTINGS) -> Refusal | None:
@@ -119,9 +119,9 @@ def why_mixed(one: Identity, columns: Iterable[str] = SETTINGS) -> Refusal | Non
 def why_not_comparable(sides: Sequence[Identity]) -> Refusal | None:
     """What forbids to compare two strategies; None if nothing does."""
     both = {name: frozenset().union(*(side[name] for side in sides)) for name in sides[0]}
-    for found in (_difference(both, SETTINGS), *map(why_mixed, sides)):
-        if found:
-            return found
+    for refusal in (_difference(both, SETTINGS), *map(why_mixed, sides)):
+        if refusal:
+            return refusal
     return _difference(both, ["git_commit"])
 
 

@@ -124,11 +124,11 @@ class PairedFamily:
         by_flips: Callable[[FloatArray], FloatArray],
         by_t: Callable[[FloatArray], FloatArray],
     ) -> FloatArray:
-        found = np.full(differences.shape[1], np.nan)
+        values = np.full(differences.shape[1], np.nan)
         for chosen, calculate in ((self.established, by_flips), (self.likely, by_t)):
             if chosen.any():
-                found[chosen] = calculate(differences[:, chosen])
-        return found
+                values[chosen] = calculate(differences[:, chosen])
+        return values
 
     def method(self, place: int) -> str:
         """As ``Family`` has it."""
@@ -171,25 +171,25 @@ class UnpairedFamily:
         return self._p(question, two_sided=False, corrected=corrected)
 
     def _p(self, question: Shift, *, two_sided: bool, corrected: bool) -> FloatArray:
-        found = np.full(len(self.items), np.nan)
+        p_values = np.full(len(self.items), np.nan)
         for place in np.flatnonzero(self.tested).tolist():
             item = self.items[place]
             sign, shift = float(question.sign[place]), float(question.shift[place])
             p = item.t_p(sign, shift, two_sided=two_sided)
             if self.established[place]:
                 p = max(p, item.permutation_p(sign, shift, two_sided=two_sided))
-            found[place] = p
+            p_values[place] = p
         if corrected:
-            found[self.tested] = t_tests.holm(found[self.tested])
-        return found
+            p_values[self.tested] = t_tests.holm(p_values[self.tested])
+        return p_values
 
     def half_widths(self) -> FloatArray:
         """As ``Family`` has it."""
-        found = np.full(len(self.items), np.nan)
+        widths = np.full(len(self.items), np.nan)
         comparisons = int(self.tested.sum()) if self.corrected else 1
         for place in np.flatnonzero(self.tested).tolist():
-            found[place] = self.items[place].half_width(comparisons)
-        return found
+            widths[place] = self.items[place].half_width(comparisons)
+        return widths
 
     def method(self, place: int) -> str:
         """As ``Family`` has it."""
@@ -228,7 +228,9 @@ def agreeing_intervals(
     interval leaves zero out, it is widened to it.
     """
     low, high = estimates - half_widths, estimates + half_widths
-    shown: BoolArray = p <= ALPHA
-    low = np.where(shown & (estimates > 0), np.maximum(low, 0), low)
-    high = np.where(shown & (estimates < 0), np.minimum(high, 0), high)
-    return np.where(shown, low, np.minimum(low, 0)), np.where(shown, high, np.maximum(high, 0))
+    rejected: BoolArray = p <= ALPHA
+    low = np.where(rejected & (estimates > 0), np.maximum(low, 0), low)
+    high = np.where(rejected & (estimates < 0), np.minimum(high, 0), high)
+    return np.where(rejected, low, np.minimum(low, 0)), np.where(
+        rejected, high, np.maximum(high, 0)
+    )

@@ -84,15 +84,15 @@ def _ratio(
         return {"reason": mixed.reason, "reason_values": mixed.values}
     logs = [np.log(runs[PRIMARY.column].to_numpy(float)) for runs in (side, reference)]
     estimate = float(logs[0].mean() - logs[1].mean())
-    found = {"speedup": math.exp(estimate), "efficiency": math.exp(estimate) / more}
+    estimates = {"speedup": math.exp(estimate), "efficiency": math.exp(estimate) / more}
     devices = [devices_of(runs) for runs in (side, reference)]
     if reference["device"].iloc[0] == "cuda" and devices[1].nunique() == 1:
-        return found | {"reason": "one_reference_device"}
+        return estimates | {"reason": "one_reference_device"}
     half = _half_width(*(_variance(*known) for known in zip(logs, devices, strict=True)))
     if math.isnan(half):
-        return found | {"reason": "few_runs"}
+        return estimates | {"reason": "few_runs"}
     low, high = math.exp(estimate - half), math.exp(estimate + half)
-    return found | {
+    return estimates | {
         "speedup_low": low,
         "speedup_high": high,
         "efficiency_low": low / more,

@@ -91,7 +91,7 @@ def compare_sets(
             no strategy at the same GPU count, in common.
     """
     check_definitions(before, after)
-    tables = [cells_of_set(found) for found in (before, after)]
+    tables = [cells_of_set(result_set) for result_set in (before, after)]
     groups = [{tuple(key) for key in table[SIDE].to_numpy()} for table in tables]
     shared = groups[0] & groups[1]
     if not shared:
@@ -293,13 +293,13 @@ def changes_between(before: ResultSet, after: ResultSet) -> pd.DataFrame:
     Returns:
         setting, before, after (all values that were seen), where (the strategies, or everywhere).
     """
-    sides = [_facts(found) for found in (before, after)]
+    sides = [_facts(result_set) for result_set in (before, after)]
     shared = [group for group in sides[0] if group in sides[1]]
     where: dict[tuple[str, str, str], list[Group]] = defaultdict(list)
     for group in shared:
         first, second = sides[0][group], sides[1][group]
         for setting in sorted({*first, *second}):
-            values = [_told(side.get(setting, {"absent"})) for side in (first, second)]
+            values = [_join_values(side.get(setting, {"absent"})) for side in (first, second)]
             if values[0] != values[1]:
                 where[(setting, values[0], values[1])].append(group)
     rows = [
@@ -313,14 +313,14 @@ def _strategies(groups: Iterable[Group]) -> str:
     return ", ".join(sorted({strategy for _, strategy, _ in groups}))
 
 
-def _told(values: set[str]) -> str:
+def _join_values(values: set[str]) -> str:
     return " and ".join(sorted(values))
 
 
-def _facts(found: ResultSet) -> dict[Group, dict[str, set[str]]]:
+def _facts(result_set: ResultSet) -> dict[Group, dict[str, set[str]]]:
     """The values of each setting, by workload, strategy and GPU count."""
     facts: dict[Group, dict[str, set[str]]] = {}
-    for result in found.results:
+    for result in result_set.results:
         cell = result.cell
         of_group = facts.setdefault((cell.workload, cell.strategy, cell.gpus), defaultdict(set))
         for setting, value in flatten(_settings(result)):

@@ -63,16 +63,18 @@ def adjusted_p(
     Returns:
         Shape (..., strategies).
     """
-    found = _t_of_flips(differences)
-    found = np.abs(found) if two_sided else np.concatenate([found, -found], axis=-2)
+    t_of_flips = _t_of_flips(differences)
+    t_of_flips = (
+        np.abs(t_of_flips) if two_sided else np.concatenate([t_of_flips, -t_of_flips], axis=-2)
+    )
     # A copy: no flip is the first of the flips.
-    observed = found[..., :1, :].copy()
+    observed = t_of_flips[..., :1, :].copy()
     if not corrected:
-        return _share_at_least(found, observed)
+        return _share_at_least(t_of_flips, observed)
     order = np.argsort(-observed, axis=-1)
-    found = np.take_along_axis(found, order, axis=-1)
+    t_of_flips = np.take_along_axis(t_of_flips, order, axis=-1)
     # The largest over the strategy itself and all that step down later.
-    largest = np.maximum.accumulate(found[..., ::-1], axis=-1)[..., ::-1]
+    largest = np.maximum.accumulate(t_of_flips[..., ::-1], axis=-1)[..., ::-1]
     stepwise = _share_at_least(largest, np.take_along_axis(observed, order, axis=-1))
     p = np.empty_like(stepwise)
     monotone = np.maximum.accumulate(stepwise, axis=-1)
@@ -98,11 +100,11 @@ def half_widths(
     count = _counts(differences)
     mean, sd = np.nanmean(differences, axis=-2), np.nanstd(differences, axis=-2, ddof=1)
     centred = np.round(differences - mean[..., None, :], DECIMALS)
-    found = np.abs(_t_of_flips(centred))
+    t_of_flips = np.abs(_t_of_flips(centred))
     if corrected:
-        found = found.max(axis=-1, keepdims=True)
-    place = math.ceil(level * found.shape[-2]) - 1
-    quantile = np.partition(found, place, axis=-2)[..., place, :]
+        t_of_flips = t_of_flips.max(axis=-1, keepdims=True)
+    place = math.ceil(level * t_of_flips.shape[-2]) - 1
+    quantile = np.partition(t_of_flips, place, axis=-2)[..., place, :]
     return np.asarray(quantile * sd / np.sqrt(count))
 
 
@@ -122,5 +124,5 @@ def _counts(differences: FloatArray) -> npt.NDArray[np.int_]:
     return np.asarray((~np.isnan(differences)).sum(axis=-2))
 
 
-def _share_at_least(found: FloatArray, observed: FloatArray) -> FloatArray:
-    return np.asarray((found >= observed - _ROUNDING * np.abs(observed)).mean(axis=-2))
+def _share_at_least(t_of_flips: FloatArray, observed: FloatArray) -> FloatArray:
+    return np.asarray((t_of_flips >= observed - _ROUNDING * np.abs(observed)).mean(axis=-2))

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from shardmark.statistics.sign_flips import DECIMALS, FloatArray
-from shardmark.statistics.t_tests import p_of, quantile
+from shardmark.statistics.t_tests import p_value, quantile
 
 # Up to here all permutations are counted; beyond, as many as these are drawn from a fixed seed.
 MOST = 20_000
@@ -138,16 +138,16 @@ class Stratified:
         for one, other in self.sides:
             values = sign * np.concatenate([one - shift, other])
             parts.append(np.round(values - values.mean(), DECIMALS))
-        found = labellings(self.sizes) @ np.concatenate(parts)
-        found = np.abs(found) if two_sided else found
-        return float((found >= found[0] - _ROUNDING * abs(found[0])).mean())
+        distances = labellings(self.sizes) @ np.concatenate(parts)
+        distances = np.abs(distances) if two_sided else distances
+        return float((distances >= distances[0] - _ROUNDING * abs(distances[0])).mean())
 
     def t_p(self, sign: float = 1.0, shift: float = 0.0, *, two_sided: bool) -> float:
         """The larger p of the t-tests."""
         distance = sign * (self.estimate - shift)
         return max(
             float(
-                p_of(
+                p_value(
                     np.asarray(distance / max(error, 1e-12)),
                     np.asarray(degrees),
                     two_sided=two_sided,

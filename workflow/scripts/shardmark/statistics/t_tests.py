@@ -15,7 +15,7 @@ from shardmark.statistics.sign_flips import FloatArray
 _LEAST_ERROR = 1e-12
 
 
-def p_of(t: FloatArray, degrees: FloatArray, *, two_sided: bool = True) -> FloatArray:
+def p_value(t: FloatArray, degrees: FloatArray, *, two_sided: bool = True) -> FloatArray:
     """The p of t, of a shift to either side or of one above zero."""
     return np.asarray(2 * stats.t.sf(np.abs(t), degrees) if two_sided else stats.t.sf(t, degrees))
 
@@ -24,7 +24,7 @@ def paired_p(differences: FloatArray, *, two_sided: bool = True) -> FloatArray:
     """The p of each strategy, not corrected, shape (..., strategies)."""
     count = (~np.isnan(differences)).sum(axis=-2)
     t = np.nanmean(differences, axis=-2) / np.maximum(standard_errors(differences), _LEAST_ERROR)
-    return p_of(t, count - 1, two_sided=two_sided)
+    return p_value(t, count - 1, two_sided=two_sided)
 
 
 def standard_errors(differences: FloatArray) -> FloatArray:

@@ -49,11 +49,11 @@ def verdicts(
     Raises:
         UserError: if a cell is in the table twice.
     """
-    found = []
+    of_groups = []
     for group in groups_of(cells):
         rows = comparisons[(comparisons[GROUP] == list(group.key.values())).all(axis=1)]
-        found.append(_verdict(group, rows, baseline, margin))
-    return found
+        of_groups.append(_verdict(group, rows, baseline, margin))
+    return of_groups
 
 
 def _verdict(group: Group, rows: pd.DataFrame, baseline: str, margin: float) -> Verdict:
