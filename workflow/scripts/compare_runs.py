@@ -2,10 +2,10 @@
 
     python workflow/scripts/compare_runs.py results/before results/after
 
-Writes the comparison as Markdown, CSV and LaTeX, its figure as SVG, PDF and PNG, and
-changes.csv, and prints the first. The exit status is for a machine to act on: 0 no regression; 1 a
-strategy is slower by more than the margin, or fails and did not before; 2 not comparable, or too
-few runs to decide; 3 the comparison itself failed.
+Writes the comparison (Markdown, CSV, LaTeX), its figure (SVG, PDF, PNG), changes.csv and
+failures.csv, and prints the Markdown. The exit status is for a machine to act on: 0 no regression;
+1 a strategy is slower by more than the margin, or fails and did not before; 2 not comparable, or
+too few runs to decide; 3 the comparison itself failed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HEADLINES = {
     "regression": "Regression:",
     "inconclusive": "Inconclusive: a regression is neither shown nor ruled out.",
 }
-# Okabe & Ito's colours, told apart by any eye; the markers say it without colour.
+# Okabe & Ito's colours, which colour-blind readers can distinguish; the markers repeat them.
 LOOKS = {
     "faster": ("#0072B2", "^"),
     "slower": ("#D55E00", "v"),
@@ -52,14 +52,14 @@ OPEN_LOOK = ("#555555", "o")
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A table in Markdown; what is missing is an empty cell."""
+    """Return a table in Markdown; a missing value is an empty cell."""
     rows = [list(table.columns), ["---"] * len(table.columns)]
     rows += [["" if value != value else str(value) for value in row] for row in table.to_numpy()]
     return "\n".join(f"| {' | '.join(map(for_markdown, row))} |" for row in rows)
 
 
 def readable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons as a person reads them."""
+    """Return the comparisons with headings and texts for people."""
     rows = table.to_dict("records")
     return pd.DataFrame(
         {
@@ -83,18 +83,18 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_verdict(row: Mapping[Any, Any]) -> str:
-    """The verdict with its tier, where it is one."""
+    """Return the verdict, with its tier if it is established or likely."""
     has_tier = row["tier"] in ("established", "likely")
     return f"{row['verdict']} ({row['tier']})" if has_tier else str(row["verdict"])
 
 
 def signed_percent(ratio: float) -> str:
-    """A ratio as a signed difference; a dash where there is none."""
+    """Format a ratio as a signed difference in percent; a missing one as a dash."""
     return "–" if math.isnan(ratio) else percent(ratio)
 
 
 def headline(comparison: SetComparison) -> str:
-    """The outcome, and what it rests on."""
+    """Return the outcome and the strategies that decided it."""
     slower = [
         f"{row_title(row)} is slower by more than the margin ({ratio_text(row)}; {row['tier']})"
         for _, row in comparison.table[comparison.table["regression"] == "yes"].iterrows()
@@ -107,12 +107,12 @@ def headline(comparison: SetComparison) -> str:
 
 
 def row_title(row: pd.Series[Any]) -> str:
-    """The workload, strategy and GPU count of a row."""
+    """Return the workload, strategy and GPU count of a row."""
     return f"{row['workload']} {row['strategy']} gpus{row['gpus']}"
 
 
 def runs_needed(table: pd.DataFrame) -> str:
-    """How many runs can show a regression at all, and how many would decide what is open."""
+    """Say how many runs can show a regression at all, and how many would decide the open ones."""
     primary = table[table["metric"] == PRIMARY.column]
     sentence = (
         f"A regression can be shown from {FEWEST_LIKELY} runs of each set on (likely: by a model "
@@ -129,7 +129,7 @@ def runs_needed(table: pd.DataFrame) -> str:
 
 
 def markdown_report(comparison: SetComparison, names: tuple[str, str], margin: float) -> str:
-    """The comparison in Markdown."""
+    """Return the comparison in Markdown."""
     primary = comparison.table["metric"] == PRIMARY.column
     families = comparison.table[primary & comparison.table["ratio"].notna()].groupby(GROUP).ngroups
     parts = [
@@ -163,12 +163,12 @@ def markdown_report(comparison: SetComparison, names: tuple[str, str], margin: f
 
 
 def signed_tick(value: float, _: object = None) -> str:
-    """A figure on the axis with its sign; nothing has none."""
+    """Format an axis value with its sign; zero gets none."""
     return f"{value:+g}".replace("-", "−") if value else "0"
 
 
 def latex_table(comparison: SetComparison, names: tuple[str, str], margin: float) -> Table:
-    """The comparisons for a document of one's own, with what a reader of them must know."""
+    """Return the comparisons as a LaTeX table, with a caption that explains them."""
     table = readable_table(comparison.table)
     return Table(
         caption=f"{names[1]} (after) against {names[0]} (before); margin of equivalence "
@@ -180,7 +180,7 @@ def latex_table(comparison: SetComparison, names: tuple[str, str], margin: float
 
 
 def draw(comparison: SetComparison, names: tuple[str, str], margin: float) -> Figure:
-    """Every throughput ratio with its interval, the margin behind them."""
+    """Draw every throughput ratio with its interval, in front of a band for the margin."""
     rows = comparison.table[
         (comparison.table["metric"] == PRIMARY.column) & comparison.table["ratio"].notna()
     ]
@@ -222,7 +222,7 @@ def draw(comparison: SetComparison, names: tuple[str, str], margin: float) -> Fi
 
 
 def compare_folders(arguments: argparse.Namespace) -> int:
-    """Write and print the comparison; returns the exit status that says its outcome.
+    """Write and print the comparison, and return the exit status of its outcome.
 
     Raises:
         UserError: if the sets cannot be read or compared.
@@ -248,7 +248,7 @@ def compare_folders(arguments: argparse.Namespace) -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What to compare, and where to write it."""
+    """Return what to compare, and where to write it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

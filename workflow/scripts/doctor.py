@@ -1,7 +1,7 @@
-"""Say what is wrong, and what to do about it, before a matrix is paid for.
+"""Check what could make a matrix fail, before it costs anything, and say what to do about it.
 
-One line for each thing that is looked at: ok, warn or FAIL. Exit status 0 where nothing fails,
-else 1. With --slurm the nodes are looked at by a short job of the largest cell's size.
+Prints one line per check: ok, warn or FAIL. The exit status is 1 if a check fails, else 0. With
+--slurm, a short job of the largest cell's size checks the nodes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def check_node(config: Config) -> Iterator[Finding]:
 
 
 def check_matrix(config: Config, arguments: argparse.Namespace) -> Iterator[Finding | str]:
-    """Check everything, each thing after those that it needs."""
+    """Run the checks of a matrix; each check comes after those that it depends on."""
     yield from check_places(config)
     if arguments.on_node or not arguments.slurm:
         yield from check_node(config)

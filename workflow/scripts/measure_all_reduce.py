@@ -20,7 +20,7 @@ def main() -> None:
     """Measure, and write all_reduce.json (rank 0) or the rank's failure to the scratch folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cell", type=Path, required=True, help="file with the cell's JSON")
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
+    parser.add_argument("--scratch", type=Path, required=True, help="the scratch folder")
     arguments = parser.parse_args()
     try:
         runtime = start_runtime(Cell.model_validate_json(arguments.cell.read_text()))

@@ -76,7 +76,7 @@ def main() -> None:
         "--prefer",
         choices=["none", "first", "last"],
         default="none",
-        help="which stands of different results of one cell; none, the default, refuses",
+        help="which of a cell's different results to take; none, the default, refuses",
     )
     arguments = parser.parse_args()
     check_run_name(arguments.into.name)

@@ -1,4 +1,4 @@
-"""Say what the rest of a matrix costs, before it is paid for. Starts nothing and writes nothing."""
+"""Estimate what the rest of a matrix costs. Starts nothing and writes nothing."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
 
 
 def was_made_meanwhile(cell: Cell, path: Path) -> bool:
-    """Whether the cell's result was made after the controller that wants it started.
+    """Whether the cell has a result that is newer than the start of its controller.
 
     Then this job has nothing to do. Either it waited for a job that a killed controller had left
     behind, or another job of this controller made the result and was then lost with the rest of its
@@ -127,7 +127,7 @@ def was_made_meanwhile(cell: Cell, path: Path) -> bool:
 
 
 def find_device_faults(metrics: Metrics, output: Path) -> list[str]:
-    """Return a result's device faults, beside the results of its workload and GPU count so far."""
+    """Return a result's device faults, judged among the results of its workload and GPU count."""
     if all(device.kind != "gpu" for device in metrics.devices):
         return []
     peers = []
@@ -198,7 +198,7 @@ def main() -> None:
     """Run the cell that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
-    parser.add_argument("--workload", required=True, help="the cell's, and so on")
+    parser.add_argument("--workload", required=True, help="workload of the cell")
     parser.add_argument("--strategy", required=True)
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)

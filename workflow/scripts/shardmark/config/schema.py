@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 class Record(Section):
-    """A part of a result: a value must have the type that it was written with."""
+    """A part of a result. It is read strictly: no value is converted to another type."""
 
     model_config = ConfigDict(strict=True)
 
@@ -365,7 +365,7 @@ class ParityGate(Section):
 
 
 class Report(Section):
-    """How results are shown."""
+    """How results are presented."""
 
     figure_width_mm: Annotated[Number, Field(ge=80, le=400)] = Field(
         180.0,

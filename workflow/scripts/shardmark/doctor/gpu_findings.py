@@ -102,7 +102,7 @@ def check_state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterat
 
 
 def lowered_and_default_mhz(uuid: str) -> tuple[int, int] | None:
-    """Return the SM application clock and the default one, if it is below the default."""
+    """Return a GPU's SM application clock and its default, MHz; None if it is not lowered."""
     import pynvml
 
     with contextlib.suppress(pynvml.NVMLError):

@@ -18,7 +18,8 @@ from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
 
-# Free space to warn and to fail at. A cell writes some megabytes; a full disk ruins a matrix.
+# Free space below which the doctor warns, and below which it fails. A cell writes some megabytes; a
+# full disk ruins a matrix.
 LITTLE_BYTES, NOTHING_BYTES = 10 * 2**30, 2**30
 # New results are recognised by comparing their time on the file system with a machine's clock.
 MOST_SKEW_S = 5.0

@@ -39,7 +39,7 @@ DONE = "doctor: "
 
 
 def check_requests(config: Config, profile: Path) -> Iterator[Finding]:
-    """Check whether Slurm would accept each kind of job, and Snakemake would notice their end."""
+    """Check whether Slurm would accept each kind of job, and Snakemake would notice its end."""
     try:
         settings = read_profile(profile)
     except ConfigError as error:

@@ -44,7 +44,8 @@ def resources_of_cell(config: Config, replicas: int, profile: Mapping[str, Any])
     """Return the resources of a cell's job, or of a group's job if the profile groups cells.
 
     Args:
-        config: the matrix; its cell with this many GPUs and the longest time limit counts.
+        config: the matrix. Of its cells with this many GPUs, the one with the longest time limit
+            counts.
         replicas: GPUs of the cell.
         profile: a Snakemake profile as a mapping.
     """
@@ -114,7 +115,7 @@ def read_profile(folder: Path) -> dict[str, Any]:
 def sbatch_command(
     resources: Resources, profile: Mapping[str, Any], log: Path, command: str, *options: str
 ) -> list[str]:
-    """Return the sbatch call that the executor would make for a job, with another command in it.
+    """Return the sbatch call that the executor would make for a job, but with another command.
 
     Args:
         resources: the job's resources.

@@ -1,4 +1,4 @@
-"""Turn what a cell's processes left into its metrics.json."""
+"""Build a cell's metrics.json from the files that its processes wrote."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _with_site(cell: Cell, environment: Environment) -> Environment:
 
 
 def bare_metrics(cell: Cell, status: Any, failure: Failure) -> Metrics:
-    """Return the result of a cell that did not complete."""
+    """Return a result without measurements, for a cell that did not complete."""
     return Metrics(
         cell=cell,
         cell_sha256=cell.fingerprint(),

@@ -150,8 +150,8 @@ def _outcome_of_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None
 def _srun_sent_the_signal(ended: Ended) -> bool:
     """Whether srun sent the signal that ended a node, because another node had ended before.
 
-    srun ends all tasks when one fails (--kill-on-bad-exit). Cancelling a job signals all nodes at
-    once, so what dies because of that dies later, or of the signal itself.
+    srun ends all tasks when one fails (--kill-on-bad-exit). When a job is cancelled, all nodes get
+    the signal at once, so a rank that dies because of it dies later, or of the signal itself.
     """
     signalled_at = min(node.ended_since or 0.0 for node in ended.nodes if node.ended_by == "signal")
     others = [node for node in ended.nodes if node.ended_by != "signal"]

@@ -188,8 +188,8 @@ def _is_stopped(pid: int) -> bool:
 def _cancel_own_job() -> None:
     """Cancel this Slurm job after something outside killed a part of it.
 
-    Slurm notices a killed step daemon only when the job's time is up, and does not end what the
-    daemon had started: Snakemake's job, which hangs because nothing reads its output.
+    If something kills a step daemon, Slurm notices only when the job's time is up. It does not end
+    the Snakemake that the daemon started, which hangs because nothing reads its output.
     """
     if job := queue.job_id():
         with contextlib.suppress(UserError):

@@ -117,7 +117,7 @@ class NodeReport(Section):
     """How one node's part ended.
 
     Attributes:
-        index: the node among those of the cell.
+        index: number of the node within the cell; the first is 0.
         name: the node's name.
         exit_code: exit code of torchrun, or of the only rank.
         ended_by: why this node's watch ended the ranks; None if they ended by themselves.
@@ -404,8 +404,8 @@ def no_survivors() -> Iterator[None]:
 def ancestors() -> list[psutil.Process]:
     """Return the processes above this one that it must not outlive.
 
-    These are all up to the outermost Snakemake or Slurm step daemon, since a shell between two of
-    them does not end with its parent. Processes further up, such as a login shell, may end.
+    These are all ancestors up to the outermost Snakemake or Slurm step daemon, since a shell in
+    between does not end with its parent. A process further up, such as a login shell, may end.
     """
     chain = psutil.Process().parents()
     anchors = [place for place, process in enumerate(chain) if _is_anchor(process)]

@@ -46,7 +46,7 @@ def main(strategy: StrategyClass) -> None:
     parser = argparse.ArgumentParser(description="one rank of a cell; started by run_cell.py")
     parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
     parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
+    parser.add_argument("--scratch", type=Path, required=True, help="the scratch folder")
     arguments = parser.parse_args()
     leave_trace_of_signals(int(os.environ.get("RANK", "0")))
     faulthandler.enable()

@@ -161,10 +161,10 @@ def _clocks_of_peers(metrics: Metrics, device: Device, others: Others) -> list[f
 
 
 def _unknown_of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics, Others], Iterator[str]]:
-    """Return a function that yields what GPUs lack for a rule; GPUs with the same answer share one.
+    """Return a function that yields why a rule cannot be checked, once per reason.
 
     Args:
-        why: returns what one GPU lacks; empty if nothing.
+        why: returns why the rule cannot be checked on one GPU; empty if it can.
     """
 
     def unknown(metrics: Metrics, others: Others) -> Iterator[str]:

@@ -85,9 +85,9 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
     """Return the counter's reading, or why there is none.
 
     The counter only moves in ticks (every 100 ms for NVML on an H200, measured), so a difference
-    between arbitrary moments is off by up to a tick at either end. So this measures from tick to
-    tick. A tick shows at the first sample after it, so its time is known to within the time since
-    the previous sample.
+    between arbitrary moments is off by up to a tick at either end. Therefore this measures from
+    tick to tick. A tick shows at the first sample after it, so its time is uncertain by the time
+    since the previous sample.
     """
     points = [(row["monotonic_s"], row["energy_j"]) for row in rows]
     if not points:

@@ -50,7 +50,7 @@ def host_wait_pct(metrics: Metrics) -> float | None:
 
 
 def exposed_communication_pct(metrics: Metrics) -> float | None:
-    """Return the share of a traced step in which that device only communicates, percent."""
+    """Return the share of a traced step that the same device only communicates, percent."""
     slowest = slowest_host(metrics.profile)
     return None if slowest is None else 100 * slowest.exposed_communication_ms / slowest.step_ms
 

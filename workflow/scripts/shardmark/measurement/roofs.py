@@ -18,7 +18,7 @@ def compute_roofs(
     bytes_per_image: int | None,
     images_per_s_per_gpu: float,
 ) -> Roofs:
-    """Return one GPU's figures and roofs; those of the slowest GPU, which sets the pace.
+    """Return the figures and roofs of the slowest GPU, which sets the pace.
 
     Args:
         probes: one for every device of the cell.

@@ -59,9 +59,9 @@ class Drift(NamedTuple):
 def measure_drift(step_ms: Sequence[float]) -> Drift:
     """Return the trend of the steps; nulls if there are too few.
 
-    It is the slope of a straight line through the batch means, from the middle of the first third
-    to the middle of the last. Single stragglers and steps that alternate between two speeds raise
-    the standard error, not the trend.
+    It is the rise of a straight line through the batch means, from the middle of the first third of
+    the window to the middle of the last third. Single stragglers and steps that alternate between
+    two speeds raise the standard error, not the trend.
     """
     means = batch_means(step_ms)
     if means is None:

@@ -1,6 +1,6 @@
 """Judge a cell: its device faults exclude it, its labels explain it. No torch import.
 
-A rule whose reading is missing is unknown: neither fine nor a reason to exclude.
+A rule that lacks its readings is recorded as unknown, which does not exclude the cell.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _UNKNOWN = " could not be checked: "
 
 
 def judge(metrics: Metrics, others: Others = None) -> Metrics:
-    """Return the result with its device faults, its labels and what is unknown filled in.
+    """Fill in a result's device faults, its labels and the rules that could not be checked.
 
     Args:
         metrics: result of one cell.

@@ -15,7 +15,8 @@ def tether(command: Sequence[str]) -> list[str]:
     """Wrap ``command`` so that the kernel kills it when this process ends.
 
     The kernel ties it to the thread that starts it, so start it from a thread that lasts, such as
-    the main thread. Only the command itself is tied; each process that it starts needs its own.
+    the main thread. Only the command itself is tied; each process that it starts needs a tether of
+    its own.
     """
     return [sys.executable, "-I", __file__, str(os.getpid()), *command]
 

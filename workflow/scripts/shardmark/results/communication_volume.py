@@ -65,7 +65,7 @@ class StepVolume:
 
 
 def allowed_slack(cell: Cell) -> float:
-    """Return by how much a volume may differ, as a share of it (of 1 if it is less than 1)."""
+    """Return how much a volume may differ, as a share of it; of 1 if the volume is less than 1."""
     if cell.definition.batchnorm == "local":
         return SLACK
     return SLACK + _STATISTICS * cell.gpus * cell.definition.batch.accumulate

@@ -12,8 +12,8 @@ from typing import Any
 from shardmark.metrics import HostUse, Metrics
 
 UNKNOWN = "unknown"
-# CUDA_VISIBLE_DEVICES depends on which GPUs a job got. The number of torch's threads already shows
-# the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
+# CUDA_VISIBLE_DEVICES depends on which GPUs a job was given. The number of torch's threads already
+# shows the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
 _NOT_COMPARED = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS")
 _VERSIONS = ("python", "torch", "torchvision", "numpy")
 _ENVIRONMENT = {

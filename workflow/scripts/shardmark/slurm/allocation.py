@@ -111,8 +111,8 @@ def node_addresses(nodes: Sequence[str]) -> list[str]:
 def free_port(job: str) -> int:
     """Return a free port of this machine for the job's rendezvous.
 
-    Each job starts its search at a different port. Otherwise, of two jobs that share a node, one
-    could take the port that the other has found but not yet bound.
+    Each job starts its search at a different port. Otherwise two jobs that share a node could
+    choose the same port before either has bound it.
 
     Raises:
         UserError: if no port is free.

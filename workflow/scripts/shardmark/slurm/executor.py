@@ -1,7 +1,7 @@
 """Patch Snakemake's Slurm executor: planned order, cancelled jobs, lost nodes, orphaned jobs.
 
-Delete each function with the first version of snakemake-executor-plugin-slurm that no longer needs
-it (2.8.0 does): the test in tests/slurm that its docstring names then passes without it.
+Delete a function when snakemake-executor-plugin-slurm no longer needs it (2.8.0 does): the test in
+tests/slurm that its docstring names then passes without the function.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Run several cells one after the other in one Slurm job (--groups and --group-components).
 
-This patches private parts of Snakemake 9.27 and snakemake-executor-plugin-slurm 2.8.0. Delete each
-function with the first version that no longer needs it: the test in
-tests/slurm/test_slurm_groups.py that its docstring names then passes without it.
+This patches private parts of Snakemake 9.27 and snakemake-executor-plugin-slurm 2.8.0. Delete a
+function when later versions no longer need it: the test in tests/slurm/test_slurm_groups.py that
+its docstring names then passes without the function.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def keep_results_of_lost_jobs() -> None:
 
 
 def _never_started(job: Any) -> bool:
-    """Whether the note of a job's start is still the controller's, which names the Slurm job."""
+    """Whether only the controller has recorded the job; its record names the Slurm job."""
     return bool(job.dag.workflow.persistence.external_jobids(job))
 
 

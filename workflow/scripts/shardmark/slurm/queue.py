@@ -81,7 +81,7 @@ def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
 
     Args:
         project: the folder.
-        comments: the comments of the jobs to return: ``comments_of`` the cells of a matrix.
+        comments: comments of the jobs to return, as ``comments_of`` returns them for a matrix.
 
     Raises:
         UserError: if Slurm does not answer.

@@ -1,10 +1,10 @@
-"""Submit jobs, with the parity gate first, without taking a refusal by sbatch for a failed job.
+"""Submit the parity gate's jobs first, and do not take a refusal by sbatch for a failed job.
 
 If a refusal may be temporary, this waits and tries again. Any other refusal stops the matrix, since
 the other cells would be refused too. This patches private parts of snakemake-executor-plugin-slurm
 2.8.0, which reports a refused submission as a failed job, and without sbatch's reason. Delete this
-module with the first version that does neither: tests/slurm/test_slurm_submission.py then passes
-without it.
+module when a later version does neither: tests/slurm/test_slurm_submission.py then passes without
+it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Family(Protocol):
         established: whether there are enough runs to show something without a model.
         spreads: standard error of the estimate, times the root of the smaller n; NaN if unknown.
         paired: whether runs are compared in pairs.
-        corrected: whether for several comparisons.
+        corrected: whether p-values and intervals are corrected for several comparisons.
     """
 
     estimates: FloatArray
@@ -50,16 +50,16 @@ class Family(Protocol):
     corrected: bool
 
     def two_sided_p(self) -> FloatArray:
-        """Of the hypothesis that there is no difference; NaN where there are too few runs."""
+        """Return the p of the hypothesis of no difference; NaN where there are too few runs."""
 
     def one_sided_p(self, question: Shift, *, corrected: bool) -> FloatArray:
-        """Of the hypothesis that the answer is no."""
+        """Return the p of the hypothesis that the answer to the question is no."""
 
     def half_widths(self) -> FloatArray:
-        """Of the intervals around the estimates; NaN where there are too few runs."""
+        """Return the half-widths of the intervals; NaN where there are too few runs."""
 
     def method(self, place: int) -> str:
-        """The test of one comparison."""
+        """Return the name of one comparison's test."""
 
 
 class PairedFamily:
@@ -67,7 +67,7 @@ class PairedFamily:
 
     Args:
         differences: log-ratios, shape (blocks, comparisons), NaN where a block has no pair.
-        corrected: whether for all comparisons together.
+        corrected: whether to correct for all comparisons together.
     """
 
     paired = True
@@ -87,11 +87,11 @@ class PairedFamily:
         return int((self.established | self.likely).sum())
 
     def two_sided_p(self) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         return self._p(self.differences, two_sided=True, corrected=self.corrected)
 
     def one_sided_p(self, question: Shift, *, corrected: bool) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         asked = question.sign * (self.differences - question.shift)
         return self._p(asked, two_sided=False, corrected=corrected)
 
@@ -106,7 +106,7 @@ class PairedFamily:
         return self._by_tier(differences, by_flips, by_t)
 
     def half_widths(self) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
 
         def by_flips(own: FloatArray) -> FloatArray:
             return sign_flips.half_widths(own, corrected=self.corrected)
@@ -131,7 +131,7 @@ class PairedFamily:
         return values
 
     def method(self, place: int) -> str:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         if self.established[place]:
             return "sign-flip"
         return "paired-t" if self.likely[place] else "none"
@@ -142,7 +142,7 @@ class UnpairedFamily:
 
     Args:
         items: the comparisons.
-        corrected: whether for all comparisons together, by Holm.
+        corrected: whether to correct for all comparisons together, by Holm's method.
     """
 
     paired = False
@@ -161,13 +161,13 @@ class UnpairedFamily:
         self.established = known & (least >= FEWEST_ESTABLISHED)
 
     def two_sided_p(self) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         nothing = np.zeros(len(self.items))
         question = Shift(np.ones(len(self.items)), nothing)
         return self._p(question, two_sided=True, corrected=self.corrected)
 
     def one_sided_p(self, question: Shift, *, corrected: bool) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         return self._p(question, two_sided=False, corrected=corrected)
 
     def _p(self, question: Shift, *, two_sided: bool, corrected: bool) -> FloatArray:
@@ -184,7 +184,7 @@ class UnpairedFamily:
         return p_values
 
     def half_widths(self) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         widths = np.full(len(self.items), np.nan)
         comparisons = int(self.tested.sum()) if self.corrected else 1
         for place in np.flatnonzero(self.tested).tolist():
@@ -192,22 +192,22 @@ class UnpairedFamily:
         return widths
 
     def method(self, place: int) -> str:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         if self.established[place]:
             return "permutation-and-welch"
         return "welch" if self.tested[place] else "none"
 
 
 def equivalence_p(family: Family, margin: float) -> FloatArray:
-    """The p of two one-sided tests (TOST; Schuirmann 1987) of equivalence.
+    """Return the p of two one-sided tests of equivalence (TOST; Schuirmann 1987).
 
     The tests at the nearer bounds are corrected together. The other bound is further away, so its
     test can only matter by itself.
 
     Args:
         family: the comparisons.
-        margin: of the ratio, for instance 0.02. The bounds are 1 / 1.02 and 1.02, so that the
-            answer does not depend on which side is called the baseline.
+        margin: the margin of the ratio, for instance 0.02. The bounds are 1 / 1.02 and 1.02, so
+            that the answer does not depend on which side is called the baseline.
     """
     side = np.where(family.estimates < 0, -1.0, 1.0)
     nearer = Shift(sign=-side, shift=side * math.log1p(margin))
@@ -221,11 +221,11 @@ def equivalence_p(family: Family, margin: float) -> FloatArray:
 def agreeing_intervals(
     estimates: FloatArray, half_widths: FloatArray, p: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """The ends of the intervals, which leave out no difference exactly where p says so.
+    """Return the ends of the intervals, which exclude zero exactly where the test rejects.
 
-    Where the test rejects and the interval still holds zero it is cut there (step-down-compatible
-    bounds; Strassburger & Bretz 2008, Guilbaud 2008); where the test does not reject and the
-    interval leaves zero out, it is widened to it.
+    If the test rejects but the interval contains zero, the interval is cut at zero
+    (step-down-compatible bounds; Strassburger & Bretz 2008, Guilbaud 2008). If the test does not
+    reject but the interval excludes zero, the interval is widened to zero.
     """
     low, high = estimates - half_widths, estimates + half_widths
     rejected: BoolArray = p <= ALPHA

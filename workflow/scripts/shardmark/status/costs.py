@@ -1,4 +1,4 @@
-"""Estimate what the rest of a matrix costs: jobs, node-hours, GPU-hours; at worst and likely."""
+"""Estimate the worst and the likely cost of the rest of a matrix: jobs, node-hours, GPU-hours."""
 
 from __future__ import annotations
 
