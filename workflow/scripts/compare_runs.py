@@ -4,8 +4,8 @@
 
 Writes the comparison (Markdown, CSV, LaTeX), its figure (SVG, PDF, PNG), changes.csv and
 failures.csv, and prints the Markdown. The exit status is for a machine to act on: 0 no regression;
-1 a strategy is slower by more than the margin, or fails and did not before; 2 not comparable, or
-too few runs to decide; 3 the comparison itself failed.
+1 a strategy is slower by more than the margin, or fails now and did not fail before; 2 not
+comparable, or too few runs to decide; 3 the comparison itself failed.
 """
 
 from __future__ import annotations

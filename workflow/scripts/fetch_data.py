@@ -20,7 +20,7 @@ def fetch(dataset: DatasetName, folder: Path, *, download: bool) -> dict[str, ob
     """Check the data set's files against their published MD5; download them first if needed.
 
     Raises:
-        UserError: if files are missing or damaged and may not, or cannot, be downloaded.
+        UserError: if files are missing or damaged, and cannot or must not be downloaded.
     """
     reason = why_not_whole(dataset, folder)
     if reason and download:

@@ -3,10 +3,10 @@
     python workflow/scripts/merge_runs.py --into results/joined results/monday results/tuesday
 
 This copies the cells to results/joined/, each once, and does not change the sets. If the sets
-conflict, it names the conflicts and writes nothing: a workload, strategy or GPU count that does not
-mean the same in all sets, or a cell with different results. To make one report of the merged sets,
-run `snakemake report` with a configuration whose `run` is joined; this script prints such an
-overlay.
+conflict, it names the conflicts and writes nothing. A conflict is a workload, strategy or GPU count
+that does not mean the same in all sets, or a cell with different results. To make one report of the
+merged sets, run `snakemake report` with a configuration whose `run` is joined; this script prints
+such an overlay.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def run_cell(
         folder: the scratch folder of its processes; steps.csv and telemetry.csv are written there.
         limit_s: end the processes after so many seconds.
         stall_s: end the processes if no rank makes progress for so many seconds.
-        script: a script to run instead of the strategy's own; tests pass one that trains otherwise.
+        script: a script to run instead of the strategy's own; tests pass one that trains
+            differently.
 
     Raises:
         UserError: if there is no result to record.
@@ -177,7 +178,7 @@ def measure_again(
 
 
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
-    """Move a result into place: side files first, metrics.json last, because that one counts."""
+    """Move a result into place: metrics.json last, because its presence makes the result count."""
     for pattern in SIDE_FILES:
         for old in output.parent.glob(pattern):
             old.unlink()

@@ -1,4 +1,4 @@
-"""Measure an all-reduce over the replicas of the largest cell, launched just as cells are."""
+"""Measure an all-reduce over the replicas of the largest cell, launched like a cell."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def _deaths(ended: Ended) -> list[dict[str, Any]]:
 
 
 def _deaths_by_signal(ended: Ended) -> list[dict[str, Any]]:
-    """Return the ranks that a signal ended at the first failure, not later by torchrun."""
+    """Return the ranks that a signal ended at the first failure; torchrun ends others later."""
     deaths = _deaths(ended)
     first = min((float(death["time"]) for death in deaths), default=0.0)
     return [

@@ -155,10 +155,10 @@ def launch(
 
 
 def _wait(process: subprocess.Popen[str], plan: Plan) -> int:
-    """Wait for the nodes, but not for an srun that fails to notice that one of them has ended.
+    """Wait until the nodes end, even if srun does not notice that one of them has ended.
 
     Raises:
-        UserError: if a node's part, or srun, is stopped, since nothing then limits the ranks' time.
+        UserError: if a node's part or srun is stopped, because then nothing limits the ranks' time.
     """
     ended_at = stopped_at = math.inf
     while True:

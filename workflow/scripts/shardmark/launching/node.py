@@ -126,7 +126,7 @@ class NodeReport(Section):
         beats: the last beat of each rank.
         signalled: ranks that a signal from outside ended, and when, in seconds since the epoch.
         stopped: processes that were stopped (SIGSTOP, a debugger) when no rank made progress.
-        oom_kills: processes that the kernel killed for lack of memory on this node meanwhile.
+        oom_kills: processes that the kernel killed for lack of memory while this node's ranks ran.
         gpus: facts about each GPU, by UUID.
         seconds: wall-clock time of the ranks, from their launch to the end of the last.
         at: when the last rank ended, in seconds since the epoch.
@@ -226,7 +226,7 @@ def _read_failed_ranks(
 def _command_at_site(
     plan: Plan, command: list[str], folder: Path, env: Mapping[str, str]
 ) -> list[str]:
-    """Return the command as it runs at the site; ``folder`` is this node's own for the cell.
+    """Return the command as it runs at the site; ``folder`` is this node's folder for the cell.
 
     Raises:
         UserError: if this node cannot run the site's image, which is not a failure of the cell.
@@ -381,7 +381,7 @@ def _signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_survivors() -> Iterator[None]:
-    """On exit, kill every process that was started inside and still runs.
+    """On exit, kill every process that was started in the context and still runs.
 
     Descendants that lose their parent become children of this process (prctl(2),
     PR_SET_CHILD_SUBREAPER), so none escapes.

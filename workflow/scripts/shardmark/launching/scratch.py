@@ -51,7 +51,7 @@ def scratch_path(result: Path) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(result: Path) -> Iterator[Path]:
-    """Make the empty scratch folder of a run, hold it while inside, and remove it afterwards.
+    """Make the empty scratch folder of a run, hold it while the context is open, then remove it.
 
     Args:
         result: the file that the run will write.

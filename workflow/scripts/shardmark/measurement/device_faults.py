@@ -82,7 +82,7 @@ def _limits_of_peers(metrics: Metrics, device: Device, others: Others) -> list[f
 
 
 def _peers_in_cell(metrics: Metrics, device: Device) -> list[Device]:
-    """Return the cell's other GPUs of a GPU's name."""
+    """Return the cell's other GPUs that have the same name as a GPU."""
     return [one for _, one in gpus_of(metrics) if one is not device and one.name == device.name]
 
 

@@ -50,7 +50,7 @@ def host_wait_pct(metrics: Metrics) -> float | None:
 
 
 def exposed_communication_pct(metrics: Metrics) -> float | None:
-    """Return the share of a traced step that the same device only communicates, percent."""
+    """Return the share of a step in which slowest_host's device only communicates, percent."""
     slowest = slowest_host(metrics.profile)
     return None if slowest is None else 100 * slowest.exposed_communication_ms / slowest.step_ms
 
@@ -123,7 +123,7 @@ def _quota_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _shared_cpus(metrics: Metrics, others: Others) -> Iterator[str]:
-    """Compare each node's CPUs with its ranks, which are consecutive."""
+    """Compare each node's CPUs with its ranks; the ranks of a node have consecutive numbers."""
     each = metrics.cell.processes // metrics.cell.nodes
     for _, group in itertools.groupby(metrics.host, key=lambda use: use.rank // each):
         ranks = list(group)

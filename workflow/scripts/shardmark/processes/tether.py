@@ -22,7 +22,7 @@ def tether(command: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Become the command of the command line, tied to its parent."""
+    """Replace this process by the command on its command line, tied to the parent process."""
     parent, *command = sys.argv[1:]
     if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) or os.getppid() != int(parent):
         sys.exit(f"shardmark: {command[0]}: not started, since what wanted it is gone")

@@ -27,7 +27,7 @@ class JobRequest:
             spread a total unevenly over the nodes.
         mpi: ``srun`` for a job on several nodes, where the launcher itself calls srun; None on one
             node, where it must not.
-        tasks_per_node: sizes an allocation of several nodes; the executor needs more than one.
+        tasks_per_node: tasks on each of several nodes; the executor requires more than one.
     """
 
     nodes: int

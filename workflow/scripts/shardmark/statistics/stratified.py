@@ -52,7 +52,7 @@ def labellings(sizes: tuple[tuple[int, int], ...]) -> FloatArray:
     drawn = []
     for first, second in sizes:
         places = generator.random((MOST, first + second)).argsort(axis=1)
-        # Sorting is no flip of the measured one, which is the first way.
+        # The first way is the measured labelling, which is not drawn.
         places[0] = np.arange(first + second)
         drawn.append((places < first).astype(float))
     return np.hstack(drawn)

@@ -35,7 +35,7 @@ def standard_errors(differences: FloatArray) -> FloatArray:
 
 
 def quantile(degrees: FloatArray, comparisons: int, level: float = 0.95) -> FloatArray:
-    """Return the quantile of |t| for intervals that together cover with ``level`` (Bonferroni)."""
+    """Return the quantile of |t| for intervals that hold jointly with ``level`` (Bonferroni)."""
     return np.asarray(stats.t.ppf(1 - (1 - level) / (2 * comparisons), degrees))
 
 
