@@ -1,4 +1,4 @@
-"""Mistakes in a configuration: each is told once, by its path, with what is allowed."""
+"""Mistakes in a configuration: each is reported once, by its path, with what is allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ W = "workloads.small"
 
 
 def mistakes(raw: Any) -> list[str]:
-    """The lines of the one message that ``raw`` is answered with, its head held against them."""
+    """Return the mistakes that the message about ``raw`` lists; its head must count them."""
     with pytest.raises(ConfigError) as caught:
         load(raw, ROOT)
     head, *lines = str(caught.value).splitlines()

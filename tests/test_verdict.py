@@ -30,28 +30,28 @@ def with_memory(cells: pd.DataFrame, gib: dict[str, float]) -> pd.DataFrame:
 
 
 def test_a_strategy_that_is_faster_than_every_other_is_called_the_fastest() -> None:
-    found, said = judged(cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06}))
-    assert found.fastest.best == "fsdp2"
-    assert found.fastest.shown
-    assert found.fastest.worse == ["ddp", "fsdp"]
-    assert said[0].startswith("FSDP2 is the fastest: 10,6")
-    assert "against DDP +6." in said[0] or "against DDP +5." in said[0]
+    verdict, sentences = judged(cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06}))
+    assert verdict.fastest.best == "fsdp2"
+    assert verdict.fastest.shown
+    assert verdict.fastest.worse == ["ddp", "fsdp"]
+    assert sentences[0].startswith("FSDP2 is the fastest: 10,6")
+    assert "against DDP +6." in sentences[0] or "against DDP +5." in sentences[0]
 
 
 def test_two_that_are_equivalent_leave_no_fastest() -> None:
-    found, said = judged(cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.03}))
-    assert not found.fastest.shown
-    assert found.fastest.worse == ["ddp"]
-    assert said[0] == "No strategy is shown to be the fastest."
-    assert "is the fastest" not in " ".join(said)
-    assert "equivalent to it within 2 %: FSDP1" in " ".join(said)
+    verdict, sentences = judged(cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.03}))
+    assert not verdict.fastest.shown
+    assert verdict.fastest.worse == ["ddp"]
+    assert sentences[0] == "No strategy is shown to be the fastest."
+    assert "is the fastest" not in " ".join(sentences)
+    assert "equivalent to it within 2 %: FSDP1" in " ".join(sentences)
 
 
 def test_faster_than_the_baseline_is_not_the_fastest() -> None:
-    found, said = judged(cells_table({"ddp": 1.0, "fsdp": 1.06, "fsdp2": 1.055}, sd=0.015))
-    assert "is the fastest" not in " ".join(said)
-    assert found.fastest.open
-    assert "Against DDP, the baseline, with 95 % intervals: faster: " in " ".join(said)
+    verdict, sentences = judged(cells_table({"ddp": 1.0, "fsdp": 1.06, "fsdp2": 1.055}, sd=0.015))
+    assert "is the fastest" not in " ".join(sentences)
+    assert verdict.fastest.open
+    assert "Against DDP, the baseline, with 95 % intervals: faster: " in " ".join(sentences)
 
 
 def test_one_seed_is_said_first_and_nothing_is_claimed_of_it() -> None:
@@ -59,27 +59,27 @@ def test_one_seed_is_said_first_and_nothing_is_claimed_of_it() -> None:
         cells_table({"ddp": 1.0, "fsdp": 2.0, "fsdp2": 3.0}, range(1)),
         {"ddp": 12, "fsdp": 10, "fsdp2": 20},
     )
-    found, said = judged(cells)
-    assert said[0] == (
+    verdict, sentences = judged(cells)
+    assert sentences[0] == (
         "There is one run of each strategy, which can show nothing: from 3 runs on a difference "
         "can be likely, from 6 on established."
     )
     for claim in ("is the fastest", "needs the least", "shown to be slower"):
-        assert claim not in " ".join(said)
-    assert "not told apart from any other" in " ".join(said)
-    assert "intervals" not in " ".join(said), "one run has none"
-    assert found.fastest.tier == "open"
-    assert found.pareto == ["fsdp", "fsdp2"], "by the estimates, however few runs there are"
+        assert claim not in " ".join(sentences)
+    assert "not told apart from any other" in " ".join(sentences)
+    assert "intervals" not in " ".join(sentences), "one run has none"
+    assert verdict.fastest.tier == "open"
+    assert verdict.pareto == ["fsdp", "fsdp2"], "by the estimates, however few runs there are"
 
 
 def test_three_runs_make_it_likely_and_six_establish_it() -> None:
     ratios = {"ddp": 1.2} | {name: 1 - index / 50 for index, name in enumerate(OTHERS)}
-    few, said = judged(cells_table(ratios, range(3), sd=0.001))
+    few, sentences = judged(cells_table(ratios, range(3), sd=0.001))
     assert few.fastest.tier == "likely"
-    assert said[0].startswith("DDP is likely the fastest: ")
-    more, said = judged(cells_table(ratios, range(6), sd=0.001))
+    assert sentences[0].startswith("DDP is likely the fastest: ")
+    more, sentences = judged(cells_table(ratios, range(6), sd=0.001))
     assert more.fastest.tier == "established"
-    assert said[0].startswith("DDP is the fastest: ")
+    assert sentences[0].startswith("DDP is the fastest: ")
     assert more.fastest.ratios["dp"] == pytest.approx(1 / 1.2, rel=0.005)
 
 
@@ -94,12 +94,12 @@ def test_an_open_ranking_says_how_many_runs_would_settle_it() -> None:
     # DDP varies by 4 %, and its mean is 2 % higher.
     changes = [1.06, 0.98, 1.06, 0.98, 1.06, 0.98, 1.06, 0.98, 1.02]
     cells.loc[cells["strategy"] == "ddp", "images_per_s"] *= changes
-    found = verdict_of(cells)
-    assert (found.fastest.tier, found.fastest.best) == ("open", "ddp")
-    assert found.fastest.open == ["fsdp"]
-    assert found.fastest.worse == ["fsdp2"]
-    assert found.fastest.seeds_needed is not None
-    assert found.fastest.seeds_needed > 9
+    verdict = verdict_of(cells)
+    assert (verdict.fastest.tier, verdict.fastest.best) == ("open", "ddp")
+    assert verdict.fastest.open == ["fsdp"]
+    assert verdict.fastest.worse == ["fsdp2"]
+    assert verdict.fastest.seeds_needed is not None
+    assert verdict.fastest.seeds_needed > 9
     assert verdict_of(cells_table({"ddp": 1.0, "fsdp": 0.5})).fastest.seeds_needed is None
 
 
@@ -109,15 +109,15 @@ def test_failures_and_exclusions_are_said_before_the_verdict() -> None:
     cells.loc[fsdp & (cells["seed"] == 0), ["status", "excluded"]] = "oom"
     cells.loc[fsdp & (cells["seed"] == 1), "excluded"] = "throttled"
     cells.loc[cells["strategy"] == "fsdp2", "excluded"] = "parity failed"
-    found, said = judged(cells)
-    assert found.excluded["fsdp"] == {"oom": 1, "throttled": 1}
-    assert said[:4] == [
+    verdict, sentences = judged(cells)
+    assert verdict.excluded["fsdp"] == {"oom": 1, "throttled": 1}
+    assert sentences[:4] == [
         "Not all have the same number of runs: FSDP1 8, the others 10.",
         "Left out, oom: 1 of 10 cells of FSDP1.",
         "Left out, throttled: 1 of 10 cells of FSDP1.",
         "Left out, parity failed: 10 of 10 cells of FSDP2.",
     ]
-    assert said[4].startswith("FSDP1 is the fastest: ")
+    assert sentences[4].startswith("FSDP1 is the fastest: ")
 
 
 def test_one_reason_of_many_cells_is_told_once() -> None:
@@ -139,9 +139,9 @@ def test_one_cell_is_told_of_as_one() -> None:
 def test_the_fastest_of_some_is_not_called_the_fastest_of_all() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06})
     cells.loc[cells["strategy"] == "fsdp", "torch"] = "2.16.0"
-    _, said = judged(cells)
-    assert said[0] == ("FSDP1 is not compared to DDP: mixed torch: 2.15.0 / 2.16.0.")
-    assert said[1].startswith("FSDP2 is the fastest of those compared: ")
+    _, sentences = judged(cells)
+    assert sentences[0] == ("FSDP1 is not compared to DDP: mixed torch: 2.15.0 / 2.16.0.")
+    assert sentences[1].startswith("FSDP2 is the fastest of those compared: ")
 
 
 def test_without_a_usable_baseline_the_rest_is_still_judged() -> None:
@@ -151,35 +151,37 @@ def test_without_a_usable_baseline_the_rest_is_still_judged() -> None:
         "oom",
         None,
     ]
-    _, said = judged(cells)
-    assert said[:2] == [
+    _, sentences = judged(cells)
+    assert sentences[:2] == [
         "Left out, oom: 9 of 9 cells of DDP.",
         "DDP, the baseline, has no usable cell to compare to.",
     ]
-    assert said[2].startswith("FSDP2 is the fastest: ")
+    assert sentences[2].startswith("FSDP2 is the fastest: ")
 
 
 def test_nothing_usable_is_said_and_no_more() -> None:
-    found, said = judged(cells_table({"ddp": 1.0, "fsdp": 1.03}, status="oom", excluded="oom"))
-    assert found.fastest.best is None
-    assert said[-1] == "No strategy has a usable cell."
-    assert found.pareto == []
+    verdict, sentences = judged(
+        cells_table({"ddp": 1.0, "fsdp": 1.03}, status="oom", excluded="oom")
+    )
+    assert verdict.fastest.best is None
+    assert sentences[-1] == "No strategy has a usable cell."
+    assert verdict.pareto == []
 
 
 def test_pareto_leaves_out_what_another_beats() -> None:
     ratios = {"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.95, "dp": 0.85}
     memory = {"ddp": 12.0, "fsdp": 10.0, "fsdp2": 9.0, "dp": 8.0}
-    found, said = judged(with_memory(cells_table(ratios, energy_per_image_j=None), memory))
+    verdict, sentences = judged(with_memory(cells_table(ratios, energy_per_image_j=None), memory))
     # fsdp is slower than fsdp2 and needs more; each of the others is best in something.
-    assert found.pareto == ["ddp", "fsdp2", "dp"]
-    assert found.objectives == ["images_per_s", "memory_used_peak_bytes"]
-    assert found.energy is None
+    assert verdict.pareto == ["ddp", "fsdp2", "dp"]
+    assert verdict.objectives == ["images_per_s", "memory_used_peak_bytes"]
+    assert verdict.energy is None
     assert "By throughput and memory together, these are beaten by none (exploratory): " in (
-        " ".join(said)
+        " ".join(sentences)
     )
     assert (
         "DataParallel needs the least memory: 8.0 GiB at the peak of its fullest GPU"
-        in " ".join(said)
+        in " ".join(sentences)
     )
 
 
@@ -190,16 +192,16 @@ def test_equivalent_by_one_objective_and_better_by_another_beats() -> None:
 
 def test_equals_beat_neither() -> None:
     unpriced = {"energy_per_image_j": None}
-    found = verdict_of(cells_table({"ddp": 1.0, "fsdp": 1.0}, **unpriced))
-    assert found.pareto == ["ddp", "fsdp"]
+    verdict = verdict_of(cells_table({"ddp": 1.0, "fsdp": 1.0}, **unpriced))
+    assert verdict.pareto == ["ddp", "fsdp"]
 
 
 def test_fewer_runs_keep_no_strategy_in_the_pareto_set() -> None:
     cells = with_memory(cells_table({"ddp": 1.0, "fsdp": 0.8}), {"ddp": 10.0, "fsdp": 12.0})
     cells.loc[(cells["strategy"] == "fsdp") & (cells["seed"] > 0), "excluded"] = "oom"
-    found = verdict_of(cells)
-    assert found.runs["fsdp"] == 1
-    assert found.pareto == ["ddp"]
+    verdict = verdict_of(cells)
+    assert verdict.runs["fsdp"] == 1
+    assert verdict.pareto == ["ddp"]
 
 
 def test_three_that_would_beat_each_other_in_a_circle_all_stay() -> None:
@@ -228,12 +230,12 @@ def test_unpaired_comparisons_are_said_so() -> None:
 def test_every_group_has_a_verdict_and_it_is_read_back_as_it_was_written() -> None:
     tables = [cells_table({"ddp": 1.0, "fsdp": 1.03}, gpus=gpus) for gpus in (4, 1)]
     cells = pd.concat(tables)
-    found = verdicts(cells, compare(cells, "ddp"), "ddp")
-    assert [one.gpus for one in found] == [1, 4]
-    assert VERDICTS.validate_json(VERDICTS.dump_json(found)) == found
+    verdict = verdicts(cells, compare(cells, "ddp"), "ddp")
+    assert [one.gpus for one in verdict] == [1, 4]
+    assert VERDICTS.validate_json(VERDICTS.dump_json(verdict)) == verdict
 
 
 def test_one_strategy_alone_is_not_called_the_fastest() -> None:
-    _, said = judged(cells_table({"ddp": 1.0}))
-    assert said[0].startswith("Only DDP has usable cells: ")
-    assert "fastest" not in " ".join(said)
+    _, sentences = judged(cells_table({"ddp": 1.0}))
+    assert sentences[0].startswith("Only DDP has usable cells: ")
+    assert "fastest" not in " ".join(sentences)
