@@ -117,14 +117,15 @@ class GpuProbe:
                 "energy_j": energy,
                 "power_w": self._ask(nvml.nvmlDeviceGetPowerUsage, handle, 1e-3),
                 "utilization_pct": self._ask(
-                    lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu, handle
+                    lambda gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu, handle
                 ),
                 "memory_used_bytes": self._ask(memory_used, handle),
                 "sm_clock_mhz": self._ask(
-                    lambda h: nvml.nvmlDeviceGetClockInfo(h, nvml.NVML_CLOCK_SM), handle
+                    lambda gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM), handle
                 ),
                 "temperature_c": self._ask(
-                    lambda h: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU), handle
+                    lambda gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+                    handle,
                 ),
                 "throttle_mask": self._throttle_mask(handle),
             }
@@ -137,7 +138,9 @@ class GpuProbe:
         return {
             "power_limit_w": self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle, 1e-3),
             "ecc_errors": self._ask(
-                lambda h: nvml.nvmlDeviceGetTotalEccErrors(h, uncorrected, nvml.NVML_VOLATILE_ECC),
+                lambda gpu: nvml.nvmlDeviceGetTotalEccErrors(
+                    gpu, uncorrected, nvml.NVML_VOLATILE_ECC
+                ),
                 handle,
             ),
             # None if the driver cannot say, "-" if there are none.

@@ -179,107 +179,120 @@ def _searches_in_every_step(cell: Cell) -> Exemption | None:
 
 
 SETTINGS = (
-    Setting("wrapper", lambda c: c.wrapper, inherent="it is the strategy"),
+    Setting("wrapper", lambda effective: effective.wrapper, inherent="it is the strategy"),
     Setting(
         "optimizer",
-        lambda c: c.optimizer,
-        lambda k: OPTIMIZERS[k.definition.optimizer.name].torch_name,
+        lambda effective: effective.optimizer,
+        lambda cell: OPTIMIZERS[cell.definition.optimizer.name].torch_name,
     ),
-    Setting("optimizer settings", lambda c: c.optimizer_settings, _optimizer_settings),
-    Setting("learning rate of the observed step", lambda c: c.learning_rate),
-    Setting("gradient clipping", lambda c: c.gradient_clipping, lambda k: 0.0),
+    Setting(
+        "optimizer settings", lambda effective: effective.optimizer_settings, _optimizer_settings
+    ),
+    Setting("learning rate of the observed step", lambda effective: effective.learning_rate),
+    Setting("gradient clipping", lambda effective: effective.gradient_clipping, lambda cell: 0.0),
     Setting(
         "loss scaling",
-        lambda c: "dynamic" if c.loss_scaler else "none",
-        lambda k: "dynamic" if k.definition.precision == "fp16" else "none",
+        lambda effective: "dynamic" if effective.loss_scaler else "none",
+        lambda cell: "dynamic" if cell.definition.precision == "fp16" else "none",
     ),
     Setting(
         "loss scaler",
-        lambda c: c.loss_scaler,
+        lambda effective: effective.loss_scaler,
         inherent="sharded gradients need one that looks for infinities on every rank",
     ),
     Setting(
         "steps skipped by the loss scaler",
-        lambda c: c.skipped_steps if c.loss_scaler is None else "as it overflows",
-        lambda k: 0 if k.definition.precision != "fp16" else "as it overflows",
+        lambda effective: (
+            effective.skipped_steps if effective.loss_scaler is None else "as it overflows"
+        ),
+        lambda cell: 0 if cell.definition.precision != "fp16" else "as it overflows",
     ),
-    Setting("micro-batches", lambda c: c.accumulate, lambda k: k.definition.batch.accumulate),
-    Setting("autocast in the forward pass", lambda c: c.autocast, _autocast),
-    Setting("precision of parameters", lambda c: c.parameter_dtypes, _float32),
     Setting(
-        "precision of compute", lambda c: c.compute_dtypes, lambda k: _autocast(k) or ["float32"]
+        "micro-batches",
+        lambda effective: effective.accumulate,
+        lambda cell: cell.definition.batch.accumulate,
     ),
-    Setting("precision of normalisation", lambda c: c.normalisation_dtypes),
+    Setting("autocast in the forward pass", lambda effective: effective.autocast, _autocast),
+    Setting("precision of parameters", lambda effective: effective.parameter_dtypes, _float32),
+    Setting(
+        "precision of compute",
+        lambda effective: effective.compute_dtypes,
+        lambda cell: _autocast(cell) or ["float32"],
+    ),
+    Setting("precision of normalisation", lambda effective: effective.normalisation_dtypes),
     Setting(
         "precision of the parameter gather",
-        lambda c: c.gather_dtypes,
+        lambda effective: effective.gather_dtypes,
         _float32,
         exemption=_gathers_nothing,
     ),
     Setting(
         "precision of the gradient reduction",
-        lambda c: c.reduction_dtypes,
+        lambda effective: effective.reduction_dtypes,
         _float32,
         exemption=_reduces_nothing,
     ),
-    Setting("precision of gradients", lambda c: c.gradient_dtypes, _float32),
+    Setting("precision of gradients", lambda effective: effective.gradient_dtypes, _float32),
     Setting(
         "precision of the optimizer state",
-        lambda c: c.optimizer_state_dtypes,
+        lambda effective: effective.optimizer_state_dtypes,
         _float32,
         exemption=_has_no_state,
     ),
-    Setting("TF32 in matrix products", lambda c: c.tf32_matmul, _tf32),
-    Setting("TF32 in convolutions", lambda c: c.tf32_convolution, _tf32),
-    Setting("memory format of inputs", lambda c: c.input_formats),
-    Setting("memory format of weights", lambda c: c.weight_formats),
-    Setting("normalisation layers", lambda c: c.normalisation),
+    Setting("TF32 in matrix products", lambda effective: effective.tf32_matmul, _tf32),
+    Setting("TF32 in convolutions", lambda effective: effective.tf32_convolution, _tf32),
+    Setting("memory format of inputs", lambda effective: effective.input_formats),
+    Setting("memory format of weights", lambda effective: effective.weight_formats),
+    Setting("normalisation layers", lambda effective: effective.normalisation),
     Setting(
         "buffers broadcast in the forward pass",
-        lambda c: c.buffers_broadcast,
-        lambda k: False,
+        lambda effective: effective.buffers_broadcast,
+        lambda cell: False,
         exemption=_copies_buffers,
     ),
     Setting(
         "running statistics differ between ranks",
-        lambda c: c.buffers_differ_between_ranks,
+        lambda effective: effective.buffers_differ_between_ranks,
         exemption=_has_one_rank,
     ),
-    Setting("loader", lambda c: c.loader),
-    Setting("loader workers per replica", lambda c: c.loader_workers),
-    Setting("compiled", lambda c: c.compiled, lambda k: False),
+    Setting("loader", lambda effective: effective.loader),
+    Setting("loader workers per replica", lambda effective: effective.loader_workers),
+    Setting("compiled", lambda effective: effective.compiled, lambda cell: False),
     Setting(
         "cuDNN searches for kernels",
-        lambda c: c.cudnn_benchmark,
-        lambda k: True,
+        lambda effective: effective.cudnn_benchmark,
+        lambda cell: True,
         exemption=_searches_in_every_step,
     ),
     Setting(
         "what is sharded (ZeRO stage)",
-        lambda c: c.zero_stage,
+        lambda effective: effective.zero_stage,
         inherent="it is what sets the strategies apart",
     ),
     Setting(
         "units sharded one at a time",
-        lambda c: c.sharded_units,
+        lambda effective: effective.sharded_units,
         exemption=_has_no_units,
     ),
     Setting(
         "gradient buckets, bytes",
-        lambda c: c.bucket_bytes,
+        lambda effective: effective.bucket_bytes,
         inherent="how a strategy packs its messages is its own",
     ),
     Setting(
         "collectives of a step",
-        lambda c: (
-            "; ".join(f"{x.calls} {x.kind} {x.dtype}, {x.bytes:,} B" for x in c.collectives)
+        lambda effective: (
+            "; ".join(
+                f"{one.calls} {one.kind} {one.dtype}, {one.bytes:,} B"
+                for one in effective.collectives
+            )
             or "none"
         ),
         inherent="which messages a strategy sends is what it is",
     ),
     Setting(
         "settings of its own",
-        lambda c: c.own,
+        lambda effective: effective.own,
         inherent="no other strategy has them",
     ),
 )
