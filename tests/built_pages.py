@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from plot import draw_all
 from report_page import render
 from shardmark.config.schema import Config
 from shardmark.figures.data import Data
-from shardmark.report.contents import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
+from shardmark.report.contents import PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import Tables, collect, read_tables, write_tables
 from shardmark.statistics.findings import Findings, find, read_findings, write_findings
@@ -41,9 +40,7 @@ def build(config: Config, root: Path, kind: str = "svg") -> Path:
     run = root / f"results/{config.run}"
     for workload in config.matrix.workloads:
         figures = run / "figures" / workload
-        paths = [figures / f"{name}.{kind}" for name in (*FIGURES, OUTCOMES)]
-        not_drawn = draw_all(data_of(config, root, workload), paths)
-        (figures / f"{NOT_DRAWN}.json").write_text(json.dumps(not_drawn))
+        draw_all(data_of(config, root, workload), figures, kinds=[kind])
     page = run / "report.html"
     tables, findings = read_all(config, root)
     context = page_context(tables, findings, run / "figures", config.report.margin)

@@ -5,19 +5,12 @@ localrules:
 
 
 # The rules that read results and never train. `snakemake report` may run only these.
-AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot", "plot_compared"]
-AGGREGATES += ["write_report", "write_snakemake_report"]
+AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot", "write_report"]
+AGGREGATES += ["write_snakemake_report"]
 if UNSUPPORTED_CELLS:
     AGGREGATES.append("mark_unsupported")
 
-ALL_FIGURES = expand(
-    [
-        *figure_files((*FIGURE_TITLES, OUTCOMES), ["svg"]),
-        f"{FIGURES}/{{workload}}/{NOT_DRAWN}.json",
-        f"{FIGURES}/{{workload}}/{NOT_DRAWN}_compared.json",
-    ],
-    workload=CONFIG.matrix.workloads,
-)
+ALL_FIGURES = expand(f"{FIGURES}/{{workload}}", workload=CONFIG.matrix.workloads)
 
 
 def nested_snakemake():

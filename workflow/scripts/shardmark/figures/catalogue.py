@@ -45,4 +45,8 @@ def draw(name: str, data: Data) -> Figure:
         NothingToDraw: with the reason, if the data of the figure were not measured.
     """
     with mpl.rc_context(STYLE):
-        return DRAWN_BY[name](data)
+        figure = DRAWN_BY[name](data)
+        # The layout is the same in every format, and each costs matplotlib as long as a drawing.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return figure

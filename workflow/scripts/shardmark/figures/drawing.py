@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import pandas as pd
@@ -13,11 +13,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.appearance import Look
 from shardmark.figures.data import Data
 from shardmark.files import replacing
-from shardmark.quantities import format_number
 
 MM = 1 / 25.4
 GREY = "#666666"
@@ -64,14 +64,6 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix[1:]
     with replacing(path) as partial, mpl.rc_context(STYLE):
         figure.savefig(partial, format=kind, metadata=no_date[kind])
-
-
-def write_words(text: str, data: Data) -> Figure:
-    """Return a figure that contains only text, in place of one that cannot be drawn."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(data.width_mm * MM, 14 * MM))
-        figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=8)
-        return figure
 
 
 def columns_of(width_mm: float, panels: int, *, first_mm: float, panel_mm: float = PANEL_MM) -> int:
@@ -130,7 +122,7 @@ def legend_of(
     Its title replaces the figure's x label, which matplotlib would draw over the legend.
     """
     columns = max(1, min(len(handles), int(width_mm // each_mm)))
-    figure.legend(
+    drawn = figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=columns,
@@ -138,6 +130,7 @@ def legend_of(
         title=title or None,
         title_fontsize=8,
     )
+    drawn.get_title().set_multialignment("center")
 
 
 def marker(look: Look, size: float) -> dict[str, Any]:
@@ -177,24 +170,43 @@ def dots_of_runs(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) 
         )
 
 
-def legend(figure: Figure, data: Data) -> None:
-    """Draw a legend with the look of each strategy."""
+def legend(figure: Figure, data: Data, title: str) -> None:
+    """Draw a legend with the look of each strategy, below a line about the axes."""
     handles = [
         Line2D([], [], color=data.looks[name].colour, linewidth=1, label=label)
         for name, label in data.labels.items()
     ]
     for handle, name in zip(handles, data.labels, strict=True):
         handle.set(**marker(data.looks[name], 5))
-    legend_of(figure, data.width_mm, handles)
+    legend_of(figure, data.width_mm, handles, title)
 
 
 def legend_mm(data: Data, entries: int, each_mm: float = 42) -> float:
     """Return the height of a legend with this many entries, mm."""
-    return 5 * math.ceil(entries / max(1, int(data.width_mm // each_mm))) + 4
+    return 5 * math.ceil(entries / max(1, int(data.width_mm // each_mm))) + 8
+
+
+def linear(panels: Sequence[Axes], name: Literal["x", "y"]) -> str:
+    """Say that an axis of all panels is linear and where it starts.
+
+    If one panel reaches 0, all start there.
+    """
+    axes = [getattr(panel, f"{name}axis") for panel in panels]
+    starts = [axis.get_view_interval()[0] for axis in axes]
+    if min(starts) > 0:
+        return "linear, not from 0"
+    for axis in axes:
+        axis.axes.set(**{f"{name}lim": (0, axis.get_view_interval()[1])})
+    return "linear, from 0"
+
+
+def ticks_across(narrow: bool) -> MaxNLocator:
+    """Return as many ticks side by side as a panel has room for."""
+    return MaxNLocator(nbins=2, min_n_ticks=2) if narrow else MaxNLocator(nbins=4, min_n_ticks=3)
 
 
 def tick(value: float, _: object = None) -> str:
     """Format a number on an axis."""
     if value and abs(value) < 0.01:
         return f"{value:.0e}"
-    return f"{value:,.4g}" if abs(value) < 10_000 else format_number(value, 5)
+    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value / 1000:,.4g}k"

@@ -10,10 +10,20 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import FAINT, MM, columns_of, legend, legend_mm, marker, tick
+from shardmark.figures.drawing import (
+    FAINT,
+    GREY,
+    MM,
+    columns_of,
+    legend,
+    legend_mm,
+    marker,
+    tick,
+    ticks_across,
+)
 from shardmark.quantities import Quantity
 from shardmark.results.cell_rows import QUANTITIES
 
@@ -23,6 +33,12 @@ ROW_MM = 32.0
 LABEL_MM = 9.0
 # Opacity of strategies that another one beats.
 BEATEN_ALPHA = 0.35
+MARKER_PT = 6.0
+# Where a point's name may be, best first, and how far from it.
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+DISTANCES_PT = (4.5, 11.0, 18.0, 26.0)
+_ACROSS = {1: "left", 0: "center", -1: "right"}
+_UP = {1: "bottom", 0: "center", -1: "top"}
 
 # Medians of each strategy at one GPU count, by column, in the units that the figure shows.
 Points = Mapping[str, Mapping[str, float]]
@@ -55,7 +71,10 @@ def trade_off_figure(data: Data) -> Figure:
     figure, panels = _panels(data, counts, pairs)
     for panel in panels:
         _draw(panel, data, points[panel.gpus])
-    legend(figure, data)
+    legend(figure, data, "All axes linear, not from 0")
+    figure.draw_without_rendering()
+    for panel in panels:
+        _name_points(panel, data, points[panel.gpus])
     return figure
 
 
@@ -81,6 +100,48 @@ def _panels(
     for axes in left.values():
         axes.remove()
     return figure, panels
+
+
+def _name_points(panel: Panel, data: Data, points: Points) -> None:
+    """Write names beside the points, those that no other strategy beats first.
+
+    A name away from its point has a line to it. A name that would cover something, or begin
+    nearer to the point of another strategy, is left out: the legend has it.
+    """
+    axes, pareto = panel.axes, data.pareto(panel.gpus)
+    places = {name: (own[panel.x.column], own[panel.y.column]) for name, own in points.items()}
+    pixels = {name: axes.transData.transform(place) for name, place in places.items()}
+    scale = axes.figure.dpi / 72
+    half = MARKER_PT / 2 * scale
+    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in pixels.values()]
+    for name in sorted(points, key=lambda name: name not in pareto):
+        text = axes.annotate(
+            data.labels[name],
+            places[name],
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color="black" if name in pareto else GREY,
+        )
+        text.set_in_layout(False)
+        for distance, (dx, dy) in itertools.product(DISTANCES_PT, SIDES):
+            offset = (distance * dx, distance * dy)
+            text.set(ha=_ACROSS[dx], va=_UP[dy], position=offset)
+            box = text.get_window_extent()
+            corners_inside = all(axes.bbox.contains(*corner) for corner in (box.min, box.max))
+            end = pixels[name] + np.multiply(offset, scale)
+            nearest = min(pixels, key=lambda one: math.dist(end, pixels[one]))
+            if not corners_inside or nearest != name or box.count_overlaps(taken):
+                continue
+            if distance > DISTANCES_PT[0]:
+                line = {"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0}
+                axes.annotate(
+                    "", places[name], offset, textcoords="offset points", arrowprops=line
+                ).set_in_layout(False)
+            taken.append(box)
+            break
+        else:
+            text.remove()
 
 
 def median_points(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
@@ -115,8 +176,7 @@ def _draw(panel: Panel, data: Data, points: Points) -> None:
         across = axis is axes.xaxis
         few = data.narrow and across
         # Tick labels side by side need more room than above each other.
-        bins = (2 if data.narrow else 3) if across else 4
-        axis.set_major_locator(MaxNLocator(nbins=bins, min_n_ticks=2))
+        axis.set_major_locator(ticks_across(few))
         axis.set_major_formatter(tick)
         if labelled:
             text = f"{one.heading} {arrows[one.better == 'higher']}"

@@ -24,12 +24,10 @@ FIGURES: dict[str, str] = {
 }
 # The page links this one and shows its table instead.
 OUTCOMES = "outcomes"
-# These show what ``compare`` wrote; the others are drawn from what ``collect`` wrote.
-COMPARED = ("trade_off", "efficiency")
-# Beside the figures of a workload, as <name>.json and <name>_compared.json: why some of them could
-# not be drawn.
+# Beside the figures of a workload, as <name>.json: why some of them could not be drawn. Such a
+# figure has no file.
 NOT_DRAWN = "not_drawn"
-
+FIGURE_KINDS = ("svg", "pdf", "png")
 
 KINDS = ("csv", "md", "tex")
 # By the name of their files in results/<run>/tables/.
