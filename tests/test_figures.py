@@ -120,6 +120,55 @@ def test_names_in_the_trade_off_of_eight_strategies_do_not_collide(data: Data) -
     assert len(names[0]) >= fewest, "the legend has those without room"
 
 
+def test_a_name_in_the_trade_off_is_nearest_to_its_own_point(data: Data) -> None:
+    of_eight = eight(data)
+    figure = draw("trade_off", of_eight)
+    for axes in figure.axes:
+        points = dict(
+            zip(
+                of_eight.labels.values(), (line.get_xydata()[0] for line in axes.lines), strict=True
+            )
+        )
+        for text in axes.texts:
+            if not text.get_text():
+                continue
+            box = text.get_window_extent()
+            pixels = {name: axes.transData.transform(point) for name, point in points.items()}
+            apart = {
+                name: np.linalg.norm(np.clip(place, box.min, box.max) - place)
+                for name, place in pixels.items()
+            }
+            assert min(apart, key=apart.__getitem__) == text.get_text()
+
+
+def test_the_trade_off_says_which_axes_a_slow_strategy_makes_start_at_0(data: Data) -> None:
+    cells = data.cells.copy()
+    cells.loc[cells.strategy == "dp", "images_per_s"] /= 20
+    figure = draw("trade_off", replace(data, cells=cells))
+    words = [text.get_text() for text in texts(figure)]
+    assert any("from 0: Throughput, the others not" in line for line in words)
+    for panel in figure.axes:
+        starts = {"Throughput": panel.get_xlim()[0], "Energy": panel.get_ylim()[0]}
+        if panel.get_xlabel().startswith("Throughput"):
+            assert starts["Throughput"] == 0
+        if panel.get_ylabel().startswith("Energy"):
+            assert starts["Energy"] > 0
+
+
+@pytest.mark.parametrize("name", ["trade_off", "loss"])
+def test_a_strategy_without_a_result_is_named_and_not_in_the_legend(name: str, data: Data) -> None:
+    none = data.cells.strategy == "fsdp2"
+    cells = data.cells.copy()
+    cells.loc[none, ["status", "outcome", "excluded"]] = "oom"
+    cells.loc[none, ["images_per_s", "memory_used_peak_bytes"]] = float("nan")
+    epochs = data.epochs[data.epochs.strategy != "fsdp2"]
+    figure = draw(name, replace(data, cells=cells, epochs=epochs))
+    check_legible(figure)
+    words = [text.get_text() for text in texts(figure)]
+    assert "FSDP2" not in words
+    assert any("Not drawn: FSDP2 (out of memory" in line for line in words)
+
+
 def contrast_on_white(colour: str) -> float:
     """By WCAG 2.2, "contrast ratio" and "relative luminance"."""
     linear = [

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from shardmark.figures.data import Data
 from shardmark.figures.dot_plots import dot_plot
-from shardmark.figures.drawing import STYLE
+from shardmark.figures.drawing import STYLE, lay_out
 from shardmark.figures.loss_curves import loss_figure
 from shardmark.figures.outcome_grid import outcome_figure
 from shardmark.figures.scaling_curves import efficiency_figure, scaling_figure
@@ -46,7 +46,5 @@ def draw(name: str, data: Data) -> Figure:
     """
     with mpl.rc_context(STYLE):
         figure = DRAWN_BY[name](data)
-        # The layout is the same in every format, and each costs matplotlib as long as a drawing.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        lay_out(figure)
         return figure

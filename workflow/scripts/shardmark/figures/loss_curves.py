@@ -68,7 +68,8 @@ def loss_figure(data: Data) -> Figure:
         grid[2 * band][column].remove()
         grid[2 * band + 1][column].remove()
     scale = linear(panels, "y")
-    legend(figure, data, f"Loss {scale}; differences linear, around 0")
+    drawn = [name for name in data.labels if (data.epochs.strategy == name).any()]
+    legend(figure, data, f"Loss {scale}; differences linear, around 0", drawn)
     return figure
 
 

@@ -28,10 +28,12 @@ def scaling_figure(data: Data) -> Figure:
     if medians.index.get_level_values("gpus").nunique() < 2:
         raise NothingToDraw("scaling needs two GPU counts with a result")
     figure, panels = _panels(data)
+    # One decade has too few ticks at 1, 2 and 5.
+    subs = (1, 2, 5) if medians.max() > 10 * medians.min() else (1, 1.5, 2, 3, 5, 7)
     present = list(medians.index.get_level_values("strategy").unique())
     for name, axes in panels:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
         axes.yaxis.set_major_formatter(tick)
         axes.yaxis.set_minor_locator(NullLocator())
         _draw(axes, data, name, {other: medians[other] for other in present})

@@ -31,6 +31,7 @@ def timeline_figure(data: Data) -> Figure:
     for row, (name, line) in zip(grid, lines.items(), strict=True):
         for axes, column in zip(row, measured, strict=True):
             _over_time(axes, line, column, data.looks[name].colour)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=2 if data.narrow else 4))
         row[0].set_title(data.labels[name], loc="left", pad=2)
     for axes in grid[0]:
         # Only after all panels are drawn: setting a limit turns off the shared autoscaling.
@@ -60,5 +61,4 @@ def _over_time(axes: Axes, line: Timeline, column: str, colour: str) -> None:
     axes.margins(y=0.15)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=2, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(tick)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.tick_params(labelsize=7)

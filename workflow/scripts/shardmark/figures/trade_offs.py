@@ -18,6 +18,7 @@ from shardmark.figures.drawing import (
     GREY,
     MM,
     columns_of,
+    lay_out,
     legend,
     legend_mm,
     marker,
@@ -37,6 +38,8 @@ MARKER_PT = 6.0
 # Where a point's name may be, best first, and how far from it.
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 DISTANCES_PT = (4.5, 11.0, 18.0, 26.0)
+# A name without a line is this many times nearer to its own point than to any other.
+CLEARLY_NEARER = 1.5
 _ACROSS = {1: "left", 0: "center", -1: "right"}
 _UP = {1: "bottom", 0: "center", -1: "top"}
 
@@ -71,8 +74,9 @@ def trade_off_figure(data: Data) -> Figure:
     figure, panels = _panels(data, counts, pairs)
     for panel in panels:
         _draw(panel, data, points[panel.gpus])
-    legend(figure, data, "All axes linear, not from 0")
-    figure.draw_without_rendering()
+    drawn = [name for name in data.labels if any(name in own for own in points.values())]
+    legend(figure, data, _scales(panels, shown), drawn)
+    lay_out(figure)
     for panel in panels:
         _name_points(panel, data, points[panel.gpus])
     return figure
@@ -102,11 +106,31 @@ def _panels(
     return figure, panels
 
 
+def _scales(panels: Sequence[Panel], shown: Sequence[Quantity]) -> str:
+    """Start an axis at 0 in all panels if it reaches 0 in one, and return the scales in words."""
+    at_0 = []
+    for one in shown:
+        across = [panel.axes for panel in panels if panel.x == one]
+        up = [panel.axes for panel in panels if panel.y == one]
+        if any(axes.get_xlim()[0] <= 0 for axes in across) or any(
+            axes.get_ylim()[0] <= 0 for axes in up
+        ):
+            at_0.append(one.label)
+            for axes in across:
+                axes.set_xlim(left=0)
+            for axes in up:
+                axes.set_ylim(bottom=0)
+    if not at_0:
+        return "All axes linear, not from 0"
+    rest = ", the others not" if len(at_0) < len(shown) else ""
+    return f"All axes linear; from 0: {', '.join(at_0)}{rest}"
+
+
 def _name_points(panel: Panel, data: Data, points: Points) -> None:
     """Write names beside the points, those that no other strategy beats first.
 
-    A name away from its point has a line to it. A name that would cover something, or begin
-    nearer to the point of another strategy, is left out: the legend has it.
+    A name away from its point has a line to it. A name that would cover something, or be nearer
+    to the point of another strategy, is left out: the legend has it.
     """
     axes, pareto = panel.axes, data.pareto(panel.gpus)
     places = {name: (own[panel.x.column], own[panel.y.column]) for name, own in points.items()}
@@ -129,12 +153,14 @@ def _name_points(panel: Panel, data: Data, points: Points) -> None:
             text.set(ha=_ACROSS[dx], va=_UP[dy], position=offset)
             box = text.get_window_extent()
             corners_inside = all(axes.bbox.contains(*corner) for corner in (box.min, box.max))
-            end = pixels[name] + np.multiply(offset, scale)
-            nearest = min(pixels, key=lambda one: math.dist(end, pixels[one]))
-            if not corners_inside or nearest != name or box.count_overlaps(taken):
+            if not corners_inside or box.count_overlaps(taken):
                 continue
-            if distance > DISTANCES_PT[0]:
-                line = {"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0}
+            away = distance > DISTANCES_PT[0]
+            own = _distance(box, pixels[name]) * (1 if away else CLEARLY_NEARER)
+            if any(_distance(box, pixels[one]) < own for one in pixels if one != name):
+                continue
+            if away:
+                line = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0}
                 axes.annotate(
                     "", places[name], offset, textcoords="offset points", arrowprops=line
                 ).set_in_layout(False)
@@ -142,6 +168,11 @@ def _name_points(panel: Panel, data: Data, points: Points) -> None:
             break
         else:
             text.remove()
+
+
+def _distance(box: Bbox, point: tuple[float, float]) -> float:
+    """Return the distance from a point to the nearest point of a box, pixels."""
+    return math.dist(np.clip(point, box.min, box.max), point)
 
 
 def median_points(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
