@@ -93,7 +93,12 @@ def pairs(
     strategy: str, gpus: int, seconds: float, rounds: int, output: Path
 ) -> Iterator[tuple[Metrics, dict[str, Any]]]:
     """Cell and plain loop, ``rounds`` times."""
-    measure = {"steady_s": seconds, "idle_s": 0.0, "warmup_max_steps": 60}
+    measure = {
+        "steady_min_s": seconds,
+        "steady_max_s": seconds,
+        "idle_s": 0.0,
+        "warmup_max_steps": 60,
+    }
     cell = resnet50_cell(strategy, gpus, measure)
     for number in range(rounds):
         folder = output / f"{strategy}-gpus{gpus}-{number}"
@@ -159,7 +164,13 @@ def _rounded(value: float | None) -> int | None:
 def trap(gpus: int, seconds: float, output: Path) -> str:
     """DataParallel's cell and its plain loop with cuDNN's search on, in words."""
     variant = {"dp_search": {"base": "dp", "cudnn_benchmark": True}}
-    measure = {"steady_s": seconds, "idle_s": 0.0, "warmup_max_steps": 12, "warmup_min_steps": 3}
+    measure = {
+        "steady_min_s": seconds,
+        "steady_max_s": seconds,
+        "idle_s": 0.0,
+        "warmup_max_steps": 12,
+        "warmup_min_steps": 3,
+    }
     cell = resnet50_cell("dp_search", gpus, measure, variants=variant)
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = run_in(output / "dp_search", cell)

@@ -10,7 +10,7 @@ ResNet-50 on CIFAR-10 in bf16, 512 images a step. The parts, with their time on 
                 same cell run five times (3 min)
     strategies  each strategy: energy by counter and by integral, phases against the wall clock,
                 the profile's split, the roofs, the fairness certificate (3 min)
-    rules       a shared GPU and a cell that its input limits, marked as suspect (1 min)
+    rules       a shared GPU and a cell that its input limits, as the rules name them (1 min)
     sabotage    settings that the certificate must flag (1 min)
 """
 
@@ -28,6 +28,7 @@ from typing import Any
 
 from resnet50 import ROOT, resnet50_cell, run_in
 from shardmark.cells import Cell
+from shardmark.measurement.rules import Peers
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import as_markdown, certify
@@ -102,7 +103,12 @@ class Checks:
         speeds = []
         for pair in range(5):
             for sampled in (pair % 2 == 0, pair % 2 == 1):
-                measure = {"steady_s": 3.0, "idle_s": 0.0, "sampler": sampled}
+                measure = {
+                    "steady_min_s": 3.0,
+                    "steady_max_s": 3.0,
+                    "idle_s": 0.0,
+                    "sampler": sampled,
+                }
                 found = self.run(self.cell("ddp", measure), f"sampler-{pair}-{sampled}").throughput
                 assert found is not None
                 step_ms[sampled].append(found.step_ms_mean)
@@ -125,7 +131,7 @@ class Checks:
 
     def strategies(self) -> None:
         """Every strategy once, profiled."""
-        measure = {"steady_s": 5.0, "idle_s": 3.0, "profile": True}
+        measure = {"steady_min_s": 5.0, "steady_max_s": 5.0, "idle_s": 3.0, "profile": True}
         results = [self.run(self.cell(name, measure), name) for name in STRATEGIES]
         done = [one for one in results if one.throughput is not None]
         self.say("", "## Strategies", *table(STRATEGY_HEAD, map(strategy_row, done)))
@@ -138,7 +144,7 @@ class Checks:
 
     def rules(self) -> None:
         """A GPU that another process shares, and a cell that waits for its images."""
-        measure = {"steady_s": 3.0, "idle_s": 3.0}
+        measure = {"steady_min_s": 3.0, "steady_max_s": 3.0, "idle_s": 3.0}
         with competitor():
             shared = self.run(self.cell("ddp", measure), "shared")
         small: dict[str, Any] = {"model": {"name": "resnet8"}}
@@ -147,13 +153,13 @@ class Checks:
         control = self.run(self.cell("ddp", measure, fed, **small), "control")
         slow = self.run(self.cell("ddp", measure, prefetched, **small), "prefetched")
         self.say("", "## Rules fired")
-        for name, found in (("shared GPU", shared), ("input", judged(slow, [control]))):
-            self.say(f"{name}: {found.validity}: {'; '.join(found.validity_reasons)}")
-        self.say(f"control: {control.validity} {'; '.join(control.validity_reasons)}")
+        for name, found in (("shared GPU", shared), ("input", judged(slow, Peers([control])))):
+            self.say(f"{name}: {'; '.join([*found.device_faults, *found.labels])}")
+        self.say(f"control: {'; '.join([*control.device_faults, *control.labels])}")
 
     def sabotage(self) -> None:
         """What the certificate must flag."""
-        measure = {"steady_s": 0.5, "idle_s": 0.0, "sampler": False}
+        measure = {"steady_min_s": 0.5, "steady_max_s": 0.5, "idle_s": 0.0, "sampler": False}
         honest = self.run(self.cell("ddp", measure), "honest")
         scripts = ROOT / "tests/sabotage"
         self.say("", "## Sabotage, as the certificate flags it")
@@ -186,7 +192,7 @@ def competitor() -> Iterator[None]:
 
 STRATEGY_HEAD = (
     "strategy", "images/s", "p50 ms", "p99 ms", "counter J/image", "integral off by %",
-    "net J/image", "power W", "idle W", "phases off by %", "validity",
+    "net J/image", "power W", "idle W", "phases off by %", "device faults",
 )  # fmt: skip
 PROFILE_HEAD = ("strategy", "step", "compute", "exposed comm.", "data", "host gaps", "sum - step")
 
@@ -216,7 +222,7 @@ def strategy_row(metrics: Metrics) -> list[str]:
         _number(energy.power_w, 0),
         _number(metrics.devices[0].idle_power_w, 0),
         f"{100 * off / total:.2f}",
-        "; ".join(metrics.validity_reasons) or metrics.validity,
+        "; ".join(metrics.device_faults) or "none",
     ]
 
 

@@ -73,7 +73,7 @@ def cell_window(training: CellTraining, *, sampler: bool = True, collector: bool
 def loop_window(training: CellTraining, run: Callable[[int], float]) -> float:
     """Images/s of the plain loop."""
     with collector_paused():
-        step_s = plain_loop.seconds_per_step(run, training.cell.measure.steady_s, WARM_UP_STEPS)
+        step_s = plain_loop.seconds_per_step(run, training.cell.measure.steady_min_s, WARM_UP_STEPS)
     return training.cell.global_batch_size / step_s
 
 
@@ -108,7 +108,8 @@ def main() -> None:
     arguments = parser.parse_args()
     gpus = arguments.gpus or int(os.environ.get("WORLD_SIZE", "1"))
     measure = {
-        "steady_s": arguments.seconds,
+        "steady_min_s": arguments.seconds,
+        "steady_max_s": arguments.seconds,
         "warmup_min_steps": WARM_UP_STEPS,
         "warmup_max_steps": 2 * WARM_UP_STEPS,
     }

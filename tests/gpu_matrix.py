@@ -140,7 +140,6 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             step_ms_p99=step_ms * 1.1,
             steps=100,
             window_s=step_ms / 10,
-            window_complete=True,
             warmup_steps=20,
             warmup_converged=True,
             slowest_rank=0,

@@ -40,7 +40,8 @@ def cell_named(
         "variants": VARIANTS,
         "cluster": {"device": DEVICE},
         "measure": {
-            "steady_s": 0.3,
+            "steady_min_s": 0.3,
+            "steady_max_s": 0.3,
             "warmup_min_steps": 4,
             "warmup_max_steps": 8,
             "profile": False,

@@ -65,7 +65,6 @@ def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Me
             step_ms_p99=step_ms,
             steps=1000,
             window_s=step_ms,
-            window_complete=True,
             warmup_steps=10,
             warmup_converged=True,
             slowest_rank=0,

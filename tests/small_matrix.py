@@ -33,7 +33,12 @@ RAW: dict[str, Any] = {
     "variants": {"slim": {"base": "ddp", "comm_hook": "bf16_compress"}},
     "cluster": {"device": "cpu", "gpus_per_node": 4},
     "data": {"dir": "config"},
-    "measure": {"steady_s": 0.2, "warmup_min_steps": 3, "warmup_max_steps": 20},
+    "measure": {
+        "steady_min_s": 0.2,
+        "steady_max_s": 0.2,
+        "warmup_min_steps": 3,
+        "warmup_max_steps": 20,
+    },
 }
 
 

@@ -39,13 +39,12 @@ def answer_of(cells: pd.DataFrame, device: str = "cuda") -> Answer:
         run="t",
         baseline="ddp",
         device=device,
-        steady_s=30.0,
+        steady_min_s=30.0,
         workloads={"w": "resnet50 on cifar10 (...)"},
         chance_accuracy={"w": 0.1},
         config={},
         certificates=[],
         environment=[],
-        **({"compare_suspect": False} if "compare_suspect" in RunRecord.model_fields else {}),
     )
     findings = find(cells, "ddp", 0.02)
     return answer("w", cells, record, findings.verdicts, findings.scaling)
@@ -137,6 +136,12 @@ def test_a_strategy_that_trains_another_model_is_named() -> None:
     cells = two_gpus(SPEEDS)
     cells["excluded"] = cells.excluded.mask(cells.strategy == "fsdp", "parity failed")
     assert "Not shown to train the same model: FSDP1." in answer_of(cells).text
+
+
+def test_what_may_not_be_compared_is_named() -> None:
+    cells = two_gpus(SPEEDS)
+    cells.loc[cells.strategy == "fsdp", "torch"] = "2.16.0"
+    assert "Not comparable: FSDP1." in answer_of(cells).text
 
 
 def test_another_best_at_another_count_is_said() -> None:

@@ -417,7 +417,7 @@ def test_excluded_cells_take_no_part() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 0.97}, range(12))
     of_it = cells["strategy"] == "fsdp"
     cells.loc[of_it & (cells["seed"] == 0), ["excluded", "images_per_s"]] = ["oom", np.nan]
-    cells.loc[of_it & (cells["seed"] == 1), ["excluded", "images_per_s"]] = ["suspect (hot)", 1.0]
+    cells.loc[of_it & (cells["seed"] == 1), ["excluded", "images_per_s"]] = ["throttled", 1.0]
     cells.loc[of_it & (cells["seed"] == 2), "excluded"] = "parity missing"
     row = primary(compare(cells, "ddp")).loc["fsdp"]
     assert row["n"] == 9

@@ -361,8 +361,8 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         ("got '1e-3'", "write 1.0e-3 without quotes"),
     ),
     "a number with an exponent, in quotes": (
-        changed(measure__steady_s="3.5E1"),
-        "measure.steady_s",
+        changed(measure__steady_min_s="3.5E1"),
+        "measure.steady_min_s",
         ("got '3.5E1'", "write 3.5e+1 without quotes"),
     ),
     "a count in quotes": (
@@ -403,7 +403,26 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "no epochs": (changed(workloads__small__epochs=0), f"{W}.epochs", ("got 0",)),
     # the rest
     "a null section": (changed(measure=None), "measure", ("got null", "a mapping")),
-    "an endless window": (changed(measure__steady_s=math.inf), "measure.steady_s", ("finite",)),
+    "an endless window": (
+        changed(measure__steady_max_s=math.inf),
+        "measure.steady_max_s",
+        ("finite",),
+    ),
+    "a window whose cap is below its least length": (
+        changed(measure__steady_max_s=0.1),
+        "measure.steady_max_s",
+        ("got 0.1", "steady_min_s, 0.2"),
+    ),
+    "the length of a window, as earlier versions had it": (
+        changed(measure__steady_s=30),
+        "measure.steady_s",
+        ("was replaced by steady_min_s, steady_max_s and steady_half_width_pct",),
+    ),
+    "the option that compared suspect cells": (
+        changed(validity={"compare_suspect": True}),
+        "validity",
+        ("was removed: only a device fault excludes a cell", "leave it out"),
+    ),
     "a warm-up that cannot be": (
         changed(measure__warmup_max_steps=2),
         "measure.warmup_max_steps",

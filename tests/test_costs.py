@@ -45,11 +45,11 @@ def cells(config: Config, root: Path) -> list[Job]:
 
 
 def test_a_time_limit_follows_from_epochs_window_and_gpus() -> None:
-    # 300 s + 4 s + 10 x (2 epochs of 80 images + 20 steps of 16) / 10 images/s + 2 x 0.2 s.
+    # 300 s + 4 s + 10 x (2 epochs of 80 images + 20 steps of 16) / 10 images/s + 0.2 s + 0.2 s.
     assert limit_of() == 14
     assert limit_of(gpus=2) == 10
     assert limit_of(workloads__small__epochs=20) == 38
-    assert limit_of(measure__steady_s=60) == 16
+    assert limit_of(measure__steady_max_s=120) == 16
     assert limit_of(cluster__expected_images_per_s={"small": 100}) == 6
 
 
@@ -148,5 +148,5 @@ def test_a_cell_of_the_workflow_has_its_own_limit(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "runtime=43, time_limit_minutes=38" in done.stdout
-    assert "runtime=18, time_limit_minutes=13" in done.stdout
+    assert "runtime=43, turn=1, time_limit_minutes=38" in done.stdout
+    assert "runtime=18, turn=1, time_limit_minutes=13" in done.stdout

@@ -226,7 +226,7 @@ def test_a_run_that_does_not_count_is_pale_and_not_in_the_median(data: Data) -> 
     assert len(runs) > 2
     out = runs.images_per_s.idxmax()
     cells = data.cells.copy()
-    cells.loc[out, ["validity", "excluded"]] = "suspect"
+    cells.loc[out, ["device_faults", "excluded"]] = "throttled"
     axes = draw("throughput", replace(data, cells=cells)).axes[0]
     row = [line for line in axes.lines if list(line.get_ydata())[:1] == [0]]
     pale = [line for line in row if line.get_alpha() == LEFT_OUT]
@@ -235,11 +235,11 @@ def test_a_run_that_does_not_count_is_pale_and_not_in_the_median(data: Data) -> 
     assert list(median.get_xdata()) == [runs.images_per_s.drop(out).median()]
 
 
-def suspects(data: Data, name: str) -> Data:
-    """All runs of a strategy suspect, and ten times better in everything."""
+def faulty(data: Data, name: str) -> Data:
+    """All runs of a strategy on throttled GPUs, and ten times better in everything."""
     cells = data.cells.copy()
     of_it = cells.strategy == name
-    cells.loc[of_it, ["validity", "excluded"]] = "suspect"
+    cells.loc[of_it, ["device_faults", "excluded"]] = "throttled"
     cells.loc[of_it, ["images_per_s"]] *= 10
     cells.loc[of_it, ["memory_used_peak_bytes", "energy_per_image_j"]] /= 10
     assert data.findings
@@ -247,9 +247,9 @@ def suspects(data: Data, name: str) -> Data:
     return replace(data, cells=cells, findings=findings)
 
 
-def test_a_strategy_of_suspect_runs_alone_beats_nothing_and_is_pale(data: Data) -> None:
+def test_a_strategy_of_excluded_runs_alone_beats_nothing_and_is_pale(data: Data) -> None:
     name = list(data.labels)[1]
-    odd = suspects(data, name)
+    odd = faulty(data, name)
     look = odd.looks[name]
     for figure in ("trade_off", "throughput", "step_time"):
         drawn = draw(figure, odd)
@@ -267,9 +267,9 @@ def test_a_strategy_of_suspect_runs_alone_beats_nothing_and_is_pale(data: Data) 
     assert any(line.get_alpha() == 1 for line in others), "the Pareto set is of those compared"
 
 
-def test_a_suspect_runs_loss_is_pale(data: Data) -> None:
+def test_an_excluded_runs_loss_is_pale(data: Data) -> None:
     name = list(data.labels)[1]
-    before, after = draw("loss", data), draw("loss", suspects(data, name))
+    before, after = draw("loss", data), draw("loss", faulty(data, name))
 
     def pale(figure: Figure) -> int:
         return sum(line.get_alpha() == LEFT_OUT for axes in figure.axes for line in axes.lines)
@@ -282,7 +282,7 @@ def test_a_suspect_runs_loss_is_pale(data: Data) -> None:
 def test_what_only_left_out_runs_have_is_not_drawn_as_measured(data: Data) -> None:
     cells = data.cells.copy()
     first = cells.seed == cells.seed.min()
-    cells.loc[first, ["validity", "excluded"]] = "suspect"
+    cells.loc[first, ["device_faults", "excluded"]] = "throttled"
     cells.loc[~first, "energy_per_image_j"] = float("nan")
     drawn = draw("trade_off", replace(data, cells=cells))
     assert not any("Energy" in axes.get_ylabel() for axes in drawn.axes)

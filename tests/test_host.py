@@ -15,7 +15,8 @@ from run_cell import run_cell
 from shardmark.measurement import host
 from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host
-from shardmark.measurement.labels import cell_labels, host_wait_pct
+from shardmark.measurement.labels import host_wait_pct
+from shardmark.measurement.validity import judged
 from shardmark.metrics import StepSplit
 
 
@@ -104,7 +105,10 @@ def test_a_cell_records_its_host_and_keeps_the_collector_out_of_its_window() -> 
 
 
 def test_the_collector_can_be_let_into_the_window_and_is_counted(tmp_path: Path) -> None:
-    metrics = run_cell(cell_named("fsdp2", 1, {"steady_s": 1.5, "collect_garbage": True}), tmp_path)
+    metrics = run_cell(
+        cell_named("fsdp2", 1, {"steady_min_s": 1.5, "steady_max_s": 1.5, "collect_garbage": True}),
+        tmp_path,
+    )
     assert metrics.throughput is not None
     assert (metrics.throughput.gc_collections or 0) > 0
 
@@ -129,15 +133,16 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     metrics = metrics.model_copy(update={"throughput": throughput})
     # FSDP2 on two H100: rank 0 communicates for half of its step, which is waiting for rank 1.
     profile = [split(0, host_gap_ms=1, exposed_ms=56), split(1, host_gap_ms=59, exposed_ms=1)]
-    slow = metrics.model_copy(update={"profile": profile})
-    assert cell_labels(slow) == ["waits for its host during 59 % of a step"]
+    slow = judged(metrics.model_copy(update={"profile": profile}))
+    label = "host wait: the device waits for its host during 59 % of a step"
+    assert slow.labels == [label]
     row = row_of(slow)
     assert (row.host_wait_pct, row.exposed_communication_pct) == (59, 1)
-    assert row.labels == "waits for its host during 59 % of a step"
+    assert row.labels == label
     fast = metrics.model_copy(update={"profile": [split(0, host_gap_ms=9, exposed_ms=20)]})
-    assert cell_labels(fast) == []
+    assert judged(fast).labels == []
     unknown = metrics.model_copy(update={"profile": []})
-    assert cell_labels(unknown) == []
+    assert judged(unknown).labels == []
     assert row_of(unknown).host_wait_pct is None
 
 
@@ -149,6 +154,6 @@ def test_what_tracing_adds_is_no_waiting() -> None:
     traced = split(0, host_gap_ms=5.0, exposed_ms=0.3).model_copy(update={"step_ms": 43.9})
     found = metrics.model_copy(update={"throughput": throughput, "profile": [traced]})
     assert host_wait_pct(found) == pytest.approx(100 * 1.2 / 40.1)
-    assert cell_labels(found) == []
+    assert judged(found).labels == []
     slower = traced.model_copy(update={"step_ms": 99.0})
     assert host_wait_pct(found.model_copy(update={"profile": [slower]})) == 0

@@ -27,7 +27,7 @@ workloads:
     batch: {{global: 16}}
     optimizer: {{name: sgd, learning_rate: 0.05}}
     precision: fp32
-measure: {{steady_s: {}, warmup_min_steps: 2, warmup_max_steps: 4}}
+measure: {{steady_min_s: {0}, steady_max_s: {0}, warmup_min_steps: 2, warmup_max_steps: 4}}
 cluster: {{device: cpu}}
 """
 PATIENCE_S = 90

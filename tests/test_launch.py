@@ -316,7 +316,7 @@ def test_a_failure_does_not_take_the_place_of_a_good_result(tmp_path: Path) -> N
     assert read_metrics(path).status == "ok"
     assert read_metrics(tmp_path / "metrics.failed.json").status == "oom"
     # Of another definition it is no result any more.
-    run_cell.keep_good_result(path, result(cell_at(measure__steady_s=9), "oom"))
+    run_cell.keep_good_result(path, result(cell_at(measure__steady_max_s=9), "oom"))
 
 
 def test_only_a_result_that_ended_since_the_controller_started_was_made_meanwhile(

@@ -80,7 +80,7 @@ def test_data_that_moved_make_nothing_stale(tmp_path: Path) -> None:
     "before",
     [
         {"workloads__small__optimizer__learning_rate": 0.2},
-        {"measure__steady_s": 9},
+        {"measure__steady_max_s": 9},
         {"cluster__device": "cuda"},
     ],
 )

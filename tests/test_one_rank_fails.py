@@ -29,7 +29,13 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str = "well") -> Met
     """The result of a cell of two ranks whose last one does this in its fourth step."""
     monkeypatch.setenv("MISBEHAVIOUR", how)
     cell = case_of("ddp", GPUS, dataset={"name": "synthetic", "train_images": 256}).cell
-    short = {"steady_s": 0.2, "warmup_min_steps": 2, "warmup_max_steps": 4, "idle_s": 0.0}
+    short = {
+        "steady_min_s": 0.2,
+        "steady_max_s": 0.2,
+        "warmup_min_steps": 2,
+        "warmup_max_steps": 4,
+        "idle_s": 0.0,
+    }
     cell = cell.model_copy(update={"measure": cell.measure.model_copy(update=short)})
     return run_cell.run_cell(cell, folder, script=SCRIPT, stall_s=STALL_S)
 

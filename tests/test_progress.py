@@ -120,7 +120,6 @@ def ok(cell: Cell) -> Metrics:
         step_ms_p99=1,
         steps=10,
         window_s=1,
-        window_complete=True,
         warmup_steps=3,
         warmup_converged=True,
         slowest_rank=0,

@@ -29,7 +29,7 @@ from shardmark.launching.cell_progress import (
     read_progress,
 )
 from shardmark.launching.scratch import OWNER, scratch_folder, scratch_of, this_run
-from shardmark.metrics import Failure, Metrics, Throughput
+from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
 from shardmark.status.matrix_status import CellStatus, check, seconds_of, status_of
 from shardmark.status.view import LOOKS, View
@@ -118,7 +118,7 @@ def speed(images_per_s: float) -> Throughput:
     """A throughput that no rule marks."""
     return Throughput.model_validate(
         dict.fromkeys(Throughput.model_fields, 100)
-        | {"window_complete": True, "warmup_converged": True, "images_per_s": images_per_s}
+        | {"warmup_converged": True, "images_per_s": images_per_s}
     )
 
 
@@ -195,15 +195,14 @@ def test_each_end_of_a_cell_is_a_state() -> None:
     assert [one.state for one in status_of(config).cells] == list(ends)
 
 
-def test_a_suspect_cell_gives_its_reason() -> None:
-    short = Throughput.model_validate(
-        dict.fromkeys(Throughput.model_fields, 1)
-        | {"window_complete": False, "warmup_converged": True}
-    )
-    leave(cell_at(), throughput=short)
+def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
+    fields = Throughput.model_fields
+    window = Throughput.model_validate(dict.fromkeys(fields, 1) | {"warmup_converged": True})
+    shared = Device(index=0, node="n1", kind="gpu", name="GPU", samples=9, foreign_processes=2)
+    leave(cell_at(), throughput=window, devices=[shared])
     found = only()
-    assert found.state == "suspect"
-    assert "the window was 1.00 s long" in found.detail
+    assert found.state == "device fault"
+    assert "2 processes that are not the cell's" in found.detail
 
 
 def test_a_result_that_a_failed_rerun_left_in_place_is_owed_a_run() -> None:
@@ -383,7 +382,7 @@ def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter
 
 def test_a_real_cell_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
-    with started(tmp_path, cell_of(gpus=1, steady_s=600)):
+    with started(tmp_path, cell_of(gpus=1, steady_min_s=600)):
         scratch = scratch_of(tmp_path / "metrics.json")
         end = time.monotonic() + 60
         while not (found := read_progress(scratch)) or found.steps < 2:

@@ -33,7 +33,7 @@ RUN_CELL = ROOT / "workflow/scripts/run_cell.py"
 def cell_of(gpus: int = 2, **measure: float) -> Cell:
     """A cell of seconds."""
     cell = case_of("ddp", gpus, dataset={"name": "synthetic", "train_images": 256}).cell
-    short = {"steady_s": 0.2, "warmup_min_steps": 2, "warmup_max_steps": 4}
+    short = {"steady_min_s": 0.2, "steady_max_s": 0.2, "warmup_min_steps": 2, "warmup_max_steps": 4}
     return cell.model_copy(update={"measure": cell.measure.model_copy(update=short | measure)})
 
 
@@ -147,7 +147,7 @@ VICTIMS: dict[str, Callable[[list[psutil.Process]], psutil.Process]] = {
 def test_a_kill_at_any_level_leaves_no_result_no_half_and_no_process(
     victim: str, tmp_path: Path
 ) -> None:
-    with started(tmp_path, cell_of(steady_s=600)) as process:
+    with started(tmp_path, cell_of(steady_min_s=600)) as process:
         launcher = psutil.Process(process.pid)
         family = [launcher, *launcher.children(recursive=True)]
         assert len(family) >= 6, "launcher, node's part, sampler, torchrun, two ranks"
@@ -160,7 +160,7 @@ def test_a_kill_at_any_level_leaves_no_result_no_half_and_no_process(
 
 
 def test_a_cell_whose_launcher_was_killed_starts_anew(tmp_path: Path) -> None:
-    with started(tmp_path, cell_of(gpus=1, steady_s=600)) as process:
+    with started(tmp_path, cell_of(gpus=1, steady_min_s=600)) as process:
         process.kill()
         process.wait()
     assert (tmp_path / ".metrics.run").is_dir()
@@ -176,7 +176,7 @@ def test_a_cell_whose_launcher_was_killed_starts_anew(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_runs_is_not_started_a_second_time(tmp_path: Path) -> None:
-    with started(tmp_path, cell_of(gpus=1, steady_s=600)) as process:
+    with started(tmp_path, cell_of(gpus=1, steady_min_s=600)) as process:
         command = [sys.executable, str(RUN_CELL), "--output", str(tmp_path / "metrics.json")]
         command += cell_arguments(cell_of(gpus=1))
         second = subprocess.run(command, capture_output=True, text=True)

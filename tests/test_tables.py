@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from built_pages import data_of, make_tables
+from built_pages import make_tables
 from gpu_matrix import (
     ROOT,
     STRATEGIES,
@@ -169,7 +167,7 @@ def test_failures_are_counted_and_named_and_left_out(config: Config, tmp_path: P
     assert "DDP: 2 ok, 1 oom." in one.notes
 
 
-def suspect(config: Config, strategy: str, seed: int) -> Metrics:
+def faulty(config: Config, strategy: str, seed: int) -> Metrics:
     """A cell ten times as fast as its like, on GPUs that it shared."""
     good = metrics_of(cell_of(config, "w", strategy, 1, seed))
     assert good.throughput is not None
@@ -184,66 +182,43 @@ def by_heading(table: Table, row: int) -> dict[str, str]:
 
 def test_medians_are_of_the_runs_that_are_compared(config: Config, tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
-    write(suspect(config, "ddp", 0), tmp_path)
+    write(faulty(config, "ddp", 0), tmp_path)
     one = summary_of(config, tmp_path)[0]
     ddp = by_heading(one, 1)
     assert ddp["Runs"] == "2 of 3"
     assert "150,000" not in ddp["Throughput (images/s)"]
     assert ddp["Throughput / DDP"] == "1.000"
     assert "n = 2 to 3 runs" in one.caption
-    assert "Suspect and left out: 1 of 3 cells of DDP." in one.notes
+    assert "Excluded for a device fault: 1 of 3 cells of DDP." in one.notes
 
 
-def test_a_strategy_of_suspect_runs_alone_is_shown_and_compared_to_nothing(
+def test_a_strategy_of_excluded_runs_alone_is_shown_and_compared_to_nothing(
     config: Config, tmp_path: Path
 ) -> None:
     write_matrix(config, tmp_path)
     for seed in range(3):
-        write(suspect(config, "fsdp", seed), tmp_path)
+        write(faulty(config, "fsdp", seed), tmp_path)
     one = summary_of(config, tmp_path)[0]
     fsdp = by_heading(one, 2)
     assert fsdp["Runs"] == "3"
     assert fsdp["Throughput (images/s)"].startswith("150,000")
     assert fsdp["Throughput / DDP"] == "–"
-    said = "Suspect and shown only since no other run is ok: 3 of 3 cells of FSDP1."
+    said = "Shown in spite of a device fault, because no other run is ok: 3 of 3 cells of FSDP1."
     assert said in one.notes
 
 
-def test_suspects_of_an_unproven_strategy_are_not_shown_beside_its_other_runs(
+def test_faulty_cells_of_an_unproven_strategy_are_not_shown_beside_its_other_runs(
     config: Config, tmp_path: Path
 ) -> None:
     write_matrix(config, tmp_path)
-    write(suspect(config, "fsdp", 0), tmp_path)
+    write(faulty(config, "fsdp", 0), tmp_path)
     write_parity(config, "fsdp", 1, tmp_path, status="failed", reason="fp32: loss deviates")
     one = summary_of(config, tmp_path)[0]
     fsdp = by_heading(one, 2)
     assert fsdp["Runs"] == "2 of 3"
     assert "150,000" not in fsdp["Throughput (images/s)"]
     assert fsdp["Throughput / DDP"] == "–"
-    assert "Suspect and left out: 1 of 3 cells of FSDP1." in one.notes
-
-
-def test_suspect_runs_count_where_the_configuration_says_so(tmp_path: Path) -> None:
-    config = config_of(gpus=[1])
-    lenient = config.model_copy(
-        update={"validity": config.validity.model_copy(update={"compare_suspect": True})}
-    )
-    write_matrix(config, tmp_path)
-    write(suspect(config, "fsdp", 0), tmp_path)
-    found = {}
-    for name, one in (("strict", config), ("lenient", lenient)):
-        tables = make_tables(one, tmp_path)
-        compared = pd.read_csv(tables / "comparisons.csv")
-        of_it = (compared.strategy == "fsdp") & (compared.family == "primary")
-        (verdict,) = json.loads((tables / "verdict.json").read_text())
-        found[name] = (int(compared[of_it].n.iloc[0]), verdict["runs"]["fsdp"])
-        data = data_of(one, tmp_path)
-        assert len(data.counted[data.counted.strategy == "fsdp"]) == found[name][0]
-        command = [sys.executable, str(ROOT / "workflow/scripts/summarise.py")]
-        subprocess.run([*command, "--tables", str(tables), "--baseline", "ddp"], check=True)
-        fate = {"strict": "left out", "lenient": "compared all the same"}[name]
-        assert f"Suspect and {fate}: 1 of 3 cells of FSDP1." in (tables / "summary.md").read_text()
-    assert found == {"strict": (2, 2), "lenient": (3, 3)}
+    assert "Excluded for a device fault: 1 of 3 cells of FSDP1." in one.notes
 
 
 def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_path: Path) -> None:

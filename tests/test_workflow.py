@@ -381,13 +381,15 @@ def test_mistakes_are_one_message(fresh: Project, arguments: tuple[str, ...]) ->
 
 
 def test_numbers_on_the_command_line_are_numbers(fresh: Project) -> None:
-    measure = 'measure={"steady_s": 1, "sampler": false, warmup_min_steps: 3}'
+    measure = (
+        'measure={"steady_min_s": 1, "steady_max_s": 1, "sampler": false, warmup_min_steps: 3}'
+    )
     variables = """site={environment: {A: "it's {a} $HOME; 7"}}"""
     given = ("--config", measure, variables, "order_seed=3")
     result = fresh.matrix(DDP_CELL, *given)
     assert result.returncode == 0, result.stdout
     cell = json.loads((fresh.folder / DDP_CELL).read_text())["cell"]
-    assert cell["measure"]["steady_s"] == 1
+    assert cell["measure"]["steady_min_s"] == 1
     assert (cell["measure"]["sampler"], cell["measure"]["warmup_min_steps"]) == (False, 3)
     assert cell["measure"]["idle_s"] == 4, "of the files"
     assert cell["site"]["environment"] == {"A": "it's {a} $HOME; 7"}
@@ -400,8 +402,14 @@ def test_numbers_on_the_command_line_are_numbers(fresh: Project) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("measure={steady_s: '1'}", "measure.steady_s: got '1', which is text; write 1 without"),
-        ("measure={steady_s: 1", "measure: got '{steady_s: 1'; a mapping of keys is expected"),
+        (
+            "measure={steady_min_s: '1'}",
+            "measure.steady_min_s: got '1', which is text; write 1 without",
+        ),
+        (
+            "measure={steady_min_s: 1",
+            "measure: got '{steady_min_s: 1'; a mapping of keys is expected",
+        ),
         ("matrix={gpus: [1], gpus: [2]}", "--config matrix, 1:13: the key 'gpus' stands in line 1"),
     ],
 )

@@ -39,7 +39,8 @@ workloads:
     batch: {{global: 16}}
     optimizer: {{name: sgd, learning_rate: 0.05}}
     precision: fp32
-measure: {{steady_s: {steady_s}, warmup_min_steps: 2, warmup_max_steps: 4}}
+measure:
+  {{steady_min_s: {steady_s}, steady_max_s: {steady_s}, warmup_min_steps: 2, warmup_max_steps: 4}}
 cluster: {{{cluster}}}
 """
 CLUSTER = {"gpus_per_node": 2, "cpus_per_gpu": 2, "mem_gb_per_gpu": 3, "time_limit_minutes": 5}

@@ -100,9 +100,12 @@ class Windows(Record):
 class Throughput(Record):
     """Steady state: uninterrupted steps after the training, on the slowest rank.
 
-    ``drift_pct`` is how much slower the last third of the steps is than the first; null if there
-    are too few steps. ``gc_collections`` counts collections by Python's garbage collector in the
-    window, on all ranks together.
+    ``half_width_pct`` is the half-width of the 95 % confidence interval of the mean step, from 20
+    batch means, as a share of that mean; the window ended when it was small enough, or at its cap.
+    ``drift_pct`` is how much slower the last third of the steps is than the first, by a straight
+    line through the batch means, and ``drift_error_pct`` its standard error. All three are null if
+    there are too few steps. ``gc_collections`` counts collections by Python's garbage collector in
+    the window, on all ranks together.
     """
 
     images_per_s: Positive
@@ -113,11 +116,12 @@ class Throughput(Record):
     step_ms_p99: Positive
     steps: Total
     window_s: Positive
-    window_complete: bool
+    half_width_pct: Amount | None = None
     warmup_steps: Total
     warmup_converged: bool
     slowest_rank: Total
     drift_pct: Change | None = None
+    drift_error_pct: Amount | None = None
     gc_collections: Total | None = None
 
 
@@ -343,8 +347,9 @@ class SlurmJob(Record):
 class Metrics(Record):
     """The result of one cell.
 
-    ``unknown`` names each validity rule and each label that could not be checked, and says why. A
-    valid cell is valid by the other rules.
+    ``device_faults`` are the reasons that exclude it, ``labels`` what explains its figures and
+    excludes nothing; each is ``<rule>: <reason>``. ``unknown`` names each rule that could not be
+    evaluated, and says why.
     """
 
     schema_version: Literal[1] = 1
@@ -353,8 +358,8 @@ class Metrics(Record):
     code_sha256: str
     status: Status
     failure: Failure | None = None
-    validity: Literal["valid", "suspect"] = "valid"
-    validity_reasons: list[str] = []
+    device_faults: list[str] = []
+    labels: list[str] = []
     unknown: list[str] = []
     loss: Loss | None = None
     accuracy: Accuracy | None = None

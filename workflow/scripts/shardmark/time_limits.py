@@ -13,8 +13,6 @@ START_S = 40.0
 LONGEST_START_S = 300.0
 # A time limit allows a training this many times slower than expected.
 SLOWER = 10
-# The window becomes longer if its steps are slower than those before it.
-LONGEST_WINDOW = 2
 # Time limit of a parity gate job: its surrogate and a few steps of the real model.
 GATE_MINUTES = 20
 GATE_S = 30.0
@@ -33,7 +31,9 @@ def limit_minutes(cluster: Cluster, cell: Cell) -> int:
         LONGEST_START_S
         + cell.measure.idle_s
         + SLOWER * training_s(cell, expected)
-        + LONGEST_WINDOW * cell.measure.steady_s
+        # The first part of the window may be too long, if its steps are slower than those before.
+        + cell.measure.steady_min_s
+        + cell.measure.steady_max_s
     )
     return min(cluster.time_limit_minutes, math.ceil(seconds / 60))
 
@@ -47,7 +47,7 @@ def expected_s(cell: Cell, images_per_s: float, start_s: float = START_S) -> flo
         start_s: seconds in which the cell neither trains nor measures.
     """
     measure = cell.measure
-    return start_s + measure.idle_s + training_s(cell, images_per_s) + measure.steady_s
+    return start_s + measure.idle_s + training_s(cell, images_per_s) + measure.steady_min_s
 
 
 def training_s(cell: Cell, images_per_s: float) -> float:

@@ -41,6 +41,13 @@ from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
 from shardmark.strategies import STRATEGIES
 
+# Keys of earlier versions, and what took their place.
+REPLACED = {
+    "measure.steady_s": "was replaced by steady_min_s, steady_max_s and steady_half_width_pct: the "
+    "timed window ends when the mean step time is precise (config/README.md)",
+    "validity": "was removed: only a device fault excludes a cell (docs/method.md); leave it out",
+}
+
 E = TypeVar("E", bound=int | str)
 S = TypeVar("S", bound=Section)
 
@@ -149,6 +156,8 @@ def _explain(detail: Any) -> str:
         location[-1] = given if isinstance(given, str) else shown(given)
     path = _path(location)
     match kind:
+        case "extra_forbidden" if path in REPLACED:
+            return f"{path}: {REPLACED[path]}"
         case "extra_forbidden" | "invalid_key":
             return f"{path}: unknown key; {did_you_mean(location[-1], _keys_at(location[:-1]))}"
         case "missing":
@@ -254,6 +263,11 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         yield (
             f"measure.warmup_max_steps: got {measure.warmup_max_steps}; it must not be less than "
             f"measure.warmup_min_steps, {measure.warmup_min_steps}"
+        )
+    if measure and measure.steady_max_s < measure.steady_min_s:
+        yield (
+            f"measure.steady_max_s: got {measure.steady_max_s}; it must not be less than "
+            f"measure.steady_min_s, {measure.steady_min_s}"
         )
     gpus = [(index, count) for index, count in _entries(matrix, "gpus", int) if count > 0]
     for index, count in gpus:

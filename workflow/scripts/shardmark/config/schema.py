@@ -206,7 +206,7 @@ class Cluster(Section):
         default_factory=dict,
         description="workload: training images per second that one GPU is expected to reach. The "
         "time limit of its cells follows from it, their epochs and their window: 5 minutes to "
-        "start, a training that is ten times slower, twice the window. make plan estimates the "
+        "start, a training that is ten times slower, the longest window. make plan estimates the "
         "costs with it",
     )
     stall_limit_minutes: Annotated[Number, Field(gt=0)] = Field(
@@ -275,8 +275,17 @@ class Data(Section):
 class Measure(Section):
     """How a cell is measured."""
 
-    steady_s: Annotated[Number, Field(gt=0)] = Field(
-        30.0, description="seconds of uninterrupted steps that are timed after the training"
+    steady_min_s: Annotated[Number, Field(gt=0)] = Field(
+        10.0,
+        description="seconds of uninterrupted steps that are timed after the training, at least",
+    )
+    steady_max_s: Annotated[Number, Field(gt=0)] = Field(
+        60.0, description="and at most, if the mean step time is not precise before"
+    )
+    steady_half_width_pct: Annotated[Number, Field(gt=0, le=100)] = Field(
+        1.0,
+        description="between the two, timing ends when the half-width of the 95 % confidence "
+        "interval of the mean step time, from 20 batch means, is at most this share of the mean, %",
     )
     warmup_min_steps: Count = Field(10, description="steps before the timed ones, at least")
     warmup_max_steps: Count = Field(
@@ -331,14 +340,6 @@ class Report(Section):
     )
 
 
-class Validity(Section):
-    """What happens to cells that a rule marks as suspect (docs/)."""
-
-    compare_suspect: Flag = Field(
-        False, description="true lets suspect cells enter comparisons; they stay marked"
-    )
-
-
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
@@ -355,7 +356,6 @@ class Config(Section):
     site: Site = Field(default_factory=lambda: Site())
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
-    validity: Validity = Field(default_factory=lambda: Validity())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
     report: Report = Field(default_factory=lambda: Report())
     on_failure: Literal["record", "stop"] = Field(

@@ -9,10 +9,10 @@ from typing import Any
 
 from shardmark.doctor.finding import Finding
 from shardmark.errors import UserError
+from shardmark.measurement.device_faults import FAULTS, MOST_IDLE_MEMORY_BYTES
 from shardmark.measurement.devices import THROTTLE_REASONS
 from shardmark.measurement.environment import driver_and_topology
 from shardmark.measurement.telemetry import GpuProbe, gpu_facts, visible_gpus
-from shardmark.measurement.validity import FAULTS, MOST_IDLE_MEMORY_BYTES
 
 
 def gpus(needed: int) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
     limit, default = row.get("power_limit_w"), facts.get("power_limit_default_w")
     if limit is not None and default is not None and limit < default:
         found = f"{uuid} is held at {limit:.0f} W, of its own {default:.0f} W"
-        yield Finding("warn", what, found, "ask for its own power limit; such cells become suspect")
+        yield Finding("warn", what, found, "ask for its own power limit; such cells are labelled")
     asked = {
         "why its clocks are low": row.get("throttle_mask"),
         "its power limit": limit,
@@ -92,7 +92,7 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
         yield Finding("warn", what, found, "leave this node out, and tell the administrators")
     if memory is not None and memory > MOST_IDLE_MEMORY_BYTES:
         found = f"{uuid} has {memory / 2**20:.0f} MiB in use by something else"
-        yield Finding("warn", what, found, "take GPUs of your own; such cells become suspect")
+        yield Finding("warn", what, found, "take GPUs of your own; such cells are excluded")
     lowered = lowered_clock_mhz(uuid)
     if lowered is not None:
         found = f"{uuid} has its SM clock set to {lowered[0]} MHz, of its own {lowered[1]} MHz"

@@ -18,7 +18,7 @@ from shardmark.results.outcome import Outcome
 _BAD = ("#B34A00", "white")
 FIELDS = {
     Outcome.OK: ("#BFE3D3", "#00553D"),
-    Outcome.SUSPECT: ("#F6D58C", "#5C4300"),
+    Outcome.DEVICE_FAULT: ("#F6D58C", "#5C4300"),
     Outcome.STALE: ("#BFDDF0", "#003F63"),
     Outcome.OOM: _BAD,
     Outcome.TIMEOUT: _BAD,

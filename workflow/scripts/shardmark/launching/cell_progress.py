@@ -45,7 +45,7 @@ class CellProgress(Section):
         if self.phase not in TRAINING or self.first_step_at is None or self.steps < 2:
             return None
         pace_s = (self.at - self.first_step_at) / self.steps
-        return max(0, total - self.steps) * pace_s + cell.measure.steady_s
+        return max(0, total - self.steps) * pace_s + cell.measure.steady_min_s
 
     def __str__(self) -> str:
         silent = f", silent for {self.silent_s:.0f} s" if self.silent_s >= WRITE_S else ""

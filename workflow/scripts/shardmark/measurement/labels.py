@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from shardmark.measurement.device_faults import (
+    MOST_BELOW_PEERS_PCT,
+    MOST_THROTTLED_PCT,
+    capped_pct,
+)
 from shardmark.measurement.devices import contradicted_energy
+from shardmark.measurement.rules import Others, Rule, gpus_of, nothing, probed_tflops
 from shardmark.metrics import Device, HostUse, Metrics, StepSplit
 
 # Our choice: strategies often differ by less than a tenth, so waiting a tenth of the time can
 # change their order.
 LEAST_HOST_WAIT_PCT = 10.0
-# Our choice: the same limit as for a throttled GPU (validity.py).
+# Our choice: the same limit as for a throttled GPU (device_faults.py).
 MOST_PERIODS_THROTTLED_PCT = 1.0
-
-
-def cell_labels(metrics: Metrics) -> list[str]:
-    """Return the labels of one cell, in words."""
-    return [*_host_wait(metrics), *_quota(metrics), *_few_cpus(metrics), *_energy(metrics)]
-
-
-def unchecked_labels(metrics: Metrics) -> Iterator[tuple[str, str]]:
-    """Yield each label that could not be checked for the cell, and why."""
-    if not metrics.profile:
-        yield "waiting for the host", "no step was profiled"
-    if not metrics.host or any(use.cpu_periods is None for use in metrics.host):
-        yield "CPU quota", "the control groups of a rank could not be read"
-    if not metrics.host or any(use.cpus is None for use in metrics.host):
-        yield "sharing of CPUs", "the CPUs that a rank may use were not recorded"
-    lacking = sorted((why, one.title) for one in metrics.devices if (why := _energy_lacks(one)))
-    for why, group in itertools.groupby(lacking, key=lambda one: one[0]):
-        yield "energy", f"{why} ({', '.join(title for _, title in group)})"
+# A trend must be both large and beyond chance: step noise alone often gives a drift of 5 %.
+LEAST_DRIFT_PCT = 1.0
+LEAST_DRIFT_ERRORS = 4.0
+MOST_INPUT_BOUND_PCT = 5.0
 
 
 def throttled_periods_pct(use: HostUse) -> float | None:
@@ -39,56 +33,6 @@ def throttled_periods_pct(use: HostUse) -> float | None:
     if use.cpu_periods is None or use.cpu_periods_throttled is None:
         return None
     return 100 * use.cpu_periods_throttled / use.cpu_periods if use.cpu_periods else 0.0
-
-
-def _host_wait(metrics: Metrics) -> Iterator[str]:
-    waits = host_wait_pct(metrics)
-    if waits is not None and waits >= LEAST_HOST_WAIT_PCT:
-        yield f"waits for its host during {waits:.0f} % of a step"
-
-
-def _quota(metrics: Metrics) -> Iterator[str]:
-    use = max(metrics.host, key=lambda use: throttled_periods_pct(use) or 0.0, default=None)
-    if use and (throttled_periods_pct(use) or 0.0) > MOST_PERIODS_THROTTLED_PCT:
-        yield (
-            f"its quota of {use.cpu_quota:g} CPUs ran out in {use.cpu_periods_throttled} of "
-            f"{use.cpu_periods} periods"
-        )
-
-
-def _few_cpus(metrics: Metrics) -> Iterator[str]:
-    """Yield labels for nodes with fewer CPUs than ranks; a node's ranks are consecutive."""
-    each = metrics.cell.processes // metrics.cell.nodes
-    for _, group in itertools.groupby(metrics.host, key=lambda use: use.rank // each):
-        ranks = list(group)
-        # Ranks bound to different CPUs do not compete for them.
-        sharing = Counter(use.cpu_list for use in ranks)
-        for use in ranks:
-            if use.cpus is not None and use.cpus < sharing[use.cpu_list]:
-                plural = "" if use.cpus == 1 else "s"
-                yield f"{sharing[use.cpu_list]} ranks share {use.cpus} CPU{plural}"
-                return
-
-
-def _energy(metrics: Metrics) -> Iterator[str]:
-    if contradiction := contradicted_energy(metrics.devices):
-        yield contradiction
-
-
-def _energy_lacks(device: Device) -> str:
-    """Return why a GPU's energy is unknown or unconfirmed."""
-    if device.kind != "gpu":
-        return ""
-    if device.energy_refused:
-        return device.energy_refused
-    if device.energy_counter_j is None:
-        return "its energy counter was not recorded"
-    if device.energy_disagreement_pct is None:
-        return "nothing confirms the counter: the window is under 2 s, or power cannot be read"
-    idle_w, mean_w = device.idle_power_w, device.power_mean_w
-    if idle_w is not None and mean_w is not None and idle_w > mean_w:
-        return "it took more power before the cell began than in the window"
-    return ""
 
 
 def host_wait_pct(metrics: Metrics) -> float | None:
@@ -117,3 +61,287 @@ def slowest_host(profile: Sequence[StepSplit]) -> StepSplit | None:
     The other ranks wait for it in their collectives, which looks like communication.
     """
     return max(profile, key=lambda split: split.host_gap_ms, default=None)
+
+
+def updates_weights(metrics: Metrics) -> bool:
+    """Whether an inspected step changed a weight, as far as is known."""
+    return metrics.effective_config is None or metrics.effective_config.optimizer is not None
+
+
+def is_control(control: Metrics, cell: Metrics) -> bool:
+    """Whether ``control`` is the same training on images that cannot limit its speed."""
+    return (
+        _takes_no_input(control)
+        and (control.cell.base, control.cell.gpus) == (cell.cell.base, cell.cell.gpus)
+        and control.cell.definition != cell.cell.definition
+        and _without_images(control) == _without_images(cell)
+    )
+
+
+def _takes_no_input(metrics: Metrics) -> bool:
+    """Whether a cell's images are synthetic and live on the device, so input cannot limit it."""
+    dataset = metrics.cell.definition.dataset
+    return dataset.name == "synthetic" and dataset.loader == "device"
+
+
+def _without_images(metrics: Metrics) -> dict[str, Any]:
+    """Return the settings that a cell and its control must share."""
+    cell = metrics.cell
+    common: dict[str, Any] = cell.definition.model_dump(exclude={"dataset", "epochs", "schedule"})
+    return common | {
+        "image_size": cell.definition.dataset.image_size,
+        "classes": cell.definition.classes,
+        "strategy": (cell.base, cell.options),
+        "place": (cell.device, cell.gpus, cell.nodes),
+        "batch": (cell.global_batch_size, cell.per_gpu_batch_size),
+    }
+
+
+def _host_wait(metrics: Metrics, others: Others) -> Iterator[str]:
+    waits = host_wait_pct(metrics)
+    if waits is not None and waits >= LEAST_HOST_WAIT_PCT:
+        yield f"the device waits for its host during {waits:.0f} % of a step"
+
+
+def _host_wait_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    if not metrics.profile:
+        yield "no step was profiled"
+
+
+def _quota(metrics: Metrics, others: Others) -> Iterator[str]:
+    use = max(metrics.host, key=lambda use: throttled_periods_pct(use) or 0.0, default=None)
+    if use and (throttled_periods_pct(use) or 0.0) > MOST_PERIODS_THROTTLED_PCT:
+        yield (
+            f"its quota of {use.cpu_quota:g} CPUs ran out in {use.cpu_periods_throttled} of "
+            f"{use.cpu_periods} periods"
+        )
+
+
+def _quota_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    if not metrics.host or any(use.cpu_periods is None for use in metrics.host):
+        yield "the control groups of a rank could not be read"
+
+
+def _shared_cpus(metrics: Metrics, others: Others) -> Iterator[str]:
+    """Compare each node's CPUs with its ranks, which are consecutive."""
+    each = metrics.cell.processes // metrics.cell.nodes
+    for _, group in itertools.groupby(metrics.host, key=lambda use: use.rank // each):
+        ranks = list(group)
+        # Ranks bound to different CPUs do not compete for them.
+        sharing = Counter(use.cpu_list for use in ranks)
+        for use in ranks:
+            if use.cpus is not None and use.cpus < sharing[use.cpu_list]:
+                plural = "" if use.cpus == 1 else "s"
+                yield f"{sharing[use.cpu_list]} ranks share {use.cpus} CPU{plural}"
+                return
+
+
+def _shared_cpus_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    if not metrics.host or any(use.cpus is None for use in metrics.host):
+        yield "the CPUs that a rank may use were not recorded"
+
+
+def _energy(metrics: Metrics, others: Others) -> Iterator[str]:
+    if contradiction := contradicted_energy(metrics.devices):
+        yield contradiction
+
+
+def _energy_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    lacking = sorted((why, one.title) for one in metrics.devices if (why := _energy_lacks(one)))
+    for why, group in itertools.groupby(lacking, key=lambda one: one[0]):
+        yield f"{why} ({', '.join(title for _, title in group)})"
+
+
+def _energy_lacks(device: Device) -> str:
+    """Return why a GPU's energy is unknown or unconfirmed."""
+    if device.kind != "gpu":
+        return ""
+    if device.energy_refused:
+        return device.energy_refused
+    if device.energy_counter_j is None:
+        return "its energy counter was not recorded"
+    if device.energy_disagreement_pct is None:
+        return "nothing confirms the counter: the window is under 2 s, or power cannot be read"
+    idle_w, mean_w = device.idle_power_w, device.power_mean_w
+    if idle_w is not None and mean_w is not None and idle_w > mean_w:
+        return "it took more power before the cell began than in the window"
+    return ""
+
+
+def _imprecise(metrics: Metrics, others: Others) -> Iterator[str]:
+    measured, asked = metrics.throughput, metrics.cell.measure.steady_half_width_pct
+    if measured is None or measured.half_width_pct is None:
+        return
+    if measured.half_width_pct > asked:
+        yield (
+            f"after {measured.window_s:.1f} s the mean step is known to within "
+            f"{measured.half_width_pct:.1f} %, not to within the {asked:g} % asked for"
+        )
+
+
+def _imprecise_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    measured = metrics.throughput
+    if measured is not None and measured.half_width_pct is None:
+        yield f"the window's {measured.steps} steps are too few"
+
+
+def _drift(metrics: Metrics, others: Others) -> Iterator[str]:
+    measured = metrics.throughput
+    if measured is None or measured.drift_pct is None or measured.drift_error_pct is None:
+        return
+    size = abs(measured.drift_pct)
+    if size > LEAST_DRIFT_PCT and size > LEAST_DRIFT_ERRORS * measured.drift_error_pct:
+        word = "slower" if measured.drift_pct > 0 else "faster"
+        yield (
+            f"steps became {size:.1f} % {word} from the window's first third to its last "
+            f"(standard error {measured.drift_error_pct:.1f} %)"
+        )
+
+
+def _drift_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    measured = metrics.throughput
+    if measured is not None and measured.drift_error_pct is None:
+        yield f"the window's {measured.steps} steps are too few"
+
+
+def _low_power_limit(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        limit, default = device.power_limit_w, device.power_limit_default_w
+        lowered = limit is not None and default is not None and limit < default
+        if lowered and capped_pct(device) > MOST_THROTTLED_PCT:
+            yield (
+                f"{name} was held at {limit:.0f} W, of its own {default:.0f} W, for "
+                f"{capped_pct(device):.0f} % of the window"
+            )
+
+
+def _power_limit_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        limits = (device.power_limit_w, device.power_limit_default_w)
+        if capped_pct(device) > MOST_THROTTLED_PCT and None in limits:
+            yield (
+                "power is capped, and the driver does not say whether below the GPU's own limit "
+                f"({name})"
+            )
+
+
+def _slow_probe(metrics: Metrics, others: Others) -> Iterator[str]:
+    mine, rates = probed_tflops(metrics), others.probes(metrics) if others else []
+    if mine is None or not rates:
+        return
+    usual = statistics.median(rates)
+    slower = 100 * (1 - mine / usual)
+    if slower > MOST_BELOW_PEERS_PCT:
+        yield (
+            f"{mine:.1f} TFLOP/s in the probe, {slower:.0f} % under the {usual:.1f} of "
+            f"{len(rates)} other cells"
+        )
+
+
+def _slow_probe_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    if others is None or metrics.cell.device == "cpu":
+        return
+    if probed_tflops(metrics) is None:
+        yield "the cell has no probe"
+    elif not others.probes(metrics):
+        yield "no other cell ran on such GPUs in this precision"
+
+
+def _speeds_of_controls(metrics: Metrics, others: Others) -> list[float]:
+    return [
+        other.throughput.images_per_s
+        for other in (others.others(metrics) if others else ())
+        if other.throughput is not None and is_control(other, metrics)
+    ]
+
+
+def _input_bound(metrics: Metrics, others: Others) -> Iterator[str]:
+    controls = _speeds_of_controls(metrics, others)
+    if metrics.throughput is None or not controls:
+        return
+    gain = 100 * (statistics.median(controls) / metrics.throughput.images_per_s - 1)
+    if gain > MOST_INPUT_BOUND_PCT:
+        yield (
+            f"the same training on synthetic images is {gain:.1f} % faster ({len(controls)} cells)"
+        )
+
+
+def _input_bound_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    if others is None or _takes_no_input(metrics):
+        return
+    if not _speeds_of_controls(metrics, others):
+        yield "no workload of the matrix is the same on synthetic images that live on the device"
+
+
+def _not_training(metrics: Metrics, others: Others) -> Iterator[str]:
+    if metrics.effective_config is not None and not updates_weights(metrics):
+        yield (
+            "none of the steps inspected after the training changed a weight: the loss scaler left "
+            f"out {metrics.effective_config.skipped_steps} steps by then, and a step without an "
+            "update is faster"
+        )
+
+
+LABELS = (
+    Rule(
+        "host wait",
+        f"a device waits for its host during at least {LEAST_HOST_WAIT_PCT:g} % of a step",
+        _host_wait,
+        _host_wait_unknown,
+    ),
+    Rule(
+        "CPU quota",
+        f"the CPU quota of a rank ran out in more than {MOST_PERIODS_THROTTLED_PCT:g} % of its "
+        "periods",
+        _quota,
+        _quota_unknown,
+    ),
+    Rule("shared CPUs", "ranks share fewer CPUs than they are", _shared_cpus, _shared_cpus_unknown),
+    Rule(
+        "energy",
+        "a GPU's energy counter and the integral of its power contradict each other",
+        _energy,
+        _energy_unknown,
+    ),
+    Rule(
+        "imprecise",
+        "the window ended at measure.steady_max_s before the 95 % confidence interval of the mean "
+        "step was as small as measure.steady_half_width_pct",
+        _imprecise,
+        _imprecise_unknown,
+    ),
+    Rule(
+        "drift",
+        f"the steps have a trend of more than {LEAST_DRIFT_PCT:g} % and of more than "
+        f"{LEAST_DRIFT_ERRORS:g} standard errors, from the window's first third to its last",
+        _drift,
+        _drift_unknown,
+    ),
+    Rule(
+        "low power limit",
+        "a GPU ran at a power limit that is below its own default",
+        _low_power_limit,
+        _power_limit_unknown,
+    ),
+    Rule(
+        "slow probe",
+        f"its matrix product in the probe is more than {MOST_BELOW_PEERS_PCT:g} % slower than the "
+        "median of the other cells on GPUs of that name",
+        _slow_probe,
+        _slow_probe_unknown,
+    ),
+    Rule(
+        "input-bound",
+        "the same cell on synthetic images that live on the device is more than "
+        f"{MOST_INPUT_BOUND_PCT:g} % faster",
+        _input_bound,
+        _input_bound_unknown,
+    ),
+    Rule(
+        "not training",
+        "the loss scaler left out every step that was inspected before the window; such a cell is "
+        "also excluded, since it does not train the same model",
+        _not_training,
+        nothing,
+    ),
+)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 # The two halves of the recent steps count as equally fast if their medians differ by less than
 # this. Our choice: where a GPU was the limit, first steps took a quarter to a third longer, and
 # settled steps varied within 1 %.
 STATIONARY_WITHIN = 0.05
-# A third of the window with fewer steps says little.
-SHORTEST_THIRD = 10
+# Batch means vary nearly independently where single steps do not (a slow host slows many in a row).
+BATCHES = 20
+# 97.5 % quantile of Student's t with 19 degrees of freedom.
+T_QUANTILE = 2.0930
 
 
 def is_stationary(step_ms: Sequence[float]) -> bool:
@@ -25,21 +28,53 @@ def is_stationary(step_ms: Sequence[float]) -> bool:
     return abs(later - earlier) <= STATIONARY_WITHIN * earlier
 
 
-def drift_pct(step_ms: Sequence[float]) -> float | None:
-    """Return how much slower the last third of the steps is than the first, %; None if too few.
-
-    Each third counts by the mean of its middle half. Single stragglers do not change it, and
-    neither do steps that alternate between two speeds, which would make a median jump.
-    """
-    third = len(step_ms) // 3
-    if third < SHORTEST_THIRD:
+def batch_means(step_ms: Sequence[float]) -> list[float] | None:
+    """Return the means of 20 consecutive batches of steps; None if there are fewer steps."""
+    count = len(step_ms)
+    if count < BATCHES:
         return None
-    return 100 * (_middle_mean(step_ms[-third:]) / _middle_mean(step_ms[:third]) - 1)
+    bounds = [count * batch // BATCHES for batch in range(BATCHES + 1)]
+    return [statistics.fmean(step_ms[begin:end]) for begin, end in itertools.pairwise(bounds)]
 
 
-def _middle_mean(values: Sequence[float]) -> float:
-    quarter = len(values) // 4
-    return statistics.fmean(sorted(values)[quarter : len(values) - quarter])
+def half_width_pct(step_ms: Sequence[float]) -> float | None:
+    """Return the 95 % half-width of the mean step, % of the mean; None if there are too few steps.
+
+    It comes from the 20 batch means (Student's t with 19 degrees of freedom).
+    """
+    means = batch_means(step_ms)
+    if means is None:
+        return None
+    error = statistics.stdev(means) / math.sqrt(BATCHES)
+    return 100 * T_QUANTILE * error / statistics.fmean(means)
+
+
+class Drift(NamedTuple):
+    """How much slower the last third of a window is than its first, and the standard error, %."""
+
+    pct: float | None
+    error_pct: float | None
+
+
+def drift(step_ms: Sequence[float]) -> Drift:
+    """Return the trend of the steps; nulls if there are too few.
+
+    It is the slope of a straight line through the batch means, from the middle of the first third
+    to the middle of the last. Single stragglers and steps that alternate between two speeds raise
+    the standard error, not the trend.
+    """
+    means = batch_means(step_ms)
+    if means is None:
+        return Drift(None, None)
+    places = range(BATCHES)
+    slope, intercept = statistics.linear_regression(places, means)
+    squares = sum(
+        (mean - intercept - slope * place) ** 2 for place, mean in zip(places, means, strict=True)
+    )
+    spread = sum((place - (BATCHES - 1) / 2) ** 2 for place in places)
+    error = math.sqrt(squares / (BATCHES - 2) / spread)
+    scale = 100 * (2 / 3 * BATCHES) / statistics.fmean(means)
+    return Drift(scale * slope, scale * error)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -61,6 +96,7 @@ def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> 
     slowest = max(range(len(totals)), key=totals.__getitem__)
     steps = sorted(step_ms_by_rank[slowest])
     window_s = totals[slowest] / 1000
+    trend = drift(step_ms_by_rank[slowest])
     return {
         "images_per_s": images * len(steps) / window_s,
         "step_ms_mean": totals[slowest] / len(steps),
@@ -70,5 +106,7 @@ def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> 
         "steps": len(steps),
         "window_s": window_s,
         "slowest_rank": slowest,
-        "drift_pct": drift_pct(step_ms_by_rank[slowest]),
+        "half_width_pct": half_width_pct(step_ms_by_rank[slowest]),
+        "drift_pct": trend.pct,
+        "drift_error_pct": trend.error_pct,
     }

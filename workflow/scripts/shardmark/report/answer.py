@@ -193,6 +193,8 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
                 f"({percent(speeds[name])} speed, {percent(memory)} memory).",
             )
     other = [name for name in verdict.fastest.worse if not frugal or name != frugal[0]]
+    if verdict.fastest.not_compared:
+        yield "Not comparable:", f"{listed(list(map(label_of, verdict.fastest.not_compared)))}."
     slow = sorted((one for one in other if speeds[one] < AVOIDED), key=speeds.__getitem__)
     if slow:
         names = [f"{label_of(name)} ({percent(speeds[name])})" for name in slow[:NAMED]]

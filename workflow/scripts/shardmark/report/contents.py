@@ -47,7 +47,7 @@ TABLES: dict[str, str] = {
     "comparisons": "Comparisons to the baseline",
     "scaling": "Speed-up and efficiency",
     "outcomes": "Outcomes",
-    "failures": "Failures and suspects",
+    "failures": "Failures and device faults",
     "parity": "Parity",
     "certificate": "Effective settings",
 }

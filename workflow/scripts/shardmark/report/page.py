@@ -14,7 +14,12 @@ import pandas as pd
 import yaml
 
 from shardmark.config.schema import Measure
-from shardmark.measurement.validity import rules_in_words, unchecked_rules
+from shardmark.measurement.validity import (
+    labels_in_words,
+    names_of_rules,
+    rules_in_words,
+    unchecked_rules,
+)
 from shardmark.quantities import describe_gpus
 from shardmark.report.answer import Answer, answer
 from shardmark.report.captions import Shown, finding
@@ -49,7 +54,7 @@ from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
 
 # What a window must last for energy and drift to mean something.
-LONG_ENOUGH_S = Measure.model_fields["steady_s"].default
+LONG_ENOUGH_S = Measure.model_fields["steady_min_s"].default
 # The first screen has room for these; all are under Failures.
 CAVEATS = 3
 
@@ -129,6 +134,7 @@ def page_context(
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
         "cells": raw_table(cells),
         "rules": rules_in_words(),
+        "label_rules": labels_in_words(),
         "margin_pct": f"{100 * margin:g}",
         "labels": {name: label_of(name) for name in tables.strategies},
         "exports": TABLES,
@@ -170,9 +176,12 @@ def caveats(tables: Tables) -> Iterator[str]:
     lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
     if lacking:
         yield f"{lacking} of {len(cells)} runs have no result that counts."
-    out = reported[(reported.excluded != "") & (reported.status == "ok")]
-    if len(out):
-        yield f"{len(out)} of {len(reported)} runs excluded; see Failures."
+    faulty = reported[reported.device_faults != ""]
+    if len(faulty):
+        yield (
+            f"{len(faulty)} of {len(reported)} runs excluded for a device fault "
+            f"({', '.join(_rules(faulty.device_faults))}); see Failures."
+        )
     if bad := (~cells.status.isin(["ok", "unsupported", ""])).sum():
         yield f"{_runs(bad)} did not end well; see Failures."
     flagged = sum(len(certificate.flagged) for certificate in record.certificates)
@@ -180,19 +189,21 @@ def caveats(tables: Tables) -> Iterator[str]:
         yield f"{flagged} differences in settings are not explained; see Settings."
     if cells.seed.nunique() == 1:
         yield "One run per strategy: no difference can be told from chance."
-    short = cells[(cells.status == "ok") & (cells.window_complete == False)]  # noqa: E712
-    if len(short):
-        yield f"{_runs(len(short))} timed over a shorter window than was asked for."
-    if record.steady_s < LONG_ENOUGH_S:
+    if imprecise := int(cells.labels.str.contains(r"(?:^|; )imprecise:").sum()):
+        yield f"{_runs(imprecise)} ended at the cap of the window before the figure was precise."
+    if record.steady_min_s < LONG_ENOUGH_S:
         yield (
-            f"Timed windows of {record.steady_s:g} s: under {LONG_ENOUGH_S:g} s energy and drift "
-            "say little."
+            f"Timed windows of {record.steady_min_s:g} s or more: under {LONG_ENOUGH_S:g} s "
+            "energy and drift say little."
         )
     if stale := (cells.stale == True).sum():  # noqa: E712
         yield f"{_runs(stale)} made by earlier code than the present."
     labelled = cells[(cells.status == "ok") & (cells.labels != "")]
     if len(labelled):
-        yield f"{len(labelled)} of {len(reported)} runs carry a label; see Step time."
+        yield (
+            f"{len(labelled)} of {len(reported)} runs carry a label "
+            f"({', '.join(_rules(labelled.labels))}); see Step time."
+        )
     unchecked = Counter(
         rule for unknown in cells.unknown for rule in unchecked_rules(unknown.split("; "))
     )
@@ -203,6 +214,10 @@ def caveats(tables: Tables) -> Iterator[str]:
         yield f"Could not be checked: {names}."
     if cuda and 1 in set(cells.gpus) and cells.gpus.nunique() > 1:
         yield "On 1 GPU nothing is sharded or communicated: it is the reference for scaling only."
+
+
+def _rules(reasons: pd.Series) -> list[str]:
+    return names_of_rules(reason for text in reasons for reason in text.split("; "))
 
 
 def _runs(count: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,6 +85,15 @@ def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
             ]
             for row in group.to_dict("records")
         ],
+        notes=_unpaired(group),
+    )
+
+
+def _unpaired(group: pd.DataFrame) -> list[str]:
+    rows = group[group.ratio.notna() & ~group.paired.astype(bool)]
+    names = ", ".join(map(label_of, rows.strategy.unique()))
+    return [f"Ran on other devices than the baseline, so not paired with it: {names}."] * bool(
+        names
     )
 
 
@@ -156,6 +164,7 @@ def step_table(cells: pd.DataFrame) -> Table:
     """
     columns = {
         "step_ms_mean": "Step (ms)",
+        "half_width_pct": "Precision of the mean (± %)",
         "host_wait_pct": "Waits for its host (% of a step)",
         "exposed_communication_pct": "Only communicates (% of a step)",
         "launching_cpu_pct": "Launching thread (% of a core)",
@@ -182,7 +191,7 @@ def _labels(runs: pd.DataFrame) -> str:
     """Return each kind of label once, with the number of runs that carry it."""
     kinds: dict[str, list[str]] = {}
     for label in (one for text in runs.labels for one in text.split("; ") if one):
-        kinds.setdefault(re.sub(r"\d+([.,]\d+)*", "#", label), []).append(label)
+        kinds.setdefault(label.partition(":")[0], []).append(label)
     return "; ".join(f"{those[0]} ({len(those)} of {len(runs)})" for those in kinds.values()) or "–"
 
 
@@ -232,7 +241,7 @@ def failures_table(failures: pd.DataFrame) -> Table:
         failures: failures.csv.
     """
     return Table(
-        caption="Cells that did not end well, or that a rule of validity marks",
+        caption="Cells that did not end well, or that a device fault excludes",
         headings=["Cell", "Outcome", "Where", "Reason"],
         rows=[
             [name_cell(row), row["outcome"], locate(row), row["reason"]]
@@ -284,6 +293,7 @@ _RAW = [
     "seed",
     "outcome",
     "excluded",
+    "labels",
     "unknown",
     "parity",
     "images_per_s",

@@ -29,7 +29,8 @@ def summarise(cells: pd.DataFrame, comparisons: pd.DataFrame, baseline: str) -> 
 
     Returns:
         The group's columns and the strategy; ``cells`` planned; ``runs`` that the medians are of
-        (``eligibility.counted``); ``suspect`` cells; ``suspects_shown`` among the runs;
+        (``eligibility.counted``); ``faulty`` cells, which a device fault excludes;
+        ``faulty_shown`` among the runs;
         ``comparable``, whether the runs take part in comparisons; ``outcomes`` in words;
         ``parity``; for each quantity its median under the column's name, and ``<column>_min``,
         ``<column>_max``; ``ratio``, that of throughput to the baseline in comparisons.csv, and 1
@@ -55,8 +56,8 @@ def _strategy(part: pd.DataFrame) -> dict[str, Any]:
         "device": part.device.iloc[0],
         "cells": len(part),
         "runs": len(runs),
-        "suspect": int((part.validity == "suspect").sum()),
-        "suspects_shown": int((runs.validity == "suspect").sum()),
+        "faulty": int((part.device_faults != "").sum()),
+        "faulty_shown": int((runs.device_faults != "").sum()),
         "comparable": bool((runs.excluded == "").any()),
         "outcomes": ", ".join(f"{n} {status}" for status, n in statuses.value_counts().items()),
         "parity": part.parity.iloc[0],
@@ -139,24 +140,20 @@ def _notes(group: pd.DataFrame, lacking: Sequence[str]) -> list[str]:
     notes = [f"Not measured here: {', '.join(lacking)}."] if lacking else []
     for row in group[group.outcomes != group.cells.astype(str) + " ok"].to_dict("records"):
         notes.append(f"{label_of(row['strategy'])}: {row['outcomes']}.")
-    suspects = group[group.suspect > 0].to_dict("records")
+    faulty = group[group.faulty > 0].to_dict("records")
     for title, chosen in (
-        ("left out", [row for row in suspects if not row["suspects_shown"]]),
+        ("Excluded for a device fault", [row for row in faulty if not row["faulty_shown"]]),
         (
-            "compared all the same",
-            [row for row in suspects if row["suspects_shown"] and row["comparable"]],
-        ),
-        (
-            "shown only since no other run is ok",
-            [row for row in suspects if row["suspects_shown"] and not row["comparable"]],
+            "Shown in spite of a device fault, because no other run is ok",
+            [row for row in faulty if row["faulty_shown"]],
         ),
     ):
         if chosen:
             cells = ", ".join(
-                f"{row['suspect']} of {row['cells']} cells of {label_of(row['strategy'])}"
+                f"{row['faulty']} of {row['cells']} cells of {label_of(row['strategy'])}"
                 for row in chosen
             )
-            notes.append(f"Suspect and {title}: {cells}.")
+            notes.append(f"{title}: {cells}.")
     for row in group[~group.parity.isin(["passed", "unsupported"])].to_dict("records"):
         notes.append(
             f"{label_of(row['strategy'])}: parity {row['parity']}; not shown to be the same "

@@ -17,7 +17,6 @@ from shardmark.cells import Cell
 from shardmark.config.schema import Section
 from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
-    cell_labels,
     exposed_communication_pct,
     host_wait_pct,
     throttled_periods_pct,
@@ -36,6 +35,7 @@ NOT_REACHED = "the cell did not get this far"
 _NO_ENERGY = f"{NOT_REACHED}, or no energy counter could be read (CPUs, short windows)"
 _NO_PROFILE = f"{NOT_REACHED}, or measure.profile is false"
 _NO_SAMPLE = f"{NOT_REACHED}, or no sample fell into the window"
+_FEW_STEPS = f"{NOT_REACHED}, or the window has fewer than 20 steps"
 _ON_CPU = f"{NOT_REACHED}, or it ran on a CPU"
 _NO_RESULT = "the cell has no result"
 _NO_SLURM = "the cell did not run in a Slurm job"
@@ -72,27 +72,31 @@ class CellRow(Section):
     nodes: int = column("machines the cell spans")
     seed: int = column("the run: initial weights, data order, augmentation, dropout")
     outcome: str = column(
-        "how the cell ended: ok, suspect (ok, but a validity rule marks it), stale (ok, with "
-        "earlier code), oom, timeout, diverged, failed, refused (its file does not count), "
+        "how the cell ended: ok, device fault (ok, but a device fault excludes it), stale (ok, "
+        "with earlier code), oom, timeout, diverged, failed, refused (its file does not count), "
         "unsupported or missing"
     )
     excluded: str | None = column(
-        "why the cell takes no part in comparisons", empty="the cell takes part"
+        "why the cell takes no part in comparisons: the device faults, an outcome that is not ok, "
+        "not training, or the parity gate's verdict",
+        empty="the cell takes part",
     )
     status: str | None = column(
         "outcome of the run itself: ok, oom, timeout, diverged, failed or unsupported",
         empty=_NO_RESULT,
     )
-    validity: str | None = column("valid, or suspect by a written rule", empty=_NO_RESULT)
-    validity_reasons: str | None = column(
-        "the rules that mark the cell, separated by ';'", empty="the cell is valid"
+    device_faults: str | None = column(
+        "the faults of its devices, each as '<rule>: <reason>', separated by ';'",
+        empty="there is none",
     )
     unknown: str | None = column(
         "the rules and labels that could not be checked, and why, separated by ';'",
         empty="all could be checked",
     )
     labels: str | None = column(
-        "what explains the figures and excludes nothing, separated by ';'", empty="there is none"
+        "what explains its figures and excludes nothing, each as '<label>: <reason>', separated "
+        "by ';'",
+        empty="there is none",
     )
     stale: bool | None = column("whether earlier code made the result", empty=_NO_RESULT)
     failure: str | None = column("why the cell is not ok", empty="the cell is ok")
@@ -166,14 +170,18 @@ class CellRow(Section):
     steps: int | None = column("steps of the steady window")
     window_s: float | None = column("length of the steady window, s")
     drift_pct: float | None = column(
-        "how much slower the window's last third is than its first, %",
-        empty=f"{NOT_REACHED}, or the window has too few steps",
+        "how much slower the window's last third is than its first, by a straight line, %",
+        empty=_FEW_STEPS,
     )
+    drift_error_pct: float | None = column("the drift's standard error, %", empty=_FEW_STEPS)
     steady_begin_monotonic_s: float | None = column(
         "begin of the steady window, on the clock of telemetry.csv, s"
     )
     steady_end_monotonic_s: float | None = column("its end, on the same clock, s")
-    window_complete: bool | None = column("whether the window is as long as was asked for")
+    half_width_pct: float | None = column(
+        "half-width of the 95 % confidence interval of the mean step, from 20 batch means, % of it",
+        empty=_FEW_STEPS,
+    )
     warmup_steps: int | None = column("steps before the window")
     warmup_converged: bool | None = column("whether step times settled before the cap")
     epoch_s_mean: float | None = column("mean training time per epoch, s")
@@ -366,8 +374,8 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         **_shared(times),
         **_shared(metrics.efficiency),
         "status": metrics.status,
-        "validity": metrics.validity,
-        "validity_reasons": "; ".join(metrics.validity_reasons),
+        "device_faults": "; ".join(metrics.device_faults),
+        "labels": "; ".join(metrics.labels),
         "unknown": "; ".join(metrics.unknown),
         "failure": failure.exception if failure else None,
         "failure_phase": failure.phase if failure else None,
@@ -386,7 +394,6 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         "cpu_throttled_pct": max(
             _all_known(throttled_periods_pct(use) for use in metrics.host), default=None
         ),
-        "labels": "; ".join(cell_labels(metrics)),
         **_memory_and_peak(metrics),
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _join(device.name for device in metrics.devices),

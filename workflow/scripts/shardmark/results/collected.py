@@ -81,7 +81,7 @@ def collect(config: Config, root: Path = Path()) -> Collected:
     for planned in matrix:
         cell = planned.cell
         parity = status[cell.workload, cell.strategy, cell.gpus]
-        excluded = why_excluded(planned, parity, compare_suspect=config.validity.compare_suspect)
+        excluded = why_excluded(planned, parity)
         place = places[cell.workload, cell.strategy, cell.gpus, cell.seed]
         cells.append(cell_row(planned, parity, excluded, place))
     results = [planned.metrics for planned in matrix if planned.metrics]

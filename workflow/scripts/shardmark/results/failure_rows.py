@@ -1,4 +1,4 @@
-"""failures.csv: one row per cell that did not succeed, or that a validity rule marks."""
+"""failures.csv: one row per cell that did not succeed, or that a device fault excludes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FailureRow(Section):
     strategy: str = column("name of the strategy or variant")
     gpus: int = column("replicas of the cell")
     seed: int | None = column("the run", empty="the row is for all seeds")
-    outcome: str = column("oom, timeout, diverged, failed, refused, unsupported or suspect")
+    outcome: str = column("oom, timeout, diverged, failed, refused, unsupported or device fault")
     phase: str | None = column("the phase in which it failed", empty="it is not known")
     rank: int | None = column("the rank that failed first", empty="it is not known")
     reason: str = column("why, in one message")
@@ -38,8 +38,8 @@ def _row(planned: PlannedCell) -> FailureRow | None:
         reason = failure.exception
     elif planned.outcome is Outcome.REFUSED:
         reason = planned.refusal
-    elif planned.outcome is Outcome.SUSPECT and metrics:
-        reason = "; ".join(metrics.validity_reasons)
+    elif planned.outcome is Outcome.DEVICE_FAULT and metrics:
+        reason = "; ".join(metrics.device_faults)
     else:
         return None
     return FailureRow(

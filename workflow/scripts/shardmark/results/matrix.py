@@ -9,6 +9,7 @@ from shardmark.cells import Cell, cells_of
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config.schema import Config
 from shardmark.errors import UserError
+from shardmark.measurement.rules import Peers
 from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, read_metrics
 from shardmark.results.outcome import Outcome
@@ -52,8 +53,8 @@ def read_result(cell: Cell, root: Path = Path()) -> Metrics:
 def read_matrix(config: Config, root: Path = Path()) -> list[PlannedCell]:
     """Return all planned cells in the configuration's order, with their results under ``root``."""
     planned = [_read_cell(cell, root) for cell in cells_of(config)]
-    results = [one.metrics for one in planned if one.metrics]
-    return [_judge(one, results) for one in planned]
+    peers = Peers(one.metrics for one in planned if one.metrics)
+    return [_judge(one, peers) for one in planned]
 
 
 def _read_cell(cell: Cell, root: Path) -> PlannedCell:
@@ -66,15 +67,15 @@ def _read_cell(cell: Cell, root: Path) -> PlannedCell:
     return PlannedCell(cell, Outcome(metrics.status), metrics)
 
 
-def _judge(planned: PlannedCell, results: list[Metrics]) -> PlannedCell:
+def _judge(planned: PlannedCell, peers: Peers) -> PlannedCell:
     """Apply the rules that need the other results too, and compare the code with today's."""
     if planned.metrics is None:
         return planned
-    metrics = judged(planned.metrics, results)
+    metrics = judged(planned.metrics, peers)
     stale = metrics.code_sha256 != code_sha256(code_of_cell(planned.cell))
     outcome = planned.outcome
-    if outcome is Outcome.OK and metrics.validity == "suspect":
-        outcome = Outcome.SUSPECT
+    if outcome is Outcome.OK and metrics.device_faults:
+        outcome = Outcome.DEVICE_FAULT
     elif outcome is Outcome.OK and stale:
         outcome = Outcome.STALE
     return replace(planned, outcome=outcome, metrics=metrics, stale=stale)

@@ -9,7 +9,7 @@ class Outcome(StrEnum):
     """How a planned cell ended, in the order in which outcomes are listed."""
 
     OK = "ok"
-    SUSPECT = "suspect"
+    DEVICE_FAULT = "device fault"
     STALE = "stale"
     OOM = "oom"
     TIMEOUT = "timeout"
@@ -32,7 +32,7 @@ class Outcome(StrEnum):
 
 _SIGNS = {
     Outcome.OK: ("●", "ran to its end"),
-    Outcome.SUSPECT: ("◐", "ran, but a validity rule marks it"),
+    Outcome.DEVICE_FAULT: ("◐", "ran, but a device fault excludes it"),
     Outcome.STALE: ("○", "ran, with earlier code"),
     Outcome.OOM: ("M", "out of memory"),
     Outcome.TIMEOUT: ("T", "over its time limit"),

@@ -145,10 +145,10 @@ def cells_of_set(found: ResultSet) -> pd.DataFrame:
 
 def _row(result: Result, parity: Mapping[tuple[str, str, int], str]) -> CellRow:
     cell, metrics = result.cell, result.metrics
-    outcome = Outcome.SUSPECT if metrics.validity == "suspect" else Outcome(metrics.status)
+    outcome = Outcome.DEVICE_FAULT if metrics.device_faults else Outcome(metrics.status)
     planned = PlannedCell(cell, outcome, metrics)
     verdict = parity.get((cell.workload, cell.strategy, cell.gpus), "missing")
-    excluded = why_excluded(planned, verdict, compare_suspect=False)
+    excluded = why_excluded(planned, verdict)
     row = cell_row(planned, verdict, excluded)
     return row.model_copy(update={"path": str(result.path)})
 

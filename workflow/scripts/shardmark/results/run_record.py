@@ -42,8 +42,7 @@ class RunRecord(Section):
         run: name of the matrix.
         baseline: the strategy that the others are compared with.
         device: cuda or cpu.
-        steady_s: seconds of the steady window that the configuration asks for.
-        compare_suspect: whether suspect cells take part in comparisons.
+        steady_min_s: least seconds of the steady window.
         workloads: each workload in one sentence.
         chance_accuracy: by workload, the accuracy of guessing; without generated data, from which
             nothing can be learned.
@@ -55,8 +54,7 @@ class RunRecord(Section):
     run: str
     baseline: str
     device: str
-    steady_s: float
-    compare_suspect: bool
+    steady_min_s: float
     workloads: dict[str, str]
     chance_accuracy: dict[str, float]
     config: dict[str, Any]
@@ -70,8 +68,7 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
         run=config.run,
         baseline=config.baseline,
         device=config.cluster.device,
-        steady_s=config.measure.steady_s,
-        compare_suspect=config.validity.compare_suspect,
+        steady_min_s=config.measure.steady_min_s,
         workloads={name: describe_workload(config, name) for name in config.matrix.workloads},
         chance_accuracy={
             name: 1 / config.workloads[name].classes

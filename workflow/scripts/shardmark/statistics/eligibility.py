@@ -45,7 +45,7 @@ def counted(cells: pd.DataFrame) -> pd.DataFrame:
     """The runs that a strategy's medians are of: those that take part in comparisons.
 
     A strategy that has none at a GPU count is compared to nothing, and shown by those of its runs
-    that are ok and not suspect; by all that are ok if there are none.
+    that are ok and have no device fault; by all that are ok if there are none.
     """
     if cells.empty:
         return cells
@@ -53,7 +53,7 @@ def counted(cells: pd.DataFrame) -> pd.DataFrame:
     keys = [cells[name] for name in (*GROUP, "strategy")]
     left = pd.Series(True, index=cells.index)
     chosen = ~left
-    for better in (cells["excluded"] == "", ok & (cells["validity"] != "suspect"), ok):
+    for better in (cells["excluded"] == "", ok & (cells["device_faults"] == ""), ok):
         chosen |= left & better
         left &= ~chosen.groupby(keys).transform("any")
     return cells[chosen]

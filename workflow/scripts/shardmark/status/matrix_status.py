@@ -29,7 +29,7 @@ from shardmark.time_limits import limit_minutes
 
 State = Literal[
     "ok",
-    "suspect",
+    "device fault",
     "running",
     "queued",
     "oom",
@@ -44,7 +44,7 @@ State = Literal[
 ]
 FAILED = ("oom", "timeout", "diverged", "failed")
 # States that need no further run.
-DONE = ("ok", "suspect", "unsupported")
+DONE = ("ok", "device fault", "unsupported")
 # Snakemake's executor writes its jobs' logs here: rule_<rule>/<wildcards>/<job>.log.
 SLURM_LOGS = Path(".snakemake/slurm_logs")
 
@@ -163,8 +163,8 @@ def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:
     if metrics.status == "ok":
         return CellStatus(
             cell,
-            "suspect" if metrics.validity == "suspect" else "ok",
-            "; ".join(metrics.validity_reasons),
+            "device fault" if metrics.device_faults else "ok",
+            "; ".join(metrics.device_faults),
             job,
             images_per_s=metrics.throughput.images_per_s if metrics.throughput else None,
         )
@@ -196,7 +196,7 @@ def _of_cell(
         job, own = _last_slurm_log(cell, root)
         reason = "ended without a result; the next run starts it again"
         return CellStatus(cell, "interrupted", reason, job, own or log)
-    if found.state in ("ok", "suspect") and not (folder / STAMP).exists():
+    if found.state in ("ok", "device fault") and not (folder / STAMP).exists():
         # Snakemake will run it again: this result was kept because a rerun failed.
         failed = folder / "metrics.failed.json"
         why = f"a rerun of it failed; {failed.relative_to(root)}" if failed.exists() else "is owed"

@@ -1,8 +1,9 @@
 """Show the state of a matrix as text: a grid of cells, then the failed and the running cells.
 
-Queued, suspect and stale cells are only counted, since there may be hundreds. No line is wider than
-the terminal, except a path, which stays in one piece so that it can be copied. In a terminal the
-grid has symbols and colours, and no two states differ only in colour. Elsewhere it is plain ASCII.
+Queued and stale cells and those with a device fault are only counted, since there may be hundreds.
+No line is wider than the terminal, except a path, which stays in one piece so that it can be
+copied. In a terminal the grid has symbols and colours, and no two states differ only in colour.
+Elsewhere it is plain ASCII.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Look:
 
 LOOKS: dict[State, Look] = {
     "ok": Look("+", "●", GREEN),
-    "suspect": Look("?", "?", YELLOW),
+    "device fault": Look("?", "?", YELLOW),
     "running": Look(">", "▶", CYAN),
     "queued": Look("q", "◔", BLUE),
     "oom": Look("M", "M", RED),
@@ -173,7 +174,7 @@ def _counted(cells: Iterable[CellStatus]) -> Iterator[str]:
     """Count, by reason, the cells that are not listed one by one."""
     for state, why in (
         ("queued", "Slurm's reasons"),
-        ("suspect", "the first rule that marks each"),
+        ("device fault", "the first of each cell"),
         ("stale", "why"),
     ):
         reasons = Counter(one.detail.partition(":")[0] for one in cells if one.state == state)

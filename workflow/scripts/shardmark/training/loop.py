@@ -349,7 +349,6 @@ class CellTraining:
         throughput = Throughput(
             **summary,
             images_per_s_per_gpu=summary["images_per_s"] / self.cell.gpus,
-            window_complete=window.end_s - window.begin_s >= self.cell.measure.steady_s,
             warmup_steps=len(window.warmup_ms),
             warmup_converged=window.converged,
             gc_collections=sum(collections for _, collections in everyone),

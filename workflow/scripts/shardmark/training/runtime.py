@@ -54,6 +54,12 @@ class Runtime:
         dist.all_reduce(total)
         return total
 
+    def largest_over_ranks(self, number: float) -> float:
+        """The largest of all ranks' numbers, on every rank."""
+        largest = torch.tensor([number], dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return float(largest.item())
+
     def rank0_decides(self, number: float) -> float:
         """Rank 0's number, on every rank."""
         choice = torch.tensor([number], dtype=torch.float64, device=self.device)

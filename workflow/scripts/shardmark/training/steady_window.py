@@ -1,10 +1,10 @@
-"""The steady window: uninterrupted timed steps, after a warm-up until step times settle."""
+"""The steady window: timed steps until their mean is precise, after a warm-up until they settle."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from shardmark.config.schema import Measure
 from shardmark.measurement.clocks import Phases, StepClock
 from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host
-from shardmark.measurement.steady_state import is_stationary
+from shardmark.measurement.steady_state import BATCHES, half_width_pct, is_stationary
 from shardmark.metrics import HostUse
 from shardmark.training.probe import uuid_of
 from shardmark.training.runtime import Runtime
@@ -23,6 +23,8 @@ from shardmark.training_result import TorchMemory
 
 # Factor on the estimated number of steps, so that steps faster than estimated still fill a window.
 WINDOW_MARGIN = 1.1
+# Factors by which a window that is not precise yet grows.
+LEAST_GROWTH, MOST_GROWTH = 1.25, 2.0
 
 
 class Window(NamedTuple):
@@ -52,11 +54,14 @@ class Window(NamedTuple):
 def measure_window(
     runtime: Runtime, settings: Measure, phases: Phases, take: Callable[[], object]
 ) -> Window:
-    """Warm up, then time a window of at least ``settings.steady_s``.
+    """Warm up, then time a window until its mean step is precise.
+
+    All ranks end at the same step: after each part of the window, the rank whose own steps need
+    most decides. That is one all-reduce of a number, between two parts; most windows have one part.
 
     Args:
         runtime: this process; all processes measure together.
-        settings: the length of the window and the limits of the warm-up.
+        settings: the limits of the window and of the warm-up, and the precision to reach.
         phases: measures the time of both, as ``warmup`` and ``steady``.
         take: takes one training step.
     """
@@ -78,26 +83,25 @@ def _timed(
     take: Callable[[], object],
 ) -> Window:
     # Estimate from a fast step, not a typical one, and add a margin: the window must not be shorter
-    # than configured. Rank 0 decides, because every rank must take the same number of steps.
+    # than its least length.
     recent = sorted(warmup[-settings.warmup_min_steps :])
     step_s = recent[len(recent) // 10] / 1000
-    count = int(runtime.rank0_decides(steps_to_fill(settings.steady_s, step_s)))
+    count = _agreed(runtime, steps_to_fill(settings.steady_min_s, step_s))
     for device in runtime.gpus:
         torch.cuda.reset_peak_memory_stats(device)
     dist.barrier()
     runtime.synchronise()
     allocated = _allocated(runtime)
     collections, host = collections_so_far(), read_host()
-    clock = StepClock(runtime.device)
+    steps_ms: list[float] = []
     begin = time.monotonic()
     while count:
+        # A clock for each part: the time to decide whether another part follows is in no step.
+        clock = StepClock(runtime.device)
         _take(take, clock, count)
-        steps_ms = clock.step_ms()
+        steps_ms += clock.step_ms()
         end = time.monotonic()
-        # If steps became faster, the window is extended. The device waits for this decision, which
-        # makes the next step longer.
-        more = steps_to_fill(settings.steady_s - (end - begin), (end - begin) / len(steps_ms))
-        count = int(runtime.rank0_decides(more))
+        count = _agreed(runtime, further_steps(steps_ms, end - begin, settings))
     return Window(
         warmup_ms=warmup,
         converged=converged,
@@ -110,12 +114,40 @@ def _timed(
     )
 
 
-def steps_to_fill(missing_s: float, step_s: float) -> int:
-    """The number of steps that fill the rest of a window, with a margin; 0 if it is full.
+def _agreed(runtime: Runtime, steps: int) -> int:
+    """The steps that every rank takes: as many as the rank that needs most."""
+    return int(runtime.largest_over_ranks(steps))
 
-    At least two, because the first one includes the wait for the decision.
+
+def steps_to_fill(missing_s: float, step_s: float) -> int:
+    """The number of steps that fill the rest of the least window, with a margin."""
+    return max(1, math.ceil(WINDOW_MARGIN * missing_s / step_s))
+
+
+def further_steps(steps_ms: Sequence[float], lasted_s: float, settings: Measure) -> int:
+    """The number of steps that a window still needs; 0 if it is precise or has reached its cap.
+
+    The half-width shrinks with the root of the number of steps. The window grows by a quarter at
+    least and doubles at most: few decisions, and no long window because of one bad estimate.
+
+    Args:
+        steps_ms: times of all steps of the window so far.
+        lasted_s: its length so far.
+        settings: its least and largest length, and the precision to reach.
     """
-    return max(2, math.ceil(WINDOW_MARGIN * missing_s / step_s)) if missing_s > 0 else 0
+    step_s = lasted_s / len(steps_ms)
+    if lasted_s < settings.steady_min_s:
+        return steps_to_fill(settings.steady_min_s - lasted_s, step_s)
+    half_width = half_width_pct(steps_ms)
+    if half_width is None:
+        wanted = BATCHES - len(steps_ms)
+    elif half_width <= settings.steady_half_width_pct:
+        return 0
+    else:
+        factor = (half_width / settings.steady_half_width_pct) ** 2
+        wanted = math.ceil(len(steps_ms) * (min(max(factor, LEAST_GROWTH), MOST_GROWTH) - 1))
+    left_s = settings.steady_max_s - lasted_s
+    return min(wanted, math.ceil(left_s / step_s)) if left_s > 0 else 0
 
 
 def _warm_up(

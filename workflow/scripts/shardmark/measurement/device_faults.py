@@ -1,0 +1,221 @@
+"""Device faults: the only measurements that exclude a run from the comparisons. No torch import.
+
+Each reason contains the figure that broke the limit.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from shardmark.measurement.rules import Others, Rule, gpus_of
+from shardmark.metrics import Device, Metrics
+
+# Throttle reasons that mean heat or a fault. The power cap is not one of them: a healthy GPU under
+# load runs at its power limit.
+FAULTS = (
+    "hw_slowdown",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+)
+POWER_CAP = "sw_power_cap"
+# Limits without a source are our choice. They are well above the spread of undisturbed runs: 0.3 %
+# for one DDP cell on an H200 (README).
+MOST_THROTTLED_PCT = 1.0
+# A driver keeps less than this for itself; a CUDA context takes more.
+MOST_IDLE_MEMORY_BYTES = 256 * 2**20
+MOST_IDLE_UTILIZATION_PCT = 10.0
+# Longest stretch of the window without a sample. Our choice: throttling that is shorter than this
+# share of the window changes throughput by less than this share.
+LONGEST_GAP_PCT = 10.0
+# GPUs of one model differ by 8 % on average, some by more than 20 % (arXiv 2208.11035).
+MOST_BELOW_PEERS_PCT = 10.0
+
+
+def _throttled(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        for reason, share in (device.throttled_pct or {}).items():
+            if reason in FAULTS and share > MOST_THROTTLED_PCT:
+                yield f"{name} was slowed down by {reason} for {share:.0f} % of the window"
+
+
+def _throttling_unknown(device: Device) -> str:
+    return "the driver reports no reasons, or rarely" if device.throttled_pct is None else ""
+
+
+def capped_pct(device: Device) -> float:
+    """Return the share of the window in which a GPU ran at its power limit, percent."""
+    return (device.throttled_pct or {}).get(POWER_CAP, 0.0)
+
+
+def _power_capped(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        limit, peers = device.power_limit_w, _limits_of_peers(metrics, device, others)
+        if capped_pct(device) <= MOST_THROTTLED_PCT or limit is None or not peers:
+            continue
+        if limit < (usual := statistics.median(peers)):
+            yield (
+                f"{name} was held at {limit:.0f} W for {capped_pct(device):.0f} % of the window; "
+                f"its peers may take {usual:.0f} W"
+            )
+
+
+def _power_cap_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        if capped_pct(device) <= MOST_THROTTLED_PCT:
+            continue
+        if device.power_limit_w is None:
+            yield f"power is capped, and the driver does not report the limit ({name})"
+        elif others is not None and not _limits_of_peers(metrics, device, others):
+            yield f"power is capped, and there is no other GPU to compare the limit with ({name})"
+
+
+def _limits_of_peers(metrics: Metrics, device: Device, others: Others) -> list[float]:
+    own = [one.power_limit_w for one in _beside(metrics, device) if one.power_limit_w is not None]
+    return own + (others.limits_w(metrics, device) if others else [])
+
+
+def _beside(metrics: Metrics, device: Device) -> list[Device]:
+    """Return the cell's other GPUs of a GPU's name."""
+    return [one for _, one in gpus_of(metrics) if one is not device and one.name == device.name]
+
+
+def _shared(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        if device.foreign_processes:
+            yield f"{name} had {device.foreign_processes} processes that are not the cell's"
+        memory, load = device.idle_memory_bytes, device.idle_utilization_pct
+        if memory is not None and memory > MOST_IDLE_MEMORY_BYTES:
+            yield f"{name} had {memory / 2**20:.0f} MiB in use before the cell began"
+        if load is not None and load > MOST_IDLE_UTILIZATION_PCT:
+            yield f"{name} was busy for {load:.0f} % of the time before the cell began"
+
+
+def _sharing_unknown(device: Device) -> str:
+    if device.foreign_processes is None:
+        return "the driver does not list all processes on it, as in a container that hides them"
+    if device.idle_memory_bytes is None or device.idle_utilization_pct is None:
+        return "its memory and load before the cell began are not known"
+    return ""
+
+
+def _no_telemetry(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        if not device.samples:
+            yield f"{name} has no sample in the window"
+
+
+def _telemetry_unknown(device: Device) -> str:
+    if device.longest_gap_pct is None:
+        return "how often it was sampled was not recorded"
+    if device.longest_gap_pct > LONGEST_GAP_PCT:
+        return f"no sample for {device.longest_gap_pct:.0f} % of the window on end"
+    return ""
+
+
+def _ecc_errors(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        if device.ecc_errors:
+            yield f"{name} had {device.ecc_errors} uncorrected memory errors"
+
+
+def _ecc_unknown(device: Device) -> str:
+    if device.ecc_errors is None:
+        return "it has no ECC, or the driver does not count its errors through"
+    return ""
+
+
+def _low_clocks(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        mine, peers = device.sm_clock_mean_mhz, _clocks_of_peers(metrics, device, others)
+        if mine is None or not peers:
+            continue
+        below = 100 * (1 - mine / (usual := statistics.median(peers)))
+        if below > MOST_BELOW_PEERS_PCT:
+            yield (
+                f"{name} ran at {mine:.0f} MHz, {below:.0f} % below the {usual:.0f} MHz of its "
+                "peers under the same load"
+            )
+
+
+def _clocks_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+    for name, device in gpus_of(metrics):
+        if not device.samples:
+            yield f"no sample fell into the window ({name})"
+        elif device.sm_clock_mean_mhz is None:
+            yield f"the driver does not report the clock ({name})"
+        elif others is not None and not _clocks_of_peers(metrics, device, others):
+            yield f"no other GPU of that name ran the same strategy and GPU count ({name})"
+
+
+def _clocks_of_peers(metrics: Metrics, device: Device, others: Others) -> list[float]:
+    clocks = [one.sm_clock_mean_mhz for one in _beside(metrics, device)]
+    own = [clock for clock in clocks if clock]
+    return own + (others.clocks_mhz(metrics, device) if others else [])
+
+
+def _of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics, Others], Iterator[str]]:
+    """Return a function that yields what GPUs lack for a rule; GPUs with the same answer share one.
+
+    Args:
+        why: returns what one GPU lacks; empty if nothing.
+    """
+
+    def unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+        lacking: dict[str, list[str]] = defaultdict(list)
+        gpus = list(gpus_of(metrics))
+        for name, device in gpus:
+            if reason := why(device) if device.samples else "no sample fell into the window":
+                lacking[reason].append(name)
+        for reason, names in lacking.items():
+            every = len(names) == len(gpus) > 1
+            yield f"{reason} ({f'all {len(gpus)} GPUs' if every else ', '.join(names)})"
+
+    return unknown
+
+
+DEVICE_FAULTS = (
+    Rule(
+        "throttled",
+        f"heat or a fault slowed a GPU down for more than {MOST_THROTTLED_PCT:g} % of the window",
+        _throttled,
+        _of_gpus(_throttling_unknown),
+    ),
+    Rule(
+        "power-capped",
+        f"a GPU ran at its power limit for more than {MOST_THROTTLED_PCT:g} % of the window, and "
+        "that limit is below those of the other GPUs of its name",
+        _power_capped,
+        _power_cap_unknown,
+    ),
+    Rule(
+        "shared GPU",
+        "another process was on a GPU, or before the cell began more than "
+        f"{MOST_IDLE_MEMORY_BYTES // 2**20} MiB were in use on it, or it was busy for more than "
+        f"{MOST_IDLE_UTILIZATION_PCT:g} % of the time",
+        _shared,
+        _of_gpus(_sharing_unknown),
+    ),
+    Rule(
+        "telemetry missing",
+        "no sample of a GPU fell into the window",
+        _no_telemetry,
+        _of_gpus(_telemetry_unknown),
+    ),
+    Rule(
+        "ECC errors",
+        "a GPU counted an uncorrected memory error",
+        _ecc_errors,
+        _of_gpus(_ecc_unknown),
+    ),
+    Rule(
+        "low clocks",
+        f"a GPU's mean clock in the window is more than {MOST_BELOW_PEERS_PCT:g} % below the "
+        "median of the other GPUs of its name under the same load (workload, strategy and GPU "
+        "count)",
+        _low_clocks,
+        _clocks_unknown,
+    ),
+)
