@@ -87,6 +87,8 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             energy_integral_j=6000.0,
             energy_disagreement_pct=0.0,
             idle_power_w=75.0,
+            memory_total_bytes=80 * 2**30,
+            sm_clock_mean_mhz=1700.0,
             idle_memory_bytes=0,
             idle_utilization_pct=0.0,
             throttled_pct={},
@@ -143,7 +145,9 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             warmup_steps=20,
             warmup_converged=True,
             slowest_rank=0,
+            half_width_pct=0.4,
             drift_pct=0.2,
+            drift_error_pct=0.1,
         ),
         "probes": [
             Probe(

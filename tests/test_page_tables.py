@@ -60,8 +60,8 @@ def test_what_could_not_be_told_is_said_first_and_beside_each_cell(tmp_path: Pat
     table = raw_table(tables.cells)
     place, name, seed = (table.headings.index(head) for head in ("unknown", "strategy", "seed"))
     unknown = {(row[name], row[seed]): row[place] for row in table.rows}
-    assert unknown["ddp [DDP]", "1"] == "throttled, input-bound"
-    assert unknown["fsdp [FSDP1]", "1"] == "input-bound"
+    assert "throttled" in unknown["ddp [DDP]", "1"].split(", ")
+    assert "throttled" not in unknown["fsdp [FSDP1]", "1"].split(", ")
 
 
 def test_comparisons_without_pairs_say_so() -> None:

@@ -78,8 +78,8 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
         for table in (findings.comparisons, findings.scaling)
     )
     compared = compared[compared.family == "primary"]
-    order = medians.images_per_s.sort_values(ascending=False).index
-    names = [*order, *(name for name in cells.strategy.unique() if name not in order)]
+    order = _speeds(medians.images_per_s, compared.ratio, baseline).sort_values(ascending=False)
+    names = [*order.index, *(name for name in cells.strategy.unique() if name not in order)]
     rows = []
     for name in names:
         own = cells[cells.strategy == name]
@@ -114,6 +114,14 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
         headings=headings,
         rows=[[row[heading] for heading in headings] for row in rows],
     )
+
+
+def _speeds(medians: pd.Series, ratios: pd.Series, baseline: str) -> pd.Series:
+    """Return what the rows are ordered by: the ratio to the baseline, which is 1 itself.
+
+    Where there is none, it is the ratio of the medians.
+    """
+    return ratios.reindex(medians.index).fillna(medians / medians.get(baseline, 1.0))
 
 
 def _per_gpu(device: str) -> str:
