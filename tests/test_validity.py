@@ -403,8 +403,8 @@ def test_a_gpu_that_is_power_capped_below_its_peers_is_excluded() -> None:
     found = judged_among(low, [low, high, capped(700)])
     assert excluded(found) == "power-capped"
     assert found.device_faults == [
-        "power-capped: GPU 0 of n1 was held at 400 W for 100 % of the window; its peers may take "
-        "700 W"
+        "power-capped: GPU 0 of n1 was held at 400 W for 100 % of the window, where its peers "
+        "may take 700 W"
     ]
     assert judged_among(high, [low, high, capped(700)]).device_faults == []
 

@@ -1,5 +1,7 @@
 """Run one cell: launch its processes, judge how they ended, write one valid metrics.json.
 
+A cell whose measurement has a device fault is measured again at once, if its time limit allows.
+
 The exit status is 0 for every outcome that is a result (ok, oom, timeout, diverged, failed,
 unsupported). It is 1 if there is no result: the set-up is wrong, or something else killed the
 processes.
@@ -8,7 +10,12 @@ processes.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,10 +28,15 @@ from shardmark.files import write_text
 from shardmark.launching.cell_result import completed, outcome, slurm_job, write_steps
 from shardmark.launching.endings import failure_of
 from shardmark.launching.launch import launch
-from shardmark.launching.scratch import CONTROLLER_STARTED, scratch_folder
-from shardmark.metrics import SIDE_FILES, Failure, Metrics, read_metrics
+from shardmark.launching.scratch import CONTROLLER_STARTED, empty_scratch, scratch_folder
+from shardmark.measurement.rules import Peers
+from shardmark.measurement.validity import judged, names_of_rules
+from shardmark.metrics import SIDE_FILES, Failure, Metrics, OtherAttempt, read_metrics
 from shardmark.strategies import STRATEGIES
 from shardmark.training_result import TrainingResult
+
+# Folder beside a result for the first of two measurements.
+FIRST_ATTEMPT = "first_attempt"
 
 
 def run_cell(
@@ -112,14 +124,71 @@ def made_meanwhile(cell: Cell, path: Path) -> bool:
     return young and (found.cell_sha256, found.code_sha256) == same
 
 
+def device_faults_of(metrics: Metrics, output: Path) -> list[str]:
+    """Return a result's device faults, beside the results of its workload and GPU count so far."""
+    if all(device.kind != "gpu" for device in metrics.devices):
+        return []
+    peers = []
+    for path in output.absolute().parents[3].glob(f"*/gpus{metrics.cell.gpus}/seed*/metrics.json"):
+        with contextlib.suppress(UserError):
+            peers.append(read_metrics(path))
+    return judged(metrics, Peers(peers)).device_faults
+
+
+def measure_again(
+    first: Metrics,
+    faults: Sequence[str],
+    scratch: Path,
+    output: Path,
+    measure: Callable[[], Metrics],
+) -> Metrics:
+    """Measure a cell again and return the result that counts.
+
+    The second measurement counts if it is ok, whether or not it has a device fault too; the first
+    is then kept in a folder beside the result. Otherwise the first counts, and the second is in
+    metrics.failed.json.
+
+    Args:
+        first: the first result, whose side files are in ``scratch``.
+        faults: its device faults.
+        scratch: the scratch folder of both.
+        output: the metrics.json to write later.
+        measure: measures the cell once, in ``scratch``.
+    """
+    names = ", ".join(names_of_rules(faults))
+    print(f"[{first.cell.title}] device fault ({names}): measured again", flush=True)
+    kept = output.parent / FIRST_ATTEMPT / output.name
+    publish(scratch, kept, first)
+    empty_scratch(scratch)
+    second = measure()
+    if second.status == "ok":
+        other = OtherAttempt(attempt=1, status=first.status, device_faults=list(faults))
+        return judged(second.model_copy(update={"other_attempt": other}))
+    write_text(
+        output.with_name("metrics.failed.json"), second.model_dump_json(indent=1, by_alias=True)
+    )
+    empty_scratch(scratch)
+    move_side_files(kept.parent, scratch)
+    shutil.rmtree(kept.parent)
+    other = OtherAttempt(attempt=2, status=second.status, device_faults=second.device_faults)
+    return judged(first.model_copy(update={"other_attempt": other}))
+
+
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
     """Move a result into place: side files first, metrics.json last, because that one counts."""
     for pattern in SIDE_FILES:
         for old in output.parent.glob(pattern):
             old.unlink()
-        for new in scratch.glob(pattern):
-            new.replace(output.parent / new.name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    move_side_files(scratch, output.parent)
     write_text(output, metrics.model_dump_json(indent=1, by_alias=True))
+
+
+def move_side_files(source: Path, target: Path) -> None:
+    """Move the files that belong to a metrics.json."""
+    for pattern in SIDE_FILES:
+        for path in source.glob(pattern):
+            path.replace(target / path.name)
 
 
 @one_message
@@ -138,27 +207,35 @@ def main() -> None:
         "--stall-limit-minutes", type=float, help="and after this time without progress"
     )
     arguments = parser.parse_args()
-    limit, stall = arguments.time_limit_minutes, arguments.stall_limit_minutes
-    started = datetime.now(UTC)
     cell = cell_of(
         arguments.config, arguments.workload, arguments.strategy, arguments.gpus, arguments.seed
     )
     if made_meanwhile(cell, arguments.output):
         print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
         return
+    begin = time.monotonic()
+    limit, stall = arguments.time_limit_minutes, arguments.stall_limit_minutes
+    limit_s, stall_s = limit * 60 if limit else math.inf, stall * 60 if stall else None
+
     with scratch_folder(arguments.output) as scratch:
-        metrics = run_cell(
-            cell,
-            scratch,
-            limit_s=limit * 60 if limit else None,
-            stall_s=stall * 60 if stall else None,
-        )
-        order = {
-            "started_at": started.isoformat(),
-            "ended_at": datetime.now(UTC).isoformat(),
-            "planned_place": arguments.place,
-        }
-        metrics = metrics.model_copy(update={"provenance": metrics.provenance | order})
+
+        def measure() -> Metrics:
+            started = datetime.now(UTC)
+            left_s = limit_s - (time.monotonic() - begin)
+            metrics = run_cell(cell, scratch, limit_s=left_s if limit else None, stall_s=stall_s)
+            order = {
+                "started_at": started.isoformat(),
+                "ended_at": datetime.now(UTC).isoformat(),
+                "planned_place": arguments.place,
+            }
+            return metrics.model_copy(update={"provenance": metrics.provenance | order})
+
+        metrics = measure()
+        faults = device_faults_of(metrics, arguments.output)
+        if faults and 2 * (time.monotonic() - begin) <= limit_s:
+            metrics = measure_again(metrics, faults, scratch, arguments.output, measure)
+        else:
+            shutil.rmtree(arguments.output.parent / FIRST_ATTEMPT, ignore_errors=True)
         keep_good_result(arguments.output, metrics)
         publish(scratch, arguments.output, metrics)
     print(f"[{cell.title}] {metrics.status}", flush=True)

@@ -336,6 +336,17 @@ class Provenance(TypedDict, total=False):
     merged_from: dict[str, str]
 
 
+class OtherAttempt(Record):
+    """The other of a cell's two measurements; a device fault made the cell run again.
+
+    ``attempt`` is 1 if the second measurement counts, 2 if the first does.
+    """
+
+    attempt: Literal[1, 2]
+    status: Status
+    device_faults: list[str]
+
+
 class SlurmJob(Record):
     """The Slurm job in which a cell ran; the cells of a group share one."""
 
@@ -361,6 +372,7 @@ class Metrics(Record):
     device_faults: list[str] = []
     labels: list[str] = []
     unknown: list[str] = []
+    other_attempt: OtherAttempt | None = None
     loss: Loss | None = None
     accuracy: Accuracy | None = None
     time_s: Times | None = None

@@ -81,6 +81,15 @@ def scratch_folder(result: Path) -> Iterator[Path]:
         _remove(folder)
 
 
+def empty_scratch(folder: Path) -> None:
+    """Remove what a run left in its scratch folder, and keep holding the folder."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != OWNER:
+            path.unlink()
+
+
 def why_alive(folder: Path) -> str:
     """Say which live run holds the folder; empty if there is none."""
     owner = owner_of(folder)

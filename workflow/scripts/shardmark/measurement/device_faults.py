@@ -57,8 +57,8 @@ def _power_capped(metrics: Metrics, others: Others) -> Iterator[str]:
             continue
         if limit < (usual := statistics.median(peers)):
             yield (
-                f"{name} was held at {limit:.0f} W for {capped_pct(device):.0f} % of the window; "
-                f"its peers may take {usual:.0f} W"
+                f"{name} was held at {limit:.0f} W for {capped_pct(device):.0f} % of the window, "
+                f"where its peers may take {usual:.0f} W"
             )
 
 

@@ -273,6 +273,14 @@ def _input_bound_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
         yield "no workload of the matrix is the same on synthetic images that live on the device"
 
 
+def _measured_twice(metrics: Metrics, others: Others) -> Iterator[str]:
+    other = metrics.other_attempt
+    if other is not None and other.attempt == 1:
+        yield f"the first measurement had a device fault: {', '.join(other.device_faults)}"
+    elif other is not None:
+        yield f"the first measurement counts, because the second ended as {other.status}"
+
+
 def _not_training(metrics: Metrics, others: Others) -> Iterator[str]:
     if metrics.effective_config is not None and not updates_weights(metrics):
         yield (
@@ -336,6 +344,12 @@ LABELS = (
         f"{MOST_INPUT_BOUND_PCT:g} % faster",
         _input_bound,
         _input_bound_unknown,
+    ),
+    Rule(
+        "measured twice",
+        "the first measurement had a device fault, so the cell ran again at once",
+        _measured_twice,
+        nothing,
     ),
     Rule(
         "not training",

@@ -12,6 +12,8 @@ import pandas as pd
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
+from shardmark.measurement.rules import Peers
+from shardmark.measurement.validity import judged
 from shardmark.metrics import Metrics, Parity, read_metrics, read_parity
 from shardmark.results.cell_rows import CellRow, cell_row
 from shardmark.results.csv_tables import to_frame
@@ -140,11 +142,12 @@ def cells_of_set(found: ResultSet) -> pd.DataFrame:
     whether it applies to the cells' own case.
     """
     parity = {item.key: str(item.parity.status) for item in found.verifications}
-    return to_frame(CellRow, [_row(result, parity) for result in found.results])
+    peers = Peers(result.metrics for result in found.results)
+    return to_frame(CellRow, [_row(result, parity, peers) for result in found.results])
 
 
-def _row(result: Result, parity: Mapping[tuple[str, str, int], str]) -> CellRow:
-    cell, metrics = result.cell, result.metrics
+def _row(result: Result, parity: Mapping[tuple[str, str, int], str], peers: Peers) -> CellRow:
+    cell, metrics = result.cell, judged(result.metrics, peers)
     outcome = Outcome.DEVICE_FAULT if metrics.device_faults else Outcome(metrics.status)
     planned = PlannedCell(cell, outcome, metrics)
     verdict = parity.get((cell.workload, cell.strategy, cell.gpus), "missing")
