@@ -35,14 +35,25 @@ def data_of(config: Config, root: Path, workload: str = "w") -> Data:
     return Data.of(workload, tables, config.report.figure_width_mm, findings, root)
 
 
-def build(config: Config, root: Path, kind: str = "svg") -> Path:
-    """The page of the results under ``root``."""
-    run = root / f"results/{config.run}"
+def draw_figures(config: Config, root: Path, kind: str = "svg") -> None:
+    """Draw all figures of the results under ``root``."""
     for workload in config.matrix.workloads:
-        figures = run / "figures" / workload
+        figures = root / f"results/{config.run}/figures" / workload
         draw_all(data_of(config, root, workload), figures, kinds=[kind])
+
+
+def write_page(config: Config, root: Path) -> Path:
+    """Write the page of the results under ``root``, with the figures that are there."""
+    run = root / f"results/{config.run}"
     page = run / "report.html"
     tables, findings = read_all(config, root)
-    context = page_context(tables, findings, run / "figures", config.report.margin)
+    command = "snakemake --profile profiles/local"
+    context = page_context(tables, findings, run / "figures", config.report.margin, command)
     page.write_text(render(PAGE_TEMPLATE, context))
     return page
+
+
+def build(config: Config, root: Path, kind: str = "svg") -> Path:
+    """Draw all figures, and write the page."""
+    draw_figures(config, root, kind)
+    return write_page(config, root)

@@ -30,6 +30,21 @@ def nested_snakemake():
 SNAKEMAKE = nested_snakemake()
 
 
+def command_to_show():
+    """What runs this matrix, as a user types it."""
+    command = ["snakemake", "--profile", "profiles/local"]
+    if workflow.overwrite_configfiles:
+        files = [os.path.relpath(file) for file in workflow.overwrite_configfiles]
+        command += ["--configfile", *files]
+    if workflow.config_settings.config_args:
+        command += ["--config", *workflow.config_settings.config_args]
+    return shlex.join(command)
+
+
+# Not a parameter, for the same reason.
+COMMAND = command_to_show()
+
+
 rule write_report:
     input:
         rules.collect.output,
@@ -48,7 +63,7 @@ rule write_report:
         texts=checksum([PAGE_TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/report_page.py --results {params.results:q}"
-        " --margin {params.margin} --output {output.page:q}"
+        " --margin {params.margin} --command {COMMAND:q} --output {output.page:q}"
         " > {log:q} 2>&1"
 
 

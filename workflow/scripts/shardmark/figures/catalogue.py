@@ -8,6 +8,7 @@ from collections.abc import Callable
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from shardmark.figures.answer import answer_figure
 from shardmark.figures.data import Data
 from shardmark.figures.dot_plots import dot_plot
 from shardmark.figures.drawing import STYLE, lay_out
@@ -21,6 +22,7 @@ from shardmark.figures.trade_offs import trade_off_figure
 from shardmark.results.cell_rows import QUANTITIES
 
 DRAWN_BY: dict[str, Callable[[Data], Figure]] = {
+    "answer": answer_figure,
     "trade_off": trade_off_figure,
     "scaling": scaling_figure,
     "efficiency": efficiency_figure,

@@ -9,7 +9,6 @@ import pandas as pd
 from shardmark.escaping import csv_text
 from shardmark.files import write_text
 from shardmark.report.contents import TABLES, exported_files
-from shardmark.report.decisions import decision_table
 from shardmark.report.page_tables import (
     comparison_tables,
     failures_table,
@@ -33,8 +32,6 @@ def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table
             table[table.workload == workload]
             for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
         )
-        verdicts = [verdict for verdict in findings.verdicts if verdict.workload == workload]
-        exported["decisions"].append(_name(workload, decision_table(verdicts, device)))
         for pair in comparison_tables(comparisons, device):
             exported["comparisons"] += [table for table in pair if table.rows]
         speedups = scaling_table(scaling, tables.strategies)
