@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
-from shardmark.escaping import csv_text
 from shardmark.files import write_text
 from shardmark.report.contents import TABLES, exported_files
 from shardmark.report.page_tables import (
@@ -48,23 +45,9 @@ def write_exports(exported: dict[str, list[Table]], folder: Path) -> None:
     for file in exported_files():
         name, kind = file.split(".")
         tables = exported[name]
-        if kind == "csv":
-            text = csv_text(as_one(tables))
-        else:
-            text = to_markdown(tables) if kind == "md" else to_latex(tables)
+        text = to_markdown(tables) if kind == "md" else to_latex(tables)
         write_text(folder / file, text)
     record_checksums([folder / file for file in exported_files()], folder / "export.sha256")
-
-
-def as_one(tables: list[Table]) -> pd.DataFrame:
-    """The rows of several tables as one, each with its table's caption."""
-    headings = dict.fromkeys(heading for table in tables for heading in table.headings)
-    rows = [
-        {"table": table.caption} | dict(zip(table.headings, row, strict=True))
-        for table in tables
-        for row in table.rows
-    ]
-    return pd.DataFrame(rows, columns=["table", *headings])
 
 
 def _name(workload: str, table: Table) -> Table:

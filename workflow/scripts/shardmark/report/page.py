@@ -17,7 +17,7 @@ from shardmark.quantities import describe_gpus
 from shardmark.report.answer import Answer, answer
 from shardmark.report.captions import Shown, finding
 from shardmark.report.caveats import caveats
-from shardmark.report.contents import FIGURES, NOT_DRAWN, SECTIONS, TABLES, caption
+from shardmark.report.contents import CSV_TABLES, FIGURES, NOT_DRAWN, SECTIONS, caption
 from shardmark.report.failures import causes
 from shardmark.report.memory_bars import MemoryBars, memory_bars
 from shardmark.report.overview import (
@@ -134,7 +134,7 @@ def page_context(
         "label_rules": labels_in_words(),
         "margin_pct": f"{100 * margin:g}",
         "labels": {name: label_of(name) for name in tables.strategies},
-        "exports": TABLES,
+        "exports": CSV_TABLES,
         "same": same,
         "differing": differing,
         "describe_replicas": describe_replicas,
