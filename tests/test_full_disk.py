@@ -52,7 +52,7 @@ def command_of(script: str, config: Config, disk: Path) -> list[str]:
         "export_tables": tables,
         "plot": [
             *(*tables, "--workload", "w", "--width-mm", "180"),
-            *("--not-drawn", f"{disk}/not_drawn.json", "--output", f"{disk}/loss.svg"),
+            *("--output", str(disk)),
         ],
         "report_page": [
             *("--results", f"results/{config.run}", "--margin", "0.02"),

@@ -251,7 +251,7 @@ def test_forced_cell_reruns_alone_and_makes_stale_what_depends_on_it(project: Pr
     assert project.ran() == ["small ddp gpus2 seed1"]
     planned = project.planned()
     assert "train" not in planned
-    stale = {"collect", "summarise", "export_tables", "plot", "plot_compared", "write_report"}
+    stale = {"collect", "summarise", "export_tables", "plot", "write_report"}
     assert stale <= planned.keys()
 
 

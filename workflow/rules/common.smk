@@ -29,11 +29,9 @@ from shardmark.controller.targets import why_not_in_matrix
 from shardmark.controller.termination import Termination
 from shardmark.measurement.gpu_check import count_gate_ranks, why_no_gpus
 from shardmark.report.contents import (
-    COMPARED,
     FIGURES as FIGURE_TITLES,
-    NOT_DRAWN,
-    OUTCOMES,
     PAGE_TEMPLATE,
+    REPORT as CAPTIONS,
     caption_file,
     exported_files,
 )

@@ -15,13 +15,15 @@ from pydantic import Field
 
 from shardmark.cells import Cell
 from shardmark.config.schema import Section
+from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
     exposed_communication_pct,
     host_wait_pct,
     throttled_periods_pct,
 )
-from shardmark.metrics import Device, HostUse, Metrics, StepSplit
+from shardmark.metrics import Device, HostUse, Metrics, ModelState, StepSplit
 from shardmark.quantities import Quantity
+from shardmark.results.lanes import Lane, lane_of
 from shardmark.results.matrix import PlannedCell
 from shardmark.strategies import STRATEGIES
 
@@ -38,6 +40,7 @@ _ON_CPU = f"{NOT_REACHED}, or it ran on a CPU"
 _NO_QUOTA = f"{NOT_REACHED}, a rank has no quota, or its quota could not be read"
 _NO_RESULT = "the cell has no result"
 _NO_SLURM = "the cell did not run in a Slurm job"
+_NOT_RECORDED = f"{NOT_REACHED}, or it was not recorded"
 _NOT_EVALUATED = "the evaluation after it did not end"
 
 
@@ -62,6 +65,11 @@ class CellRow(Section):
     workload: str = column("Name of the workload.")
     strategy: str = column("Name of the strategy or variant in the matrix.")
     base: str = column("Strategy that a variant is based on; a strategy itself is its own base.")
+    lane: Lane = column(
+        "Arithmetic of the row: same_arithmetic (float32 parameters, gradients, reduction and "
+        "optimizer state), as_recommended (the framework's own mixed precision) or "
+        "other_arithmetic."
+    )
     gpus: int = column("Number of replicas.")
     nodes: int = column("Number of machines that the cell spans.")
     seed: int = column(
@@ -289,6 +297,23 @@ class CellRow(Section):
         "Peak of the memory that torch's allocator reserved on the fullest device, bytes.",
         empty=_ON_CPU,
     )
+    memory_capacity_bytes: int | None = column(
+        "Memory of the smallest device, bytes.", empty=_NOT_RECORDED
+    )
+    state_bytes: int | None = column(
+        "Parameters, gradients and optimizer state on the fullest rank, bytes.", empty=_NOT_RECORDED
+    )
+    state_predicted_bytes: int | None = column(
+        "What ZeRO's formulas predict for state_bytes, bytes.", empty=_NOT_RECORDED
+    )
+    peak_share_pct: float | None = column(
+        "Model FLOPs per second of a GPU, as a share of the peak that the probe measured, %.",
+        empty=_NOT_RECORDED,
+    )
+    datasheet_share_pct: float | None = column(
+        "Model FLOPs per second of a GPU, as a share of the peak on its datasheet, %.",
+        empty=f"{_NOT_RECORDED}, or the datasheet is not known here",
+    )
     energy_net_per_image_j: float | None = column(
         "Energy of all devices per training image, less their idle energy, J.", empty=_NO_ENERGY
     )
@@ -376,6 +401,7 @@ def cell_row(planned: PlannedCell, parity: str, excluded: str, place: int | None
     cell = planned.cell
     values: dict[str, Any] = {
         **_shared(cell),
+        "lane": lane_of(cell.options),
         "precision": cell.definition.precision,
         "batchnorm": cell.definition.batchnorm,
         "epochs": cell.definition.epochs,
@@ -423,6 +449,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         "cpu_throttled_pct": max(
             _all_known(throttled_periods_pct(use) for use in metrics.host), default=None
         ),
+        **_memory_and_peak(metrics),
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _join(device.name for device in metrics.devices),
         "device_uuids": _join(sorted(device.uuid or "" for device in metrics.devices)),
@@ -467,6 +494,26 @@ def _shared(section: Section | Cell | None) -> dict[str, Any]:
         return {}
     names = type(section).model_fields.keys() & CellRow.model_fields.keys()
     return {name: getattr(section, name) for name in names}
+
+
+def _memory_and_peak(metrics: Metrics) -> dict[str, Any]:
+    """Return the columns that compare a cell with its devices and with ZeRO's formulas."""
+    capacities = _all_known(device.memory_total_bytes for device in metrics.devices)
+    values: dict[str, Any] = {"memory_capacity_bytes": min(capacities, default=None)}
+    if memory := metrics.memory:
+        values["state_bytes"] = max(map(_state, memory.measured), default=None)
+        values["state_predicted_bytes"] = _state(memory.predicted)
+    if metrics.roofs and metrics.devices:
+        roofs = metrics.roofs
+        name, precision = metrics.devices[0].name, metrics.cell.definition.precision
+        promised = datasheet_tflops(name, precision)
+        values["peak_share_pct"] = roofs.peak_share_pct
+        values["datasheet_share_pct"] = promised and 100 * roofs.achieved_tflops / promised
+    return values
+
+
+def _state(state: ModelState) -> int:
+    return state.parameters_bytes + state.gradients_bytes + state.optimizer_state_bytes
 
 
 def _peak(devices: Sequence[Device], key: str) -> int | None:

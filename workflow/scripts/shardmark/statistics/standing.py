@@ -15,8 +15,8 @@ class Standing(Section):
         metric: the column.
         best: the strategy with the best ratio to the baseline; None without a usable cell.
         value: its median, in the unit of the column.
-        tier: how sure it is that every other strategy compared is worse: established, likely (with
-            a model only), or open (for at least one it is not shown).
+        tier: how sure it is that every other strategy compared is worse or equivalent: established,
+            likely (with a model only), or open (for at least one neither is shown).
         ratios: ratios of the other strategies to the best one.
         equivalent: those within the margin of it.
         open: those neither shown to be worse nor equivalent.
@@ -40,7 +40,7 @@ class Standing(Section):
     @property
     def shown(self) -> bool:
         """Whether every other strategy compared is shown to be worse."""
-        return self.tier != "open"
+        return self.tier != "open" and not self.equivalent
 
 
 class Verdict(Section):

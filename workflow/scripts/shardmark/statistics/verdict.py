@@ -137,7 +137,7 @@ def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> St
         metric=metric.column,
         best=best,
         value=float(values.median()),
-        tier=_weakest(worse) if 0 < len(worse) == len(compared) else "open",
+        tier=_weakest(compared) if compared and not left else "open",
         ratios={row.strategy: row.ratio for row in compared if row.ratio is not None},
         equivalent=_names(row for row in rows if row.verdict == EQUIVALENT),
         open=_names(left),
