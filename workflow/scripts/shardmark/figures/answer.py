@@ -21,8 +21,8 @@ BAND = "#E3E3E3"
 FEWEST_COUNTS = 2
 LOWEST_MM = 46.0
 # Height of a label, and of all that is above and below a panel.
-LABEL_MM = 3.2
-AROUND_MM = 14.0
+LABEL_MM = 3.4
+AROUND_MM = 20.0
 
 
 def answer_figure(data: Data) -> Figure:
@@ -33,17 +33,21 @@ def answer_figure(data: Data) -> Figure:
     assert data.findings
     rows = data.findings.comparisons
     rows = rows[(rows.workload == data.workload) & (rows.family == "primary") & rows.ratio.notna()]
-    if rows.empty:
-        raise NothingToDraw("no strategy could be compared with the baseline")
-    count = int(rows.gpus.max())
+    rows = rows[rows.gpus.isin(data.gpus)]
     medians = data.counted.groupby(["strategy", "gpus"])[THROUGHPUT.column].median().dropna()
     scales = medians.index.get_level_values("gpus").nunique() >= FEWEST_COUNTS
+    number = (not rows.empty) + scales
+    if not number:
+        raise NothingToDraw("no strategy could be compared with the baseline")
     height = max(LOWEST_MM, len(data.labels) * ROW_MM + 15)
-    figure = Figure(figsize=(data.width_mm * MM, height * MM))
-    panels = figure.subplots(1, 2 if scales else 1, squeeze=False)[0]
-    _ratios(panels[0], data, rows[rows.gpus == count].set_index("strategy"), count)
+    shape = (number, 1) if data.narrow else (1, number)
+    figure = Figure(figsize=(data.width_mm * MM, shape[0] * height * MM))
+    panels = list(figure.subplots(*shape, squeeze=False).flat)
+    if not rows.empty:
+        count = int(rows.gpus.max())
+        _ratios(panels[0], data, rows[rows.gpus == count].set_index("strategy"), count)
     if scales:
-        _throughput(panels[1], data, medians, height)
+        _throughput(panels[-1], data, medians, height)
     return figure
 
 
@@ -85,7 +89,11 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _signed(f"{x:+g}") if x else "0"))
     axes.set_xlabel(f"Throughput against {data.labels[data.baseline]} (%), linear")
     equal = f"grey band: equal within {100 * margin:g} %"
-    axes.set_title(f"{data.describe_gpus(count)}; {equal}", loc="left")
+    axes.set_title(_in_width(data, data.describe_gpus(count), equal), loc="left")
+
+
+def _in_width(data: Data, *parts: str) -> str:
+    return (";\n" if data.narrow else "; ").join(parts)
 
 
 def _why_absent(data: Data, name: str, count: int) -> str:
@@ -124,7 +132,7 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
     axes.set_axisbelow(True)
     unit = "Processes" if data.device == "cpu" else "GPUs"
     axes.set_xlabel(f"{unit}, linear")
-    axes.set_title(f"{THROUGHPUT.heading}, linear; dashed: ideal", loc="left")
+    axes.set_title(_in_width(data, f"{THROUGHPUT.heading}, linear", "dashed: ideal"), loc="left")
     _label_ends(axes, data, ends, height_mm)
 
 
