@@ -315,6 +315,9 @@ def _rates(simulations: int, sizes: Iterable[int], unpaired: int) -> Iterator[di
                 counts[quantity, difference] += 1
                 happened[quantity, difference] += event
         for (quantity, difference), count in counts.items():
+            # So few families had a comparison of that tier that their rate says nothing.
+            if count < number / 10:
+                continue
             rate = happened[quantity, difference] / count
             yield {
                 "scenario": scenario.name,

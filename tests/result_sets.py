@@ -14,6 +14,7 @@ from shardmark.metrics import Device, Efficiency, Failure, Metrics, Parity, Thro
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
+GPU = Device(index=0, node="node1", kind="gpu", name="NVIDIA H200", uuid="GPU-00", samples=100)
 
 
 def cells(run: str, strategies: Sequence[str], seeds: Sequence[int], **changes: Any) -> list[Cell]:
@@ -69,7 +70,7 @@ def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Me
             warmup_converged=True,
             slowest_rank=0,
         ),
-        devices=[Device(index=0, node="node1", kind="gpu", name="NVIDIA H200", uuid="GPU-00")],
+        devices=[GPU],
         efficiency=Efficiency(energy_per_image_j=400 / images_per_s, memory_peak_bytes=10 * GIB),
     )
 

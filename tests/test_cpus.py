@@ -199,7 +199,7 @@ def test_the_cores_of_a_node_with_gpus_are_shared_out_alike(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(node, "usable_cpus", lambda: 64)
-    cell = cell_at().model_copy(update={"device": "cuda", "base": strategy, "gpus": processes})
+    cell = cell_at(strategy, processes, cluster__device="cuda")
     plan = node.Plan(
         cell=cell,
         script=tmp_path,

@@ -130,7 +130,13 @@ def ok(cell: Cell) -> Metrics:
 
 def ended(cell: Cell, status: str, reason: str | None = None) -> Metrics:
     failure = None if reason is None else Failure.plain(reason)
-    return Metrics(cell=cell, cell_sha256="", code_sha256="", status=status, failure=failure)  # type: ignore[arg-type]
+    return Metrics(
+        cell=cell,
+        cell_sha256=cell.fingerprint(),
+        code_sha256="",
+        status=status,  # type: ignore[arg-type]
+        failure=failure,
+    )
 
 
 def test_without_a_terminal_a_cell_that_ends_is_one_plain_line(plain: Matrix) -> None:

@@ -74,8 +74,8 @@ def test_a_fastest_that_is_likely_against_one_is_likely_at_all() -> None:
 
 def test_an_open_ranking_says_how_many_runs_would_settle_it() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.0, "fsdp2": 0.5})
-    # DDP varies by 3 %, and its mean is 1 % higher.
-    changes = [1.04, 0.98, 1.04, 0.98, 1.04, 0.98, 1.04, 0.98, 1.01]
+    # DDP varies by 4 %, and its mean is 2 % higher.
+    changes = [1.06, 0.98, 1.06, 0.98, 1.06, 0.98, 1.06, 0.98, 1.02]
     cells.loc[cells["strategy"] == "ddp", "images_per_s"] *= changes
     found = verdict_of(cells)
     assert (found.fastest.tier, found.fastest.best) == ("open", "ddp")

@@ -94,7 +94,7 @@ def test_a_cell_without_a_result_does_not_end_its_group(project: SlurmProject) -
 
 
 @pytest.mark.parametrize(
-    ("groups", "cluster", "words"),
+    ("groups", "settings", "words"),
     [
         ("train=cells", {}, "cells of 1, 2 GPUs"),
         ("check_parity=gate", {}, "check_parity cannot be grouped, only train"),
@@ -102,10 +102,10 @@ def test_a_cell_without_a_result_does_not_end_its_group(project: SlurmProject) -
     ],
 )
 def test_groups_that_cannot_work_are_refused_at_the_start(
-    groups: str, cluster: dict[str, str], words: str, project: SlurmProject
+    groups: str, settings: dict[str, str], words: str, project: SlurmProject
 ) -> None:
     project.stand_in()
-    project.matrix("ddp", "2, 1", device="cuda", **cluster)
+    project.matrix("ddp", "2, 1", device="cuda", **settings)
     name = groups.partition("=")[2]
     both = [project.path("ddp", gpus) for gpus in (2, 1)]
     result = project.run(*both, "--groups", groups, "--group-components", f"{name}=3")

@@ -10,6 +10,8 @@ def orphans():
 
 
 onstart:
+    if reason := why_no_room(Path(RESULTS)):
+        sys.exit(reason)
     try:
         save_config(CONFIG, Path(CONFIG_FILE))
     except OSError as error:
@@ -17,8 +19,6 @@ onstart:
     jobs = list(workflow.dag.needrun_jobs())
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
-    if reason := why_no_room(Path(RESULTS)):
-        sys.exit(reason)
     if planned and CONFIG.cluster.device == "cuda" and workflow.local_exec:
         reason = why_no_gpus(max(cell.gpus for cell in planned))
         if reason:
