@@ -67,7 +67,7 @@ def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> Non
     assert found.badge == "established"
     assert found.text.startswith("Use DDP. Fastest on 2 GPUs (10,0")
     assert "images/s), 9.0 of 80 GiB. If memory is tight: FSDP2 (−3" in found.text
-    assert "−33.3 % memory). Avoid DeepSpeed ZeRO-3 (−7" in found.text
+    assert "−33 % memory). Avoid DeepSpeed ZeRO-3 (−7" in found.text
     assert found.text.endswith("Out of memory: DataParallel.")
     assert len(found.text.split()) < 60
 

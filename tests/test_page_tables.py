@@ -8,8 +8,8 @@ from built_pages import read_all
 from gpu_matrix import config_of, metrics_of, write, write_matrix, write_parity
 from result_tables import GPU, cells_table
 from shardmark.cells import cell_of
+from shardmark.report.caveats import caveats
 from shardmark.report.exports import tables_to_export
-from shardmark.report.page import caveats
 from shardmark.report.page_tables import comparison_tables, parity_table, raw_table, scaling_table
 from shardmark.statistics.comparisons import compare
 
@@ -55,8 +55,8 @@ def test_what_could_not_be_told_is_said_first_and_beside_each_cell(tmp_path: Pat
     silent = [device.model_copy(update={"throttled_pct": None}) for device in good.devices]
     write(good.model_copy(update={"devices": silent}), tmp_path)
     tables, _ = read_all(config, tmp_path)
-    (said,) = (one for one in caveats(tables) if one.startswith("Could not be checked: "))
-    assert "throttled (1 run)" in said
+    (said,) = (one for one in caveats(tables) if one.text.startswith("Could not be checked: "))
+    assert "throttled (1 run)" in said.text
     table = raw_table(tables.cells)
     place, name, seed = (table.headings.index(head) for head in ("unknown", "strategy", "seed"))
     unknown = {(row[name], row[seed]): row[place] for row in table.rows}

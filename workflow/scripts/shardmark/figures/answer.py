@@ -11,15 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import FAINT, GREY, MM, ROW_MM, absent, marker, tick
+from shardmark.figures.drawing import FAINT, GREY, LEFT_OUT, MM, absent, marker, tick
 from shardmark.results.cell_rows import QUANTITIES
-from shardmark.results.outcome import Outcome
+from shardmark.results.exclusion import describe_absence
 
 THROUGHPUT = QUANTITIES["images_per_s"]
 BAND = "#E3E3E3"
 # Beside this many GPU counts, the right panel says nothing.
 FEWEST_COUNTS = 2
 LOWEST_MM = 46.0
+# The first screen has little room.
+ROW_MM = 4.3
 # Height of a label, and of all that is above and below a panel.
 LABEL_MM = 3.4
 AROUND_MM = 20.0
@@ -64,7 +66,8 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
             axes.plot(0, place, **marker(look, 6))
             continue
         if name not in rows.index:
-            absent(axes, place, _why_absent(data, name, count))
+            runs = data.cells[(data.cells.strategy == name) & (data.cells.gpus == count)]
+            absent(axes, place, describe_absence(runs))
             continue
         row = rows.loc[name]
         middle, low, high = (100 * (row[one] - 1) for one in ("ratio", "ci_low", "ci_high"))
@@ -96,11 +99,6 @@ def _in_width(data: Data, *parts: str) -> str:
     return (";\n" if data.narrow else "; ").join(parts)
 
 
-def _why_absent(data: Data, name: str, count: int) -> str:
-    cells = data.cells[(data.cells.strategy == name) & (data.cells.gpus == count)]
-    return ", ".join(Outcome(one).meaning for one in cells.outcome.unique())
-
-
 def _signed(text: str) -> str:
     return text.replace("-", "−")
 
@@ -111,9 +109,11 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
         if name not in medians.index.get_level_values("strategy"):
             continue
         own, look = medians[name].sort_index(), data.looks[name]
-        axes.plot(own.index, own, color=look.colour, linewidth=1.3)
-        axes.plot(own.index, own, linestyle="none", **marker(look, 5))
-        ends[name] = (int(own.index[-1]), float(own.iloc[-1]))
+        last = int(own.index[-1])
+        pale = None if name in data.compared_at(last) else LEFT_OUT
+        axes.plot(own.index, own, color=look.colour, linewidth=1.3, alpha=pale)
+        axes.plot(own.index, own, linestyle="none", **marker(look, 5), alpha=pale)
+        ends[name] = (last, float(own.iloc[-1]))
     first = int(medians.index.get_level_values("gpus").min())
     start = float(medians.xs(first, level="gpus").max())
     axes.plot(
@@ -147,7 +147,7 @@ def _label_ends(
     for name, height in zip(names, spread(wanted, step), strict=True):
         look = data.looks[name]
         axes.annotate(
-            data.labels[name],
+            data.labels[name] + ("" if name in data.compared_at(ends[name][0]) else ", excluded"),
             ends[name],
             xytext=(1.05, height),
             textcoords="axes fraction",

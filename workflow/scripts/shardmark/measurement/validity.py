@@ -52,7 +52,7 @@ def names_of_rules(reasons: Iterable[str]) -> list[str]:
 
 def unchecked_rules(unknown: Iterable[str]) -> list[str]:
     """Return the names of the rules and labels that could not be checked, each once."""
-    return list(dict.fromkeys(sentence.partition(_UNKNOWN)[0] for sentence in unknown))
+    return list(dict.fromkeys(one.partition(_UNKNOWN)[0] for one in unknown if one))
 
 
 def rules_in_words() -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@ Badge = Literal["established", "likely", "open", "no answer"]
 NEAR_CHANCE = 1.5
 # Shorter windows hold too few steps, and too few readings of power.
 SHORTEST_WINDOW_S = 2.0
-# A strategy is one to avoid if it is shown to be slower than this share of the fastest.
+# A strategy slower than this share of the fastest is no contender: it is to be avoided if it is
+# shown to be slower.
 AVOIDED = 0.7
 # More names than these are a number.
 NAMED = 3
@@ -36,6 +37,8 @@ _FAILED = {
     Outcome.TIMEOUT: "Out of time",
     Outcome.FAILED: "Failed",
     Outcome.UNSUPPORTED: "Cannot run",
+    Outcome.DEVICE_FAULT: "Excluded for a device fault",
+    Outcome.MISSING: "No result yet",
 }
 
 
@@ -146,13 +149,15 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
     best = label_of(found.best or "")
     if not (found.ratios or found.not_compared):
         return "open", f"Only {best} has results.", "It runs"
-    rivals = found.open or found.equivalent
+    few = any(verdict.runs[name] < FEWEST_LIKELY for name in (found.best or "", *found.open))
+    if found.open and few and not (found.worse or found.equivalent):
+        return "open", "Too few runs to choose.", f"Ahead so far: {best}"
+    contenders = _contenders(found)
+    rivals = contenders or found.equivalent
     names = [best, *map(label_of, rivals)]
-    if found.open:
-        if not (found.worse or found.equivalent):
-            return "open", "Too few runs to choose.", f"Ahead so far: {best}"
-        few = listed(names, "or") if len(names) <= NAMED else f"{best} or {len(rivals)} others"
-        return "open", f"Use {few}.", f"Ahead so far: {best}"
+    if contenders:
+        chosen = listed(names, "or") if len(names) <= NAMED else f"{best} or {len(rivals)} others"
+        return "open", f"Use {chosen}.", f"Ahead so far: {best}"
     if found.equivalent:
         chosen = listed(names, "or") if len(names) <= NAMED else best
         return (
@@ -160,7 +165,12 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
             f"Use {chosen}.",
             f"Equal within {100 * verdict.margin:g} %: {listed(names)}. {best}",
         )
-    return found.tier, f"Use {best}.", "Fastest"
+    return found.tier, f"Use {best}.", "Ahead so far" if found.open else "Fastest"
+
+
+def _contenders(found: Standing) -> list[str]:
+    """Return the open strategies that more runs could show to be as fast as the best."""
+    return [name for name in found.open if found.ratios[name] >= AVOIDED]
 
 
 def _facts(verdict: Verdict, here: pd.DataFrame, scaling: pd.DataFrame, device: str) -> str:
@@ -190,15 +200,24 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
         else:
             yield (
                 f"If memory is tight: {label_of(name)}",
-                f"({percent(speeds[name])} speed, {percent(memory)} memory).",
+                f"({_roughly(speeds[name])} speed, {_roughly(memory)} memory).",
             )
     other = [name for name in verdict.fastest.worse if not frugal or name != frugal[0]]
     if verdict.fastest.not_compared:
         yield "Not comparable:", f"{listed(list(map(label_of, verdict.fastest.not_compared)))}."
+    behind = [name for name in verdict.fastest.open if speeds[name] < AVOIDED]
+    if behind:
+        names = [f"{label_of(name)} ({_roughly(speeds[name])})" for name in behind]
+        yield "Not ranked yet:", f"{listed(names)}."
     slow = sorted((one for one in other if speeds[one] < AVOIDED), key=speeds.__getitem__)
     if slow:
-        names = [f"{label_of(name)} ({percent(speeds[name])})" for name in slow[:NAMED]]
+        names = [f"{label_of(name)} ({_roughly(speeds[name])})" for name in slow[:NAMED]]
         yield "Avoid", f"{listed(names)}."
+
+
+def _roughly(ratio: float) -> str:
+    """Return a ratio as a difference that is read at a glance: no decimals from 10 % on."""
+    return percent(ratio, places=0 if abs(ratio - 1) >= 0.1 else 1)
 
 
 def _frugal(verdict: Verdict) -> tuple[str, float] | None:
@@ -226,7 +245,7 @@ def _failures(here: pd.DataFrame) -> Iterator[tuple[str, str]]:
         left = left[~left.strategy.isin(names)]
         if len(names):
             yield f"{words}:", f"{listed(list(map(label_of, names)))}."
-    unproven = left[left.excluded.str.startswith("parity")].strategy.unique()
+    unproven = left[left.excluded.str.startswith(("parity", "not training"))].strategy.unique()
     if len(unproven):
         yield "Not shown to train the same model:", f"{listed(list(map(label_of, unproven)))}."
 
@@ -258,7 +277,10 @@ def _missing_runs(verdict: Verdict) -> str:
     fewest = min(runs.values())
     if fewest < FEWEST_LIKELY:
         more = FEWEST_LIKELY - fewest
-        return f"It takes at least {more} more run{'' if more == 1 else 's'} of each."
+        lacking = [label_of(name) for name in runs if runs[name] < FEWEST_LIKELY]
+        all_or_many = len(lacking) == len(runs) or len(lacking) > NAMED
+        whose = "each" if all_or_many else listed(lacking)
+        return f"It takes at least {more} more run{'' if more == 1 else 's'} of {whose}."
     if found.seeds_needed is None:
         return "More runs are unlikely to settle it."
     more = found.seeds_needed - fewest

@@ -73,16 +73,34 @@ def _range(medians: Mapping[str, float], quantity: Quantity) -> str:
     numbers = [format_number(medians[name] * quantity.scale, 3) for name in ends]
     if len(set(numbers)) == 1 < len(numbers):
         return f"{numbers[0]} {quantity.unit}".strip() + " with every strategy"
-    values = [
-        f"{name} {number} {quantity.unit}".strip()
-        for name, number in zip(ends, numbers, strict=True)
-    ]
-    words = {"higher": ("highest", "lowest"), "lower": ("lowest", "highest"), None: ("from", "to")}
-    first, last = words[quantity.better]
-    return f"{first} {values[0]}, {last} {values[1]}" if len(values) > 1 else values[0]
+    values = [f"{number} {quantity.unit}".strip() for number in numbers]
+    if len(ends) == 1:
+        return f"{values[0]} with {ends[0]}"
+    if quantity.better is None:
+        return f"from {values[0]} ({ends[0]}) to {values[1]} ({ends[1]})"
+    words = ("highest", "lowest") if quantity.better == "higher" else ("lowest", "highest")
+    return ", ".join(
+        f"{word} with {name} ({value})"
+        for word, name, value in zip(words, ends, values, strict=True)
+    )
 
 
 def _scaling(shown: Shown) -> str:
+    rows = shown.findings.scaling
+    rows = rows[(rows.gpus > rows.reference_gpus) & rows.speedup.notna()]
+    rows = rows[(rows.gpus == rows.gpus.max()) & (rows.reference_gpus == rows.reference_gpus.min())]
+    rows = rows.sort_values("speedup", ascending=False)
+    if rows.empty:
+        return ""
+    ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
+    parts = [f"{row.speedup:.2f} with {label_of(row.strategy)}" for row in ends.itertuples()]
+    return (
+        f"From {rows.reference_gpus.iloc[0]} to {shown.where}, throughput grows by a factor of "
+        f"{' (most) and '.join(parts)}" + (" (least)." if len(parts) > 1 else ".")
+    )
+
+
+def _efficiency(shown: Shown) -> str:
     rows = shown.findings.scaling
     rows = rows[(rows.gpus > rows.reference_gpus) & rows.efficiency.notna()]
     rows = rows[rows.gpus == rows.gpus.max()].sort_values("efficiency", ascending=False)
@@ -99,7 +117,7 @@ def _step_split(shown: Shown) -> str:
     parts = []
     for column, words in (
         ("host_wait_pct", "waits longest for its host"),
-        ("exposed_communication_pct", "spends most of its step on communication alone"),
+        ("exposed_communication_pct", "spends the largest part of its step on communication alone"),
     ):
         medians = shown.medians(column)
         if medians and (most := max(medians.values())) >= 1:
@@ -149,7 +167,7 @@ def _trade_off(shown: Shown) -> str:
 _SECONDS = Quantity("Time", "s", "", better="lower")
 _SAID_BY: dict[str, Callable[[Shown], str]] = {
     "scaling": _scaling,
-    "efficiency": _scaling,
+    "efficiency": _efficiency,
     "step_split": _step_split,
     "step_time": _step_time,
     "wall_clock": _wall_clock,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from shardmark.quantities import describe_gpus
 from shardmark.results.outcome import Outcome
 from shardmark.strategies import label_of
 
@@ -57,28 +58,47 @@ def causes(cells: pd.DataFrame, failures: pd.DataFrame) -> list[Cause]:
     """
     found: dict[tuple[str, str], Cause] = {}
     results = Path("results", cells.run.iloc[0])
-    for outcome, reason, cell in [*_failed(failures, results), *_excluded(cells, failures)]:
+    device = cells.device.iloc[0]
+    left_out = [
+        *_failed(failures, results, device),
+        *_excluded(cells, failures, results, device),
+    ]
+    for outcome, reason, cell in left_out:
         key = (outcome, re.sub(r"\d+([.,]\d+)*", "#", reason.partition("\n")[0]))
         found.setdefault(key, Cause(outcome, reason)).cells.append(cell)
     return sorted(found.values(), key=lambda cause: -len(cause.cells))
 
 
-def _failed(failures: pd.DataFrame, results: Path) -> Iterator[tuple[str, str, Failed]]:
+def _failed(
+    failures: pd.DataFrame, results: Path, device: str
+) -> Iterator[tuple[str, str, Failed]]:
     for row in failures.to_dict("records"):
-        folder = results / Path(row["workload"], row["strategy"], f"gpus{row['gpus']}")
-        log = "" if pd.isna(row["seed"]) else str(folder / f"seed{row['seed']:.0f}" / "job.log")
-        failed = Failed(name_cell(row), locate(row), row["reason"], row["log"], log)
+        name, log = name_cell(row, device), _log_path(row, results)
+        failed = Failed(name, locate(row), row["reason"], row["log"], log)
         yield Outcome(row["outcome"]).meaning, row["reason"], failed
 
 
-def _excluded(cells: pd.DataFrame, failures: pd.DataFrame) -> Iterator[tuple[str, str, Failed]]:
+def _log_path(row: dict[Any, Any], results: Path) -> str:
+    """Return where the log of a cell is; empty if the row is for all seeds."""
+    if pd.isna(row["seed"]):
+        return ""
+    folder = Path(row["workload"], row["strategy"], f"gpus{row['gpus']}", f"seed{row['seed']:.0f}")
+    return str(results / folder / "job.log")
+
+
+def _excluded(
+    cells: pd.DataFrame, failures: pd.DataFrame, results: Path, device: str
+) -> Iterator[tuple[str, str, Failed]]:
     """Yield the cells that no row of failures.csv is about."""
     known = {_key(row) for row in failures.to_dict("records")}
     for row in cells[cells.excluded != ""].to_dict("records"):
         if _key(row) not in known and _key(row | {"seed": None}) not in known:
-            failed = Failed(name_cell(row), "", row["excluded"], "", "")
-            words = "no result yet" if row["outcome"] == Outcome.MISSING else "excluded"
-            yield words, row["excluded"], failed
+            name = name_cell(row, device)
+            if row["outcome"] == Outcome.MISSING:
+                yield Outcome.MISSING.meaning, "", Failed(name, "", "", "", "")
+            else:
+                log = _log_path(row, results)
+                yield "excluded", row["excluded"], Failed(name, "", row["excluded"], "", log)
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
@@ -86,10 +106,11 @@ def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
     return row["workload"], row["strategy"], int(row["gpus"]), seed
 
 
-def name_cell(row: dict[Any, Any]) -> str:
+def name_cell(row: dict[Any, Any], device: str = "cuda") -> str:
     """Return what a reader calls a cell; without a seed if the row is for all seeds."""
     seed = "" if pd.isna(row["seed"]) else f", seed {row['seed']:.0f}"
-    return f"{row['workload']}, {label_of(row['strategy'])}, {row['gpus']} GPUs{seed}"
+    where = describe_gpus(device, int(row["gpus"]))
+    return f"{row['workload']}, {label_of(row['strategy'])}, {where}{seed}"
 
 
 def locate(row: dict[Any, Any]) -> str:

@@ -10,7 +10,8 @@ import pandas as pd
 from shardmark.quantities import describe_gpus, format_number
 from shardmark.report.sentences import explain, percent
 from shardmark.report.table import Table
-from shardmark.results.outcome import Outcome
+from shardmark.results.cell_rows import QUANTITIES
+from shardmark.results.exclusion import describe_absence
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings, find
 from shardmark.strategies import label_of
@@ -20,9 +21,12 @@ LANES = {
     "as_recommended": "as recommended",
     "other_arithmetic": "other arithmetic",
 }
-# The training whose price the table states: images in millions, and an hour of one GPU. A reader
+# What a throughput counts, such as "images".
+ITEMS = QUANTITIES["images_per_s"].unit.removesuffix("/s")
+# The training whose price the table states: items in millions, and an hour of one GPU. A reader
 # can edit both on the page.
-MILLION_IMAGES = 1000
+MILLION_ITEMS = 1000
+ENERGY = QUANTITIES["energy_per_image_j"]
 PRICE_PER_HOUR = 2.5
 NONE = "–"
 _MEDIANS = [
@@ -39,6 +43,8 @@ def overview_tables(
     cells: pd.DataFrame, findings: Findings, baseline: str
 ) -> list[tuple[str, Table]]:
     """Return the table of each GPU count, the largest first, with the count in words.
+
+    A strategy without a run that counts comes last, since its place says nothing.
 
     Args:
         cells: rows of cells.csv of one workload.
@@ -78,12 +84,16 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
         for table in (findings.comparisons, findings.scaling)
     )
     compared = compared[compared.family == "primary"]
-    order = _speeds(medians.images_per_s, compared.ratio, baseline).sort_values(ascending=False)
-    names = [*order.index, *(name for name in cells.strategy.unique() if name not in order)]
+    speeds = _speeds(medians.images_per_s, compared.ratio, baseline).sort_values(ascending=False)
+    used = set(cells[cells.excluded == ""].strategy)
+    names = [
+        *sorted(speeds.index, key=lambda name: name not in used),
+        *(name for name in cells.strategy.unique() if name not in speeds),
+    ]
     rows = []
     for name in names:
         own = cells[cells.strategy == name]
-        known: Mapping[Any, Any] = medians.loc[name] if name in order else dict.fromkeys(_MEDIANS)
+        known: Mapping[Any, Any] = medians.loc[name] if name in speeds else dict.fromkeys(_MEDIANS)
         row = _known(compared, name)
         per_gpu = None if known["images_per_s"] is None else known["images_per_s"] / count
         rows.append(
@@ -95,7 +105,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
                 "Efficiency (%)": _efficiency(_known(scaling, name)),
                 "MFU (%)": _of_peak(known),
                 "Peak memory (GiB)": _memory(known),
-                "Energy (J/image)": format_number(known["energy_per_image_j"], 3),
+                ENERGY.heading: format_number(known[ENERGY.column], 3),
                 **_price(per_gpu, device),
                 "Verdict": _verdict(name == baseline, row, own),
                 "Runs": _runs(own),
@@ -110,7 +120,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
     if len(lanes) == 1:
         headings.remove("Lane")
     return Table(
-        caption=_caption(cells, lanes, headings),
+        caption=_caption(cells, lanes, headings, describe_gpus(device, count)),
         headings=headings,
         rows=[[row[heading] for heading in headings] for row in rows],
     )
@@ -125,11 +135,11 @@ def _speeds(medians: pd.Series, ratios: pd.Series, baseline: str) -> pd.Series:
 
 
 def _per_gpu(device: str) -> str:
-    return f"Images/s per {'GPU' if device == 'cuda' else 'process'}"
+    return f"{ITEMS.capitalize()}/s per {'GPU' if device == 'cuda' else 'process'}"
 
 
-def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str]) -> str:
-    parts = [f"{cells.workload.iloc[0]}, medians over runs"]
+def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: str) -> str:
+    parts = [f"{cells.workload.iloc[0]} on {where}, medians over runs"]
     if len(lanes) == 1:
         parts.append(f"all rows: {lanes.pop()}")
     if "MFU (%)" in headings:
@@ -176,7 +186,7 @@ def _price(images_per_s: float | None, device: str) -> dict[str, str]:
     unit = "GPU" if device == "cuda" else "Process"
     if images_per_s is None or pd.isna(images_per_s):
         return {f"{unit}-hours": NONE, "Cost ($)": NONE}
-    hours = MILLION_IMAGES * 1e6 / images_per_s / 3600
+    hours = MILLION_ITEMS * 1e6 / images_per_s / 3600
     return {
         f"{unit}-hours": format_number(hours, 3),
         "Cost ($)": format_number(hours * PRICE_PER_HOUR, 3),
@@ -184,9 +194,8 @@ def _price(images_per_s: float | None, device: str) -> dict[str, str]:
 
 
 def _verdict(is_baseline: bool, row: Mapping[Any, Any] | None, own: pd.DataFrame) -> str:
-    if not (own.status == "ok").any():
-        words = {Outcome.OOM: "out of memory", Outcome.MISSING: "no result"}
-        return ", ".join(words.get(one, one) for one in map(Outcome, own.outcome.unique()))
+    if (own.excluded != "").all():
+        return describe_absence(own)
     if is_baseline:
         return "baseline"
     if row is None:

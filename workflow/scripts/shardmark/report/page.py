@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,17 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from shardmark.config.schema import Measure
-from shardmark.measurement.validity import (
-    labels_in_words,
-    names_of_rules,
-    rules_in_words,
-    unchecked_rules,
-)
+from shardmark.measurement.validity import labels_in_words, rules_in_words
 from shardmark.quantities import describe_gpus
 from shardmark.report.answer import Answer, answer
 from shardmark.report.captions import Shown, finding
+from shardmark.report.caveats import caveats
 from shardmark.report.contents import FIGURES, NOT_DRAWN, SECTIONS, TABLES, caption
 from shardmark.report.failures import causes
+from shardmark.report.memory_bars import MemoryBars, memory_bars
 from shardmark.report.overview import (
-    MILLION_IMAGES,
+    ITEMS,
+    MILLION_ITEMS,
     PRICE_PER_HOUR,
     overview_tables,
     with_excluded_runs,
@@ -53,8 +49,6 @@ from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
 
-# What a window must last for energy and drift to mean something.
-LONG_ENOUGH_S = Measure.model_fields["steady_min_s"].default
 # The first screen has room for these; all are under Failures.
 CAVEATS = 3
 
@@ -93,6 +87,7 @@ class WorkloadPart:
     not_drawn: list[str]
     comparisons: list[tuple[Table, Table]]
     scaling: Table
+    memory_bars: MemoryBars | None
     memory: Table
     steps: Table
     grid: Table
@@ -120,8 +115,10 @@ def page_context(
         "run": record.run,
         "identity": identity(tables),
         "command": command,
+        "commits": sorted({commit for commit in cells.git_commit if commit}),
         "device": "GPU" if record.device == "cuda" else "process",
-        "million_images": MILLION_IMAGES,
+        "items": ITEMS,
+        "million_items": MILLION_ITEMS,
         "price": f"{PRICE_PER_HOUR:.2f}",
         "workloads": [
             _workload(name, tables, findings, whole, figures / name) for name in record.workloads
@@ -164,66 +161,6 @@ def identity(tables: Tables) -> list[str]:
     return parts
 
 
-def caveats(tables: Tables) -> Iterator[str]:
-    """What a reader must know before relying on the page, most important first."""
-    cells, record = tables.cells, tables.record
-    cuda = record.device == "cuda"
-    reported = cells[cells.status != ""]
-    unproven = reported[~reported.parity.isin(["passed", "unsupported"])].strategy.unique()
-    if len(unproven):
-        names = ", ".join(map(label_of, sorted(unproven)))
-        yield f"Not shown to be the same training somewhere: {names}."
-    lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
-    if lacking:
-        yield f"{lacking} of {len(cells)} runs have no result that counts."
-    faulty = reported[reported.device_faults != ""]
-    if len(faulty):
-        yield (
-            f"{len(faulty)} of {len(reported)} runs excluded for a device fault "
-            f"({', '.join(_rules(faulty.device_faults))}); see Failures."
-        )
-    if bad := (~cells.status.isin(["ok", "unsupported", ""])).sum():
-        yield f"{_runs(bad)} did not end well; see Failures."
-    flagged = sum(len(certificate.flagged) for certificate in record.certificates)
-    if flagged:
-        yield f"{flagged} differences in settings are not explained; see Settings."
-    if cells.seed.nunique() == 1:
-        yield "One run per strategy: no difference can be told from chance."
-    if imprecise := int(cells.labels.str.contains(r"(?:^|; )imprecise:").sum()):
-        yield f"{_runs(imprecise)} ended at the cap of the window before the figure was precise."
-    if record.steady_min_s < LONG_ENOUGH_S:
-        yield (
-            f"Timed windows of {record.steady_min_s:g} s or more: under {LONG_ENOUGH_S:g} s "
-            "energy and drift say little."
-        )
-    if stale := (cells.stale == True).sum():  # noqa: E712
-        yield f"{_runs(stale)} made by earlier code than the present."
-    labelled = cells[(cells.status == "ok") & (cells.labels != "")]
-    if len(labelled):
-        yield (
-            f"{len(labelled)} of {len(reported)} runs carry a label "
-            f"({', '.join(_rules(labelled.labels))}); see Step time."
-        )
-    unchecked = Counter(
-        rule for unknown in cells.unknown for rule in unchecked_rules(unknown.split("; "))
-    )
-    # It needs control cells, which most matrices do not plan.
-    del unchecked["input-bound"]
-    if unchecked:
-        names = ", ".join(f"{rule} ({_runs(count)})" for rule, count in unchecked.most_common())
-        yield f"Could not be checked: {names}."
-    if cuda and 1 in set(cells.gpus) and cells.gpus.nunique() > 1:
-        yield "On 1 GPU nothing is sharded or communicated: it is the reference for scaling only."
-
-
-def _rules(reasons: pd.Series) -> list[str]:
-    return names_of_rules(reason for text in reasons for reason in text.split("; "))
-
-
-def _runs(count: int) -> str:
-    return f"{count} run{'' if count == 1 else 's'}"
-
-
 def _workload(
     name: str,
     tables: Tables,
@@ -262,6 +199,7 @@ def _workload(
         not_drawn=not_drawn,
         comparisons=list(comparison_tables(comparisons, record.device)),
         scaling=scaling_table(scaling, tables.strategies),
+        memory_bars=memory_bars(cells),
         memory=memory_table(cells),
         steps=step_table(cells),
         grid=outcome_table(cells),

@@ -12,6 +12,7 @@ from shardmark.quantities import describe_gpus, format_number
 from shardmark.report.failures import locate, name_cell
 from shardmark.report.sentences import explain
 from shardmark.report.table import Table
+from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.certificate import Certificate, Row
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.eligibility import counted
@@ -20,7 +21,7 @@ from shardmark.strategies import label_of
 _COMPARED = {
     "images_per_s": "Throughput",
     "memory_used_peak_bytes": "Memory peak",
-    "energy_per_image_j": "Energy per image",
+    "energy_per_image_j": "Energy",
     "epoch_s_mean": "Time per epoch",
     "total_s": "Time of the whole cell",
 }
@@ -110,7 +111,7 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
         caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals that "
         "include how much devices differ",
         headings=[
-            *("Strategy", "GPUs", "from", "Throughput (images/s)"),
+            *("Strategy", "GPUs", "from", QUANTITIES["images_per_s"].heading),
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
         ],
         rows=[] if alone else [_scaling_row(row) for row in rows],

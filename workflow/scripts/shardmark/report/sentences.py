@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from shardmark.quantities import format_number
+from shardmark.results.cell_rows import QUANTITIES
 from shardmark.statistics.family import FEWEST_LIKELY
 from shardmark.strategies import label_of
 
@@ -17,10 +19,10 @@ def listed(names: Sequence[str], word: str = "and") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
-def percent(ratio: float) -> str:
+def percent(ratio: float, places: int = 1) -> str:
     """A ratio as a signed difference, with no sign where it rounds to nothing."""
-    change = f"{100 * (ratio - 1):+.1f}"
-    return "0.0 %" if float(change) == 0 else f"{change.replace('-', '−')} %"
+    change = f"{100 * (ratio - 1):+.{places}f}"
+    return f"{0:.{places}f} %" if float(change) == 0 else f"{change.replace('-', '−')} %"
 
 
 def ratio_text(row: pd.Series[Any]) -> str:
@@ -55,8 +57,5 @@ def explain(row: Mapping[Any, Any]) -> str:
 
 def quantity(metric: str, value: float) -> str:
     """A value with its unit."""
-    if metric == "images_per_s":
-        return f"{value:,.0f} images/s"
-    if metric == "memory_used_peak_bytes":
-        return f"{value / 2**30:.1f} GiB"
-    return f"{value:.3g} J per image"
+    shown = QUANTITIES[metric]
+    return f"{format_number(value * shown.scale, 3)} {shown.unit}".strip()
