@@ -85,6 +85,28 @@ def test_what_is_open_names_the_rivals_and_the_runs_that_would_settle_it() -> No
     assert found.missing.endswith(" more runs of each would settle it.")
 
 
+def test_a_strategy_far_behind_is_no_equal_choice_for_want_of_runs() -> None:
+    cells = two_gpus({"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.3}, seeds=3)
+    cells = cells[(cells.strategy != "fsdp2") | (cells.seed < 2)]
+    found = answer_of(cells)
+    assert (found.badge, found.lead) == ("open", "Use DDP.")
+    assert "Not ranked yet: FSDP2 (−70 %)." in found.text
+    assert found.missing == "It takes at least 1 more run of FSDP2."
+
+
+def test_two_strategies_that_many_runs_cannot_separate_are_both_named() -> None:
+    found = answer_of(two_gpus({"ddp": 1.0, "fsdp": 0.99}, sd=0.03))
+    assert (found.badge, found.lead) == ("open", "Use DDP or FSDP1.")
+
+
+def test_a_strategy_whose_every_run_has_a_device_fault_is_named() -> None:
+    cells = two_gpus(SPEEDS)
+    own = cells.strategy == "fsdp"
+    cells["excluded"] = cells.excluded.mask(own, "throttled")
+    cells["outcome"] = cells.outcome.mask(own, "device fault")
+    assert "Excluded for a device fault: FSDP1." in answer_of(cells).text
+
+
 def test_too_few_runs_choose_nothing() -> None:
     found = answer_of(two_gpus(SPEEDS, seeds=2))
     assert (found.badge, found.lead) == ("open", "Too few runs to choose.")

@@ -23,11 +23,13 @@ class Shown:
         runs: the runs at the largest GPU count that enter medians.
         findings: rows of this workload.
         where: the GPU count in words.
+        device: cuda or cpu.
     """
 
     runs: pd.DataFrame
     findings: Findings
     where: str
+    device: str
 
     @classmethod
     def of(cls, cells: pd.DataFrame, findings: Findings) -> Shown:
@@ -41,7 +43,8 @@ class Shown:
             verdicts=[one for one in findings.verdicts if one.workload == workload],
         )
         count = runs.gpus.max() if len(runs) else cells.gpus.max()
-        return cls(runs, own, describe_gpus(cells.device.iloc[0], int(count)))
+        device = cells.device.iloc[0]
+        return cls(runs, own, describe_gpus(device, int(count)), device)
 
     def medians(self, column: str) -> dict[str, float]:
         """Return each strategy's median by its label, ascending; empty if nothing was measured."""
@@ -61,8 +64,8 @@ def _quantity(shown: Shown, quantity: Quantity) -> str:
     medians = shown.medians(quantity.column)
     if not medians:
         return ""
-    label = quantity.label.lower() if not quantity.label.startswith("GPU") else quantity.label
-    return f"{label[0].upper()}{label[1:]} on {shown.where}: {_range(medians, quantity)}."
+    quantity = quantity.on(shown.device)
+    return f"{quantity.label} on {shown.where}: {_range(medians, quantity)}."
 
 
 def _range(medians: Mapping[str, float], quantity: Quantity) -> str:

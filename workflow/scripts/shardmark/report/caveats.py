@@ -55,7 +55,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if flagged:
         yield Caveat(f"{flagged} differences in settings are not explained.", "settings")
     if cells.seed.nunique() == 1:
-        yield Caveat("One run per strategy: no difference can be told from chance.")
+        yield Caveat("One run per strategy: any difference may be chance.")
     if imprecise := int(cells.labels.str.contains(r"(?:^|; )imprecise:").sum()):
         yield Caveat(
             f"{_runs(imprecise)} ended at the cap of the window before the figure was precise.",

@@ -106,7 +106,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
                 "MFU (%)": _of_peak(known),
                 "Peak memory (GiB)": _memory(known),
                 ENERGY.heading: format_number(known[ENERGY.column], 3),
-                **_price(per_gpu, device),
+                **(_price(per_gpu) if device == "cuda" else {}),
                 "Verdict": _verdict(name == baseline, row, own),
                 "Runs": _runs(own),
             }
@@ -182,13 +182,13 @@ def _memory(known: Mapping[Any, Any]) -> str:
     return f"{used / 2**30:.1f}" + (f" [of {of / 2**30:.0f}]" if pd.notna(of) else "")
 
 
-def _price(images_per_s: float | None, device: str) -> dict[str, str]:
-    unit = "GPU" if device == "cuda" else "Process"
+def _price(images_per_s: float | None) -> dict[str, str]:
+    """Return what the stated training takes; processes on a CPU have no price."""
     if images_per_s is None or pd.isna(images_per_s):
-        return {f"{unit}-hours": NONE, "Cost ($)": NONE}
+        return {"GPU-hours": NONE, "Cost ($)": NONE}
     hours = MILLION_ITEMS * 1e6 / images_per_s / 3600
     return {
-        f"{unit}-hours": format_number(hours, 3),
+        "GPU-hours": format_number(hours, 3),
         "Cost ($)": format_number(hours * PRICE_PER_HOUR, 3),
     }
 

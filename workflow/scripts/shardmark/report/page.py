@@ -116,7 +116,7 @@ def page_context(
         "identity": identity(tables),
         "command": command,
         "commits": sorted({commit for commit in cells.git_commit if commit}),
-        "device": "GPU" if record.device == "cuda" else "process",
+        "on_gpus": record.device == "cuda",
         "items": ITEMS,
         "million_items": MILLION_ITEMS,
         "price": f"{PRICE_PER_HOUR:.2f}",

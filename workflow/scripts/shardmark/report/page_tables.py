@@ -78,7 +78,7 @@ def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
                 _COMPARED[row["metric"]],
                 _fixed(row["ratio"], 3),
                 _interval(row["ci_low"], row["ci_high"], 3),
-                _fixed(row["p_adjusted"], 4),
+                _p_value(row["p_adjusted"]),
                 str(row["n"]),
                 row["verdict"],
                 row["tier"],
@@ -88,6 +88,10 @@ def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
         ],
         notes=_unpaired(group),
     )
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else _fixed(value, 4)
 
 
 def _unpaired(group: pd.DataFrame) -> list[str]:
