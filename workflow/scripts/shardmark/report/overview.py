@@ -143,7 +143,7 @@ def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: s
     if len(lanes) == 1:
         parts.append(f"all rows: {lanes.pop()}")
     if "MFU (%)" in headings:
-        parts.append("MFU: share of the measured peak, in small type of the datasheet's")
+        parts.append("MFU: share of the measured peak (small type: of the datasheet's)")
     return "; ".join(parts)
 
 
