@@ -148,6 +148,7 @@ def identity(tables: Tables) -> list[str]:
     for name, definition in record.workloads.items():
         precision = cells[cells.workload == name].precision.iloc[0]
         parts.append(f"{definition.partition(' (')[0]}, {precision}")
+    parts = list(dict.fromkeys(parts))
     *others, most = sorted(int(count) for count in cells.gpus.unique())
     counts = listed([*map(str, others), describe_gpus(record.device, most)])
     names = {name for text in cells.device_names for name in text.split(";") if name}
