@@ -13,8 +13,8 @@ WAIVED = {
         "the cells must run on the torch that is measured, often a cluster's own (TORCH=site); the "
         "locked environment is installed by make"
     ),
-    r"Shell command directly uses variable (PYTHON|SCRIPTS|OWN_THREADS|SNAKEMAKE|CONFIG_FILE) from "
-    r"outside": (
+    r"Shell command directly uses variable "
+    r"(PYTHON|SCRIPTS|OWN_THREADS|SNAKEMAKE|COMMAND|CONFIG_FILE) from outside": (
         "the interpreter, the checkout's place, the way to call Snakemake and the file of the "
         "whole configuration are no parameters of a result: another must rerun nothing"
     ),

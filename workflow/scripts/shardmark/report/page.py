@@ -62,6 +62,7 @@ class Picture:
         finding: what it shows, in one sentence.
         caption: how to read it.
         image: the picture itself, as a data URI.
+        size: its width and height, so that the page has room for it before it is decoded.
         file: where it is as PDF, from the page.
     """
 
@@ -70,6 +71,7 @@ class Picture:
     finding: str
     caption: str
     image: str
+    size: tuple[int, int]
     file: str
 
 
@@ -148,6 +150,7 @@ def identity(tables: Tables) -> list[str]:
     for name, definition in record.workloads.items():
         precision = cells[cells.workload == name].precision.iloc[0]
         parts.append(f"{definition.partition(' (')[0]}, {precision}")
+    parts = list(dict.fromkeys(parts))
     *others, most = sorted(int(count) for count in cells.gpus.unique())
     counts = listed([*map(str, others), describe_gpus(record.device, most)])
     names = {name for text in cells.device_names for name in text.split(";") if name}
@@ -251,13 +254,21 @@ def _figures(
         if name in not_drawn:
             continue
         path = folder / f"{name}.svg"
-        image = base64.b64encode(path.read_bytes()).decode()
+        svg = path.read_text(encoding="utf-8")
+        image = base64.b64encode(svg.encode()).decode()
         shown[name] = Picture(
             name=name,
             title=title,
             finding=its_answer.lead if name == "answer" else finding(name, says),
             caption=f"{caption(name)} {comparison}",
             image=f"data:image/svg+xml;base64,{image}",
+            size=_size(svg),
             file="/".join(path.with_suffix(".pdf").parts[-3:]),
         )
     return shown, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
+
+
+def _size(svg: str) -> tuple[int, int]:
+    """Return width and height of a picture, in its own units."""
+    _, _, width, height = svg.partition('viewBox="')[2].partition('"')[0].split()
+    return round(float(width)), round(float(height))
