@@ -25,6 +25,8 @@ ROW_MM = 4.3
 # Height of a label, and of all that is above and below a panel.
 LABEL_MM = 3.4
 AROUND_MM = 20.0
+# Ticks closer than this share of the axis would have their labels over each other.
+TICK_SHARE = 0.05
 
 
 def answer_figure(data: Data) -> Figure:
@@ -125,7 +127,8 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
     )
     axes.set_ylim(0, None)
     axes.set_xlim(0, data.gpus[-1] * 1.02)
-    axes.set_xticks(data.gpus, [str(one) for one in data.gpus])
+    counts = with_room(data.gpus)
+    axes.set_xticks(counts, [str(one) for one in counts])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
     axes.yaxis.set_major_formatter(tick)
     axes.grid(color=FAINT, linewidth=0.5)
@@ -146,15 +149,31 @@ def _label_ends(
     wanted = [ends[name][1] / top for name in names]
     for name, height in zip(names, spread(wanted, step), strict=True):
         look = data.looks[name]
+        label = data.labels[name]
+        if name not in data.compared_at(ends[name][0]):
+            label += ", excluded"
+        axes.text(1.06, height, label, transform=axes.transAxes, va="center", fontsize=7)
+        # Of its own: the line is no part of the label's box.
         axes.annotate(
-            data.labels[name] + ("" if name in data.compared_at(ends[name][0]) else ", excluded"),
+            "",
             ends[name],
             xytext=(1.05, height),
             textcoords="axes fraction",
-            va="center",
-            fontsize=7,
             arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.5, "shrinkA": 0},
         )
+
+
+def with_room(counts: list[int]) -> list[int]:
+    """Return the ascending counts whose labels have room on a linear axis, the largest first.
+
+    >>> with_room([1, 2, 4, 8, 16, 32])
+    [32, 16, 8, 4, 2]
+    """
+    chosen: list[int] = []
+    for count in reversed(counts):
+        if not chosen or chosen[-1] - count >= TICK_SHARE * counts[-1]:
+            chosen.append(count)
+    return chosen
 
 
 def spread(places: list[float], step: float) -> list[float]:
