@@ -107,6 +107,16 @@ class Optimizer(Section):
     weight_decay: Annotated[Number, Field(ge=0)] = Field(
         0.0, description="added to the gradient by sgd and adam, decoupled in adamw"
     )
+    decay: Literal["all", "matrices"] = Field(
+        "all",
+        description="the parameters that weight_decay applies to: all, or those of two or more "
+        "dimensions only, so neither norms nor biases",
+    )
+    clip_norm: Annotated[Number, Field(gt=0)] | None = Field(
+        None,
+        description="largest norm of the gradient of all parameters together; a larger gradient "
+        "is scaled down to it; null clips nothing",
+    )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam and adamw only")
     eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="adam and adamw only")
 
@@ -143,6 +153,14 @@ class Workload(Section):
     )
     batchnorm: Literal["local", "sync"] = Field(
         "local", description="statistics of each replica's batch, or of the global batch"
+    )
+    activation_checkpointing: Literal["none", "block"] = Field(
+        "none",
+        description="block keeps only the inputs of the model's blocks and computes the rest again "
+        "in the backward pass",
+    )
+    compile: Literal["none", "block"] = Field(
+        "none", description="block compiles each of the model's blocks with torch.compile"
     )
     epochs: Count = Field(1, description="passes over the training images, each followed by a test")
 

@@ -67,12 +67,15 @@ class Certificate(Section):
         return [row for row in self.rows if row.verdict == "flagged"]
 
 
+ANY = object()
+
+
 @dataclass(frozen=True)
 class Exemption:
     """Why a strategy may have another value than the rest.
 
     Attributes:
-        value: its value; None or an empty list for no value.
+        value: its value; None or an empty list for no value, ANY if every value is right.
         reason: why that value is right.
         required: whether the others' value would be wrong for it.
     """
@@ -137,6 +140,28 @@ def _reduces_nothing(cell: Cell) -> Exemption | None:
     return None
 
 
+def _own_precision(cell: Cell) -> Exemption | None:
+    options = cell.options
+    if options.get("param_dtype", "fp32") != "fp32" or options.get("low_precision_communication"):
+        return Exemption(ANY, "the mixed precision that its framework's maintainers advise")
+    return None
+
+
+def _gathers_its_way(cell: Cell) -> Exemption | None:
+    return _gathers_nothing(cell) or _own_precision(cell)
+
+
+def _reduces_its_way(cell: Cell) -> Exemption | None:
+    native = cell.options.get("low_precision_communication")
+    return _reduces_nothing(cell) or (_own_precision(cell) if native else None)
+
+
+def _compiles_its_way(cell: Cell) -> Exemption | None:
+    if cell.options.get("compile"):
+        return Exemption(True, "its framework's maintainers advise to compile", required=True)
+    return None
+
+
 def _has_no_state(cell: Cell) -> Exemption | None:
     optimizer = cell.definition.optimizer
     record = OPTIMIZERS[optimizer.name]
@@ -187,7 +212,11 @@ SETTINGS = (
     ),
     Setting("optimizer settings", lambda c: c.optimizer_settings, _optimizer_settings),
     Setting("learning rate of the observed step", lambda c: c.learning_rate),
-    Setting("gradient clipping", lambda c: c.gradient_clipping, lambda k: 0.0),
+    Setting(
+        "gradient clipping",
+        lambda c: c.gradient_clipping,
+        lambda k: k.definition.optimizer.clip_norm or 0.0,
+    ),
     Setting(
         "loss scaling",
         lambda c: "dynamic" if c.loss_scaler else "none",
@@ -204,23 +233,27 @@ SETTINGS = (
         lambda k: 0 if k.definition.precision != "fp16" else "as it overflows",
     ),
     Setting("micro-batches", lambda c: c.accumulate, lambda k: k.definition.batch.accumulate),
-    Setting("autocast in the forward pass", lambda c: c.autocast, _autocast),
+    Setting(
+        "autocast in the forward pass", lambda c: c.autocast, _autocast, exemption=_own_precision
+    ),
     Setting("precision of parameters", lambda c: c.parameter_dtypes, _float32),
     Setting(
         "precision of compute", lambda c: c.compute_dtypes, lambda k: _autocast(k) or ["float32"]
     ),
-    Setting("precision of normalisation", lambda c: c.normalisation_dtypes),
+    Setting(
+        "precision of normalisation", lambda c: c.normalisation_dtypes, exemption=_own_precision
+    ),
     Setting(
         "precision of the parameter gather",
         lambda c: c.gather_dtypes,
         _float32,
-        exemption=_gathers_nothing,
+        exemption=_gathers_its_way,
     ),
     Setting(
         "precision of the gradient reduction",
         lambda c: c.reduction_dtypes,
         _float32,
-        exemption=_reduces_nothing,
+        exemption=_reduces_its_way,
     ),
     Setting("precision of gradients", lambda c: c.gradient_dtypes, _float32),
     Setting(
@@ -247,7 +280,23 @@ SETTINGS = (
     ),
     Setting("loader", lambda c: c.loader),
     Setting("loader workers per replica", lambda c: c.loader_workers),
-    Setting("compiled", lambda c: c.compiled, lambda k: False),
+    Setting(
+        "activation checkpointing",
+        lambda c: "block" if c.recomputed_units else "none",
+        lambda k: k.definition.activation_checkpointing,
+    ),
+    Setting("blocks computed again in the backward pass", lambda c: c.recomputed_units),
+    Setting(
+        "compiled",
+        lambda c: c.compiled and c.compiled_graphs != 0,
+        lambda k: k.definition.compile != "none",
+        exemption=_compiles_its_way,
+    ),
+    Setting(
+        "graphs that torch compiled",
+        lambda c: c.compiled_graphs,
+        inherent="a strategy's hooks break a graph where they are",
+    ),
     Setting(
         "cuDNN searches for kernels",
         lambda c: c.cudnn_benchmark,
@@ -357,7 +406,7 @@ def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: st
         cell = found[0].cell
         exemption = setting.exemption(cell) if setting.exemption else None
         wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
-        if exemption and texts[name] == _text(exemption.value):
+        if exemption and (exemption.value is ANY or texts[name] == _text(exemption.value)):
             reasons[exemption.reason] = None
         elif exemption and exemption.required:
             right = f"{_text(exemption.value)} is right: {exemption.reason}"
