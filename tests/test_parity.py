@@ -15,6 +15,7 @@ from shardmark.errors import UserError
 from shardmark.metrics import Parity
 
 SABOTAGE = ROOT / "tests/sabotage"
+COMPILING = ROOT / "tests/compiling"
 # On a CPU DataParallel makes no replicas.
 DISTRIBUTED = [name for name in STRATEGIES if name != "dp" or DEVICE == "cuda"]
 
@@ -96,6 +97,11 @@ def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
         },
     )
     assert_passed(gate(case, oracles))
+
+
+def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
+    case = case_of("fsdp2", 2, compile="block", activation_checkpointing="block")
+    assert_passed(gate(case, oracles, COMPILING / "train_fsdp2.py"))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_native_bf16"])
