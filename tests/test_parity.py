@@ -101,7 +101,7 @@ def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
 
 def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
     case = case_of("fsdp2", 2, compile="block", activation_checkpointing="block")
-    assert_passed(gate(case, oracles, COMPILING / "train_fsdp2.py"))
+    assert_passed(gate(case, oracles, COMPILING / "train_compiled.py"))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_native_bf16"])
@@ -175,7 +175,7 @@ def test_deepspeeds_default_clipping_is_caught(oracles: Path) -> None:
 
 
 def test_bf16_reduction_under_autocast_is_caught(oracles: Path) -> None:
-    case = case_of("ddp_bf16_hook", 2, precision="bf16")
+    case = case_of("fsdp2_bf16_reduction", 2, precision="bf16")
     parity = gate(case, oracles)
     assert parity.precisions[0].passed, "in float32 there is nothing to catch"
     assert parity.status == "failed", parity.precisions

@@ -268,8 +268,13 @@ def effective_config(
         tf32_convolution=observed.tf32_convolution,
         input_formats=seen["input_formats"],
         weight_formats=seen["weight_formats"],
+        # fully_shard gives a module that it shards a class of its own.
         normalisation=sorted(
-            {type(part).__name__ for part in module.modules() if "Norm" in type(part).__name__}
+            {
+                type(part).__name__.removeprefix("FSDP")
+                for part in module.modules()
+                if "Norm" in type(part).__name__
+            }
         ),
         buffers_differ_between_ranks=_buffers_differ(module, strategy.device),
         loader=type(data).__name__,
