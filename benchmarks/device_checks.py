@@ -29,7 +29,7 @@ from typing import Any
 from resnet50 import ROOT, resnet50_cell, run_in
 from shardmark.cells import Cell
 from shardmark.measurement.rules import Peers
-from shardmark.measurement.validity import judged
+from shardmark.measurement.validity import judge
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import as_markdown, certify
 from shardmark.strategies import STRATEGIES
@@ -153,7 +153,7 @@ class Checks:
         control = self.run(self.cell("ddp", measure, fed, **small), "control")
         slow = self.run(self.cell("ddp", measure, prefetched, **small), "prefetched")
         self.say("", "## Rules fired")
-        for name, found in (("shared GPU", shared), ("input", judged(slow, Peers([control])))):
+        for name, found in (("shared GPU", shared), ("input", judge(slow, Peers([control])))):
             self.say(f"{name}: {'; '.join([*found.device_faults, *found.labels])}")
         self.say(f"control: {'; '.join([*control.device_faults, *control.labels])}")
 

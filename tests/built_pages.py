@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from plot import draw_all
 from report_page import render
 from shardmark.config.schema import Config
 from shardmark.figures.data import Data
-from shardmark.report.contents import FIGURES, NOT_DRAWN, OUTCOMES, PAGE_TEMPLATE
+from shardmark.report.contents import PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import Tables, collect, read_tables, write_tables
 from shardmark.statistics.findings import Findings, find, read_findings, write_findings
@@ -36,16 +35,25 @@ def data_of(config: Config, root: Path, workload: str = "w") -> Data:
     return Data.of(workload, tables, config.report.figure_width_mm, findings, root)
 
 
-def build(config: Config, root: Path, kind: str = "svg") -> Path:
-    """The page of the results under ``root``."""
-    run = root / f"results/{config.run}"
+def draw_figures(config: Config, root: Path, kind: str = "svg") -> None:
+    """Draw all figures of the results under ``root``."""
     for workload in config.matrix.workloads:
-        figures = run / "figures" / workload
-        paths = [figures / f"{name}.{kind}" for name in (*FIGURES, OUTCOMES)]
-        not_drawn = draw_all(data_of(config, root, workload), paths)
-        (figures / f"{NOT_DRAWN}.json").write_text(json.dumps(not_drawn))
+        figures = root / f"results/{config.run}/figures" / workload
+        draw_all(data_of(config, root, workload), figures, kinds=[kind])
+
+
+def write_page(config: Config, root: Path) -> Path:
+    """Write the page of the results under ``root``, with the figures that are there."""
+    run = root / f"results/{config.run}"
     page = run / "report.html"
     tables, findings = read_all(config, root)
-    context = page_context(tables, findings, run / "figures", config.report.margin)
+    command = "snakemake --profile profiles/local"
+    context = page_context(tables, findings, run / "figures", config.report.margin, command)
     page.write_text(render(PAGE_TEMPLATE, context))
     return page
+
+
+def build(config: Config, root: Path, kind: str = "svg") -> Path:
+    """Draw all figures, and write the page."""
+    draw_figures(config, root, kind)
+    return write_page(config, root)

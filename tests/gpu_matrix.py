@@ -33,11 +33,19 @@ from shardmark.metrics import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKLOAD = {
+    "model": {"name": "resnet50"},
+    "dataset": {"name": "cifar10"},
+    "batch": {"per_gpu": 512},
+    "optimizer": {"learning_rate": 0.1},
+    "precision": "bf16",
+    "epochs": 3,
+}
 Change = Callable[[Cell, dict[str, Any]], dict[str, Any]]
 
 
 def config_of(variants: Mapping[str, Any] | None = None, run: str = "t", **matrix: Any) -> Config:
-    """A matrix of one workload on GPUs; ``matrix`` changes its lists."""
+    """A matrix on GPUs, of one workload unless ``matrix``, which changes its lists, names more."""
     return load(
         {
             "run": run,
@@ -49,16 +57,7 @@ def config_of(variants: Mapping[str, Any] | None = None, run: str = "t", **matri
                 "seeds": [0, 1, 2],
             }
             | matrix,
-            "workloads": {
-                "w": {
-                    "model": {"name": "resnet50"},
-                    "dataset": {"name": "cifar10"},
-                    "batch": {"per_gpu": 512},
-                    "optimizer": {"learning_rate": 0.1},
-                    "precision": "bf16",
-                    "epochs": 3,
-                }
-            },
+            "workloads": dict.fromkeys(matrix.get("workloads", ["w"]), WORKLOAD),
             "cluster": {"device": "cuda", "gpus_per_node": 4},
         },
         ROOT,
@@ -88,6 +87,8 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             energy_integral_j=6000.0,
             energy_disagreement_pct=0.0,
             idle_power_w=75.0,
+            memory_total_bytes=80 * 2**30,
+            sm_clock_mean_mhz=1700.0,
             idle_memory_bytes=0,
             idle_utilization_pct=0.0,
             throttled_pct={},
@@ -144,7 +145,9 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             warmup_steps=20,
             warmup_converged=True,
             slowest_rank=0,
+            half_width_pct=0.4,
             drift_pct=0.2,
+            drift_error_pct=0.1,
         ),
         "probes": [
             Probe(
@@ -303,10 +306,10 @@ def write_crowded(root: Path) -> Config:
             write(failed(cell, *bad[key]), root)
         elif key != ("fsdp2_zero2", 4, 2):
             own = random.Random(cell.strategy).uniform(0.9, 1.05)
-            found = metrics_of(cell)
-            assert found.throughput is not None
-            speed = found.throughput.images_per_s * own * cell.gpus**-0.06
-            throughput = found.throughput.model_copy(update={"images_per_s": speed})
+            metrics = metrics_of(cell)
+            assert metrics.throughput is not None
+            speed = metrics.throughput.images_per_s * own * cell.gpus**-0.06
+            throughput = metrics.throughput.model_copy(update={"images_per_s": speed})
             efficiency = Efficiency(
                 energy_per_image_j=600 * cell.gpus / speed,
                 energy_per_epoch_j=600 * cell.gpus / speed * 49_152,
@@ -314,30 +317,37 @@ def write_crowded(root: Path) -> Config:
                 utilization_pct=90 * own,
                 memory_peak_bytes=int(own * (30 - cell.gpus / 4) * 2**30 / own**3),
             )
-            found = found.model_copy(update={"throughput": throughput, "efficiency": efficiency})
-            write(found, root)
-            write_side_files(found, root)
+            metrics = metrics.model_copy(
+                update={"throughput": throughput, "efficiency": efficiency}
+            )
+            write(metrics, root)
+            write_side_files(metrics, root)
     for strategy in config.matrix.strategies:
         for ranks in config.matrix.gpus:
             write_parity(config, strategy, ranks, root)
     return config
 
 
-def write_matrix(config: Config, root: Path) -> list[Path]:
+def write_matrix(config: Config, root: Path, *, side_files: bool = True) -> list[Path]:
     """Every cell of the matrix with a good result, and every strategy's parity passed."""
-    results = [metrics_of(cell) for cell in cells_of(config)]
+    results = [
+        failed(cell, "unsupported", cell.unsupported) if cell.unsupported else metrics_of(cell)
+        for cell in cells_of(config)
+    ]
     paths = [write(result, root) for result in results]
     for result in results:
-        write_side_files(result, root)
-    for strategy in config.matrix.strategies:
-        for ranks in config.matrix.gpus:
-            write_parity(config, strategy, ranks, root)
+        if side_files and result.throughput:
+            write_side_files(result, root)
+    for workload in config.matrix.workloads:
+        for strategy in config.matrix.strategies:
+            for ranks in config.matrix.gpus:
+                write_parity(config, strategy, ranks, root, workload=workload)
     return paths
 
 
 def write_parity(config: Config, strategy: str, ranks: int, root: Path, **changes: Any) -> None:
     """The gate's verdict on one strategy: passed, unless ``changes`` say otherwise."""
-    case = parity_case(config, "w", strategy, ranks)
+    case = parity_case(config, changes.get("workload", "w"), strategy, ranks)
     small = Deviation(loss=1e-7, first_update=1e-7, final_weights=1e-7)
     limit = Deviation(loss=1e-5, first_update=1e-5, final_weights=1e-5)
     fields: dict[str, Any] = {

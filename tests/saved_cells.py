@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from shardmark.cells import Cell, ParityCase, cell_of
-from shardmark.config.saved import save_config, saved_at
+from shardmark.config.saved import save_config, saved_path
 from shardmark.config.schema import Config, ParityGate
 
 _FILES = tempfile.TemporaryDirectory(prefix="shardmark-test-")
@@ -14,7 +14,7 @@ _FILES = tempfile.TemporaryDirectory(prefix="shardmark-test-")
 
 def saved(config: Config) -> str:
     """The file of a configuration that a script reads with ``--config``."""
-    path = Path(_FILES.name) / saved_at(config)
+    path = Path(_FILES.name) / saved_path(config)
     save_config(config, path)
     return str(path)
 

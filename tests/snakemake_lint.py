@@ -13,8 +13,8 @@ WAIVED = {
         "the cells must run on the torch that is measured, often a cluster's own (TORCH=site); the "
         "locked environment is installed by make"
     ),
-    r"Shell command directly uses variable (PYTHON|SCRIPTS|OWN_THREADS|SNAKEMAKE|CONFIG_FILE) from "
-    r"outside": (
+    r"Shell command directly uses variable "
+    r"(PYTHON|SCRIPTS|OWN_THREADS|SNAKEMAKE|COMMAND|CONFIG_FILE) from outside": (
         "the interpreter, the checkout's place, the way to call Snakemake and the file of the "
         "whole configuration are no parameters of a result: another must rerun nothing"
     ),
@@ -32,10 +32,10 @@ def judge(text: str) -> tuple[list[str], set[str]]:
     for line in text.splitlines():
         if line.startswith("Lints for "):
             place = line.removeprefix("Lints for ").rstrip(":")
-        elif found := re.match(r"    \* (.+):$", line):
-            waiver = next((kind for kind in WAIVED if re.match(kind, found[1])), None)
+        elif match := re.match(r"    \* (.+):$", line):
+            waiver = next((kind for kind in WAIVED if re.match(kind, match[1])), None)
             if waiver is None:
-                left.append(f"{place}: {found[1]}")
+                left.append(f"{place}: {match[1]}")
             else:
                 used.add(waiver)
     return left, used

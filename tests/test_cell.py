@@ -80,9 +80,9 @@ def test_a_window_whose_steps_became_faster_is_as_long_as_was_asked_for_and_no_f
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     script = ROOT / "tests/failing/train_quickens.py"
-    found = run_cell(cell_named("ddp", 2), tmp_path, script=script).throughput
-    assert found is not None
-    assert found.window_s >= 0.3
+    throughput = run_cell(cell_named("ddp", 2), tmp_path, script=script).throughput
+    assert throughput is not None
+    assert throughput.window_s >= 0.3
     # A user's cache of torch's compiler is meant to stay.
     assert [path for path in temporary.iterdir() if "torchinductor_" not in path.name] == []
 

@@ -188,8 +188,8 @@ def test_integers_in_a_broadcast_are_no_precision() -> None:
     assert observer.seen["gather"] == {"float32"}
     assert observer.seen["reduction"] == set()
     assert observer.buffers_broadcast
-    found = {(one.kind, one.dtype): (one.calls, one.bytes) for one in observer.collectives()}
-    assert found == {
+    results = {(one.kind, one.dtype): (one.calls, one.bytes) for one in observer.collectives()}
+    assert results == {
         ("broadcast", "float32"): (2, 48),
         ("broadcast", "int64"): (1, 8),
         ("all_reduce", "int64"): (1, 16),
@@ -295,19 +295,19 @@ def test_all_strategies_wrong_alike_are_flagged_all() -> None:
     config = metrics_of_run("ddp").effective_config
     assert config is not None
     wrong = config.model_copy(update={"gradient_clipping": 1.0})
-    found = [
+    results = [
         one.model_copy(update={"effective_config": wrong})
         for one in (metrics_of_run("ddp"), metrics_of_run("fsdp"))
     ]
-    assert row_of(certify(found, "ddp"), "gradient clipping").flagged.keys() == {"ddp", "fsdp"}
+    assert row_of(certify(results, "ddp"), "gradient clipping").flagged.keys() == {"ddp", "fsdp"}
 
 
 def test_seeds_of_a_strategy_that_differ_are_flagged() -> None:
     one = metrics_of_run("ddp")
     assert one.effective_config is not None
     other = one.effective_config.model_copy(update={"cudnn_benchmark": False})
-    found = [one, one.model_copy(update={"effective_config": other}), metrics_of_run("fsdp")]
-    row = row_of(certify(found, "fsdp"), "cuDNN searches for kernels")
+    results = [one, one.model_copy(update={"effective_config": other}), metrics_of_run("fsdp")]
+    row = row_of(certify(results, "fsdp"), "cuDNN searches for kernels")
     assert row.flagged.keys() == {"ddp"}
     assert row.values["ddp"] == "true or false"
 
@@ -385,12 +385,12 @@ def test_surroundings_that_differ_between_strategies_are_flagged() -> None:
 
 def test_all_runs_of_all_strategies_must_have_had_the_same_surroundings() -> None:
     # Each strategy ran once before the driver was updated and once after.
-    found = [
+    results = [
         surrounded(metrics_of_run(name), 32, environment={"driver": driver})
         for name in ("ddp", "fsdp")
         for driver in ("570", "580")
     ]
-    row = row_of(certify(found, "ddp"), "driver")
+    row = row_of(certify(results, "ddp"), "driver")
     assert row.flagged == dict.fromkeys(
         ("ddp", "fsdp"), "570 or 580: not the same in all of its runs and ranks"
     )
@@ -399,8 +399,8 @@ def test_all_runs_of_all_strategies_must_have_had_the_same_surroundings() -> Non
 def test_ranks_of_one_cell_that_differ_are_flagged() -> None:
     ddp = surrounded(metrics_of_run("ddp"), 32)
     host = [ddp.host[0], ddp.host[1].model_copy(update={"cpus": 2})]
-    found = [ddp.model_copy(update={"host": host}), surrounded(metrics_of_run("fsdp"), 32)]
-    row = row_of(certify(found, "ddp"), "CPUs that a rank may run on")
+    results = [ddp.model_copy(update={"host": host}), surrounded(metrics_of_run("fsdp"), 32)]
+    row = row_of(certify(results, "ddp"), "CPUs that a rank may run on")
     assert row.flagged.keys() == {"ddp"}
 
 
@@ -420,7 +420,7 @@ def test_dps_one_process_has_the_threads_of_all_ranks(baseline: str) -> None:
 
 def test_what_a_job_was_given_differs_by_nature() -> None:
     ddp, fsdp = metrics_of_run("ddp"), metrics_of_run("fsdp")
-    found = [
+    results = [
         surrounded(
             one,
             32,
@@ -431,12 +431,12 @@ def test_what_a_job_was_given_differs_by_nature() -> None:
         )
         for one, job in ((ddp, "1"), (fsdp, "2"))
     ]
-    assert certify(found, "ddp").flagged == []
+    assert certify(results, "ddp").flagged == []
 
 
 def test_each_gpu_count_has_its_certificate() -> None:
-    found = certificates([metrics_of_run("ddp", 1), metrics_of_run("ddp", 2)])
-    assert [certificate.gpus for certificate in found] == [2, 1]
+    results = certificates([metrics_of_run("ddp", 1), metrics_of_run("ddp", 2)])
+    assert [certificate.gpus for certificate in results] == [2, 1]
 
 
 def test_the_certificate_needs_no_torch() -> None:

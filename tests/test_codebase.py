@@ -80,8 +80,8 @@ def test_every_form_of_import_counts(tmp_path: Path) -> None:
         "def late():\n"
         "    import fetch_data\n"
     )
-    found = set(sources(script)) - {script}
-    assert {path.relative_to(SCRIPTS).as_posix() for path in found} >= {
+    checksums = set(sources(script)) - {script}
+    assert {path.relative_to(SCRIPTS).as_posix() for path in checksums} >= {
         "shardmark/__init__.py",
         "shardmark/measurement/__init__.py",
         "shardmark/measurement/clocks.py",
@@ -113,15 +113,15 @@ def checksums(scripts: Path) -> dict[str, str]:
     """Each strategy's checksum as a new process finds it in a copy of the scripts."""
     config = {"matrix__strategies": list(STRATEGIES), "variants": {}}
     cells = [cell_at(name, **config).model_dump(mode="json", by_alias=True) for name in STRATEGIES]
-    asked = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps(cells)],
         env=os.environ | {"PYTHONPATH": str(scripts)},
         capture_output=True,
         text=True,
         check=True,
     )
-    found: dict[str, str] = json.loads(asked.stdout)
-    return found
+    by_strategy: dict[str, str] = json.loads(child.stdout)
+    return by_strategy
 
 
 @pytest.fixture(scope="module")

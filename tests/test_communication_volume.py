@@ -8,7 +8,7 @@ import pytest
 
 from real_cells import cell_named, metrics_of_run
 from shardmark.results.certificate import Row, certify
-from shardmark.results.communication_volume import Volume, expected_volume, slack_of
+from shardmark.results.communication_volume import Volume, allowed_slack, expected_volume
 
 # A hidden layer of 4,096 is four fifths of the model. It is in no shard unit, and its weight alone,
 # 68 % of the model, is large enough for ZeRO-3 to shard.
@@ -83,5 +83,5 @@ def test_a_volume_allows_padding_and_no_more() -> None:
 
 
 def test_statistics_of_synchronised_batch_norm_are_allowed_for() -> None:
-    assert slack_of(cell_named("ddp")) == 0.1
-    assert slack_of(cell_named("ddp", batchnorm="sync")) == pytest.approx(0.12)
+    assert allowed_slack(cell_named("ddp")) == 0.1
+    assert allowed_slack(cell_named("ddp", batchnorm="sync")) == pytest.approx(0.12)

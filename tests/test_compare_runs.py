@@ -32,8 +32,8 @@ def compared(before: Path, after: Path, **arguments: Any) -> SetComparison:
     return compare_sets(read_result_set(before), read_result_set(after), **arguments)
 
 
-def primary(found: SetComparison) -> pd.DataFrame:
-    return found.table[found.table["family"] == "primary"].set_index("strategy")
+def primary(comparison: SetComparison) -> pd.DataFrame:
+    return comparison.table[comparison.table["family"] == "primary"].set_index("strategy")
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ def test_two_seeds_are_inconclusive_whatever_they_show(tmp_path: Path) -> None:
 def test_three_seeds_show_a_large_regression_as_likely(tmp_path: Path) -> None:
     before = write_set(tmp_path / "before", RATIOS, range(3), noise=1)
     after = write_set(tmp_path / "after", RATIOS | {"fsdp": 0.5}, range(3), noise=2)
-    found = compared(before, after)
-    assert found.outcome == "regression"
-    assert primary(found).loc["fsdp", ["regression", "tier"]].tolist() == ["yes", "likely"]
-    assert primary(found).loc["ddp", "regression"] != "yes"
+    comparison = compared(before, after)
+    assert comparison.outcome == "regression"
+    assert primary(comparison).loc["fsdp", ["regression", "tier"]].tolist() == ["yes", "likely"]
+    assert primary(comparison).loc["ddp", "regression"] != "yes"
 
 
 def test_an_undecided_regression_says_how_many_runs_would_decide(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_an_undecided_regression_says_how_many_runs_would_decide(tmp_path: Path)
 
 def test_faster_is_no_regression(before: Path, tmp_path: Path) -> None:
     faster = {name: 1.05 * ratio for name, ratio in RATIOS.items()}
-    found = compared(before, write_set(tmp_path / "after", faster, noise=2))
-    assert set(primary(found)["verdict"]) == {"faster"}
-    assert found.outcome == "no regression"
+    comparison = compared(before, write_set(tmp_path / "after", faster, noise=2))
+    assert set(primary(comparison)["verdict"]) == {"faster"}
+    assert comparison.outcome == "no regression"
 
 
 def test_a_slow_down_is_a_regression_only_beyond_the_margin(before: Path, tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_workloads_of_other_definitions_are_refused_with_the_difference(
 def test_what_changed_around_the_cells_is_told(before: Path, tmp_path: Path) -> None:
     versions = {"versions": {"torch": "2.16.0"}, "variables": {"SLURM_JOB_ID": "7"}}
     after = write_set(tmp_path / "after", RATIOS, noise=2, environment=versions)
-    found = compared(before, after)
-    assert found.changes.to_numpy().tolist() == [
+    comparison = compared(before, after)
+    assert comparison.changes.to_numpy().tolist() == [
         ["environment.versions.torch", "2.15.0", "2.16.0", "everywhere"]
     ]
-    assert found.outcome == "no regression"
+    assert comparison.outcome == "no regression"
 
 
 def test_a_change_of_one_strategy_is_told_of_that_one(before: Path, tmp_path: Path) -> None:
@@ -180,20 +180,20 @@ def test_versions_mixed_within_a_set_are_refused(before: Path, tmp_path: Path) -
     metrics = read_metrics(path)
     versions = {"driver": "570.1", "versions": {"torch": "2.16.0"}}
     write(after, metrics.model_copy(update={"environment": versions}))
-    found = compared(before, after)
-    assert primary(found).loc["fsdp", "verdict"] == "not comparable"
-    assert primary(found).loc["fsdp", "reason"] == "mixed_torch"
-    assert found.outcome == "inconclusive"
+    comparison = compared(before, after)
+    assert primary(comparison).loc["fsdp", "verdict"] == "not comparable"
+    assert primary(comparison).loc["fsdp", "reason"] == "mixed_torch"
+    assert comparison.outcome == "inconclusive"
 
 
 def test_what_is_no_longer_measured_is_inconclusive_and_what_is_new_is_told(
     before: Path, tmp_path: Path
 ) -> None:
     after = write_set(tmp_path / "after", {"ddp": 1.0, "fsdp": 0.98, "dp": 1.0}, noise=2)
-    found = compared(before, after)
-    assert found.only_before == ["w fsdp2 gpus1"]
-    assert found.only_after == ["w dp gpus1"]
-    assert found.outcome == "inconclusive"
+    comparison = compared(before, after)
+    assert comparison.only_before == ["w fsdp2 gpus1"]
+    assert comparison.only_after == ["w dp gpus1"]
+    assert comparison.outcome == "inconclusive"
     # Turned round, nothing is lost but dp.
     more = write_set(tmp_path / "more", RATIOS | {"dp": 1.0}, noise=3)
     assert compared(before, more).outcome == "no regression"
@@ -223,9 +223,9 @@ def test_what_failed_before_fails_as_before(tmp_path: Path) -> None:
     after = write_set(tmp_path / "after", RATIOS, range(10), noise=2)
     fail(before, "fsdp", range(9))
     fail(after, "fsdp", range(10))
-    found = compared(before, after)
-    assert not len(found.failures)
-    assert found.outcome == "no regression", "of the other two"
+    comparison = compared(before, after)
+    assert not len(comparison.failures)
+    assert comparison.outcome == "no regression", "of the other two"
     # A failure that is gone leaves nothing to compare, and is no regression.
     mended = write_set(tmp_path / "mended", RATIOS, noise=3)
     assert compared(before, mended).outcome == "inconclusive"
@@ -234,10 +234,10 @@ def test_what_failed_before_fails_as_before(tmp_path: Path) -> None:
 def test_a_strategy_that_loses_its_parity_is_not_comparable(before: Path, tmp_path: Path) -> None:
     parity = write_set(tmp_path / "parity", RATIOS, noise=2)
     write_parity(parity, "w", "fsdp", "failed")
-    found = compared(before, parity)
-    row = primary(found).loc["fsdp", ["verdict", "reason", "reason_values"]]
+    comparison = compared(before, parity)
+    row = primary(comparison).loc["fsdp", ["verdict", "reason", "reason_values"]]
     assert row.tolist() == ["not comparable", "no_usable_cell", "after"]
-    assert found.outcome == "inconclusive"
+    assert comparison.outcome == "inconclusive"
 
 
 def test_other_devices_are_compared_only_where_that_is_asked_for(
@@ -250,9 +250,13 @@ def test_other_devices_are_compared_only_where_that_is_asked_for(
     assert result.returncode == 2
     assert "they never ran on the same devices" in result.stdout
     assert compare_runs(before, after, "--other-devices").returncode == 1
-    found = compared(before, after, other_devices=True)
-    assert not primary(found)["paired"].any()
-    assert primary(found)["regression"].to_dict() == {"ddp": "no", "fsdp": "yes", "fsdp2": "no"}
+    comparison = compared(before, after, other_devices=True)
+    assert not primary(comparison)["paired"].any()
+    assert primary(comparison)["regression"].to_dict() == {
+        "ddp": "no",
+        "fsdp": "yes",
+        "fsdp2": "no",
+    }
 
 
 @pytest.mark.parametrize(

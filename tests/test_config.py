@@ -1,4 +1,4 @@
-"""Mistakes in a configuration: each is told once, by its path, with what is allowed."""
+"""Mistakes in a configuration: each is reported once, by its path, with what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from snakemake.utils import update_config
 
 from shardmark.cells import cells_of
-from shardmark.config.files import check_file
+from shardmark.config.files import read_config_file
 from shardmark.config.loading import load
 from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
@@ -23,7 +23,7 @@ W = "workloads.small"
 
 
 def mistakes(raw: Any) -> list[str]:
-    """The lines of the one message that ``raw`` is answered with, its head held against them."""
+    """Return the mistakes that the message about ``raw`` lists; its head must count them."""
     with pytest.raises(ConfigError) as caught:
         load(raw, ROOT)
     head, *lines = str(caught.value).splitlines()
@@ -662,7 +662,7 @@ def test_every_shipped_configuration_loads(
     assert config.run == run
     assert len(list(cells_of(config))) == cells
     for name in ("config", *overlays):
-        check_file(ROOT / f"config/{name}.yaml")
+        read_config_file(ROOT / f"config/{name}.yaml")
 
 
 def test_an_overlay_takes_a_key_away_with_null(tmp_path: Path) -> None:
@@ -716,10 +716,10 @@ def test_what_yaml_reads_otherwise_is_named_with_its_place(
     path = tmp_path / "config.yaml"
     path.write_text(f"run: a\nmatrix:\n  seeds: [0, {written}]\n")
     with pytest.raises(ConfigError, match=re.escape(f"{path}:3:14: YAML 1.1 {message}")):
-        check_file(path)
+        read_config_file(path)
     path.write_text(f"run: a\n{written}: 1\n")
     with pytest.raises(ConfigError, match=re.escape(f"{path}:2:1: YAML 1.1 {message}")):
-        check_file(path)
+        read_config_file(path)
 
 
 def test_a_large_matrix_may_be_asked_for() -> None:
@@ -733,19 +733,19 @@ def test_a_file_that_is_no_configuration_is_named_with_the_place(name: str, tmp_
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(f"{path}{place}: ")) as caught:
-        check_file(path)
+        read_config_file(path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file"):
-        check_file(tmp_path / "none.yaml")
+        read_config_file(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory"):
-        check_file(tmp_path)
+        read_config_file(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("run: caf\u00e9\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.yaml: is not UTF-8 text \(byte 8\)"):
-        check_file(tmp_path / "latin.yaml")
+        read_config_file(tmp_path / "latin.yaml")
 
 
 @pytest.mark.parametrize(
@@ -764,4 +764,4 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_what_yaml_and_json_allow_is_let_through(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    check_file(path)
+    read_config_file(path)

@@ -17,8 +17,8 @@ from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config.files import load_files
 from shardmark.config.schema import Config
 from shardmark.metrics import Metrics, Times
-from shardmark.status.costs import Job, costs_of
-from shardmark.status.costs_view import lines_of
+from shardmark.status.costs import Job, estimate_costs
+from shardmark.status.costs_view import cost_lines
 from shardmark.time_limits import limit_minutes
 from small_matrix import ROOT, cell_at, matrix
 
@@ -42,7 +42,7 @@ def leave(root: Path, metrics: Metrics) -> None:
 
 
 def cells(config: Config, root: Path) -> list[Job]:
-    return costs_of(config, root).cells
+    return estimate_costs(config, root).cells
 
 
 def test_a_time_limit_follows_from_epochs_window_and_gpus() -> None:
@@ -65,7 +65,7 @@ def test_a_time_limit_is_no_part_of_a_cells_definition() -> None:
 
 def test_the_full_comparison_asks_for_a_fifth_of_what_limits_of_two_hours_would() -> None:
     config = load_files([], ROOT)
-    costs = costs_of(config, ROOT / "tests")
+    costs = estimate_costs(config, ROOT / "tests")
     worst = sum(job.charged * job.worst_s for job in costs.jobs) / 3600
     # Limits of two hours asked for 11,093 GPU-hours with eight strategies; there are thirteen now.
     assert worst < 11_093 * 13 / 8 / 5
@@ -85,11 +85,11 @@ def test_only_what_is_left_is_counted(tmp_path: Path) -> None:
     config = matrix(**CUDA)
     assert len(cells(config, tmp_path)) == 4
     # Four cells, two parity cases, an oracle for each of their sizes.
-    assert len(costs_of(config, tmp_path).jobs) == 8
+    assert len(estimate_costs(config, tmp_path).jobs) == 8
     leave(tmp_path, metrics_of(next(cells_of(config)), None))
     assert len(cells(config, tmp_path)) == 3
     pinned = matrix(**CUDA | {"cluster__block": "pinned"})
-    assert len(costs_of(pinned, tmp_path).jobs) == 7 + 3
+    assert len(estimate_costs(pinned, tmp_path).jobs) == 7 + 3
 
 
 def test_results_of_a_shorter_run_say_how_long_a_cell_takes(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_result_of_another_batch_says_nothing(tmp_path: Path) -> None:
 
 def test_the_plan_names_what_is_not_known(tmp_path: Path) -> None:
     config = matrix(**CUDA | {"cluster__expected_images_per_s": {}})
-    text = "\n".join(lines_of(config, costs_of(config, tmp_path), 80))
+    text = "\n".join(cost_lines(config, estimate_costs(config, tmp_path), 80))
     assert "120 min       ?" in text
     assert "The likely sums leave out small, of whose speed nothing is known" in text
     assert max(map(len, text.splitlines())) <= 80

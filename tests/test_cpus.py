@@ -144,31 +144,31 @@ def test_the_affinity_of_the_process_counts_and_not_the_machines_cores() -> None
         "use = host_use(0, read_host(), read_host())\n"
         "print(use.cpus, use.cpu_list, usable_cpus())"
     )
-    said = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT / "workflow/scripts",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stdout.split() == ["1", str(first), "1"]
+    assert child.stdout.split() == ["1", str(first), "1"]
 
 
-TELL = """import json, os, pathlib, sys
+WRITE_VARIABLES = """import json, os, pathlib, sys
 names = ("OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
-said = {name: os.environ.get(name) for name in names}
-pathlib.Path(sys.argv[1], f"told{os.environ['RANK']}.json").write_text(json.dumps(said))
+variables = {name: os.environ.get(name) for name in names}
+pathlib.Path(sys.argv[1], f"rank{os.environ['RANK']}.json").write_text(json.dumps(variables))
 """
 
 
-def told(cell: Cell, folder: Path) -> list[dict[str, str | None]]:
+def rank_variables(cell: Cell, folder: Path) -> list[dict[str, str | None]]:
     """What each rank of a cell finds among its variables."""
     folder.mkdir()
     script = folder / "tell.py"
-    script.write_text(TELL)
+    script.write_text(WRITE_VARIABLES)
     ended = launch(script, [str(folder)], cell, folder)
     assert ended.exit_code == 0, ended.log_tail
-    files = [folder / f"told{rank}.json" for rank in range(cell.processes)]
+    files = [folder / f"rank{rank}.json" for rank in range(cell.processes)]
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -177,8 +177,8 @@ def test_every_cell_has_the_variables_that_torchrun_sets_for_some(
 ) -> None:
     for name in ("OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING"):
         monkeypatch.delenv(name, raising=False)
-    (alone,) = told(cell_at(), tmp_path / "alone")
-    both = told(cell_at(gpus=2), tmp_path / "both")
+    (alone,) = rank_variables(cell_at(), tmp_path / "alone")
+    both = rank_variables(cell_at(gpus=2), tmp_path / "both")
     assert both[0] == both[1]
     assert alone.keys() == both[0].keys()
     cpus = usable_cpus()
@@ -188,7 +188,7 @@ def test_every_cell_has_the_variables_that_torchrun_sets_for_some(
     )
     assert alone["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == both[0]["TORCH_NCCL_ASYNC_ERROR_HANDLING"]
     site = cell_at(gpus=2, site__environment={"OMP_NUM_THREADS": "7"})
-    assert told(site, tmp_path / "site")[0]["OMP_NUM_THREADS"] == "7"
+    assert rank_variables(site, tmp_path / "site")[0]["OMP_NUM_THREADS"] == "7"
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_the_cores_of_a_node_with_gpus_are_shared_out_alike(
         stall_s=None,
         grace_s=5,
     )
-    found = node._environment(plan, processes, tmp_path, None)
-    assert found["OMP_NUM_THREADS"] == str(threads)
+    variables = node._rank_environment(plan, processes, tmp_path, None)
+    assert variables["OMP_NUM_THREADS"] == str(threads)
 
 
 def test_a_cell_records_what_its_ranks_may_use() -> None:

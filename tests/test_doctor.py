@@ -24,12 +24,12 @@ from shardmark.doctor import (
     software_findings,
 )
 from shardmark.doctor.finding import Finding
-from shardmark.doctor.gpu_findings import gpus
-from shardmark.doctor.link_findings import all_reduce
-from shardmark.doctor.place_findings import data_sets, writable
-from shardmark.doctor.site_findings import surroundings
-from shardmark.doctor.slurm_findings import on_nodes, requests
-from shardmark.doctor.software_findings import python_and_packages, torch_build
+from shardmark.doctor.gpu_findings import check_gpus
+from shardmark.doctor.link_findings import check_all_reduce
+from shardmark.doctor.place_findings import check_data_sets, check_folder
+from shardmark.doctor.site_findings import check_site
+from shardmark.doctor.slurm_findings import check_requests, run_on_nodes
+from shardmark.doctor.software_findings import check_packages, check_torch
 from shardmark.errors import UserError
 from shardmark.measurement.gpu_check import TorchCuda
 from simulated_nvml import Gpu, simulate
@@ -50,30 +50,30 @@ def test_a_finding_is_one_line_with_what_to_do() -> None:
 
 
 def test_what_is_installed_is_held_against_the_project(tmp_path: Path) -> None:
-    good = list(python_and_packages(ROOT / "pyproject.toml"))
+    good = list(check_packages(ROOT / "pyproject.toml"))
     assert levels(good) == [("ok", "python"), ("ok", "packages")]
     project = tmp_path / "pyproject.toml"
     wanted = '["snakemake>=99", "no-such-package", "psutil"]'
     project.write_text(f'[project]\nrequires-python = ">=4"\ndependencies = {wanted}\n')
-    python, *packages = python_and_packages(project)
+    python, *packages = check_packages(project)
     assert "the project needs >=4" in python.advice
     assert levels(packages) == [("FAIL", "packages")] * 2
-    assert "is not >=99" in packages[0].found
-    assert packages[1].found == "no-such-package is missing"
+    assert "is not >=99" in packages[0].detail
+    assert packages[1].detail == "no-such-package is missing"
 
 
 def test_what_surrounds_a_cell_is_tried(tmp_path: Path) -> None:
-    assert list(surroundings(Site())) == [], "there is nothing to try"
+    assert list(check_site(Site())) == [], "there is nothing to try"
     good = Site(setup="export HERE=1", scratch=str(tmp_path / "local"))
-    assert levels(surroundings(good)) == [("ok", "site"), ("ok", "site.scratch")]
+    assert levels(check_site(good)) == [("ok", "site"), ("ok", "site.scratch")]
     for bad, words in (
         (Site(setup="false"), "site.setup: failed with exit code 1"),
         (Site(scratch="$NO_SUCH_DISK/x"), "names a variable that is not set"),
         (Site(container="no.sif", setup="PATH=/bin"), "there is no apptainer"),
     ):
-        (finding,) = surroundings(bad)
+        (finding,) = check_site(bad)
         assert finding.level == "FAIL"
-        assert words in finding.found
+        assert words in finding.detail
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_torch(
 ) -> None:
     monkeypatch.setattr(software_findings, "ask_torch", lambda: torch)
     monkeypatch.setattr(software_findings, "has_driver", lambda: True)
-    first = next(iter(torch_build(needed)))
+    first = next(iter(check_torch(needed)))
     assert first.level == level
-    assert words in first.found
+    assert words in first.detail
 
 
 def test_a_torchvision_of_another_torch_says_why(
@@ -101,19 +101,19 @@ def test_a_torchvision_of_another_torch_says_why(
 ) -> None:
     (tmp_path / "torchvision.py").write_text("raise ImportError('undefined symbol')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    said = TorchCuda(version="2", cuda="13.0", count=1, error=None)
-    monkeypatch.setattr(software_findings, "ask_torch", lambda: said)
-    _, found = torch_build(0)
-    assert found.level == "FAIL"
-    assert "cannot be imported (ImportError: undefined symbol)" in found.found
+    torch = TorchCuda(version="2", cuda="13.0", count=1, error=None)
+    monkeypatch.setattr(software_findings, "ask_torch", lambda: torch)
+    _, finding = check_torch(0)
+    assert finding.level == "FAIL"
+    assert "cannot be imported (ImportError: undefined symbol)" in finding.detail
 
 
 def test_a_folder_that_cannot_be_written_to_fails(tmp_path: Path) -> None:
-    assert levels(writable("results", tmp_path / "new/results")) == [("ok", "results")]
+    assert levels(check_folder("results", tmp_path / "new/results")) == [("ok", "results")]
     (tmp_path / "file").touch()
-    (found,) = writable("results", tmp_path / "file/results")
-    assert found.level == "FAIL"
-    assert "Not a directory" in found.found
+    (finding,) = check_folder("results", tmp_path / "file/results")
+    assert finding.level == "FAIL"
+    assert "Not a directory" in finding.detail
 
 
 @pytest.mark.parametrize(("gib", "level"), [(20, "ok"), (5, "warn"), (0.5, "FAIL")])
@@ -121,41 +121,41 @@ def test_a_full_disk(
     gib: float, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, gib * 2**30))
-    (found,) = writable("results", tmp_path)
-    assert found.level == level
+    (finding,) = check_folder("results", tmp_path)
+    assert finding.level == level
 
 
 def test_a_file_system_whose_clock_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = place_findings.time.time
     monkeypatch.setattr(place_findings.time, "time", lambda: now() - 60)
-    _, clock = writable("results", tmp_path)
+    _, clock = check_folder("results", tmp_path)
     assert clock.level == "warn"
-    assert "+60 s off this machine's clock" in clock.found
+    assert "+60 s off this machine's clock" in clock.detail
 
 
 @pytest.mark.parametrize(("download", "level"), [(True, "warn"), (False, "FAIL")])
 def test_data_that_are_not_there(download: bool, level: str) -> None:
     changes = {"name": "cifar10", "train_images": 64, "test_images": 16}
     config = matrix(workloads__small__dataset=changes, data__download=download)
-    (found,) = data_sets(config, ROOT)
-    assert found.level == level
-    assert found.found == f"cifar10 is not in {ROOT / 'config'}"
-    assert "make fetch" in found.advice
-    assert levels(data_sets(matrix(), ROOT)) == [("ok", "data")]
+    (finding,) = check_data_sets(config, ROOT)
+    assert finding.level == level
+    assert finding.detail == f"cifar10 is not in {ROOT / 'config'}"
+    assert "make fetch" in finding.advice
+    assert levels(check_data_sets(matrix(), ROOT)) == [("ok", "data")]
 
 
-def found_with(
+def gpu_findings(
     monkeypatch: pytest.MonkeyPatch, *simulated: Gpu, needed: int | None = None
 ) -> list[Finding]:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     simulate(monkeypatch, list(simulated))
-    return list(gpus(needed or len(simulated)))
+    return list(check_gpus(needed or len(simulated)))
 
 
 def test_gpus_that_are_as_they_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = found_with(monkeypatch, Gpu(), Gpu(), Gpu())
-    assert {one.level for one in found} == {"ok"}
-    assert [one.found for one in found] == ["580.65", "3 x NVIDIA H200", "3 pairs by NVLink"]
+    findings = gpu_findings(monkeypatch, Gpu(), Gpu(), Gpu())
+    assert {one.level for one in findings} == {"ok"}
+    assert [one.detail for one in findings] == ["580.65", "3 x NVIDIA H200", "3 pairs by NVLink"]
 
 
 GPUS: dict[str, tuple[list[Gpu], int, str, str]] = {
@@ -191,19 +191,19 @@ GPUS: dict[str, tuple[list[Gpu], int, str, str]] = {
 @pytest.mark.parametrize("how", GPUS)
 def test_gpus_that_are_not(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     simulated, needed, level, words = GPUS[how]
-    found = found_with(monkeypatch, *simulated, needed=needed)
-    (one,) = [one for one in found if one.level != "ok"]
-    assert one.level == level
-    assert words in one.found
+    findings = gpu_findings(monkeypatch, *simulated, needed=needed)
+    (finding,) = [finding for finding in findings if finding.level != "ok"]
+    assert finding.level == level
+    assert words in finding.detail
 
 
 def test_the_ranks_of_a_cell_reduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (found,) = all_reduce(matrix(), 2)
-    assert found.level == "ok", found
-    assert "GB/s of bus over 2 ranks, gloo" in found.found
+    (finding,) = check_all_reduce(matrix(), 2)
+    assert finding.level == "ok", finding
+    assert "GB/s of bus over 2 ranks, gloo" in finding.detail
     assert list(Path("results/t").iterdir()) == []
-    assert levels(all_reduce(matrix(), 1)) == [("ok", "all-reduce")]
+    assert levels(check_all_reduce(matrix(), 1)) == [("ok", "all-reduce")]
 
 
 def test_ranks_that_do_not_find_each_other_fail_with_the_reason(
@@ -211,10 +211,10 @@ def test_ranks_that_do_not_find_each_other_fail_with_the_reason(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib9")
-    (found,) = all_reduce(matrix(), 2)
-    assert found.level == "FAIL"
-    assert "ib9" in found.found
-    assert "GLOO_SOCKET_IFNAME" in found.advice
+    (finding,) = check_all_reduce(matrix(), 2)
+    assert finding.level == "FAIL"
+    assert "ib9" in finding.detail
+    assert "GLOO_SOCKET_IFNAME" in finding.advice
 
 
 @pytest.mark.parametrize(
@@ -230,10 +230,10 @@ def test_what_nccl_goes_over(
     gpus: int, via: list[str], level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = {"backend": "nccl", "gb_per_s": 234.5, "via": via}
-    monkeypatch.setattr(link_findings, "measure", lambda cell, result: measured)
-    (found,) = all_reduce(matrix(matrix__gpus=[1, 2, 4], **CUDA), gpus)
-    assert found.level == level
-    assert f"234 GB/s of bus over {gpus} ranks, nccl via {' and '.join(via)}" in found.found
+    monkeypatch.setattr(link_findings, "measure_all_reduce", lambda cell, result: measured)
+    (finding,) = check_all_reduce(matrix(matrix__gpus=[1, 2, 4], **CUDA), gpus)
+    assert finding.level == level
+    assert f"234 GB/s of bus over {gpus} ranks, nccl via {' and '.join(via)}" in finding.detail
 
 
 def test_nccls_own_log_tells_its_transport() -> None:
@@ -271,7 +271,7 @@ class Slurm:
         content = {"default-resources": defaults, **more}
         (folder / "config.yaml").write_text(yaml.safe_dump(content))
 
-    def asked(self) -> list[list[str]]:
+    def sbatch_calls(self) -> list[list[str]]:
         """Each call of sbatch."""
         words = shlex.split(self.log.read_text())
         starts = [place for place, word in enumerate(words) if word == "sbatch"]
@@ -284,8 +284,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(tmp_path, monkeypatch)
 
 
-def requested(fake: Slurm, **values: Any) -> list[Finding]:
-    return list(requests(matrix(**CUDA | values), fake.folder / "profile"))
+def request_findings(fake: Slurm, **values: Any) -> list[Finding]:
+    return list(check_requests(matrix(**CUDA | values), fake.folder / "profile"))
 
 
 def test_each_distinct_request_of_the_matrix_is_tried(fake: Slurm) -> None:
@@ -293,14 +293,14 @@ def test_each_distinct_request_of_the_matrix_is_tried(fake: Slurm) -> None:
         ["slurm_account=lab", "slurm_partition=gpu", "runtime=30"],
         **{"set-resources": ["train:constraint=h200"], "slurm-qos": "night"},
     )
-    found = requested(fake, matrix__gpus=[1, 4], cluster__time_limit_minutes=50)
-    assert levels(found) == [
+    findings = request_findings(fake, matrix__gpus=[1, 4], cluster__time_limit_minutes=50)
+    assert levels(findings) == [
         *(("ok", what) for what in ("user", "partition", "job states")),
         *[("ok", "request")] * 4,
     ]
-    assert found[-4].found == "4-GPU cells: Job 9 to start at noon on n1"
-    assert found[-1].found == "1-rank parity, the oracle: Job 9 to start at noon on n1"
-    cells, gate, small, _ = fake.asked()
+    assert findings[-4].detail == "4-GPU cells: Job 9 to start at noon on n1"
+    assert findings[-1].detail == "1-rank parity, the oracle: Job 9 to start at noon on n1"
+    cells, gate, small, _ = fake.sbatch_calls()
     same = {"--test-only", "--account=lab", "--partition=gpu", "--qos=night"}
     assert same | {"--nodes=2", "--gres=gpu:2", "--exclusive"} <= set(cells)
     assert "-t 55" in " ".join(cells)
@@ -316,47 +316,47 @@ def test_the_cells_of_a_group_need_their_time_together(fake: Slurm) -> None:
         groups={"train": "gpus{gpus}"},
         **{"group-components": ["gpus{gpus}=3"]},
     )
-    found = requested(fake, matrix__gpus=[1], cluster__time_limit_minutes=500)
-    (cells,) = (one for one in found if one.level == "FAIL")
+    findings = request_findings(fake, matrix__gpus=[1], cluster__time_limit_minutes=500)
+    (cells,) = (one for one in findings if one.level == "FAIL")
     words = "the time limit of 1515 min is above the partition's 1440 min: 1-GPU cells"
-    assert cells.found == words
+    assert cells.detail == words
 
 
 def test_a_partition_and_an_account_that_are_not_there(fake: Slurm) -> None:
     fake.profile({"slurm_partition": "gpus", "slurm_account": "labs"})
-    partition, account = (one for one in requested(fake) if one.level == "FAIL")
-    assert partition.found == "there is no gpus"
+    partition, account = (one for one in request_findings(fake) if one.level == "FAIL")
+    assert partition.detail == "there is no gpus"
     assert "one of: gpu, long" in partition.advice
-    assert "The given account labs appears to be invalid" in account.found
+    assert "The given account labs appears to be invalid" in account.detail
 
 
 def test_requests_that_slurm_refuses_are_told_apart_by_its_words(fake: Slurm) -> None:
     refuse = 'case "$*" in *gpu:2*) why="no such node";; *) why="no such GPU";; esac; '
     fake.command("sbatch", f'{refuse} echo "sbatch: error: $why" >&2; exit 1')
-    found = requested(fake, matrix__gpus=[1, 4])
-    nodes, gpus = (one for one in found if one.level == "FAIL")
-    assert nodes.found.startswith("no such node: 4-GPU cells (--nodes=2 ")
-    assert gpus.found.startswith("no such GPU: 1-GPU cells (--nodes=1 ")
+    findings = request_findings(fake, matrix__gpus=[1, 4])
+    nodes, gpus = (one for one in findings if one.level == "FAIL")
+    assert nodes.detail.startswith("no such node: 4-GPU cells (--nodes=2 ")
+    assert gpus.detail.startswith("no such GPU: 1-GPU cells (--nodes=1 ")
 
 
 def test_how_the_cluster_and_the_user_are_set_up(
     fake: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.command("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    (states,) = (one for one in requested(fake) if one.level == "FAIL")
+    (states,) = (one for one in request_findings(fake) if one.level == "FAIL")
     assert states.what == "job states"
     assert states.advice.endswith("set slurm-status-command: squeue in the profile")
     fake.profile({}, **{"slurm-status-command": "squeue"})
-    assert {one.level for one in requested(fake)} == {"ok"}
+    assert {one.level for one in request_findings(fake)} == {"ok"}
     fake.command("scontrol", "echo 'MinJobAge = 30 sec'")
-    (states,) = (one for one in requested(fake) if one.level == "FAIL")
+    (states,) = (one for one in request_findings(fake) if one.level == "FAIL")
     assert "slurm-init-seconds-before-status-checks: 10 or less" in states.advice
     fake.command("sinfo", "echo 'no controller' >&2; exit 1")
-    assert levels(requested(fake))[-1] == ("FAIL", "Slurm")
+    assert levels(request_findings(fake))[-1] == ("FAIL", "Slurm")
     monkeypatch.setattr(slurm_setup.getpass, "getuser", unnamed)
-    assert levels(requested(fake)) == [("FAIL", "user")]
+    assert levels(request_findings(fake)) == [("FAIL", "user")]
     (fake.folder / "profile/config.yaml").unlink()
-    assert levels(requested(fake)) == [("FAIL", "profile")]
+    assert levels(request_findings(fake)) == [("FAIL", "profile")]
 
 
 def unnamed() -> str:
@@ -368,7 +368,7 @@ def test_a_limit_on_submitted_jobs_below_the_profiles(fake: Slurm) -> None:
     fake.command("sacctmgr", f'case "$*" in {" ".join(answers)} *qos*normal*) echo "20||";; esac')
     for jobs, words in ((100, ["20 may be queued, and the profile submits 100"]), (20, [])):
         fake.profile({"slurm_account": "lab"}, jobs=jobs)
-        assert [one.found for one in requested(fake) if one.what == "jobs"] == words
+        assert [one.detail for one in request_findings(fake) if one.what == "jobs"] == words
 
 
 # What sbatch --wait does: the number at once, the job's output in its file, the job's exit code.
@@ -379,7 +379,9 @@ wrapped="${!#}"; bash -c "${wrapped#--wrap=}" > "${BASH_REMATCH[1]}"
 
 
 def sent(fake: Slurm, command: str) -> list[str]:
-    job = on_nodes(matrix(**CUDA), fake.folder / "profile", command, Path("doctor.log").absolute())
+    job = run_on_nodes(
+        matrix(**CUDA), fake.folder / "profile", command, Path("doctor.log").absolute()
+    )
     return list(job)
 
 
@@ -388,7 +390,7 @@ def test_a_job_of_its_own_gives_its_lines(fake: Slurm, monkeypatch: pytest.Monke
     lines = sent(fake, "echo ok; echo doctor: 0 FAIL")
     assert lines[0].startswith("job 9 is sent")
     assert lines[1:] == ["ok"]
-    assert "--wait" in fake.asked()[-1]
+    assert "--wait" in fake.sbatch_calls()[-1]
     monkeypatch.setattr(slurm_findings, "LATENCY_S", 0.0)
     with pytest.raises(UserError, match=r"Slurm job 9 ended before the doctor had \(exit code 3\)"):
         sent(fake, "echo ok; exit 3")
@@ -397,7 +399,7 @@ def test_a_job_of_its_own_gives_its_lines(fake: Slurm, monkeypatch: pytest.Monke
         sent(fake, "true")
 
 
-def diagnosed(folder: Path, overlay: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_doctor(folder: Path, overlay: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "config").symlink_to(ROOT / "config")
     (folder / "resources").mkdir()
     (folder / "mine.yaml").write_text(overlay)
@@ -411,7 +413,7 @@ def diagnosed(folder: Path, overlay: str, *arguments: str) -> subprocess.Complet
 
 
 def test_the_command_on_a_machine_that_can_run_the_matrix(tmp_path: Path) -> None:
-    done = diagnosed(tmp_path, (ROOT / "config/demo.yaml").read_text())
+    done = run_doctor(tmp_path, (ROOT / "config/demo.yaml").read_text())
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()
     assert last == "nothing stands in the way"
@@ -422,7 +424,7 @@ def test_the_command_on_a_machine_that_can_run_the_matrix(tmp_path: Path) -> Non
 
 
 def test_the_command_on_one_that_cannot(tmp_path: Path) -> None:
-    done = diagnosed(tmp_path, "cluster: {device: cuda}")
+    done = run_doctor(tmp_path, "cluster: {device: cuda}")
     assert done.returncode == 1
     assert "FAIL  torch" in done.stdout
     assert "not tried, since what it needs fails" in done.stdout
@@ -431,7 +433,7 @@ def test_the_command_on_one_that_cannot(tmp_path: Path) -> None:
 
 
 def test_the_command_with_mistakes_in_the_configuration(tmp_path: Path) -> None:
-    done = diagnosed(tmp_path, "matrix: {gpus: [0], seeds: []}")
+    done = run_doctor(tmp_path, "matrix: {gpus: [0], seeds: []}")
     assert done.returncode == 1
     gpus, seeds = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert "matrix.gpus[0]: got 0" in gpus

@@ -10,10 +10,10 @@ import pytest
 from parity_cases import case_of
 from shardmark.cells import Cell
 from shardmark.errors import UserError
-from shardmark.launching.endings import Interrupted, failure_of
+from shardmark.launching.endings import Interrupted, find_failure
 from shardmark.launching.launch import Ended
 from shardmark.launching.node import NodeReport
-from shardmark.launching.rank import kind_of
+from shardmark.launching.rank import failure_kind
 from shardmark.processes.heartbeat import Beat
 
 CELL: Cell = case_of("ddp", 2).cell
@@ -51,13 +51,13 @@ def ended(*nodes: NodeReport, failures: tuple[dict[str, Any], ...] = ()) -> Ende
 
 
 def test_processes_that_ended_well_have_no_failure() -> None:
-    assert failure_of(CELL, ended(node(exit_code=0))) is None
+    assert find_failure(CELL, ended(node(exit_code=0))) is None
 
 
 def test_an_exception_is_told_with_its_phase_rank_and_last_lines() -> None:
-    found = failure_of(CELL, ended(node(died(1, 1)), failures=(raised(1),)))
-    assert found is not None
-    status, failure = found
+    outcome = find_failure(CELL, ended(node(died(1, 1)), failures=(raised(1),)))
+    assert outcome is not None
+    status, failure = outcome
     assert (status, failure.phase, failure.rank) == ("failed", "training", 1)
     assert failure.exception == "RuntimeError: it"
     assert failure.log_tail == ["the last line"]
@@ -66,12 +66,12 @@ def test_an_exception_is_told_with_its_phase_rank_and_last_lines() -> None:
 def test_a_rank_killed_from_outside_is_no_result_though_its_peers_raise() -> None:
     left = ended(node(died(0, 1), died(1, -signal.SIGKILL)), failures=(raised(0),))
     with pytest.raises(Interrupted, match="something else killed rank 1"):
-        failure_of(CELL, left)
+        find_failure(CELL, left)
 
 
 def test_a_rank_killed_for_memory_is_a_result() -> None:
     killed = node(died(1, -signal.SIGKILL), died(0, 1), oom_kills=1)
-    status, failure = failure_of(CELL, ended(killed, failures=(raised(0),))) or ("", None)
+    status, failure = find_failure(CELL, ended(killed, failures=(raised(0),))) or ("", None)
     assert status == "oom"
     assert failure is not None
     assert failure.rank == 1
@@ -80,62 +80,62 @@ def test_a_rank_killed_for_memory_is_a_result() -> None:
 
 def test_a_peer_that_torchrun_had_to_kill_is_not_the_cause() -> None:
     late = died(0, -signal.SIGKILL, time=131.0)
-    found = failure_of(CELL, ended(node(died(1, 1), late), failures=(raised(1),)))
-    assert found is not None
-    assert (found[0], found[1].rank) == ("failed", 1)
+    outcome = find_failure(CELL, ended(node(died(1, 1), late), failures=(raised(1),)))
+    assert outcome is not None
+    assert (outcome[0], outcome[1].rank) == ("failed", 1)
 
 
 def test_a_crash_of_one_rank_comes_before_the_errors_of_its_peers() -> None:
     crash = node(died(0, 1), died(1, -signal.SIGSEGV))
-    found = failure_of(CELL, ended(crash, failures=(raised(0),)))
-    assert found is not None
-    assert (found[0], found[1].rank) == ("failed", 1)
-    assert "SIGSEGV" in found[1].exception
+    outcome = find_failure(CELL, ended(crash, failures=(raised(0),)))
+    assert outcome is not None
+    assert (outcome[0], outcome[1].rank) == ("failed", 1)
+    assert "SIGSEGV" in outcome[1].exception
 
 
 def test_an_abort_after_an_exception_is_not_the_cause() -> None:
     """NCCL's own watchdog aborts the peers of a rank that raised."""
-    found = failure_of(
+    outcome = find_failure(
         CELL, ended(node(died(1, 1), died(0, -signal.SIGABRT)), failures=(raised(1),))
     )
-    assert found is not None
-    assert found[1].rank == 1
+    assert outcome is not None
+    assert outcome[1].rank == 1
 
 
 def test_a_library_that_ends_the_process_is_a_failure() -> None:
-    found = failure_of(CELL, ended(node(died(0, 3), died(1, -signal.SIGTERM))))
-    assert found is not None
-    assert found[1].exception == "the process ended with exit code 3 and left no exception"
+    outcome = find_failure(CELL, ended(node(died(0, 3), died(1, -signal.SIGTERM))))
+    assert outcome is not None
+    assert outcome[1].exception == "the process ended with exit code 3 and left no exception"
 
 
 def test_the_signal_that_srun_passes_on_to_the_other_node_is_not_the_cause() -> None:
-    told = node(died(0, -signal.SIGTERM, time=102.0), ended_by="signal", ended_since=101.0)
+    signalled = node(died(0, -signal.SIGTERM, time=102.0), ended_by="signal", ended_since=101.0)
     crashed = node(died(3, -signal.SIGSEGV), index=1, name="n2")
-    found = failure_of(CELL, ended(told, crashed))
-    assert found is not None
-    assert (found[0], found[1].rank) == ("failed", 3)
+    outcome = find_failure(CELL, ended(signalled, crashed))
+    assert outcome is not None
+    assert (outcome[0], outcome[1].rank) == ("failed", 3)
     killed = node(died(3, -signal.SIGKILL), index=1, name="n2")
     with pytest.raises(Interrupted, match="something else killed rank 3"):
-        failure_of(CELL, ended(told, killed))
+        find_failure(CELL, ended(signalled, killed))
     hung = node(died(3, -signal.SIGTERM, time=100.5), index=1, name="n2", ended_by="stall")
-    found = failure_of(CELL, ended(told, hung))
-    assert found is not None
-    assert found[1].exception.startswith("hung")
+    outcome = find_failure(CELL, ended(signalled, hung))
+    assert outcome is not None
+    assert outcome[1].exception.startswith("hung")
 
 
 def test_what_dies_after_a_cancellation_is_no_cause_of_it() -> None:
-    told = node(ended_by="signal", ended_since=101.0)
+    signalled = node(ended_by="signal", ended_since=101.0)
     for death in (died(3, -signal.SIGTERM, time=100.9), died(3, 1, time=101.4)):
         other = node(death, index=1, name="n2")
         with pytest.raises(Interrupted, match="was asked to end"):
-            failure_of(CELL, ended(told, other, failures=(raised(3, time=101.3),)))
+            find_failure(CELL, ended(signalled, other, failures=(raised(3, time=101.3),)))
 
 
 @pytest.mark.parametrize("cause", ["signal", "orphaned"])
 def test_a_cell_that_was_asked_to_end_is_no_result(cause: str) -> None:
     left = ended(node(died(0, 1), ended_by=cause), failures=(raised(0),))
     with pytest.raises(Interrupted, match="This is no result"):
-        failure_of(CELL, left)
+        find_failure(CELL, left)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGQUIT", "SIGXCPU", "SIGUSR2"])
@@ -143,39 +143,39 @@ def test_a_signal_from_outside_during_the_imports_is_no_result(name: str) -> Non
     """Before a rank can leave a trace of it; torchrun ends the other one."""
     code = -signal.Signals[name]
     with pytest.raises(Interrupted, match=rf"something else ended rank 1 .{name}: .*no result"):
-        failure_of(CELL, ended(node(died(1, code), died(0, -signal.SIGTERM))))
+        find_failure(CELL, ended(node(died(1, code), died(0, -signal.SIGTERM))))
 
 
 def test_a_process_that_was_stopped_is_no_hang() -> None:
     hung = node(died(1, -signal.SIGTERM), ended_by="stall", stopped=["rank 1"])
     with pytest.raises(Interrupted, match=r"hung, and rank 1 had been stopped .SIGSTOP"):
-        failure_of(CELL, ended(node(), hung))
+        find_failure(CELL, ended(node(), hung))
 
 
 def test_a_node_that_left_no_report_is_no_result() -> None:
     with pytest.raises(Interrupted, match="a node that was lost"):
-        failure_of(CELL, ended())
+        find_failure(CELL, ended())
 
 
 def test_ranks_that_only_were_ended_are_no_result() -> None:
     with pytest.raises(Interrupted):
-        failure_of(CELL, ended(node(died(0, -signal.SIGTERM), died(1, -signal.SIGTERM))))
+        find_failure(CELL, ended(node(died(0, -signal.SIGTERM), died(1, -signal.SIGTERM))))
 
 
 def test_a_full_disk_is_no_result() -> None:
     with pytest.raises(Interrupted, match="make room"):
-        failure_of(CELL, ended(node(died(0, 1)), failures=(raised(0, "full_disk"),)))
+        find_failure(CELL, ended(node(died(0, 1)), failures=(raised(0, "full_disk"),)))
 
 
 def test_a_users_mistake_is_told_as_one() -> None:
     with pytest.raises(UserError, match=r"^it$"):
-        failure_of(CELL, ended(node(died(0, 1)), failures=(raised(0, "user"),)))
+        find_failure(CELL, ended(node(died(0, 1)), failures=(raised(0, "user"),)))
 
 
 def test_a_hang_names_the_rank_that_is_behind() -> None:
     one = node(ended_by="stall", beats=[Beat(10, 0, 17, 6, "training", 61.0)])
     other = node(index=1, name="n2", ended_by="stall", beats=[Beat(11, 1, 15, 5, "training", 61.2)])
-    status, failure = failure_of(CELL, ended(one, other)) or ("", None)
+    status, failure = find_failure(CELL, ended(one, other)) or ("", None)
     assert status == "failed"
     assert failure is not None
     assert (failure.rank, failure.phase) == (1, "training")
@@ -186,30 +186,30 @@ def test_what_ranks_raise_when_their_hung_peers_are_ended_is_not_the_cause() -> 
     beats = [Beat(10, 0, 17, 6, "training", 60.0)]
     waits = node(died(0, 1, time=101.5), beats=beats)
     hangs = node(index=1, ended_by="stall", beats=[Beat(11, 1, 15, 5, "training", 61.2)])
-    found = failure_of(CELL, ended(waits, hangs, failures=(raised(0, time=101.0),)))
-    assert found is not None
-    assert found[1].rank == 1
-    assert found[1].exception.startswith("hung: no rank got further; rank 1 in training")
+    outcome = find_failure(CELL, ended(waits, hangs, failures=(raised(0, time=101.0),)))
+    assert outcome is not None
+    assert outcome[1].rank == 1
+    assert outcome[1].exception.startswith("hung: no rank got further; rank 1 in training")
 
 
 def test_a_rank_that_raised_long_before_its_waiting_peers_were_ended_is_the_cause() -> None:
     waits = node(ended_by="stall", beats=[Beat(10, 0, 17, 6, "training", 61.0)])
     left = node(died(1, 1, time=40.5), index=1)
-    found = failure_of(CELL, ended(waits, left, failures=(raised(1, time=40.0),)))
-    assert found is not None
-    assert (found[1].rank, found[1].exception) == (1, "RuntimeError: it")
+    outcome = find_failure(CELL, ended(waits, left, failures=(raised(1, time=40.0),)))
+    assert outcome is not None
+    assert (outcome[1].rank, outcome[1].exception) == (1, "RuntimeError: it")
 
 
 def test_a_hang_of_ranks_that_are_level_accuses_none() -> None:
     beats = [Beat(10, 0, 15, 5, "training", 61.0), Beat(11, 1, 15, 5, "training", 61.2)]
-    _, failure = failure_of(CELL, ended(node(ended_by="stall", beats=beats))) or ("", None)
+    _, failure = find_failure(CELL, ended(node(ended_by="stall", beats=beats))) or ("", None)
     assert failure is not None
     assert failure.rank is None
 
 
 def test_a_cell_out_of_time_says_how_far_it_came() -> None:
     late = node(ended_by="time limit", beats=[Beat(10, 0, 1500, 500, "measurement", 0.1)])
-    status, failure = failure_of(CELL, ended(late)) or ("", None)
+    status, failure = find_failure(CELL, ended(late)) or ("", None)
     assert status == "timeout"
     assert failure is not None
     assert failure.phase == "measurement"
@@ -221,40 +221,40 @@ def test_a_rank_that_a_signal_ended_is_no_result_though_its_peers_raise() -> Non
     asked = node(died(0, 1), died(1, -signal.SIGTERM), signalled={1: 100.3})
     left = ended(asked, failures=(raised(0, time=100.4),))
     with pytest.raises(Interrupted, match=r"something else ended rank 1 .SIGTERM"):
-        failure_of(CELL, left)
+        find_failure(CELL, left)
 
 
 def test_a_rank_that_torchrun_ended_is_not_the_cause() -> None:
     asked = node(died(0, 1), died(1, -signal.SIGTERM), signalled={1: 100.1})
     left = ended(asked, failures=(raised(0, time=100.0),))
-    status, failure = failure_of(CELL, left) or ("", None)
+    status, failure = find_failure(CELL, left) or ("", None)
     assert failure is not None
     assert (status, failure.rank) == ("failed", 0)
 
 
 def test_a_rank_that_aborts_is_the_cause_and_not_the_peer_that_torchrun_ended() -> None:
     aborts = node(died(0, -signal.SIGABRT), died(1, -signal.SIGTERM), signalled={1: 100.4})
-    status, failure = failure_of(CELL, ended(aborts)) or ("", None)
+    status, failure = find_failure(CELL, ended(aborts)) or ("", None)
     assert failure is not None
     assert (status, failure.rank, failure.exception) == ("failed", 0, "the process died of SIGABRT")
 
 
 def test_a_signal_that_was_ignored_ended_nobody() -> None:
     left = ended(node(died(0, 1), signalled={0: 99.0}), failures=(raised(0, "oom", time=100.0),))
-    assert (failure_of(CELL, left) or ("", None))[0] == "oom"
+    assert (find_failure(CELL, left) or ("", None))[0] == "oom"
 
 
 def test_the_clocks_of_two_nodes_are_not_compared_closely() -> None:
     raises = node(died(0, 1))
     asked = node(died(1, -signal.SIGTERM), index=1, name="n2", signalled={1: 98.5})
-    status, failure = failure_of(CELL, ended(raises, asked, failures=(raised(0),))) or ("", None)
+    status, failure = find_failure(CELL, ended(raises, asked, failures=(raised(0),))) or ("", None)
     assert failure is not None
     assert (status, failure.rank) == ("failed", 0)
 
 
 def test_a_fault_of_the_machine_is_no_result_and_says_what_to_do() -> None:
     with pytest.raises(Interrupted, match=r"rank 1, training.*fix that and run it again"):
-        failure_of(CELL, ended(node(died(1, 1)), failures=(raised(1, kind="machine"),)))
+        find_failure(CELL, ended(node(died(1, 1)), failures=(raised(1, kind="machine"),)))
 
 
 def test_a_worker_that_the_kernel_killed_for_memory_is_a_result() -> None:
@@ -262,17 +262,17 @@ def test_a_worker_that_the_kernel_killed_for_memory_is_a_result() -> None:
     worker = raised(1, kind="machine") | {
         "exception": "RuntimeError: DataLoader worker (pid 8) Killed"
     }
-    found = failure_of(CELL, ended(killed, failures=(worker,)))
-    assert found is not None
-    assert (found[0], found[1].rank) == ("oom", 1)
+    outcome = find_failure(CELL, ended(killed, failures=(worker,)))
+    assert outcome is not None
+    assert (outcome[0], outcome[1].rank) == ("oom", 1)
     # The kernel counts for the whole machine: it may have killed somebody else's process.
     with pytest.raises(Interrupted, match="fix that"):
-        failure_of(CELL, ended(killed, failures=(raised(1, kind="machine"),)))
+        find_failure(CELL, ended(killed, failures=(raised(1, kind="machine"),)))
 
 
 def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
     with pytest.raises(Interrupted, match=r"rank 0 .* imported its libraries: the last line"):
-        failure_of(CELL, ended(node(died(0, 1), beats=[Beat(0, 0, 0, 0, "imports", 9.0)])))
+        find_failure(CELL, ended(node(died(0, 1), beats=[Beat(0, 0, 0, 0, "imports", 9.0)])))
 
 
 @pytest.mark.parametrize(
@@ -304,4 +304,4 @@ def test_a_rank_that_ends_in_its_imports_is_no_result() -> None:
     ],
 )
 def test_kinds_of_exceptions(error: Exception, kind: str) -> None:
-    assert kind_of(error) == kind
+    assert failure_kind(error) == kind

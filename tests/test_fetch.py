@@ -71,24 +71,24 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_data_set_is_downloaded_once_and_checked(mirror: Path, tmp_path: Path) -> None:
     folder = tmp_path / "resources"
-    found = fetch("cifar10", folder, download=True)
-    assert found["folder"] == str(folder)
+    record = fetch("cifar10", folder, download=True)
+    assert record["folder"] == str(folder)
     (mirror / CIFAR10.filename).unlink()
     # Whole already: neither asked for again, nor needed.
-    assert fetch("cifar10", folder, download=True) == found
-    assert fetch("cifar10", folder, download=False) == found
+    assert fetch("cifar10", folder, download=True) == record
+    assert fetch("cifar10", folder, download=False) == record
 
 
 def test_a_damaged_data_set_is_refused_and_mended_where_it_may(
     mirror: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "resources"
-    found = fetch("cifar10", folder, download=True)
+    record = fetch("cifar10", folder, download=True)
     damaged = folder / CIFAR10.base_folder / "data_batch_3"
     damaged.write_bytes(b"cut short")
     with pytest.raises(UserError, match="data_batch_3 is damaged"):
         fetch("cifar10", folder, download=False)
-    assert fetch("cifar10", folder, download=True) == found
+    assert fetch("cifar10", folder, download=True) == record
     assert damaged.read_bytes() != b"cut short"
 
 

@@ -15,7 +15,7 @@ from parity_cases import ROOT, case_of, make_oracle
 from saved_cells import cell_arguments, oracle_arguments, saved
 from shardmark.config.schema import Config
 from shardmark.disk import disk_errors_explained, is_full, require_room
-from shardmark.doctor.place_findings import small_files
+from shardmark.doctor.place_findings import check_caches
 from shardmark.errors import UserError
 from small_disk import needs_mounts, on_small_disk
 from test_survival import RUN_CELL, SCRIPT, cell_of
@@ -52,7 +52,7 @@ def command_of(script: str, config: Config, disk: Path) -> list[str]:
         "export_tables": tables,
         "plot": [
             *(*tables, "--workload", "w", "--width-mm", "180"),
-            *("--not-drawn", f"{disk}/not_drawn.json", "--output", f"{disk}/loss.svg"),
+            *("--output", str(disk)),
         ],
         "report_page": [
             *("--results", f"results/{config.run}", "--margin", "0.02"),
@@ -234,7 +234,8 @@ def test_a_project_that_is_read_only_is_one_line(project: Project) -> None:
 @needs_mounts
 def test_the_doctor_names_a_full_home_and_temporary_folder(disk: Path) -> None:
     code = (
-        "from shardmark.doctor.place_findings import small_files\nprint(*small_files(), sep='\\n')"
+        "from shardmark.doctor.place_findings import check_caches\n"
+        "print(*check_caches(), sep='\\n')"
     )
     env = os.environ | PYTHONPATH | {"XDG_CACHE_HOME": str(disk)}
     done = on_small_disk([sys.executable, "-c", code], disk, full=True, env=env)
@@ -247,9 +248,9 @@ def test_the_doctor_names_a_full_home_and_temporary_folder(disk: Path) -> None:
 def test_the_doctor_looks_at_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cache, _ = small_files()
+    cache, _ = check_caches()
     assert cache.level == "FAIL"
-    assert "something else is in its place" in cache.found
+    assert "something else is in its place" in cache.detail
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

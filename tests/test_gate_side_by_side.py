@@ -16,7 +16,7 @@ import torch.distributed as dist
 import run_parity
 from parity_cases import ROOT, STRATEGIES, case_of
 from shardmark.cells import Cell
-from shardmark.measurement.gpu_check import gate_ranks
+from shardmark.measurement.gpu_check import count_gate_ranks
 from shardmark.parity import gpu_turn
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.training.runtime import Runtime
@@ -149,4 +149,4 @@ def test_a_gpu_holds_as_many_ranks_of_the_gate_as_its_memory(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     simulate(monkeypatch, [Gpu(), Gpu()])
-    assert gate_ranks() == 2 * (141 // 2)
+    assert count_gate_ranks() == 2 * (141 // 2)

@@ -21,31 +21,35 @@ from small_matrix import cell_at
 CUDA = TorchCuda(version="2.15.0", cuda="13.0", count=0, error=None)
 
 
-def said(**changes: object) -> TorchCuda:
+def torch_answer(**changes: object) -> TorchCuda:
     return CUDA.model_copy(update=changes)
 
 
 def test_enough_gpus_need_no_reason() -> None:
     for count in (4, 8):
-        assert why_too_few(4, said(count=count), driver=True, visible=None) == ""
+        assert why_too_few(4, torch_answer(count=count), driver=True, visible=None) == ""
 
 
 def test_fewer_gpus_than_the_largest_cell_needs() -> None:
-    reason = why_too_few(8, said(count=4), driver=True, visible=None)
+    reason = why_too_few(8, torch_answer(count=4), driver=True, visible=None)
     assert "torch sees 4 GPU(s), and the largest cell needs 8" in reason
     assert "matrix.gpus" in reason
-    hidden = why_too_few(8, said(count=2), driver=True, visible="0,1")
+    hidden = why_too_few(8, torch_answer(count=2), driver=True, visible="0,1")
     assert "CUDA_VISIBLE_DEVICES is '0,1'" in hidden
 
 
 def test_a_build_for_cpus_only() -> None:
-    reason = why_too_few(1, said(version="2.15.0+cpu", cuda=None), driver=True, visible=None)
+    reason = why_too_few(
+        1, torch_answer(version="2.15.0+cpu", cuda=None), driver=True, visible=None
+    )
     assert "torch 2.15.0+cpu is a build for CPUs only" in reason
     assert "make TORCH=site" in reason
 
 
 def test_a_machine_without_a_driver() -> None:
-    reason = why_too_few(1, said(error="Found no NVIDIA driver"), driver=False, visible=None)
+    reason = why_too_few(
+        1, torch_answer(error="Found no NVIDIA driver"), driver=False, visible=None
+    )
     assert "no NVIDIA driver" in reason
     assert "built for CUDA 13.0" in reason
     assert "cluster.device to cpu" in reason
@@ -53,19 +57,19 @@ def test_a_machine_without_a_driver() -> None:
 
 @pytest.mark.parametrize("visible", ["", "  "])
 def test_every_gpu_hidden(visible: str) -> None:
-    reason = why_too_few(1, said(error="No CUDA GPUs"), driver=True, visible=visible)
+    reason = why_too_few(1, torch_answer(error="No CUDA GPUs"), driver=True, visible=visible)
     assert "CUDA_VISIBLE_DEVICES is set and empty" in reason
 
 
 def test_a_driver_too_old_for_the_build() -> None:
     error = "The NVIDIA driver on your system is too old (found version 12040)."
-    reason = why_too_few(1, said(error=error), driver=True, visible=None)
+    reason = why_too_few(1, torch_answer(error=error), driver=True, visible=None)
     assert "the driver does not serve torch 2.15.0, which is built for CUDA 13.0" in reason
     assert error in reason
 
 
 def test_a_driver_that_shows_no_gpu_and_says_nothing() -> None:
-    reason = why_too_few(1, said(), driver=True, visible="7")
+    reason = why_too_few(1, torch_answer(), driver=True, visible="7")
     assert reason.endswith("no GPU found")
 
 
@@ -75,7 +79,7 @@ def test_a_torch_that_cannot_be_imported() -> None:
 
 
 def test_a_build_for_rocm_is_refused_though_it_sees_gpus() -> None:
-    rocm = said(version="2.15.0+rocm7.1", cuda=None, hip="7.1", count=8)
+    rocm = torch_answer(version="2.15.0+rocm7.1", cuda=None, hip="7.1", count=8)
     reason = why_too_few(1, rocm, driver=False, visible=None)
     assert reason.startswith("torch 2.15.0+rocm7.1 is a build for ROCm 7.1: energy, power")
     assert "run on NVIDIA GPUs" in reason
@@ -116,7 +120,7 @@ def test_a_gpu_in_mig_mode_is_refused(
 def test_the_planner_refuses_mig_where_torch_sees_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, [Gpu(), Gpu(mig=True)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    monkeypatch.setattr(gpu_check, "ask_torch", lambda: said(count=1))
+    monkeypatch.setattr(gpu_check, "ask_torch", lambda: torch_answer(count=1))
     assert "GPU-1 is a GPU in MIG mode" in why_no_gpus(1)
 
 

@@ -127,7 +127,7 @@ def test_the_watch_acts_on_two_readings_and_not_after_a_freeze(
         scratch=tmp_path, limit_s=None, stall_s=10.0, grace_s=1.0, cell=SimpleNamespace(nodes=1)
     )
     monkeypatch.setattr(node, "POLL_S", 0.02)
-    monkeypatch.setattr(node, "_last_words", lambda *_: None)
+    monkeypatch.setattr(node, "_print_stacks", lambda *_: None)
     process = subprocess.Popen(["sleep", "0.6"])
     intervention = node._watch(process, plan, 0, time.monotonic() - 60, beats)
     process.wait()

@@ -16,7 +16,7 @@ from shardmark.measurement import host
 from shardmark.measurement.garbage import collections_so_far, collector_paused
 from shardmark.measurement.host import host_use, read_host
 from shardmark.measurement.labels import host_wait_pct
-from shardmark.measurement.validity import judged
+from shardmark.measurement.validity import judge
 from shardmark.metrics import StepSplit
 
 
@@ -133,16 +133,16 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     metrics = metrics.model_copy(update={"throughput": throughput})
     # FSDP2 on two H100: rank 0 communicates for half of its step, which is waiting for rank 1.
     profile = [split(0, host_gap_ms=1, exposed_ms=56), split(1, host_gap_ms=59, exposed_ms=1)]
-    slow = judged(metrics.model_copy(update={"profile": profile}))
+    slow = judge(metrics.model_copy(update={"profile": profile}))
     label = "host wait: the device waits for its host during 59 % of a step"
     assert slow.labels == [label]
     row = row_of(slow)
     assert (row.host_wait_pct, row.exposed_communication_pct) == (59, 1)
     assert row.labels == label
     fast = metrics.model_copy(update={"profile": [split(0, host_gap_ms=9, exposed_ms=20)]})
-    assert judged(fast).labels == []
+    assert judge(fast).labels == []
     unknown = metrics.model_copy(update={"profile": []})
-    assert judged(unknown).labels == []
+    assert judge(unknown).labels == []
     assert row_of(unknown).host_wait_pct is None
 
 
@@ -152,8 +152,8 @@ def test_what_tracing_adds_is_no_waiting() -> None:
     assert metrics.throughput is not None
     throughput = metrics.throughput.model_copy(update={"step_ms_mean": 40.1})
     traced = split(0, host_gap_ms=5.0, exposed_ms=0.3).model_copy(update={"step_ms": 43.9})
-    found = metrics.model_copy(update={"throughput": throughput, "profile": [traced]})
-    assert host_wait_pct(found) == pytest.approx(100 * 1.2 / 40.1)
-    assert judged(found).labels == []
+    result = metrics.model_copy(update={"throughput": throughput, "profile": [traced]})
+    assert host_wait_pct(result) == pytest.approx(100 * 1.2 / 40.1)
+    assert judge(result).labels == []
     slower = traced.model_copy(update={"step_ms": 99.0})
-    assert host_wait_pct(found.model_copy(update={"profile": [slower]})) == 0
+    assert host_wait_pct(result.model_copy(update={"profile": [slower]})) == 0

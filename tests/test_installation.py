@@ -19,7 +19,9 @@ STAND_IN = """#!/bin/sh
 for argument; do printf '%s\\n' "$argument" >> "$NOTE"; done
 case "$1 $2" in
   "-m venv") for folder; do :; done
-    mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" && cp "$0" "$folder/bin/uv" ;;
+    mkdir -p "$folder/bin"
+    for name in python python3 uv; do cp "$0" "$folder/bin/$name"; done ;;
+  *_base_executable*) echo "$BASE" ;;
 esac
 [ ! -e "$NOTE.fail" ] || case "$1" in pip) exit 1 ;; esac
 """
@@ -48,7 +50,12 @@ class Checkout:
         return subprocess.run(
             ["make", f"PYTHON={self.python}", *arguments],
             cwd=self.folder,
-            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "NOTE": str(self.note)},
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": "/nonexistent",
+                "NOTE": str(self.note),
+                "BASE": str(self.python),
+            },
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -95,6 +102,18 @@ def test_what_is_installed_is_installed_once_and_an_interrupted_installation_ane
     assert checkout.noted() == []
     (checkout.folder / "requirements.txt").write_text("another lock")
     assert checkout.make("installed").returncode == 0
+    assert "venv" in checkout.noted()
+
+
+def test_another_lock_is_installed_although_python3_is_the_one_of_the_old_environment(
+    checkout: Checkout,
+) -> None:
+    checkout.make("installed")
+    with (checkout.folder / "requirements.txt").open("a") as lock:
+        lock.write("# another lock\n")
+    again = checkout.make("installed", "PYTHON=python3")
+    assert again.returncode == 0, again.stdout
+    assert list((checkout.folder / ".venv").glob(".shardmark-lock-*"))
     assert "venv" in checkout.noted()
 
 

@@ -37,7 +37,7 @@ SCRIPTS = ROOT / "workflow/scripts"
 
 
 def train(script: Path, cell: Cell, folder: Path, named: Cell | None = None, **env: str) -> Ended:
-    """Launch a cell's training script; ``named`` is what its ranks are told to be."""
+    """Launch a cell's training script; ``named`` is the name that its ranks get."""
     (folder / "cell.json").write_text((named or cell).model_dump_json(by_alias=True))
     arguments = ["--cell", str(folder / "cell.json"), "--scratch", str(folder)]
     return launch(script, arguments, cell, folder, extra_env=env)
@@ -67,7 +67,7 @@ def test_a_rank_that_raises_is_a_failure_with_its_phase_rank_and_exception(tmp_p
     ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE="error")
     assert ended.exit_code != 0
     assert [node.ended_by for node in ended.nodes] == [None]
-    status, failure = run_cell.failure_of(cell, ended) or ("", None)
+    status, failure = run_cell.find_failure(cell, ended) or ("", None)
     assert status == "failed"
     assert failure is not None
     assert failure.phase == "training"
@@ -85,7 +85,7 @@ def test_running_out_of_memory_is_an_outcome_of_its_own(
 ) -> None:
     cell = cell_at()
     ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE=memory)
-    status, failure = run_cell.failure_of(cell, ended) or ("", None)
+    status, failure = run_cell.find_failure(cell, ended) or ("", None)
     assert status == "oom", failure
     assert failure is not None
     assert failure.rank == 0
@@ -111,7 +111,7 @@ def test_memory_runs_out_in_several_ways(error: Exception, expected: bool) -> No
 def test_a_world_that_was_clipped_is_the_users_to_mend(tmp_path: Path) -> None:
     ended = train(SCRIPTS / "train_ddp.py", cell_at(), tmp_path, named=cell_at(gpus=2))
     with pytest.raises(UserError, match="1 processes were started where the cell has 2") as caught:
-        run_cell.failure_of(cell_at(gpus=2), ended)
+        run_cell.find_failure(cell_at(gpus=2), ended)
     assert "--resources" in str(caught.value)
     assert not any("Traceback" in line for line in ended.log_tail)
 
@@ -170,7 +170,7 @@ def test_the_time_limit_ends_every_process(
     assert_gone(pids)
     assert [node.ended_by for node in ended.nodes] == ["time limit"]
     assert 3 <= ended.seconds < 8
-    status, failure = run_cell.failure_of(cell, ended) or ("", None)
+    status, failure = run_cell.find_failure(cell, ended) or ("", None)
     assert status == "timeout"
     assert failure is not None
     assert "the time limit ended it" in failure.exception
@@ -293,7 +293,7 @@ def test_the_earliest_failure_is_the_cause(tmp_path: Path) -> None:
         "    open(path, 'w').write(json.dumps(failure))\n"
         "raise SystemExit(1)\n"
     )
-    _, failure = run_cell.failure_of(cell_at(), launch(script, [], cell_at(), tmp_path)) or (
+    _, failure = run_cell.find_failure(cell_at(), launch(script, [], cell_at(), tmp_path)) or (
         "",
         None,
     )
@@ -303,7 +303,7 @@ def test_the_earliest_failure_is_the_cause(tmp_path: Path) -> None:
 
 def result(cell: Cell, status: Any) -> Metrics:
     reason = run_cell.Failure.plain("the wheels came off")
-    return run_cell.outcome(cell, status, reason)
+    return run_cell.bare_metrics(cell, status, reason)
 
 
 def test_a_failure_does_not_take_the_place_of_a_good_result(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_only_a_result_that_ended_since_the_controller_started_was_made_meanwhil
         made = result(cell, "ok").model_copy(update={"provenance": ended})
         # The file is young: Snakemake puts an old result back as a copy.
         path.write_text(made.model_dump_json(by_alias=True))
-        assert run_cell.made_meanwhile(cell, path) == meanwhile
+        assert run_cell.was_made_meanwhile(cell, path) == meanwhile
 
 
 def test_a_cell_of_several_nodes_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import run_cell
 from gpu_matrix import metrics_of
 from saved_cells import cell_arguments
-from shardmark.measurement.validity import judged, names_of_rules
+from shardmark.measurement.validity import judge, names_of_rules
 from shardmark.metrics import Failure, Metrics, read_metrics
 from small_matrix import cell_at
 
@@ -25,7 +25,7 @@ def measured(speed: float, **device: Any) -> Metrics:
     assert good.throughput is not None
     throughput = good.throughput.model_copy(update={"images_per_s": speed})
     devices = [one.model_copy(update=device) for one in good.devices]
-    return judged(good.model_copy(update={"throughput": throughput, "devices": devices}))
+    return judge(good.model_copy(update={"throughput": throughput, "devices": devices}))
 
 
 def throttled(speed: float) -> Metrics:
@@ -33,7 +33,7 @@ def throttled(speed: float) -> Metrics:
 
 
 def failed(status: Any) -> Metrics:
-    return run_cell.outcome(CELL, status, Failure.plain("memory ran out"))
+    return run_cell.bare_metrics(CELL, status, Failure.plain("memory ran out"))
 
 
 @pytest.fixture

@@ -20,7 +20,12 @@ from shardmark.measurement.devices import (
     summarise_cell,
     summarise_device,
 )
-from shardmark.measurement.steady_state import drift, is_stationary, percentile, summarise_steps
+from shardmark.measurement.steady_state import (
+    is_stationary,
+    measure_drift,
+    percentile,
+    summarise_steps,
+)
 from shardmark.measurement.telemetry import CpuProbe, rapl_energy_j, sampling
 from shardmark.metrics import Device
 
@@ -212,10 +217,10 @@ def test_processes_that_are_not_the_cells(
 
 
 def test_throughput_is_the_slowest_ranks() -> None:
-    found = summarise_steps([[10.0] * 100, [20.0] * 100], images=64)
-    assert found["images_per_s"] == pytest.approx(64 / 0.020)
-    assert found["slowest_rank"] == 1
-    assert found["step_ms_p50"] == 20
+    summary = summarise_steps([[10.0] * 100, [20.0] * 100], images=64)
+    assert summary["images_per_s"] == pytest.approx(64 / 0.020)
+    assert summary["slowest_rank"] == 1
+    assert summary["step_ms_p50"] == 20
 
 
 def test_percentiles_are_of_nearest_rank() -> None:
@@ -245,10 +250,10 @@ def test_a_failure_is_told_with_the_phase_it_was_in() -> None:
 
 
 def test_drift_is_of_the_last_third_against_the_first() -> None:
-    rising = drift([10.0 + step / 100 for step in range(100)])
+    rising = measure_drift([10.0 + step / 100 for step in range(100)])
     assert rising.pct == pytest.approx(100 * (2 / 3) / 10.5, rel=0.01)
     assert rising.error_pct == pytest.approx(0, abs=1e-6)
-    assert drift([10.0] * 19) == (None, None)
+    assert measure_drift([10.0] * 19) == (None, None)
 
 
 def test_what_is_no_trend_is_within_the_error_of_the_drift() -> None:
@@ -262,10 +267,10 @@ def test_what_is_no_trend_is_within_the_error_of_the_drift() -> None:
     alternating = [10.0, 11.0] * 50
     windows = [wandering[begin : begin + 200] for begin in range(0, 2000, 200)]
     for steps in (*windows, stragglers, alternating):
-        found = drift(steps)
-        assert found.pct is not None
-        assert found.error_pct is not None
-        assert abs(found.pct) < 4 * found.error_pct
+        trend = measure_drift(steps)
+        assert trend.pct is not None
+        assert trend.error_pct is not None
+        assert abs(trend.pct) < 4 * trend.error_pct
 
 
 def test_warm_up_lasts_until_the_halves_agree() -> None:

@@ -162,15 +162,15 @@ def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
         patch.setenv("PATH", bin)
         done = project.matrix()
     assert done.returncode == 0, done.stdout
-    found = read_metrics(tmp_path / "results/t/small/ddp/gpus1/seed0/metrics.json")
+    metrics = read_metrics(tmp_path / "results/t/small/ddp/gpus1/seed0/metrics.json")
     config = load(raw, tmp_path)
-    assert found.cell == cell_of(config, "small", "ddp", 1, 0)
-    assert found.cell.data_dir == TEXT
-    assert found.cell.site.environment == {"NAME": TEXT}
-    assert found.cell.site.setup == VALID["site.setup"]
-    assert found.cell.site.container == VALID["site.container"]
-    assert not any(TEXT in argument for argument in found.provenance["command"])
-    assert found.provenance["scratch"] == raw["site"]["scratch"]
+    assert metrics.cell == cell_of(config, "small", "ddp", 1, 0)
+    assert metrics.cell.data_dir == TEXT
+    assert metrics.cell.site.environment == {"NAME": TEXT}
+    assert metrics.cell.site.setup == VALID["site.setup"]
+    assert metrics.cell.site.container == VALID["site.container"]
+    assert not any(TEXT in argument for argument in metrics.provenance["command"])
+    assert metrics.provenance["scratch"] == raw["site"]["scratch"]
     fetched = json.loads((tmp_path / "results/t/data/cifar10.json").read_text())
     assert fetched[fetched.index("--dir") + 1] == TEXT
     assert not list(tmp_path.rglob("made"))
@@ -179,6 +179,6 @@ def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
 def test_options_of_sbatch_are_no_shell() -> None:
     given = ["--exclusive", f"--mail-user={TEXT}"]
     options = quoted_options(Cluster(slurm_extra=shlex.join(given)))
-    said = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {options}"], text=True)
-    assert said.split("\0")[:-1] == given
+    output = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {options}"], text=True)
+    assert output.split("\0")[:-1] == given
     assert quoted_options(Cluster(slurm_extra="--exclusive -C $X")) == "--exclusive -C '$X'"

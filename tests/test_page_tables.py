@@ -6,10 +6,12 @@ from pathlib import Path
 
 from built_pages import read_all
 from gpu_matrix import config_of, metrics_of, write, write_matrix, write_parity
+from result_tables import GPU, cells_table
 from shardmark.cells import cell_of
+from shardmark.report.caveats import caveats
 from shardmark.report.exports import tables_to_export
-from shardmark.report.page import reservations
-from shardmark.report.page_tables import parity_table, raw_table, scaling_table
+from shardmark.report.page_tables import comparison_tables, parity_table, raw_table, scaling_table
+from shardmark.statistics.comparisons import compare
 
 
 def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:
@@ -53,11 +55,19 @@ def test_what_could_not_be_told_is_said_first_and_beside_each_cell(tmp_path: Pat
     silent = [device.model_copy(update={"throttled_pct": None}) for device in good.devices]
     write(good.model_copy(update={"devices": silent}), tmp_path)
     tables, _ = read_all(config, tmp_path)
-    said = list(reservations(tables))
-    words = "Could not be checked: throttled (1 cell); the column unknown of cells.csv says why."
-    assert words in said
+    (said,) = (one for one in caveats(tables) if one.text.startswith("Could not be checked: "))
+    assert "throttled (1 run)" in said.text
     table = raw_table(tables.cells)
     place, name, seed = (table.headings.index(head) for head in ("unknown", "strategy", "seed"))
     unknown = {(row[name], row[seed]): row[place] for row in table.rows}
-    assert unknown["ddp", "1"] == "throttled, input-bound"
-    assert unknown["fsdp", "1"] == "input-bound"
+    assert "throttled" in unknown["ddp [DDP]", "1"].split(", ")
+    assert "throttled" not in unknown["fsdp [FSDP1]", "1"].split(", ")
+
+
+def test_comparisons_without_pairs_say_so() -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 0.97})
+    cells["device_uuids"] = [GPU.format((7 * index) % 5) for index in range(len(cells))]
+    ((primary, _),) = comparison_tables(compare(cells, "ddp"), "cuda")
+    assert primary.notes == [
+        "Ran on other devices than the baseline, so not paired with it: FSDP1."
+    ]

@@ -62,9 +62,9 @@ def test_only_listed_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    found = variables()
-    assert "secret" not in found.values()
-    assert (found["NCCL_DEBUG"], found["SLURM_JOB_ID"]) == ("INFO", "7")
+    recorded = variables()
+    assert "secret" not in recorded.values()
+    assert (recorded["NCCL_DEBUG"], recorded["SLURM_JOB_ID"]) == ("INFO", "7")
 
 
 def test_the_variables_are_those_of_the_ranks() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from built_pages import build
+from built_pages import build, draw_figures, write_page
 from gpu_matrix import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
 from shardmark.cells import cell_of
 from shardmark.report.contents import FIGURES
@@ -64,165 +68,313 @@ def page(browser: Browser, report: Path) -> Iterator[Page]:
     assert [url[:80] for url in requests if not url.startswith(("data:", report.as_uri()))] == []
 
 
-def column(page: Page, table: str, index: int) -> list[str]:
-    return page.locator(f"{table} tbody tr td:nth-child({index})").all_text_contents()
+def first_screen_words(page: Page) -> int:
+    """Words that a reader meets before the table."""
+    text = page.locator("header").inner_text() + " " + page.locator("#answer").inner_text()
+    return len(text.split(page.locator("table.overview caption").first.inner_text())[0].split())
 
 
-def test_the_first_screen_tells_the_reservations(page: Page) -> None:
-    said = page.locator(".reservations").inner_text()
+def test_the_first_screen_is_the_identity_the_answer_the_picture_the_table(page: Page) -> None:
+    tops = [
+        page.locator(one).first.bounding_box()["y"]  # type: ignore[index]
+        for one in (".identity", ".answer", "figure img", "table.overview", ".caveats")
+    ]
+    assert tops == sorted(tops)
+    assert tops[3] < 700, "the table begins on the first screen"
+    assert first_screen_words(page) <= 150
+    identity = page.locator(".identity").inner_text()
     for words in (
-        "2 of 48 cells without a result that counts",
-        "1 cell of earlier code",
-        "1 cell that did not end well",
-        "1 cell excluded for a device fault (shared GPU); see Failures.",
-        "Not shown to be the same training somewhere: FairScale FSDP",
+        "resnet50 on cifar10, bf16",
+        "1 and 2 GPUs (Test GPU)",
+        "3 seeds",
+        "commit 00000",
+    ):
+        assert words in identity
+    assert 0 < page.locator(".caveats li").count() <= 3
+
+
+def test_the_answer_has_a_badge_and_names_what_failed(page: Page) -> None:
+    said = page.locator(".answer").inner_text()
+    assert page.locator(".badge").inner_text() in ("likely", "open")
+    assert "on 2 GPUs (" in said
+    assert "If memory is tight: DeepSpeed ZeRO-3 (−" in said
+
+
+def test_caveats_are_lines_and_all_stand_under_failures(page: Page) -> None:
+    said = page.locator("#failures ~ ul").first.inner_text()
+    for words in (
+        "Not shown to train the same model at every GPU count: FairScale FSDP.",
+        "2 of 48 runs have no result that counts.",
+        "1 run did not end well",
+        "runs excluded for a device fault (shared GPU)",
+        "1 run made by earlier code",
     ):
         assert words in said
-    assert page.locator(".reservations").bounding_box()["y"] < 400  # type: ignore[index]
+    assert "Could not be checked: (" not in said
+    first = page.locator(".caveats li")
+    assert all(text.rpartition(".")[0] in said for text in first.all_inner_texts())
+    assert first.locator("a").first.get_attribute("href") == "#parity"
 
 
-def test_every_figure_is_decoded_and_has_a_caption(page: Page) -> None:
+def test_the_command_and_the_tables_can_be_copied(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.locator("[data-command]").click()
+    assert page.evaluate("copied") == "snakemake --profile profiles/local"
+    first = page.locator(".table:has(.overview)").first
+    first.get_by_text("Copy as CSV").click()
+    rows = list(csv.reader(io.StringIO(page.evaluate("copied"))))
+    assert rows[0][:3] == ["Strategy", "Images/s per GPU", "vs DDP"]
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert all(float(row[1]) > 1000 for row in rows[1:] if row[1] != "–")
+    first.get_by_text("Copy as Markdown").click()
+    assert page.evaluate("copied").splitlines()[1].startswith("| --- | --- |")
+
+
+def test_tabs_choose_the_gpu_count_also_by_keyboard(page: Page) -> None:
+    tabs = page.get_by_role("tablist", name="GPU counts").get_by_role("tab")
+    assert tabs.all_inner_texts() == ["2 GPUs", "1 GPU"]
+    shown = page.locator("table.overview:visible")
+    assert "w on 2 GPUs, medians" in shown.locator("caption").inner_text()
+    before = shown.locator("td").first.inner_text()
+    tabs.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert tabs.nth(1).get_attribute("aria-selected") == "true"
+    assert shown.count() == 1
+    assert shown.locator("td").first.inner_text() != before
+
+
+def test_the_price_follows_what_is_typed(page: Page) -> None:
+    table = page.locator("table.overview:visible")
+    heads = table.locator("th[scope=col]").all_inner_texts()
+    cost = table.locator(f"tbody tr:first-child td:nth-child({heads.index('Cost ($)') + 1})")
+    before = float(cost.inner_text())
+    page.locator("[data-of=price]").fill("5")
+    assert float(cost.inner_text()) == pytest.approx(2 * before, rel=0.01)
+    page.locator("[data-of=items]").fill("500")
+    assert float(cost.inner_text()) == pytest.approx(before, rel=0.01)
+
+
+def test_the_switch_includes_excluded_runs(page: Page) -> None:
+    page.get_by_role("tab", name="1 GPU").click()
+    name = page.get_by_role("rowheader", name="FSDP1", exact=True)
+    row = page.locator("table.overview:visible tr").filter(has=name)
+    assert row.locator("td").last.inner_text() == "2 of 3"
+    page.locator(".excluded").check()
+    assert row.locator("td").last.inner_text() == "3"
+
+
+def test_a_strategy_without_a_run_that_counts_comes_last_with_the_reason(page: Page) -> None:
+    last = page.locator("table.overview:visible tbody tr").last.inner_text()
+    assert last.startswith("FairScale FSDP")
+    assert "excluded: parity failed" in last
+
+
+def test_memory_is_shown_against_the_capacity(page: Page) -> None:
+    bars = page.locator("#w-capacity")
+    assert "FSDP2\n17.0 GiB" in bars.inner_text()
+    assert "80 GiB: capacity" in bars.inner_text()
+    width = bars.locator("li", has_text="FSDP2").locator("i").bounding_box()
+    whole = bars.locator(".track").first.bounding_box()
+    assert width
+    assert whole
+    assert width["width"] / whole["width"] == pytest.approx(17 / 80, rel=0.03)
+
+
+def test_every_figure_and_table_has_a_link_to_itself(page: Page) -> None:
+    for one in page.locator("main figure, main .table").all():
+        inside_answer = one.evaluate("one => one.matches('#answer figure')")
+        own = one.locator(f'a.anchor[href="#{one.get_attribute("id")}"]')
+        assert own.count() == 1 or inside_answer
+
+
+def test_a_link_to_another_gpu_count_chooses_its_tab(page: Page) -> None:
+    table = page.locator("#w-1-GPU")
+    assert not table.is_visible()
+    page.evaluate("location.hash = 'w-1-GPU'")
+    table.wait_for(state="visible")
+    assert page.get_by_role("tab", name="1 GPU").get_attribute("aria-selected") == "true"
+
+
+def test_every_figure_is_decoded_and_says_its_result(page: Page) -> None:
     images = page.locator("figure img")
     assert images.count() == len(FIGURES)
-    assert page.locator("text=Not drawn, for want").count() == 0
     for index in range(images.count()):
-        assert images.nth(index).evaluate("image => image.complete && image.naturalWidth > 300")
-        caption = page.locator("figcaption").nth(index).inner_text()
-        assert "Baseline: DDP; n = 2 to 3 runs of each; weak scaling" in caption
+        image = images.nth(index)
+        if image.is_visible():
+            box = image.bounding_box()
+            assert box
+            assert box["height"] > 50, "it has its room before it is decoded"
+        # Without this, a figure further below is decoded only when a reader comes near it.
+        image.evaluate("image => { image.loading = 'eager'; return image.decode(); }")
+        assert image.evaluate("image => image.naturalWidth > 300")
+        assert len((image.get_attribute("alt") or "").split()) > 3
+    caption = page.locator("#w-memory figcaption")
+    said = caption.locator("b").inner_text()
+    assert said.startswith("Memory peak on 2 GPUs: lowest with DeepSpeed")
+    details = caption.locator("details p")
+    assert not details.is_visible()
+    caption.locator("summary").click()
+    assert "Baseline: DDP; n = 2 to 3 runs of each; weak scaling" in details.inner_text()
 
 
 def test_tables_sort_by_number_and_back_with_empty_values_last(page: Page) -> None:
-    table = "#comparison ~ .scroll >> nth=1 >> table"
-    heads = page.locator(f"{table} th").all_inner_texts()
-    place = next(i for i, head in enumerate(heads) if head.startswith("Throughput (images/s)"))
-    before = column(page, table, 1)
-    button = page.locator(f"{table} th").nth(place).locator("button")
+    table = page.locator("table.overview:visible")
+    heads = table.locator("th[scope=col]").all_inner_texts()
+    place = next(i for i, head in enumerate(heads) if head.startswith("Images/s"))
+    button = table.locator("th[scope=col]").nth(place).locator("button")
 
     def speeds() -> list[float]:
-        texts = column(page, table, place + 1)
-        return [float(text.split()[0].replace(",", "")) for text in texts if text != "–"]
+        texts = table.locator(f"tbody tr td:nth-child({place + 1})").all_text_contents()
+        return [float(text.replace(",", "")) for text in texts if text != "–"]
 
     button.click()
     assert speeds() == sorted(speeds())
     button.click()
     assert speeds() == sorted(speeds(), reverse=True)
-    assert sorted(column(page, table, 1)) == sorted(before)
-    assert page.locator(f"{table} th").nth(place).get_attribute("aria-sort") == "descending"
+    assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
 
 
-def test_the_raw_table_filters_by_words(page: Page) -> None:
-    rows = page.locator("#data ~ .scroll tbody tr")
+def test_the_raw_table_filters_by_name_and_label_and_says_when_nothing_matches(page: Page) -> None:
+    page.locator("details.raw summary").click()
+    rows = page.locator(".raw tbody tr")
+    search = page.locator("input[type=search]")
     assert rows.count() == 48
-    page.locator(".filter input").fill("fsdp2 device fault")
-    assert rows.locator("visible=true").count() == 0
-    page.locator(".filter input").fill("fairscale 2")
-    assert 0 < rows.locator("visible=true").count() <= 6
-    page.locator(".filter input").fill("")
+    for words in ("zero-3", "deepspeed_zero3"):
+        search.fill(words)
+        assert rows.locator("visible=true").count() == 6
+    search.fill("zero-3 nothing")
+    assert page.locator(".none").inner_text() == "No row matches."
+    search.fill("")
+    assert page.locator(".none").inner_text() == ""
     assert rows.locator("visible=true").count() == 48
 
 
-def test_failures_are_told_with_their_reason_and_nothing_is_interpreted(page: Page) -> None:
-    text = page.locator("table.words").first.inner_text()
-    assert "<b>2 GiB</b>" in text, "a message is text, not markup"
-    assert "cell_sha256 is not the checksum" in text
-    assert "2 processes that are not the cell's" in text
-    grid = page.locator(".grid table").inner_text()
-    for sign in ["M", "◐", "○", "R", "·"]:
-        assert sign in grid
+def test_failures_are_grouped_by_cause_and_name_their_log(page: Page) -> None:
+    group = page.locator("details", has=page.locator("summary", has_text="out of memory, 1 run"))
+    assert not group.locator("li").is_visible()
+    group.locator("summary").first.click()
+    said = group.first.inner_text()
+    assert "<b>2 GiB</b>" in said, "a message is text, not markup"
+    assert "w, DataParallel, 2 GPUs, seed 0 (training, rank 0)" in said
+    assert "results/t/w/dp/gpus2/seed0/job.log" in said
 
 
-def test_what_is_exploratory_is_folded_and_what_is_tested_is_not(page: Page) -> None:
-    folded = page.locator("#tests ~ details.lastwords")
-    assert folded.count() == 2, "one a GPU count"
-    table = folded.first.locator("table")
-    assert not table.is_visible()
-    assert page.locator("#tests ~ div.lastwords table").first.is_visible()
-    folded.first.locator("summary").click()
-    assert table.is_visible()
-    assert "Memory peak" in table.inner_text()
-    assert "Throughput" not in table.inner_text()
+def test_parity_unfolds_from_one_sentence(page: Page) -> None:
+    group = page.locator("details", has_text="7 of 8 train the same model").first
+    assert "not shown for FairScale FSDP" in group.locator("summary").inner_text()
+    assert not group.locator("table").is_visible()
+    group.locator("summary").click()
+    assert group.locator("table").is_visible()
 
 
-def test_the_first_screen_says_what_is_best_and_how_sure_it_is(page: Page) -> None:
-    best = page.locator(".decisions")
-    assert best.bounding_box()["y"] < 700  # type: ignore[index]
-    said = best.inner_text()
-    for words in (
-        "DataParallel, ",
-        "not told apart yet from any of the ",
-        "next: DDP, −",
-        "with 20.0 GiB, 0.04 J per image",
-        "more seeds may",
-    ):
-        assert words in said
+def test_every_link_works_when_the_page_is_mailed_alone(page: Page) -> None:
+    links = page.locator("a[href]").evaluate_all("all => all.map((a) => a.getAttribute('href'))")
+    assert links
+    assert [one for one in links if not one.startswith("#")] == []
+    ids = page.locator("[id]").evaluate_all("all => all.map((one) => one.id)")
+    assert len(ids) == len(set(ids))
+    assert {one[1:] for one in links} <= set(ids)
 
 
-def test_a_narrow_window_reads_the_verdict_down_and_not_across(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    table = page.locator(".decisions table")
-    assert table.evaluate("table => table.scrollWidth <= table.parentElement.clientWidth")
-    box, heading = (page.locator(f".decisions td >> nth={i}").bounding_box() for i in (2, 3))
-    assert box is not None
-    assert heading is not None
-    assert heading["y"] >= box["y"] + box["height"]
-    before = page.locator(".decisions td >> nth=2").evaluate(
-        "cell => getComputedStyle(cell, '::before').content"
+def test_a_link_into_a_closed_part_opens_it(page: Page) -> None:
+    image = page.locator("#w-loss img")
+    assert not image.is_visible()
+    page.evaluate("location.hash = 'w-loss'")
+    image.wait_for(state="visible")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: Page, scheme: Literal["light", "dark"]) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    violations = Axe().run(page).response["violations"]
+    serious = [
+        (one["id"], one["nodes"][0]["html"][:200])
+        for one in violations
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_print_on_paper_shows_all_and_cuts_nothing(page: Page) -> None:
+    page.set_viewport_size({"width": 1047, "height": 740})
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1047
+    tables = page.locator("table:visible")
+    hidden = page.locator(".with table").count()
+    assert tables.count() == page.locator("table").count() - hidden
+    for table in tables.all():
+        box = table.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 1047
+    heading = page.locator("#w-steps-table thead button").first
+    assert heading.evaluate("one => getComputedStyle(one).display") == "contents", (
+        "Chromium repeats a table's header on each page only if it holds no box"
     )
-    assert before == '"Highest throughput"'
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not page.locator(".raw table").is_visible()
 
 
-def test_a_caption_is_read_whole_on_a_narrow_window(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    for caption in page.locator("caption span").all():
-        box = caption.bounding_box()
-        assert box is None or box["x"] + box["width"] <= 390, "a folded one has no box"
-
-
-def test_a_figure_on_a_narrow_window_keeps_its_size_and_scrolls(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    image = page.locator("figure img").first
-    assert image.bounding_box()["width"] >= 600  # type: ignore[index]
-    assert image.evaluate("image => image.parentElement.clientWidth") < 390
-
-
-@pytest.mark.parametrize("width", [360, 768, 1280])
-def test_the_page_never_scrolls_sideways(page: Page, width: int) -> None:
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_the_page_never_scrolls_sideways_and_what_does_is_reached_by_keyboard(
+    page: Page, width: int
+) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    parts = page.locator(".scroll")
+    assert parts.count() == page.locator('.scroll[tabindex="0"][aria-label]').count()
 
 
-def test_one_seed_is_said_first(tmp_path: Path) -> None:
-    config = config_of(seeds=[0], strategies=["ddp", "fsdp2"], gpus=[1])
+def test_a_full_matrix_opens_in_two_seconds(browser: Browser, tmp_path: Path) -> None:
+    # Figures of fewer runs look alike and take less time to draw.
+    few = config_of(seeds=range(2), gpus=[1, 2, 4, 8])
+    write_matrix(few, tmp_path)
+    draw_figures(few, tmp_path)
+    figures = tmp_path / "results/t/figures"
+    shutil.copytree(figures / "w", figures / "v")
+    full = config_of(seeds=range(10), gpus=[1, 2, 4, 8], workloads=["v", "w"])
+    write_matrix(full, tmp_path, side_files=False)
+    page = browser.new_page()
+    page.goto(write_page(full, tmp_path).as_uri())
+    timing = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    assert timing < 2000
+    assert first_screen_words(page) <= 150
+    page.close()
+
+
+def test_one_seed_chooses_nothing(tmp_path: Path) -> None:
+    config = config_of(seeds=[0], strategies=["ddp", "fsdp2"], gpus=[2])
     write_matrix(config, tmp_path)
     text = build(config, tmp_path).read_text()
-    assert "One run per cell: nothing here tells a difference from chance." in text
+    assert "Too few runs to choose." in text
+    assert "One run per strategy: any difference may be chance." in text
     why = "Throughput against GPU count: scaling needs two GPU counts with a result"
     assert f"<li>{why}</li>" in text
-    assert text.count("<img") == len(FIGURES) - 2
 
 
 def test_a_report_of_nothing_measured_still_builds(tmp_path: Path) -> None:
     config = config_of(seeds=[0], strategies=["ddp"], gpus=[1])
     write(failed(cell_of(config, "w", "ddp", 1, 0), "failed", "RuntimeError: no"), tmp_path)
     text = build(config, tmp_path).read_text()
+    assert "No strategy has a result that counts." in text
     assert "RuntimeError: no" in text
     assert "<img" not in text
 
 
-def test_one_gpu_is_said_to_tell_nothing_of_several(tmp_path: Path) -> None:
+def test_one_gpu_is_said_first(tmp_path: Path) -> None:
     config = config_of(gpus=[1], strategies=["ddp", "dp"])
     write_matrix(config, tmp_path)
-    assert "this says nothing of several" in build(config, tmp_path).read_text()
-    wider = config_of(gpus=[1, 2], strategies=["ddp", "dp"])
-    write_matrix(wider, tmp_path)
-    assert "this says nothing of several" not in build(wider, tmp_path).read_text()
+    assert "One GPU cannot say which strategy is best" in build(config, tmp_path).read_text()
 
 
 def test_a_short_window_is_said_to_be_short(tmp_path: Path) -> None:
     config = config_of(gpus=[2], strategies=["ddp"])
     write_matrix(config, tmp_path)
-    assert "Timed over windows" not in build(config, tmp_path).read_text()
+    assert "Timed windows of" not in build(config, tmp_path).read_text()
     measure = config.measure.model_copy(update={"steady_min_s": 4.0, "steady_max_s": 4.0})
     short = config.model_copy(update={"measure": measure})
     write_matrix(short, tmp_path)
-    assert "Timed over windows of 4 s; under 30 s" in build(short, tmp_path).read_text()
+    assert "Timed windows of 4 s or more: under " in build(short, tmp_path).read_text()

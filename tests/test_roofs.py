@@ -8,7 +8,7 @@ from torch import nn
 
 from parity_cases import DEVICE
 from real_cells import metrics_of_run
-from shardmark.measurement.roofs import roofs_of
+from shardmark.measurement.roofs import compute_roofs
 from shardmark.metrics import Probe, Roofs
 from shardmark.training.inspection import StepObserver
 
@@ -24,7 +24,7 @@ def probe_of(tflops: float, gb_per_s: float) -> Probe:
 
 
 def test_a_memory_bound_cell_says_so_with_its_figures() -> None:
-    roofs = roofs_of([probe_of(780, 4000)], 7_800_000_000, 160_000_000, 15_000)
+    roofs = compute_roofs([probe_of(780, 4000)], 7_800_000_000, 160_000_000, 15_000)
     assert roofs.achieved_tflops == pytest.approx(117)
     assert roofs.peak_share_pct == pytest.approx(15)
     assert roofs.achieved_gb_per_s == pytest.approx(2400)
@@ -37,13 +37,13 @@ def test_a_memory_bound_cell_says_so_with_its_figures() -> None:
 
 
 def test_the_slowest_gpu_gives_the_roofs() -> None:
-    roofs = roofs_of([probe_of(780, 4000), probe_of(600, 100)], 10**9, 10**5, 1000)
+    roofs = compute_roofs([probe_of(780, 4000), probe_of(600, 100)], 10**9, 10**5, 1000)
     assert (roofs.peak_tflops, roofs.bandwidth_gb_per_s) == (600, 100)
     assert roofs.bound == "compute"
 
 
 def test_without_all_operations_nothing_is_said_of_memory() -> None:
-    roofs = roofs_of([probe_of(780, 4000)], 10**9, None, 1000)
+    roofs = compute_roofs([probe_of(780, 4000)], 10**9, None, 1000)
     assert (roofs.bound, roofs.memory_roof_images_per_s, roofs.statement) == (None, None, None)
 
 

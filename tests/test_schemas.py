@@ -28,14 +28,14 @@ REMEDY = "run: make schemas"
 
 
 def schema(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(SCHEMAS[Path(f"workflow/schemas/{name}.schema.json")])
-    return found
+    loaded: dict[str, Any] = json.loads(SCHEMAS[Path(f"workflow/schemas/{name}.schema.json")])
+    return loaded
 
 
 def errors(name: str, value: object) -> list[str]:
     """Where a value, as JSON writes it, does not fit a schema."""
-    found = Draft202012Validator(schema(name)).iter_errors(json.loads(json.dumps(value)))
-    return [error.json_path for error in found]
+    errors = Draft202012Validator(schema(name)).iter_errors(json.loads(json.dumps(value)))
+    return [error.json_path for error in errors]
 
 
 @pytest.mark.parametrize("path", SCHEMAS, ids=str)
@@ -79,11 +79,11 @@ def test_a_name_carries_its_unit(name: str, unit: str) -> None:
 
 def test_the_reference_names_every_key_that_the_default_configuration_sets() -> None:
     def keys(section: dict[str, Any], path: str) -> list[str]:
-        found: list[str] = []
+        paths: list[str] = []
         for key, value in section.items():
             here = f"{path}{'<name>' if path == 'workloads.' else key}"
-            found += keys(value, f"{here}.") if isinstance(value, dict) else [here]
-        return found
+            paths += keys(value, f"{here}.") if isinstance(value, dict) else [here]
+        return paths
 
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     # What a user names in these is not a key.

@@ -78,8 +78,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     images = "name: synthetic, train_images: 64, test_images: 16"
     (project.folder / CONFIG).write_text(text.replace(images, "name: cifar10", 1))
     plan = project.matrix("-n", "-p").stdout + project.run("report", "-n", "-p").stdout
-    found = re.findall(r"rule (\w+):\n(?:    .*\n)*Shell command: (.*)\n", plan)
-    return {rule: command for rule, command in found if command != "None"}
+    commands = re.findall(r"rule (\w+):\n(?:    .*\n)*Shell command: (.*)\n", plan)
+    return {rule: command for rule, command in commands if command != "None"}
 
 
 def test_the_command_of_every_rule_is_sound(commands: dict[str, str]) -> None:

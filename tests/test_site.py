@@ -16,29 +16,34 @@ from shardmark.cells import Cell, parity_case
 from shardmark.config.schema import CellSite
 from shardmark.errors import UserError
 from shardmark.launching.launch import Ended, launch
-from shardmark.launching.site import SCRATCH_VARIABLE, contained, environment_at, why_not_at_site
+from shardmark.launching.site import (
+    SCRATCH_VARIABLE,
+    command_at_site,
+    site_environment,
+    why_not_at_site,
+)
 from small_matrix import ROOT, cell_at, matrix
 from test_workflow import CONFIG, copy_project
 
 STAND_INS = ROOT / "tests/stand_ins"
-TELL = """
+WRITE_VARIABLES = """
 import json, os, pathlib, sys, tempfile
-found = dict(os.environ) | {"temporary": tempfile.gettempdir()}
-pathlib.Path(sys.argv[1], f"told{os.environ['RANK']}.json").write_text(json.dumps(found))
+variables = dict(os.environ) | {"temporary": tempfile.gettempdir()}
+pathlib.Path(sys.argv[1], f"rank{os.environ['RANK']}.json").write_text(json.dumps(variables))
 """
 
 
-def told(cell: Cell, folder: Path) -> list[dict[str, str]]:
+def rank_variables(cell: Cell, folder: Path) -> list[dict[str, str]]:
     """The variables that each rank of a cell finds."""
-    ended = tell(cell, folder)
+    ended = run_script(cell, folder)
     assert ended.exit_code == 0, ended.log_tail
-    files = [folder / f"told{rank}.json" for rank in range(cell.gpus)]
+    files = [folder / f"rank{rank}.json" for rank in range(cell.gpus)]
     return [json.loads(file.read_text()) for file in files]
 
 
-def tell(cell: Cell, folder: Path) -> Ended:
-    script = folder / "tell.py"
-    script.write_text(TELL)
+def run_script(cell: Cell, folder: Path) -> Ended:
+    script = folder / "script.py"
+    script.write_text(WRITE_VARIABLES)
     return launch(script, [str(folder)], cell, folder)
 
 
@@ -59,18 +64,18 @@ def test_setup_and_variables_reach_every_rank_and_the_sites_own_come_last(tmp_pa
         site__setup="echo a module says hello\nexport FROM_SETUP='two words' BOTH=setup",
         site__environment={"NCCL_SOCKET_IFNAME": "ib0", "BOTH": "site"},
     )
-    for found in told(cell, tmp_path):
-        assert found["FROM_SETUP"] == "two words"
-        assert found["NCCL_SOCKET_IFNAME"] == "ib0"
-        assert found["BOTH"] == "site"
+    for variables in rank_variables(cell, tmp_path):
+        assert variables["FROM_SETUP"] == "two words"
+        assert variables["NCCL_SOCKET_IFNAME"] == "ib0"
+        assert variables["BOTH"] == "site"
     assert "FROM_SETUP" not in os.environ
 
 
 def test_a_setup_that_fails_is_one_message_and_no_result(tmp_path: Path) -> None:
     cell = cell_at(site__setup="echo no such module >&2\nfalse\necho not reached >&2")
-    ended = tell(cell, tmp_path)
+    ended = run_script(cell, tmp_path)
     with pytest.raises(UserError, match=r"failed with exit code 1 on .*: line 2 \(false\) failed;"):
-        run_cell.failure_of(cell, ended)
+        run_cell.find_failure(cell, ended)
     assert any("no such module" in line for line in ended.log_tail)
     assert not (tmp_path / "told0.json").exists()
 
@@ -89,39 +94,39 @@ def test_a_setup_that_fails_is_one_message_and_no_result(tmp_path: Path) -> None
 )
 def test_what_is_wrong_in_a_setup_is_named_by_its_own_line(setup: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        environment_at(CellSite(setup=setup), os.environ)
+        site_environment(CellSite(setup=setup), os.environ)
 
 
 def test_a_file_that_a_setup_sources_may_end_with_a_test(tmp_path: Path) -> None:
     sourced = tmp_path / "modules.sh"
     sourced.write_text("export FIRST=1\nfalse\nexport SECOND=2\n[ -d /no/such ] && . /no/such\n")
     site = CellSite(setup=f". {sourced}\n[ -d /no/such ] && false\nexport THIRD=3")
-    found = environment_at(site, os.environ)
-    assert (found["FIRST"], found["SECOND"], found["THIRD"]) == ("1", "2", "3")
+    variables = site_environment(site, os.environ)
+    assert (variables["FIRST"], variables["SECOND"], variables["THIRD"]) == ("1", "2", "3")
 
 
 def test_what_a_setup_says_is_in_the_log(tmp_path: Path) -> None:
-    ended = tell(cell_at(site__setup="echo a module says hello"), tmp_path)
+    ended = run_script(cell_at(site__setup="echo a module says hello"), tmp_path)
     assert any("a module says hello" in line for line in ended.log_tail)
 
 
 def test_what_a_setup_leaves_running_holds_nothing_up(tmp_path: Path) -> None:
     begin = time.monotonic()
-    ended = tell(cell_at(site__setup="sleep 60 &\nexport A=1"), tmp_path)
+    ended = run_script(cell_at(site__setup="sleep 60 &\nexport A=1"), tmp_path)
     assert ended.exit_code == 0
     assert time.monotonic() - begin < 30
 
 
 def test_ranks_run_in_the_image_with_the_folders_they_need(image: Path, tmp_path: Path) -> None:
     cell = cell_at(gpus=2, site__container=str(image))
-    assert len(told(cell, tmp_path)) == 2
-    said = (tmp_path / "note").read_text().splitlines()
-    assert said[0] == "exec"
-    assert said[said.index(str(image)) + 1] == "python3"
-    assert "--nv" not in said, "the cell is on CPUs"
+    assert len(rank_variables(cell, tmp_path)) == 2
+    call = (tmp_path / "note").read_text().splitlines()
+    assert call[0] == "exec"
+    assert call[call.index(str(image)) + 1] == "python3"
+    assert "--nv" not in call, "the cell is on CPUs"
     for folder in (ROOT, tmp_path, ROOT / "config"):
-        assert f"--bind={folder}" in said
-    with_gpus = contained(cell.site, [sys.executable, "x.py"], cuda=True, folders=[])
+        assert f"--bind={folder}" in call
+    with_gpus = command_at_site(cell.site, [sys.executable, "x.py"], cuda=True, folders=[])
     assert "--nv" in with_gpus
     assert with_gpus[-3:] == [str(image), "python3", "x.py"]
 
@@ -148,8 +153,11 @@ def test_a_secret_reaches_every_rank_and_defines_nothing(
     setup = "export SECOND_TOKEN='from setup'"
     secret = ["FIRST_TOKEN", "SECOND_TOKEN"]
     cell = cell_at(gpus=2, site__setup=setup, site__secret_environment=secret)
-    for found in told(cell, tmp_path):
-        assert (found["FIRST_TOKEN"], found["SECOND_TOKEN"]) == ("from outside", "from setup")
+    for variables in rank_variables(cell, tmp_path):
+        assert (variables["FIRST_TOKEN"], variables["SECOND_TOKEN"]) == (
+            "from outside",
+            "from setup",
+        )
     for file in (tmp_path / "plan.json", tmp_path / "node0.json"):
         assert "from outside" not in file.read_text()
     assert cell.fingerprint() == cell_at(gpus=2, site__setup=setup).fingerprint()
@@ -162,7 +170,7 @@ def test_a_secret_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.M
     cell = cell_at(site__secret_environment=["PATH", "A_TOKEN"])
     words = "site.secret_environment: A_TOKEN not set on .*; export it where Snakemake is started"
     with pytest.raises(UserError, match=words):
-        run_cell.failure_of(cell, tell(cell, tmp_path))
+        run_cell.find_failure(cell, run_script(cell, tmp_path))
     with pytest.raises(UserError, match=words):
         why_not_at_site(cell.site)
 
@@ -174,14 +182,14 @@ def test_caches_and_temporary_files_are_on_the_local_disk_and_gone_after(
     folder.mkdir()
     monkeypatch.setenv("DISK", str(local))
     monkeypatch.setenv(SCRATCH_VARIABLE, "$DISK/cells")
-    (found,) = told(cell_at(), folder)
+    (variables,) = rank_variables(cell_at(), folder)
     names = ("TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR", "temporary")
     for name in names:
-        assert Path(found[name]).is_relative_to(local / "cells")
+        assert Path(variables[name]).is_relative_to(local / "cells")
     assert list((local / "cells").iterdir()) == []
     monkeypatch.setenv(SCRATCH_VARIABLE, "$NO_SUCH_DISK/cells")
     with pytest.raises(UserError, match=r"site.scratch: \$NO_SUCH_DISK/cells names a variable"):
-        run_cell.failure_of(cell_at(), tell(cell_at(), folder))
+        run_cell.find_failure(cell_at(), run_script(cell_at(), folder))
 
 
 def test_what_can_change_a_result_defines_it_and_where_caches_lie_does_not() -> None:
@@ -207,11 +215,11 @@ def test_a_node_that_cannot_run_the_image_makes_no_failed_cell(
     cell = cell_at(site__container=str(image))
     image.unlink()
     with pytest.raises(UserError, match=r"torch\.sif is not there on"):
-        run_cell.failure_of(cell, tell(cell, tmp_path))
+        run_cell.find_failure(cell, run_script(cell, tmp_path))
     image.touch()
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(UserError, match="there is no apptainer on the PATH of"):
-        run_cell.failure_of(cell, tell(cell, tmp_path))
+        run_cell.find_failure(cell, run_script(cell, tmp_path))
 
 
 def test_the_setup_runs_once_a_node_and_homes_packages_stay_out(
@@ -219,8 +227,8 @@ def test_the_setup_runs_once_a_node_and_homes_packages_stay_out(
 ) -> None:
     count = tmp_path / "count"
     cell = cell_at(gpus=2, site__container=str(image), site__setup=f"echo once >> {count}")
-    for found in told(cell, tmp_path):
-        assert found["PYTHONNOUSERSITE"] == "1"
+    for variables in rank_variables(cell, tmp_path):
+        assert variables["PYTHONNOUSERSITE"] == "1"
     assert count.read_text() == "once\n"
 
 

@@ -28,10 +28,10 @@ from shardmark.launching.cell_progress import (
     progress_path,
     read_progress,
 )
-from shardmark.launching.scratch import OWNER, scratch_folder, scratch_of, this_run
+from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run
 from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
-from shardmark.status.matrix_status import CellStatus, check, seconds_of, status_of
+from shardmark.status.matrix_status import CellStatus, exit_code, parse_slurm_time, status_of
 from shardmark.status.view import LOOKS, View
 from small_matrix import ROOT, cell_at, matrix
 from status import fit
@@ -200,9 +200,9 @@ def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
     window = Throughput.model_validate(dict.fromkeys(fields, 1) | {"warmup_converged": True})
     shared = Device(index=0, node="n1", kind="gpu", name="GPU", samples=9, foreign_processes=2)
     leave(cell_at(), throughput=window, devices=[shared])
-    found = only()
-    assert found.state == "device fault"
-    assert "2 processes that are not the cell's" in found.detail
+    status = only()
+    assert status.state == "device fault"
+    assert "2 processes that are not the cell's" in status.detail
 
 
 def test_a_result_that_a_failed_rerun_left_in_place_is_owed_a_run() -> None:
@@ -232,12 +232,12 @@ def test_a_cell_that_runs_here_shows_how_far_it_is_and_what_time_it_has_left() -
         now = time.time()
         note = CellProgress(phase="training", steps=4, silent_s=8, first_step_at=now - 20, at=now)
         progress_path(scratch).write_text(note.model_dump_json())
-        found = only()
-        assert found.state == "running"
-        assert found.detail.startswith("training, 4 steps, silent for 8 s (process ")
+        status = only()
+        assert status.state == "running"
+        assert status.detail.startswith("training, 4 steps, silent for 8 s (process ")
         # Two epochs of four steps at 5 s, and the window.
-        assert found.left_s == pytest.approx(20.2)
-        assert found.limit_s == pytest.approx(7200, abs=5)
+        assert status.left_s == pytest.approx(20.2)
+        assert status.limit_s == pytest.approx(7200, abs=5)
         assert "about 20 s left; limit in 2 h 00 min" in text_of(matrix(), width=200)
         progress_path(scratch).write_text("{")
         assert only().state == "running"
@@ -253,7 +253,7 @@ def test_a_damaged_owner_is_nobodys_and_the_cell_can_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = cell_at().folder / "metrics.json"
-    for folder in (scratch_of(result), Path("results/t/.controller")):
+    for folder in (scratch_path(result), Path("results/t/.controller")):
         folder.mkdir(parents=True)
         (folder / OWNER).write_text(text.replace("HERE", socket.gethostname()))
     assert status_of(matrix()).cells
@@ -262,7 +262,7 @@ def test_a_damaged_owner_is_nobodys_and_the_cell_can_run(
 
 
 def test_a_run_that_was_killed_is_not_running() -> None:
-    folder = scratch_of(cell_at().folder / "metrics.json")
+    folder = scratch_path(cell_at().folder / "metrics.json")
     folder.mkdir(parents=True)
     gone = this_run() | {"created": 1.0}
     (folder / OWNER).write_text(json.dumps(gone))
@@ -288,7 +288,7 @@ def test_jobs_of_another_matrix_in_the_same_folder_are_not_this_ones() -> None:
 
 def test_the_limit_of_a_running_job_is_the_nearer_one() -> None:
     squeue(job(8, "RUNNING", left="30:00"))
-    folder = scratch_of(cell_at().folder / "metrics.json")
+    folder = scratch_path(cell_at().folder / "metrics.json")
     folder.mkdir(parents=True)
     owner = this_run() | {"slurm_job_id": "8", "host": "n3"}
     (folder / OWNER).write_text(json.dumps(owner))
@@ -363,7 +363,7 @@ def test_slurm_that_does_not_answer_is_a_remark() -> None:
     [("1-02:03:04", 93784), ("2:03:04", 7384), ("3:04", 184), ("UNLIMITED", None), ("", None)],
 )
 def test_slurms_times(left: str, seconds: float | None) -> None:
-    assert seconds_of(left) == seconds
+    assert parse_slurm_time(left) == seconds
 
 
 def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter(
@@ -371,10 +371,10 @@ def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter
 ) -> None:
     note = ProgressNote(tmp_path)
     note.take([Beat(1, 0, 9, 5, "training", 0.1), Beat(2, 1, 8, 4, "training", 3.0)])
-    found = read_progress(tmp_path)
-    assert found is not None
-    assert (found.steps, found.silent_s) == (4, 3.0)
-    assert found.first_step_at == pytest.approx(found.at, abs=1)
+    progress = read_progress(tmp_path)
+    assert progress is not None
+    assert (progress.steps, progress.silent_s) == (4, 3.0)
+    assert progress.first_step_at == pytest.approx(progress.at, abs=1)
     ProgressNote(tmp_path / "metrics.json" / "no folder").take([])
     (tmp_path / "file").touch()
     ProgressNote(tmp_path / "file").take([Beat(1, 0, 9, 5, "training", 0.1)])
@@ -383,13 +383,13 @@ def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter
 def test_a_real_cell_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     with started(tmp_path, cell_of(gpus=1, steady_min_s=600)):
-        scratch = scratch_of(tmp_path / "metrics.json")
+        scratch = scratch_path(tmp_path / "metrics.json")
         end = time.monotonic() + 60
-        while not (found := read_progress(scratch)) or found.steps < 2:
+        while not (progress := read_progress(scratch)) or progress.steps < 2:
             assert time.monotonic() < end
             time.sleep(0.2)
-    assert found.phase in ("training", "evaluation", "inspection", "warmup", "steady")
-    assert found.first_step_at is not None
+    assert progress.phase in ("training", "evaluation", "inspection", "warmup", "steady")
+    assert progress.first_step_at is not None
 
 
 def project(folder: Path) -> Path:
@@ -416,15 +416,15 @@ def test_the_command_needs_no_torch_and_changes_no_file(tmp_path: Path) -> None:
 
 def test_the_exit_code_says_whether_all_is_well() -> None:
     config = matrix()
-    assert check(status_of(config))[0] == 2
+    assert exit_code(status_of(config))[0] == 2
     for cell in cells_of(config):
         leave(cell, "unsupported" if cell.unsupported else "ok")
-    assert check(status_of(config)) == (0, "check: every cell has its result (exit code 0)")
+    assert exit_code(status_of(config)) == (0, "check: every cell has its result (exit code 0)")
     leave(cell_at(), "diverged", failure=Failure.plain("the mean loss is nan"))
     cell_at(gpus=2).folder.joinpath("metrics.json").unlink()
-    assert check(status_of(config)) == (1, "check: 1 diverged, 1 missing (exit code 1)")
+    assert exit_code(status_of(config)) == (1, "check: 1 diverged, 1 missing (exit code 1)")
     leave(cell_at())
-    assert check(status_of(config)) == (2, "check: 1 missing (exit code 2)")
+    assert exit_code(status_of(config)) == (2, "check: 1 missing (exit code 2)")
 
 
 def test_the_command_checks_and_cannot_always_tell(tmp_path: Path) -> None:

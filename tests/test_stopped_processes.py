@@ -126,17 +126,17 @@ def test_a_driver_that_does_not_answer_is_named(
 def test_a_torch_whose_import_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "ASK_S", 0.5)
     monkeypatch.setattr(gpu_check, "_ASK_TORCH", "import time; time.sleep(60)")
-    said = gpu_check.ask_torch()
-    assert "it took more than" in gpu_check.why_too_few(1, said, driver=True, visible=None)
+    answer = gpu_check.ask_torch()
+    assert "it took more than" in gpu_check.why_too_few(1, answer, driver=True, visible=None)
 
 
 def test_a_process_that_sigkill_does_not_end_is_named_and_left(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(node, "DEATH_S", 1.0)
-    # As if the kernel held it within a driver.
-    with monkeypatch.context() as held:
-        held.setattr(psutil.Process, "kill", lambda _: None)
+    # As if it hung in a driver.
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "kill", lambda _: None)
         with no_survivors():
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:

@@ -131,14 +131,14 @@ def started(folder: Path, cell: Cell) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def found(children: list[psutil.Process], word: str) -> psutil.Process:
+def with_word(children: list[psutil.Process], word: str) -> psutil.Process:
     return next(child for child in children if word in " ".join(child.cmdline()))
 
 
 VICTIMS: dict[str, Callable[[list[psutil.Process]], psutil.Process]] = {
-    "a rank": lambda family: found(family[1:], "train_ddp.py"),
-    "torchrun": lambda family: found(family[1:], "shardmark.launching.agent"),
-    "the node's part": lambda family: found(family[1:], "shardmark.launching.node"),
+    "a rank": lambda family: with_word(family[1:], "train_ddp.py"),
+    "torchrun": lambda family: with_word(family[1:], "shardmark.launching.agent"),
+    "the node's part": lambda family: with_word(family[1:], "shardmark.launching.node"),
     "the launcher": lambda family: family[0],
 }
 

@@ -26,7 +26,8 @@ from shardmark.cells import cell_of
 from shardmark.config.schema import Config
 from shardmark.metrics import Metrics, SlurmJob
 from shardmark.quantities import format_number
-from shardmark.report.contents import KINDS, TABLES, exported_files
+from shardmark.report.contents import CSV_TABLES, KINDS, TABLES, exported_files
+from shardmark.report.data_dictionary import dictionary
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.report.table import Table, to_latex, to_markdown, to_text
 from shardmark.results.cell_rows import CellRow, EpochRow
@@ -232,7 +233,6 @@ def test_each_table_of_the_report_is_exported_in_every_kind(config: Config, tmp_
         kinds = {kind: (tables / f"{name}.{kind}").read_text() for kind in KINDS}
         assert kinds["md"].startswith("**")
         assert r"\toprule" in kinds["tex"]
-        assert len(list(csv.DictReader(io.StringIO(kinds["csv"])))) >= 1
     assert "OutOfMemoryError: 2\\_GiB" in (tables / "failures.tex").read_text()
     [row] = csv.DictReader((tables / "failures.csv").open())
     assert (row["strategy"], row["seed"], row["outcome"]) == ("ddp", "2", "oom")
@@ -249,6 +249,35 @@ def test_csv_keeps_every_digit(config: Config, tmp_path: Path) -> None:
     assert list(cells.images_per_s) == [row.images_per_s for row in collected.cells]
     epochs = collected.epochs
     assert to_csv(EpochRow, epochs).count("\n") == len(epochs) + 1
+
+
+def summarised(config: Config, root: Path) -> Path:
+    """The folder of all tables, the summary with them."""
+    tables = make_tables(config, root)
+    command = [sys.executable, str(ROOT / "workflow/scripts/summarise.py")]
+    subprocess.run([*command, "--tables", str(tables), "--baseline", "ddp"], cwd=root, check=True)
+    return tables
+
+
+def test_the_data_dictionary_has_every_column_of_every_csv(config: Config, tmp_path: Path) -> None:
+    write_matrix(config, tmp_path)
+    files = list(summarised(config, tmp_path).glob("*.csv"))
+    assert {file.stem for file in files} == set(CSV_TABLES)
+    for file in files:
+        section = dictionary().partition(f"## {file.name}\n")[2].partition("\n## ")[0]
+        columns = next(csv.reader(file.open()))
+        assert [name for name in columns if f"| `{name}` |" not in section] == [], file.name
+
+
+def test_the_summary_for_terminals_begins_with_the_answer_and_is_not_wide(
+    config: Config, tmp_path: Path
+) -> None:
+    write_matrix(config, tmp_path)
+    lines = (summarised(config, tmp_path) / "summary.txt").read_text().splitlines()
+    assert lines[0].startswith("w: ")
+    assert "Measured on 2 GPUs" in " ".join(lines[:6]) or "Use " in lines[0]
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith("DeepSpeed ZeRO-3 ") for line in lines) > 2, "several blocks"
 
 
 TABLE = Table("50 % of a_b & c", ["Name", "A (%)"], [["x_1", "–"], ["y|z", "1,234"]], ["a < b"])

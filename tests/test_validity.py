@@ -17,7 +17,7 @@ from shardmark.measurement.device_faults import DEVICE_FAULTS
 from shardmark.measurement.devices import summarise_cell, summarise_device
 from shardmark.measurement.labels import LABELS
 from shardmark.measurement.rules import Peers
-from shardmark.measurement.validity import judged, names_of_rules, unchecked_rules
+from shardmark.measurement.validity import judge, names_of_rules, unchecked_rules
 from shardmark.metrics import HostUse, Metrics, Probe, StepSplit, Throughput
 from shardmark.results.exclusion import why_excluded
 from shardmark.results.matrix import PlannedCell
@@ -110,7 +110,7 @@ def result(
 
 
 def judged_among(metrics: Metrics, others: list[Metrics]) -> Metrics:
-    return judged(metrics, Peers(others))
+    return judge(metrics, Peers(others))
 
 
 def excluded(metrics: Metrics) -> str:
@@ -118,22 +118,22 @@ def excluded(metrics: Metrics) -> str:
 
 
 def assert_excluded(metrics: Metrics, rule: str, words: str) -> None:
-    found = judged(metrics)
-    print(found.device_faults)
-    assert excluded(found) == rule
-    assert words in found.device_faults[0]
+    judgement = judge(metrics)
+    print(judgement.device_faults)
+    assert excluded(judgement) == rule
+    assert words in judgement.device_faults[0]
 
 
 def assert_labelled(metrics: Metrics, rule: str, words: str) -> None:
-    found = judged(metrics)
-    print(found.labels)
-    assert names_of_rules(found.labels) == [rule]
-    assert words in found.labels[0]
-    assert (found.device_faults, excluded(found)) == ([], ""), "a label excludes nothing"
+    judgement = judge(metrics)
+    print(judgement.labels)
+    assert names_of_rules(judgement.labels) == [rule]
+    assert words in judgement.labels[0]
+    assert (judgement.device_faults, excluded(judgement)) == ([], ""), "a label excludes nothing"
 
 
 def test_a_calm_cell_has_no_fault_and_no_label_and_nothing_of_it_is_unknown() -> None:
-    calm = judged(result())
+    calm = judge(result())
     assert (calm.device_faults, calm.labels, calm.unknown) == ([], [], [])
 
 
@@ -216,10 +216,10 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("what", NULLS)
 def test_a_reading_that_is_missing_is_said_and_not_taken_for_fine(what: str) -> None:
     window, before, unknown = NULLS[what]
-    found = judged(result(telemetry(window, before)))
-    assert found.unknown == unknown
-    assert (found.device_faults, excluded(found)) == ([], ""), "unknown excludes nothing"
-    assert row_of(found).unknown == "; ".join(unknown)
+    judgement = judge(result(telemetry(window, before)))
+    assert judgement.unknown == unknown
+    assert (judgement.device_faults, excluded(judgement)) == ([], ""), "unknown excludes nothing"
+    assert row_of(judgement).unknown == "; ".join(unknown)
 
 
 def test_an_error_counter_that_was_read_once_or_began_anew_tells_no_errors() -> None:
@@ -227,32 +227,32 @@ def test_an_error_counter_that_was_read_once_or_began_anew_tells_no_errors() -> 
         rows = [row | {"ecc_errors": None} for row in telemetry()]
         for place, value in values.items():
             rows[place]["ecc_errors"] = value
-        found = judged(result(rows))
-        assert found.device_faults == []
-        assert unchecked_rules(found.unknown) == ["ECC errors"]
+        judgement = judge(result(rows))
+        assert judgement.device_faults == []
+        assert unchecked_rules(judgement.unknown) == ["ECC errors"]
 
 
 def test_reasons_known_for_half_of_the_window_are_not_known() -> None:
     rows = telemetry()
     for row in rows[::2]:
         row["throttle_mask"] = None
-    assert unchecked_rules(judged(result(rows)).unknown) == ["throttled"]
+    assert unchecked_rules(judge(result(rows)).unknown) == ["throttled"]
 
 
 def test_a_sampler_that_stood_still_leaves_unknown_what_happened_then() -> None:
     rows = [row for row in telemetry() if not 12 < row["monotonic_s"] < 15]
-    found = judged(result(rows))
-    assert found.unknown == [
+    judgement = judge(result(rows))
+    assert judgement.unknown == [
         "telemetry missing could not be checked: no sample for 30 % of the window on end "
         "(GPU 0 of n1)"
     ]
 
 
 def test_a_gpu_without_samples_leaves_all_of_it_unknown() -> None:
-    found = judged(result([]))
+    judgement = judge(result([]))
     names = ["throttled", "shared GPU", "telemetry missing", "ECC errors", "low clocks", "energy"]
-    assert unchecked_rules(found.unknown) == names
-    assert found.unknown[0] == (
+    assert unchecked_rules(judgement.unknown) == names
+    assert judgement.unknown[0] == (
         "throttled could not be checked: no sample fell into the window (GPU 0 of n1)"
     )
 
@@ -260,7 +260,7 @@ def test_a_gpu_without_samples_leaves_all_of_it_unknown() -> None:
 def test_equal_answers_of_several_gpus_are_said_once() -> None:
     one = result(telemetry({"throttle_mask": None}))
     other = one.devices[0].model_copy(update={"index": 1})
-    both = judged(one.model_copy(update={"devices": [*one.devices, other]}))
+    both = judge(one.model_copy(update={"devices": [*one.devices, other]}))
     assert both.unknown == [
         "throttled could not be checked: the driver reports no reasons, or rarely (all 2 GPUs)"
     ]
@@ -268,8 +268,8 @@ def test_equal_answers_of_several_gpus_are_said_once() -> None:
 
 def test_too_few_steps_to_see_a_drift_are_said() -> None:
     few = {"half_width_pct": None, "drift_pct": None, "drift_error_pct": None}
-    found = judged(result(steps=19, **few))
-    assert found.unknown == [
+    judgement = judge(result(steps=19, **few))
+    assert judgement.unknown == [
         f"{name} could not be checked: the window's 19 steps are too few"
         for name in ("imprecise", "drift")
     ]
@@ -277,7 +277,7 @@ def test_too_few_steps_to_see_a_drift_are_said() -> None:
 
 def test_rules_that_need_other_cells_are_unknown_where_there_are_none() -> None:
     cell = probed(780)
-    assert judged(cell).unknown == [], "a cell that has just ended has no others yet"
+    assert judge(cell).unknown == [], "a cell that has just ended has no others yet"
     assert judged_among(cell, [cell]).unknown == [
         "low clocks could not be checked: no other GPU of that name ran the same strategy and GPU "
         "count (GPU 0 of n1)",
@@ -297,12 +297,12 @@ def test_rules_that_need_other_cells_are_unknown_where_there_are_none() -> None:
 
 def test_a_cell_that_failed_leaves_nothing_unknown() -> None:
     failed = result([]).model_copy(update={"status": "failed"})
-    assert judged(failed).unknown == []
+    assert judge(failed).unknown == []
 
 
 def test_what_was_recorded_before_it_was_asked_for_is_unknown() -> None:
     old = result().model_copy(update={"host": [], "profile": []})
-    assert unchecked_rules(judged(old).unknown) == [
+    assert unchecked_rules(judge(old).unknown) == [
         "host wait",
         "CPU quota",
         "shared CPUs",
@@ -312,15 +312,15 @@ def test_what_was_recorded_before_it_was_asked_for_is_unknown() -> None:
 def test_a_counter_and_power_that_contradict_each_other_give_no_energy() -> None:
     # A GH200, whose counter is of the whole module: four times the power of the GPU.
     rows = telemetry({"power_w": 100.0})
-    found = judged(result(rows))
+    judgement = judge(result(rows))
     words = (
         "energy counter and power of GPU 0 of n1 contradict each other: the integral of power is "
         "off by 75 %, more than 10 %"
     )
-    assert found.labels == [f"energy: {words}"]
-    assert excluded(found) == "", "a label excludes nothing"
-    (device,) = found.devices
-    cell = summarise_cell(found.devices, images=10, images_per_epoch=100)
+    assert judgement.labels == [f"energy: {words}"]
+    assert excluded(judgement) == "", "a label excludes nothing"
+    (device,) = judgement.devices
+    cell = summarise_cell(judgement.devices, images=10, images_per_epoch=100)
     assert (cell.energy_per_image_j, cell.energy_per_epoch_j, cell.power_w) == (None, None, None)
     assert cell.energy_net_per_image_j is None
     assert cell.energy_refused == words
@@ -350,26 +350,26 @@ def hosted(*ranks: dict[str, Any]) -> Metrics:
 def test_a_cpu_quota_that_ran_out_is_a_label() -> None:
     # A container held to half a CPU.
     throttled = {"cpu_quota": 0.5, "cpu_periods": 97, "cpu_periods_throttled": 94}
-    found = judged(hosted({}, throttled))
-    assert found.labels == ["CPU quota: its quota of 0.5 CPUs ran out in 94 of 97 periods"]
-    assert (found.device_faults, found.unknown) == ([], [])
-    row = row_of(found)
+    judgement = judge(hosted({}, throttled))
+    assert judgement.labels == ["CPU quota: its quota of 0.5 CPUs ran out in 94 of 97 periods"]
+    assert (judgement.device_faults, judgement.unknown) == ([], [])
+    row = row_of(judgement)
     assert row.cpu_throttled_pct == pytest.approx(100 * 94 / 97)
-    assert judged(hosted({"cpu_quota": 8.0, "cpu_periods": 97})).labels == []
+    assert judge(hosted({"cpu_quota": 8.0, "cpu_periods": 97})).labels == []
 
 
 def test_a_quota_that_nobody_can_read_is_unknown() -> None:
-    found = judged(hosted({}, {"cpu_periods": None, "cpu_periods_throttled": None}))
-    assert found.unknown == [
+    judgement = judge(hosted({}, {"cpu_periods": None, "cpu_periods_throttled": None}))
+    assert judgement.unknown == [
         "CPU quota could not be checked: the control groups of a rank could not be read"
     ]
-    assert row_of(found).cpu_throttled_pct is None
+    assert row_of(judgement).cpu_throttled_pct is None
 
 
 def test_ranks_that_share_a_cpu_are_labelled() -> None:
     bound = {"cpus": 1, "cpu_list": "0"}
-    assert judged(hosted(bound, bound)).labels == ["shared CPUs: 2 ranks share 1 CPU"]
-    assert judged(hosted(bound, {"cpus": 1, "cpu_list": "1"})).labels == []
+    assert judge(hosted(bound, bound)).labels == ["shared CPUs: 2 ranks share 1 CPU"]
+    assert judge(hosted(bound, {"cpus": 1, "cpu_list": "1"})).labels == []
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_heat_and_faults_throttle(mask: int, reason: str) -> None:
 def test_a_single_throttled_sample_of_two_hundred_does_not() -> None:
     rows = telemetry()
     rows[-60]["throttle_mask"] = float(0x40)
-    assert judged(result(rows)).device_faults == []
+    assert judge(result(rows)).device_faults == []
 
 
 def capped(limit_w: float, default_w: float = 700.0) -> Metrics:
@@ -400,9 +400,9 @@ def capped(limit_w: float, default_w: float = 700.0) -> Metrics:
 
 def test_a_gpu_that_is_power_capped_below_its_peers_is_excluded() -> None:
     low, high = capped(400), capped(700)
-    found = judged_among(low, [low, high, capped(700)])
-    assert excluded(found) == "power-capped"
-    assert found.device_faults == [
+    judgement = judged_among(low, [low, high, capped(700)])
+    assert excluded(judgement) == "power-capped"
+    assert judgement.device_faults == [
         "power-capped: GPU 0 of n1 was held at 400 W for 100 % of the window, where its peers "
         "may take 700 W"
     ]
@@ -411,10 +411,10 @@ def test_a_gpu_that_is_power_capped_below_its_peers_is_excluded() -> None:
 
 def test_a_power_limit_that_all_gpus_have_is_a_label() -> None:
     assert_labelled(capped(400), "low power limit", "held at 400 W, of its own 700 W, for 100 %")
-    found = judged_among(capped(400), [capped(400)])
-    assert (found.device_faults, names_of_rules(found.labels)) == ([], ["low power limit"])
-    assert judged(capped(400, default_w=400)).labels == []
-    assert judged(result(telemetry({"power_limit_w": 400.0}))).labels == [], "it is not reached"
+    judgement = judged_among(capped(400), [capped(400)])
+    assert (judgement.device_faults, names_of_rules(judgement.labels)) == ([], ["low power limit"])
+    assert judge(capped(400, default_w=400)).labels == []
+    assert judge(result(telemetry({"power_limit_w": 400.0}))).labels == [], "it is not reached"
 
 
 def test_a_power_limit_without_peers_is_unknown() -> None:
@@ -436,22 +436,22 @@ def clocked(*clocks_mhz: float, strategy: str = "ddp") -> Metrics:
 
 def test_clocks_far_below_those_of_peers_are_a_device_fault() -> None:
     slow = clocked(1500, 1980)
-    found = judged_among(slow, [slow, clocked(1980, 1950)])
-    assert found.device_faults == [
+    judgement = judged_among(slow, [slow, clocked(1980, 1950)])
+    assert judgement.device_faults == [
         "low clocks: GPU 0 of n1 ran at 1500 MHz, 24 % below the 1980 MHz of its peers under the "
         "same load"
     ]
-    assert excluded(found) == "low clocks"
-    assert judged(slow).device_faults, "a cell's own GPUs are peers too"
+    assert excluded(judgement) == "low clocks"
+    assert judge(slow).device_faults, "a cell's own GPUs are peers too"
     assert judged_among(clocked(1800), [clocked(1980)]).device_faults == [], "within 10 %"
 
 
 def test_only_gpus_under_the_same_load_are_peers() -> None:
     # A strategy that keeps the GPU busy runs at lower clocks under the same power limit.
     busy, idle = clocked(1500), clocked(1980, strategy="fsdp")
-    found = judged_among(busy, [busy, idle])
-    assert found.device_faults == []
-    assert "low clocks" in unchecked_rules(found.unknown)
+    judgement = judged_among(busy, [busy, idle])
+    assert judgement.device_faults == []
+    assert "low clocks" in unchecked_rules(judgement.unknown)
 
 
 def test_another_process_shares_the_gpu() -> None:
@@ -488,7 +488,7 @@ def test_uncorrected_memory_errors_exclude() -> None:
 def test_a_window_that_its_cap_ended_is_labelled_and_counts() -> None:
     words = "after 10.0 s the mean step is known to within 2.5 %, not to within the 1 % asked for"
     assert_labelled(result(half_width_pct=2.5), "imprecise", words)
-    assert judged(result(half_width_pct=1.0)).labels == []
+    assert judge(result(half_width_pct=1.0)).labels == []
 
 
 @pytest.mark.parametrize(("drift", "words"), [(7.25, "7.2 % slower"), (-6.0, "6.0 % faster")])
@@ -497,19 +497,19 @@ def test_a_trend_of_the_steps_is_a_label(drift: float, words: str) -> None:
 
 
 def test_a_drift_within_its_error_or_under_one_percent_is_no_label() -> None:
-    assert judged(result(drift_pct=7.0, drift_error_pct=2.0)).labels == []
-    assert judged(result(drift_pct=0.9, drift_error_pct=0.01)).labels == []
+    assert judge(result(drift_pct=7.0, drift_error_pct=2.0)).labels == []
+    assert judge(result(drift_pct=0.9, drift_error_pct=0.01)).labels == []
 
 
 def test_a_window_of_steps_that_update_nothing_is_not_the_same_training() -> None:
     # ZeRO under fp16 on two H100, whose loss scale never became lower.
     settings = settings_of(result().cell)
     training = result().model_copy(update={"effective_config": settings})
-    assert excluded(judged(training)) == ""
+    assert excluded(judge(training)) == ""
     idle = settings.model_copy(update={"optimizer": None, "skipped_steps": 12})
-    found = judged(training.model_copy(update={"effective_config": idle}))
-    assert (excluded(found), found.device_faults) == ("not training", [])
-    (label,) = found.labels
+    judgement = judge(training.model_copy(update={"effective_config": idle}))
+    assert (excluded(judgement), judgement.device_faults) == ("not training", [])
+    (label,) = judgement.labels
     assert "the loss scaler left out 12 steps" in label
 
 
@@ -550,9 +550,9 @@ def probed(tflops: float, name: str = "H200") -> Metrics:
         device=0, uuid="u", matmul_tflops=tflops, copy_gb_per_s=4000, all_reduce_gb_per_s=None
     )
     cell = cell_named("ddp").model_copy(update={"device": "cuda"})
-    found = result(cell=cell)
-    device = found.devices[0].model_copy(update={"name": name})
-    return found.model_copy(update={"probes": [probe], "devices": [device]})
+    judgement = result(cell=cell)
+    device = judgement.devices[0].model_copy(update={"name": name})
+    return judgement.model_copy(update={"probes": [probe], "devices": [device]})
 
 
 def test_a_gpu_slower_than_the_others_of_its_kind_is_seen() -> None:
@@ -567,8 +567,8 @@ def test_a_gpu_slower_than_the_others_of_its_kind_is_seen() -> None:
 
 def test_a_cell_that_failed_has_neither_faults_nor_labels() -> None:
     failed = result([], drift_pct=50.0).model_copy(update={"status": "diverged"})
-    found = judged(failed)
-    assert (found.device_faults, found.labels) == ([], [])
+    judgement = judge(failed)
+    assert (judgement.device_faults, judgement.labels) == ([], [])
 
 
 def test_every_rule_says_when_it_applies() -> None:

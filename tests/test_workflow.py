@@ -62,14 +62,14 @@ class Project:
 
     def planned(self) -> dict[str, set[str]]:
         """What a plain run would do now: each rule with the outputs of its jobs."""
-        found: dict[str, set[str]] = {}
+        outputs: dict[str, set[str]] = {}
         plan = self.matrix("-n")
         assert plan.returncode == 0, plan.stdout
         for job in re.split(r"\n(?=\[|local)", plan.stdout):
             if match := re.search(r"rule (\w+):\n", job):
                 output = re.search(r"output: ([^ ,\n]+)", job)
-                found.setdefault(match[1], set()).add(output[1] if output else "")
-        return found
+                outputs.setdefault(match[1], set()).add(output[1] if output else "")
+        return outputs
 
     def ran(self) -> list[str]:
         """The cells that ran since last asked."""
@@ -146,7 +146,7 @@ def test_cells_start_in_the_planned_order(fresh: Project) -> None:
 def test_each_cell_records_its_planned_place(project: Project) -> None:
     results = (project.folder / "results/t").glob("*/*/gpus*/seed*/metrics.json")
     provenances = [json.loads(path.read_text())["provenance"] for path in results]
-    places = sorted(found["planned_place"] for found in provenances if found)
+    places = sorted(each["planned_place"] for each in provenances if each)
     assert len(places) == 20
     # The four of dp on two GPUs are unsupported and keep theirs.
     assert set(places) < set(range(24))
@@ -251,7 +251,7 @@ def test_forced_cell_reruns_alone_and_makes_stale_what_depends_on_it(project: Pr
     assert project.ran() == ["small ddp gpus2 seed1"]
     planned = project.planned()
     assert "train" not in planned
-    stale = {"collect", "summarise", "export_tables", "plot", "plot_compared", "write_report"}
+    stale = {"collect", "summarise", "export_tables", "plot", "write_report"}
     assert stale <= planned.keys()
 
 

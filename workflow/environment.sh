@@ -35,12 +35,15 @@ install() {
     stop "needs Python 3.11 or newer, and $PYTHON is" \
       "$("$PYTHON" -c 'import platform; print(platform.python_version())');" \
       "name another with make PYTHON=..."
+  # Once installed, python3 on the PATH is the environment's own, which goes with it.
+  local base
+  base=$("$PYTHON" -c 'import sys; print(sys._base_executable)')
   if [ -e "$venv" ] || [ -L "$venv" ]; then delete; fi
 
   echo "installing into $VENV from $lock"
   mkdir -p -- "$venv"
   touch -- "$venv/.shardmark"
-  "$PYTHON" -m venv "${flags[@]}" "$venv"
+  "$base" -m venv "${flags[@]}" "$venv"
   "$venv/bin/python" -m pip install --quiet --require-hashes -r requirements-bootstrap.txt
   "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --require-hashes --no-deps \
     --compile-bytecode -r "$lock"

@@ -52,13 +52,13 @@ def tres(text: str) -> dict[str, str]:
 def options(job: Job) -> dict[str, str]:
     """The options of the job's sbatch call."""
     words = shlex.split(job["SubmitLine"].split(" --wrap")[0])
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if match := re.fullmatch(r"(--[a-z-]+)=(.*)", word):
-            found[match[1]] = match[2]
+            values[match[1]] = match[2]
         elif word.startswith("-"):
-            found[word] = "" if following.startswith("-") else following
-    return found
+            values[word] = "" if following.startswith("-") else following
+    return values
 
 
 def assert_asked_and_given(job: Job, gpus: int) -> None:

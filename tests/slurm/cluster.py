@@ -46,7 +46,7 @@ END_S = 15.0
 
 
 class Cluster:
-    """The daemons, each a child of this process, and what they were told.
+    """The daemons, each a child of this process, and their configuration.
 
     Args:
         folder: an empty folder for their configuration, state and logs.
@@ -319,12 +319,12 @@ def listens(port: int) -> bool:
 
 def nodes_in(state: str) -> list[str]:
     """Names of the nodes in a state."""
-    found = subprocess.run(
+    sinfo = subprocess.run(
         ["sinfo", f"--partition={PARTITION}", "--noheader", "--Node", "--format=%N %t"],
         capture_output=True,
         text=True,
     )
-    return [line.split()[0] for line in found.stdout.splitlines() if line.split()[1] == state]
+    return [line.split()[0] for line in sinfo.stdout.splitlines() if line.split()[1] == state]
 
 
 def raise_loopback() -> None:

@@ -49,11 +49,11 @@ def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
 ) -> None:
     project.stand_in()
     stand_in = project.folder / SCRIPTS / "run_cell.py"
-    # What a cell finds, beside its result.
+    # Write a cell's Slurm variables beside its result.
     stand_in.write_text(
         stand_in.read_text()
-        + "\nimport json, os\nfound = {k: v for k, v in os.environ.items() if 'SLURM' in k}\n"
-        + "arguments.output.with_name('found.json').write_text(json.dumps(found))\n"
+        + "\nimport json, os\nvariables = {k: v for k, v in os.environ.items() if 'SLURM' in k}\n"
+        + "arguments.output.with_name('variables.json').write_text(json.dumps(variables))\n"
     )
     project.matrix("ddp", "4, 1", device="cuda")
     targets = [project.path("ddp", gpus) for gpus in (4, 1)]
@@ -71,17 +71,17 @@ def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
     # All nodes are one machine here.
     assert f"of this machine, in Slurm job {job}" in status(project)
     until(lambda: not run("squeue", "--noheader"), "end of the controller")
-    said = log.read_text()
+    log_text = log.read_text()
     ran = last_jobs(project)
-    assert "2 ok" in said, said
+    assert "2 ok" in log_text, log_text
     for gpus in (1, 4):
-        # Exactly what the cell is: a count that leaked would show in what it asked for or got.
+        # Exactly what the cell is: a count that leaked would show in its request or allocation.
         cell = ran[comment("ddp", gpus)]
         assert_asked_and_given(cell, gpus)
         assert cell["JobIDRaw"] != job
-        found = project.folder / Path(project.path("ddp", gpus)).with_name("found.json")
-        assert f'"SLURM_JOB_ID": "{cell["JobIDRaw"]}"' in found.read_text()
-        assert "SLURM_NTASKS_PER_NODE" not in found.read_text()
+        variables = project.folder / Path(project.path("ddp", gpus)).with_name("variables.json")
+        assert f'"SLURM_JOB_ID": "{cell["JobIDRaw"]}"' in variables.read_text()
+        assert "SLURM_NTASKS_PER_NODE" not in variables.read_text()
     assert run("sacct", "-nXPj", job, "--format=State").strip() == "COMPLETED"
 
 
@@ -93,10 +93,10 @@ def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: Sl
     cell = queue()[comment("ddp", 1)]["JobIDRaw"]
     run("scancel", job)
     until(lambda: not run("squeue", f"--jobs={job}", "--noheader"), "end of the controller")
-    said = (project.folder / f"shardmark-{job}.log").read_text()
-    assert "SIGTERM: this Snakemake ends. 1 job(s) stay queued or running." in said
-    assert f"To end them too: scancel {cell}" in said
-    assert "Traceback" not in said
+    log_text = (project.folder / f"shardmark-{job}.log").read_text()
+    assert "SIGTERM: this Snakemake ends. 1 job(s) stay queued or running." in log_text
+    assert f"To end them too: scancel {cell}" in log_text
+    assert "Traceback" not in log_text
     assert queue()[comment("ddp", 1)]["State"] == "RUNNING"
     assert "controller: none is running" in status(project)
     # No --unlock.

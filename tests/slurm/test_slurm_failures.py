@@ -85,7 +85,7 @@ def test_on_failure_stop_does_not_wait_for_snakemakes_next_look_at_the_jobs(
     run("scancel", other)
     assert "on_failure: stop: small ddp gpus2 seed0 ended as oom" in stopped.stdout
     states = [job["State"].split()[0] for job in jobs(project)]
-    # The failed one held the only node meanwhile.
+    # The failed job occupied the only node meanwhile.
     assert states.count("CANCELLED") >= 3, states
 
 

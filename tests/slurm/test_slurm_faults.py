@@ -165,12 +165,12 @@ def assert_gone(family: list[psutil.Process]) -> None:
 
 def processes_of(job: str) -> list[psutil.Process]:
     """Every process of a job, its step daemons left out."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("SLURM_JOB_ID") == job and process.name() != "slurmstepd":
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def step_daemon(job: str) -> psutil.Process:

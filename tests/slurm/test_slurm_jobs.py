@@ -19,14 +19,14 @@ def test_every_cell_asks_for_its_gpus_nodes_cpus_memory_and_time_in_the_planned_
     targets = [project.path(s, n) for s in ("ddp", "dp") for n in (4, 2, 1)]
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout
-    found = last_jobs(project)
+    jobs = last_jobs(project)
     ran = [("ddp", 4), ("ddp", 2), ("ddp", 1), ("dp", 2), ("dp", 1)]
     for strategy, gpus in ran:
-        assert_asked_and_given(found[comment(strategy, gpus)], gpus)
+        assert_asked_and_given(jobs[comment(strategy, gpus)], gpus)
     assert project.metrics("dp", 4).status == "unsupported"
-    assert comment("dp", 4) not in found
+    assert comment("dp", 4) not in jobs
     places = {project.metrics(*cell).provenance["planned_place"]: cell for cell in ran}
-    submitted = sorted(ran, key=lambda cell: int(found[comment(*cell)]["JobIDRaw"]))
+    submitted = sorted(ran, key=lambda cell: int(jobs[comment(*cell)]["JobIDRaw"]))
     assert submitted == [places[place] for place in sorted(places)]
 
 

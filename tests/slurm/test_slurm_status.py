@@ -21,8 +21,8 @@ def status(project: SlurmProject) -> str:
 
 def line(text: str, state: str) -> str:
     """The line of the only cell in a state."""
-    (found,) = [line for line in text.splitlines() if line.startswith(f"{state}  ")]
-    return found
+    (entry,) = [line for line in text.splitlines() if line.startswith(f"{state}  ")]
+    return entry
 
 
 def test_the_status_shows_what_runs_what_waits_and_what_a_killed_controller_left(
@@ -58,6 +58,6 @@ def test_the_status_shows_what_runs_what_waits_and_what_a_killed_controller_left
 
 
 def trains_first(project: SlurmProject) -> bool:
-    """Whether it is the first seed that got the node, once one of them trains."""
+    """Whether the first seed runs on the node, once one of them trains."""
     until(lambda: trains(project, "ddp", 1, 0) or trains(project, "ddp", 1, 1), "training")
     return trains(project, "ddp", 1, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from accounting import comment, jobs, queue
 from cluster import NODES, Cluster, nodes_in, run
-from shardmark.slurm.submission import may_pass
+from shardmark.slurm.submission import is_temporary
 from slurm_project import SCRIPTS, STAND_INS, SlurmProject
 from test_slurm_faults import controller, power_off, until
 
@@ -45,10 +45,10 @@ def running_cell() -> dict[str, str] | None:
 def cells_submitted(project: SlurmProject) -> list[str]:
     """The jobs of cells so far, whatever became of them; accounting knows of them at their end."""
     lines = run("squeue", "--states=all", "--noheader", "--format=%k|%Z").splitlines()
-    found = [line.split("|") for line in lines]
+    rows = [line.split("|") for line in lines]
     return [
         name
-        for name, folder in found
+        for name, folder in rows
         if folder == str(project.folder) and name.startswith("rule_train")
     ]
 
@@ -162,7 +162,7 @@ POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/
     ],
 )
 def test_refusals_that_may_pass_are_told_from_those_that_cannot(words: str, passes: bool) -> None:
-    assert may_pass(words) == passes
+    assert is_temporary(words) == passes
 
 
 def test_the_gates_jobs_start_before_the_cells_that_wait(project: SlurmProject) -> None:

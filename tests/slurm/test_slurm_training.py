@@ -32,9 +32,9 @@ def test_cells_of_one_gpu_two_gpus_and_two_nodes_train_the_same(project: SlurmPr
     assert all(device.samples for device in two_nodes.devices), "a sampler on each node"
     parity = read_parity(project.folder / verdict)
     assert parity.status == "passed", parity.reason
-    found = last_jobs(project)
+    jobs = last_jobs(project)
     for gpus in (1, 2, 4):
-        job, ran = found[comment("ddp", gpus)], project.metrics("ddp", gpus).slurm
+        job, ran = jobs[comment("ddp", gpus)], project.metrics("ddp", gpus).slurm
         assert_asked_and_given(job, gpus)
         assert ran is not None
         assert (ran.job_id, ran.partition) == (job["JobIDRaw"], PARTITION)
@@ -50,15 +50,15 @@ def test_every_strategy_on_1_2_and_4_gpus_with_two_seeds(project: SlurmProject) 
     result = project.run(*(project.path(*cell) for cell in cells), fake_gpus=True)
     minutes = (time.monotonic() - begin) / 60
     assert result.returncode == 0, result.stdout
-    found = last_jobs(project)
+    jobs = last_jobs(project)
     print(f"\n{len(cells)} cells in {minutes:.1f} min")
     for strategy, gpus, seed in cells:
         metrics = project.metrics(strategy, gpus, seed)
         if strategy == "dp" and gpus > 1:
             assert metrics.status == "unsupported"
-            assert comment(strategy, gpus, seed) not in found
+            assert comment(strategy, gpus, seed) not in jobs
             continue
-        job = found[comment(strategy, gpus, seed)]
+        job = jobs[comment(strategy, gpus, seed)]
         assert metrics.status == "ok", metrics.failure
         assert_asked_and_given(job, gpus)
         assert metrics.throughput is not None

@@ -3,8 +3,8 @@ def obtainable(paths):
     allowed = workflow.dag_settings.allowed_rules
     if not allowed or "train" in allowed:
         return paths
-    planned = {metrics_of(cell) for cell in UNSUPPORTED_CELLS}
-    planned |= {parity_of(case) for case in UNSUPPORTED_CASES}
+    planned = {metrics_path(cell) for cell in UNSUPPORTED_CELLS}
+    planned |= {verdict_path(case) for case in UNSUPPORTED_CASES}
     return [path for path in paths if path in planned or Path(path).exists()]
 
 
@@ -24,7 +24,7 @@ def all_metrics(wildcards):
     # Every table depends on the results, so Snakemake calls this before it decides what to run.
     if workflow.is_main_process:
         force_edited_tables()
-    return obtainable([metrics_of(cell) for cell in CELLS.values()])
+    return obtainable([metrics_path(cell) for cell in CELLS.values()])
 
 
 def all_stamps(wildcards):
@@ -34,7 +34,7 @@ def all_stamps(wildcards):
 
 
 def all_verdicts(wildcards):
-    return obtainable([parity_of(case) for case in CASES.values()])
+    return obtainable([verdict_path(case) for case in CASES.values()])
 
 
 localrules:
@@ -43,7 +43,6 @@ localrules:
     compare,
     export_tables,
     plot,
-    plot_compared,
 
 
 # The only rule that reads results; every later rule reads the tables that this one writes.
@@ -130,82 +129,40 @@ rule export_tables:
         "{PYTHON:q} {SCRIPTS:q}/export_tables.py --tables {params.tables:q} > {log:q} 2>&1"
 
 
-def figure_files(names, kinds):
-    """Paths of a workload's figures, in each format; the workload is a wildcard."""
-    return [f"{FIGURES}/{{workload}}/{name}.{kind}" for kind in kinds for name in names]
-
-
-def shown_figure(name):
-    """A figure marked for Snakemake's report, which shows only one format."""
-    path, caption = f"{FIGURES}/{{workload}}/{name}.svg", f"../report/{name}.rst"
-    labels = figure_labels(FIGURE_TITLES.get(name, "Outcomes"))
-    return report(path, category="Figures", caption=caption, labels=labels)
-
-
-def figure_labels(title):
+def figure_labels(wildcards):
     """The labels that Snakemake's report shows beside a figure."""
-
-    def labels(wildcards):
-        cell = next(c for c in CELLS.values() if c.workload == wildcards.workload)
-        return {
-            "workload": wildcards.workload,
-            "figure": title,
-            "baseline": label_of(CONFIG.baseline),
-            "seeds": len(CONFIG.matrix.seeds),
-            "scaling": cell.scaling,
-        }
-
-    return labels
+    cell = next(c for c in CELLS.values() if c.workload == wildcards.workload)
+    return {
+        "workload": wildcards.workload,
+        "figure": FIGURE_TITLES.get(wildcards.figure, "Outcomes"),
+        "baseline": label_of(CONFIG.baseline),
+        "seeds": len(CONFIG.matrix.seeds),
+        "scaling": cell.scaling,
+    }
 
 
-def drawn(names):
-    """The paths of the figures that one job draws, for its script."""
-    files = figure_files(names, ("svg", "pdf", "png"))
-    return lambda wildcards: [file.format(workload=wildcards.workload) for file in files]
-
-
-COMPARED_FIGURES = [name for name in FIGURE_TITLES if name in COMPARED]
-OTHER_FIGURES = [name for name in (*FIGURE_TITLES, OUTCOMES) if name not in COMPARED]
-PLOT = (
-    "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q} --workload {wildcards.workload}"
-    " --width-mm {params.width} --not-drawn {output.not_drawn:q} --output {params.figures:q}"
-    " > {log:q} 2>&1"
-)
-
-
+# A folder, because only the results tell which figures can be drawn.
 rule plot:
-    input:
-        rules.collect.output,
-    output:
-        [shown_figure(name) for name in OTHER_FIGURES],
-        figure_files(OTHER_FIGURES, ("pdf", "png")),
-        not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}.json",
-    log:
-        f"{FIGURES}/{{workload}}/plot.log",
-    params:
-        tables=subpath(input[0], parent=True),
-        width=CONFIG.report.figure_width_mm,
-        figures=drawn(OTHER_FIGURES),
-        code=code_of("plot.py"),
-    shell:
-        PLOT
-
-
-# Separate, because report.margin affects only these figures.
-rule plot_compared:
     input:
         rules.collect.output,
         rules.compare.output,
     output:
-        [shown_figure(name) for name in COMPARED_FIGURES],
-        figure_files(COMPARED_FIGURES, ("pdf", "png")),
-        not_drawn=f"{FIGURES}/{{workload}}/{NOT_DRAWN}_compared.json",
+        report(
+            directory(f"{FIGURES}/{{workload}}"),
+            patterns=["{figure}.svg"],
+            category="Figures",
+            caption="../report/figure.rst",
+            labels=figure_labels,
+        ),
     log:
-        f"{FIGURES}/{{workload}}/plot-compared.log",
+        f"{FIGURES}/{{workload}}.log",
     params:
         tables=subpath(input[0], parent=True),
         width=CONFIG.report.figure_width_mm,
-        figures=drawn(COMPARED_FIGURES),
+        # For figure.rst, which includes the caption of each figure.
+        captions=os.path.relpath(CAPTIONS),
         code=code_of("plot.py"),
     shell:
-        PLOT
+        "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q}"
+        " --workload {wildcards.workload} --width-mm {params.width} --output {output:q}"
+        " > {log:q} 2>&1"

@@ -16,7 +16,7 @@ sys.path.insert(0, str(SCRIPTS))
 from shardmark.cells import cells_of, parity_case, start_order
 from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
 from shardmark.config.loading import load
-from shardmark.config.files import check_file, read_arguments
+from shardmark.config.files import read_config_file, read_arguments
 from shardmark.disk import why_no_folder, why_no_room
 from shardmark.datasets import FETCHED
 from shardmark.errors import ConfigError, UserError
@@ -27,18 +27,16 @@ from shardmark.controller.progress import Progress
 from shardmark.controller.stopping import StopAtFailure
 from shardmark.controller.targets import why_not_in_matrix
 from shardmark.controller.termination import Termination
-from shardmark.measurement.gpu_check import gate_ranks, why_no_gpus
+from shardmark.measurement.gpu_check import count_gate_ranks, why_no_gpus
 from shardmark.report.contents import (
-    COMPARED,
     FIGURES as FIGURE_TITLES,
-    NOT_DRAWN,
-    OUTCOMES,
     PAGE_TEMPLATE,
+    REPORT as CAPTIONS,
     caption_file,
     exported_files,
 )
 from shardmark.results.table_checksums import edited_tables
-from shardmark.config.saved import save_config, saved_at
+from shardmark.config.saved import save_config, saved_path
 from shardmark.slurm import queue
 from shardmark.slurm.executor import (
     keep_planned_order,
@@ -52,7 +50,7 @@ from shardmark.slurm.groups import (
     name_cells_of_groups,
     why_no_groups,
 )
-from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
+from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, build_request
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
@@ -66,7 +64,7 @@ if workflow.is_main_process:
 try:
     # Snakemake's own message names neither the file nor the line.
     for file in ("config/config.yaml", *workflow.overwrite_configfiles):
-        check_file(Path(file))
+        read_config_file(Path(file))
 except ConfigError as error:
     sys.exit(str(error))
 
@@ -101,7 +99,7 @@ if CONFIG.site.scratch is not None:
     os.environ[SCRATCH_VARIABLE] = CONFIG.site.scratch
 
 # The jobs' settings. The name is a hash of the content, so that a job reads those of its own start.
-CONFIG_FILE = str(saved_at(CONFIG))
+CONFIG_FILE = str(saved_path(CONFIG))
 if not workflow.is_main_process and not Path(CONFIG_FILE).exists():
     # The configuration was edited after this job was planned.
     save_config(CONFIG, Path(CONFIG_FILE))
@@ -127,18 +125,18 @@ CASES = {
 }
 
 
-def one_of(names):
+def alternatives(names):
     """A wildcard constraint that allows only these values."""
     return "|".join(map(str, names))
 
 
 wildcard_constraints:
     run=re.escape(CONFIG.run),
-    workload=one_of(CONFIG.matrix.workloads),
-    strategy=one_of(CONFIG.matrix.strategies),
-    gpus=one_of(CONFIG.matrix.gpus),
-    ranks=one_of(CONFIG.matrix.gpus),
-    seed=one_of(CONFIG.matrix.seeds),
+    workload=alternatives(CONFIG.matrix.workloads),
+    strategy=alternatives(CONFIG.matrix.strategies),
+    gpus=alternatives(CONFIG.matrix.gpus),
+    ranks=alternatives(CONFIG.matrix.gpus),
+    seed=alternatives(CONFIG.matrix.seeds),
 
 
 # Snakemake sets OMP_NUM_THREADS=<threads> for every job, but a cell divides the cores among its
@@ -149,11 +147,11 @@ UNSUPPORTED_CELLS = [cell for cell in CELLS.values() if cell.unsupported]
 UNSUPPORTED_CASES = [case for case in CASES.values() if case.cell.unsupported]
 
 
-def metrics_of(cell):
+def metrics_path(cell):
     return str(cell.folder / "metrics.json")
 
 
-def parity_of(case):
+def verdict_path(case):
     return str(case.file)
 
 

@@ -48,8 +48,8 @@ onstart:
         leave_lost_nodes_to_slurm(workflow.scheduler._executor)
         name_cells_of_groups()
         wait_for_orphans(orphans())
-        own = queue.comments_of(CELLS.values()) if gate else None
-        Submission.attach(workflow.scheduler._executor, workflow.scheduler, own)
+        gate_first = queue.comments_of(CELLS.values()) if gate else None
+        Submission.attach(workflow.scheduler._executor, workflow.scheduler, gate_first)
     if orphans():
         numbers = ", ".join(job.job_id for job in orphans())
         print(
@@ -57,9 +57,9 @@ onstart:
             f"({numbers}); what they work on is waited for and not started again"
         )
     on_slurm = workflow.executor_plugin.name == "slurm"
-    own = queue.comments_of(CELLS.values()) if on_slurm else None
-    Termination(workflow, Path(RESULTS), own).attach()
+    comments = queue.comments_of(CELLS.values()) if on_slurm else None
+    Termination(workflow, Path(RESULTS), comments).attach()
     if not workflow.output_settings.verbose:
         Progress.attach(logger, planned, gate)
     if CONFIG.on_failure == "stop":
-        logger.addHandler(StopAtFailure(planned, workflow.scheduler, own))
+        logger.addHandler(StopAtFailure(planned, workflow.scheduler, comments))

@@ -3,7 +3,7 @@ PARITY_PRIORITY = len(CELLS) + 1
 
 
 # The oracle is one process, which trains its replicas one after another.
-ORACLE_REQUEST = request_of(CONFIG.cluster, 1, GATE_MINUTES)
+ORACLE_REQUEST = build_request(CONFIG.cluster, 1, GATE_MINUTES)
 
 
 def case_sha256_at(wildcards):
@@ -20,9 +20,9 @@ def case_code_at(wildcards):
 
 
 @functools.cache
-def ranks_held():
+def ranks_that_fit():
     """The number of the gate's ranks that fit on this machine's GPUs at once."""
-    return gate_ranks()
+    return count_gate_ranks()
 
 
 def parity_threads(wildcards):
@@ -33,7 +33,7 @@ def parity_threads(wildcards):
     """
     ranks, machine = replicas_at(wildcards), whole_machine(wildcards)
     if CONFIG.cluster.device == "cuda":
-        cores = ranks * math.ceil(machine / (ranks_held() or machine))
+        cores = ranks * math.ceil(machine / (ranks_that_fit() or machine))
     else:
         cores = ranks // 2
     return min(machine, max(1, cores))
@@ -79,7 +79,7 @@ rule check_parity:
     threads: parity_threads
     resources:
         **MACHINES,
-        runtime=asked("runtime"),
+        runtime=requested("runtime"),
         # A string, because Snakemake's numeric resources are integers.
         stall_limit_minutes=str(CONFIG.cluster.stall_limit_minutes),
         slurm_extra=lambda wildcards: GATE_EXTRA,

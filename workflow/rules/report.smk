@@ -5,19 +5,12 @@ localrules:
 
 
 # The rules that read results and never train. `snakemake report` may run only these.
-AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot", "plot_compared"]
-AGGREGATES += ["write_report", "write_snakemake_report"]
+AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot", "write_report"]
+AGGREGATES += ["write_snakemake_report"]
 if UNSUPPORTED_CELLS:
     AGGREGATES.append("mark_unsupported")
 
-ALL_FIGURES = expand(
-    [
-        *figure_files((*FIGURE_TITLES, OUTCOMES), ["svg"]),
-        f"{FIGURES}/{{workload}}/{NOT_DRAWN}.json",
-        f"{FIGURES}/{{workload}}/{NOT_DRAWN}_compared.json",
-    ],
-    workload=CONFIG.matrix.workloads,
-)
+ALL_FIGURES = expand(f"{FIGURES}/{{workload}}", workload=CONFIG.matrix.workloads)
 
 
 def nested_snakemake():
@@ -35,6 +28,21 @@ def nested_snakemake():
 
 # Not a parameter, because other overlay files alone are no reason to build the report again.
 SNAKEMAKE = nested_snakemake()
+
+
+def command_to_show():
+    """What runs this matrix, as a user types it."""
+    command = ["snakemake", "--profile", "profiles/local"]
+    if workflow.overwrite_configfiles:
+        files = [os.path.relpath(file) for file in workflow.overwrite_configfiles]
+        command += ["--configfile", *files]
+    if workflow.config_settings.config_args:
+        command += ["--config", *workflow.config_settings.config_args]
+    return shlex.join(command)
+
+
+# Not a parameter, for the same reason.
+COMMAND = command_to_show()
 
 
 rule write_report:
@@ -55,7 +63,7 @@ rule write_report:
         texts=checksum([PAGE_TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/report_page.py --results {params.results:q}"
-        " --margin {params.margin} --output {output.page:q}"
+        " --margin {params.margin} --command {COMMAND:q} --output {output.page:q}"
         " > {log:q} 2>&1"
 
 

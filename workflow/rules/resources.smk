@@ -18,17 +18,17 @@ def limit_minutes_at(wildcards):
 
 
 def request_at(wildcards):
-    return request_of(CONFIG.cluster, replicas_at(wildcards), limit_minutes_at(wildcards))
+    return build_request(CONFIG.cluster, replicas_at(wildcards), limit_minutes_at(wildcards))
 
 
-def asked(name):
+def requested(name):
     """One resource of a job's request."""
     return lambda wildcards: getattr(request_at(wildcards), name)
 
 
 # The resources of a job that needs the machines of a cell or of a parity case.
 MACHINES = {
-    name: asked(name)
+    name: requested(name)
     for name in ("gpu", "gres", "nodes", "mpi", "tasks_per_node", "cpus_per_task", "mem_mb")
 }
 SBATCH_OPTIONS = quoted_options(CONFIG.cluster)

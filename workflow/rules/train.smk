@@ -66,7 +66,7 @@ rule train:
     threads: whole_machine
     resources:
         **MACHINES,
-        runtime=asked("runtime"),
+        runtime=requested("runtime"),
         turn=1,
         time_limit_minutes=limit_minutes_at,
         # Not a parameter, because another place in the order is no reason to run again.
@@ -100,8 +100,8 @@ if UNSUPPORTED_CELLS:
 
     rule mark_unsupported:
         output:
-            metrics=[metrics_of(cell) for cell in UNSUPPORTED_CELLS],
-            parity=[parity_of(case) for case in UNSUPPORTED_CASES],
+            metrics=[metrics_path(cell) for cell in UNSUPPORTED_CELLS],
+            parity=[verdict_path(case) for case in UNSUPPORTED_CASES],
         log:
             f"{RESULTS}/unsupported.log",
         params:

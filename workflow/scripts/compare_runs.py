@@ -2,10 +2,10 @@
 
     python workflow/scripts/compare_runs.py results/before results/after
 
-Writes the comparison as Markdown, CSV and LaTeX, its figure as SVG, PDF and PNG, and
-changes.csv, and prints the first. The exit status is for a machine to act on: 0 no regression; 1 a
-strategy is slower by more than the margin, or fails and did not before; 2 not comparable, or too
-few runs to decide; 3 the comparison itself failed.
+Writes the comparison (Markdown, CSV, LaTeX), its figure (SVG, PDF, PNG), changes.csv and
+failures.csv, and prints the Markdown. The exit status is for a machine to act on: 0 no regression;
+1 a strategy is slower by more than the margin, or fails now and did not fail before; 2 not
+comparable, or too few runs to decide; 3 the comparison itself failed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HEADLINES = {
     "regression": "Regression:",
     "inconclusive": "Inconclusive: a regression is neither shown nor ruled out.",
 }
-# Okabe & Ito's colours, told apart by any eye; the markers say it without colour.
+# Okabe & Ito's colours, which colour-blind readers can distinguish; the markers repeat them.
 LOOKS = {
     "faster": ("#0072B2", "^"),
     "slower": ("#D55E00", "v"),
@@ -52,14 +52,14 @@ OPEN_LOOK = ("#555555", "o")
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A table in Markdown; what is missing is an empty cell."""
+    """Return a table in Markdown; a missing value is an empty cell."""
     rows = [list(table.columns), ["---"] * len(table.columns)]
     rows += [["" if value != value else str(value) for value in row] for row in table.to_numpy()]
     return "\n".join(f"| {' | '.join(map(for_markdown, row))} |" for row in rows)
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons as a person reads them."""
+def readable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the comparisons with headings and texts for people."""
     rows = table.to_dict("records")
     return pd.DataFrame(
         {
@@ -67,9 +67,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             "GPUs": table["gpus"],
             "strategy": table["strategy"],
             "metric": table["metric"],
-            "after / before": [change(value) for value in table["ratio"]],
+            "after / before": [signed_percent(value) for value in table["ratio"]],
             "95 % interval": [
-                f"{change(low)} to {change(high)}"
+                f"{signed_percent(low)} to {signed_percent(high)}"
                 if not math.isnan(low + high)
                 else "none at this n"
                 for low, high in table[["ci_low", "ci_high"]].itertuples(index=False)
@@ -83,88 +83,93 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_verdict(row: Mapping[Any, Any]) -> str:
-    """The verdict with its tier, where it is one."""
-    sure = row["tier"] in ("established", "likely")
-    return f"{row['verdict']} ({row['tier']})" if sure else str(row["verdict"])
+    """Return the verdict, with its tier if it is established or likely."""
+    has_tier = row["tier"] in ("established", "likely")
+    return f"{row['verdict']} ({row['tier']})" if has_tier else str(row["verdict"])
 
 
-def change(ratio: float) -> str:
-    """A ratio as a signed difference; a dash where there is none."""
+def signed_percent(ratio: float) -> str:
+    """Format a ratio as a signed difference in percent; a missing one as a dash."""
     return "–" if math.isnan(ratio) else percent(ratio)
 
 
-def headline(found: SetComparison) -> str:
-    """The outcome, and what it rests on."""
+def headline(comparison: SetComparison) -> str:
+    """Return the outcome and the strategies that decided it."""
     slower = [
-        f"{name_row(row)} is slower by more than the margin ({ratio_text(row)}; {row['tier']})"
-        for _, row in found.table[found.table["regression"] == "yes"].iterrows()
+        f"{row_title(row)} is slower by more than the margin ({ratio_text(row)}; {row['tier']})"
+        for _, row in comparison.table[comparison.table["regression"] == "yes"].iterrows()
     ]
     failing = [
-        f"{name_row(row)} now ends as {row['status']} (seeds {row['seeds']})"
-        for _, row in found.failures.iterrows()
+        f"{row_title(row)} now ends as {row['status']} (seeds {row['seeds']})"
+        for _, row in comparison.failures.iterrows()
     ]
-    return f"{HEADLINES[found.outcome]} {'; '.join([*slower, *failing])}".strip()
+    return f"{HEADLINES[comparison.outcome]} {'; '.join([*slower, *failing])}".strip()
 
 
-def name_row(row: pd.Series[Any]) -> str:
-    """The workload, strategy and GPU count of a row."""
+def row_title(row: pd.Series[Any]) -> str:
+    """Return the workload, strategy and GPU count of a row."""
     return f"{row['workload']} {row['strategy']} gpus{row['gpus']}"
 
 
-def what_it_takes(table: pd.DataFrame) -> str:
-    """How many runs can show a regression at all, and how many would decide what is open."""
+def runs_needed(table: pd.DataFrame) -> str:
+    """Say how many runs can show a regression at all, and how many would decide the open ones."""
     primary = table[table["metric"] == PRIMARY.column]
-    said = (
+    sentence = (
         f"A regression can be shown from {FEWEST_LIKELY} runs of each set on (likely: by a model "
         f"of normal noise), and from {FEWEST_ESTABLISHED} without that model (established)."
     )
     undecided = primary[(primary["regression"] == "open") & (primary["verdict"] != NOT_COMPARABLE)]
     wanted = undecided["seeds_to_decide"].dropna()
     if len(wanted):
-        said += (
+        sentence += (
             f" About {wanted.max():.0f} runs of each set would decide what is open here, if further"
             " runs scatter like these."
         )
-    return said
+    return sentence
 
 
-def report_of(found: SetComparison, names: tuple[str, str], margin: float) -> str:
-    """The comparison in Markdown."""
-    primary = found.table["metric"] == PRIMARY.column
-    families = found.table[primary & found.table["ratio"].notna()].groupby(GROUP).ngroups
+def markdown_report(comparison: SetComparison, names: tuple[str, str], margin: float) -> str:
+    """Return the comparison in Markdown."""
+    primary = comparison.table["metric"] == PRIMARY.column
+    families = comparison.table[primary & comparison.table["ratio"].notna()].groupby(GROUP).ngroups
     parts = [
         f"# {names[1]} against {names[0]}",
-        headline(found),
+        headline(comparison),
         f"Ratios are of {names[1]} (after) to {names[0]} (before). The margin is "
         f"{100 * margin:g} %, the level 5 %, corrected for the strategies of one workload and GPU "
         f"count. The chance of one false alarm among {families} such families is up to "
         f"{100 * (1 - 0.95**families):.0f} %.",
-        what_it_takes(found.table),
+        runs_needed(comparison.table),
         "## Throughput",
-        markdown_table(readable(found.table[primary])),
+        markdown_table(readable_table(comparison.table[primary])),
     ]
-    for title, groups in (("only before", found.only_before), ("only after", found.only_after)):
+    for title, groups in (
+        ("only before", comparison.only_before),
+        ("only after", comparison.only_after),
+    ):
         if groups:
             parts.append(f"Measured {title}, and so not compared: {', '.join(groups)}.")
-    if len(found.failures):
-        parts += ["## Failures that are new", markdown_table(found.failures)]
+    if len(comparison.failures):
+        parts += ["## Failures that are new", markdown_table(comparison.failures)]
     parts += [
         "## What changed around it",
-        markdown_table(found.changes) if len(found.changes) else "No setting, version or device.",
+        markdown_table(comparison.changes)
+        if len(comparison.changes)
+        else "No setting, version or device.",
         "## Memory, energy and time (exploratory: not corrected, and no part of the outcome)",
-        markdown_table(readable(found.table[~primary]).drop(columns="regression")),
+        markdown_table(readable_table(comparison.table[~primary]).drop(columns="regression")),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def signed(value: float, _: object = None) -> str:
-    """A figure on the axis with its sign; nothing has none."""
+def signed_tick(value: float, _: object = None) -> str:
+    """Format an axis value with its sign; zero gets none."""
     return f"{value:+g}".replace("-", "−") if value else "0"
 
 
-def table_of(found: SetComparison, names: tuple[str, str], margin: float) -> Table:
-    """The comparisons for a document of one's own, with what a reader of them must know."""
-    table = readable(found.table)
+def latex_table(comparison: SetComparison, names: tuple[str, str], margin: float) -> Table:
+    """Return the comparisons as a LaTeX table, with a caption that explains them."""
+    table = readable_table(comparison.table)
     return Table(
         caption=f"{names[1]} (after) against {names[0]} (before); margin of equivalence "
         f"{100 * margin:g} %; throughput corrected for several comparisons, the rest exploratory",
@@ -174,9 +179,11 @@ def table_of(found: SetComparison, names: tuple[str, str], margin: float) -> Tab
     )
 
 
-def draw(found: SetComparison, names: tuple[str, str], margin: float) -> Figure:
-    """Every throughput ratio with its interval, the margin behind them."""
-    rows = found.table[(found.table["metric"] == PRIMARY.column) & found.table["ratio"].notna()]
+def draw(comparison: SetComparison, names: tuple[str, str], margin: float) -> Figure:
+    """Draw every throughput ratio with its interval, in front of a band for the margin."""
+    rows = comparison.table[
+        (comparison.table["metric"] == PRIMARY.column) & comparison.table["ratio"].notna()
+    ]
     figure = Figure(figsize=(7.2, 1.3 + 0.28 * max(1, len(rows))), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(100 / (1 + margin) - 100, 100 * margin, color="#e6e6e6", lw=0)
@@ -202,7 +209,7 @@ def draw(found: SetComparison, names: tuple[str, str], margin: float) -> Figure:
         )
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(FuncFormatter(signed))
+    axes.xaxis.set_major_formatter(FuncFormatter(signed_tick))
     axes.set_xlabel(
         f"images/s of {names[1]} against {names[0]}, %, with 95 % intervals; "
         f"band: the margin of {100 * margin:g} %",
@@ -215,7 +222,7 @@ def draw(found: SetComparison, names: tuple[str, str], margin: float) -> Figure:
 
 
 def compare_folders(arguments: argparse.Namespace) -> int:
-    """Write and print the comparison; returns the exit status that says its outcome.
+    """Write and print the comparison, and return the exit status of its outcome.
 
     Raises:
         UserError: if the sets cannot be read or compared.
@@ -223,25 +230,25 @@ def compare_folders(arguments: argparse.Namespace) -> int:
     names = (arguments.before.resolve().name, arguments.after.resolve().name)
     output = arguments.output or arguments.after / f"compared-with-{names[0]}"
     before, after = (read_result_set(folder) for folder in (arguments.before, arguments.after))
-    found = compare_sets(
+    comparison = compare_sets(
         before, after, margin=arguments.margin, other_devices=arguments.other_devices
     )
-    report = report_of(found, names, arguments.margin)
+    report = markdown_report(comparison, names, arguments.margin)
     write_text(output / "comparison.md", report)
-    write_text(output / "comparison.csv", csv_text(found.table))
-    write_text(output / "changes.csv", csv_text(found.changes))
-    write_text(output / "failures.csv", csv_text(found.failures))
-    table = table_of(found, names, arguments.margin)
+    write_text(output / "comparison.csv", csv_text(comparison.table))
+    write_text(output / "changes.csv", csv_text(comparison.changes))
+    write_text(output / "failures.csv", csv_text(comparison.failures))
+    table = latex_table(comparison, names, arguments.margin)
     write_text(output / "comparison.tex", to_latex([table]))
-    figure = draw(found, names, arguments.margin)
+    figure = draw(comparison, names, arguments.margin)
     for kind in ("svg", "pdf", "png"):
         save(figure, output / f"comparison.{kind}")
     print(report)
-    return EXIT_CODES[found.outcome]
+    return EXIT_CODES[comparison.outcome]
 
 
-def arguments_of_command_line() -> argparse.Namespace:
-    """What to compare, and where to write it."""
+def parse_arguments() -> argparse.Namespace:
+    """Return what to compare, and where to write it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -269,7 +276,7 @@ def arguments_of_command_line() -> argparse.Namespace:
 
 def main() -> None:
     """Compare the result sets of the command line."""
-    arguments = arguments_of_command_line()
+    arguments = parse_arguments()
     try:
         status = compare_folders(arguments)
     except UserError as error:

@@ -1,7 +1,7 @@
-"""Say what is wrong, and what to do about it, before a matrix is paid for.
+"""Check what could make a matrix fail, before it costs anything, and say what to do about it.
 
-One line for each thing that is looked at: ok, warn or FAIL. Exit status 0 where nothing fails,
-else 1. With --slurm the nodes are looked at by a short job of the largest cell's size.
+Prints one line per check: ok, warn or FAIL. The exit status is 1 if a check fails, else 0. With
+--slurm, a short job of the largest cell's size checks the nodes.
 """
 
 from __future__ import annotations
@@ -17,82 +17,82 @@ from shardmark.codebase import SCRIPTS
 from shardmark.config.files import load_files
 from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
-from shardmark.doctor.gpu_findings import gpus
-from shardmark.doctor.link_findings import all_reduce
-from shardmark.doctor.place_findings import data_sets, small_files, writable
-from shardmark.doctor.site_findings import surroundings
-from shardmark.doctor.slurm_findings import DONE, on_nodes, requests
-from shardmark.doctor.software_findings import python_and_packages, torch_build
+from shardmark.doctor.gpu_findings import check_gpus
+from shardmark.doctor.link_findings import check_all_reduce
+from shardmark.doctor.place_findings import check_caches, check_data_sets, check_folder
+from shardmark.doctor.site_findings import check_site
+from shardmark.doctor.slurm_findings import DONE, check_requests, run_on_nodes
+from shardmark.doctor.software_findings import check_packages, check_torch
 from shardmark.errors import ConfigError, UserError
 from shardmark.measurement.telemetry import node_name
 from shardmark.slurm import queue
 
 PROJECT = SCRIPTS.parents[1]
-KEPT = ("SLURM_JOB_ID", "SLURM_CONF", "SLURMD_NODENAME")
+KEPT_VARIABLES = ("SLURM_JOB_ID", "SLURM_CONF", "SLURMD_NODENAME")
 
 
-def matrix(config: Config) -> Finding:
+def summarise_matrix(config: Config) -> Finding:
     """Summarise what the configuration asks for."""
     shape, largest = config.matrix, max(config.matrix.gpus)
     cells = len(shape.workloads) * len(shape.strategies) * len(shape.gpus) * len(shape.seeds)
     nodes = -(-largest // config.cluster.gpus_per_node)
     kind = "GPUs" if config.cluster.device == "cuda" else "replicas on CPUs"
-    found = f"valid: run {config.run}, {cells} cells, the largest of {largest} {kind}"
-    return Finding("ok", "configuration", f"{found} on {nodes} node(s)")
+    summary_text = f"valid: run {config.run}, {cells} cells, the largest of {largest} {kind}"
+    return Finding("ok", "configuration", f"{summary_text} on {nodes} node(s)")
 
 
-def places(config: Config) -> Iterator[Finding]:
+def check_places(config: Config) -> Iterator[Finding]:
     """Check the folders for results, data and temporary files."""
-    yield from writable("results", Path("results"))
-    yield from small_files()
-    found = list(data_sets(config, Path()))
-    yield from found
+    yield from check_folder("results", Path("results"))
+    yield from check_caches()
+    data_findings = list(check_data_sets(config, Path()))
+    yield from data_findings
     # A data folder that is complete may be read-only.
-    if any(one.level != "ok" for one in found):
-        yield from writable("data.dir", Path(config.data.dir))
+    if any(one.level != "ok" for one in data_findings):
+        yield from check_folder("data.dir", Path(config.data.dir))
 
 
-def node(config: Config) -> Iterator[Finding]:
+def check_node(config: Config) -> Iterator[Finding]:
     """Check what a cell needs on this machine, and the links between all nodes of this job."""
     largest = max(config.matrix.gpus)
     cuda = config.cluster.device == "cuda"
     here = min(largest, config.cluster.gpus_per_node)
-    yield from surroundings(config.site)
-    found = list(torch_build(here if cuda else 0))
+    yield from check_site(config.site)
+    findings = list(check_torch(here if cuda else 0))
     if cuda:
-        found += gpus(here)
-    yield from found
-    failed = any(one.level == "FAIL" for one in found)
-    if failed:
+        findings += check_gpus(here)
+    yield from findings
+    has_failed = any(one.level == "FAIL" for one in findings)
+    if has_failed:
         yield Finding("warn", "all-reduce", "not tried, since what it needs fails", "see above")
     else:
         # Without Slurm there is only one node.
-        yield from all_reduce(config, largest if queue.job_id() else here)
+        yield from check_all_reduce(config, largest if queue.job_id() else here)
 
 
-def look(config: Config, arguments: argparse.Namespace) -> Iterator[Finding | str]:
-    """Check everything, each thing after those that it needs."""
-    yield from places(config)
+def check_matrix(config: Config, arguments: argparse.Namespace) -> Iterator[Finding | str]:
+    """Run the checks of a matrix; each check comes after those that it depends on."""
+    yield from check_places(config)
     if arguments.on_node or not arguments.slurm:
-        yield from node(config)
+        yield from check_node(config)
         return
-    asked = list(requests(config, arguments.profile))
-    yield from asked
-    if any(one.level == "FAIL" for one in asked):
+    slurm_findings = list(check_requests(config, arguments.profile))
+    yield from slurm_findings
+    if any(one.level == "FAIL" for one in slurm_findings):
         return
     command = [sys.executable, str(SCRIPTS / "doctor.py"), "--on-node"]
     if arguments.configfile:
         command += ["--configfile", *map(str, arguments.configfile)]
     log = Path("results", config.run, "doctor.log").absolute()
     try:
-        yield from on_nodes(config, arguments.profile, shlex.join(command), log)
+        yield from run_on_nodes(config, arguments.profile, shlex.join(command), log)
     except UserError as error:
         yield Finding("FAIL", "job", str(error), "see the partition's limits and your account")
 
 
-def examine(arguments: argparse.Namespace) -> Iterator[Finding | str]:
+def run_checks(arguments: argparse.Namespace) -> Iterator[Finding | str]:
     """Run all checks, or only those that need no configuration if it has mistakes."""
-    yield from python_and_packages(PROJECT / "pyproject.toml")
+    yield from check_packages(PROJECT / "pyproject.toml")
     try:
         config = load_files(arguments.configfile)
     except ConfigError as error:
@@ -101,8 +101,8 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding | str]:
         mistakes = rest if rest and first.endswith(":") else [first, *rest]
         yield from (Finding("FAIL", "configuration", one, "mend it first") for one in mistakes)
         return
-    yield matrix(config)
-    yield from look(config, arguments)
+    yield summarise_matrix(config)
+    yield from check_matrix(config, arguments)
 
 
 def main() -> None:
@@ -120,17 +120,19 @@ def main() -> None:
     if arguments.on_node:
         print(f"      on {node_name()}", flush=True)
         # As in a cell's job: srun must get its counts as options, not from SLURM_* variables.
-        for name in [name for name in os.environ if name.startswith("SLURM") and name not in KEPT]:
+        for name in [
+            name for name in os.environ if name.startswith("SLURM") and name not in KEPT_VARIABLES
+        ]:
             del os.environ[name]
     failed = 0
-    for found in examine(arguments):
-        print(found, flush=True)
-        failed += str(found).startswith("FAIL")
-    print(f"{DONE}{failed} FAIL" if arguments.on_node else summary(failed), flush=True)
+    for finding in run_checks(arguments):
+        print(finding, flush=True)
+        failed += str(finding).startswith("FAIL")
+    print(f"{DONE}{failed} FAIL" if arguments.on_node else last_line(failed), flush=True)
     sys.exit(bool(failed))
 
 
-def summary(failed: int) -> str:
+def last_line(failed: int) -> str:
     """Return the last line for the user."""
     return f"{failed} of these must be mended first" if failed else "nothing stands in the way"
 

@@ -1,4 +1,4 @@
-"""Write each table of the report for use elsewhere: CSV, Markdown and LaTeX."""
+"""Write each table of the report for use elsewhere: Markdown and LaTeX."""
 
 from __future__ import annotations
 

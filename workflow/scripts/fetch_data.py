@@ -20,7 +20,7 @@ def fetch(dataset: DatasetName, folder: Path, *, download: bool) -> dict[str, ob
     """Check the data set's files against their published MD5; download them first if needed.
 
     Raises:
-        UserError: if files are missing or damaged and may not, or cannot, be downloaded.
+        UserError: if files are missing or damaged, and cannot or must not be downloaded.
     """
     reason = why_not_whole(dataset, folder)
     if reason and download:
@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument("--download", required=True, choices=("true", "false"))
     parser.add_argument("--output", type=Path, help="JSON to write; none to check the files only")
     arguments = parser.parse_args()
-    found = fetch(arguments.dataset, arguments.dir, download=arguments.download == "true")
+    record = fetch(arguments.dataset, arguments.dir, download=arguments.download == "true")
     if arguments.output is not None:
-        write_text(arguments.output, json.dumps(found, indent=1))
+        write_text(arguments.output, json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

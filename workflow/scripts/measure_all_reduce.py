@@ -20,13 +20,13 @@ def main() -> None:
     """Measure, and write all_reduce.json (rank 0) or the rank's failure to the scratch folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cell", type=Path, required=True, help="file with the cell's JSON")
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
+    parser.add_argument("--scratch", type=Path, required=True, help="the scratch folder")
     arguments = parser.parse_args()
     try:
         runtime = start_runtime(Cell.model_validate_json(arguments.cell.read_text()))
-        found = {"backend": runtime.backend, "gb_per_s": all_reduce_gb_per_s(runtime)}
+        result = {"backend": runtime.backend, "gb_per_s": all_reduce_gb_per_s(runtime)}
         if runtime.rank == 0:
-            write_text(arguments.scratch / "all_reduce.json", json.dumps(found))
+            write_text(arguments.scratch / "all_reduce.json", json.dumps(result))
     except Exception as error:
         record_failure(error, "all-reduce", arguments.scratch)
         # Exit at once, because the other ranks may wait for this one forever.

@@ -3,10 +3,10 @@
     python workflow/scripts/merge_runs.py --into results/joined results/monday results/tuesday
 
 This copies the cells to results/joined/, each once, and does not change the sets. If the sets
-conflict, it names the conflicts and writes nothing: a workload, strategy or GPU count that does not
-mean the same in all sets, or a cell with different results. To make one report of the merged sets,
-run `snakemake report` with a configuration whose `run` is joined; this script prints such an
-overlay.
+conflict, it names the conflicts and writes nothing. A conflict is a workload, strategy or GPU count
+that does not mean the same in all sets, or a cell with different results. To make one report of the
+merged sets, run `snakemake report` with a configuration whose `run` is joined; this script prints
+such an overlay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shardmark.escaping import for_terminal
 from shardmark.results.merge import Merged, merge, write_merged
 from shardmark.results.result_set import read_result_set
 
-NAMED = 5
+MOST_NAMED = 5
 
 
 def summary(merged: Merged, sets: int, folder: Path) -> str:
@@ -38,9 +38,9 @@ def summary(merged: Merged, sets: int, folder: Path) -> str:
         ),
     ):
         lines += [f"{title}: {len(texts)}"] * bool(texts)
-        lines += [f"  {text}" for text in texts[:NAMED]]
-        if len(texts) > NAMED:
-            lines.append(f"  and {len(texts) - NAMED} more, in {folder / 'merged.json'}")
+        lines += [f"  {text}" for text in texts[:MOST_NAMED]]
+        if len(texts) > MOST_NAMED:
+            lines.append(f"  and {len(texts) - MOST_NAMED} more, in {folder / 'merged.json'}")
     cells = [result.metrics.cell for result in merged.results]
     lines += [
         "their report: snakemake report, with the sets' configuration and an overlay that says",
@@ -76,7 +76,7 @@ def main() -> None:
         "--prefer",
         choices=["none", "first", "last"],
         default="none",
-        help="which stands of different results of one cell; none, the default, refuses",
+        help="which of a cell's different results to take; none, the default, refuses",
     )
     arguments = parser.parse_args()
     check_run_name(arguments.into.name)

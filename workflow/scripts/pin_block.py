@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
     job = queue.job_id()
-    nodes = allocation.granted(job).nodes if job else (node_name(),)
+    nodes = allocation.read_allocation(job).nodes if job else (node_name(),)
     write_text(arguments.output, json.dumps({"nodes": nodes}))
     print(f"nodes: {', '.join(nodes)}")
 

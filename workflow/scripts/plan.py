@@ -1,4 +1,4 @@
-"""Say what the rest of a matrix costs, before it is paid for. Starts nothing and writes nothing."""
+"""Estimate what the rest of a matrix costs. Starts nothing and writes nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from shardmark.config.files import load_files
 from shardmark.errors import UserError
-from shardmark.status.costs import costs_of
-from shardmark.status.costs_view import lines_of
+from shardmark.status.costs import estimate_costs
+from shardmark.status.costs_view import cost_lines
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     width = shutil.get_terminal_size().columns
-    print("\n".join(lines_of(config, costs_of(config), width)))
+    print("\n".join(cost_lines(config, estimate_costs(config), width)))
 
 
 if __name__ == "__main__":

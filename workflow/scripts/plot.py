@@ -1,4 +1,4 @@
-"""Draw figures of one workload."""
+"""Draw the figures of one workload."""
 
 from __future__ import annotations
 
@@ -10,56 +10,49 @@ from pathlib import Path
 from shardmark.command import one_message
 from shardmark.figures.catalogue import draw
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import save, write_words
+from shardmark.figures.drawing import save
 from shardmark.files import write_text
-from shardmark.report.contents import COMPARED
+from shardmark.report.contents import FIGURE_KINDS, FIGURES, NOT_DRAWN, OUTCOMES
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings
 
 
-def draw_all(data: Data, paths: Iterable[Path]) -> dict[str, str]:
-    """Draw each figure and write it in the requested formats.
+def draw_all(
+    data: Data,
+    folder: Path,
+    names: Iterable[str] = (*FIGURES, OUTCOMES),
+    kinds: Iterable[str] = FIGURE_KINDS,
+) -> dict[str, str]:
+    """Draw each figure that can be drawn and write it in each format.
 
     Returns:
-        By name, why a figure could not be drawn. Its file contains the reason instead.
+        By name, why a figure could not be drawn; it has no file. Also written to the folder.
     """
     not_drawn = {}
-    figures = {}
-    for path in paths:
-        name = path.stem
-        if name not in figures:
-            try:
-                figures[name] = draw(name, data)
-            except NothingToDraw as reason:
-                not_drawn[name] = str(reason)
-                figures[name] = write_words(f"Not drawn: {reason}", data)
-        save(figures[name], path)
+    for name in names:
+        try:
+            figure = draw(name, data)
+        except NothingToDraw as reason:
+            not_drawn[name] = str(reason)
+            continue
+        for kind in kinds:
+            save(figure, folder / f"{name}.{kind}")
+    write_text(folder / f"{NOT_DRAWN}.json", json.dumps(not_drawn, indent=1))
     return not_drawn
 
 
 @one_message
 def main() -> None:
-    """Draw the figures named on the command line."""
+    """Draw the figures of the workload on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--workload", required=True, help="name of the workload")
     parser.add_argument("--width-mm", type=float, required=True, help="width of a figure, mm")
-    parser.add_argument(
-        "--not-drawn", type=Path, required=True, help="JSON to write: why which figure is missing"
-    )
-    parser.add_argument(
-        "--output", type=Path, nargs="+", required=True, help="<figure>.svg, .pdf or .png"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
-    compared = any(path.stem in COMPARED for path in arguments.output)
-    data = Data.of(
-        arguments.workload,
-        read_tables(arguments.tables),
-        arguments.width_mm,
-        read_findings(arguments.tables) if compared else None,
-    )
-    not_drawn = draw_all(data, arguments.output)
-    write_text(arguments.not_drawn, json.dumps(not_drawn, indent=1))
+    tables, findings = read_tables(arguments.tables), read_findings(arguments.tables)
+    data = Data.of(arguments.workload, tables, arguments.width_mm, findings)
+    draw_all(data, arguments.output)
 
 
 if __name__ == "__main__":

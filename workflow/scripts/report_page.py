@@ -33,11 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder of the run")
     parser.add_argument("--margin", type=float, required=True, help="of equivalence, as a share")
+    parser.add_argument("--command", required=True, help="what runs this matrix, to show")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
     folder = arguments.results / "tables"
     tables, findings = read_tables(folder), read_findings(folder)
-    context = page_context(tables, findings, arguments.results / "figures", arguments.margin)
+    context = page_context(
+        tables, findings, arguments.results / "figures", arguments.margin, arguments.command
+    )
     write_text(arguments.output, render(PAGE_TEMPLATE, context))
 
 

@@ -33,7 +33,7 @@ CIRCUMSTANCES = (
 )
 
 
-def figures(metrics: Metrics) -> dict[str, float | None]:
+def figures_to_compare(metrics: Metrics) -> dict[str, float | None]:
     """The figures to compare; each name includes the unit."""
     throughput, efficiency = metrics.throughput, metrics.efficiency
     losses = metrics.loss.per_epoch if metrics.loss else []
@@ -50,8 +50,8 @@ def compare(old: Metrics, new: Metrics) -> Iterator[str]:
     """Yield a comparison of the two results, line by line."""
     yield f"{'':24}{'then':>16}{'now':>16}{'change':>10}"
     yield f"{'status':24}{old.status:>16}{new.status:>16}"
-    now = figures(new)
-    for name, before in figures(old).items():
+    now = figures_to_compare(new)
+    for name, before in figures_to_compare(old).items():
         after = now.get(name)
         change = f"{100 * (after / before - 1):+.2f} %" if before and after is not None else ""
         yield f"{name:24}{_number(before):>16}{_number(after):>16}{change:>10}"
@@ -63,7 +63,7 @@ def compare(old: Metrics, new: Metrics) -> Iterator[str]:
             yield f"{key}: {_difference(before, after)}"
 
 
-def site_of(cell: Cell) -> str:
+def site_lines(cell: Cell) -> str:
     """The cell's set-up, variables and container as lines of text; empty if it has none."""
     site = cell.site
     lines = ["site.setup:", *site.setup.rstrip().split("\n")] if site.setup else []
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         old = read_metrics(arguments.metrics)
         cell = old.cell
-        if site := site_of(cell):
+        if site := site_lines(cell):
             print(f"{cell.title} runs on this machine with\n{site}", flush=True)
             if not arguments.yes:
                 raise UserError(

@@ -25,12 +25,12 @@ from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.errors import UserError
 from shardmark.files import write_text
-from shardmark.launching.cell_result import completed, outcome, slurm_job, write_steps
-from shardmark.launching.endings import failure_of
+from shardmark.launching.cell_result import bare_metrics, completed_metrics, slurm_job, write_steps
+from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import CONTROLLER_STARTED, empty_scratch, scratch_folder
 from shardmark.measurement.rules import Peers
-from shardmark.measurement.validity import judged, names_of_rules
+from shardmark.measurement.validity import judge, names_of_rules
 from shardmark.metrics import SIDE_FILES, Failure, Metrics, OtherAttempt, read_metrics
 from shardmark.strategies import STRATEGIES
 from shardmark.training_result import TrainingResult
@@ -54,13 +54,14 @@ def run_cell(
         folder: the scratch folder of its processes; steps.csv and telemetry.csv are written there.
         limit_s: end the processes after so many seconds.
         stall_s: end the processes if no rank makes progress for so many seconds.
-        script: a script to run instead of the strategy's own; tests pass one that trains otherwise.
+        script: a script to run instead of the strategy's own; tests pass one that trains
+            differently.
 
     Raises:
         UserError: if there is no result to record.
     """
     if cell.unsupported:
-        return outcome(cell, "unsupported", Failure.plain(cell.unsupported))
+        return bare_metrics(cell, "unsupported", Failure.plain(cell.unsupported))
     write_text(folder / "cell.json", cell.model_dump_json(by_alias=True))
     ended = launch(
         script or SCRIPTS / STRATEGIES[cell.base].script,
@@ -71,13 +72,13 @@ def run_cell(
         limit_s=limit_s,
         stall_s=stall_s,
     )
-    failed = failure_of(cell, ended)
-    if failed is not None:
-        metrics = outcome(cell, *failed)
+    failure = find_failure(cell, ended)
+    if failure is not None:
+        metrics = bare_metrics(cell, *failure)
     else:
         result = TrainingResult.model_validate_json((folder / "result.json").read_text())
         write_steps(folder / "steps.csv", result.ranks)
-        metrics = completed(cell, result, ended, folder / "telemetry.csv")
+        metrics = completed_metrics(cell, result, ended, folder / "telemetry.csv")
     return metrics.model_copy(update={"slurm": slurm_job(ended)})
 
 
@@ -94,17 +95,17 @@ def keep_good_result(path: Path, metrics: Metrics) -> None:
     except UserError:
         return
     if before.status == "ok" and before.cell_sha256 == metrics.cell_sha256:
-        beside = path.with_name("metrics.failed.json")
-        write_text(beside, metrics.model_dump_json(indent=1, by_alias=True))
+        failed_path = path.with_name("metrics.failed.json")
+        write_text(failed_path, metrics.model_dump_json(indent=1, by_alias=True))
         reason = metrics.failure.exception if metrics.failure else metrics.status
         raise UserError(
             f"{metrics.cell.title}: this rerun ended as {metrics.status} ({reason}); the previous "
-            f"good result stays, and this failure is in {beside}"
+            f"good result stays, and this failure is in {failed_path}"
         )
 
 
-def made_meanwhile(cell: Cell, path: Path) -> bool:
-    """Whether the cell's result was made after the controller that wants it started.
+def was_made_meanwhile(cell: Cell, path: Path) -> bool:
+    """Whether the cell has a result that is newer than the start of its controller.
 
     Then this job has nothing to do. Either it waited for a job that a killed controller had left
     behind, or another job of this controller made the result and was then lost with the rest of its
@@ -114,25 +115,27 @@ def made_meanwhile(cell: Cell, path: Path) -> bool:
     if started is None or not path.exists():
         return False
     try:
-        found = read_metrics(path)
+        result = read_metrics(path)
     except UserError:
         return False
-    same = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
+    same_definition = (cell.fingerprint(), code_sha256(code_of_cell(cell)))
     # Not the file's time, which is also recent if Snakemake restored an old result.
-    ended_at = found.provenance.get("ended_at")
-    young = ended_at is not None and datetime.fromisoformat(ended_at).timestamp() > float(started)
-    return young and (found.cell_sha256, found.code_sha256) == same
+    ended_at = result.provenance.get("ended_at")
+    is_newer = ended_at is not None and datetime.fromisoformat(ended_at).timestamp() > float(
+        started
+    )
+    return is_newer and (result.cell_sha256, result.code_sha256) == same_definition
 
 
-def device_faults_of(metrics: Metrics, output: Path) -> list[str]:
-    """Return a result's device faults, beside the results of its workload and GPU count so far."""
+def find_device_faults(metrics: Metrics, output: Path) -> list[str]:
+    """Return a result's device faults, judged among the results of its workload and GPU count."""
     if all(device.kind != "gpu" for device in metrics.devices):
         return []
     peers = []
     for path in output.absolute().parents[3].glob(f"*/gpus{metrics.cell.gpus}/seed*/metrics.json"):
         with contextlib.suppress(UserError):
             peers.append(read_metrics(path))
-    return judged(metrics, Peers(peers)).device_faults
+    return judge(metrics, Peers(peers)).device_faults
 
 
 def measure_again(
@@ -157,25 +160,25 @@ def measure_again(
     """
     names = ", ".join(names_of_rules(faults))
     print(f"[{first.cell.title}] device fault ({names}): measured again", flush=True)
-    kept = output.parent / FIRST_ATTEMPT / output.name
-    publish(scratch, kept, first)
+    first_path = output.parent / FIRST_ATTEMPT / output.name
+    publish(scratch, first_path, first)
     empty_scratch(scratch)
     second = measure()
     if second.status == "ok":
         other = OtherAttempt(attempt=1, status=first.status, device_faults=list(faults))
-        return judged(second.model_copy(update={"other_attempt": other}))
+        return judge(second.model_copy(update={"other_attempt": other}))
     write_text(
         output.with_name("metrics.failed.json"), second.model_dump_json(indent=1, by_alias=True)
     )
     empty_scratch(scratch)
-    move_side_files(kept.parent, scratch)
-    shutil.rmtree(kept.parent)
+    move_side_files(first_path.parent, scratch)
+    shutil.rmtree(first_path.parent)
     other = OtherAttempt(attempt=2, status=second.status, device_faults=second.device_faults)
-    return judged(first.model_copy(update={"other_attempt": other}))
+    return judge(first.model_copy(update={"other_attempt": other}))
 
 
 def publish(scratch: Path, output: Path, metrics: Metrics) -> None:
-    """Move a result into place: side files first, metrics.json last, because that one counts."""
+    """Move a result into place: metrics.json last, because its presence makes the result count."""
     for pattern in SIDE_FILES:
         for old in output.parent.glob(pattern):
             old.unlink()
@@ -196,7 +199,7 @@ def main() -> None:
     """Run the cell that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
-    parser.add_argument("--workload", required=True, help="the cell's, and so on")
+    parser.add_argument("--workload", required=True, help="workload of the cell")
     parser.add_argument("--strategy", required=True)
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
@@ -210,7 +213,7 @@ def main() -> None:
     cell = cell_of(
         arguments.config, arguments.workload, arguments.strategy, arguments.gpus, arguments.seed
     )
-    if made_meanwhile(cell, arguments.output):
+    if was_made_meanwhile(cell, arguments.output):
         print(f"[{cell.title}] another job has made its result meanwhile", flush=True)
         return
     begin = time.monotonic()
@@ -231,7 +234,7 @@ def main() -> None:
             return metrics.model_copy(update={"provenance": metrics.provenance | order})
 
         metrics = measure()
-        faults = device_faults_of(metrics, arguments.output)
+        faults = find_device_faults(metrics, arguments.output)
         if faults and 2 * (time.monotonic() - begin) <= limit_s:
             metrics = measure_again(metrics, faults, scratch, arguments.output, measure)
         else:

@@ -18,7 +18,7 @@ from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.errors import UserError
 from shardmark.files import write_text
-from shardmark.launching.endings import failure_of
+from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
@@ -66,7 +66,7 @@ def run_parity(
             stall_s=stall_s,
             extra_env=variables,
         )
-        failed = failure_of(cell, ended)
+        failed = find_failure(cell, ended)
         if failed is not None:
             return verdict(case, status="error", reason=_why(failed[1]), shared_device=shared)
         return _judged(case, scratch / "trajectories.pt", oracle, shared)

@@ -1,8 +1,8 @@
 """Show the matrix as a grid: which cells are done, running, queued, failed, stale or missing.
 
-While it runs and after. It trains nothing and locks nothing. With --check its exit status is 1 if a
-cell failed or a strategy did not pass the parity gate, else 2 if a cell has no result yet, else 0;
-3 if the matrix cannot be read.
+Works while the matrix runs and afterwards. It trains nothing and locks nothing. With --check its
+exit status is 1 if a cell failed or a strategy did not pass the parity gate, else 2 if a cell has
+no result yet, else 0; 3 if the matrix cannot be read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from shardmark.config.files import load_files
 from shardmark.errors import UserError
-from shardmark.status.matrix_status import check, status_of
+from shardmark.status.matrix_status import exit_code, status_of
 from shardmark.status.view import View
 
 # Seconds between two refreshes; more often would load Slurm's controller, which all users share.
@@ -36,7 +36,7 @@ def watch(overlays: list[Path]) -> None:
     if in_place:
         print(f"{HOME}{BELOW}", end="")
     while True:
-        lines = look(overlays)
+        lines = status_lines(overlays)
         if in_place:
             size = shutil.get_terminal_size()
             text = f"{REST_OF_LINE}\n".join(fit(lines, size.columns, size.lines))
@@ -48,7 +48,7 @@ def watch(overlays: list[Path]) -> None:
             time.sleep(NAP_S)
 
 
-def look(overlays: list[Path]) -> list[str]:
+def status_lines(overlays: list[Path]) -> list[str]:
     """Return the lines of the matrix's current state."""
     config = load_files(overlays)
     return list(view().lines(config, status_of(config)))
@@ -64,11 +64,11 @@ def view() -> View:
 def fit(lines: Sequence[str], columns: int, rows: int) -> list[str]:
     """Return as many lines as the screen holds, and a last line that counts the rest."""
     # Only paths may be wider than the screen. Coloured lines always fit.
-    taken = [-(-len(line) // columns) if "\x1b" not in line else 1 for line in lines]
-    if sum(taken) <= rows:
+    heights = [-(-len(line) // columns) if "\x1b" not in line else 1 for line in lines]
+    if sum(heights) <= rows:
         return list(lines)
     kept = 0
-    while sum(taken[: kept + 1]) < rows:
+    while sum(heights[: kept + 1]) < rows:
         kept += 1
     return [*lines[:kept], f"... {len(lines) - kept} more lines without WATCH"]
 
@@ -88,24 +88,24 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.check:
-        sys.exit(checked(arguments.configfile))
+        sys.exit(print_check(arguments.configfile))
     try:
         if arguments.watch:
             with contextlib.suppress(KeyboardInterrupt):
                 watch(arguments.configfile)
             print()
         else:
-            print("\n".join(look(arguments.configfile)))
+            print("\n".join(status_lines(arguments.configfile)))
     except UserError as error:
         sys.exit(f"shardmark: {error}")
 
 
-def checked(overlays: list[Path]) -> int:
+def print_check(overlays: list[Path]) -> int:
     """Show the matrix, print the exit code with its reason, and return it."""
     try:
         config = load_files(overlays)
         status = status_of(config)
-        code, why = check(status)
+        code, why = exit_code(status)
         lines = [*view().lines(config, status), why]
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)

@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from shardmark.command import one_message
 from shardmark.escaping import csv_text
 from shardmark.files import write_text
-from shardmark.report.summary_table import summarise, summary_tables
-from shardmark.report.table import to_latex, to_markdown, to_text
-from shardmark.results.cell_rows import CellRow
-from shardmark.results.csv_tables import read_csv
+from shardmark.report.answer import answer
+from shardmark.report.summary_table import SUMMARY_COLUMNS, summarise, summary_tables
+from shardmark.report.table import TEXT_WIDTH, to_latex, to_markdown, to_text
+from shardmark.results.collected import Tables, read_tables
 from shardmark.results.table_checksums import record_checksums
-from shardmark.statistics.comparison_rows import ComparisonRow
+from shardmark.statistics.findings import Findings, read_findings
+
+
+def _answers(results: Tables, findings: Findings) -> str:
+    """Return the answer for each workload, as the report page gives it."""
+    paragraphs = []
+    for workload in results.record.workloads:
+        cells, scaling = (
+            table[table.workload == workload] for table in (results.cells, findings.scaling)
+        )
+        verdicts = [verdict for verdict in findings.verdicts if verdict.workload == workload]
+        text = answer(workload, cells, results.record, verdicts, scaling).text
+        paragraphs.append("\n".join(textwrap.wrap(f"{workload}: {text}", TEXT_WIDTH)))
+    return "\n\n".join(paragraphs)
 
 
 @one_message
 def main() -> None:
     """Summarise the table named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--tables", type=Path, required=True, help="folder of cells.csv and comparisons.csv"
-    )
+    parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--baseline", required=True, help="strategy to compare with")
     arguments = parser.parse_args()
-    cells = read_csv(arguments.tables / "cells.csv", CellRow)
-    comparisons = read_csv(arguments.tables / "comparisons.csv", ComparisonRow)
-    summary = summarise(cells, comparisons, arguments.baseline)
+    results, findings = read_tables(arguments.tables), read_findings(arguments.tables)
+    summary = summarise(results.cells, findings.comparisons, arguments.baseline)
     tables = list(summary_tables(summary, arguments.baseline))
     medians = list(summary_tables(summary, arguments.baseline, ranges=False))
     texts = {
-        "summary.csv": csv_text(summary),
+        "summary.csv": csv_text(summary[list(SUMMARY_COLUMNS)]),
         "summary.md": to_markdown(tables),
         "summary.tex": to_latex(tables),
-        "summary.txt": to_text(medians),
+        "summary.txt": f"{_answers(results, findings)}\n\n{to_text(medians)}",
     }
     for name, text in texts.items():
         write_text(arguments.tables / name, text)

@@ -129,12 +129,12 @@ def recorded_fingerprint(cell: Cell, raw: Mapping[str, Any]) -> str:
         cell: the cell.
         raw: the cell as stored in the result's file. Fields missing there did not exist yet.
     """
-    return _sha256(_recorded(cell.defining(), raw))
+    return _sha256(_without_unrecorded(cell.defining(), raw))
 
 
-def _recorded(values: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _without_unrecorded(values: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: _recorded(value, raw[name]) if isinstance(value, dict) else value
+        name: _without_unrecorded(value, raw[name]) if isinstance(value, dict) else value
         for name, value in values.items()
         if name in raw
     }
@@ -149,8 +149,8 @@ def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) 
     definition = config.workloads[workload]
     base, options = base_and_options(config, strategy)
     batch = definition.batch
-    per_gpu = batch.per_gpu or (batch.global_ or 0) // gpus
-    per_node = min(gpus, config.cluster.gpus_per_node)
+    per_gpu_batch = batch.per_gpu or (batch.global_ or 0) // gpus
+    gpus_per_node = min(gpus, config.cluster.gpus_per_node)
     return Cell(
         run=config.run,
         workload=workload,
@@ -158,13 +158,13 @@ def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) 
         base=base,
         options=options,
         gpus=gpus,
-        nodes=math.ceil(gpus / per_node),
-        gpus_per_node=per_node,
+        nodes=math.ceil(gpus / gpus_per_node),
+        gpus_per_node=gpus_per_node,
         seed=seed,
         device=config.cluster.device,
         scaling="weak" if batch.per_gpu else "strong",
-        global_batch_size=per_gpu * gpus,
-        per_gpu_batch_size=per_gpu,
+        global_batch_size=per_gpu_batch * gpus,
+        per_gpu_batch_size=per_gpu_batch,
         definition=definition,
         measure=config.measure,
         data_dir=config.data.dir,

@@ -39,22 +39,22 @@ def sources(script: Path) -> list[Path]:
         FileNotFoundError: if the script does not exist.
         SyntaxError: if it, or a module it imports, is not Python.
     """
-    return sorted(_closure(script.resolve()))
+    return sorted(_all_imported(script.resolve()))
 
 
 @functools.cache
-def _closure(script: Path) -> frozenset[Path]:
-    found = {script}
-    left = [script]
-    while left:
-        for path in _imported(left.pop()) - found:
-            found.add(path)
-            left.append(path)
-    return frozenset(found)
+def _all_imported(script: Path) -> frozenset[Path]:
+    files = {script}
+    unread = [script]
+    while unread:
+        for path in _imported_by_file(unread.pop()) - files:
+            files.add(path)
+            unread.append(path)
+    return frozenset(files)
 
 
 @functools.cache
-def _imported(path: Path) -> frozenset[Path]:
+def _imported_by_file(path: Path) -> frozenset[Path]:
     """Return the library files and scripts that one file imports."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
@@ -84,25 +84,30 @@ def code_sha256(paths: Iterable[Path]) -> str:
 
     Each file is read once per process, so later edits do not change the checksum.
     """
+    return _sha256_of(frozenset(paths))
+
+
+@functools.cache
+def _sha256_of(paths: frozenset[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(set(paths)):
+    for path in sorted(paths):
         digest.update(path.relative_to(SCRIPTS).as_posix().encode())
         digest.update(b"\0")
         digest.update(_content_sha256(path))
     return digest.hexdigest()
 
 
-def code_of_cell(cell: Cell) -> list[Path]:
+def code_of_cell(cell: Cell) -> frozenset[Path]:
     """Return the code that can change a cell's result: the launcher's and the training script's."""
-    return _with_training(cell, "run_cell.py")
+    return _with_training("run_cell.py", STRATEGIES[cell.base].script)
 
 
-def code_of_parity(case: ParityCase) -> list[Path]:
+def code_of_parity(case: ParityCase) -> frozenset[Path]:
     """Return the code that can change a verdict of the parity gate, without the oracle's."""
-    return _with_training(case.cell, "run_parity.py")
+    return _with_training("run_parity.py", STRATEGIES[case.cell.base].script)
 
 
-def _with_training(cell: Cell, script: str) -> list[Path]:
+@functools.cache
+def _with_training(script: str, training: str) -> frozenset[Path]:
     # The training script is launched by its name, so no import refers to it.
-    training = SCRIPTS / STRATEGIES[cell.base].script
-    return sorted({*sources(SCRIPTS / script), *sources(training)})
+    return frozenset({*sources(SCRIPTS / script), *sources(SCRIPTS / training)})

@@ -205,7 +205,7 @@ class StrategySpec(BaseModel):
         options: the options that a variant may set.
         label: its name in tables and figures.
         colour: hex colour of its lines and markers. The colours are from Okabe and Ito, "Color
-            Universal Design" (2008), with yellow and light green darkened to be legible on white.
+            Universal Design" (2008), with the light ones darkened to a contrast of 3:1 on white.
         marker: matplotlib's marker; strategies of similar colour have different ones.
         packages: the packages that it uses besides torch. Runs with different versions of them are
             not compared.
@@ -247,7 +247,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         script="train_fsdp.py",
         options=FsdpOptions,
         label="FSDP1",
-        colour="#56B4E9",
+        colour="#2A93D5",
         marker="^",
         gathers=True,
         shards_units=True,
@@ -288,7 +288,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         script="train_deepspeed.py",
         options=DeepspeedOptions,
         label="DeepSpeed ZeRO-2",
-        colour="#E69F00",
+        colour="#8A4B1F",
         marker="X",
         packages=("deepspeed",),
         gathers=True,

@@ -12,7 +12,7 @@ START_S = 40.0
 # A time limit allows more for the start: all ranks may import from a shared file system at once.
 LONGEST_START_S = 300.0
 # A time limit allows a training this many times slower than expected.
-SLOWER = 10
+MOST_TIMES_SLOWER = 10
 # Time limit of a parity gate job: its surrogate and a few steps of the real model.
 GATE_MINUTES = 20
 GATE_S = 30.0
@@ -30,7 +30,7 @@ def limit_minutes(cluster: Cluster, cell: Cell) -> int:
     seconds = (
         LONGEST_START_S
         + cell.measure.idle_s
-        + SLOWER * training_s(cell, expected)
+        + MOST_TIMES_SLOWER * training_s(cell, expected)
         # The first part of the window may be too long, if its steps are slower than those before.
         + cell.measure.steady_min_s
         + cell.measure.steady_max_s

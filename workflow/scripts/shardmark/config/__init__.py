@@ -1,1 +1,1 @@
-"""The configuration: its schema, loading with all mistakes listed, and the file that jobs read."""
+"""The configuration: its schema, the loading that lists all mistakes, and the file for the jobs."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from snakemake.utils import update_config
 
-from shardmark.config.loading import load, shown
+from shardmark.config.loading import format_value, load
 from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
 
@@ -38,7 +38,7 @@ def load_files(overlays: Sequence[Path], root: Path = Path()) -> Config:
     """
     merged: dict[str, object] = {}
     for path in (BASE, *overlays):
-        update_config(merged, check_file(root / path))
+        update_config(merged, read_config_file(root / path))
     return load(merged, root)
 
 
@@ -50,21 +50,21 @@ def read_arguments(entries: Sequence[str]) -> dict[str, object]:
     Raises:
         ConfigError: naming the key that occurs twice.
     """
-    found: dict[str, object] = {}
+    arguments: dict[str, object] = {}
     for entry in entries:
         key, _, text = entry.partition("=")
         try:
-            value, twice = _parse(text)
+            value, mistakes = _parse(text)
         except (yaml.YAMLError, ValueError):
             continue  # stays text, as Snakemake reads it
-        if twice:
-            raise ConfigError("\n".join(f"--config {key}, {line}" for line in twice))
+        if mistakes:
+            raise ConfigError("\n".join(f"--config {key}, {line}" for line in mistakes))
         if isinstance(value, dict | list):
-            update_config(found, {key: value})
-    return found
+            update_config(arguments, {key: value})
+    return arguments
 
 
-def check_file(path: Path) -> dict[str, object]:
+def read_config_file(path: Path) -> dict[str, object]:
     """Read a configuration file: YAML or JSON, a mapping at its top, each key once.
 
     Raises:
@@ -80,7 +80,7 @@ def check_file(path: Path) -> dict[str, object]:
         content, mistakes = _parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{_place(mark)}" if mark else str(path)
+        where = f"{path}:{_position(mark)}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{where}: not valid YAML: {problem}") from None
     except RecursionError:
@@ -88,8 +88,8 @@ def check_file(path: Path) -> dict[str, object]:
     except ValueError as error:  # an impossible date, or a number with thousands of digits
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        given = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ConfigError(f"{path}: holds {given} where keys and values are expected")
+        content_in_words = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path}: holds {content_in_words} where keys and values are expected")
     if mistakes:
         raise ConfigError("\n".join(f"{path}:{line}" for line in mistakes))
     return content
@@ -103,26 +103,26 @@ def _parse(text: str) -> tuple[object, list[str]]:
     except ValueError:
         content = yaml.safe_load(text)
         nodes = list(_nodes(yaml.compose(text, yaml.SafeLoader)))
-        return content, [*_named_twice(nodes), *_read_otherwise(nodes)]
+        return content, [*_keys_named_twice(nodes), *_misleading_values(nodes)]
 
 
 def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
     """Yield every key and value of a file, each once."""
-    left = [root] if root else []
+    unvisited = [root] if root else []
     seen: set[int] = set()
-    while left:
-        node = left.pop(0)
+    while unvisited:
+        node = unvisited.pop(0)
         if id(node) in seen:  # an alias of a node that was already visited
             continue
         seen.add(id(node))
         yield node
         if isinstance(node, yaml.SequenceNode):
-            left += node.value
+            unvisited += node.value
         elif isinstance(node, yaml.MappingNode):
-            left += [part for pair in node.value for part in pair]
+            unvisited += [part for pair in node.value for part in pair]
 
 
-def _named_twice(nodes: Iterable[yaml.Node]) -> Iterator[str]:
+def _keys_named_twice(nodes: Iterable[yaml.Node]) -> Iterator[str]:
     """Yield the keys that occur a second time in their mapping, with their lines."""
     for node in nodes:
         if not isinstance(node, yaml.MappingNode):
@@ -134,12 +134,12 @@ def _named_twice(nodes: Iterable[yaml.Node]) -> Iterator[str]:
             before = first.setdefault(key.value, key.start_mark)
             if before is not key.start_mark:
                 yield (
-                    f"{_place(key.start_mark)}: the key {key.value!r} stands in line "
+                    f"{_position(key.start_mark)}: the key {key.value!r} stands in line "
                     f"{before.line + 1} already; name it once"
                 )
 
 
-def _read_otherwise(nodes: Iterable[yaml.Node]) -> Iterator[str]:
+def _misleading_values(nodes: Iterable[yaml.Node]) -> Iterator[str]:
     """Yield values that YAML 1.1 reads differently from what they look like, with their lines."""
     for node in nodes:
         # Text in quotes or with a tag is always read as text.
@@ -147,14 +147,14 @@ def _read_otherwise(nodes: Iterable[yaml.Node]) -> Iterator[str]:
             continue
         if not _SURPRISES.fullmatch(node.value):
             continue
-        value = shown(yaml.safe_load(node.value))
+        value = format_value(yaml.safe_load(node.value))
         decimal = node.value.lstrip("+0")
         number = f"{decimal} for the decimal number, " if decimal.isdigit() else ""
         yield (
-            f"{_place(node.start_mark)}: YAML 1.1 reads {node.value} as {value}; write {value} if "
-            f"you mean that, {number}or '{node.value}' in quotes for text"
+            f"{_position(node.start_mark)}: YAML 1.1 reads {node.value} as {value}; write {value} "
+            f"if you mean that, {number}or '{node.value}' in quotes for text"
         )
 
 
-def _place(mark: yaml.Mark) -> str:
+def _position(mark: yaml.Mark) -> str:
     return f"{mark.line + 1}:{mark.column + 1}"

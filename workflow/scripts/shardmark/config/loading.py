@@ -57,14 +57,14 @@ REPLACED_OPTIONS = {
 E = TypeVar("E", bound=int | str)
 S = TypeVar("S", bound=Section)
 
-SHOWN_CHARACTERS = 80
+MOST_CHARACTERS = 80
 # Names that results/<run>/ uses for something else, and that parity/<workload>/ has beside the
 # strategies' folders.
 RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "reruns", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
 # Variables that the launcher and torchrun set for each rank.
-OWN_VARIABLES = (
+LAUNCHER_VARIABLES = (
     "CUDA_DEVICE_ORDER",
     "CUDA_VISIBLE_DEVICES",
     "LOCAL_RANK",
@@ -94,43 +94,45 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
         ConfigError: with one line per mistake: path, what was given, what is allowed.
     """
     if not isinstance(raw, Mapping):
-        raise ConfigError(_message([f"(top level): got {shown(raw)}; {_EXPECTED['dict_type']}"]))
+        raise ConfigError(
+            _list_mistakes([f"(top level): got {format_value(raw)}; {_EXPECTED['dict_type']}"])
+        )
     lines: list[str] = []
     config = None
     try:
         config = Config.model_validate(dict(raw))
         raw = config.model_dump(by_alias=True)
-        lines += _unwritable(raw)
+        lines += _texts_no_file_can_hold(raw)
     except ValidationError as error:
-        lines += [_explain(detail) for detail in error.errors()]
+        lines += [_explain_error(detail) for detail in error.errors()]
     lines += _mistakes(raw, root)
     if config is None or lines:
-        raise ConfigError(_message(list(dict.fromkeys(lines))))
+        raise ConfigError(_list_mistakes(list(dict.fromkeys(lines))))
     return config
 
 
-def _message(lines: Sequence[str]) -> str:
+def _list_mistakes(lines: Sequence[str]) -> str:
     count = len(lines)
     head = "1 mistake" if count == 1 else f"{count} mistakes"
     # A key may contain line breaks, but each mistake takes one line.
-    plain = [_CONTROL.sub(lambda found: repr(found[0])[1:-1], line) for line in lines]
+    plain = [_CONTROL.sub(lambda character: repr(character[0])[1:-1], line) for line in lines]
     return f"{head} in the configuration:\n" + "\n".join(f"  {line}" for line in plain)
 
 
-def did_you_mean(given: object, allowed: Sequence[str]) -> str:
+def hint_at_allowed(given: object, allowed: Sequence[str]) -> str:
     """Return the allowed values; a hint at the nearest one comes first if one is similar."""
     text = given if isinstance(given, str) else ""
-    near = difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    similar = difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {similar[0]!r}? " if similar else ""
     return f"{hint}allowed: {', '.join(allowed)}"
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a value for a message: as YAML writes it, and shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = str(value) if isinstance(value, date) else repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -153,38 +155,38 @@ _EXPECTED = {
 }
 
 
-def _explain(detail: Any) -> str:
+def _explain_error(detail: Any) -> str:
     """Return one of pydantic's errors as a line of the message."""
     location, kind, given = list(detail["loc"]), detail["type"], detail.get("input")
     if location and location[-1] == "[key]":
-        return f"{_path(location[:-2])}: {shown(given)} is no name; {_NAME_RULE}"
+        return f"{_path(location[:-2])}: {format_value(given)} is no name; {_NAME_RULE}"
     if kind == "invalid_key":  # pydantic's location shows the key true as 1
-        location[-1] = given if isinstance(given, str) else shown(given)
+        location[-1] = given if isinstance(given, str) else format_value(given)
     path = _path(location)
     match kind:
         case "extra_forbidden" if path in REPLACED:
             return f"{path}: {REPLACED[path]}"
         case "extra_forbidden" | "invalid_key":
-            return f"{path}: unknown key; {did_you_mean(location[-1], _keys_at(location[:-1]))}"
+            return f"{path}: unknown key; {hint_at_allowed(location[-1], _keys_at(location[:-1]))}"
         case "missing":
             return f"{path}: missing" + ("" if path.endswith("]") else ", and it has no default")
         case "literal_error":
             allowed = [part.strip(" '") for part in detail["ctx"]["expected"].split(",")]
             allowed = [name.strip(" '") for part in allowed for name in part.split(" or ")]
-            return f"{path}: got {shown(given)}; {did_you_mean(given, allowed)}"
+            return f"{path}: got {format_value(given)}; {hint_at_allowed(given, allowed)}"
         case "too_short":
             return f"{path}: is empty; name at least one"
         case "too_long":
             count, most = detail["ctx"]["actual_length"], detail["ctx"]["max_length"]
             return f"{path}: got {count} entries; {most} are allowed"
         case "string_pattern_mismatch":
-            return f"{path}: got {shown(given)}; it must match {detail['ctx']['pattern']}"
+            return f"{path}: got {format_value(given)}; it must match {detail['ctx']['pattern']}"
         case "int_type" | "float_type" | "bool_type" if plain := _without_quotes(given, kind):
-            return f"{path}: got {shown(given)}, which is text; write {plain} without quotes"
+            return f"{path}: got {format_value(given)}, which is text; write {plain} without quotes"
         case _:
             rule = detail["msg"].removeprefix("Input ").removeprefix("String ")
             reason = _EXPECTED.get(kind, f"it {rule}")
-            return f"{path}: got {shown(given)}; {reason}"
+            return f"{path}: got {format_value(given)}; {reason}"
 
 
 def _without_quotes(value: object, kind: str) -> str:
@@ -196,8 +198,8 @@ def _without_quotes(value: object, kind: str) -> str:
         return ""
     if kind == "int_type":
         return f"{float(text):.0f}" if float(text).is_integer() else ""
-    mantissa, e, exponent = text.partition("e")
-    if not e:
+    mantissa, separator, exponent = text.partition("e")
+    if not separator:
         return text
     # YAML 1.1 requires the decimal point and the exponent's sign.
     point = "" if "." in mantissa else ".0"
@@ -223,18 +225,18 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
 
 
 def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = raw.get(key)
-    return found if isinstance(found, Mapping) else {}
+    value = raw.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _entries(raw: Mapping[str, Any], key: str, kind: type[E]) -> list[tuple[int, E]]:
     """Return the entries of a list that have the right type, with their indices."""
-    found = raw.get(key)
-    if not isinstance(found, Sequence) or isinstance(found, str):
+    values = raw.get(key)
+    if not isinstance(values, Sequence) or isinstance(values, str):
         return []
     return [
         (index, value)
-        for index, value in enumerate(found)
+        for index, value in enumerate(values)
         if isinstance(value, kind) and not isinstance(value, bool)
     ]
 
@@ -255,15 +257,16 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     yield from _variant_mistakes(variants)
     yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants])
     yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
-    yield from _named_twice(matrix)
+    yield from _repeated_entries(matrix)
     baseline = raw.get("baseline", Config.model_fields["baseline"].default)
     names = [name for _, name in _entries(matrix, "strategies", str)]
     if isinstance(baseline, str) and names and baseline not in names:
         yield (
-            f"baseline: {baseline!r} is not in matrix.strategies; {did_you_mean(baseline, names)}"
+            f"baseline: {baseline!r} is not in matrix.strategies; "
+            f"{hint_at_allowed(baseline, names)}"
         )
     if cluster and (reason := _why_no_options(cluster.slurm_extra)):
-        yield f"cluster.slurm_extra: got {shown(cluster.slurm_extra)}; {reason}"
+        yield f"cluster.slurm_extra: got {format_value(cluster.slurm_extra)}; {reason}"
     measure = _section(Measure, raw, "measure")
     if measure and measure.warmup_max_steps < measure.warmup_min_steps:
         yield (
@@ -284,8 +287,8 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
             )
     for name in cluster.expected_images_per_s if cluster and workloads else ():
         if name not in workloads:
-            hint = did_you_mean(name, [key for key in workloads if isinstance(key, str)])
-            yield f"cluster.expected_images_per_s: unknown workload {shown(name)}; {hint}"
+            hint = hint_at_allowed(name, [key for key in workloads if isinstance(key, str)])
+            yield f"cluster.expected_images_per_s: unknown workload {format_value(name)}; {hint}"
     yield from _size_mistakes(matrix)
     selected = [name for _, name in _entries(matrix, "workloads", str)]
     for name, workload in workloads.items():
@@ -298,7 +301,7 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     yield from _site_mistakes(_mapping(raw, "site"), root)
     data = _section(Data, raw, "data")
     if data and not _is_folder(root / data.dir):
-        yield f"data.dir: {shown(data.dir)} is not a folder; create it or name another"
+        yield f"data.dir: {format_value(data.dir)} is not a folder; create it or name another"
 
 
 def _combination_mistakes(
@@ -321,10 +324,10 @@ def _combination_mistakes(
 
 def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
     for name in _mapping(site, "environment"):
-        if name in OWN_VARIABLES:
+        if name in LAUNCHER_VARIABLES:
             yield f"site.environment.{name}: is set for each rank by the launcher; leave it out"
     for index, name in _entries(site, "secret_environment", str):
-        if name in OWN_VARIABLES:
+        if name in LAUNCHER_VARIABLES:
             yield f"site.secret_environment[{index}]: {name} is set for each rank by the launcher"
         if name in _mapping(site, "environment"):
             yield (
@@ -334,21 +337,23 @@ def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
     image = site.get("container")
     if isinstance(image, str) and not _is_file(root / image):
         yield (
-            f"site.container: {shown(image)} is not a file; apptainer pull or build makes one, "
-            "null runs without"
+            f"site.container: {format_value(image)} is not a file; apptainer pull or build makes "
+            "one, null runs without"
         )
 
 
-def _unwritable(value: object, location: tuple[int | str, ...] = ()) -> Iterator[str]:
+def _texts_no_file_can_hold(value: object, location: tuple[int | str, ...] = ()) -> Iterator[str]:
     """Yield texts that no file, variable or command can contain."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
-            yield from _unwritable(entry, (*location, str(key)))
+            yield from _texts_no_file_can_hold(entry, (*location, str(key)))
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for index, entry in enumerate(value):
-            yield from _unwritable(entry, (*location, index))
+            yield from _texts_no_file_can_hold(entry, (*location, index))
     elif isinstance(value, str) and re.search(r"[\0\ud800-\udfff]", value):
-        yield f"{_path(location)}: got {shown(value)}; take out the character that is no text"
+        yield (
+            f"{_path(location)}: got {format_value(value)}; take out the character that is no text"
+        )
 
 
 def _why_no_options(text: str) -> str:
@@ -366,11 +371,11 @@ def _unknown_names(
     allowed = [name for name in defined if isinstance(name, str)]
     for index, name in _entries(matrix, key, str):
         if allowed and name not in allowed:
-            hint = did_you_mean(name, allowed)
-            yield f"matrix.{key}[{index}]: unknown {kind} {shown(name)}; {hint}"
+            hint = hint_at_allowed(name, allowed)
+            yield f"matrix.{key}[{index}]: unknown {kind} {format_value(name)}; {hint}"
 
 
-def _named_twice(matrix: Mapping[str, Any]) -> Iterator[str]:
+def _repeated_entries(matrix: Mapping[str, Any]) -> Iterator[str]:
     for key in AXES:
         kind: type[int] | type[str] = int if key in ("gpus", "seeds") else str
         values = [value for _, value in _entries(matrix, key, kind)]
@@ -381,14 +386,16 @@ def _named_twice(matrix: Mapping[str, Any]) -> Iterator[str]:
 
 def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:
     """Report a matrix of more than ``max_cells`` cells, which is probably a mistake."""
-    lists = [found for key in AXES if isinstance(found := matrix.get(key), list)]
+    lists = [entries for key in AXES if isinstance(entries := matrix.get(key), list)]
     cells = math.prod(map(len, lists))
-    most = matrix.get("max_cells", Matrix.model_fields["max_cells"].default)
-    if len(lists) == len(AXES) and isinstance(most, int) and cells > most > 0:
-        counts = " x ".join(f"{len(found)} {key}" for key, found in zip(AXES, lists, strict=True))
+    max_cells = matrix.get("max_cells", Matrix.model_fields["max_cells"].default)
+    if len(lists) == len(AXES) and isinstance(max_cells, int) and cells > max_cells > 0:
+        counts = " x ".join(
+            f"{len(entries)} {key}" for key, entries in zip(AXES, lists, strict=True)
+        )
         yield (
-            f"matrix: {counts} are {cells:,} cells, more than matrix.max_cells ({most:,}); raise "
-            "that if you want them all"
+            f"matrix: {counts} are {cells:,} cells, more than matrix.max_cells ({max_cells:,}); "
+            "raise that if you want them all"
         )
 
 
@@ -417,10 +424,10 @@ def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
             continue
         base = variant.get("base")
         if "base" not in variant:
-            yield f"{path}.base: missing; {did_you_mean('', list(STRATEGIES))}"
+            yield f"{path}.base: missing; {hint_at_allowed('', list(STRATEGIES))}"
         elif not isinstance(base, str) or base not in STRATEGIES:
-            hint = did_you_mean(base, list(STRATEGIES))
-            yield f"{path}.base: unknown strategy {shown(base)}; {hint}"
+            hint = hint_at_allowed(base, list(STRATEGIES))
+            yield f"{path}.base: unknown strategy {format_value(base)}; {hint}"
         else:
             options = {key: value for key, value in variant.items() if key != "base"}
             yield from _option_mistakes(path, base, options)
@@ -437,9 +444,9 @@ def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator
                 yield f"{path}.{key}: {REPLACED_OPTIONS[str(key)]}"
             elif detail["type"] == "extra_forbidden":
                 allowed = list(options.model_fields)
-                yield f"{path}.{key}: unknown option of {base}; {did_you_mean(key, allowed)}"
+                yield f"{path}.{key}: unknown option of {base}; {hint_at_allowed(key, allowed)}"
             else:
-                yield _explain({**detail, "loc": (path, *detail["loc"])})
+                yield _explain_error({**detail, "loc": (path, *detail["loc"])})
 
 
 def _workload_mistakes(
@@ -452,7 +459,7 @@ def _workload_mistakes(
             f"which fully sharded strategies gather one at a time; allowed: {', '.join(MODELS)}"
         )
     elif isinstance(name, str) and name not in MODELS:
-        yield f"{path}.model.name: unknown model {name!r}; {did_you_mean(name, MODELS)}"
+        yield f"{path}.model.name: unknown model {name!r}; {hint_at_allowed(name, MODELS)}"
     dataset = _section(Dataset, raw, "dataset")
     model = _section(Model, raw, "model")
     if model is not None and model.name not in MODELS:

@@ -14,7 +14,7 @@ from shardmark.config.schema import Config
 from shardmark.files import write_text
 
 
-def saved_at(config: Config) -> Path:
+def saved_path(config: Config) -> Path:
     """Return the configuration's own file, relative to the project; its name has a checksum."""
     digest = hashlib.sha256(_text(config).encode()).hexdigest()
     return Path("results", config.run, ".config", f"{digest[:16]}.json")

@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 class Record(Section):
-    """A part of a result: a value must have the type that it was written with."""
+    """A part of a result. It is read strictly: no value is converted to another type."""
 
     model_config = ConfigDict(strict=True)
 
@@ -34,46 +34,53 @@ class Model(Section):
     """The network of a workload."""
 
     name: str = Field(
-        description="a torchvision model, or resnet8/20/32/44/56 (He et al. 2015, 4.2)",
+        description="A model of torchvision, or resnet8, 20, 32, 44 or 56 (He et al. 2015, "
+        "section 4.2).",
         json_schema_extra={"enum": list(MODELS)},
     )
     stem: Literal["auto", "cifar", "imagenet"] = Field(
         "auto",
-        description="ResNet's first layers: cifar is 3x3 stride 1 without max-pool; auto takes "
-        "cifar for images of at most 64 px",
+        description="First layers of a ResNet: cifar is a 3x3 convolution of stride 1 without "
+        "max-pool, imagenet is torchvision's own; auto takes cifar for images of at most 64 px.",
     )
     hidden_units: Annotated[Count, Field(le=100_000)] | None = Field(
-        None, description="width of one hidden ReLU layer before the classes; null for none"
+        None,
+        description="Width of one hidden ReLU layer before the classes; null for no such layer.",
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        0.0, description="dropout rate before the classes"
+        0.0, description="Dropout rate before the classes."
     )
 
 
 class Dataset(Section):
     """The images of a workload."""
 
-    name: DatasetName = Field(description="cifar10, cifar100, or generated (synthetic) images")
+    name: DatasetName = Field(description="cifar10, cifar100, or synthetic for generated images.")
     image_size: Annotated[int, Strict(), Field(ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)] = Field(
-        USUAL_SIDE_PX, description="side the model sees, px; images are resized on the device"
+        USUAL_SIDE_PX,
+        description="Side of the images that the model sees, px; the device resizes the images.",
     )
     classes: Annotated[Count, Field(ge=2, le=100_000)] | None = Field(
-        None, description="number of classes; synthetic only (CIFAR has its own)"
+        None, description="Number of classes of synthetic images; null for 10. CIFAR has its own."
     )
     train_images: Count | None = Field(
-        None, description="first N training images only; null for all (synthetic: 4096)"
+        None, description="Train on the first so many images only; null for all (synthetic: 4096)."
     )
     test_images: Count | None = Field(
-        None, description="first N test images only; null for all (synthetic: 1024)"
+        None, description="Test on the first so many images only; null for all (synthetic: 1024)."
     )
-    augment: Flag = Field(True, description="random crop with 4 px of padding, random flip")
+    augment: Flag = Field(
+        True,
+        description="Whether training images are cropped at random after padding by 4 px, and "
+        "flipped at random.",
+    )
     loader: Literal["device", "dataloader"] = Field(
         "device",
         description="device keeps all images on the device as uint8; dataloader prefetches "
-        "batches in worker processes",
+        "batches in worker processes.",
     )
     loader_workers: Annotated[Count, Field(le=256)] = Field(
-        4, description="worker processes a replica, with loader: dataloader"
+        4, description="Worker processes per replica, with loader: dataloader."
     )
 
     @property
@@ -85,12 +92,16 @@ class Dataset(Section):
 class BatchSize(Section):
     """The batch size, which also sets weak or strong scaling."""
 
-    per_gpu: Count | None = Field(None, description="images a replica a step: weak scaling")
+    per_gpu: Count | None = Field(
+        None, description="Images per replica and step, for weak scaling; null for strong scaling."
+    )
     global_: Count | None = Field(
-        None, alias="global", description="images a step over all replicas: strong scaling"
+        None,
+        alias="global",
+        description="Images per step over all replicas, for strong scaling; null for weak scaling.",
     )
     accumulate: Count = Field(
-        1, description="micro-batches whose gradients are accumulated before a step"
+        1, description="Micro-batches per step, whose gradients are accumulated."
     )
 
 
@@ -100,25 +111,27 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 class Optimizer(Section):
     """The torch optimizer that every strategy uses."""
 
-    name: OptimizerName = Field("sgd", description="of torch.optim")
-    learning_rate: Annotated[Number, Field(gt=0)] = Field(description="peak learning rate")
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
-    nesterov: Flag = Field(False, description="sgd only")
+    name: OptimizerName = Field("sgd", description="An optimizer of torch.optim.")
+    learning_rate: Annotated[Number, Field(gt=0)] = Field(description="Peak learning rate.")
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
+    nesterov: Flag = Field(False, description="Whether sgd uses Nesterov momentum.")
     weight_decay: Annotated[Number, Field(ge=0)] = Field(
-        0.0, description="added to the gradient by sgd and adam, decoupled in adamw"
+        0.0,
+        description="Weight decay: sgd and adam add it to the gradient, adamw applies it "
+        "separately.",
     )
     decay: Literal["all", "matrices"] = Field(
         "all",
-        description="the parameters that weight_decay applies to: all, or those of two or more "
-        "dimensions only, so neither norms nor biases",
+        description="Parameters that weight_decay applies to: all, or those of two or more "
+        "dimensions (matrices), so neither norms nor biases.",
     )
     clip_norm: Annotated[Number, Field(gt=0)] | None = Field(
         None,
-        description="largest norm of the gradient of all parameters together; a larger gradient "
-        "is scaled down to it; null clips nothing",
+        description="Largest norm of the gradient of all parameters together: a larger gradient "
+        "is scaled down to it. null clips nothing.",
     )
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adam and adamw only")
-    eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="adam and adamw only")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Betas of adam and adamw.")
+    eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="Epsilon of adam and adamw.")
 
 
 class Schedule(Section):
@@ -126,11 +139,12 @@ class Schedule(Section):
 
     name: Literal["constant", "cosine"] = Field(
         "constant",
-        description="after the warm-up; cosine falls to zero at the last step of the training, and "
-        "the steps after it, which are timed, run at half the peak",
+        description="Learning rate after the warm-up: constant, or cosine, which falls to zero at "
+        "the last step of the training; the timed steps after the training then run at half the "
+        "peak.",
     )
     warmup_epochs: Annotated[Number, Field(ge=0)] = Field(
-        0.0, description="epochs of linear growth from zero"
+        0.0, description="Epochs in which the learning rate grows linearly from zero."
     )
 
 
@@ -144,25 +158,27 @@ class Workload(Section):
     schedule: Schedule = Field(default_factory=lambda: Schedule())
     learning_rate_rule: Literal["none", "linear"] = Field(
         "none",
-        description="weak scaling: linear multiplies the learning rate by the GPU count "
-        "(Goyal et al. 2017)",
+        description="For weak scaling: linear multiplies the learning rate by the GPU count "
+        "(Goyal et al. 2017), none leaves it.",
     )
     precision: Precision = Field(
-        description="bf16 and fp16: autocast compute with float32 parameters, gradients, "
-        "reduction and optimizer state"
+        description="Precision of compute: bf16 and fp16 use autocast; parameters, gradients, "
+        "reduction and optimizer state stay in float32."
     )
     batchnorm: Literal["local", "sync"] = Field(
-        "local", description="statistics of each replica's batch, or of the global batch"
+        "local",
+        description="Batch-norm statistics of each replica's batch (local) or of the global batch "
+        "(sync).",
     )
     activation_checkpointing: Literal["none", "block"] = Field(
         "none",
         description="block keeps only the inputs of the model's blocks and computes the rest again "
-        "in the backward pass",
+        "in the backward pass.",
     )
     compile: Literal["none", "block"] = Field(
-        "none", description="block compiles each of the model's blocks with torch.compile"
+        "none", description="block compiles each of the model's blocks with torch.compile."
     )
-    epochs: Count = Field(1, description="passes over the training images, each followed by a test")
+    epochs: Count = Field(1, description="Passes over the training images; a test follows each.")
 
     @property
     def classes(self) -> int:
@@ -184,19 +200,20 @@ class Matrix(Section):
     """The cells: every strategy x GPU count x seed of every workload named here."""
 
     workloads: Annotated[list[str], Field(min_length=1)] = Field(
-        description="names defined under workloads"
+        description="Names that are defined under workloads."
     )
     strategies: Annotated[list[str], Field(min_length=1)] = Field(
-        description="strategies, and variants defined under variants"
+        description="Strategies, and variants that are defined under variants."
     )
     gpus: Annotated[list[Count], Field(min_length=1)] = Field(
-        description="GPUs, and so replicas, of a cell"
+        description="GPU counts of the cells; each GPU has one replica."
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        description="one run each: initial weights, data order, augmentation, dropout"
+        description="Seeds of the runs; a seed sets the initial weights, data order, augmentation "
+        "and dropout."
     )
     max_cells: Count = Field(
-        10_000, description="a matrix of more cells is taken for a mistake and refused"
+        10_000, description="A matrix of more cells is refused, because it is probably a mistake."
     )
 
 
@@ -204,43 +221,46 @@ class Cluster(Section):
     """The machines, and what cells request of them."""
 
     device: Literal["cuda", "cpu"] = Field(
-        "cuda", description="cuda (NCCL), or cpu (gloo, a process a replica)"
+        "cuda", description="cuda (with NCCL), or cpu (with gloo, one process per replica)."
     )
-    gpus_per_node: Count = Field(8, description="a cell of more GPUs spans whole nodes")
-    cpus_per_gpu: Count = Field(8, description="CPU cores a Slurm job asks for, for each GPU")
-    mem_gb_per_gpu: Count = Field(64, description="GB of memory a Slurm job asks for, for each GPU")
+    gpus_per_node: Count = Field(
+        8, description="GPUs of a node; a cell of more GPUs spans whole nodes."
+    )
+    cpus_per_gpu: Count = Field(8, description="CPU cores per GPU that a Slurm job requests.")
+    mem_gb_per_gpu: Count = Field(64, description="Memory per GPU that a Slurm job requests, GB.")
     gpu_request: Literal["gpus", "gres", "none"] = Field(
         "gpus",
-        description="how a job asks Slurm for its GPUs: gpus by --gpus (on several nodes: --gres), "
-        "gres always by --gres, for select/cons_res; none not at all, for a cluster without GRES: "
-        "a cell then sees all GPUs of a node and takes the first ones, so keep --exclusive",
+        description="How a job requests its GPUs from Slurm: gpus by --gpus (on several nodes by "
+        "--gres); gres always by --gres, for select/cons_res; none not at all, for a cluster "
+        "without GRES. With none a cell sees all GPUs of a node and takes the first ones, so keep "
+        "--exclusive.",
     )
     time_limit_minutes: Count = Field(
         120,
-        description="minutes after which a cell is ended and recorded as a time-out, at most; see "
-        "expected_images_per_s",
+        description="Minutes after which a cell is ended and recorded as a time-out; "
+        "expected_images_per_s can shorten this.",
     )
     expected_images_per_s: dict[str, Annotated[Number, Field(gt=0)]] = Field(
         default_factory=dict,
-        description="workload: training images per second that one GPU is expected to reach. The "
-        "time limit of its cells follows from it, their epochs and their window: 5 minutes to "
-        "start, a training that is ten times slower, the longest window. make plan estimates the "
-        "costs with it",
+        description="By workload, the training images/s that one GPU should reach. It sets the "
+        "time limit of the workload's cells: 5 minutes to start, a training ten times slower than "
+        "expected, and the longest window. make plan estimates the costs with it.",
     )
     stall_limit_minutes: Annotated[Number, Field(gt=0)] = Field(
         5.0,
-        description="minutes without any rank getting further (a phase, a step, a test batch) "
-        "after which a cell is taken for hung, ended and recorded as failed",
+        description="A cell is ended and recorded as failed if no rank makes progress (a phase, a "
+        "step, a test batch) for so many minutes.",
     )
     slurm_extra: str = Field(
         "--exclusive",
-        description="further options of sbatch for each cell; without --exclusive, neighbours on "
-        "the same nodes disturb what is measured",
+        description="Further sbatch options of each cell; without --exclusive, neighbours on the "
+        "same nodes disturb the measurements.",
     )
     block: Literal["free", "pinned"] = Field(
         "free",
-        description="pinned runs all strategies of a block (workload, GPU count, seed) on the same "
-        "nodes of the cluster, so that they compare in pairs",
+        description="pinned runs all strategies of a block (workload, GPU count, seed) on the "
+        "same nodes of the cluster, so that they can be compared in pairs; free lets Slurm choose "
+        "nodes for each cell.",
     )
 
     @property
@@ -253,21 +273,25 @@ class CellSite(Section):
     """The environment of a cell's processes, which can change its result."""
 
     setup: str = Field(
-        "", description="lines of bash before each cell, on each of its nodes: module load ..."
+        "",
+        description="Lines of bash that run before each cell on each of its nodes, such as module "
+        "load.",
     )
     environment: dict[Name, str] = Field(
         default_factory=dict,
-        description="variables for every rank, over those of setup: NCCL_SOCKET_IFNAME: ib0",
+        description="Environment variables of every rank; they override those of setup, for "
+        "example NCCL_SOCKET_IFNAME: ib0.",
     )
     secret_environment: list[Name] = Field(
         default_factory=list,
-        description="names of variables that hold a secret, such as WANDB_API_KEY: set where "
-        "Snakemake is started, or by setup; results record the names and never the values",
+        description="Names of environment variables that contain secrets, such as WANDB_API_KEY. "
+        "Set them where Snakemake is started, or in setup; results record the names, never the "
+        "values.",
     )
     container: str | None = Field(
         None,
-        description="an Apptainer image (.sif) with this project's packages, in whose python3 the "
-        "ranks run; null for none",
+        description="An Apptainer image (.sif) with this project's packages, whose python3 runs "
+        "the ranks; null for no image.",
     )
 
 
@@ -276,8 +300,9 @@ class Site(CellSite):
 
     scratch: str | None = Field(
         None,
-        description="folder on each node's own disk for a cell's caches and temporary files, with "
-        "$VARIABLES of the node; emptied after each cell; null for the system's own",
+        description="Folder on each node's own disk for the caches and temporary files of a cell, "
+        "emptied after each cell; it may contain $VARIABLES of the node. null for the system's "
+        "own folders.",
     )
 
 
@@ -285,9 +310,11 @@ class Data(Section):
     """Where the images come from."""
 
     dir: Annotated[str, Field(min_length=1)] = Field(
-        "resources", description="folder of the data sets; must exist"
+        "resources", description="Folder of the data sets; it must exist."
     )
-    download: Flag = Field(True, description="fetch a missing data set once, before any cell")
+    download: Flag = Field(
+        True, description="Whether to download a missing data set, once, before any cell."
+    )
 
 
 class Measure(Section):
@@ -295,34 +322,44 @@ class Measure(Section):
 
     steady_min_s: Annotated[Number, Field(gt=0)] = Field(
         10.0,
-        description="seconds of uninterrupted steps that are timed after the training, at least",
+        description="Shortest timed window after the training, s.",
     )
     steady_max_s: Annotated[Number, Field(gt=0)] = Field(
-        60.0, description="and at most, if the mean step time is not precise before"
+        60.0,
+        description="Longest timed window, s; the window ends there even if the mean step time is "
+        "not precise yet.",
     )
     steady_half_width_pct: Annotated[Number, Field(gt=0, le=100)] = Field(
         1.0,
-        description="between the two, timing ends when the half-width of the 95 % confidence "
-        "interval of the mean step time, from 20 batch means, is at most this share of the mean, %",
+        description="Between these two, the window ends when the half-width of the 95 % "
+        "confidence interval of the mean step time (from 20 batch means) is at most this share of "
+        "the mean, %.",
     )
-    warmup_min_steps: Count = Field(10, description="steps before the timed ones, at least")
+    warmup_min_steps: Count = Field(10, description="Fewest steps before the timed window.")
     warmup_max_steps: Count = Field(
-        200, description="and at most, if the step times do not settle before"
+        200,
+        description="Most steps before the timed window; it begins there even if the step times "
+        "have not settled.",
     )
     sample_interval_s: Annotated[Number, Field(ge=0.02, le=10)] = Field(
-        0.1, description="seconds between two samples of the devices"
+        0.1, description="Time between two samples of the devices, s."
     )
-    sampler: Flag = Field(True, description="false measures the sampler's own cost by its absence")
+    sampler: Flag = Field(
+        True,
+        description="Whether the devices are sampled; false shows what the sampler itself costs.",
+    )
     profile: Flag = Field(
-        True, description="a profiled pass after the timed steps: where the time of a step goes"
+        True,
+        description="Whether a few steps are profiled after the window, to split the time of a "
+        "step.",
     )
     collect_garbage: Flag = Field(
         False,
-        description="true lets Python's garbage collector run in the timed window, to measure what "
-        "it costs",
+        description="Whether Python's garbage collector runs in the timed window; true shows what "
+        "it costs.",
     )
     idle_s: Annotated[Number, Field(ge=0, le=600)] = Field(
-        4.0, description="seconds for which idle GPUs are watched before a cell begins"
+        4.0, description="Time for which the idle GPUs are sampled before a cell begins, s."
     )
 
 
@@ -330,45 +367,49 @@ class ParityGate(Section):
     """The proof that a strategy trains the oracle's model."""
 
     steps: Annotated[Count, Field(ge=8, le=1000)] = Field(
-        8, description="steps that a strategy trains beside the oracle"
+        8, description="Steps that a strategy trains beside the oracle."
     )
     per_gpu_batch: Annotated[Count, Field(ge=2, le=1024)] = Field(
-        16, description="images a replica a step of the gate"
+        16, description="Images per replica and step of the gate."
     )
     tolerance: Annotated[Number, Field(gt=0)] = Field(
-        1e-5, description="largest relative difference in float32"
+        1e-5, description="Largest relative difference from the oracle in float32."
     )
     floor_multiple: Annotated[Number, Field(ge=1)] = Field(
-        10.0, description="the timed precision's tolerance, in multiples of the oracle's own noise"
+        10.0,
+        description="Tolerance in the timed precision, as a multiple of the oracle's own noise.",
     )
-    seed: Seed = Field(0, description="the gate's own seed")
+    seed: Seed = Field(0, description="Seed of the gate.")
 
 
 class Report(Section):
-    """How results are shown."""
+    """How results are presented."""
 
     figure_width_mm: Annotated[Number, Field(ge=80, le=400)] = Field(
         180.0,
-        description="width of the figures, mm: 180 is a page; 85 to 90 a column, which bears eight "
-        "strategies on four GPU counts",
+        description="Width of the figures, mm: 180 for a page, 85 to 90 for a column, which has "
+        "room for eight strategies on four GPU counts.",
     )
     margin: Annotated[Number, Field(gt=0, lt=1)] = Field(
         0.02,
-        description="strategies whose throughput differs by less than this share are equivalent",
+        description="Strategies whose throughput differs by less than this share are equivalent.",
     )
 
 
 class Config(Section):
     """One matrix of cells and everything that defines them."""
 
-    run: RunName = Field(description="names the matrix: its results stand in results/<run>/")
-    baseline: str = Field("ddp", description="the strategy or variant that others are compared to")
+    run: RunName = Field(description="Name of the matrix; its results are in results/<run>/.")
+    baseline: str = Field(
+        "ddp", description="The strategy or variant that the others are compared with."
+    )
     matrix: Matrix
     workloads: Annotated[dict[Name, Workload], Field(min_length=1)] = Field(
-        description="what can be trained, by name"
+        description="What can be trained, by name."
     )
     variants: dict[Name, dict[str, Any]] = Field(
-        default_factory=dict, description="name: {base: strategy, option: value, ...}"
+        default_factory=dict,
+        description="By name, a strategy with other options: {base: strategy, option: value, ...}.",
     )
     cluster: Cluster = Field(default_factory=lambda: Cluster())
     site: Site = Field(default_factory=lambda: Site())
@@ -378,11 +419,12 @@ class Config(Section):
     report: Report = Field(default_factory=lambda: Report())
     on_failure: Literal["record", "stop"] = Field(
         "record",
-        description="after a failed cell (oom, timeout, diverged, failed), which is recorded: "
-        "record goes on with the others; stop starts no more, and lets those that run end",
+        description="What to do after a failed cell (oom, timeout, diverged or failed), which is "
+        "recorded in both cases: record runs the other cells; stop starts no more cells and lets "
+        "the running ones finish.",
     )
     order_seed: Seed = Field(
-        0, description="shuffles the order in which the strategies of a block start"
+        0, description="Seed of the order in which the strategies of a block start."
     )
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shardmark.config.loading import did_you_mean
+from shardmark.config.loading import hint_at_allowed
 from shardmark.config.schema import Config
 
 _CELL = r"results/(?P<run>[^/]+)/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/gpus(?P<gpus>[^/]+)/seed"
@@ -47,5 +47,5 @@ def _reasons(cell: dict[str, str], config: Config) -> Iterator[str]:
     ):
         given = cell.get(what)
         if given is not None and given not in map(str, allowed):
-            hint = did_you_mean(given, list(map(str, allowed)))
+            hint = hint_at_allowed(given, list(map(str, allowed)))
             yield f"{what} {given} is not in matrix.{key}; {hint}"

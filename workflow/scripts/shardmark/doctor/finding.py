@@ -15,16 +15,16 @@ class Finding:
     Attributes:
         level: ``FAIL`` if the matrix cannot run, ``warn`` if its figures may suffer.
         what: what was checked.
-        found: what the check found.
+        detail: what the check showed.
         advice: what to do about it.
     """
 
     level: Level
     what: str
-    found: str
+    detail: str
     advice: str = ""
 
     def __str__(self) -> str:
-        found = " ".join(self.found.split())
+        detail = " ".join(self.detail.split())
         advice = f" -> {self.advice}" if self.advice else ""
-        return f"{self.level:4}  {self.what:14}  {found}{advice}"
+        return f"{self.level:4}  {self.what:14}  {detail}{advice}"

@@ -15,7 +15,7 @@ from shardmark.measurement.environment import driver_and_topology
 from shardmark.measurement.telemetry import GpuProbe, gpu_facts, visible_gpus
 
 
-def gpus(needed: int) -> Iterator[Finding]:
+def check_gpus(needed: int) -> Iterator[Finding]:
     """Check the driver and the GPUs; ``needed`` is what the largest cell asks for per node."""
     try:
         uuids = visible_gpus(needed)
@@ -24,39 +24,39 @@ def gpus(needed: int) -> Iterator[Finding]:
         advice = "" if mig else "run on a node with GPUs, or set cluster.device to cpu"
         yield Finding("FAIL", "GPUs", str(error), advice)
         return
-    known = driver_and_topology()
-    yield Finding("ok", "driver", str(known["driver"]))
+    machine = driver_and_topology()
+    yield Finding("ok", "driver", str(machine["driver"]))
     facts = {uuid: gpu_facts(uuid) for uuid in uuids}
     names = Counter(str(fact["name"]) for fact in facts.values())
-    found = ", ".join(f"{number} x {name}" for name, number in names.items()) or "none"
+    models = ", ".join(f"{number} x {name}" for name, number in names.items()) or "none"
     if len(uuids) < needed:
         advice = "check CUDA_VISIBLE_DEVICES, cluster.gpus_per_node and the job's GPU request"
-        yield Finding("FAIL", "GPUs", f"{found}, and the largest cell needs {needed} here", advice)
+        yield Finding("FAIL", "GPUs", f"{models}, and the largest cell needs {needed} here", advice)
     elif len(names) > 1:
         advice = "compare on GPUs of one model: a constraint in profiles/slurm/config.yaml"
-        yield Finding("warn", "GPUs", found, advice)
+        yield Finding("warn", "GPUs", models, advice)
     else:
-        yield Finding("ok", "GPUs", found)
-    yield from topology(known["topology"], len(uuids))
+        yield Finding("ok", "GPUs", models)
+    yield from check_topology(machine["topology"], len(uuids))
     rows = {str(row["device"]): row for row in GpuProbe(uuids).rows()} if uuids else {}
     for uuid, row in rows.items():
-        yield from state(uuid, facts[uuid], row)
+        yield from check_state(uuid, facts[uuid], row)
 
 
-def topology(pairs: list[dict[str, Any]], shown: int) -> Iterator[Finding]:
+def check_topology(pairs: list[dict[str, Any]], gpus: int) -> Iterator[Finding]:
     """Check the links between the machine's GPUs; ``pairs`` comes from driver_and_topology."""
-    if shown < 2:
+    if gpus < 2:
         return
     links = Counter("NVLink" if pair["nvlink"] else f"PCIe, {pair['path']}" for pair in pairs)
-    found = ", ".join(f"{number} pairs by {link}" for link, number in links.most_common())
+    counts = ", ".join(f"{number} pairs by {link}" for link, number in links.most_common())
     if len(links) > 1:
         advice = "cells of fewer GPUs than a node has depend on which they get; take whole nodes"
-        yield Finding("warn", "topology", found, advice)
+        yield Finding("warn", "topology", counts, advice)
     else:
-        yield Finding("ok", "topology", found)
+        yield Finding("ok", "topology", counts)
 
 
-def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Finding]:
+def check_state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Finding]:
     """Check whether anything in a GPU's state would distort its figures.
 
     Args:
@@ -64,12 +64,14 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
         facts: its gpu_facts.
         row: a sample of it, taken while no cell runs.
     """
-    what, memory = "GPU state", row.get("memory_used_bytes")
+    subject, memory = "GPU state", row.get("memory_used_bytes")
     limit, default = row.get("power_limit_w"), facts.get("power_limit_default_w")
     if limit is not None and default is not None and limit < default:
-        found = f"{uuid} is held at {limit:.0f} W, of its own {default:.0f} W"
-        yield Finding("warn", what, found, "ask for its own power limit; such cells are labelled")
-    asked = {
+        problem = f"{uuid} is held at {limit:.0f} W, of its own {default:.0f} W"
+        yield Finding(
+            "warn", subject, problem, "ask for its own power limit; such cells are labelled"
+        )
+    answers = {
         "why its clocks are low": row.get("throttle_mask"),
         "its power limit": limit,
         "its own power limit": default,
@@ -78,29 +80,29 @@ def state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterator[Fin
         "the processes on it": row.get("processes"),
         "its energy": row.get("energy_j"),
     }
-    if silent := [name for name, answer in asked.items() if answer is None]:
-        found = f"{uuid}: the driver does not tell {', '.join(silent)}"
+    if unanswered := [name for name, answer in answers.items() if answer is None]:
+        problem = f"{uuid}: the driver does not tell {', '.join(unanswered)}"
         advice = "a newer driver may; cells name what could not be checked without it"
-        yield Finding("warn", what, found, advice)
+        yield Finding("warn", subject, problem, advice)
     reasons = int(row.get("throttle_mask") or 0)
     slow = [name for bit, name in THROTTLE_REASONS.items() if reasons & bit and name in FAULTS]
     if slow:
-        found = f"{uuid} is slowed down by {', '.join(slow)}"
-        yield Finding("warn", what, found, "leave this node out, and tell the administrators")
+        problem = f"{uuid} is slowed down by {', '.join(slow)}"
+        yield Finding("warn", subject, problem, "leave this node out, and tell the administrators")
     if row.get("ecc_errors"):
-        found = f"{uuid} has {row['ecc_errors']} uncorrected memory errors"
-        yield Finding("warn", what, found, "leave this node out, and tell the administrators")
+        problem = f"{uuid} has {row['ecc_errors']} uncorrected memory errors"
+        yield Finding("warn", subject, problem, "leave this node out, and tell the administrators")
     if memory is not None and memory > MOST_IDLE_MEMORY_BYTES:
-        found = f"{uuid} has {memory / 2**20:.0f} MiB in use by something else"
-        yield Finding("warn", what, found, "take GPUs of your own; such cells are excluded")
-    lowered = lowered_clock_mhz(uuid)
+        problem = f"{uuid} has {memory / 2**20:.0f} MiB in use by something else"
+        yield Finding("warn", subject, problem, "take GPUs of your own; such cells are excluded")
+    lowered = lowered_and_default_mhz(uuid)
     if lowered is not None:
-        found = f"{uuid} has its SM clock set to {lowered[0]} MHz, of its own {lowered[1]} MHz"
-        yield Finding("warn", what, found, "nvidia-smi --reset-applications-clocks")
+        problem = f"{uuid} has its SM clock set to {lowered[0]} MHz, of its own {lowered[1]} MHz"
+        yield Finding("warn", subject, problem, "nvidia-smi --reset-applications-clocks")
 
 
-def lowered_clock_mhz(uuid: str) -> tuple[int, int] | None:
-    """Return the SM application clock and the default one, if it is below the default."""
+def lowered_and_default_mhz(uuid: str) -> tuple[int, int] | None:
+    """Return a GPU's SM application clock and its default, MHz; None if it is not lowered."""
     import pynvml
 
     with contextlib.suppress(pynvml.NVMLError):

@@ -1,4 +1,4 @@
-"""Measure an all-reduce over the replicas of the largest cell, launched just as cells are."""
+"""Measure an all-reduce over the replicas of the largest cell, launched like a cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
 from shardmark.errors import UserError
-from shardmark.launching.endings import failure_of
+from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.strategies import STRATEGIES
@@ -33,7 +33,7 @@ def reduction_cell(config: Config, gpus: int) -> Cell:
     return cell.model_copy(update={"base": "ddp", "options": options, "strategy": "doctor"})
 
 
-def all_reduce(config: Config, gpus: int) -> Iterator[Finding]:
+def check_all_reduce(config: Config, gpus: int) -> Iterator[Finding]:
     """Check how fast the replicas all-reduce, and over which transport."""
     if gpus < 2:
         yield Finding("ok", "all-reduce", "one replica has nothing to reduce")
@@ -41,26 +41,26 @@ def all_reduce(config: Config, gpus: int) -> Iterator[Finding]:
     cell = reduction_cell(config, gpus)
     advice = "name the interface between nodes in NCCL_SOCKET_IFNAME, or GLOO_SOCKET_IFNAME"
     try:
-        found = measure(cell, Path("results", config.run, "doctor.json"))
+        result = measure_all_reduce(cell, Path("results", config.run, "doctor.json"))
     except UserError as error:
         yield Finding("FAIL", "all-reduce", str(error), advice)
         return
-    rate = float(found["gb_per_s"])
-    over = " and ".join(found["via"]) or "unknown"
-    text = f"{rate:.3g} GB/s of bus over {gpus} ranks, {found['backend']}"
+    bus_gb_per_s = float(result["gb_per_s"])
+    transports = " and ".join(result["via"]) or "unknown"
+    speed = f"{bus_gb_per_s:.3g} GB/s of bus over {gpus} ranks, {result['backend']}"
     if cell.device == "cpu":
-        yield Finding("ok", "all-reduce", text)
-    elif cell.nodes > 1 and "NET/Socket" in found["via"]:
-        slow = "this is TCP: if the nodes have InfiniBand or RoCE, ask the site how NCCL finds it"
-        yield Finding("warn", "all-reduce", f"{text} via {over}", slow)
-    elif cell.nodes == 1 and any(not via.startswith("P2P") for via in found["via"]):
-        slow = "GPUs that do not reach each other directly; see topology"
-        yield Finding("warn", "all-reduce", f"{text} via {over}", slow)
+        yield Finding("ok", "all-reduce", speed)
+    elif cell.nodes > 1 and "NET/Socket" in result["via"]:
+        cause = "this is TCP: if the nodes have InfiniBand or RoCE, ask the site how NCCL finds it"
+        yield Finding("warn", "all-reduce", f"{speed} via {transports}", cause)
+    elif cell.nodes == 1 and any(not via.startswith("P2P") for via in result["via"]):
+        cause = "GPUs that do not reach each other directly; see topology"
+        yield Finding("warn", "all-reduce", f"{speed} via {transports}", cause)
     else:
-        yield Finding("ok", "all-reduce", f"{text} via {over}")
+        yield Finding("ok", "all-reduce", f"{speed} via {transports}")
 
 
-def measure(cell: Cell, result: Path) -> dict[str, Any]:
+def measure_all_reduce(cell: Cell, result: Path) -> dict[str, Any]:
     """Launch the ranks and read the result that they write.
 
     Args:
@@ -90,9 +90,9 @@ def measure(cell: Cell, result: Path) -> dict[str, Any]:
                 limit_s=LIMIT_S,
                 extra_env=log,
             )
-        failed = failure_of(cell, ended)
-        if failed is not None:
-            raise UserError(f"{failed[0]}: {failed[1].exception}")
-        found: dict[str, Any] = json.loads((scratch / "all_reduce.json").read_text())
+        failure = find_failure(cell, ended)
+        if failure is not None:
+            raise UserError(f"{failure[0]}: {failure[1].exception}")
+        measured: dict[str, Any] = json.loads((scratch / "all_reduce.json").read_text())
         logs = "".join(path.read_text(errors="replace") for path in scratch.glob("nccl.*.log"))
-    return found | {"via": sorted(set(_VIA.findall(logs)))}
+    return measured | {"via": sorted(set(_VIA.findall(logs)))}

@@ -18,13 +18,14 @@ from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
 
-# Free space to warn and to fail at. A cell writes some megabytes; a full disk ruins a matrix.
+# Free space below which the doctor warns, and below which it fails. A cell writes some megabytes; a
+# full disk ruins a matrix.
 LITTLE_BYTES, NOTHING_BYTES = 10 * 2**30, 2**30
 # New results are recognised by comparing their time on the file system with a machine's clock.
 MOST_SKEW_S = 5.0
 
 
-def writable(what: str, folder: Path) -> Iterator[Finding]:
+def check_folder(what: str, folder: Path) -> Iterator[Finding]:
     """Check whether a folder is writable and has room, and whether its clock agrees with ours."""
     try:
         require_room(folder)
@@ -49,7 +50,7 @@ def writable(what: str, folder: Path) -> Iterator[Finding]:
         )
 
 
-def small_files() -> Iterator[Finding]:
+def check_caches() -> Iterator[Finding]:
     """Check whether Snakemake and the libraries can write their caches and temporary files."""
     caches = os.environ.get("XDG_CACHE_HOME")
     for what, folder, variable in (
@@ -63,7 +64,7 @@ def small_files() -> Iterator[Finding]:
             yield Finding("ok", what, f"{folder} is writable")
 
 
-def data_sets(config: Config, root: Path) -> Iterator[Finding]:
+def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
     """Check whether every data set of the matrix is there and complete."""
     names = sorted({config.workloads[name].dataset.name for name in config.matrix.workloads})
     for name in names:
@@ -72,11 +73,11 @@ def data_sets(config: Config, root: Path) -> Iterator[Finding]:
             continue
         command = [sys.executable, str(SCRIPTS / "fetch_data.py"), "--dataset", name]
         command += ["--dir", str(root / config.data.dir), "--download", "false"]
-        asked = subprocess.run(command, capture_output=True, text=True)
-        if asked.returncode == 0:
+        check = subprocess.run(command, capture_output=True, text=True)
+        if check.returncode == 0:
             yield Finding("ok", "data", f"{name} is whole in {config.data.dir}")
             continue
         level: Level = "warn" if config.data.download else "FAIL"
-        message = (asked.stderr.strip().splitlines() or ["fetch_data.py failed"])[-1]
-        found = message.removeprefix("shardmark: data.dir: ").split("; ")[0]
-        yield Finding(level, "data", found, "make fetch, where there is internet")
+        message = (check.stderr.strip().splitlines() or ["fetch_data.py failed"])[-1]
+        problem = message.removeprefix("shardmark: data.dir: ").split("; ")[0]
+        yield Finding(level, "data", problem, "make fetch, where there is internet")

@@ -14,19 +14,19 @@ from typing import Any
 from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.slurm_setup import (
-    account,
-    job_states,
-    most_minutes,
-    partitions,
-    queue_length,
-    user,
+    check_account,
+    check_job_states,
+    check_partitions,
+    check_queue_length,
+    check_user,
+    longest_limit_minutes,
 )
 from shardmark.doctor.slurm_submission import (
     Resources,
     jobs_of_matrix,
     read_profile,
     resources_of_cell,
-    sbatch,
+    sbatch_command,
 )
 from shardmark.errors import ConfigError, UserError
 from shardmark.slurm import queue
@@ -38,64 +38,66 @@ LATENCY_S = 60.0
 DONE = "doctor: "
 
 
-def requests(config: Config, profile: Path) -> Iterator[Finding]:
-    """Check whether Slurm would accept each kind of job, and Snakemake would notice their end."""
+def check_requests(config: Config, profile: Path) -> Iterator[Finding]:
+    """Check whether Slurm would accept each kind of job, and Snakemake would notice its end."""
     try:
         settings = read_profile(profile)
     except ConfigError as error:
         yield Finding("FAIL", "profile", str(error), "name the profile: doctor.py --profile ...")
         return
     jobs = jobs_of_matrix(config, settings)
-    first = next(iter(jobs.values()))
-    yield from (named := list(user()))
-    if any(one.level == "FAIL" for one in named):
+    largest = next(iter(jobs.values()))
+    yield from (user_findings := list(check_user()))
+    if any(one.level == "FAIL" for one in user_findings):
         return
     try:
-        yield from (places := list(partitions(first, str(profile))))
-        yield from job_states(settings)
-        yield from (accounts := list(account(first)))
-        yield from queue_length(settings, first)
+        yield from (partition_findings := list(check_partitions(largest, str(profile))))
+        yield from check_job_states(settings)
+        yield from (account_findings := list(check_account(largest)))
+        yield from check_queue_length(settings, largest)
         # Otherwise sbatch would repeat the same error for each job.
-        if all(one.level == "ok" for one in (*places, *accounts)):
-            yield from answers(jobs, settings)
+        if all(one.level == "ok" for one in (*partition_findings, *account_findings)):
+            yield from try_submissions(jobs, settings)
     except UserError as error:
         yield Finding("FAIL", "Slurm", str(error), "run this where sbatch works")
 
 
-def answers(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -> Iterator[Finding]:
+def try_submissions(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -> Iterator[Finding]:
     """Ask Slurm about each distinct request (``sbatch --test-only``); one finding per answer."""
-    asked: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    titles_by_call: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for title, resources in jobs.items():
-        command = sbatch(resources, profile, Path("/dev/null"), "true", "--test-only")
-        asked[tuple(command)].append(title)
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for call, titles in asked.items():
-        done = subprocess.run(call, capture_output=True, text=True)
-        lines = done.stderr.strip().splitlines()
-        said = "; ".join(re.sub(r"^sbatch: (error: )?", "", line) for line in lines)
+        command = sbatch_command(resources, profile, Path("/dev/null"), "true", "--test-only")
+        titles_by_call[tuple(command)].append(title)
+    titles_by_refusal: dict[str, list[str]] = defaultdict(list)
+    for call, titles in titles_by_call.items():
+        trial = subprocess.run(call, capture_output=True, text=True)
+        lines = trial.stderr.strip().splitlines()
+        answer = "; ".join(re.sub(r"^sbatch: (error: )?", "", line) for line in lines)
         resources = jobs[titles[0]]
-        minutes, most = resources["runtime"], most_minutes(resources)
-        if done.returncode:
-            kinds[said].append(f"{', '.join(titles)} ({_machines(call)})")
-        elif minutes > most:
+        minutes, limit_minutes = resources["runtime"], longest_limit_minutes(resources)
+        if trial.returncode:
+            titles_by_refusal[answer].append(f"{', '.join(titles)} ({_machine_options(call)})")
+        elif minutes > limit_minutes:
             # Without EnforcePartLimits, Slurm accepts such a job, which then never starts.
-            limit = f"the time limit of {minutes} min is above the partition's {most:.0f} min"
-            kinds[limit].append(", ".join(titles))
+            refusal = (
+                f"the time limit of {minutes} min is above the partition's {limit_minutes:.0f} min"
+            )
+            titles_by_refusal[refusal].append(", ".join(titles))
         else:
-            kinds[""].append(f"{', '.join(titles)}: {said or 'no answer'}")
+            titles_by_refusal[""].append(f"{', '.join(titles)}: {answer or 'no answer'}")
     advice = "let cluster: (gpu_request for GRES) and the profile ask for what you may have"
-    for said, titles in kinds.items():
-        if said:
-            yield Finding("FAIL", "request", f"{said}: {'; '.join(titles)}", advice)
+    for answer, titles in titles_by_refusal.items():
+        if answer:
+            yield Finding("FAIL", "request", f"{answer}: {'; '.join(titles)}", advice)
         else:
             yield from (Finding("ok", "request", title) for title in titles)
 
 
-def _machines(command: Sequence[str]) -> str:
+def _machine_options(command: Sequence[str]) -> str:
     return " ".join(word for word in command if re.match(r"--(gpus|gres|nodes|cpus)", word))
 
 
-def on_nodes(config: Config, profile: Path, command: str, log: Path) -> Iterator[str]:
+def run_on_nodes(config: Config, profile: Path, command: str, log: Path) -> Iterator[str]:
     """Run a command as a job of the largest cell's size, and yield its output line by line.
 
     Args:
@@ -112,7 +114,7 @@ def on_nodes(config: Config, profile: Path, command: str, log: Path) -> Iterator
     resources["runtime"] = JOB_MINUTES
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    call = sbatch(resources, settings, log, command, "--wait", "--no-requeue")
+    call = sbatch_command(resources, settings, log, command, "--wait", "--no-requeue")
     with subprocess.Popen(
         call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

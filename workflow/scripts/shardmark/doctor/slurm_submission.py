@@ -12,9 +12,9 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import parse_time_to_minutes, set_gres_string
 
 from shardmark.cells import cells_of
-from shardmark.config.files import check_file
+from shardmark.config.files import read_config_file
 from shardmark.config.schema import Cluster, Config
-from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, request_of
+from shardmark.slurm.job_request import PIN_MINUTES, build_request, quoted_options
 from shardmark.slurm.queue import TRAIN
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
 
@@ -44,16 +44,17 @@ def resources_of_cell(config: Config, replicas: int, profile: Mapping[str, Any])
     """Return the resources of a cell's job, or of a group's job if the profile groups cells.
 
     Args:
-        config: the matrix; its cell with this many GPUs and the longest time limit counts.
+        config: the matrix. Of its cells with this many GPUs, the one with the longest time limit
+            counts.
         replicas: GPUs of the cell.
         profile: a Snakemake profile as a mapping.
     """
     cluster = config.cluster
     limit = max(limit_minutes(cluster, cell) for cell in cells_of(config) if cell.gpus == replicas)
-    own = {"slurm_extra": quoted_options(cluster)}
-    resources = resources_of(TRAIN, cluster, replicas, profile, own, limit)
-    if group := _pairs(profile.get("groups")).get(TRAIN):
-        resources["runtime"] *= int(_pairs(profile.get("group-components")).get(group, 1))
+    extra = {"slurm_extra": quoted_options(cluster)}
+    resources = resources_of(TRAIN, cluster, replicas, profile, extra, limit)
+    if group := _as_mapping(profile.get("groups")).get(TRAIN):
+        resources["runtime"] *= int(_as_mapping(profile.get("group-components")).get(group, 1))
     return resources
 
 
@@ -77,16 +78,16 @@ def resources_of(
         own: what the rule asks for beside its machines.
         limit: minutes until the job ends itself.
     """
-    last = _pairs(profile.get("set-resources"))
+    overrides = _as_mapping(profile.get("set-resources"))
     resources = Resources(
         {
-            **_pairs(profile.get("default-resources")),
-            **request_of(cluster, replicas, limit).resources(),
+            **_as_mapping(profile.get("default-resources")),
+            **build_request(cluster, replicas, limit).resources(),
             **own,
-            **(last.get(rule) or {}),
+            **(overrides.get(rule) or {}),
             **{
                 name.removeprefix(f"{rule}:"): value
-                for name, value in last.items()
+                for name, value in overrides.items()
                 if name.startswith(f"{rule}:")
             },
         }
@@ -95,11 +96,11 @@ def resources_of(
     return resources
 
 
-def _pairs(given: Any) -> dict[str, Any]:
+def _as_mapping(setting: Any) -> dict[str, Any]:
     """Return a profile's entry as a mapping, even if it is a list of ``name=value``."""
-    if isinstance(given, list):
-        return dict(str(entry).split("=", 1) for entry in given if "=" in str(entry))
-    return dict(given or {})
+    if isinstance(setting, list):
+        return dict(str(entry).split("=", 1) for entry in setting if "=" in str(entry))
+    return dict(setting or {})
 
 
 def read_profile(folder: Path) -> dict[str, Any]:
@@ -108,13 +109,13 @@ def read_profile(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is missing or is not YAML.
     """
-    return check_file(folder / "config.yaml")
+    return read_config_file(folder / "config.yaml")
 
 
-def sbatch(
+def sbatch_command(
     resources: Resources, profile: Mapping[str, Any], log: Path, command: str, *options: str
 ) -> list[str]:
-    """Return the sbatch call that the executor would make for a job, with another command in it.
+    """Return the sbatch call that the executor would make for a job, but with another command.
 
     Args:
         resources: the job's resources.
@@ -124,7 +125,7 @@ def sbatch(
         options: further options of sbatch.
     """
     names = {"account": "slurm_account", "partition": "slurm_partition"}
-    sites = {
+    site_options = {
         option: f"--{option}={shlex.quote(str(resources[name]))}" if resources.get(name) else ""
         for option, name in names.items()
     }
@@ -140,7 +141,7 @@ def sbatch(
             "slurm_logfile": str(log),
             "comment_str": "shardmark doctor",
             "workdir": str(Path.cwd()),
-            **sites,
+            **site_options,
         },
         SimpleNamespace(**settings),
     )

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from shardmark.figures.answer import answer_figure
 from shardmark.figures.data import Data
 from shardmark.figures.dot_plots import dot_plot
-from shardmark.figures.drawing import STYLE
+from shardmark.figures.drawing import STYLE, lay_out
 from shardmark.figures.loss_curves import loss_figure
 from shardmark.figures.outcome_grid import outcome_figure
 from shardmark.figures.scaling_curves import efficiency_figure, scaling_figure
@@ -21,6 +22,7 @@ from shardmark.figures.trade_offs import trade_off_figure
 from shardmark.results.cell_rows import QUANTITIES
 
 DRAWN_BY: dict[str, Callable[[Data], Figure]] = {
+    "answer": answer_figure,
     "trade_off": trade_off_figure,
     "scaling": scaling_figure,
     "efficiency": efficiency_figure,
@@ -45,4 +47,6 @@ def draw(name: str, data: Data) -> Figure:
         NothingToDraw: with the reason, if the data of the figure were not measured.
     """
     with mpl.rc_context(STYLE):
-        return DRAWN_BY[name](data)
+        figure = DRAWN_BY[name](data)
+        lay_out(figure)
+        return figure

@@ -13,6 +13,7 @@ from shardmark.figures.appearance import Look, looks
 from shardmark.figures.side_files import DamagedFiles, Timeline, read_steps, read_timelines
 from shardmark.quantities import describe_gpus
 from shardmark.results.collected import Tables
+from shardmark.results.outcome import Outcome
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
@@ -163,7 +164,11 @@ class Data:
         """Return a GPU count in words."""
         return describe_gpus(self.device, count)
 
-    def outcome(self, name: str, count: int) -> str:
-        """Say in words why a strategy has no measurement at a GPU count."""
-        runs = self.cells[(self.cells.strategy == name) & (self.cells.gpus == count)]
-        return ", ".join(sorted(set(runs.status) - {"ok", ""})) or "no result"
+    def outcome(self, name: str, count: int | None = None) -> str:
+        """Say in words why a strategy has no measurement, at a GPU count or anywhere."""
+        runs = self.cells[self.cells.strategy == name]
+        if count is not None:
+            runs = runs[runs.gpus == count]
+        statuses = sorted(set(runs.status) - {"ok", ""})
+        words = [Outcome.OOM.meaning if status == Outcome.OOM else status for status in statuses]
+        return ", ".join(words) or "no result"

@@ -5,10 +5,18 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import LEFT_OUT, absent, dots_of_runs, marker, panels_of_counts, tick
+from shardmark.figures.drawing import (
+    LEFT_OUT,
+    absent,
+    dots_of_runs,
+    linear,
+    marker,
+    panels_of_counts,
+    tick,
+    ticks_across,
+)
 from shardmark.quantities import Quantity
 
 
@@ -20,10 +28,11 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
     quantity = quantity.on(data.device)
     if not len(data.ok) or data.ok[quantity.column].isna().all():
         raise NothingToDraw(f"{quantity.label} was not measured")
-    figure, panels = panels_of_counts(data, data.gpus, rows_mm=16)
+    figure, panels = panels_of_counts(data, data.gpus, rows_mm=20)
     for count, axes in panels:
         _dots(axes, data, quantity, count)
-    figure.supxlabel(f"{quantity.heading}{_arrow(quantity)}", fontsize=8)
+    scale = linear([axes for _, axes in panels], "x")
+    figure.supxlabel(f"{quantity.heading}{_arrow(quantity)}\n{scale}", fontsize=8)
     return figure
 
 
@@ -38,17 +47,17 @@ def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
         dots_of_runs(axes, data, name, values, pd.Series(row, index=values.index))
         middle = values[values.index.isin(data.counted.index)].median()
         axes.plot(middle, row, **marker(look, 5.5), alpha=None if name in compared else LEFT_OUT)
-    _x_of_dots(axes, 2 if data.narrow else 3)
+    _x_of_dots(axes, data.narrow)
 
 
-def _x_of_dots(axes: Axes, bins: int) -> None:
-    """Set few ticks and some margin. The axis need not start at zero: dots compare by position."""
+def _x_of_dots(axes: Axes, narrow: bool) -> None:
+    """Set ticks and some margin. The axis need not start at zero: dots compare by position."""
     low, high = axes.get_xlim()
     if high - low < 0.02 * abs(high):
         middle = (low + high) / 2
         axes.set_xlim(middle - 0.01 * abs(high), middle + 0.01 * abs(high))
     axes.margins(x=0.1)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=bins, min_n_ticks=2))
+    axes.xaxis.set_major_locator(ticks_across(narrow))
     axes.xaxis.set_major_formatter(tick)
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.appearance import Look
 from shardmark.figures.data import Data
 from shardmark.files import replacing
-from shardmark.quantities import format_number
 
 MM = 1 / 25.4
 GREY = "#666666"
@@ -30,6 +34,9 @@ PANEL_MM = 27.0
 # Opacity of a run's marker if it takes part in comparisons, and if it does not.
 COMPARED = 0.8
 LEFT_OUT = 0.3
+# Of wrapped text in 8 pt.
+LETTERS_PER_MM = 0.6
+PNG_DPI = 200
 STYLE = mpl.RcParams(
     {
         "font.family": "DejaVu Sans",
@@ -48,7 +55,6 @@ STYLE = mpl.RcParams(
         "ytick.color": "#333333",
         "xtick.major.width": 0.6,
         "ytick.major.width": 0.6,
-        "savefig.dpi": 200,
         "figure.constrained_layout.use": True,
         # A fixed salt, so that the same data give the same file.
         "svg.hashsalt": "shardmark",
@@ -59,19 +65,32 @@ STYLE = mpl.RcParams(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure atomically, in the format of the path's suffix."""
-    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
-    kind = path.suffix[1:]
+    """Write the figure atomically, in the format of the path's suffix.
+
+    The canvases are called directly, because ``Figure.savefig`` draws every figure twice. Dates
+    are left out, so that the same data give the same file.
+    """
     with replacing(path) as partial, mpl.rc_context(STYLE):
-        figure.savefig(partial, format=kind, metadata=no_date[kind])
+        canvas: Any
+        match path.suffix:
+            case ".svg":
+                canvas = FigureCanvasSVG(figure)
+                canvas.print_svg(partial, metadata={"Date": None})
+            case ".pdf":
+                canvas = FigureCanvasPdf(figure)
+                canvas.print_pdf(partial, metadata={"CreationDate": None})
+            case _:
+                figure.dpi = PNG_DPI
+                canvas = FigureCanvasAgg(figure)
+                canvas.print_png(partial)
 
 
-def write_words(text: str, data: Data) -> Figure:
-    """Return a figure that contains only text, in place of one that cannot be drawn."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(data.width_mm * MM, 14 * MM))
-        figure.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=8)
-        return figure
+def lay_out(figure: Figure) -> None:
+    """Place panels and legends once; matplotlib would do it again for each format."""
+    engine = figure.get_layout_engine()
+    if engine:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def columns_of(width_mm: float, panels: int, *, first_mm: float, panel_mm: float = PANEL_MM) -> int:
@@ -130,7 +149,7 @@ def legend_of(
     Its title replaces the figure's x label, which matplotlib would draw over the legend.
     """
     columns = max(1, min(len(handles), int(width_mm // each_mm)))
-    figure.legend(
+    drawn = figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=columns,
@@ -138,6 +157,7 @@ def legend_of(
         title=title or None,
         title_fontsize=8,
     )
+    drawn.get_title().set_multialignment("center")
 
 
 def marker(look: Look, size: float) -> dict[str, Any]:
@@ -177,24 +197,56 @@ def dots_of_runs(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) 
         )
 
 
-def legend(figure: Figure, data: Data) -> None:
-    """Draw a legend with the look of each strategy."""
+def legend(figure: Figure, data: Data, title: str, drawn: Sequence[str]) -> None:
+    """Draw a legend with the look of each drawn strategy, below a line about the axes.
+
+    A strategy that is not drawn is named in the title, with its outcomes.
+    """
     handles = [
-        Line2D([], [], color=data.looks[name].colour, linewidth=1, label=label)
-        for name, label in data.labels.items()
+        Line2D([], [], color=data.looks[name].colour, linewidth=1, label=data.labels[name])
+        for name in drawn
     ]
-    for handle, name in zip(handles, data.labels, strict=True):
+    for handle, name in zip(handles, drawn, strict=True):
         handle.set(**marker(data.looks[name], 5))
-    legend_of(figure, data.width_mm, handles)
+    left_out = [
+        f"{label} ({data.outcome(name)})"
+        for name, label in data.labels.items()
+        if name not in drawn
+    ]
+    lines = [title]
+    if left_out:
+        lines += textwrap.wrap(
+            f"Not drawn: {', '.join(left_out)}", int(data.width_mm * LETTERS_PER_MM)
+        )
+    legend_of(figure, data.width_mm, handles, "\n".join(lines))
 
 
 def legend_mm(data: Data, entries: int, each_mm: float = 42) -> float:
     """Return the height of a legend with this many entries, mm."""
-    return 5 * math.ceil(entries / max(1, int(data.width_mm // each_mm))) + 4
+    return 5 * math.ceil(entries / max(1, int(data.width_mm // each_mm))) + 8
+
+
+def linear(panels: Sequence[Axes], name: Literal["x", "y"]) -> str:
+    """Say that an axis of all panels is linear and where it starts.
+
+    If one panel reaches 0, all start there.
+    """
+    axes = [getattr(panel, f"{name}axis") for panel in panels]
+    starts = [axis.get_view_interval()[0] for axis in axes]
+    if min(starts) > 0:
+        return "linear, not from 0"
+    for axis in axes:
+        axis.axes.set(**{f"{name}lim": (0, axis.get_view_interval()[1])})
+    return "linear, from 0"
+
+
+def ticks_across(narrow: bool) -> MaxNLocator:
+    """Return as many ticks side by side as a panel has room for."""
+    return MaxNLocator(nbins=3 if narrow else 4, min_n_ticks=3)
 
 
 def tick(value: float, _: object = None) -> str:
     """Format a number on an axis."""
     if value and abs(value) < 0.01:
         return f"{value:.0e}"
-    return f"{value:,.4g}" if abs(value) < 10_000 else format_number(value, 5)
+    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value / 1000:,.4g}k"

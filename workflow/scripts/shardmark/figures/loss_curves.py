@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -21,6 +22,7 @@ from shardmark.figures.drawing import (
     columns_of,
     legend,
     legend_mm,
+    linear,
     marker,
 )
 
@@ -42,13 +44,20 @@ def loss_figure(data: Data) -> Figure:
         2 * bands, columns, squeeze=False, sharex=True, height_ratios=[3, 2] * bands
     )
     shift = _shifts(data)
+    panels = []
     for index, count in enumerate(data.gpus):
         band, column = divmod(index, columns)
         above, below = grid[2 * band][column], grid[2 * band + 1][column]
-        part = data.epochs[data.epochs.gpus == count]
-        _losses(above, data, part, shift)
+        at = data.epochs[data.epochs.gpus == count]
+        losses = at.pivot_table(index=["strategy", "seed"], columns="epoch", values="loss")
+        _draw(above, data, count, losses, shift)
+        of_baseline = losses[losses.index.get_level_values("strategy") == data.baseline]
+        others = losses.drop(of_baseline.index)
+        its = of_baseline.droplevel("strategy").reindex(others.index.get_level_values("seed"))
+        _draw(below, data, count, others.div(its.to_numpy()).sub(1).mul(100), shift)
         above.set_title(data.describe_gpus(count), loc="left")
-        _differences(below, data, part, shift)
+        _axes(above, below, data)
+        panels.append(above)
         below.tick_params(labelbottom=True)
         below.set_xlabel("Epoch")
         if column == 0:
@@ -58,7 +67,9 @@ def loss_figure(data: Data) -> Figure:
         band, column = divmod(index, columns)
         grid[2 * band][column].remove()
         grid[2 * band + 1][column].remove()
-    legend(figure, data)
+    scale = linear(panels, "y")
+    drawn = [name for name in data.labels if (data.epochs.strategy == name).any()]
+    legend(figure, data, f"Loss {scale}; differences linear, around 0", drawn)
     return figure
 
 
@@ -69,47 +80,48 @@ def _shifts(data: Data) -> Mapping[str, float]:
     return dict(zip(data.labels, np.linspace(-SPREAD, SPREAD, len(data.labels)), strict=True))
 
 
-def _losses(axes: Axes, data: Data, epochs: pd.DataFrame, shift: Mapping[str, float]) -> None:
-    for name, run in _runs(data, epochs):
-        look, alpha = data.looks[name], _alpha(data, name, run)
-        at = run.epoch + shift[name]
-        axes.plot(at, run.loss, color=look.colour, linewidth=0.7, alpha=alpha)
-        axes.plot(at.iloc[-1], run.loss.iloc[-1], **marker(look, 4), alpha=alpha)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+def _axes(above: Axes, below: Axes, data: Data) -> None:
+    above.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     if data.epochs.epoch.nunique() == 1:
         lone = data.epochs.epoch.iloc[0]
-        axes.set_xlim(lone - 0.5, lone + 0.5)
-        axes.set_xticks([lone])
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-
-
-def _differences(axes: Axes, data: Data, epochs: pd.DataFrame, shift: Mapping[str, float]) -> None:
-    of_baseline = epochs[epochs.strategy == data.baseline].set_index(["seed", "epoch"]).loss
-    axes.axhline(0, color=GREY, linewidth=0.6)
-    for name, run in _runs(data, epochs):
-        if name == data.baseline:
-            continue
-        its = of_baseline.reindex(pd.MultiIndex.from_frame(run[["seed", "epoch"]])).to_numpy()
-        look, alpha = data.looks[name], _alpha(data, name, run)
-        at, apart = run.epoch + shift[name], 100 * (run.loss / its - 1)
-        axes.plot(at, apart, color=look.colour, linewidth=0.7, alpha=alpha)
-        axes.plot(at.iloc[-1], apart.iloc[-1], **marker(look, 4), alpha=alpha)
-    low, high = axes.get_ylim()
+        above.set_xlim(lone - 0.5, lone + 0.5)
+        above.set_xticks([lone])
+    above.grid(axis="y", color=FAINT, linewidth=0.6)
+    below.axhline(0, color=GREY, linewidth=0.6)
+    low, high = below.get_ylim()
     reach = max(abs(low), abs(high), SMALLEST_DIFFERENCE_PCT)
-    axes.set_ylim(-reach, reach)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    below.set_ylim(-reach, reach)
+    below.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    below.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
 
 
-def _alpha(data: Data, name: str, run: pd.DataFrame) -> float:
-    its = data.compared
-    its = its[
-        (its.strategy == name) & (its.gpus == run.gpus.iloc[0]) & (its.seed == run.seed.iloc[0])
-    ]
-    return COMPARED if len(its) else LEFT_OUT
+def _draw(
+    axes: Axes, data: Data, count: int, runs: pd.DataFrame, shift: Mapping[str, float]
+) -> None:
+    """Draw one line per run, with a marker at its end; pale if the run is not compared.
 
-
-def _runs(data: Data, epochs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    Args:
+        axes: where to draw.
+        data: how strategies look, and which runs are compared.
+        count: the GPU count.
+        runs: by strategy and seed, a column per epoch.
+        shift: of each strategy along the x axis.
+    """
+    at = data.compared[data.compared.gpus == count]
+    compared = pd.MultiIndex.from_frame(at[["strategy", "seed"]])
     for name in data.labels:
-        for _, run in epochs[epochs.strategy == name].groupby("seed"):
-            yield name, run.sort_values("epoch")
+        own = runs[runs.index.get_level_values("strategy") == name]
+        counts = own.index.isin(compared)
+        for part, alpha in ((own[counts], COMPARED), (own[~counts], LEFT_OUT)):
+            lines = [run.dropna() for _, run in part.iterrows()]
+            paths = [np.column_stack([run.index + shift[name], run]) for run in lines if len(run)]
+            if not paths:
+                continue
+            # One artist for all runs: matplotlib needs half a minute for a thousand lines.
+            look = data.looks[name]
+            axes.add_collection(
+                LineCollection(paths, colors=look.colour, linewidths=0.7, alpha=alpha)
+            )
+            ends = np.array([path[-1] for path in paths])
+            axes.plot(*ends.T, linestyle="none", **marker(look, 4), alpha=alpha)
+    axes.autoscale_view()

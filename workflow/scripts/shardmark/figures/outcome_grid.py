@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -73,13 +74,16 @@ def _axes(axes: Axes, seeds: Sequence[int], labels: Sequence[str]) -> None:
 def _fields(
     axes: Axes, cells: pd.DataFrame, seeds: Sequence[int], strategies: Sequence[str]
 ) -> None:
-    for cell in cells.itertuples():
-        x, y = seeds.index(cell.seed), strategies.index(cell.strategy)
-        outcome = Outcome(str(cell.outcome))
-        colour, ink = FIELDS[outcome]
-        axes.add_patch(
-            Rectangle(
-                (x - 0.44, y - 0.42), 0.88, 0.84, facecolor=colour, edgecolor=GREY, linewidth=0.3
-            )
+    for outcome, (colour, ink) in FIELDS.items():
+        own = cells[cells.outcome == outcome]
+        places = [
+            (seeds.index(seed), strategies.index(strategy))
+            for seed, strategy in zip(own.seed, own.strategy, strict=True)
+        ]
+        # One artist for all fields of a colour: a large matrix has a thousand.
+        fields = [Rectangle((x - 0.44, y - 0.42), 0.88, 0.84) for x, y in places]
+        axes.add_collection(
+            PatchCollection(fields, facecolor=colour, edgecolor=GREY, linewidth=0.3)
         )
-        axes.text(x, y, outcome.sign, ha="center", va="center", fontsize=7, color=ink)
+        for x, y in places:
+            axes.text(x, y, outcome.sign, ha="center", va="center", fontsize=7, color=ink)

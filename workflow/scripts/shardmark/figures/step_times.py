@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import LEFT_OUT, absent, marker, panels_of_counts, tick
+from shardmark.figures.drawing import (
+    LEFT_OUT,
+    absent,
+    linear,
+    marker,
+    panels_of_counts,
+    tick,
+    ticks_across,
+)
 
-# Up to this ratio between a slower and a faster strategy's steps, the axis is linear.
+# Up to this ratio between the slowest and the fastest steps, the axes are linear.
 LINEAR_UP_TO = 4.0
+# Room beyond the steps on a logarithmic axis, as a factor.
+MARGIN = 1.2
 
 
 def step_time_figure(data: Data) -> Figure:
@@ -18,10 +31,11 @@ def step_time_figure(data: Data) -> Figure:
     if data.steps.empty:
         raise NothingToDraw("no cell has a steps.csv with a steady window")
     counts = [count for count in data.gpus if (data.steps.gpus == count).any()]
-    figure, panels = panels_of_counts(data, counts, rows_mm=16)
+    figure, panels = panels_of_counts(data, counts, rows_mm=20)
     for count, axes in panels:
         _distributions(axes, data, count)
-    figure.supxlabel("Step of the slowest rank (ms)  ←  better", fontsize=8)
+    scale = _scale([axes for _, axes in panels], data.steps.step_ms, data.narrow)
+    figure.supxlabel(f"Step of the slowest rank (ms)  ←  better\n{scale}", fontsize=8)
     return figure
 
 
@@ -55,15 +69,22 @@ def _distributions(axes: Axes, data: Data, count: int) -> None:
             alpha=alpha,
         )
         axes.plot(middle, row, **marker(look, 5), alpha=alpha)
-    _scale(axes, float(part.step_ms.quantile(0.01)), float(part.step_ms.quantile(0.99)))
 
 
-def _scale(axes: Axes, low: float, high: float) -> None:
-    if low > 0 and high / low > LINEAR_UP_TO:
+def _scale(panels: Sequence[Axes], steps: pd.Series, narrow: bool) -> str:
+    """Set the scale of all panels, and return it in words."""
+    low, high = (float(steps.quantile(share)) for share in (0.01, 0.99))
+    if high <= LINEAR_UP_TO * low:
+        for axes in panels:
+            axes.margins(x=0.08)
+            axes.xaxis.set_major_locator(ticks_across(narrow))
+            axes.xaxis.set_major_formatter(tick)
+        return linear(panels, "x")
+    for axes in panels:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=4))
+        # The same limits everywhere: a narrow range would have no tick on a logarithmic axis.
+        axes.set_xlim(low / MARGIN, high * MARGIN)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
         axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
-    axes.margins(x=0.08)
-    axes.xaxis.set_major_formatter(tick)
+        axes.xaxis.set_major_formatter(tick)
+    return "logarithmic"

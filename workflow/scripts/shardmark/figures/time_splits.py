@@ -9,10 +9,9 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import absent, legend_of, panels_of_counts, tick
+from shardmark.figures.drawing import absent, legend_of, panels_of_counts, tick, ticks_across
 
 
 class Part(NamedTuple):
@@ -62,7 +61,7 @@ def wall_clock_figure(data: Data) -> Figure:
 
 def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) -> Figure:
     counts = [count for count in data.gpus if (cells.gpus == count).any()]
-    figure, panels = panels_of_counts(data, counts, rows_mm=20)
+    figure, panels = panels_of_counts(data, counts, rows_mm=24)
     for count, axes in panels:
         part = cells[cells.gpus == count]
         means = {name: _lengths(runs, parts) for name, runs in part.groupby("strategy")}
@@ -77,11 +76,11 @@ def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) ->
             if name not in means:
                 absent(axes, row, data.outcome(name, count))
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
+        axes.xaxis.set_major_locator(ticks_across(data.narrow))
         axes.xaxis.set_major_formatter(tick)
     measured = known_parts(cells, parts)
     handles = [Patch(color=part.colour, label=part.label) for part in measured]
-    legend_of(figure, data.width_mm, handles, label)
+    legend_of(figure, data.width_mm, handles, f"{label}\nlinear, from 0")
     return figure
 
 

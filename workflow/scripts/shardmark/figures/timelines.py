@@ -25,12 +25,13 @@ def timeline_figure(data: Data) -> Figure:
     ]
     if not measured:
         raise NothingToDraw("no cell has a telemetry.csv with its windows")
-    height = len(lines) * PANEL_ROW_MM + 26
+    height = len(lines) * PANEL_ROW_MM + 30
     figure = Figure(figsize=(data.width_mm * MM, height * MM))
     grid = figure.subplots(len(lines), len(measured), squeeze=False, sharex=True, sharey="col")
     for row, (name, line) in zip(grid, lines.items(), strict=True):
         for axes, column in zip(row, measured, strict=True):
             _over_time(axes, line, column, data.looks[name].colour)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=2 if data.narrow else 4))
         row[0].set_title(data.labels[name], loc="left", pad=2)
     for axes in grid[0]:
         # Only after all panels are drawn: setting a limit turns off the shared autoscaling.
@@ -44,7 +45,8 @@ def timeline_figure(data: Data) -> Figure:
         Patch(color=EVALUATION, label="evaluation"),
     ]
     where = data.describe_gpus(lines[first].gpus)
-    legend_of(figure, data.width_mm, handles, f"Seconds since the steady window began; {where}", 36)
+    title = f"Seconds since the steady window began; {where}\nlinear, vertical axes from 0"
+    legend_of(figure, data.width_mm, handles, title, 36)
     return figure
 
 
@@ -57,7 +59,6 @@ def _over_time(axes: Axes, line: Timeline, column: str, colour: str) -> None:
         axes.plot(known.at_s, known[column] * QUANTITIES[column][1], color=colour, linewidth=0.6)
     axes.grid(axis="y", color=FAINT, linewidth=0.4)
     axes.margins(y=0.15)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=2, min_n_ticks=2))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=2, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(tick)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.tick_params(labelsize=7)

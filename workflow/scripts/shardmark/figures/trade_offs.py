@@ -10,10 +10,21 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import FAINT, MM, columns_of, legend, legend_mm, marker, tick
+from shardmark.figures.drawing import (
+    FAINT,
+    GREY,
+    MM,
+    columns_of,
+    lay_out,
+    legend,
+    legend_mm,
+    marker,
+    tick,
+    ticks_across,
+)
 from shardmark.quantities import Quantity
 from shardmark.results.cell_rows import QUANTITIES
 
@@ -23,6 +34,14 @@ ROW_MM = 32.0
 LABEL_MM = 9.0
 # Opacity of strategies that another one beats.
 BEATEN_ALPHA = 0.35
+MARKER_PT = 6.0
+# Where a point's name may be, best first, and how far from it.
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+DISTANCES_PT = (4.5, 11.0, 18.0, 26.0)
+# A name without a line is this many times nearer to its own point than to any other.
+CLEARLY_NEARER = 1.5
+_ACROSS = {1: "left", 0: "center", -1: "right"}
+_UP = {1: "bottom", 0: "center", -1: "top"}
 
 # Medians of each strategy at one GPU count, by column, in the units that the figure shows.
 Points = Mapping[str, Mapping[str, float]]
@@ -55,7 +74,11 @@ def trade_off_figure(data: Data) -> Figure:
     figure, panels = _panels(data, counts, pairs)
     for panel in panels:
         _draw(panel, data, points[panel.gpus])
-    legend(figure, data)
+    drawn = [name for name in data.labels if any(name in own for own in points.values())]
+    legend(figure, data, _scales(panels, shown), drawn)
+    lay_out(figure)
+    for panel in panels:
+        _name_points(panel, data, points[panel.gpus])
     return figure
 
 
@@ -81,6 +104,75 @@ def _panels(
     for axes in left.values():
         axes.remove()
     return figure, panels
+
+
+def _scales(panels: Sequence[Panel], shown: Sequence[Quantity]) -> str:
+    """Start an axis at 0 in all panels if it reaches 0 in one, and return the scales in words."""
+    at_0 = []
+    for one in shown:
+        across = [panel.axes for panel in panels if panel.x == one]
+        up = [panel.axes for panel in panels if panel.y == one]
+        if any(axes.get_xlim()[0] <= 0 for axes in across) or any(
+            axes.get_ylim()[0] <= 0 for axes in up
+        ):
+            at_0.append(one.label)
+            for axes in across:
+                axes.set_xlim(left=0)
+            for axes in up:
+                axes.set_ylim(bottom=0)
+    if not at_0:
+        return "All axes linear, not from 0"
+    rest = ", the others not" if len(at_0) < len(shown) else ""
+    return f"All axes linear; from 0: {', '.join(at_0)}{rest}"
+
+
+def _name_points(panel: Panel, data: Data, points: Points) -> None:
+    """Write names beside the points, those that no other strategy beats first.
+
+    A name away from its point has a line to it. A name that would cover something, or be nearer
+    to the point of another strategy, is left out: the legend has it.
+    """
+    axes, pareto = panel.axes, data.pareto(panel.gpus)
+    places = {name: (own[panel.x.column], own[panel.y.column]) for name, own in points.items()}
+    pixels = {name: tuple(axes.transData.transform(place)) for name, place in places.items()}
+    scale = axes.figure.dpi / 72
+    half = MARKER_PT / 2 * scale
+    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in pixels.values()]
+    for name in sorted(points, key=lambda name: name not in pareto):
+        text = axes.annotate(
+            data.labels[name],
+            places[name],
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color="black" if name in pareto else GREY,
+        )
+        text.set_in_layout(False)
+        for distance, (dx, dy) in itertools.product(DISTANCES_PT, SIDES):
+            offset = (distance * dx, distance * dy)
+            text.set(ha=_ACROSS[dx], va=_UP[dy], position=offset)
+            box = text.get_window_extent()
+            corners_inside = all(axes.bbox.contains(*corner) for corner in (box.min, box.max))
+            if not corners_inside or box.count_overlaps(taken):
+                continue
+            away = distance > DISTANCES_PT[0]
+            own = _distance(box, pixels[name]) * (1 if away else CLEARLY_NEARER)
+            if any(_distance(box, pixels[one]) < own for one in pixels if one != name):
+                continue
+            if away:
+                line = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0}
+                axes.annotate(
+                    "", places[name], offset, textcoords="offset points", arrowprops=line
+                ).set_in_layout(False)
+            taken.append(box)
+            break
+        else:
+            text.remove()
+
+
+def _distance(box: Bbox, point: tuple[float, ...]) -> float:
+    """Return the distance from a point to the nearest point of a box, pixels."""
+    return math.dist(np.clip(point, box.min, box.max), point)
 
 
 def median_points(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
@@ -115,8 +207,7 @@ def _draw(panel: Panel, data: Data, points: Points) -> None:
         across = axis is axes.xaxis
         few = data.narrow and across
         # Tick labels side by side need more room than above each other.
-        bins = (2 if data.narrow else 3) if across else 4
-        axis.set_major_locator(MaxNLocator(nbins=bins, min_n_ticks=2))
+        axis.set_major_locator(ticks_across(few))
         axis.set_major_formatter(tick)
         if labelled:
             text = f"{one.heading} {arrows[one.better == 'higher']}"

@@ -1,1 +1,1 @@
-"""Run a cell's processes on one or several nodes, and turn however they end into one result."""
+"""Run a cell's processes on one or several nodes, and make one result of every kind of end."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from shardmark.command import one_message
 from shardmark.files import write_text
 from shardmark.processes.leaving import leave
-from shardmark.processes.tether import tethered
+from shardmark.processes.tether import tether
 
 
 def agent_command(report: Path, options: Sequence[str], script: Sequence[str]) -> list[str]:
@@ -44,12 +44,12 @@ def main() -> None:
     from torch.distributed.run import parse_args, run
 
     report, *arguments = sys.argv[1:]
-    at = arguments.index("--no-python") + 1
-    ranks = tethered([sys.executable, *arguments[at:]])
+    first_rank_argument = arguments.index("--no-python") + 1
+    ranks = tether([sys.executable, *arguments[first_rank_argument:]])
     try:
-        run(parse_args([*arguments[:at], *ranks]))  # type: ignore[no-untyped-call]
-    except SignalException as asked:
-        leave(128 + asked.sigval)
+        run(parse_args([*arguments[:first_rank_argument], *ranks]))  # type: ignore[no-untyped-call]
+    except SignalException as received:
+        leave(128 + received.sigval)
     except ChildFailedError as error:
         failures = [
             {

@@ -76,11 +76,11 @@ class ProgressNote:
         if time.monotonic() < self._due or not beats:
             return
         self._due = time.monotonic() + WRITE_S
-        last = min(beats, key=lambda beat: beat.beats)
+        slowest = min(beats, key=lambda beat: beat.beats)
         note = CellProgress(
-            phase=last.phase,
-            steps=last.steps,
-            silent_s=last.silent_s,
+            phase=slowest.phase,
+            steps=slowest.steps,
+            silent_s=slowest.silent_s,
             first_step_at=self._first_step_at,
             at=time.time(),
         )

@@ -1,4 +1,4 @@
-"""Turn what a cell's processes left into its metrics.json."""
+"""Build a cell's metrics.json from the files that its processes wrote."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from shardmark.launching.launch import Ended
 from shardmark.launching.node import NodeReport, telemetry_path
 from shardmark.measurement.devices import read_samples, summarise_cell, summarise_device
 from shardmark.measurement.environment import host_environment, provenance
-from shardmark.measurement.roofs import roofs_of
-from shardmark.measurement.validity import judged
+from shardmark.measurement.roofs import compute_roofs
+from shardmark.measurement.validity import judge
 from shardmark.metrics import (
     Accuracy,
     Device,
@@ -35,12 +35,12 @@ def _with_site(cell: Cell, environment: Environment) -> Environment:
     """Return an environment with the site's variables added and its secrets removed."""
     variables = environment.get("variables", {}) | cell.site.environment
     secret = cell.site.secret_environment
-    kept = {name: value for name, value in variables.items() if name not in secret}
-    return {**environment, "variables": kept}
+    public = {name: value for name, value in variables.items() if name not in secret}
+    return {**environment, "variables": public}
 
 
-def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
-    """Return the result of a cell that did not complete."""
+def bare_metrics(cell: Cell, status: Any, failure: Failure) -> Metrics:
+    """Return a result without measurements, for a cell that did not complete."""
     return Metrics(
         cell=cell,
         cell_sha256=cell.fingerprint(),
@@ -52,9 +52,9 @@ def outcome(cell: Cell, status: Any, failure: Failure) -> Metrics:
     )
 
 
-def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path) -> Metrics:
+def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path) -> Metrics:
     """Return the result of a cell that ran to its end, or whose loss diverged."""
-    metrics = outcome(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
+    metrics = bare_metrics(cell, "ok", Failure.plain("")).model_copy(update={"failure": None})
     inspected, throughput = result.inspected, result.throughput
     probes = [probe for rank in result.ranks for probe in rank.probes]
     devices: list[Device] = []
@@ -63,8 +63,8 @@ def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path)
         for node in ended.nodes:
             samples = telemetry_path(telemetry, cell.nodes, node.index)
             rows = read_samples(samples) if cell.measure.sampler else {}
-            devices += _devices_of(cell, result, rows, node)
-        roofs = roofs_of(
+            devices += _summarise_devices(cell, result, rows, node)
+        roofs = compute_roofs(
             probes,
             inspected.flops_per_image,
             inspected.bytes_per_image,
@@ -73,7 +73,7 @@ def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path)
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result.loss, final=_last(result.loss)),
         "accuracy": Accuracy(per_epoch=result.accuracy, final=_last(result.accuracy)),
-        "time_s": _times(result, ended.nodes),
+        "time_s": _phase_times(result, ended.nodes),
         "windows": result.windows,
         "throughput": throughput,
         "probes": probes,
@@ -97,7 +97,7 @@ def completed(cell: Cell, result: TrainingResult, ended: Ended, telemetry: Path)
             log_tail=ended.log_tail,
         )
         update |= {"status": "diverged", "failure": failure}
-    return judged(metrics.model_copy(update=update))
+    return judge(metrics.model_copy(update=update))
 
 
 def slurm_job(ended: Ended) -> SlurmJob | None:
@@ -108,7 +108,7 @@ def slurm_job(ended: Ended) -> SlurmJob | None:
     return SlurmJob(job_id=job.job_id, partition=job.partition, nodes=list(job.nodes))
 
 
-def _devices_of(
+def _summarise_devices(
     cell: Cell, result: TrainingResult, samples: dict[str, Any], node: NodeReport
 ) -> list[Device]:
     """Summarise each device of a node over the steady window of the node's first rank."""
@@ -130,12 +130,12 @@ def _devices_of(
             "torch_reserved_peak_bytes": used.reserved,
             "torch_allocated_growth_bytes": used.growth,
         }
-        own = [rank.pid for rank in ranks if uuid in {one.uuid for one in rank.torch_memory}]
-        devices.append(summarise_device(samples.get(uuid, []), begin, end, known, own))
+        own_pids = [rank.pid for rank in ranks if uuid in {one.uuid for one in rank.torch_memory}]
+        devices.append(summarise_device(samples.get(uuid, []), begin, end, known, own_pids))
     return devices
 
 
-def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
+def _phase_times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
     """Return the seconds of every phase, on the node of rank 0.
 
     The time from writing the result to the end of the processes counts as shut-down.
@@ -143,12 +143,12 @@ def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
     node = next(node for node in nodes if node.name == result.ranks[0].node)
     phases = {f"{name}_s": seconds for name, seconds in result.phases_s.items()}
     first_step = phases.get("first_step_s")
-    measured = [phases[name] for name in ("warmup_s", "steady_s") if name in phases]
+    measurement_parts = [phases[name] for name in ("warmup_s", "steady_s") if name in phases]
     return Times.model_validate(
         {
             **phases,
             "training_s": phases.get("training_s", 0.0) + (first_step or 0.0),
-            "measurement_s": sum(measured) if measured else None,
+            "measurement_s": sum(measurement_parts) if measurement_parts else None,
             "shutdown_s": node.at - result.left_at,
             "total_s": node.seconds,
             "epochs_s": result.epochs_s,
@@ -159,11 +159,11 @@ def _times(result: TrainingResult, nodes: list[NodeReport]) -> Times:
 def write_steps(path: Path, ranks: Sequence[RankResult]) -> None:
     """Write every step of the training, the warm-up and the steady window, on every rank."""
     with replacing(path) as partial, partial.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["rank", "phase", "epoch", "step", "step_ms"])
+        writer = csv.writer(file)
+        writer.writerow(["rank", "phase", "epoch", "step", "step_ms"])
         for rank, result in enumerate(ranks):
             for phase, epoch, step, duration in result.steps:
-                table.writerow([rank, phase, epoch, step, f"{duration:.4f}"])
+                writer.writerow([rank, phase, epoch, step, f"{duration:.4f}"])
 
 
 def _last(values: list[float]) -> float | None:

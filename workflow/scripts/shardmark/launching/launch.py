@@ -34,7 +34,7 @@ from shardmark.launching.node import (
 )
 from shardmark.launching.site import compile_cache
 from shardmark.processes.ending import end
-from shardmark.processes.tether import tethered
+from shardmark.processes.tether import tether
 from shardmark.slurm import allocation, queue
 
 LOG_TAIL_LINES = 40
@@ -112,14 +112,14 @@ def launch(
         stall_s=stall_s,
         grace_s=GRACE_S,
     )
-    job = _job(cell)
-    plan, prefix = _placed(plan, job)
+    job = _read_own_job(cell)
+    plan, prefix = _place_on_nodes(plan, job)
     file = scratch / "plan.json"
     write_text(file, plan.model_dump_json(by_alias=True))
     begin = time.monotonic()
     # On one node the prefix is empty, and the node's part is a child of this process.
     process = subprocess.Popen(
-        tethered([*prefix, sys.executable, "-m", "shardmark.launching.node", str(file)]),
+        tether([*prefix, sys.executable, "-m", "shardmark.launching.node", str(file)]),
         env=os.environ | {"PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -129,7 +129,7 @@ def launch(
     )
     assert process.stdout is not None
     tail: collections.deque[str] = collections.deque(maxlen=LOG_TAIL_LINES)
-    reader = Thread(target=_pass_on, args=(process.stdout, tail), daemon=True)
+    reader = Thread(target=_forward_output, args=(process.stdout, tail), daemon=True)
     reader.start()
     with _ended_at_exit(process):
         exit_code = _wait(process, plan)
@@ -142,12 +142,12 @@ def launch(
             f"{cell.title}: {scratch} was removed while the cell ran. This is no result; run it "
             "again"
         )
-    nodes = _reports(scratch, cell.nodes)
+    nodes = _read_reports(scratch, cell.nodes)
     if any(node.ended_by == "orphaned" for node in nodes):
-        _give_back_job()
+        _cancel_own_job()
     return Ended(
         next((node.exit_code for node in nodes if node.exit_code), exit_code),
-        _failures(scratch),
+        _read_failures(scratch),
         nodes,
         list(tail),
         time.monotonic() - begin,
@@ -156,22 +156,22 @@ def launch(
 
 
 def _wait(process: subprocess.Popen[str], plan: Plan) -> int:
-    """Wait for the nodes, but not for an srun that fails to notice that one of them has ended.
+    """Wait until the nodes end, even if srun does not notice that one of them has ended.
 
     Raises:
-        UserError: if a node's part, or srun, is stopped, since nothing then limits the ranks' time.
+        UserError: if a node's part or srun is stopped, because then nothing limits the ranks' time.
     """
-    over_at = stopped_at = math.inf
+    ended_at = stopped_at = math.inf
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(POLL_S)
-        now, reports = time.monotonic(), _reports(plan.scratch, plan.cell.nodes)
-        failed = any(node.exit_code or node.ended_by for node in reports)
-        failed = failed or any(plan.scratch.glob("failure.node*.json"))
-        if failed or len(reports) == plan.cell.nodes:
-            over_at = min(over_at, now)
-        if now - over_at > LEAVING_S:
-            return -signal.SIGTERM if failed else 0
+        now, reports = time.monotonic(), _read_reports(plan.scratch, plan.cell.nodes)
+        has_failed = any(node.exit_code or node.ended_by for node in reports)
+        has_failed = has_failed or any(plan.scratch.glob("failure.node*.json"))
+        if has_failed or len(reports) == plan.cell.nodes:
+            ended_at = min(ended_at, now)
+        if now - ended_at > LEAVING_S:
+            return -signal.SIGTERM if has_failed else 0
         stopped_at = min(stopped_at, now) if _is_stopped(process.pid) else math.inf
         if now - stopped_at > STOPPED_S:
             raise UserError(
@@ -186,11 +186,11 @@ def _is_stopped(pid: int) -> bool:
     return False
 
 
-def _give_back_job() -> None:
+def _cancel_own_job() -> None:
     """Cancel this Slurm job after something outside killed a part of it.
 
-    Slurm notices a killed step daemon only when the job's time is up, and does not end what the
-    daemon had started: Snakemake's job, which hangs because nothing reads its output.
+    If something kills a step daemon, Slurm notices only when the job's time is up. It does not end
+    the Snakemake that the daemon started, which hangs because nothing reads its output.
     """
     if job := queue.job_id():
         with contextlib.suppress(UserError):
@@ -200,24 +200,24 @@ def _give_back_job() -> None:
                 process.kill()
 
 
-def _job(cell: Cell) -> allocation.Allocation | None:
+def _read_own_job(cell: Cell) -> allocation.Allocation | None:
     """Return the Slurm job of this process, if any; it must have what the cell needs."""
     number = queue.job_id()
     if number is None:
         return None
     try:
-        job = allocation.granted(number)
+        job = allocation.read_allocation(number)
     except UserError as error:
         # SLURM_JOB_ID may be inherited where there is no Slurm: in a container, in a notebook.
-        unknown = shutil.which("scontrol") is None or "Invalid job id" in str(error)
-        if cell.nodes > 1 or not unknown:
+        has_no_slurm = shutil.which("scontrol") is None or "Invalid job id" in str(error)
+        if cell.nodes > 1 or not has_no_slurm:
             raise
         return None
     allocation.require_all(cell, job)
     return job
 
 
-def _placed(plan: Plan, job: allocation.Allocation | None) -> tuple[Plan, list[str]]:
+def _place_on_nodes(plan: Plan, job: allocation.Allocation | None) -> tuple[Plan, list[str]]:
     """Return the plan with the nodes' addresses, and the command that starts one task per node."""
     cell = plan.cell
     if cell.nodes == 1:
@@ -227,32 +227,32 @@ def _placed(plan: Plan, job: allocation.Allocation | None) -> tuple[Plan, list[s
             f"{cell.title}: spans {cell.nodes} nodes, which needs Slurm (--profile "
             "profiles/slurm); here, keep matrix.gpus within cluster.gpus_per_node"
         )
-    addresses = allocation.addresses(job.nodes)
+    addresses = allocation.node_addresses(job.nodes)
     # This process runs on the first node, where the others meet.
-    placed = {
+    places = {
         "rendezvous": f"{addresses[0]}:{allocation.free_port(job.job_id)}",
         # A requeued job keeps its number, so the time tells its tries apart.
         "rendezvous_id": f"{job.job_id}-{time.time_ns()}",
         "addresses": tuple(addresses),
     }
-    return plan.model_copy(update=placed), allocation.step_command(cell, job)
+    return plan.model_copy(update=places), allocation.step_command(cell, job)
 
 
 def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(SCRIPTS), os.environ.get("PYTHONPATH")]))
 
 
-def _failures(scratch: Path) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in scratch.glob("failure.*.json")]
-    return sorted(found, key=lambda failure: float(failure["time"]))
+def _read_failures(scratch: Path) -> list[dict[str, Any]]:
+    failures = [json.loads(path.read_text()) for path in scratch.glob("failure.*.json")]
+    return sorted(failures, key=lambda failure: float(failure["time"]))
 
 
-def _reports(scratch: Path, nodes: int) -> list[NodeReport]:
+def _read_reports(scratch: Path, nodes: int) -> list[NodeReport]:
     paths = [report_path(scratch, index) for index in range(nodes)]
     return [NodeReport.model_validate_json(path.read_text()) for path in paths if path.exists()]
 
 
-def _pass_on(stream: IO[str], tail: collections.deque[str]) -> None:
+def _forward_output(stream: IO[str], tail: collections.deque[str]) -> None:
     for line in stream:
         tail.append(line.rstrip("\n"))
         print(line, end="", flush=True)
@@ -265,16 +265,16 @@ def _ended_at_exit(process: subprocess.Popen[str]) -> Iterator[None]:
     def leave(number: int, frame: object) -> None:
         # A second signal must not interrupt the clean-up that the first one began. The process is
         # not ended here: this handler may run inside a wait() for it, which holds a lock.
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
+        for caught in handlers:
+            signal.signal(caught, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in handlers:
         signal.signal(number, leave)
     try:
         yield
     finally:
         end(process, 3 * GRACE_S)
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -35,10 +35,10 @@ from shardmark.launching.cell_progress import ProgressNote
 from shardmark.launching.site import (
     IN_IMAGE,
     SCRATCH_VARIABLE,
-    caches_in,
-    contained,
-    environment_at,
-    local_folder,
+    command_at_site,
+    make_caches,
+    make_local_folder,
+    site_environment,
     why_not_in_image,
 )
 from shardmark.measurement.cpus import usable_cpus
@@ -52,7 +52,7 @@ from shardmark.measurement.telemetry import (
 from shardmark.processes.ending import end
 from shardmark.processes.heartbeat import FILE_VARIABLE, Beat, Heartbeats
 from shardmark.processes.last_signal import signalled_ranks
-from shardmark.processes.tether import tethered
+from shardmark.processes.tether import tether
 
 POLL_S = 0.5
 # Longer than the time between two polls of the watch on a busy machine.
@@ -117,7 +117,7 @@ class NodeReport(Section):
     """How one node's part ended.
 
     Attributes:
-        index: the node among those of the cell.
+        index: number of the node within the cell; the first is 0.
         name: the node's name.
         exit_code: exit code of torchrun, or of the only rank.
         ended_by: why this node's watch ended the ranks; None if they ended by themselves.
@@ -126,7 +126,7 @@ class NodeReport(Section):
         beats: the last beat of each rank.
         signalled: ranks that a signal from outside ended, and when, in seconds since the epoch.
         stopped: processes that were stopped (SIGSTOP, a debugger) when no rank made progress.
-        oom_kills: processes that the kernel killed for lack of memory on this node meanwhile.
+        oom_kills: processes that the kernel killed for lack of memory while this node's ranks ran.
         gpus: facts about each GPU, by UUID.
         seconds: wall-clock time of the ranks, from their launch to the end of the last.
         at: when the last rank ended, in seconds since the epoch.
@@ -162,26 +162,26 @@ def run_node(plan: Plan, index: int) -> NodeReport:
     cell = plan.cell
     ranks = cell.processes // cell.nodes
     gpus = visible_gpus(cell.gpus_per_node) if cell.device == "cuda" else None
-    watched: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    sampler: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if plan.telemetry is not None:
         samples = telemetry_path(plan.telemetry, cell.nodes, index)
         # Only a GPU's idle power can be measured: other processes share the CPUs.
         idle_s = cell.measure.idle_s if gpus else 0.0
-        watched = sampling(samples, cell.measure.sample_interval_s, gpus, idle_s)
+        sampler = sampling(samples, cell.measure.sample_interval_s, gpus, idle_s)
     killed_before = oom_kills()
-    local = local_folder(os.environ.get(SCRATCH_VARIABLE))
-    with tempfile.TemporaryDirectory(prefix="shardmark-", dir=local) as folder, no_survivors():
+    local_disk = make_local_folder(os.environ.get(SCRATCH_VARIABLE))
+    with tempfile.TemporaryDirectory(prefix="shardmark-", dir=local_disk) as folder, no_survivors():
         failures = plan.scratch / f"failures.node{index}.json"
         intervention: Intervention | None = None
         try:
-            with watched:
+            with sampler:
                 # Before the clock starts: the site's set-up does not count as the cell's time.
-                env = _environment(plan, ranks, Path(folder, "heartbeats"), gpus)
+                env = _rank_environment(plan, ranks, Path(folder, "heartbeats"), gpus)
                 beats = Heartbeats(Path(folder, "heartbeats"), ranks)
-                command = _command(plan, index, ranks, failures, Path(folder))
+                command = _rank_command(plan, index, ranks, failures, Path(folder))
                 begin = time.monotonic()
                 process = subprocess.Popen(
-                    tethered(_at_site(plan, command, Path(folder), env)),
+                    tether(_command_at_site(plan, command, Path(folder), env)),
                     env=env | {"SHARDMARK_LAUNCHED": str(time.time())},
                 )
                 intervention = _watch(process, plan, index, begin, beats)
@@ -200,7 +200,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
             exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,
             ended_by=intervention and intervention.cause,
             ended_since=intervention and intervention.at,
-            failures=_failed_ranks(cell, process, failures),
+            failures=_read_failed_ranks(cell, process, failures),
             beats=beats.read(),
             signalled=signalled_ranks(beats.path.parent),
             stopped=list(intervention.stopped) if intervention else [],
@@ -211,7 +211,7 @@ def run_node(plan: Plan, index: int) -> NodeReport:
         )
 
 
-def _failed_ranks(
+def _read_failed_ranks(
     cell: Cell, process: subprocess.Popen[bytes], agents_report: Path
 ) -> list[dict[str, Any]]:
     if cell.processes == 1 and process.returncode:
@@ -223,8 +223,10 @@ def _failed_ranks(
     return failures
 
 
-def _at_site(plan: Plan, command: list[str], folder: Path, env: Mapping[str, str]) -> list[str]:
-    """Return the command as it runs at the site; ``folder`` is this node's own for the cell.
+def _command_at_site(
+    plan: Plan, command: list[str], folder: Path, env: Mapping[str, str]
+) -> list[str]:
+    """Return the command as it runs at the site; ``folder`` is this node's folder for the cell.
 
     Raises:
         UserError: if this node cannot run the site's image, which is not a failure of the cell.
@@ -233,10 +235,10 @@ def _at_site(plan: Plan, command: list[str], folder: Path, env: Mapping[str, str
     if reason := why_not_in_image(cell.site, env):
         raise UserError(reason)
     folders = [plan.scratch, folder, plan.script.parent, Path(cell.data_dir)]
-    return contained(cell.site, command, cuda=cell.device == "cuda", folders=folders)
+    return command_at_site(cell.site, command, cuda=cell.device == "cuda", folders=folders)
 
 
-def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -> list[str]:
+def _rank_command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -> list[str]:
     script = [str(plan.script), *plan.arguments]
     if plan.cell.processes == 1:
         return [sys.executable, *script]
@@ -258,16 +260,18 @@ def _command(plan: Plan, index: int, ranks: int, failures: Path, folder: Path) -
     return agent_command(failures, options, script)
 
 
-def _environment(plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None) -> dict[str, str]:
+def _rank_environment(
+    plan: Plan, ranks: int, beats: Path, gpus: Sequence[str] | None
+) -> dict[str, str]:
     cell = plan.cell
-    env = environment_at(cell.site, os.environ)
+    env = site_environment(cell.site, os.environ)
     # In an image, this machine's packages would shadow those of the image.
-    others = env.get("PYTHONPATH") if cell.site.container is None else None
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), others]))
+    own_path = env.get("PYTHONPATH") if cell.site.container is None else None
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SCRIPTS), own_path]))
     if cell.site.container is not None:
         env |= IN_IMAGE
     if os.environ.get(SCRATCH_VARIABLE):
-        env |= caches_in(beats.parent)
+        env |= make_caches(beats.parent)
     env["PYTHONUNBUFFERED"] = "1"
     env["SHARDMARK_NODE"] = node_name()
     env[FILE_VARIABLE] = str(beats)
@@ -299,7 +303,7 @@ def _watch(
     """Wait for the ranks; return why they were ended, or None if they ended by themselves."""
     starters = ancestors()
     note = ProgressNote(plan.scratch)
-    was_silent, looked, watched_since = False, time.monotonic(), begin
+    was_silent, looked_at, watched_since = False, time.monotonic(), begin
     try:
         with _signals_raise():
             while True:
@@ -309,27 +313,27 @@ def _watch(
                 if not all(_is_alive(starter) for starter in starters):
                     return Intervention("orphaned", time.time())
                 if plan.limit_s is not None and time.monotonic() - begin > plan.limit_s:
-                    late = Intervention("time limit", time.time())
-                    _last_words(beats.read(), plan.cell.nodes)
-                    return late
+                    intervention = Intervention("time limit", time.time())
+                    _print_stacks(beats.read(), plan.cell.nodes)
+                    return intervention
                 last = beats.read()
                 if index == 0:
                     note.take(last)
                 now = time.monotonic()
-                if now - looked > FROZEN_S:
+                if now - looked_at > FROZEN_S:
                     # This process was frozen, so its ranks may have been too.
                     watched_since = now
-                    begin += now - looked
-                looked = now
-                silent = plan.stall_s is not None and plan.stall_s < min(
+                    begin += now - looked_at
+                looked_at = now
+                is_silent = plan.stall_s is not None and plan.stall_s < min(
                     now - watched_since, *(beat.silent_s for beat in last)
                 )
                 # Require two silent readings: ending a healthy cell would record a false failure.
-                if silent and was_silent:
-                    hung = Intervention("stall", time.time(), stopped_processes(last))
-                    _last_words(last, plan.cell.nodes)
-                    return hung
-                was_silent = silent
+                if is_silent and was_silent:
+                    hang = Intervention("stall", time.time(), stopped_processes(last))
+                    _print_stacks(last, plan.cell.nodes)
+                    return hang
+                was_silent = is_silent
     except _Terminated:
         return Intervention("signal", time.time())
     finally:
@@ -339,21 +343,21 @@ def _watch(
 def stopped_processes(beats: list[Beat]) -> list[str]:
     """Return the descendants that a signal or a debugger has stopped; ranks by their number."""
     ranks = {beat.pid: f"rank {beat.rank}" for beat in beats}
-    found = []
+    stopped = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
-                found.append(ranks.get(process.pid, f"process {process.pid} ({process.name()})"))
-    return found
+                stopped.append(ranks.get(process.pid, f"process {process.pid} ({process.name()})"))
+    return stopped
 
 
-def _last_words(beats: list[Beat], nodes: int) -> None:
+def _print_stacks(beats: list[Beat], nodes: int) -> None:
     """Make each rank print its stack; a rank that has not begun prints nothing."""
-    begun = [beat.pid for beat in beats if beat.pid]
-    for pid in begun:
+    pids = [beat.pid for beat in beats if beat.pid]
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)
-    if begun or nodes > 1:
+    if pids or nodes > 1:
         time.sleep(LAST_WORDS_S)
 
 
@@ -361,23 +365,23 @@ def _last_words(beats: list[Beat], nodes: int) -> None:
 def _signals_raise() -> Iterator[None]:
     def terminated(number: int, frame: object) -> None:
         # A second signal must not interrupt the clean-up that the first one began.
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
+        for caught in handlers:
+            signal.signal(caught, signal.SIG_IGN)
         raise _Terminated
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in handlers:
         signal.signal(number, terminated)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def no_survivors() -> Iterator[None]:
-    """On exit, kill every process that was started inside and still runs.
+    """On exit, kill every process that was started in the context and still runs.
 
     Descendants that lose their parent become children of this process (prctl(2),
     PR_SET_CHILD_SUBREAPER), so none escapes.
@@ -400,8 +404,8 @@ def no_survivors() -> Iterator[None]:
 def ancestors() -> list[psutil.Process]:
     """Return the processes above this one that it must not outlive.
 
-    These are all up to the outermost Snakemake or Slurm step daemon, since a shell between two of
-    them does not end with its parent. Processes further up, such as a login shell, may end.
+    These are all ancestors up to the outermost Snakemake or Slurm step daemon, since a shell in
+    between does not end with its parent. A process further up, such as a login shell, may end.
     """
     chain = psutil.Process().parents()
     anchors = [place for place, process in enumerate(chain) if _is_anchor(process)]
@@ -450,8 +454,8 @@ def main() -> None:
         with disk_errors_explained():
             report = run_node(plan, index)
     except UserError as error:
-        told = {"kind": "user", "message": str(error), "rank": None, "time": time.time()}
-        write_text(plan.scratch / f"failure.node{index}.json", json.dumps(told))
+        failure = {"kind": "user", "message": str(error), "rank": None, "time": time.time()}
+        write_text(plan.scratch / f"failure.node{index}.json", json.dumps(failure))
         raise
     write_text(report_path(plan.scratch, index), report.model_dump_json())
     sys.exit(0 if report.exit_code == 0 and report.ended_by is None else 1)

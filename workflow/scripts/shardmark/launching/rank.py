@@ -46,7 +46,7 @@ def main(strategy: StrategyClass) -> None:
     parser = argparse.ArgumentParser(description="one rank of a cell; started by run_cell.py")
     parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
     parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is left")
+    parser.add_argument("--scratch", type=Path, required=True, help="the scratch folder")
     arguments = parser.parse_args()
     leave_trace_of_signals(int(os.environ.get("RANK", "0")))
     faulthandler.enable()
@@ -72,13 +72,13 @@ def main(strategy: StrategyClass) -> None:
     leave()
 
 
-def kind_of(error: Exception) -> str:
+def failure_kind(error: Exception) -> str:
     """Return the kind of an exception: oom, user, full_disk, machine or failed."""
     if is_out_of_memory(error):
         return "oom"
     if is_full(error):
         return "full_disk"
-    if is_fault_of_the_machine(error):
+    if is_machine_fault(error):
         return "machine"
     return "user" if isinstance(error, UserError) else "failed"
 
@@ -97,7 +97,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def is_fault_of_the_machine(error: Exception) -> bool:
+def is_machine_fault(error: Exception) -> bool:
     """Whether the machine made a training fail, so that it may succeed elsewhere or later.
 
     Examples: a broken GPU, a folder that cannot be read or written, a path that is too long, a
@@ -124,7 +124,7 @@ def record_failure(error: Exception, phase: str, scratch: Path) -> None:
         "rank": rank,
         "phase": phase,
         "exception": f"{type(error).__name__}: {error}",
-        "kind": kind_of(error),
+        "kind": failure_kind(error),
         "message": str(error),
         "time": time.time(),
     }

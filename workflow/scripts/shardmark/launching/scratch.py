@@ -44,14 +44,14 @@ class Owner(TypedDict):
 _OWNER = TypeAdapter(Owner)
 
 
-def scratch_of(result: Path) -> Path:
+def scratch_path(result: Path) -> Path:
     """Return the scratch folder of the run that will write ``result``."""
     return result.absolute().with_name(f".{result.stem}.run")
 
 
 @contextlib.contextmanager
 def scratch_folder(result: Path) -> Iterator[Path]:
-    """Make the empty scratch folder of a run, hold it while inside, and remove it afterwards.
+    """Make the empty scratch folder of a run, hold it while the context is open, then remove it.
 
     Args:
         result: the file that the run will write.
@@ -59,7 +59,7 @@ def scratch_folder(result: Path) -> Iterator[Path]:
     Raises:
         UserError: if a run for the same result is alive.
     """
-    folder = scratch_of(result)
+    folder = scratch_path(result)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         if reason := why_alive(folder):
@@ -95,8 +95,8 @@ def why_alive(folder: Path) -> str:
     owner = owner_of(folder)
     if owner is None:
         with contextlib.suppress(FileNotFoundError):
-            newborn = time.time() - folder.stat().st_mtime < NEWBORN_S
-            if newborn and not (folder / OWNER).exists():
+            is_newborn = time.time() - folder.stat().st_mtime < NEWBORN_S
+            if is_newborn and not (folder / OWNER).exists():
                 return "another run of it is just starting"
         return ""
     if owner["slurm_job_id"] is not None:
@@ -147,7 +147,7 @@ def this_run() -> Owner:
 
 def _remove(folder: Path) -> None:
     # Rename first, so that the remains of an interrupted removal no longer hold the lock.
-    doomed = folder.with_name(f"{folder.name}.{os.getpid()}.old")
+    removed = folder.with_name(f"{folder.name}.{os.getpid()}.old")
     with contextlib.suppress(FileNotFoundError):
-        folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)

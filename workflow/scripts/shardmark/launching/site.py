@@ -50,7 +50,7 @@ CACHES = {
 }
 
 
-def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
+def site_environment(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a process at a site: after the set-up, plus the site's variables.
 
     The set-up runs once, in a separate shell, so that no shell sits between the launcher and the
@@ -63,11 +63,11 @@ def environment_at(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
     Raises:
         UserError: if the set-up fails, or a secret is not set.
     """
-    env = _after_setup(site.setup, base) if site.setup else dict(base)
-    if missing := [name for name in site.secret_environment if name not in env]:
+    env = _run_setup(site.setup, base) if site.setup else dict(base)
+    if missing_secrets := [name for name in site.secret_environment if name not in env]:
         raise UserError(
-            f"site.secret_environment: {', '.join(missing)} not set on {os.uname().nodename}; "
-            "export it where Snakemake is started, or in site.setup"
+            f"site.secret_environment: {', '.join(missing_secrets)} not set on "
+            f"{os.uname().nodename}; export it where Snakemake is started, or in site.setup"
         )
     return env | site.environment
 
@@ -77,46 +77,46 @@ def setup_script(setup: str) -> str:
     return f"exec 3>&1 >&2; {_ON_ERROR}{setup}\n\ntrap - ERR\nexec /usr/bin/env -0 >&3\n"
 
 
-def _after_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
+def _run_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     """Run a set-up, print its output, and return the variables that it leaves.
 
     Raises:
         UserError: if it fails.
     """
-    where = os.uname().nodename
+    node = os.uname().nodename
     # Files, because a process that the set-up leaves running would hold a pipe open.
-    with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as output:
         try:
-            done = subprocess.run(
+            shell = subprocess.run(
                 ["bash", "-c", setup_script(setup), "site.setup"],
                 env=dict(base),
                 stdin=subprocess.DEVNULL,
                 stdout=variables,
-                stderr=said,
+                stderr=output,
                 timeout=SETUP_S,
             )
         except OSError as error:
-            raise UserError(f"site.setup: cannot be run on {where} ({error})") from None
+            raise UserError(f"site.setup: cannot be run on {node} ({error})") from None
         except subprocess.TimeoutExpired:
-            raise UserError(f"site.setup: took more than {SETUP_S:.0f} s on {where}") from None
-        said.seek(0)
-        words = said.read().decode(errors="replace").strip()
+            raise UserError(f"site.setup: took more than {SETUP_S:.0f} s on {node}") from None
+        output.seek(0)
+        printed = output.read().decode(errors="replace").strip()
         variables.seek(0)
-        found = os.fsdecode(variables.read())
-    if words:
-        print(words, file=sys.stderr, flush=True)
-    if done.returncode:
-        last = (words.splitlines() or ["it printed nothing"])[-1].removeprefix("site.setup: ")
+        variables_text = os.fsdecode(variables.read())
+    if printed:
+        print(printed, file=sys.stderr, flush=True)
+    if shell.returncode:
+        last = (printed.splitlines() or ["it printed nothing"])[-1].removeprefix("site.setup: ")
         raise UserError(
-            f"site.setup: failed with exit code {done.returncode} on {where}: {last}; it must run "
+            f"site.setup: failed with exit code {shell.returncode} on {node}: {last}; it must run "
             "in bash on every node"
         )
-    if not found:
+    if not variables_text:
         raise UserError(
-            f"site.setup: exited on {where} before its last line; remove `exit`, or close an open "
+            f"site.setup: exited on {node} before its last line; remove `exit`, or close an open "
             "quote or here-document"
         )
-    return dict(entry.split("=", 1) for entry in found.split("\0") if "=" in entry)
+    return dict(entry.split("=", 1) for entry in variables_text.split("\0") if "=" in entry)
 
 
 def why_not_at_site(site: CellSite) -> str:
@@ -129,7 +129,7 @@ def why_not_at_site(site: CellSite) -> str:
     """
     if site.container is None and site.setup:
         return ""
-    return why_not_in_image(site, environment_at(site, os.environ))
+    return why_not_in_image(site, site_environment(site, os.environ))
 
 
 def why_not_in_image(site: CellSite, env: Mapping[str, str]) -> str:
@@ -137,22 +137,22 @@ def why_not_in_image(site: CellSite, env: Mapping[str, str]) -> str:
 
     Args:
         site: the site.
-        env: the result of environment_at.
+        env: the result of site_environment.
     """
     if site.container is None:
         return ""
-    where = os.uname().nodename
+    node = os.uname().nodename
     if shutil.which("apptainer", path=env.get("PATH")) is None:
         return (
-            f"site.container: there is no apptainer on the PATH of {where} after site.setup; load "
+            f"site.container: there is no apptainer on the PATH of {node} after site.setup; load "
             "its module there, or set site.container to null"
         )
     if not Path(site.container).exists():
-        return f"site.container: {site.container} is not there on {where}"
+        return f"site.container: {site.container} is not there on {node}"
     return ""
 
 
-def contained(
+def command_at_site(
     site: CellSite, command: Sequence[str], *, cuda: bool, folders: Iterable[Path]
 ) -> list[str]:
     """Return a Python command as it runs at a site: in the site's image, if it has one.
@@ -166,28 +166,34 @@ def contained(
     if site.container is None:
         return list(command)
     here = Path.cwd()
-    seen = {ROOT, here, here.resolve(), Path("results").resolve(), *(f.resolve() for f in folders)}
-    binds = [f"--bind={folder}" for folder in sorted(seen) if folder.exists()]
+    visible = {
+        ROOT,
+        here,
+        here.resolve(),
+        Path("results").resolve(),
+        *(folder.resolve() for folder in folders),
+    }
+    binds = [f"--bind={folder}" for folder in sorted(visible) if folder.exists()]
     options = [*(["--nv"] if cuda else []), *binds, f"--pwd={here}"]
     image = str(Path(site.container).resolve())
     return ["apptainer", "exec", *options, image, PYTHON_OF_IMAGE, *command[1:]]
 
 
-def local_folder(named: str | None) -> Path | None:
+def make_local_folder(setting: str | None) -> Path | None:
     """Make the folder for caches and temporary files on this node; None for the system's own.
 
     Args:
-        named: ``site.scratch``.
+        setting: ``site.scratch``.
 
     Raises:
         UserError: if the folder cannot be made, or its name has a variable that is not set.
     """
-    if not named:
+    if not setting:
         return None
-    folder = Path(os.path.expandvars(named)).expanduser()
+    folder = Path(os.path.expandvars(setting)).expanduser()
     if "$" in str(folder):
         raise UserError(
-            f"site.scratch: {named} names a variable that is not set on {os.uname().nodename}"
+            f"site.scratch: {setting} names a variable that is not set on {os.uname().nodename}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +204,7 @@ def local_folder(named: str | None) -> Path | None:
     return folder
 
 
-def caches_in(folder: Path) -> dict[str, str]:
+def make_caches(folder: Path) -> dict[str, str]:
     """Return the variables that put caches and temporary files into a folder.
 
     Each cell gets its own empty folder, so that no cell profits from what another has compiled.
@@ -233,11 +239,11 @@ def enter(site: CellSite, *, cuda: bool, folders: Iterable[Path]) -> None:
     """
     if site == CellSite() or ENTERED_VARIABLE in os.environ:
         return
-    env = environment_at(site, os.environ) | {ENTERED_VARIABLE: "1"}
+    env = site_environment(site, os.environ) | {ENTERED_VARIABLE: "1"}
     if site.container is not None:
         if reason := why_not_in_image(site, env):
             raise UserError(reason)
         env |= IN_IMAGE
         env["PYTHONPATH"] = str(SCRIPTS)
-    command = contained(site, [sys.executable, *sys.argv], cuda=cuda, folders=folders)
+    command = command_at_site(site, [sys.executable, *sys.argv], cuda=cuda, folders=folders)
     os.execvpe(command[0], command, env)

@@ -47,12 +47,12 @@ class Phases:
 
         After an exception, ``current`` still has the phase's name.
         """
-        around = self._switch(name)
+        enclosing = self._switch(name)
         self.current = name
         yield
-        self._switch(around)
-        if around != OTHER:
-            self.current = around
+        self._switch(enclosing)
+        if enclosing != OTHER:
+            self.current = enclosing
 
     def so_far(self) -> dict[str, float]:
         """Return seconds by phase until now."""
@@ -62,8 +62,8 @@ class Phases:
     def _switch(self, name: str) -> str:
         now = time.perf_counter()
         self.seconds[self._open] = self.seconds.get(self._open, 0.0) + now - self._since
-        self._open, self._since, before = name, now, self._open
-        return before
+        self._open, self._since, previous = name, now, self._open
+        return previous
 
 
 class StepClock:

@@ -55,10 +55,10 @@ def _power_capped(metrics: Metrics, others: Others) -> Iterator[str]:
         limit, peers = device.power_limit_w, _limits_of_peers(metrics, device, others)
         if capped_pct(device) <= MOST_THROTTLED_PCT or limit is None or not peers:
             continue
-        if limit < (usual := statistics.median(peers)):
+        if limit < (median_w := statistics.median(peers)):
             yield (
                 f"{name} was held at {limit:.0f} W for {capped_pct(device):.0f} % of the window, "
-                f"where its peers may take {usual:.0f} W"
+                f"where its peers may take {median_w:.0f} W"
             )
 
 
@@ -73,12 +73,16 @@ def _power_cap_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _limits_of_peers(metrics: Metrics, device: Device, others: Others) -> list[float]:
-    own = [one.power_limit_w for one in _beside(metrics, device) if one.power_limit_w is not None]
+    own = [
+        one.power_limit_w
+        for one in _peers_in_cell(metrics, device)
+        if one.power_limit_w is not None
+    ]
     return own + (others.limits_w(metrics, device) if others else [])
 
 
-def _beside(metrics: Metrics, device: Device) -> list[Device]:
-    """Return the cell's other GPUs of a GPU's name."""
+def _peers_in_cell(metrics: Metrics, device: Device) -> list[Device]:
+    """Return the cell's other GPUs that have the same name as a GPU."""
     return [one for _, one in gpus_of(metrics) if one is not device and one.name == device.name]
 
 
@@ -129,14 +133,14 @@ def _ecc_unknown(device: Device) -> str:
 
 def _low_clocks(metrics: Metrics, others: Others) -> Iterator[str]:
     for name, device in gpus_of(metrics):
-        mine, peers = device.sm_clock_mean_mhz, _clocks_of_peers(metrics, device, others)
-        if mine is None or not peers:
+        own_mhz, peers = device.sm_clock_mean_mhz, _clocks_of_peers(metrics, device, others)
+        if own_mhz is None or not peers:
             continue
-        below = 100 * (1 - mine / (usual := statistics.median(peers)))
+        below = 100 * (1 - own_mhz / (median_mhz := statistics.median(peers)))
         if below > MOST_BELOW_PEERS_PCT:
             yield (
-                f"{name} ran at {mine:.0f} MHz, {below:.0f} % below the {usual:.0f} MHz of its "
-                "peers under the same load"
+                f"{name} ran at {own_mhz:.0f} MHz, {below:.0f} % below the {median_mhz:.0f} MHz of "
+                "its peers under the same load"
             )
 
 
@@ -151,16 +155,16 @@ def _clocks_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _clocks_of_peers(metrics: Metrics, device: Device, others: Others) -> list[float]:
-    clocks = [one.sm_clock_mean_mhz for one in _beside(metrics, device)]
+    clocks = [one.sm_clock_mean_mhz for one in _peers_in_cell(metrics, device)]
     own = [clock for clock in clocks if clock]
     return own + (others.clocks_mhz(metrics, device) if others else [])
 
 
-def _of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics, Others], Iterator[str]]:
-    """Return a function that yields what GPUs lack for a rule; GPUs with the same answer share one.
+def _unknown_of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics, Others], Iterator[str]]:
+    """Return a function that yields why a rule cannot be checked, once per reason.
 
     Args:
-        why: returns what one GPU lacks; empty if nothing.
+        why: returns why the rule cannot be checked on one GPU; empty if it can.
     """
 
     def unknown(metrics: Metrics, others: Others) -> Iterator[str]:
@@ -181,7 +185,7 @@ DEVICE_FAULTS = (
         "throttled",
         f"heat or a fault slowed a GPU down for more than {MOST_THROTTLED_PCT:g} % of the window",
         _throttled,
-        _of_gpus(_throttling_unknown),
+        _unknown_of_gpus(_throttling_unknown),
     ),
     Rule(
         "power-capped",
@@ -196,19 +200,19 @@ DEVICE_FAULTS = (
         f"{MOST_IDLE_MEMORY_BYTES // 2**20} MiB were in use on it, or it was busy for more than "
         f"{MOST_IDLE_UTILIZATION_PCT:g} % of the time",
         _shared,
-        _of_gpus(_sharing_unknown),
+        _unknown_of_gpus(_sharing_unknown),
     ),
     Rule(
         "telemetry missing",
         "no sample of a GPU fell into the window",
         _no_telemetry,
-        _of_gpus(_telemetry_unknown),
+        _unknown_of_gpus(_telemetry_unknown),
     ),
     Rule(
         "ECC errors",
         "a GPU counted an uncorrected memory error",
         _ecc_errors,
-        _of_gpus(_ecc_unknown),
+        _unknown_of_gpus(_ecc_unknown),
     ),
     Rule(
         "low clocks",

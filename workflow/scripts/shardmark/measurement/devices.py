@@ -13,9 +13,9 @@ from shardmark.measurement.energy import (
     MOST_DISAGREEMENT_PCT,
     Reading,
     Row,
-    energy_of,
     read_counter,
     time_mean,
+    window_energy,
 )
 from shardmark.metrics import Device, Efficiency
 
@@ -68,36 +68,36 @@ def summarise_device(
     inside = [row for row in rows if begin_s <= row["monotonic_s"] <= end_s]
     before = [row for row in rows if row.get("idle")]
     window_s = end_s - begin_s
-    energy = energy_of(inside, window_s)
-    joules = energy.integral_j if energy.counter_j is None else energy.counter_j
+    energy = window_energy(inside, window_s)
+    energy_j = energy.integral_j if energy.counter_j is None else energy.counter_j
     idle_w = _idle_power_w(before)
-    net = None
+    net_j = None
     if energy.counter_j is not None and idle_w is not None:
-        net = energy.counter_j - idle_w * window_s
+        net_j = energy.counter_j - idle_w * window_s
         # More power when idle than under load: one of the two must be wrong.
-        net = net if net >= 0 else None
+        net_j = net_j if net_j >= 0 else None
     shares = _throttled_pct(inside)
     return Device(
         **known,
         utilization_pct=time_mean(inside, "utilization_pct"),
-        memory_used_peak_bytes=_whole(_largest(inside, "memory_used_bytes")),
-        power_mean_w=joules / window_s if joules is not None else None,
+        memory_used_peak_bytes=_to_int(_largest(inside, "memory_used_bytes")),
+        power_mean_w=energy_j / window_s if energy_j is not None else None,
         power_limit_w=_smallest(inside, "power_limit_w"),
         energy_counter_j=energy.counter_j,
         energy_integral_j=energy.integral_j,
         energy_disagreement_pct=energy.disagreement_pct,
-        energy_net_j=net,
+        energy_net_j=net_j,
         energy_ticks=energy.ticks,
         energy_refused=energy.refused,
         idle_power_w=idle_w,
-        idle_memory_bytes=_whole(_largest(before, "memory_used_bytes")),
+        idle_memory_bytes=_to_int(_largest(before, "memory_used_bytes")),
         idle_utilization_pct=time_mean(before, "utilization_pct"),
         sm_clock_mean_mhz=time_mean(inside, "sm_clock_mhz"),
         sm_clock_min_mhz=_smallest(inside, "sm_clock_mhz"),
         temperature_max_c=_largest(inside, "temperature_c"),
         throttle_reasons=sorted(shares) if shares is not None else None,
         throttled_pct=shares,
-        ecc_errors=_whole(_increase(rows, "ecc_errors")),
+        ecc_errors=_to_int(_increase(rows, "ecc_errors")),
         foreign_processes=foreign_processes([*before, *inside], set(own_processes)),
         samples=len(inside),
         longest_gap_pct=100 * _longest_gap_s(inside, begin_s, end_s) / window_s,
@@ -118,36 +118,38 @@ def summarise_cell(devices: Sequence[Device], images: int, images_per_epoch: int
     net = _sum([device.energy_net_j for device in devices])
     integral = _sum([device.energy_integral_j for device in devices])
     disagreement = 100 * (integral - gross) / gross if integral and gross else None
-    load = _sum(shares)
+    utilization = _sum(shares)
     known = [peak for peak in peaks if peak is not None]
     refused = next((one.energy_refused for one in devices if one.energy_refused), None)
     power = _sum([device.power_mean_w for device in devices])
-    if contradiction := contradicted_energy(devices):
+    if contradiction := describe_contradicted_energy(devices):
         refused, gross, net, power = contradiction, None, None, None
-    each = gross / images if gross is not None and images else None
+    energy_per_image_j = gross / images if gross is not None and images else None
     return Efficiency(
-        energy_per_image_j=each,
-        energy_per_epoch_j=each * images_per_epoch if each is not None else None,
+        energy_per_image_j=energy_per_image_j,
+        energy_per_epoch_j=energy_per_image_j * images_per_epoch
+        if energy_per_image_j is not None
+        else None,
         energy_net_per_image_j=net / images if net is not None and images else None,
         energy_disagreement_pct=disagreement,
         energy_refused=refused,
         power_w=power,
-        utilization_pct=load / len(shares) if load is not None else None,
+        utilization_pct=utilization / len(shares) if utilization is not None else None,
         memory_peak_bytes=max(known) if known and len(known) == len(peaks) else None,
     )
 
 
-def contradicted_energy(devices: Sequence[Device]) -> str:
+def describe_contradicted_energy(devices: Sequence[Device]) -> str:
     """Describe the largest contradiction of energy counter and power integral; empty if none."""
-    off = [
+    contradicting = [
         (abs(device.energy_disagreement_pct), device)
         for device in devices
         if device.energy_disagreement_pct is not None
         and abs(device.energy_disagreement_pct) > MOST_DISAGREEMENT_PCT
     ]
-    if not off:
+    if not contradicting:
         return ""
-    most, device = max(off, key=lambda one: one[0])
+    most, device = max(contradicting, key=lambda one: one[0])
     return (
         f"energy counter and power of {device.title} contradict each other: the integral of power "
         f"is off by {most:.0f} %, more than {MOST_DISAGREEMENT_PCT:g} %"
@@ -161,7 +163,7 @@ def foreign_processes(rows: Sequence[Row], own: set[int]) -> int | None:
     namespace (a container), the cell's own processes are subtracted by number. A list with fewer
     processes than the cell's own is incomplete, as in a container that hides processes.
     """
-    counts, seen = [0], False
+    counts, is_known = [0], False
     for row in rows:
         if row.get("processes") is None:
             continue
@@ -170,18 +172,18 @@ def foreign_processes(rows: Sequence[Row], own: set[int]) -> int | None:
             counts.append(len(listed))
         elif own & listed:
             counts.append(len(listed - own))
-            seen = True
+            is_known = True
         elif len(listed) >= len(own):
             counts.append(len(listed) - len(own))
-            seen = True
+            is_known = True
     # That there were none before the cell began says nothing about the window.
-    return max(counts) if seen or max(counts) else None
+    return max(counts) if is_known or max(counts) else None
 
 
 def _idle_power_w(rows: Sequence[Row]) -> float | None:
     """Return idle power from the counter, or from power samples if the idle time is too short."""
-    read = read_counter(rows)
-    return read.power_w if isinstance(read, Reading) else time_mean(rows, "power_w")
+    reading = read_counter(rows)
+    return reading.power_w if isinstance(reading, Reading) else time_mean(rows, "power_w")
 
 
 def _throttled_pct(rows: Sequence[Row]) -> dict[str, float] | None:
@@ -218,7 +220,7 @@ def _longest_gap_s(rows: Sequence[Row], begin_s: float, end_s: float) -> float:
     return float(max(after - before for before, after in itertools.pairwise(times)))
 
 
-def _whole(value: float | None) -> int | None:
+def _to_int(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 

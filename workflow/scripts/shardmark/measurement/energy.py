@@ -59,16 +59,16 @@ class Energy:
     refused: str | None
 
 
-def energy_of(rows: Sequence[Row], window_s: float) -> Energy:
+def window_energy(rows: Sequence[Row], window_s: float) -> Energy:
     """Return the energy of one device in a window.
 
     Args:
         rows: its samples inside the window, in the order of time.
         window_s: length of the window, s.
     """
-    read = read_counter(rows)
+    reading = read_counter(rows)
     power = time_mean(rows, "power_w")
-    counter = read.power_w * window_s if isinstance(read, Reading) else None
+    counter = reading.power_w * window_s if isinstance(reading, Reading) else None
     integral = None
     if power is not None and window_s >= SHORTEST_INTEGRAL_S:
         integral = power * window_s
@@ -76,8 +76,8 @@ def energy_of(rows: Sequence[Row], window_s: float) -> Energy:
         counter_j=counter,
         integral_j=integral,
         disagreement_pct=100 * (integral - counter) / counter if integral and counter else None,
-        ticks=read.ticks if isinstance(read, Reading) else None,
-        refused=read if isinstance(read, str) else None,
+        ticks=reading.ticks if isinstance(reading, Reading) else None,
+        refused=reading if isinstance(reading, str) else None,
     )
 
 
@@ -85,9 +85,9 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
     """Return the counter's reading, or why there is none.
 
     The counter only moves in ticks (every 100 ms for NVML on an H200, measured), so a difference
-    between arbitrary moments is off by up to a tick at either end. So this measures from tick to
-    tick. A tick shows at the first sample after it, so its time is known to within the time since
-    the previous sample.
+    between arbitrary moments is off by up to a tick at either end. Therefore this measures from
+    tick to tick. A tick shows at the first sample after it, so its time is uncertain by the time
+    since the previous sample.
     """
     points = [(row["monotonic_s"], row["energy_j"]) for row in rows]
     if not points:
@@ -95,11 +95,11 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
     if any(energy is None for _, energy in points):
         return "the device has no energy counter that can be read"
     ticks: list[tuple[float, float, float]] = []
-    for (then, before), (now, energy) in itertools.pairwise(points):
+    for (previous_s, before), (now_s, energy) in itertools.pairwise(points):
         if energy < before:
             return "the energy counter ran backwards"
         if energy > before:
-            ticks.append((now, energy, now - then))
+            ticks.append((now_s, energy, now_s - previous_s))
     if len(ticks) < 2:
         return "the window is shorter than two ticks of the energy counter"
     (begin, first, before), (end, last, after) = ticks[0], ticks[-1]
@@ -117,7 +117,11 @@ def read_counter(rows: Sequence[Row]) -> Reading | str:
 def time_mean(rows: Sequence[Row], key: str) -> float | None:
     """Return the mean over time (trapezoids), not over samples; None if no sample has a value."""
     points = [(row["monotonic_s"], row[key]) for row in rows]
-    known = [(t, v) for t, v in points if t is not None and v is not None and math.isfinite(v)]
+    known = [
+        (time_s, value)
+        for time_s, value in points
+        if time_s is not None and value is not None and math.isfinite(value)
+    ]
     if not known:
         return None
     if len(known) == 1:

@@ -85,7 +85,7 @@ def torch_environment(device: Any, backend: str) -> dict[str, Any]:
     """Return what only a rank knows: CUDA, cuDNN, NCCL, devices, their topology, variables."""
     import torch
 
-    found: dict[str, Any] = {
+    environment: dict[str, Any] = {
         "backend": backend,
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
@@ -96,13 +96,13 @@ def torch_environment(device: Any, backend: str) -> dict[str, Any]:
     if device.type == "cuda":
         backends: Any = torch.backends
         nccl: Any = torch.cuda.nccl
-        found |= {
+        environment |= {
             "cudnn": backends.cudnn.version(),
             "cudnn_benchmark": backends.cudnn.benchmark,
             "nccl": ".".join(map(str, nccl.version())),
             "gpu": torch.cuda.get_device_name(device),
         } | driver_and_topology()
-    return found
+    return environment
 
 
 def driver_and_topology() -> dict[str, Any]:
@@ -156,7 +156,7 @@ def provenance(root: Path) -> Provenance:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
             encoding="utf-8",
@@ -166,7 +166,7 @@ def _git(root: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return finished.stdout.strip() if finished.returncode == 0 else None
 
 
 def _cpu_name() -> str | None:

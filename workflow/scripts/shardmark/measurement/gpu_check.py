@@ -48,7 +48,7 @@ ROCM = (
 GATE_RANK_BYTES = 2 * 2**30
 
 
-def gate_ranks() -> int:
+def count_gate_ranks() -> int:
     """Return how many ranks of the parity gate fit this machine's GPUs at once; 0 without NVML."""
     try:
         gpus = [gpu_facts(uuid)["memory_total_bytes"] for uuid in visible_gpus()]
@@ -75,50 +75,50 @@ def ask_torch() -> TorchCuda | str:
     """Return what torch reports, or the last line of output if its import fails."""
     command = [sys.executable, "-c", _ASK_TORCH]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
     except subprocess.TimeoutExpired:
         return f"it took more than {ASK_S:.0f} s"
-    if asked.returncode:
-        return (asked.stderr.strip().splitlines() or ["no message"])[-1]
-    return TorchCuda.model_validate(json.loads(asked.stdout.splitlines()[-1]))
+    if finished.returncode:
+        return (finished.stderr.strip().splitlines() or ["no message"])[-1]
+    return TorchCuda.model_validate(json.loads(finished.stdout.splitlines()[-1]))
 
 
-def why_too_few(needed: int, said: TorchCuda | str, *, driver: bool, visible: str | None) -> str:
+def why_too_few(needed: int, answer: TorchCuda | str, *, driver: bool, visible: str | None) -> str:
     """Return why ``needed`` GPUs are not available, and what to do; empty if they are.
 
     Args:
         needed: GPUs of the largest cell.
-        said: what ``ask_torch`` returned.
+        answer: what ``ask_torch`` returned.
         driver: whether an NVIDIA driver is installed here.
         visible: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
     """
-    if isinstance(said, str):
-        return f"torch cannot be imported ({said})"
-    if said.hip:
-        return ROCM.format(version=said.version, hip=said.hip)
-    if said.count >= needed:
+    if isinstance(answer, str):
+        return f"torch cannot be imported ({answer})"
+    if answer.hip:
+        return ROCM.format(version=answer.version, hip=answer.hip)
+    if answer.count >= needed:
         return ""
-    if said.count:
+    if answer.count:
         limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         return (
-            f"torch sees {said.count} GPU(s){limit}, and the largest cell needs {needed}; "
+            f"torch sees {answer.count} GPU(s){limit}, and the largest cell needs {needed}; "
             "leave larger counts out of matrix.gpus"
         )
-    if said.cuda is None:
+    if answer.cuda is None:
         return (
-            f"torch {said.version} is a build for CPUs only; install a CUDA build, or keep the "
+            f"torch {answer.version} is a build for CPUs only; install a CUDA build, or keep the "
             "machine's own torch with: make TORCH=site"
         )
     if not driver:
         return (
-            f"this machine has no NVIDIA driver (torch {said.version} is built for CUDA "
-            f"{said.cuda}); run on a machine with GPUs, or set cluster.device to cpu"
+            f"this machine has no NVIDIA driver (torch {answer.version} is built for CUDA "
+            f"{answer.cuda}); run on a machine with GPUs, or set cluster.device to cpu"
         )
     if visible is not None and not visible.strip():
         return "CUDA_VISIBLE_DEVICES is set and empty, which hides every GPU"
     return (
-        f"the driver does not serve torch {said.version}, which is built for CUDA {said.cuda}: "
-        f"{said.error or 'no GPU found'}"
+        f"the driver does not serve torch {answer.version}, which is built for CUDA {answer.cuda}: "
+        f"{answer.error or 'no GPU found'}"
     )
 
 

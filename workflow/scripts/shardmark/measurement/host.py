@@ -89,7 +89,7 @@ def host_use(
 def _quota_use(
     begin: Mapping[str, CpuGroup] | None, end: Mapping[str, CpuGroup] | None
 ) -> dict[str, Any]:
-    """Return the use of the quota that ran out most often, else the smallest; empty if unknown."""
+    """Return the use of the quota that ran out most often, or of the smallest if none ran out."""
     if begin is None or end is None or begin.keys() != end.keys():
         return {}
     uses = [

@@ -13,8 +13,8 @@ from shardmark.measurement.device_faults import (
     MOST_THROTTLED_PCT,
     capped_pct,
 )
-from shardmark.measurement.devices import contradicted_energy
-from shardmark.measurement.rules import Others, Rule, gpus_of, nothing, probed_tflops
+from shardmark.measurement.devices import describe_contradicted_energy
+from shardmark.measurement.rules import Others, Rule, gpus_of, never_unknown, probed_tflops
 from shardmark.metrics import Device, HostUse, Metrics, StepSplit
 
 # Our choice: strategies often differ by less than a tenth, so waiting a tenth of the time can
@@ -45,12 +45,12 @@ def host_wait_pct(metrics: Metrics) -> float | None:
     if slowest is None or metrics.throughput is None:
         return None
     step_ms = metrics.throughput.step_ms_mean
-    waits_ms = slowest.host_gap_ms - max(0.0, slowest.step_ms - step_ms)
-    return 100 * max(0.0, waits_ms) / step_ms
+    wait_ms = slowest.host_gap_ms - max(0.0, slowest.step_ms - step_ms)
+    return 100 * max(0.0, wait_ms) / step_ms
 
 
 def exposed_communication_pct(metrics: Metrics) -> float | None:
-    """Return the share of a traced step in which that device only communicates, percent."""
+    """Return the share of a step in which slowest_host's device only communicates, percent."""
     slowest = slowest_host(metrics.profile)
     return None if slowest is None else 100 * slowest.exposed_communication_ms / slowest.step_ms
 
@@ -98,9 +98,9 @@ def _without_images(metrics: Metrics) -> dict[str, Any]:
 
 
 def _host_wait(metrics: Metrics, others: Others) -> Iterator[str]:
-    waits = host_wait_pct(metrics)
-    if waits is not None and waits >= LEAST_HOST_WAIT_PCT:
-        yield f"the device waits for its host during {waits:.0f} % of a step"
+    wait_pct = host_wait_pct(metrics)
+    if wait_pct is not None and wait_pct >= LEAST_HOST_WAIT_PCT:
+        yield f"the device waits for its host during {wait_pct:.0f} % of a step"
 
 
 def _host_wait_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _quota_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _shared_cpus(metrics: Metrics, others: Others) -> Iterator[str]:
-    """Compare each node's CPUs with its ranks, which are consecutive."""
+    """Compare each node's CPUs with its ranks; the ranks of a node have consecutive numbers."""
     each = metrics.cell.processes // metrics.cell.nodes
     for _, group in itertools.groupby(metrics.host, key=lambda use: use.rank // each):
         ranks = list(group)
@@ -142,17 +142,19 @@ def _shared_cpus_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _energy(metrics: Metrics, others: Others) -> Iterator[str]:
-    if contradiction := contradicted_energy(metrics.devices):
+    if contradiction := describe_contradicted_energy(metrics.devices):
         yield contradiction
 
 
 def _energy_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
-    lacking = sorted((why, one.title) for one in metrics.devices if (why := _energy_lacks(one)))
+    lacking = sorted(
+        (why, one.title) for one in metrics.devices if (why := _why_energy_unknown(one))
+    )
     for why, group in itertools.groupby(lacking, key=lambda one: one[0]):
         yield f"{why} ({', '.join(title for _, title in group)})"
 
 
-def _energy_lacks(device: Device) -> str:
+def _why_energy_unknown(device: Device) -> str:
     """Return why a GPU's energy is unknown or unconfirmed."""
     if device.kind != "gpu":
         return ""
@@ -169,13 +171,13 @@ def _energy_lacks(device: Device) -> str:
 
 
 def _imprecise(metrics: Metrics, others: Others) -> Iterator[str]:
-    measured, asked = metrics.throughput, metrics.cell.measure.steady_half_width_pct
+    measured, wanted_pct = metrics.throughput, metrics.cell.measure.steady_half_width_pct
     if measured is None or measured.half_width_pct is None:
         return
-    if measured.half_width_pct > asked:
+    if measured.half_width_pct > wanted_pct:
         yield (
             f"after {measured.window_s:.1f} s the mean step is known to within "
-            f"{measured.half_width_pct:.1f} %, not to within the {asked:g} % asked for"
+            f"{measured.half_width_pct:.1f} %, not to within the {wanted_pct:g} % asked for"
         )
 
 
@@ -226,15 +228,15 @@ def _power_limit_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _slow_probe(metrics: Metrics, others: Others) -> Iterator[str]:
-    mine, rates = probed_tflops(metrics), others.probes(metrics) if others else []
-    if mine is None or not rates:
+    own_tflops, rates = probed_tflops(metrics), others.probes(metrics) if others else []
+    if own_tflops is None or not rates:
         return
-    usual = statistics.median(rates)
-    slower = 100 * (1 - mine / usual)
+    median_tflops = statistics.median(rates)
+    slower = 100 * (1 - own_tflops / median_tflops)
     if slower > MOST_BELOW_PEERS_PCT:
         yield (
-            f"{mine:.1f} TFLOP/s in the probe, {slower:.0f} % under the {usual:.1f} of "
-            f"{len(rates)} other cells"
+            f"{own_tflops:.1f} TFLOP/s in the probe, {slower:.0f} % under the {median_tflops:.1f} "
+            f"of {len(rates)} other cells"
         )
 
 
@@ -349,13 +351,13 @@ LABELS = (
         "measured twice",
         "the first measurement had a device fault, so the cell ran again at once",
         _measured_twice,
-        nothing,
+        never_unknown,
     ),
     Rule(
         "not training",
         "the loss scaler left out every step that was inspected before the window; such a cell is "
         "also excluded, since it does not train the same model",
         _not_training,
-        nothing,
+        never_unknown,
     ),
 )

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from shardmark.metrics import Bound, Probe, Roofs
 
 
-def roofs_of(
+def compute_roofs(
     probes: Sequence[Probe],
     flops_per_image: int,
     bytes_per_image: int | None,
     images_per_s_per_gpu: float,
 ) -> Roofs:
-    """Return one GPU's figures and roofs; those of the slowest GPU, which sets the pace.
+    """Return the figures and roofs of the slowest GPU, which sets the pace.
 
     Args:
         probes: one for every device of the cell.
@@ -31,10 +31,10 @@ def roofs_of(
     bandwidth = min(one.copy_gb_per_s for one in probes)
     achieved = flops_per_image * images_per_s_per_gpu / 1e12
     compute_roof = peak * 1e12 / flops_per_image
-    moved = memory_roof = statement = None
+    moved_gb_per_s = memory_roof = statement = None
     bound: Bound | None = None
     if bytes_per_image:
-        moved = bytes_per_image * images_per_s_per_gpu / 1e9
+        moved_gb_per_s = bytes_per_image * images_per_s_per_gpu / 1e9
         memory_roof = bandwidth * 1e9 / bytes_per_image
         bound, statement = _bound(compute_roof, memory_roof, images_per_s_per_gpu)
     return Roofs(
@@ -44,8 +44,10 @@ def roofs_of(
         bandwidth_gb_per_s=bandwidth,
         achieved_tflops=achieved,
         peak_share_pct=100 * achieved / peak,
-        achieved_gb_per_s=moved,
-        bandwidth_share_pct=100 * moved / bandwidth if moved is not None else None,
+        achieved_gb_per_s=moved_gb_per_s,
+        bandwidth_share_pct=100 * moved_gb_per_s / bandwidth
+        if moved_gb_per_s is not None
+        else None,
         compute_roof_images_per_s=compute_roof,
         memory_roof_images_per_s=memory_roof,
         bound=bound,

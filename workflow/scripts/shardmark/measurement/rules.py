@@ -1,4 +1,4 @@
-"""What a rule about a cell's validity is, and what it may know of the other cells. No torch."""
+"""Rules about a cell's validity, and the other results that they may use. No torch import."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ def probed_tflops(metrics: Metrics) -> float | None:
 
 
 def kind_of_gpu(metrics: Metrics) -> Hashable:
-    """Return what probes must share to be compared."""
+    """Return what must be equal for two probes to be compared: GPU names and precision."""
     return frozenset(one.name for one in metrics.devices), metrics.cell.definition.precision
 
 
 def same_work(metrics: Metrics) -> Hashable:
-    """Return what identifies a cell's work, whatever its seed: its load decides its clocks."""
+    """Return the key of a cell's load, which sets its GPUs' clocks; the seed does not matter."""
     cell = metrics.cell
     return cell.workload, cell.strategy, cell.gpus
 
 
-def nothing(metrics: Metrics, others: Others) -> Iterator[str]:
+def never_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
     """Yield nothing: the rule can always be evaluated."""
     yield from ()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 # The two halves of the recent steps count as equally fast if their medians differ by less than
 # this. Our choice: where a GPU was the limit, first steps took a quarter to a third longer, and
 # settled steps varied within 1 %.
-STATIONARY_WITHIN = 0.05
+MOST_MEDIAN_DIFFERENCE = 0.05
 # Batch means vary nearly independently where single steps do not (a slow host slows many in a row).
 BATCHES = 20
 # 97.5 % quantile of Student's t with 19 degrees of freedom.
@@ -25,7 +25,7 @@ def is_stationary(step_ms: Sequence[float]) -> bool:
         return False
     earlier = statistics.median(step_ms[-2 * half : -half])
     later = statistics.median(step_ms[-half:])
-    return abs(later - earlier) <= STATIONARY_WITHIN * earlier
+    return abs(later - earlier) <= MOST_MEDIAN_DIFFERENCE * earlier
 
 
 def batch_means(step_ms: Sequence[float]) -> list[float] | None:
@@ -56,12 +56,12 @@ class Drift(NamedTuple):
     error_pct: float | None
 
 
-def drift(step_ms: Sequence[float]) -> Drift:
+def measure_drift(step_ms: Sequence[float]) -> Drift:
     """Return the trend of the steps; nulls if there are too few.
 
-    It is the slope of a straight line through the batch means, from the middle of the first third
-    to the middle of the last. Single stragglers and steps that alternate between two speeds raise
-    the standard error, not the trend.
+    It is the rise of a straight line through the batch means, from the middle of the first third of
+    the window to the middle of the last third. Single stragglers and steps that alternate between
+    two speeds raise the standard error, not the trend.
     """
     means = batch_means(step_ms)
     if means is None:
@@ -71,10 +71,10 @@ def drift(step_ms: Sequence[float]) -> Drift:
     squares = sum(
         (mean - intercept - slope * place) ** 2 for place, mean in zip(places, means, strict=True)
     )
-    spread = sum((place - (BATCHES - 1) / 2) ** 2 for place in places)
-    error = math.sqrt(squares / (BATCHES - 2) / spread)
-    scale = 100 * (2 / 3 * BATCHES) / statistics.fmean(means)
-    return Drift(scale * slope, scale * error)
+    place_squares = sum((place - (BATCHES - 1) / 2) ** 2 for place in places)
+    error = math.sqrt(squares / (BATCHES - 2) / place_squares)
+    pct_per_slope = 100 * (2 / 3 * BATCHES) / statistics.fmean(means)
+    return Drift(pct_per_slope * slope, pct_per_slope * error)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -96,7 +96,7 @@ def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> 
     slowest = max(range(len(totals)), key=totals.__getitem__)
     steps = sorted(step_ms_by_rank[slowest])
     window_s = totals[slowest] / 1000
-    trend = drift(step_ms_by_rank[slowest])
+    trend = measure_drift(step_ms_by_rank[slowest])
     return {
         "images_per_s": images * len(steps) / window_s,
         "step_ms_mean": totals[slowest] / len(steps),

@@ -27,7 +27,7 @@ from shardmark.command import one_message
 from shardmark.disk import require_room
 from shardmark.errors import UserError
 from shardmark.processes.ending import end
-from shardmark.processes.tether import tethered
+from shardmark.processes.tether import tether
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,14 +59,14 @@ END_S = 5.0
 _RAPL = Path("/sys/class/powercap")
 
 
-def within_limit(ask: Callable[P, T]) -> Callable[P, T]:
+def limit_answer_time(ask: Callable[P, T]) -> Callable[P, T]:
     """Wrap a function that asks NVML, so that it raises UserError if the driver does not answer.
 
     The asking thread is abandoned: nothing can interrupt a call that hangs in the driver.
     """
 
     @functools.wraps(ask)
-    def asked(*arguments: P.args, **named: P.kwargs) -> T:
+    def ask_in_thread(*arguments: P.args, **named: P.kwargs) -> T:
         answers: list[T] = []
         errors: list[Exception] = []
 
@@ -88,7 +88,7 @@ def within_limit(ask: Callable[P, T]) -> Callable[P, T]:
             )
         return answers[0]
 
-    return asked
+    return ask_in_thread
 
 
 class GpuProbe:
@@ -117,14 +117,15 @@ class GpuProbe:
                 "energy_j": energy,
                 "power_w": self._ask(nvml.nvmlDeviceGetPowerUsage, handle, 1e-3),
                 "utilization_pct": self._ask(
-                    lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu, handle
+                    lambda gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu, handle
                 ),
                 "memory_used_bytes": self._ask(memory_used, handle),
                 "sm_clock_mhz": self._ask(
-                    lambda h: nvml.nvmlDeviceGetClockInfo(h, nvml.NVML_CLOCK_SM), handle
+                    lambda gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM), handle
                 ),
                 "temperature_c": self._ask(
-                    lambda h: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU), handle
+                    lambda gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+                    handle,
                 ),
                 "throttle_mask": self._throttle_mask(handle),
             }
@@ -137,7 +138,9 @@ class GpuProbe:
         return {
             "power_limit_w": self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle, 1e-3),
             "ecc_errors": self._ask(
-                lambda h: nvml.nvmlDeviceGetTotalEccErrors(h, uncorrected, nvml.NVML_VOLATILE_ECC),
+                lambda gpu: nvml.nvmlDeviceGetTotalEccErrors(
+                    gpu, uncorrected, nvml.NVML_VOLATILE_ECC
+                ),
                 handle,
             ),
             # None if the driver cannot say, "-" if there are none.
@@ -172,7 +175,7 @@ def memory_used(handle: Any) -> int:
     return int(used)
 
 
-@within_limit
+@limit_answer_time
 def gpu_facts(uuid: str) -> dict[str, Any]:
     """Return the properties of a GPU that do not change while a cell runs, from NVML."""
     import pynvml
@@ -239,7 +242,7 @@ def rapl_energy_j(root: Path = _RAPL) -> float | None:
     return total
 
 
-@within_limit
+@limit_answer_time
 def visible_gpus(count: int | None = None) -> list[str]:
     """Return UUIDs of the first ``count`` GPUs that CUDA would see, or all, in bus order.
 
@@ -258,22 +261,22 @@ def visible_gpus(count: int | None = None) -> list[str]:
         raise UserError(
             f"{node_name()}: no NVIDIA driver answers ({error}), so no GPU can be measured here"
         ) from None
-    choice = os.environ.get("CUDA_VISIBLE_DEVICES")
-    chosen = every if choice is None else []
-    for part in filter(None, (part.strip() for part in (choice or "").split(","))):
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = every if setting is None else []
+    for part in filter(None, (part.strip() for part in (setting or "").split(","))):
         if part.startswith("MIG"):
-            raise UserError(_mig(part))
+            raise UserError(_mig_message(part))
         if part.isdigit():
             chosen += every[int(part) : int(part) + 1]
         else:
             chosen += [uuid for uuid in every if uuid.startswith(part)]
     for uuid in chosen[:count]:
         if is_sliced(pynvml.nvmlDeviceGetHandleByUUID(uuid)):
-            raise UserError(_mig(uuid))
+            raise UserError(_mig_message(uuid))
     return chosen[:count]
 
 
-@within_limit
+@limit_answer_time
 def gpu_indices(uuids: Sequence[str]) -> str:
     """Return the CUDA_VISIBLE_DEVICES for these GPUs, with devices numbered in bus order.
 
@@ -296,7 +299,7 @@ def is_sliced(handle: Any) -> bool:
     return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
 
-def _mig(gpu: str) -> str:
+def _mig_message(gpu: str) -> str:
     return (
         f"{node_name()}: {gpu} is a GPU in MIG mode: its slices share power, clocks and memory, "
         "which NVML tells of the whole GPU only, so what is measured on one would not be its "
@@ -332,14 +335,14 @@ def sampling(
     scripts = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
     sampler = subprocess.Popen(
-        tethered(command), env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
+        tether(command), env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
     )
     try:
         if idle_s:
             assert sampler.stdout is not None
             # Wait for its first line, or for end of file if it failed.
-            begun, _, _ = select.select([sampler.stdout], [], [], idle_s + BEGIN_S)
-            if not begun:
+            readable, _, _ = select.select([sampler.stdout], [], [], idle_s + BEGIN_S)
+            if not readable:
                 raise UserError(
                     f"{node_name()}: the sampler of the devices has not begun within "
                     f"{idle_s + BEGIN_S:.0f} s: it was stopped, or the driver does not answer"
@@ -370,8 +373,8 @@ def main() -> None:
     arguments = parser.parse_args()
     probe = GpuProbe(arguments.gpus) if arguments.gpus else CpuProbe(arguments.parent)
     with arguments.output.open("w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
         begin = due = time.monotonic()
         idle = arguments.idle > 0
         while os.getppid() == arguments.parent:
@@ -380,7 +383,7 @@ def main() -> None:
                 idle = False
                 print("the cell may begin", flush=True)
             settled = idle and elapsed >= SETTLING_S
-            table.writerows(row | {"idle": int(settled)} for row in probe.rows())
+            writer.writerows(row | {"idle": int(settled)} for row in probe.rows())
             file.flush()
             due += arguments.interval
             time.sleep(max(0.0, due - time.monotonic()))

@@ -1,6 +1,6 @@
 """Judge a cell: its device faults exclude it, its labels explain it. No torch import.
 
-A rule whose reading is missing is unknown: neither fine nor a reason to exclude.
+A rule that lacks its readings is recorded as unknown, which does not exclude the cell.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from shardmark.metrics import Metrics
 _UNKNOWN = " could not be checked: "
 
 
-def judged(metrics: Metrics, others: Others = None) -> Metrics:
-    """Return the result with its device faults, its labels and what is unknown filled in.
+def judge(metrics: Metrics, others: Others = None) -> Metrics:
+    """Fill in a result's device faults, its labels and the rules that could not be checked.
 
     Args:
         metrics: result of one cell.
@@ -52,7 +52,7 @@ def names_of_rules(reasons: Iterable[str]) -> list[str]:
 
 def unchecked_rules(unknown: Iterable[str]) -> list[str]:
     """Return the names of the rules and labels that could not be checked, each once."""
-    return list(dict.fromkeys(sentence.partition(_UNKNOWN)[0] for sentence in unknown))
+    return list(dict.fromkeys(one.partition(_UNKNOWN)[0] for one in unknown if one))
 
 
 def rules_in_words() -> list[tuple[str, str]]:

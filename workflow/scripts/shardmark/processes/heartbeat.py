@@ -83,8 +83,8 @@ class Heartbeat:
         if self._memory is not None:
             self._beats += 1
             begin = self._offset + self._beats % 2 * _RECORD_BYTES
-            done = (self._beats, self._steps, time.monotonic(), self._phase)
-            record = _record(os.getpid(), self._rank, *done)
+            progress = (self._beats, self._steps, time.monotonic(), self._phase)
+            record = _record(os.getpid(), self._rank, *progress)
             self._memory[begin : begin + _RECORD_BYTES] = record
 
 
@@ -135,10 +135,10 @@ class Heartbeats:
         for begin in (0, _RECORD_BYTES):
             fields = records[begin : begin + _FIELDS.size]
             (checksum,) = _CHECKSUM.unpack_from(records, begin + _FIELDS.size)
-            found = _FIELDS.unpack(fields)
-            if zlib.crc32(fields) == checksum and self._begin_s <= found[4] <= now:
-                whole.append(found)
-        return max(whole, key=lambda found: found[2], default=None)
+            record = _FIELDS.unpack(fields)
+            if zlib.crc32(fields) == checksum and self._begin_s <= record[4] <= now:
+                whole.append(record)
+        return max(whole, key=lambda record: record[2], default=None)
 
 
 def _record(*fields: Any) -> bytes:

@@ -11,7 +11,7 @@ from typing import IO
 from shardmark.processes.heartbeat import FILE_VARIABLE
 
 _NAME = "signal.rank{rank}.txt"
-_kept: list[IO[str]] = []
+_open_files: list[IO[str]] = []
 
 
 # The signals with which a scheduler, a system limit or a person ends a process. SIGKILL cannot be
@@ -36,7 +36,7 @@ def leave_trace_of_signals(rank: int) -> None:
     if FILE_VARIABLE not in os.environ:
         return
     file = Path(os.environ[FILE_VARIABLE]).with_name(_NAME.format(rank=rank)).open("w")
-    _kept.append(file)
+    _open_files.append(file)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         # With Python's KeyboardInterrupt, this rank's exit would wait for the other ranks.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -53,9 +53,9 @@ def signalled_ranks(folder: Path) -> dict[int, float]:
     Args:
         folder: the folder of the heartbeats.
     """
-    found = {}
+    times = {}
     for path in folder.glob(_NAME.format(rank="*")):
         rank = path.stem.removeprefix("signal.rank")
         if rank.isdigit() and path.stat().st_size:
-            found[int(rank)] = path.stat().st_mtime
-    return found
+            times[int(rank)] = path.stat().st_mtime
+    return times

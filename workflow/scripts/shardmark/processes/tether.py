@@ -11,17 +11,18 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def tethered(command: Sequence[str]) -> list[str]:
+def tether(command: Sequence[str]) -> list[str]:
     """Wrap ``command`` so that the kernel kills it when this process ends.
 
     The kernel ties it to the thread that starts it, so start it from a thread that lasts, such as
-    the main thread. Only the command itself is tied; each process that it starts needs its own.
+    the main thread. Only the command itself is tied; each process that it starts needs a tether of
+    its own.
     """
     return [sys.executable, "-I", __file__, str(os.getpid()), *command]
 
 
 def main() -> None:
-    """Become the command of the command line, tied to its parent."""
+    """Replace this process by the command on its command line, tied to the parent process."""
     parent, *command = sys.argv[1:]
     if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) or os.getppid() != int(parent):
         sys.exit(f"shardmark: {command[0]}: not started, since what wanted it is gone")

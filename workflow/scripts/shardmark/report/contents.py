@@ -12,6 +12,7 @@ PAGE_TEMPLATE = REPORT / "page.html.j2"
 # In reading order. A figure is in results/<run>/figures/<workload>/<name>.svg, its caption in
 # workflow/report/<name>.rst, for Snakemake's report and for ours.
 FIGURES: dict[str, str] = {
+    "answer": "Against the baseline, and against GPUs",
     "trade_off": "Throughput, memory and energy against each other",
     **{quantity.figure: quantity.label for quantity in QUANTITIES.values()},
     "scaling": "Throughput against GPU count",
@@ -22,20 +23,25 @@ FIGURES: dict[str, str] = {
     "timeline": "Utilisation, power and memory over time",
     "loss": "Loss per epoch",
 }
-# The page links this one and shows its table instead.
+# The page shows its table instead.
 OUTCOMES = "outcomes"
-# These show what ``compare`` wrote; the others are drawn from what ``collect`` wrote.
-COMPARED = ("trade_off", "efficiency")
-# Beside the figures of a workload, as <name>.json and <name>_compared.json: why some of them could
-# not be drawn.
+# The section of the page that shows a figure; the first screen shows the answer, and the section
+# of details all others.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "scaling": ("scaling", "efficiency"),
+    "memory": ("memory",),
+    "steps": ("step_split",),
+    "energy": ("energy", "power", "trade_off"),
+}
+# Beside the figures of a workload, as <name>.json: why some of them could not be drawn. Such a
+# figure has no file.
 NOT_DRAWN = "not_drawn"
+FIGURE_KINDS = ("svg", "pdf", "png")
 
-
-KINDS = ("csv", "md", "tex")
+KINDS = ("md", "tex")
 # By the name of their files in results/<run>/tables/.
 TABLES: dict[str, str] = {
     "summary": "Summary",
-    "decisions": "Best by each objective",
     "comparisons": "Comparisons to the baseline",
     "scaling": "Speed-up and efficiency",
     "outcomes": "Outcomes",
@@ -43,19 +49,13 @@ TABLES: dict[str, str] = {
     "parity": "Parity",
     "certificate": "Effective settings",
 }
-# The CSV files of these, with every digit, are written by other rules.
-RAW = ("comparisons", "scaling", "failures", "parity")
+# The CSV files beside them, with every digit; docs/data_dictionary.md explains their columns.
+CSV_TABLES = ("cells", "epochs", "summary", "comparisons", "scaling", "failures", "parity")
 
 
 def exported_files() -> list[str]:
     """The files of all tables but the summary, which has a rule of its own."""
-    return [
-        f"{name}.{kind}"
-        for name in TABLES
-        if name != "summary"
-        for kind in KINDS
-        if not (kind == "csv" and name in RAW)
-    ]
+    return [f"{name}.{kind}" for name in TABLES if name != "summary" for kind in KINDS]
 
 
 def caption_file(name: str) -> Path:

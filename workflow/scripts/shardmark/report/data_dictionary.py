@@ -30,6 +30,7 @@ from shardmark.metrics import (
     Times,
     Windows,
 )
+from shardmark.report.summary_table import SUMMARY_COLUMNS
 from shardmark.results.cell_rows import CellRow, EpochRow, extra
 from shardmark.results.failure_rows import FailureRow
 from shardmark.results.parity_rows import ParityRow
@@ -102,6 +103,13 @@ def dictionary() -> str:
         ),
     ):
         parts.append(f"## {title}\n\n{what}\n\n{_columns(model)}")
+    parts.append("## summary.csv\n\nOne row per strategy, workload and GPU count.\n")
+    parts.append(
+        _table(
+            ["column", "unit", "meaning"],
+            [[f"`{name}`", unit_of(name), text] for name, text in SUMMARY_COLUMNS.items()],
+        )
+    )
     parts.append("## steps.csv\n\nBeside each metrics.json: every timed step on every rank.\n")
     parts.append(_table(["column", "meaning"], [[f"`{name}`", text] for name, text in _STEPS]))
     parts.append(

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
-from shardmark.escaping import csv_text
 from shardmark.files import write_text
 from shardmark.report.contents import TABLES, exported_files
-from shardmark.report.decisions import decision_table
 from shardmark.report.page_tables import (
     comparison_tables,
     failures_table,
@@ -33,8 +29,6 @@ def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table
             table[table.workload == workload]
             for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
         )
-        verdicts = [verdict for verdict in findings.verdicts if verdict.workload == workload]
-        exported["decisions"].append(_name(workload, decision_table(verdicts, device)))
         for pair in comparison_tables(comparisons, device):
             exported["comparisons"] += [table for table in pair if table.rows]
         speedups = scaling_table(scaling, tables.strategies)
@@ -51,23 +45,9 @@ def write_exports(exported: dict[str, list[Table]], folder: Path) -> None:
     for file in exported_files():
         name, kind = file.split(".")
         tables = exported[name]
-        if kind == "csv":
-            text = csv_text(as_one(tables))
-        else:
-            text = to_markdown(tables) if kind == "md" else to_latex(tables)
+        text = to_markdown(tables) if kind == "md" else to_latex(tables)
         write_text(folder / file, text)
     record_checksums([folder / file for file in exported_files()], folder / "export.sha256")
-
-
-def as_one(tables: list[Table]) -> pd.DataFrame:
-    """The rows of several tables as one, each with its table's caption."""
-    headings = dict.fromkeys(heading for table in tables for heading in table.headings)
-    rows = [
-        {"table": table.caption} | dict(zip(table.headings, row, strict=True))
-        for table in tables
-        for row in table.rows
-    ]
-    return pd.DataFrame(rows, columns=["table", *headings])
 
 
 def _name(workload: str, table: Table) -> Table:

@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
-from shardmark.config.schema import Measure
-from shardmark.measurement.validity import (
-    labels_in_words,
-    names_of_rules,
-    rules_in_words,
-    unchecked_rules,
-)
+from shardmark.measurement.validity import labels_in_words, rules_in_words
 from shardmark.quantities import describe_gpus
-from shardmark.report.contents import FIGURES, KINDS, NOT_DRAWN, OUTCOMES, TABLES, caption
-from shardmark.report.decisions import decision_table
+from shardmark.report.answer import Answer, answer
+from shardmark.report.captions import Shown, finding
+from shardmark.report.caveats import caveats
+from shardmark.report.contents import CSV_TABLES, FIGURES, NOT_DRAWN, SECTIONS, caption
+from shardmark.report.failures import causes
+from shardmark.report.memory_bars import MemoryBars, memory_bars
+from shardmark.report.overview import (
+    ITEMS,
+    MILLION_ITEMS,
+    PRICE_PER_HOUR,
+    overview_tables,
+    with_excluded_runs,
+)
 from shardmark.report.page_tables import (
     comparison_tables,
     describe_replicas,
     differing,
-    locate_failure,
-    name_failure,
+    memory_table,
     outcome_table,
     parity_table,
     raw_table,
     same,
     scaling_table,
+    step_table,
 )
-from shardmark.report.sentences import sentences
-from shardmark.report.summary_table import SCALING, summarise, summary_tables
+from shardmark.report.sentences import listed
+from shardmark.report.summary_table import SCALING
 from shardmark.report.table import Table
 from shardmark.results.certificate import Certificate
 from shardmark.results.collected import Tables
@@ -44,18 +49,30 @@ from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
 
-# What a window must last for energy and drift to mean something.
-LONG_ENOUGH_S = Measure.model_fields["steady_min_s"].default
+# The first screen has room for these; all are under Failures.
+CAVEATS = 3
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A figure on the page."""
+class Picture:
+    """A figure on the page.
 
+    Attributes:
+        name: that of its file, and its anchor.
+        finding: what it shows, in one sentence.
+        caption: how to read it.
+        image: the picture itself, as a data URI.
+        size: its width and height, so that the page has room for it before it is decoded.
+        file: where it is as PDF, from the page.
+    """
+
+    name: str
     title: str
+    finding: str
     caption: str
     image: str
-    link: str
+    size: tuple[int, int]
+    file: str
 
 
 @dataclass(frozen=True)
@@ -64,21 +81,25 @@ class WorkloadPart:
 
     name: str
     definition: str
-    decisions: Table
-    verdicts: list[tuple[str, list[str]]]
-    tables: list[Table]
+    answer: Answer
+    tables: list[tuple[str, Table]]
+    tables_with_excluded: list[tuple[str, Table]]
+    picture: Picture | None
+    figures: Mapping[str, list[Picture]]
+    not_drawn: list[str]
     comparisons: list[tuple[Table, Table]]
     scaling: Table
-    figures: list[Shown]
-    not_drawn: list[str]
-    outcomes: str
+    memory_bars: MemoryBars | None
+    memory: Table
+    steps: Table
     grid: Table
     parity: Table
+    same_model: str
     certificates: list[Certificate]
 
 
 def page_context(
-    tables: Tables, findings: Findings, figures: Path, margin: float
+    tables: Tables, findings: Findings, figures: Path, margin: float, command: str
 ) -> dict[str, Any]:
     """Everything that the template reads.
 
@@ -87,123 +108,120 @@ def page_context(
         findings: what ``compare`` wrote.
         figures: the folder with a folder of figures for each workload.
         margin: of equivalence, as a share of the ratio.
+        command: what runs this matrix.
     """
     record, cells = tables.record, tables.cells
-    counts = cells.outcome.value_counts()
+    notes = list(caveats(tables))
+    whole = with_excluded_runs(cells, record.baseline, margin)
     return {
         "run": record.run,
-        "baseline": label_of(record.baseline),
+        "identity": identity(tables),
+        "command": command,
+        "commits": sorted({commit for commit in cells.git_commit if commit}),
+        "on_gpus": record.device == "cuda",
+        "items": ITEMS,
+        "million_items": MILLION_ITEMS,
+        "price": f"{PRICE_PER_HOUR:.2f}",
         "workloads": [
-            _workload(name, tables, findings, figures / name) for name in record.workloads
+            _workload(name, tables, findings, whole, figures / name) for name in record.workloads
         ],
-        "planned": len(cells),
-        "outcomes": {one: int(counts[one]) for one in Outcome if one in counts},
-        "reservations": list(reservations(tables)),
-        "failures": [
-            row | {"cell": name_failure(row), "where": locate_failure(row)}
-            for row in tables.failures.to_dict("records")
-        ],
+        "caveats": notes,
+        "first_caveats": notes[:CAVEATS],
+        "causes": causes(cells, tables.failures),
+        "outcomes": [one for one in Outcome if (cells.outcome == one).any()],
         "environment": record.environment,
+        "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
         "cells": raw_table(cells),
         "rules": rules_in_words(),
-        "labels": labels_in_words(),
+        "label_rules": labels_in_words(),
         "margin_pct": f"{100 * margin:g}",
-        "strategies": {name: label_of(name) for name in tables.strategies},
-        "exports": TABLES,
-        "kinds": KINDS,
+        "labels": {name: label_of(name) for name in tables.strategies},
+        "exports": CSV_TABLES,
         "same": same,
         "differing": differing,
         "describe_replicas": describe_replicas,
     }
 
 
-def reservations(tables: Tables) -> Iterator[str]:
-    """What a reader must know before the first figure."""
+def identity(tables: Tables) -> list[str]:
+    """Return what was measured, where and when, in a few words each."""
     cells, record = tables.cells, tables.record
-    cuda = record.device == "cuda"
-    lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
-    if lacking:
-        yield f"{lacking} of {len(cells)} cells without a result that counts."
-    if stale := (cells.stale == True).sum():  # noqa: E712
-        yield f"{_cells(stale)} of earlier code than the present one."
-    if cuda and set(cells.gpus) == {1}:
-        yield "One GPU: nothing is sharded and nothing communicated; this says nothing of several."
-    if cells.seed.nunique() == 1:
-        yield "One run per cell: nothing here tells a difference from chance."
-    if bad := (~cells.status.isin(["ok", "unsupported", ""])).sum():
-        yield f"{_cells(bad)} that did not end well, listed under Failures."
-    flagged = sum(len(certificate.flagged) for certificate in record.certificates)
-    if flagged:
-        yield (
-            f"Settings or surroundings differ in {flagged} ways that nothing explains; see "
-            "Settings."
-        )
-    faulty = cells[cells.device_faults != ""]
-    if len(faulty):
-        rules = names_of_rules(
-            reason for reasons in faulty.device_faults for reason in reasons.split("; ")
-        )
-        yield (
-            f"{_cells(len(faulty))} excluded for a device fault ({', '.join(rules)}); see Failures."
-        )
-    unchecked = Counter(
-        rule for unknown in cells.unknown for rule in unchecked_rules(unknown.split("; "))
-    )
-    # It needs control cells, which most matrices do not plan.
-    del unchecked["input-bound"]
-    if unchecked:
-        names = ", ".join(f"{rule} ({_cells(count)})" for rule, count in unchecked.most_common())
-        yield f"Could not be checked: {names}; the column unknown of cells.csv says why."
-    reported = cells[cells.status != ""]
-    unproven = reported[~reported.parity.isin(["passed", "unsupported"])].strategy.unique()
-    if len(unproven):
-        names = ", ".join(map(label_of, sorted(unproven)))
-        yield f"Not shown to be the same training somewhere: {names}; see Parity."
-    if imprecise := int(cells.labels.str.contains(r"(?:^|; )imprecise:").sum()):
-        yield f"{_cells(imprecise)} whose window ended at its cap before the figure was precise."
-    if record.steady_min_s < LONG_ENOUGH_S:
-        yield (
-            f"Timed over windows of {record.steady_min_s:g} s or more; under {LONG_ENOUGH_S:g} s "
-            "energy and drift say little."
-        )
-    if not cuda:
-        yield "Measured on CPUs: this shows that the workflow works, and nothing about GPUs."
+    parts = []
+    for name, definition in record.workloads.items():
+        precision = cells[cells.workload == name].precision.iloc[0]
+        parts.append(f"{definition.partition(' (')[0]}, {precision}")
+    parts = list(dict.fromkeys(parts))
+    *others, most = sorted(int(count) for count in cells.gpus.unique())
+    counts = listed([*map(str, others), describe_gpus(record.device, most)])
+    names = {name for text in cells.device_names for name in text.split(";") if name}
+    parts.append(f"{counts} ({' / '.join(sorted(names)) or record.device})")
+    seeds = cells.seed.nunique()
+    parts.append(f"{seeds} seed{'' if seeds == 1 else 's'}")
+    dates = sorted({text[:10] for text in cells.started_at if text})
+    parts += [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
+    commits = sorted({commit[:9] for commit in cells.git_commit if commit})
+    parts += [f"commit {', '.join(commits)}"] if commits else []
+    return parts
 
 
-def _cells(count: int) -> str:
-    return f"{count} cell{'' if count == 1 else 's'}"
-
-
-def _workload(name: str, tables: Tables, findings: Findings, figures: Path) -> WorkloadPart:
+def _workload(
+    name: str,
+    tables: Tables,
+    findings: Findings,
+    whole: tuple[pd.DataFrame, Findings] | None,
+    figures: Path,
+) -> WorkloadPart:
     record = tables.record
     cells, parity, comparisons, scaling = (
         table[table.workload == name]
         for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
     )
     verdicts = [verdict for verdict in findings.verdicts if verdict.workload == name]
-    shown, not_drawn = _figures(cells, record.baseline, figures)
+    its_answer = answer(name, cells, record, verdicts, scaling)
+    shown, not_drawn = _figures(cells, findings, its_answer, record.baseline, figures)
+    named = {figure for section in SECTIONS.values() for figure in section}
+    sections = {
+        section: [shown[one] for one in names if one in shown]
+        for section, names in SECTIONS.items()
+    }
+    sections["details"] = [
+        picture for one, picture in shown.items() if one not in named and one != "answer"
+    ]
+    with_excluded = []
+    if whole and (whole[0].excluded[whole[0].workload == name] != cells.excluded).any():
+        own = whole[0][whole[0].workload == name]
+        with_excluded = overview_tables(own, whole[1], record.baseline)
     return WorkloadPart(
         name=name,
         definition=record.workloads[name],
-        decisions=decision_table(verdicts, record.device),
-        verdicts=[
-            (describe_gpus(record.device, one.gpus), sentences(one, comparisons))
-            for one in verdicts
-        ],
+        answer=its_answer,
+        tables=overview_tables(cells, findings, record.baseline),
+        tables_with_excluded=with_excluded,
+        picture=shown.get("answer"),
+        figures=sections,
+        not_drawn=not_drawn,
         comparisons=list(comparison_tables(comparisons, record.device)),
         scaling=scaling_table(scaling, tables.strategies),
-        tables=list(
-            summary_tables(summarise(cells, comparisons, record.baseline), record.baseline)
-        ),
-        figures=shown,
-        not_drawn=not_drawn,
-        outcomes=_link(figures / f"{OUTCOMES}.svg"),
+        memory_bars=memory_bars(cells),
+        memory=memory_table(cells),
+        steps=step_table(cells),
         grid=outcome_table(cells),
         parity=parity_table(parity),
+        same_model=_same_model(parity),
         certificates=[
             one for one in record.certificates if one.workload == name and one.strategies
         ],
     )
+
+
+def _same_model(parity: pd.DataFrame) -> str:
+    """Return how many strategies train the same model at every GPU count."""
+    possible = parity[parity.verdict != "unsupported"]
+    verdicts = possible.groupby("strategy", sort=False).verdict.agg(set)
+    passed = int((verdicts == {"passed"}).sum())
+    others = [label_of(str(name)) for name, found in verdicts.items() if found != {"passed"}]
+    text = f"{passed} of {len(verdicts)} train the same model"
+    return f"{text}; not shown for {', '.join(others)}" if others else text
 
 
 def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
@@ -222,23 +240,35 @@ def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
     return f"Baseline: {label_of(baseline)}; {spread} runs of each; {scaling}.{left_out}"
 
 
-def _figures(cells: pd.DataFrame, baseline: str, folder: Path) -> tuple[list[Shown], list[str]]:
-    """The figures that could be drawn, and of the others the title with the reason."""
+def _figures(
+    cells: pd.DataFrame, findings: Findings, its_answer: Answer, baseline: str, folder: Path
+) -> tuple[dict[str, Picture], list[str]]:
+    """Return the figures that could be drawn, and of the others the title with the reason."""
     not_drawn: dict[str, str] = {}
     for file in sorted(folder.glob(f"{NOT_DRAWN}*.json")):
         not_drawn |= json.loads(file.read_text())
     comparison = describe_comparison(cells, baseline)
-    shown = []
+    says = Shown.of(cells, findings)
+    shown = {}
     for name, title in FIGURES.items():
         if name in not_drawn:
             continue
         path = folder / f"{name}.svg"
-        image = base64.b64encode(path.read_bytes()).decode()
-        text = f"{caption(name)} {comparison}"
-        shown.append(Shown(title, text, f"data:image/svg+xml;base64,{image}", _link(path)))
+        svg = path.read_text(encoding="utf-8")
+        image = base64.b64encode(svg.encode()).decode()
+        shown[name] = Picture(
+            name=name,
+            title=title,
+            finding=its_answer.lead if name == "answer" else finding(name, says),
+            caption=f"{caption(name)} {comparison}",
+            image=f"data:image/svg+xml;base64,{image}",
+            size=_size(svg),
+            file="/".join(path.with_suffix(".pdf").parts[-3:]),
+        )
     return shown, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
 
 
-def _link(path: Path) -> str:
-    """Relative to the page, which stands beside the figures' folder."""
-    return "/".join(path.with_suffix(".pdf").parts[-3:])
+def _size(svg: str) -> tuple[int, int]:
+    """Return width and height of a picture, in its own units."""
+    _, _, width, height = svg.partition('viewBox="')[2].partition('"')[0].split()
+    return round(float(width)), round(float(height))

@@ -9,16 +9,19 @@ import pandas as pd
 
 from shardmark.measurement.validity import unchecked_rules
 from shardmark.quantities import describe_gpus, format_number
+from shardmark.report.failures import locate, name_cell
 from shardmark.report.sentences import explain
 from shardmark.report.table import Table
+from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.certificate import Certificate, Row
 from shardmark.results.outcome import Outcome
+from shardmark.statistics.eligibility import counted
 from shardmark.strategies import label_of
 
 _COMPARED = {
     "images_per_s": "Throughput",
     "memory_used_peak_bytes": "Memory peak",
-    "energy_per_image_j": "Energy per image",
+    "energy_per_image_j": "Energy",
     "epoch_s_mean": "Time per epoch",
     "total_s": "Time of the whole cell",
 }
@@ -75,7 +78,7 @@ def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
                 _COMPARED[row["metric"]],
                 _fixed(row["ratio"], 3),
                 _interval(row["ci_low"], row["ci_high"], 3),
-                _fixed(row["p_adjusted"], 4),
+                _p_value(row["p_adjusted"]),
                 str(row["n"]),
                 row["verdict"],
                 row["tier"],
@@ -83,6 +86,19 @@ def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
             ]
             for row in group.to_dict("records")
         ],
+        notes=_unpaired(group),
+    )
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else _fixed(value, 4)
+
+
+def _unpaired(group: pd.DataFrame) -> list[str]:
+    rows = group[group.ratio.notna() & ~group.paired.astype(bool)]
+    names = ", ".join(map(label_of, rows.strategy.unique()))
+    return [f"Ran on other devices than the baseline, so not paired with it: {names}."] * bool(
+        names
     )
 
 
@@ -99,7 +115,7 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
         caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals that "
         "include how much devices differ",
         headings=[
-            *("Strategy", "GPUs", "from", "Throughput (images/s)"),
+            *("Strategy", "GPUs", "from", QUANTITIES["images_per_s"].heading),
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
         ],
         rows=[] if alone else [_scaling_row(row) for row in rows],
@@ -127,6 +143,61 @@ def _fixed(value: float, places: int) -> str:
 
 def _interval(low: float, high: float, places: int) -> str:
     return "–" if pd.isna(low) else f"{_fixed(low, places)} to {_fixed(high, places)}"
+
+
+def memory_table(cells: pd.DataFrame) -> Table:
+    """Measured memory of each strategy, what ZeRO's formulas predict, and the capacity.
+
+    Args:
+        cells: rows of cells.csv of one workload.
+    """
+    columns = {
+        "memory_used_peak_bytes": "Peak used",
+        "torch_allocated_peak_bytes": "of it allocated by torch",
+        "state_bytes": "Model state per rank, measured",
+        "state_predicted_bytes": "predicted",
+        "memory_capacity_bytes": "Capacity",
+    }
+    return _medians(cells, "Memory (GiB), medians over runs", columns, 2**-30, [])
+
+
+def step_table(cells: pd.DataFrame) -> Table:
+    """How long a step takes, what the device waits for, and the labels of the runs.
+
+    Args:
+        cells: rows of cells.csv of one workload.
+    """
+    columns = {
+        "step_ms_mean": "Step (ms)",
+        "half_width_pct": "Precision of the mean (± %)",
+        "host_wait_pct": "Waits for its host (% of a step)",
+        "exposed_communication_pct": "Only communicates (% of a step)",
+        "launching_cpu_pct": "Launching thread (% of a core)",
+        "cpu_pressure_pct": "CPU pressure (%)",
+    }
+    return _medians(cells, "Steps, medians over runs", columns, 1.0, ["Labels"])
+
+
+def _medians(
+    cells: pd.DataFrame, caption: str, columns: dict[str, str], scale: float, more: list[str]
+) -> Table:
+    """One row per GPU count and strategy; ``more`` is the heading of the labels, if shown."""
+    runs = counted(cells)
+    measured = {name: title for name, title in columns.items() if runs[name].notna().any()}
+    rows = []
+    for (count, name), own in runs.groupby(["gpus", "strategy"], sort=False):
+        values = [format_number(own[one].median() * scale, 3) for one in measured]
+        labels = [_labels(own)] if more else []
+        rows.append([label_of(str(name)), str(count), *values, *labels])
+    return Table(caption, ["Strategy", "GPUs", *measured.values(), *more], rows)
+
+
+def _labels(runs: pd.DataFrame) -> str:
+    """Return each kind of label once, with the number of runs that carry it."""
+    kinds: dict[str, list[str]] = {}
+    for label in (one for text in runs.labels for one in text.split("; ") if one):
+        kinds.setdefault(label.partition(":")[0], []).append(label)
+    return "; ".join(f"{those[0]} ({len(those)} of {len(runs)})" for those in kinds.values()) or "–"
 
 
 def parity_table(parity: pd.DataFrame) -> Table:
@@ -178,22 +249,10 @@ def failures_table(failures: pd.DataFrame) -> Table:
         caption="Cells that did not end well, or that a device fault excludes",
         headings=["Cell", "Outcome", "Where", "Reason"],
         rows=[
-            [name_failure(row), row["outcome"], locate_failure(row), row["reason"]]
+            [name_cell(row), row["outcome"], locate(row), row["reason"]]
             for row in failures.to_dict("records")
         ],
     )
-
-
-def name_failure(row: dict[Any, Any]) -> str:
-    """The cell of a row of failures.csv; without a seed if the row is for all seeds."""
-    seed = "" if pd.isna(row["seed"]) else f" seed{row['seed']:.0f}"
-    return f"{row['workload']} {row['strategy']} gpus{row['gpus']}{seed}"
-
-
-def locate_failure(row: dict[Any, Any]) -> str:
-    """The phase and the rank in which a cell failed."""
-    rank = "" if pd.isna(row["rank"]) else f", rank {row['rank']:.0f}"
-    return f"{row['phase'] or '–'}{rank}"
 
 
 def settings_table(certificate: Certificate) -> Table:
@@ -260,10 +319,14 @@ _RAW = [
 def raw_table(cells: pd.DataFrame) -> Table:
     """The cells as they are, in the columns that a reader looks for first.
 
-    Of what could not be checked it names the rules and labels; cells.csv says why.
+    Of what could not be checked it names the rules and labels; cells.csv says why. A strategy has
+    its label beside its name.
     """
     unknown = [", ".join(unchecked_rules(value.split("; "))) for value in cells["unknown"]]
-    rows = cells[_RAW].assign(unknown=unknown).itertuples(index=False)
+    names = [
+        name if label_of(name) == name else f"{name} [{label_of(name)}]" for name in cells.strategy
+    ]
+    rows = cells[_RAW].assign(unknown=unknown, strategy=names).itertuples(index=False)
     return Table("All cells", list(_RAW), [[_raw(value) for value in row] for row in rows])
 
 

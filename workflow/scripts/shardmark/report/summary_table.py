@@ -17,6 +17,26 @@ from shardmark.strategies import label_of
 
 SCALING = {"strong": "fixed global batch", "weak": "fixed batch per GPU"}
 Row = Mapping[Any, Any]
+# What each column of summary.csv means.
+SUMMARY_COLUMNS: dict[str, str] = {
+    "workload": "name of the workload",
+    "scaling": "strong (fixed global batch) or weak (fixed batch per GPU)",
+    "gpus": "replicas of the cells",
+    "strategy": "name of the strategy or variant",
+    "device": "cuda or cpu",
+    "cells": "planned cells",
+    "runs": "cells that the medians are of",
+    "faulty": "cells excluded for a device fault",
+    "faulty_shown": "those of them that are in the medians, because no other run is ok",
+    "comparable": "whether the runs take part in comparisons",
+    "parity": "the parity gate's verdict",
+    **{
+        name + suffix: f"{what} of the column {name} of cells.csv over the runs"
+        for name in QUANTITIES
+        for suffix, what in (("", "median"), ("_min", "minimum"), ("_max", "maximum"))
+    },
+    "ratio": "of throughput to the baseline, from comparisons.csv; 1 for the baseline",
+}
 
 
 def summarise(cells: pd.DataFrame, comparisons: pd.DataFrame, baseline: str) -> pd.DataFrame:

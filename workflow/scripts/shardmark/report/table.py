@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tabulate import LATEX_ESCAPE_RULES, tabulate
@@ -11,6 +11,9 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 from shardmark.escaping import for_markdown
 
 _TEXT_HEADING = 11
+TEXT_WIDTH = 100
+# Between columns, and what tabulate adds to a heading.
+_GAP, _PADDING = 2, 2
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,6 @@ class Table:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def alignment(self) -> list[str]:
-        """Names to the left, values to the right."""
-        return ["left", *["right"] * (len(self.headings) - 1)]
-
 
 def to_markdown(tables: Iterable[Table]) -> str:
     """GitHub's Markdown."""
@@ -43,14 +41,18 @@ def to_markdown(tables: Iterable[Table]) -> str:
 def _markdown(table: Table) -> str:
     lines = [table.headings, *table.rows]
     headings, *rows = [list(map(for_markdown, line)) for line in lines]
-    blocks = [f"**{for_markdown(table.caption)}**", _grid(table, headings, rows, "pipe")]
+    blocks = [f"**{for_markdown(table.caption)}**", _grid(headings, rows, "pipe")]
     if table.notes:
         blocks.append("\n".join(f"- {for_markdown(note)}" for note in table.notes))
     return "\n\n".join(blocks) + "\n"
 
 
 def to_text(tables: Iterable[Table]) -> str:
-    """Aligned columns for a terminal; long headings take several lines."""
+    """Aligned columns for a terminal, at most ``TEXT_WIDTH`` wide.
+
+    Long headings take several lines. The columns of a wide table come in several blocks, each with
+    the names.
+    """
     return "\n".join(_text(table) for table in tables)
 
 
@@ -59,11 +61,38 @@ def _text(table: Table) -> str:
         "\n".join(textwrap.wrap(heading, _TEXT_HEADING, break_long_words=False))
         for heading in table.headings
     ]
-    caption = "\n".join(textwrap.wrap(table.caption, 100))
-    blocks = [caption, _grid(table, headings, table.rows, "simple")]
+    blocks = ["\n".join(textwrap.wrap(table.caption, TEXT_WIDTH))]
+    for columns in _columns_that_fit(headings, table.rows):
+        rows = [[row[column] for column in columns] for row in table.rows]
+        blocks.append(_grid([headings[column] for column in columns], rows, "simple"))
     if table.notes:
-        blocks.append("\n".join(f"  {note}" for note in table.notes))
+        blocks.append("\n".join(map(_note, table.notes)))
     return "\n\n".join(blocks) + "\n"
+
+
+def _columns_that_fit(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Split the columns into blocks of at most ``TEXT_WIDTH``, each with the first column."""
+    widths = [
+        max(
+            *(len(line) + _PADDING for line in heading.split("\n")),
+            *(len(row[column]) for row in rows),
+            0,
+        )
+        for column, heading in enumerate(headings)
+    ]
+    blocks = [[0]]
+    for column in range(1, len(headings)):
+        if sum(widths[one] + _GAP for one in (*blocks[-1], column)) > TEXT_WIDTH + _GAP:
+            blocks.append([0])
+        blocks[-1].append(column)
+    return blocks
+
+
+def _note(text: str) -> str:
+    indent = "  "
+    return "\n".join(
+        textwrap.wrap(text, TEXT_WIDTH, initial_indent=indent, subsequent_indent=2 * indent)
+    )
 
 
 def to_latex(tables: Iterable[Table]) -> str:
@@ -77,7 +106,7 @@ def _latex(table: Table) -> str:
         r"  \centering",
         f"  \\caption{{{_escape_latex(table.caption)}}}",
         r"  \resizebox{\linewidth}{!}{%",
-        _grid(table, table.headings, table.rows, "latex_booktabs") + "}",
+        _grid(table.headings, table.rows, "latex_booktabs") + "}",
         *[f"  \\par\\footnotesize {_escape_latex(note)}" for note in table.notes],
         r"\end{table}",
     ]
@@ -88,12 +117,13 @@ def _escape_latex(text: str) -> str:
     return "".join(LATEX_ESCAPE_RULES.get(character, character) for character in text)
 
 
-def _grid(table: Table, headings: list[str], rows: list[list[str]], style: str) -> str:
+def _grid(headings: list[str], rows: list[list[str]], style: str) -> str:
+    """Return the grid, names to the left and values to the right."""
     text: str = tabulate(
         rows,
         headings,
         tablefmt=style,
         disable_numparse=True,
-        colalign=table.alignment if rows else None,
+        colalign=["left", *["right"] * (len(headings) - 1)] if rows else None,
     )
     return text

@@ -15,12 +15,14 @@ from pydantic import Field
 
 from shardmark.cells import Cell
 from shardmark.config.schema import Section
+from shardmark.lanes import Lane, lane_of
+from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
     exposed_communication_pct,
     host_wait_pct,
     throttled_periods_pct,
 )
-from shardmark.metrics import Device, HostUse, Metrics, StepSplit
+from shardmark.metrics import Device, HostUse, Metrics, ModelState, StepSplit
 from shardmark.quantities import Quantity
 from shardmark.results.matrix import PlannedCell
 from shardmark.strategies import STRATEGIES
@@ -35,8 +37,10 @@ _NO_PROFILE = f"{NOT_REACHED}, or measure.profile is false"
 _NO_SAMPLE = f"{NOT_REACHED}, or no sample fell into the window"
 _FEW_STEPS = f"{NOT_REACHED}, or the window has fewer than 20 steps"
 _ON_CPU = f"{NOT_REACHED}, or it ran on a CPU"
+_NO_QUOTA = f"{NOT_REACHED}, a rank has no quota, or its quota could not be read"
 _NO_RESULT = "the cell has no result"
 _NO_SLURM = "the cell did not run in a Slurm job"
+_NOT_RECORDED = f"{NOT_REACHED}, or it was not recorded"
 _NOT_EVALUATED = "the evaluation after it did not end"
 
 
@@ -57,73 +61,83 @@ def column(description: str, quantity: Quantity | None = None, *, empty: str = N
 class CellRow(Section):
     """One planned cell: what it is, how it ended, what was measured. Empty means not measured."""
 
-    run: str = column("name of the matrix")
-    workload: str = column("name of the workload")
-    strategy: str = column("name of the strategy or variant in the matrix")
-    base: str = column("the strategy that a variant is based on; else the strategy itself")
-    gpus: int = column("replicas of the cell")
-    nodes: int = column("machines the cell spans")
-    seed: int = column("the run: initial weights, data order, augmentation, dropout")
+    run: str = column("Name of the matrix.")
+    workload: str = column("Name of the workload.")
+    strategy: str = column("Name of the strategy or variant in the matrix.")
+    base: str = column("Strategy that a variant is based on; a strategy itself is its own base.")
+    lane: Lane = column(
+        "Arithmetic of the row: same_arithmetic (float32 parameters, gradients, reduction and "
+        "optimizer state), as_recommended (the framework's own mixed precision) or "
+        "other_arithmetic."
+    )
+    gpus: int = column("Number of replicas.")
+    nodes: int = column("Number of machines that the cell spans.")
+    seed: int = column(
+        "Number that seeds the initial weights, data order, augmentation and dropout of the run."
+    )
     outcome: str = column(
-        "how the cell ended: ok, device fault (ok, but a device fault excludes it), stale (ok, "
-        "with earlier code), oom, timeout, diverged, failed, refused (its file does not count), "
-        "unsupported or missing"
+        "How the cell ended: ok, device fault (ok, but a device fault excludes it), stale (ok, "
+        "but with earlier code), oom, timeout, diverged, failed, refused (its file cannot be "
+        "used), unsupported or missing."
     )
     excluded: str | None = column(
-        "why the cell takes no part in comparisons: the device faults, an outcome that is not ok, "
-        "not training, or the parity gate's verdict",
+        "Why comparisons leave the cell out: its device faults, an outcome that is not ok, not "
+        "training, or the parity gate's verdict.",
         empty="the cell takes part",
     )
     status: str | None = column(
-        "outcome of the run itself: ok, oom, timeout, diverged, failed or unsupported",
+        "Outcome of the run itself: ok, oom, timeout, diverged, failed or unsupported.",
         empty=_NO_RESULT,
     )
     device_faults: str | None = column(
-        "the faults of its devices, each as '<rule>: <reason>', separated by ';'",
+        "Faults of the cell's devices, each as '<rule>: <reason>', separated by ';'.",
         empty="there is none",
     )
     unknown: str | None = column(
-        "the rules and labels that could not be checked, and why, separated by ';'",
+        "Rules and labels that could not be checked, each with the reason, separated by ';'.",
         empty="all could be checked",
     )
     labels: str | None = column(
-        "what explains its figures and excludes nothing, each as '<label>: <reason>', separated "
-        "by ';'",
+        "What explains the cell's figures without excluding it, each as '<label>: <reason>', "
+        "separated by ';'.",
         empty="there is none",
     )
-    stale: bool | None = column("whether earlier code made the result", empty=_NO_RESULT)
-    failure: str | None = column("why the cell is not ok", empty="the cell is ok")
+    stale: bool | None = column("Whether earlier code made the result.", empty=_NO_RESULT)
+    failure: str | None = column("Why the cell is not ok.", empty="the cell is ok")
     failure_phase: str | None = column(
-        "the phase in which it failed", empty="the cell is ok, or no rank reported it"
+        "Phase in which the cell failed.", empty="the cell is ok, or no rank reported it"
     )
     failure_rank: int | None = column(
-        "the rank that failed first", empty="the cell is ok, or no rank reported it"
+        "Rank that failed first.", empty="the cell is ok, or no rank reported it"
     )
     parity: str = column(
-        "verdict of the parity gate at this GPU count: passed, failed, error, unsupported, missing"
+        "Verdict of the parity gate at this GPU count: passed, failed, error, unsupported or "
+        "missing."
     )
     place: int | None = column(
-        "planned place in the order of the cells; 0 starts first", empty="it was not recorded"
+        "Planned place in the order of the cells; 0 starts first.", empty="it was not recorded"
     )
-    started_at: str | None = column("when the cell started", empty="it was not recorded")
-    scaling: str = column("strong (fixed global batch) or weak (fixed batch per GPU)")
-    global_batch_size: int = column("images per step over all replicas")
-    per_gpu_batch_size: int = column("images per step of one replica")
-    precision: str = column("fp32, tf32, bf16 or fp16")
-    batchnorm: str = column("local or sync")
-    device: str = column("cuda or cpu")
-    epochs: int = column("epochs asked for")
+    started_at: str | None = column(
+        "Time at which the cell started, in UTC.", empty="it was not recorded"
+    )
+    scaling: str = column("strong (fixed global batch) or weak (fixed batch per GPU).")
+    global_batch_size: int = column("Images per step over all replicas.")
+    per_gpu_batch_size: int = column("Images per step of one replica.")
+    precision: str = column("fp32, tf32, bf16 or fp16.")
+    batchnorm: str = column("local or sync.")
+    device: str = column("cuda or cpu.")
+    epochs: int = column("Number of epochs that the workload defines.")
     images_per_s: float | None = column(
-        "throughput of the steady state, slowest rank",
+        "Throughput of all replicas in the steady window, set by the slowest rank, images/s.",
         Quantity("Throughput", "images/s", "throughput", better="higher"),
     )
     training_s: float | None = column(
-        "all epochs without evaluation, s",
+        "Time of all epochs without their evaluations, s.",
         Quantity("Training time", "s", "training_time", better="lower"),
     )
     memory_used_peak_bytes: int | None = column(
-        "peak in the steady window of the fullest device: NVML's memory used, or the resident "
-        "memory of the cell's processes, bytes",
+        "Peak memory of the fullest device in the steady window, bytes: NVML's memory in use on a "
+        "GPU, the resident memory of the cell's processes on a CPU.",
         Quantity(
             "Memory peak",
             "GiB",
@@ -135,164 +149,229 @@ class CellRow(Section):
         empty=_NO_SAMPLE,
     )
     energy_per_image_j: float | None = column(
-        "by the energy counter, all devices, J",
+        "Energy of all devices per training image, by their energy counters, J.",
         Quantity("Energy", "J/image", "energy", better="lower"),
         empty=_NO_ENERGY,
     )
     power_w: float | None = column(
-        "mean power of all devices together, W", Quantity("Power", "W", "power"), empty=_NO_ENERGY
+        "Sum of the mean powers of all devices, W.",
+        Quantity("Power", "W", "power"),
+        empty=_NO_ENERGY,
     )
     utilization_pct: float | None = column(
-        "mean over devices and the steady window: NVML's GPU utilisation, or the share of all CPU "
-        "cores, %",
+        "Mean utilisation of all devices in the steady window, %: NVML's on a GPU, the share of "
+        "all cores on a CPU.",
         Quantity("GPU utilisation", "%", "utilisation", label_on_cpu="CPU utilisation"),
         empty=_NO_SAMPLE,
     )
     final_loss: float | None = column(
-        "mean training loss of the last epoch", Quantity("Final loss", "", "final_loss")
+        "Mean training loss of the last epoch.", Quantity("Final loss", "", "final_loss")
     )
     final_accuracy: float | None = column(
-        "test accuracy after the last epoch, 0 ... 1",
+        "Test accuracy after the last epoch, 0 to 1.",
         Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher"),
     )
-    images_per_s_per_gpu: float | None = column("throughput per replica")
-    step_ms_mean: float | None = column("mean step of the slowest rank, ms")
-    step_ms_p50: float | None = column("median step, ms")
-    step_ms_p90: float | None = column("90th percentile of the steps, ms")
-    step_ms_p99: float | None = column("99th percentile of the steps, ms")
-    steps: int | None = column("steps of the steady window")
-    window_s: float | None = column("length of the steady window, s")
+    images_per_s_per_gpu: float | None = column(
+        "Throughput of one replica in the steady window, images/s."
+    )
+    step_ms_mean: float | None = column(
+        "Mean step time of the slowest rank in the steady window, ms."
+    )
+    step_ms_p50: float | None = column(
+        "Median step time of the slowest rank in the steady window, ms."
+    )
+    step_ms_p90: float | None = column(
+        "90th percentile of the slowest rank's step times in the steady window, ms."
+    )
+    step_ms_p99: float | None = column(
+        "99th percentile of the slowest rank's step times in the steady window, ms."
+    )
+    steps: int | None = column("Number of steps in the steady window.")
+    window_s: float | None = column("Length of the steady window, s.")
     drift_pct: float | None = column(
-        "how much slower the window's last third is than its first, by a straight line, %",
+        "How much slower the last third of the steady window is than the first, by a straight "
+        "line through the batch means, %.",
         empty=_FEW_STEPS,
     )
-    drift_error_pct: float | None = column("the drift's standard error, %", empty=_FEW_STEPS)
+    drift_error_pct: float | None = column("Standard error of drift_pct, %.", empty=_FEW_STEPS)
     steady_begin_monotonic_s: float | None = column(
-        "begin of the steady window, on the clock of telemetry.csv, s"
+        "Begin of the steady window on the clock of telemetry.csv, s."
     )
-    steady_end_monotonic_s: float | None = column("its end, on the same clock, s")
+    steady_end_monotonic_s: float | None = column(
+        "End of the steady window on the clock of telemetry.csv, s."
+    )
     half_width_pct: float | None = column(
-        "half-width of the 95 % confidence interval of the mean step, from 20 batch means, % of it",
+        "Half-width of the 95 % confidence interval of the mean step time, from 20 batch means, "
+        "as % of that mean.",
         empty=_FEW_STEPS,
     )
-    warmup_steps: int | None = column("steps before the window")
-    warmup_converged: bool | None = column("whether step times settled before the cap")
-    epoch_s_mean: float | None = column("mean training time per epoch, s")
-    evaluation_s: float | None = column("all evaluations, s")
-    measurement_s: float | None = column("warm-up and steady window, s")
-    total_s: float | None = column("from the launch to the end of the processes, s")
-    imports_s: float | None = column("process start and imports, s")
-    process_group_s: float | None = column("joining the process group, s")
-    probe_s: float | None = column("the short probe of the devices, s")
-    data_s: float | None = column("loading the images, s")
-    build_s: float | None = column("building and wrapping the model, s")
-    first_step_s: float | None = column("the first step, a part of the training, s")
-    inspection_s: float | None = column("the step from which settings are read back, s")
-    profile_s: float | None = column("the profiled steps, s", empty=_NO_PROFILE)
-    other_s: float | None = column("what belongs to no phase, s")
-    shutdown_s: float | None = column("from the last measurement to the end, s")
+    warmup_steps: int | None = column("Number of warm-up steps before the steady window.")
+    warmup_converged: bool | None = column(
+        "Whether the step times settled before measure.warmup_max_steps."
+    )
+    epoch_s_mean: float | None = column("Mean training time per epoch, s.")
+    evaluation_s: float | None = column("Time of all evaluations, s.")
+    measurement_s: float | None = column("Time of the warm-up and the steady window, s.")
+    total_s: float | None = column("Time from the launch to the end of the last process, s.")
+    imports_s: float | None = column(
+        "Time for starting the process and importing its libraries, s."
+    )
+    process_group_s: float | None = column("Time for joining the process group, s.")
+    probe_s: float | None = column("Time of the short probe of the devices, s.")
+    data_s: float | None = column("Time for loading the images, s.")
+    build_s: float | None = column("Time for building and wrapping the model, s.")
+    first_step_s: float | None = column("Time of the first step, which training_s includes, s.")
+    inspection_s: float | None = column(
+        "Time of the steps from which the settings are read back, s."
+    )
+    profile_s: float | None = column("Time of the profiled steps, s.", empty=_NO_PROFILE)
+    other_s: float | None = column("Time that belongs to no phase, s.")
+    shutdown_s: float | None = column(
+        "Time from writing the result to the end of the processes, s."
+    )
     compute_ms: float | None = column(
-        "of a profiled step, mean over ranks: the device computes, ms", empty=_NO_PROFILE
+        "Part of a profiled step in which the device computes, mean over ranks, ms.",
+        empty=_NO_PROFILE,
     )
     exposed_communication_ms: float | None = column(
-        "of a profiled step: the device communicates and computes nothing, ms", empty=_NO_PROFILE
+        "Part of a profiled step in which the device communicates and computes nothing, mean over "
+        "ranks, ms.",
+        empty=_NO_PROFILE,
     )
     data_ms: float | None = column(
-        "of a profiled step: the device makes or awaits the batch, ms", empty=_NO_PROFILE
+        "Part of a profiled step in which the device makes the batch or waits for it, mean over "
+        "ranks, ms.",
+        empty=_NO_PROFILE,
     )
     host_gap_ms: float | None = column(
-        "of a profiled step: the device has nothing to do, ms", empty=_NO_PROFILE
+        "Part of a profiled step in which the device is idle, mean over ranks, ms.",
+        empty=_NO_PROFILE,
     )
     host_wait_pct: float | None = column(
-        "share of a timed step in which the device has nothing to do, on the rank that waits "
-        "longest for its host: from the profile, less what tracing added, %",
+        "Share of a timed step in which the device is idle, on the rank that waits longest for "
+        "its host, %; it comes from the profile, less the time that tracing added.",
         empty=_NO_PROFILE,
     )
     exposed_communication_pct: float | None = column(
-        "share of a traced step in which that rank's device communicates and computes nothing, %; "
-        "the other ranks' collectives also wait for it",
+        "Share of a profiled step in which that rank's device communicates and computes nothing, "
+        "%; the other ranks' collectives also wait for that rank.",
         empty=_NO_PROFILE,
     )
     launching_cpu_pct: float | None = column(
-        "CPU seconds per wall second of the threads that launch the device's work, of the busiest "
-        "rank, %; 100 is one core that is always busy"
+        "CPU time per wall-clock time of the threads that launch the device's work, on the "
+        "busiest rank, %; 100 is one core that is always busy."
     )
     involuntary_switches_per_s: float | None = column(
-        "times per second that the kernel took the CPU away from these threads, of the rank that "
-        "lost it most often"
+        "How many times per second the kernel took the CPU away from these threads, on the rank "
+        "that lost it most often."
     )
     cpu_pressure_pct: float | None = column(
-        "share of the window in which some task of a machine waited for a CPU, of the machine "
-        "under most pressure, %",
+        "Share of the steady window in which some task of the machine waited for a CPU, on the "
+        "machine with the largest share, %.",
         empty=f"{NOT_REACHED}, or the kernel does not count it",
     )
-    cpus: int | None = column("CPUs that a rank may run on, of the rank with the fewest")
-    torch_threads: int | None = column(
-        "CPU threads of torch in a rank, of the rank with the fewest"
+    cpus: int | None = column(
+        "Number of CPUs that a rank may run on, for the rank with the fewest."
     )
-    cpu_quota: float | None = column("limit of a rank's control groups on CPU time, in CPUs")
+    torch_threads: int | None = column(
+        "Number of torch's CPU threads in a rank, for the rank with the fewest."
+    )
+    cpu_quota: float | None = column(
+        "CPU time per wall-clock time that a rank's control groups allow, for the rank with the "
+        "smallest quota, in CPUs.",
+        empty=_NO_QUOTA,
+    )
     cpu_throttled_pct: float | None = column(
-        "share of that quota's periods in the window in which it ran out, of the rank that lost "
-        "most, %; 0 without a quota"
+        "Share of the quota's periods in the steady window in which the quota ran out, on the "
+        "rank with the largest share, %; 0 without a quota.",
+        empty=f"{NOT_REACHED}, or a quota could not be read",
     )
     gc_collections: int | None = column(
-        "collections of Python's garbage collector in the window, on all ranks"
+        "Number of collections by Python's garbage collector in the steady window, on all ranks "
+        "together."
     )
     torch_allocated_peak_bytes: int | None = column(
-        "peak of torch's allocated memory on the fullest device, bytes", empty=_ON_CPU
+        "Peak of the memory that torch allocated on the fullest device, bytes.", empty=_ON_CPU
     )
     torch_reserved_peak_bytes: int | None = column(
-        "peak of what torch's allocator reserved on the fullest device, bytes", empty=_ON_CPU
+        "Peak of the memory that torch's allocator reserved on the fullest device, bytes.",
+        empty=_ON_CPU,
+    )
+    memory_capacity_bytes: int | None = column(
+        "Memory of the smallest device, bytes.", empty=_NOT_RECORDED
+    )
+    state_bytes: int | None = column(
+        "Parameters, gradients and optimizer state on the fullest rank, bytes.", empty=_NOT_RECORDED
+    )
+    state_predicted_bytes: int | None = column(
+        "What ZeRO's formulas predict for state_bytes, bytes.", empty=_NOT_RECORDED
+    )
+    peak_share_pct: float | None = column(
+        "Model FLOPs per second of a GPU, as a share of the peak that the probe measured, %.",
+        empty=_NOT_RECORDED,
+    )
+    datasheet_share_pct: float | None = column(
+        "Model FLOPs per second of a GPU, as a share of the peak on its datasheet, %.",
+        empty=f"{_NOT_RECORDED}, or the datasheet is not known here",
     )
     energy_net_per_image_j: float | None = column(
-        "energy_per_image_j less what the devices take when idle, J", empty=_NO_ENERGY
+        "Energy of all devices per training image, less their idle energy, J.", empty=_NO_ENERGY
     )
-    energy_per_epoch_j: float | None = column("energy of an epoch's steps, J", empty=_NO_ENERGY)
+    energy_per_epoch_j: float | None = column(
+        "Energy of all devices for the steps of one epoch, J.", empty=_NO_ENERGY
+    )
     energy_disagreement_pct: float | None = column(
-        "difference between the integral of sampled power and the counter, %", empty=_NO_ENERGY
+        "Difference of the integral of sampled power from the energy counter, as % of the counter.",
+        empty=_NO_ENERGY,
     )
-    device_names: str | None = column("names of the devices, separated by ';'")
-    device_uuids: str | None = column("their UUIDs, sorted, separated by ';'")
-    hosts: str | None = column("names of the nodes, separated by ';'")
+    device_names: str | None = column("Names of the devices, separated by ';'.")
+    device_uuids: str | None = column(
+        "UUIDs of the devices, sorted, separated by ';'.", empty=_ON_CPU
+    )
+    hosts: str | None = column("Names of the nodes, separated by ';'.")
     slurm_job: str | None = column(
-        "number of the Slurm job; the cells of a group share one", empty=_NO_SLURM
+        "Number of the Slurm job; the cells of a group share one.", empty=_NO_SLURM
     )
-    slurm_partition: str | None = column("its partition", empty=_NO_SLURM)
+    slurm_partition: str | None = column("Partition of the Slurm job.", empty=_NO_SLURM)
     slurm_nodes: str | None = column(
-        "its nodes, by Slurm's names, separated by ';'", empty=_NO_SLURM
+        "Slurm's names of the job's nodes, separated by ';'.", empty=_NO_SLURM
     )
-    torch: str | None = column("version", empty="it is not known")
+    torch: str | None = column("Version of torch.", empty="it is not known")
     packages: str | None = column(
-        "versions of the packages that the strategy is built on, separated by ';'",
+        "Versions of the packages that the strategy is built on, separated by ';'.",
         empty="it is built on torch alone, or they are not known",
     )
     driver: str | None = column(
-        "version of the NVIDIA driver", empty="there is no NVIDIA driver, or it is not known"
+        "Version of the NVIDIA driver.", empty="there is no NVIDIA driver, or it is not known"
     )
     git_commit: str | None = column(
-        "commit of the code that ran", empty="the code was in no git repository"
+        "Commit of the code that ran.", empty="the code was in no git repository"
     )
-    cell_sha256: str | None = column("checksum of the cell's definition", empty=_NO_RESULT)
-    code_sha256: str | None = column("checksum of the code that ran", empty=_NO_RESULT)
-    path: str = column("where its metrics.json belongs, from the project's folder")
+    cell_sha256: str | None = column("Checksum of the cell's definition.", empty=_NO_RESULT)
+    code_sha256: str | None = column("Checksum of the code that ran.", empty=_NO_RESULT)
+    path: str = column("Path of the cell's metrics.json, relative to the project's folder.")
 
 
 class EpochRow(Section):
     """One epoch of one cell."""
 
-    workload: str = column("name of the workload")
-    strategy: str = column("name of the strategy or variant")
-    gpus: int = column("replicas of the cell")
-    seed: int = column("the run")
-    epoch: int = column("counted from 1")
-    loss: float = column("mean training loss over the epoch, before each update")
-    accuracy: float | None = column("test accuracy after the epoch, 0 ... 1", empty=_NOT_EVALUATED)
-    epoch_s: float | None = column("training time of the epoch, s", empty="it was not measured")
+    workload: str = column("Name of the workload.")
+    strategy: str = column("Name of the strategy or variant.")
+    gpus: int = column("Number of replicas.")
+    seed: int = column("Seed of the run.")
+    epoch: int = column("Number of the epoch; the first is 1.")
+    loss: float = column(
+        "Mean training loss of the epoch, each image's before the update of its step."
+    )
+    accuracy: float | None = column("Test accuracy after the epoch, 0 to 1.", empty=_NOT_EVALUATED)
+    epoch_s: float | None = column("Training time of the epoch, s.", empty="it was not measured")
     evaluation_begin_monotonic_s: float | None = column(
-        "begin of the evaluation after it, on the clock of telemetry.csv, s", empty=_NOT_EVALUATED
+        "Begin of the evaluation after the epoch, on the clock of telemetry.csv, s.",
+        empty=_NOT_EVALUATED,
     )
     evaluation_end_monotonic_s: float | None = column(
-        "its end, on the same clock, s", empty=_NOT_EVALUATED
+        "End of the evaluation after the epoch, on the clock of telemetry.csv, s.",
+        empty=_NOT_EVALUATED,
     )
 
 
@@ -322,6 +401,7 @@ def cell_row(planned: PlannedCell, parity: str, excluded: str, place: int | None
     cell = planned.cell
     values: dict[str, Any] = {
         **_shared(cell),
+        "lane": lane_of(cell.options),
         "precision": cell.definition.precision,
         "batchnorm": cell.definition.batchnorm,
         "epochs": cell.definition.epochs,
@@ -369,6 +449,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         "cpu_throttled_pct": max(
             _all_known(throttled_periods_pct(use) for use in metrics.host), default=None
         ),
+        **_memory_and_peak(metrics),
         **{key: _peak(metrics.devices, key) for key in CellRow.model_fields if "peak_bytes" in key},
         "device_names": _join(device.name for device in metrics.devices),
         "device_uuids": _join(sorted(device.uuid or "" for device in metrics.devices)),
@@ -413,6 +494,26 @@ def _shared(section: Section | Cell | None) -> dict[str, Any]:
         return {}
     names = type(section).model_fields.keys() & CellRow.model_fields.keys()
     return {name: getattr(section, name) for name in names}
+
+
+def _memory_and_peak(metrics: Metrics) -> dict[str, Any]:
+    """Return the columns that compare a cell with its devices and with ZeRO's formulas."""
+    capacities = _all_known(device.memory_total_bytes for device in metrics.devices)
+    values: dict[str, Any] = {"memory_capacity_bytes": min(capacities, default=None)}
+    if memory := metrics.memory:
+        values["state_bytes"] = max(map(_state, memory.measured), default=None)
+        values["state_predicted_bytes"] = _state(memory.predicted)
+    if metrics.roofs and metrics.devices:
+        roofs = metrics.roofs
+        name, precision = metrics.devices[0].name, metrics.cell.definition.precision
+        promised = datasheet_tflops(name, precision)
+        values["peak_share_pct"] = roofs.peak_share_pct
+        values["datasheet_share_pct"] = promised and 100 * roofs.achieved_tflops / promised
+    return values
+
+
+def _state(state: ModelState) -> int:
+    return state.parameters_bytes + state.gradients_bytes + state.optimizer_state_bytes
 
 
 def _peak(devices: Sequence[Device], key: str) -> int | None:

@@ -19,8 +19,8 @@ from shardmark.config.schema import Section
 from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
 from shardmark.optimizers import OPTIMIZERS
-from shardmark.results.communication_volume import FLOAT32_BYTES, expected_volume, slack_of
-from shardmark.results.surroundings import Fact, facts_of
+from shardmark.results.communication_volume import FLOAT32_BYTES, allowed_slack, expected_volume
+from shardmark.results.surroundings import Fact, facts_to_compare
 from shardmark.strategies import STRATEGIES
 
 _AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
@@ -204,131 +204,151 @@ def _searches_in_every_step(cell: Cell) -> Exemption | None:
 
 
 SETTINGS = (
-    Setting("wrapper", lambda c: c.wrapper, inherent="it is the strategy"),
+    Setting("wrapper", lambda effective: effective.wrapper, inherent="it is the strategy"),
     Setting(
         "optimizer",
-        lambda c: c.optimizer,
-        lambda k: OPTIMIZERS[k.definition.optimizer.name].torch_name,
+        lambda effective: effective.optimizer,
+        lambda cell: OPTIMIZERS[cell.definition.optimizer.name].torch_name,
     ),
-    Setting("optimizer settings", lambda c: c.optimizer_settings, _optimizer_settings),
-    Setting("learning rate of the observed step", lambda c: c.learning_rate),
+    Setting(
+        "optimizer settings", lambda effective: effective.optimizer_settings, _optimizer_settings
+    ),
+    Setting("learning rate of the observed step", lambda effective: effective.learning_rate),
     Setting(
         "gradient clipping",
-        lambda c: c.gradient_clipping,
-        lambda k: k.definition.optimizer.clip_norm or 0.0,
+        lambda effective: effective.gradient_clipping,
+        lambda cell: cell.definition.optimizer.clip_norm or 0.0,
     ),
     Setting(
         "loss scaling",
-        lambda c: "dynamic" if c.loss_scaler else "none",
-        lambda k: "dynamic" if k.definition.precision == "fp16" else "none",
+        lambda effective: "dynamic" if effective.loss_scaler else "none",
+        lambda cell: "dynamic" if cell.definition.precision == "fp16" else "none",
     ),
     Setting(
         "loss scaler",
-        lambda c: c.loss_scaler,
+        lambda effective: effective.loss_scaler,
         inherent="sharded gradients need one that looks for infinities on every rank",
     ),
     Setting(
         "steps skipped by the loss scaler",
-        lambda c: c.skipped_steps if c.loss_scaler is None else "as it overflows",
-        lambda k: 0 if k.definition.precision != "fp16" else "as it overflows",
-    ),
-    Setting("micro-batches", lambda c: c.accumulate, lambda k: k.definition.batch.accumulate),
-    Setting(
-        "autocast in the forward pass", lambda c: c.autocast, _autocast, exemption=_own_precision
-    ),
-    Setting("precision of parameters", lambda c: c.parameter_dtypes, _float32),
-    Setting(
-        "precision of compute", lambda c: c.compute_dtypes, lambda k: _autocast(k) or ["float32"]
+        lambda effective: (
+            effective.skipped_steps if effective.loss_scaler is None else "as it overflows"
+        ),
+        lambda cell: 0 if cell.definition.precision != "fp16" else "as it overflows",
     ),
     Setting(
-        "precision of normalisation", lambda c: c.normalisation_dtypes, exemption=_own_precision
+        "micro-batches",
+        lambda effective: effective.accumulate,
+        lambda cell: cell.definition.batch.accumulate,
+    ),
+    Setting(
+        "autocast in the forward pass",
+        lambda effective: effective.autocast,
+        _autocast,
+        exemption=_own_precision,
+    ),
+    Setting("precision of parameters", lambda effective: effective.parameter_dtypes, _float32),
+    Setting(
+        "precision of compute",
+        lambda effective: effective.compute_dtypes,
+        lambda cell: _autocast(cell) or ["float32"],
+    ),
+    Setting(
+        "precision of normalisation",
+        lambda effective: effective.normalisation_dtypes,
+        exemption=_own_precision,
     ),
     Setting(
         "precision of the parameter gather",
-        lambda c: c.gather_dtypes,
+        lambda effective: effective.gather_dtypes,
         _float32,
         exemption=_gathers_its_way,
     ),
     Setting(
         "precision of the gradient reduction",
-        lambda c: c.reduction_dtypes,
+        lambda effective: effective.reduction_dtypes,
         _float32,
         exemption=_reduces_its_way,
     ),
-    Setting("precision of gradients", lambda c: c.gradient_dtypes, _float32),
+    Setting("precision of gradients", lambda effective: effective.gradient_dtypes, _float32),
     Setting(
         "precision of the optimizer state",
-        lambda c: c.optimizer_state_dtypes,
+        lambda effective: effective.optimizer_state_dtypes,
         _float32,
         exemption=_has_no_state,
     ),
-    Setting("TF32 in matrix products", lambda c: c.tf32_matmul, _tf32),
-    Setting("TF32 in convolutions", lambda c: c.tf32_convolution, _tf32),
-    Setting("memory format of inputs", lambda c: c.input_formats),
-    Setting("memory format of weights", lambda c: c.weight_formats),
-    Setting("normalisation layers", lambda c: c.normalisation),
+    Setting("TF32 in matrix products", lambda effective: effective.tf32_matmul, _tf32),
+    Setting("TF32 in convolutions", lambda effective: effective.tf32_convolution, _tf32),
+    Setting("memory format of inputs", lambda effective: effective.input_formats),
+    Setting("memory format of weights", lambda effective: effective.weight_formats),
+    Setting("normalisation layers", lambda effective: effective.normalisation),
     Setting(
         "buffers broadcast in the forward pass",
-        lambda c: c.buffers_broadcast,
-        lambda k: False,
+        lambda effective: effective.buffers_broadcast,
+        lambda cell: False,
         exemption=_copies_buffers,
     ),
     Setting(
         "running statistics differ between ranks",
-        lambda c: c.buffers_differ_between_ranks,
+        lambda effective: effective.buffers_differ_between_ranks,
         exemption=_has_one_rank,
     ),
-    Setting("loader", lambda c: c.loader),
-    Setting("loader workers per replica", lambda c: c.loader_workers),
+    Setting("loader", lambda effective: effective.loader),
+    Setting("loader workers per replica", lambda effective: effective.loader_workers),
     Setting(
         "activation checkpointing",
-        lambda c: "block" if c.recomputed_units else "none",
-        lambda k: k.definition.activation_checkpointing,
+        lambda effective: "block" if effective.recomputed_units else "none",
+        lambda cell: cell.definition.activation_checkpointing,
     ),
-    Setting("blocks computed again in the backward pass", lambda c: c.recomputed_units),
+    Setting(
+        "blocks computed again in the backward pass", lambda effective: effective.recomputed_units
+    ),
     Setting(
         "compiled",
-        lambda c: c.compiled and c.compiled_graphs != 0,
-        lambda k: k.definition.compile != "none",
+        lambda effective: effective.compiled and effective.compiled_graphs != 0,
+        lambda cell: cell.definition.compile != "none",
         exemption=_compiles_its_way,
     ),
     Setting(
         "graphs that torch compiled",
-        lambda c: c.compiled_graphs,
+        lambda effective: effective.compiled_graphs,
         inherent="a strategy's hooks break a graph where they are",
     ),
     Setting(
         "cuDNN searches for kernels",
-        lambda c: c.cudnn_benchmark,
-        lambda k: True,
+        lambda effective: effective.cudnn_benchmark,
+        lambda cell: True,
         exemption=_searches_in_every_step,
     ),
     Setting(
         "what is sharded (ZeRO stage)",
-        lambda c: c.zero_stage,
+        lambda effective: effective.zero_stage,
         inherent="it is what sets the strategies apart",
     ),
     Setting(
         "units sharded one at a time",
-        lambda c: c.sharded_units,
+        lambda effective: effective.sharded_units,
         exemption=_has_no_units,
     ),
     Setting(
         "gradient buckets, bytes",
-        lambda c: c.bucket_bytes,
+        lambda effective: effective.bucket_bytes,
         inherent="how a strategy packs its messages is its own",
     ),
     Setting(
         "collectives of a step",
-        lambda c: (
-            "; ".join(f"{x.calls} {x.kind} {x.dtype}, {x.bytes:,} B" for x in c.collectives)
+        lambda effective: (
+            "; ".join(
+                f"{one.calls} {one.kind} {one.dtype}, {one.bytes:,} B"
+                for one in effective.collectives
+            )
             or "none"
         ),
         inherent="which messages a strategy sends is what it is",
     ),
     Setting(
         "settings of its own",
-        lambda c: c.own,
+        lambda effective: effective.own,
         inherent="no other strategy has them",
     ),
 )
@@ -360,35 +380,39 @@ def certify(metrics: Sequence[Metrics], baseline: str | None = None) -> Certific
     for result in metrics:
         by_strategy[result.cell.strategy].append(result)
     order = list(by_strategy)
-    read = {
-        name: found
+    results = {
+        name: with_config
         for name in order
-        if (found := [one for one in by_strategy[name] if one.effective_config])
+        if (with_config := [one for one in by_strategy[name] if one.effective_config])
     }
     cell = metrics[0].cell
     return Certificate(
         workload=cell.workload,
         gpus=cell.gpus,
-        strategies=list(read),
-        missing={name: by_strategy[name][0].status for name in order if name not in read},
+        strategies=list(results),
+        missing={name: by_strategy[name][0].status for name in order if name not in results},
         rows=[
-            *[_judge(setting, read, baseline) for setting in SETTINGS],
-            _judge_volume("reduced", REDUCTIONS, read),
-            _judge_volume("gathered", GATHERS, read),
+            *[_judge(setting, results, baseline) for setting in SETTINGS],
+            _judge_volume("reduced", REDUCTIONS, results),
+            _judge_volume("gathered", GATHERS, results),
             *[
-                _judge_fact(fact, read, baseline)
-                for fact in facts_of(one for found in read.values() for one in found)
+                _judge_fact(fact, results, baseline)
+                for fact in facts_to_compare(
+                    one for with_config in results.values() for one in with_config
+                )
             ],
         ]
-        if read
+        if results
         else [],
     )
 
 
-def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: str | None) -> Row:
+def _judge(
+    setting: Setting, results_by_strategy: Mapping[str, Sequence[Metrics]], baseline: str | None
+) -> Row:
     values = {
-        name: [setting.value(one.effective_config) for one in found if one.effective_config]
-        for name, found in read.items()
+        name: [setting.value(one.effective_config) for one in results if one.effective_config]
+        for name, results in results_by_strategy.items()
     }
     texts = {name: " or ".join(dict.fromkeys(map(_text, each))) for name, each in values.items()}
     differ = len(set(texts.values())) > 1
@@ -402,18 +426,18 @@ def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: st
     reasons: dict[str, None] = {}
     flagged: dict[str, str] = {}
     common = _most_common(texts, values, baseline)
-    for name, found in read.items():
-        cell = found[0].cell
+    for name, results in results_by_strategy.items():
+        cell = results[0].cell
         exemption = setting.exemption(cell) if setting.exemption else None
         wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
         if exemption and (exemption.value is ANY or texts[name] == _text(exemption.value)):
             reasons[exemption.reason] = None
         elif exemption and exemption.required:
             right = f"{_text(exemption.value)} is right: {exemption.reason}"
-            flagged[name] = f"{texts[name]}, where {right}{_options_of(cell)}"
+            flagged[name] = f"{texts[name]}, where {right}{_variant_in_words(cell)}"
         elif texts[name] != wanted:
             word = "prescribed" if setting.prescribed else "of the others"
-            flagged[name] = f"{texts[name]}, where {wanted} is {word}{_options_of(cell)}"
+            flagged[name] = f"{texts[name]}, where {wanted} is {word}{_variant_in_words(cell)}"
     verdict: Literal["same", "inherent", "flagged"] = "inherent" if differ else "same"
     return Row(
         setting=setting.label,
@@ -427,12 +451,12 @@ def _judge(setting: Setting, read: Mapping[str, Sequence[Metrics]], baseline: st
 def _judge_volume(
     what: Literal["reduced", "gathered"],
     kinds: tuple[str, ...],
-    read: Mapping[str, Sequence[Metrics]],
+    results_by_strategy: Mapping[str, Sequence[Metrics]],
 ) -> Row:
     """Compare the bytes of a step's collectives with those that the strategy must move."""
     texts: dict[str, str] = {}
     flagged: dict[str, str] = {}
-    for name, results in read.items():
+    for name, results in results_by_strategy.items():
         multiples: dict[str, None] = {}
         for result in results:
             config, memory, cell = result.effective_config, result.memory, result.cell
@@ -444,12 +468,14 @@ def _judge_volume(
             if volume is None:
                 continue
             expected = volume.reduced if what == "reduced" else volume.gathered
-            if cell.gpus > 1 and not expected.allows(multiple, slack_of(cell)):
-                flagged[name] = f"{multiple:.2f}, where {expected} is expected{_options_of(cell)}"
+            if cell.gpus > 1 and not expected.allows(multiple, allowed_slack(cell)):
+                flagged[name] = (
+                    f"{multiple:.2f}, where {expected} is expected{_variant_in_words(cell)}"
+                )
         texts[name] = " or ".join(multiples) or "unknown"
     differ = len(set(texts.values())) > 1
     reason = "what a strategy shards sets what it must move (Rajbhandari et al. 2020, section 7)"
-    if next(iter(read.values()))[0].cell.gpus == 1:
+    if next(iter(results_by_strategy.values()))[0].cell.gpus == 1:
         reason = "one replica has nobody to exchange with"
     return Row(
         setting=f"{what} in a step, times the parameters' bytes in float32",
@@ -460,14 +486,18 @@ def _judge_volume(
     )
 
 
-def _judge_fact(fact: Fact, read: Mapping[str, Sequence[Metrics]], baseline: str | None) -> Row:
+def _judge_fact(
+    fact: Fact, results_by_strategy: Mapping[str, Sequence[Metrics]], baseline: str | None
+) -> Row:
     """Compare the surroundings of each strategy's cells with those of the others."""
     values = {
-        name: list(dict.fromkeys(value for one in found for value in fact.values(one)))
-        for name, found in read.items()
+        name: list(dict.fromkeys(value for one in results for value in fact.values(one)))
+        for name, results in results_by_strategy.items()
     }
     texts = {name: " or ".join(map(_text, each)) for name, each in values.items()}
-    shares = {name: _share(fact, read[name][0].cell, each) for name, each in values.items()}
+    shares = {
+        name: _share(fact, results_by_strategy[name][0].cell, each) for name, each in values.items()
+    }
     settled = [name for name, each in values.items() if len(each) == 1]
     common, common_share = (
         _most_common({name: words[name] for name in settled}, values, baseline)
@@ -504,7 +534,7 @@ def _most_common(
 ) -> str:
     """Return the value that most strategies with a value have; the baseline decides a tie."""
     counts = Counter(
-        text for name, text in texts.items() if any(v is not None for v in values[name])
+        text for name, text in texts.items() if any(value is not None for value in values[name])
     )
     if not counts:
         return _text(None)
@@ -514,14 +544,14 @@ def _most_common(
     return favoured if favoured in best else best[0]
 
 
-def _options_of(cell: Cell) -> str:
+def _variant_in_words(cell: Cell) -> str:
     """Return the options of a variant in words: they may explain a flagged difference."""
     defaults = STRATEGIES[cell.base].options().model_dump()
     chosen = {key: value for key, value in cell.options.items() if value != defaults[key]}
     if not chosen:
         return ""
-    told = ", ".join(f"{key}: {_text(value)}" for key, value in chosen.items())
-    return f" (a variant of {cell.base} with {told})"
+    options = ", ".join(f"{key}: {_text(value)}" for key, value in chosen.items())
+    return f" (a variant of {cell.base} with {options})"
 
 
 def _text(value: Any) -> str:

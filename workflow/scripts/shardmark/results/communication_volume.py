@@ -64,8 +64,8 @@ class StepVolume:
     gathered: Volume
 
 
-def slack_of(cell: Cell) -> float:
-    """Return by how much a volume may differ, as a share of it (of 1 if it is less than 1)."""
+def allowed_slack(cell: Cell) -> float:
+    """Return how much a volume may differ, as a share of it; of 1 if the volume is less than 1."""
     if cell.definition.batchnorm == "local":
         return SLACK
     return SLACK + _STATISTICS * cell.gpus * cell.definition.batch.accumulate

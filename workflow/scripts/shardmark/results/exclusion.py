@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from shardmark.measurement.labels import updates_weights
 from shardmark.measurement.validity import names_of_rules
 from shardmark.results.matrix import PlannedCell
+from shardmark.results.outcome import Outcome
 
 
 def why_excluded(planned: PlannedCell, parity: str) -> str:
@@ -25,3 +28,16 @@ def why_excluded(planned: PlannedCell, parity: str) -> str:
     if not updates_weights(metrics):
         return "not training"
     return "" if parity == "passed" else f"parity {parity}"
+
+
+def describe_absence(runs: pd.DataFrame) -> str:
+    """Return in words why none of a strategy's runs takes part in comparisons.
+
+    Args:
+        runs: its rows of cells.csv at one GPU count, none of which counts.
+    """
+    reasons = [
+        f"excluded: {excluded}" if status == "ok" else Outcome(outcome).meaning
+        for status, outcome, excluded in zip(runs.status, runs.outcome, runs.excluded, strict=True)
+    ]
+    return ", ".join(dict.fromkeys(reasons))

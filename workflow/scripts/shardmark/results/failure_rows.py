@@ -13,15 +13,17 @@ from shardmark.results.outcome import Outcome
 class FailureRow(Section):
     """One cell without a good result; an unsupported cell has one row for all its seeds."""
 
-    workload: str = column("name of the workload")
-    strategy: str = column("name of the strategy or variant")
-    gpus: int = column("replicas of the cell")
-    seed: int | None = column("the run", empty="the row is for all seeds")
-    outcome: str = column("oom, timeout, diverged, failed, refused, unsupported or device fault")
-    phase: str | None = column("the phase in which it failed", empty="it is not known")
-    rank: int | None = column("the rank that failed first", empty="it is not known")
-    reason: str = column("why, in one message")
-    log: str | None = column("the last lines of its log", empty="there are none")
+    workload: str = column("Name of the workload.")
+    strategy: str = column("Name of the strategy or variant.")
+    gpus: int = column("Number of replicas.")
+    seed: int | None = column("Seed of the run.", empty="the row is for all seeds")
+    outcome: str = column(
+        "How the cell ended: oom, timeout, diverged, failed, refused, unsupported or device fault."
+    )
+    phase: str | None = column("Phase in which the cell failed.", empty="it is not known")
+    rank: int | None = column("Rank that failed first.", empty="it is not known")
+    reason: str = column("Why the cell is not ok.")
+    log: str | None = column("Last lines of the cell's log.", empty="there are none")
 
 
 def failure_rows(matrix: Iterable[PlannedCell]) -> list[FailureRow]:

@@ -10,7 +10,7 @@ from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config.schema import Config
 from shardmark.errors import UserError
 from shardmark.measurement.rules import Peers
-from shardmark.measurement.validity import judged
+from shardmark.measurement.validity import judge
 from shardmark.metrics import Metrics, read_metrics
 from shardmark.results.outcome import Outcome
 
@@ -71,7 +71,7 @@ def _judge(planned: PlannedCell, peers: Peers) -> PlannedCell:
     """Apply the rules that need the other results too, and compare the code with today's."""
     if planned.metrics is None:
         return planned
-    metrics = judged(planned.metrics, peers)
+    metrics = judge(planned.metrics, peers)
     stale = metrics.code_sha256 != code_sha256(code_of_cell(planned.cell))
     outcome = planned.outcome
     if outcome is Outcome.OK and metrics.device_faults:

@@ -61,11 +61,11 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
         UserError: naming every cell that is defined differently, or that has different results
             and ``prefer`` is ``none``.
     """
-    check_same_definitions([result for found in sets for result in found.results])
+    check_same_definitions([result for result_set in sets for result in result_set.results])
     merged = Merged(notes=version_notes(sets))
     by_key: dict[Key, list[Result]] = {}
-    for found in sets:
-        for result in found.results:
+    for result_set in sets:
+        for result in result_set.results:
             by_key.setdefault(result.key, []).append(result)
     for results in by_key.values():
         distinct = _distinct(results)
@@ -74,7 +74,7 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
         title = chosen.cell.title
         if len(distinct) > 1:
             stands = "" if prefer == "none" else f"; {chosen.path} stands"
-            merged.conflicts.append(f"{title}: {_told(distinct)}{stands}")
+            merged.conflicts.append(f"{title}: {_results_in_words(distinct)}{stands}")
         elif len(results) > 1:
             merged.duplicates.append(f"{title}: {' and '.join(str(one.path) for one in results)}")
     if merged.conflicts and prefer == "none":
@@ -89,8 +89,8 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
 
 def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
     by_case: dict[tuple[str, str, int], list[Verification]] = {}
-    for found in sets:
-        for item in found.verifications:
+    for result_set in sets:
+        for item in result_set.verifications:
             by_case.setdefault(item.key, []).append(item)
     for (workload, strategy, ranks), items in by_case.items():
         worst = min(items, key=lambda item: WORST_FIRST.index(item.parity.status))
@@ -102,9 +102,9 @@ def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
                 f"ways in {paths}; {worst.path} stands, and counts only with its own definition"
             )
         elif len({item.parity.status for item in items}) > 1:
-            told = ", ".join(f"{item.parity.status} in {item.path}" for item in items)
+            statuses = ", ".join(f"{item.parity.status} in {item.path}" for item in items)
             merged.conflicts.append(
-                f"parity of {workload} {strategy} ranks{ranks}: {told}; the worst stands"
+                f"parity of {workload} {strategy} ranks{ranks}: {statuses}; the worst stands"
             )
 
 
@@ -123,15 +123,15 @@ def check_same_definitions(results: Iterable[Result]) -> None:
         ("GPU count", lambda one: (one.cell.workload, one.cell.gpus), _nodes),
     ]
     lines: dict[str, None] = {}
-    for title, name_of, facts_of in parts:
+    for title, read_name, read_definition in parts:
         first: dict[Any, tuple[Result, dict[str, Any]]] = {}
         for result in results:
-            name, facts = name_of(result), facts_of(result)
-            before, known = first.setdefault(name, (result, facts))
-            for change in differences(known, facts):
-                told = name if isinstance(name, str) else " gpus".join(map(str, name))
+            name, definition = read_name(result), read_definition(result)
+            before, first_definition = first.setdefault(name, (result, definition))
+            for change in differences(first_definition, definition):
+                title_of_name = name if isinstance(name, str) else " gpus".join(map(str, name))
                 where = f"{before.folder} -> {result.folder}"
-                lines[f"{title} {told}: {change} ({where})"] = None
+                lines[f"{title} {title_of_name}: {change} ({where})"] = None
     if lines:
         raise UserError(
             "the sets do not mean the same by the same name; rename in the configuration of one "
@@ -203,7 +203,7 @@ def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
             case = partial / "parity" / item.parity.workload / item.parity.strategy
             case.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(item.path, case / f"ranks{item.parity.ranks}.json")
-        write_text(partial / "merged.json", record_of(merged, sources))
+        write_text(partial / "merged.json", merge_record(merged, sources))
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -233,7 +233,7 @@ def _write_result(result: Result, partial: Path, run: str) -> None:
     write_text(target / "metrics.json", metrics.model_dump_json(indent=1, by_alias=True))
 
 
-def record_of(merged: Merged, sources: Sequence[Path]) -> str:
+def merge_record(merged: Merged, sources: Sequence[Path]) -> str:
     """Return what was merged, as JSON."""
     return json.dumps(
         {
@@ -248,11 +248,11 @@ def record_of(merged: Merged, sources: Sequence[Path]) -> str:
 
 
 def _distinct(results: Sequence[Result]) -> list[Result]:
-    found: list[Result] = []
+    distinct: list[Result] = []
     for result in results:
-        if all(_content(result.metrics) != _content(one.metrics) for one in found):
-            found.append(result)
-    return found
+        if all(_content(result.metrics) != _content(one.metrics) for one in distinct):
+            distinct.append(result)
+    return distinct
 
 
 def _content(metrics: Metrics) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def _content(metrics: Metrics) -> dict[str, Any]:
     return content
 
 
-def _told(results: Sequence[Result]) -> str:
+def _results_in_words(results: Sequence[Result]) -> str:
     return ", ".join(f"{_figure(result.metrics)} in {result.path}" for result in results)
 
 

@@ -21,7 +21,7 @@ class Outcome(StrEnum):
 
     @property
     def sign(self) -> str:
-        """One character for a grid; the signs can be told apart without colour."""
+        """One character for a grid; the signs differ even without colour."""
         return _SIGNS[self][0]
 
     @property

@@ -18,29 +18,46 @@ _REAL_MODEL = f"{_NO_VERDICT}, or the row is of the model itself"
 class ParityRow(Section):
     """One check of the gate. Deviations are relative differences from the oracle."""
 
-    workload: str = column("name of the workload")
-    strategy: str = column("name of the strategy or variant")
-    gpus: int = column("replicas that were compared with the oracle")
-    verdict: str = column("of the whole case: passed, failed, error, unsupported or missing")
-    reason: str | None = column("why it did not pass", empty="it passed")
+    workload: str = column("Name of the workload.")
+    strategy: str = column("Name of the strategy or variant.")
+    gpus: int = column("Number of replicas that were compared with the oracle.")
+    verdict: str = column(
+        "Verdict on the whole case: passed, failed, error, unsupported or missing."
+    )
+    reason: str | None = column("Why the case did not pass.", empty="it passed")
     model: str | None = column(
-        "surrogate (a small network of the workload's blocks) or real (the model's first steps)",
+        "Model of the check: surrogate (a small network of the workload's blocks) or real (the "
+        "first steps of the workload's model).",
         empty=_NO_VERDICT,
     )
-    precision: str | None = column("fp32, tf32, bf16 or fp16", empty=_NO_VERDICT)
-    passed: bool | None = column("whether this check passed", empty=_NO_VERDICT)
+    precision: str | None = column("fp32, tf32, bf16 or fp16.", empty=_NO_VERDICT)
+    passed: bool | None = column("Whether this check passed.", empty=_NO_VERDICT)
     loss_deviation: float | None = column(
-        "largest deviation of a loss; of the real model, also of the update's norm",
+        "Largest relative deviation of a loss; with the real model also of an update's norm.",
         empty=_NO_VERDICT,
     )
-    loss_noise: float | None = column("the oracle's own noise in it", empty=_NO_VERDICT)
-    loss_tolerance: float | None = column("largest deviation that passes", empty=_NO_VERDICT)
-    first_update_deviation: float | None = column("of the first update", empty=_REAL_MODEL)
-    first_update_noise: float | None = column("the oracle's own noise in it", empty=_REAL_MODEL)
-    first_update_tolerance: float | None = column("largest that passes", empty=_REAL_MODEL)
-    final_weights_deviation: float | None = column("of the final weights", empty=_REAL_MODEL)
-    final_weights_noise: float | None = column("the oracle's own noise in it", empty=_REAL_MODEL)
-    final_weights_tolerance: float | None = column("largest that passes", empty=_REAL_MODEL)
+    loss_noise: float | None = column(
+        "The oracle's own noise in loss_deviation.", empty=_NO_VERDICT
+    )
+    loss_tolerance: float | None = column("Largest loss_deviation that passes.", empty=_NO_VERDICT)
+    first_update_deviation: float | None = column(
+        "Largest relative deviation of the first update.", empty=_REAL_MODEL
+    )
+    first_update_noise: float | None = column(
+        "The oracle's own noise in first_update_deviation.", empty=_REAL_MODEL
+    )
+    first_update_tolerance: float | None = column(
+        "Largest first_update_deviation that passes.", empty=_REAL_MODEL
+    )
+    final_weights_deviation: float | None = column(
+        "Largest relative deviation of the final weights.", empty=_REAL_MODEL
+    )
+    final_weights_noise: float | None = column(
+        "The oracle's own noise in final_weights_deviation.", empty=_REAL_MODEL
+    )
+    final_weights_tolerance: float | None = column(
+        "Largest final_weights_deviation that passes.", empty=_REAL_MODEL
+    )
 
 
 def read_verdict(case: ParityCase, root: Path = Path()) -> Parity | None:

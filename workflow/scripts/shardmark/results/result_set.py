@@ -13,7 +13,7 @@ import pandas as pd
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.measurement.rules import Peers
-from shardmark.measurement.validity import judged
+from shardmark.measurement.validity import judge
 from shardmark.metrics import Metrics, Parity, read_metrics, read_parity
 from shardmark.results.cell_rows import CellRow, cell_row
 from shardmark.results.csv_tables import to_frame
@@ -80,17 +80,17 @@ class ResultSet:
         Raises:
             UserError: if cells of one workload were defined differently.
         """
-        found: dict[str, tuple[Result, dict[str, Any]]] = {}
+        definitions: dict[str, tuple[Result, dict[str, Any]]] = {}
         for result in self.results:
             definition = result.cell.definition.model_dump(mode="json", by_alias=True)
-            first, same = found.setdefault(result.cell.workload, (result, definition))
+            first, same = definitions.setdefault(result.cell.workload, (result, definition))
             if same != definition:
                 changes = "; ".join(differences(same, definition))
                 raise UserError(
                     f"{self.folder}: workload {result.cell.workload} is defined in two ways, in "
                     f"{first.path} and {result.path}: {changes}; leave the cells of one out"
                 )
-        return {name: definition for name, (_, definition) in found.items()}
+        return {name: definition for name, (_, definition) in definitions.items()}
 
 
 def read_result_set(folder: Path) -> ResultSet:
@@ -135,19 +135,19 @@ def refuse_links(folder: Path) -> None:
             raise UserError(f"{path}: is neither a file nor a folder; delete it")
 
 
-def cells_of_set(found: ResultSet) -> pd.DataFrame:
+def cells_of_set(result_set: ResultSet) -> pd.DataFrame:
     """Return the rows of cells.csv of a result set, with the paths of its results.
 
     Unlike in a matrix, the gate's verdict is taken as it is: there is no configuration to tell
     whether it applies to the cells' own case.
     """
-    parity = {item.key: str(item.parity.status) for item in found.verifications}
-    peers = Peers(result.metrics for result in found.results)
-    return to_frame(CellRow, [_row(result, parity, peers) for result in found.results])
+    parity = {item.key: str(item.parity.status) for item in result_set.verifications}
+    peers = Peers(result.metrics for result in result_set.results)
+    return to_frame(CellRow, [_row(result, parity, peers) for result in result_set.results])
 
 
 def _row(result: Result, parity: Mapping[tuple[str, str, int], str], peers: Peers) -> CellRow:
-    cell, metrics = result.cell, judged(result.metrics, peers)
+    cell, metrics = result.cell, judge(result.metrics, peers)
     outcome = Outcome.DEVICE_FAULT if metrics.device_faults else Outcome(metrics.status)
     planned = PlannedCell(cell, outcome, metrics)
     verdict = parity.get((cell.workload, cell.strategy, cell.gpus), "missing")

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from shardmark.config.schema import Config, Section
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import Certificate, certificates
+
+# The others hold paths and accounts of one site, which a report that is passed on must not name.
+_DEFINING: dict[str, Any] = {
+    **dict.fromkeys(("run", "baseline", "matrix", "workloads", "variants"), True),
+    **dict.fromkeys(("measure", "parity"), True),
+    "cluster": {"device", "gpus_per_node"},
+}
 
 
 class Fact(Section):
@@ -21,6 +29,11 @@ class Fact(Section):
     name: str
     values: list[tuple[str, int]]
 
+    @property
+    def differs(self) -> bool:
+        """Whether cells had different values."""
+        return len(self.values) > 1
+
 
 class RunRecord(Section):
     """Everything that later steps need to know about a matrix and that is not a row of a table.
@@ -31,6 +44,9 @@ class RunRecord(Section):
         device: cuda or cpu.
         steady_min_s: least seconds of the steady window.
         workloads: each workload in one sentence.
+        chance_accuracy: by workload, the accuracy of guessing; without generated data, from which
+            nothing can be learned.
+        config: the sections of the configuration that define the results.
         certificates: the settings of each workload and GPU count.
         environment: what is known of the machines and versions.
     """
@@ -40,6 +56,8 @@ class RunRecord(Section):
     device: str
     steady_min_s: float
     workloads: dict[str, str]
+    chance_accuracy: dict[str, float]
+    config: dict[str, Any]
     certificates: list[Certificate]
     environment: list[Fact]
 
@@ -52,6 +70,12 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
         device=config.cluster.device,
         steady_min_s=config.measure.steady_min_s,
         workloads={name: describe_workload(config, name) for name in config.matrix.workloads},
+        chance_accuracy={
+            name: 1 / config.workloads[name].classes
+            for name in config.matrix.workloads
+            if config.workloads[name].dataset.name != "synthetic"
+        },
+        config=config.model_dump(mode="json", by_alias=True, include=_DEFINING),
         certificates=certificates(results, config.baseline),
         environment=environment_facts(results),
     )
@@ -81,6 +105,8 @@ def environment_facts(results: Iterable[Metrics]) -> list[Fact]:
         facts = {k: v for k, v in result.environment.items() if not isinstance(v, (dict, list))}
         facts |= result.environment.get("versions", {})
         facts |= {key: result.provenance.get(key) for key in ("git_commit", "git_dirty")}
+        locks = result.provenance.get("locks", {})
+        facts |= {f"sha256 of {name}": digest for name, digest in locks.items()}
         facts["devices"] = ", ".join(sorted({device.name for device in result.devices})) or None
         for name, value in facts.items():
             if value is not None:

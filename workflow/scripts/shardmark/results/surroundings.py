@@ -12,8 +12,8 @@ from typing import Any
 from shardmark.metrics import HostUse, Metrics
 
 UNKNOWN = "unknown"
-# CUDA_VISIBLE_DEVICES depends on which GPUs a job got. The number of torch's threads already shows
-# the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
+# CUDA_VISIBLE_DEVICES depends on which GPUs a job was given. The number of torch's threads already
+# shows the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
 _NOT_COMPARED = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS")
 _VERSIONS = ("python", "torch", "torchvision", "numpy")
 _ENVIRONMENT = {
@@ -44,7 +44,7 @@ class Fact:
     shared_out: bool = False
 
 
-def facts_of(results: Iterable[Metrics]) -> list[Fact]:
+def facts_to_compare(results: Iterable[Metrics]) -> list[Fact]:
     """Return all facts to compare, including each environment variable that any cell had."""
     variables = {name for one in results for name in one.environment.get("variables", {})}
     return [

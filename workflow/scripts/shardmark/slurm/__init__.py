@@ -1,1 +1,1 @@
-"""Slurm: requests to it, questions about its queue, and patches of Snakemake's executor for it."""
+"""Slurm: job requests, queries of its queue, and patches of Snakemake's executor."""

@@ -1,7 +1,7 @@
 """Patch Snakemake's Slurm executor: planned order, cancelled jobs, lost nodes, orphaned jobs.
 
-Delete each function with the first version of snakemake-executor-plugin-slurm that no longer needs
-it (2.8.0 does): the test in tests/slurm that its docstring names then passes without it.
+Delete a function when snakemake-executor-plugin-slurm no longer needs it (2.8.0 does): the test in
+tests/slurm that its docstring names then passes without the function.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def keep_planned_order() -> None:
 
     run_jobs = plugin.Executor.run_jobs
 
-    def in_order(self: Any, jobs: list[Any]) -> None:
+    def run_in_order(self: Any, jobs: list[Any]) -> None:
         self._job_submission_executor._max_workers = 1
         run_jobs(self, sorted(jobs, key=lambda job: job.priority, reverse=True))
 
-    plugin.Executor.run_jobs = in_order
+    plugin.Executor.run_jobs = run_in_order
 
 
 def see_cancelled_jobs() -> None:
@@ -40,13 +40,15 @@ def see_cancelled_jobs() -> None:
 
     ask = plugin.query_job_status
 
-    async def first_words(command: str, logger: Any) -> tuple[dict[str, str] | None, float | None]:
+    async def ask_first_words(
+        command: str, logger: Any
+    ) -> tuple[dict[str, str] | None, float | None]:
         states, seconds = await ask(command, logger)
         if states is None:
             return None, seconds
         return {job: state.split()[0] for job, state in states.items() if state}, seconds
 
-    plugin.query_job_status = first_words
+    plugin.query_job_status = ask_first_words
 
 
 class _NamedByUser(set[str]):
@@ -71,16 +73,16 @@ def leave_lost_nodes_to_slurm(executor: Any) -> None:
         return
     ask = plugin.query_job_status
 
-    async def requeued(command: str, logger: Any) -> tuple[dict[str, str] | None, float | None]:
+    async def ask_and_wait(command: str, logger: Any) -> tuple[dict[str, str] | None, float | None]:
         states, seconds = await ask(command, logger)
         if states is None:
             return None, seconds
         # Replace NODE_FAIL by any state that the executor takes for unfinished; at NODE_FAIL it
         # would report at each check that the node is excluded.
-        waits = {job: "REQUEUED" for job, state in states.items() if state == "NODE_FAIL"}
-        return states | waits, seconds
+        requeued = {job: "REQUEUED" for job, state in states.items() if state == "NODE_FAIL"}
+        return states | requeued, seconds
 
-    plugin.query_job_status = requeued
+    plugin.query_job_status = ask_and_wait
 
 
 def wait_for_orphans(orphans: Sequence[queue.Job]) -> None:
@@ -92,11 +94,11 @@ def wait_for_orphans(orphans: Sequence[queue.Job]) -> None:
 
     build = plugin.get_submit_command
 
-    def waiting(job: Any, *arguments: Any, **more: Any) -> str:
-        own = set(comments_of_job(job))
-        left = [one.job_id for one in orphans if own & set(one.comments)]
-        left = [number for number in left if queue.state_of(number)]
+    def build_with_dependency(job: Any, *arguments: Any, **more: Any) -> str:
+        comments = set(comments_of_job(job))
+        job_ids = [one.job_id for one in orphans if comments & set(one.comments)]
+        job_ids = [number for number in job_ids if queue.state_of(number)]
         call = str(build(job, *arguments, **more))
-        return f"{call} --dependency=afterany:{':'.join(left)}" if left else call
+        return f"{call} --dependency=afterany:{':'.join(job_ids)}" if job_ids else call
 
-    plugin.get_submit_command = waiting
+    plugin.get_submit_command = build_with_dependency

@@ -1,8 +1,8 @@
 """Run several cells one after the other in one Slurm job (--groups and --group-components).
 
-This patches private parts of Snakemake 9.27 and snakemake-executor-plugin-slurm 2.8.0. Delete each
-function with the first version that no longer needs it: the test in
-tests/slurm/test_slurm_groups.py that its docstring names then passes without it.
+This patches private parts of Snakemake 9.27 and snakemake-executor-plugin-slurm 2.8.0. Delete a
+function when later versions no longer need it: the test in tests/slurm/test_slurm_groups.py that
+its docstring names then passes without the function.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ def why_no_groups(groups: Mapping[str, str], dag: Any, *, pinned: bool) -> str:
     """
     if not groups:
         return ""
-    if other := sorted(groups.keys() - {TRAIN}):
-        return f"--groups: {', '.join(other)} cannot be grouped, only {TRAIN}"
+    if other_rules := sorted(groups.keys() - {TRAIN}):
+        return f"--groups: {', '.join(other_rules)} cannot be grouped, only {TRAIN}"
     if pinned:
         return (
             "--groups cannot be used with cluster.block: pinned. Set it to free, and let the cells "
-            f"of a block be a group: {_options('{workload}_gpus{gpus}_seed{seed}', 8)}"
+            f"of a block be a group: {_group_options('{workload}_gpus{gpus}_seed{seed}', 8)}"
         )
     sizes = defaultdict(set)
     for job in dag.needrun_jobs():
         if job.rule.name == TRAIN:
             sizes[dag.get_job_group(job)].add(int(job.wildcards.gpus))
-    if mixed := next((counts for counts in sizes.values() if len(counts) > 1), None):
+    if mixed_sizes := next((counts for counts in sizes.values() if len(counts) > 1), None):
         return (
             f"--groups: a group of {groups[TRAIN]!r} has cells of "
-            f"{', '.join(map(str, sorted(mixed)))} GPUs, which need jobs of different sizes; use "
-            f"the GPU count in its name: {_options('gpus{gpus}', 4)}"
+            f"{', '.join(map(str, sorted(mixed_sizes)))} GPUs, which need jobs of different sizes; "
+            f"use the GPU count in its name: {_group_options('gpus{gpus}', 4)}"
         )
     return ""
 
 
-def _options(group: str, cells: int) -> str:
+def _group_options(group: str, cells: int) -> str:
     return f"--groups '{TRAIN}={group}' --group-components '{group}={cells}'"
 
 
@@ -71,12 +71,12 @@ def name_cells_of_groups() -> None:
 
     build = plugin.get_submit_command
 
-    def named(job: Any, params: Mapping[str, Any], *arguments: Any, **more: Any) -> str:
+    def build_with_names(job: Any, params: Mapping[str, Any], *arguments: Any, **more: Any) -> str:
         if job.is_group():
             params = {**params, "comment_str": " ".join(comments_of_job(job))}
         return str(build(job, params, *arguments, **more))
 
-    plugin.get_submit_command = named
+    plugin.get_submit_command = build_with_names
 
 
 def keep_results_of_lost_jobs() -> None:
@@ -91,7 +91,7 @@ def keep_results_of_lost_jobs() -> None:
     register, postprocess = Job.register, Job.postprocess
     submitted = set()
 
-    def registered(job: Any, *arguments: Any, **more: Any) -> None:
+    def register_as_submitted(job: Any, *arguments: Any, **more: Any) -> None:
         submitted.add(job)
         workflow = job.dag.workflow
         if not workflow.is_main_process:
@@ -101,7 +101,7 @@ def keep_results_of_lost_jobs() -> None:
             # slurm-jobstep only passes cells on; the controller's notes stay until they start.
             register(job, *arguments, **more)
 
-    async def kept(job: Any, *arguments: Any, error: bool = False, **more: Any) -> None:
+    async def postprocess_kept(job: Any, *arguments: Any, error: bool = False, **more: Any) -> None:
         if error and (job not in submitted or _never_started(job)):
             return
         error = error and not _has_ended(job)
@@ -115,11 +115,15 @@ def keep_results_of_lost_jobs() -> None:
             else:
                 job.log_error(msg, **more)
 
-    Job.register, Job.postprocess, GroupJob.log_error = registered, kept, log_error
+    Job.register, Job.postprocess, GroupJob.log_error = (
+        register_as_submitted,
+        postprocess_kept,
+        log_error,
+    )
 
 
 def _never_started(job: Any) -> bool:
-    """Whether the note of a job's start is still the controller's, which names the Slurm job."""
+    """Whether only the controller has recorded the job; its record names the Slurm job."""
     return bool(job.dag.workflow.persistence.external_jobids(job))
 
 
@@ -127,7 +131,7 @@ def _has_ended(job: Any) -> bool:
     """Whether a cell has its result, according to the Snakemake that ran it on its node."""
     persistence = job.dag.workflow.persistence
     persistence.deactivate_cache()
-    marked = persistence._filter_incomplete_keys(map(persistence._get_key, job.output))
+    incomplete = persistence._filter_incomplete_keys(map(persistence._get_key, job.output))
     # A cell's last output is written only after its result.
-    made = all(Path(output).exists() for output in job.output)
-    return job.rule.name == TRAIN and made and not marked
+    has_outputs = all(Path(output).exists() for output in job.output)
+    return job.rule.name == TRAIN and has_outputs and not incomplete

@@ -27,7 +27,7 @@ class JobRequest:
             spread a total unevenly over the nodes.
         mpi: ``srun`` for a job on several nodes, where the launcher itself calls srun; None on one
             node, where it must not.
-        tasks_per_node: sizes an allocation of several nodes; the executor needs more than one.
+        tasks_per_node: tasks on each of several nodes; the executor requires more than one.
     """
 
     nodes: int
@@ -44,7 +44,7 @@ class JobRequest:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def request_of(cluster: Cluster, replicas: int, limit_minutes: int) -> JobRequest:
+def build_request(cluster: Cluster, replicas: int, limit_minutes: int) -> JobRequest:
     """Return the request of a job with this many replicas.
 
     Args:
@@ -53,19 +53,19 @@ def request_of(cluster: Cluster, replicas: int, limit_minutes: int) -> JobReques
         limit_minutes: minutes until the cell ends itself.
     """
     nodes = -(-replicas // cluster.gpus_per_node)
-    a_node = min(replicas, cluster.gpus_per_node)
-    several = nodes > 1
-    how = cluster.gpu_request if cluster.device == "cuda" else "none"
-    by_gres = how == "gres" or (how == "gpus" and several)
-    tasks = max(2, a_node) if several else None
+    replicas_per_node = min(replicas, cluster.gpus_per_node)
+    spans_nodes = nodes > 1
+    gpu_request = cluster.gpu_request if cluster.device == "cuda" else "none"
+    uses_gres = gpu_request == "gres" or (gpu_request == "gpus" and spans_nodes)
+    tasks = max(2, replicas_per_node) if spans_nodes else None
     return JobRequest(
         nodes=nodes,
-        cpus_per_task=max(1, a_node * cluster.cpus_per_gpu // (tasks or 1)),
-        mem_mb=a_node * cluster.mem_gb_per_gpu * 1000,
+        cpus_per_task=max(1, replicas_per_node * cluster.cpus_per_gpu // (tasks or 1)),
+        mem_mb=replicas_per_node * cluster.mem_gb_per_gpu * 1000,
         runtime=limit_minutes + SPARE_MINUTES,
-        gpu=replicas if how == "gpus" and not several else None,
-        gres=f"gpu:{a_node}" if by_gres else None,
-        mpi="srun" if several else None,
+        gpu=replicas if gpu_request == "gpus" and not spans_nodes else None,
+        gres=f"gpu:{replicas_per_node}" if uses_gres else None,
+        mpi="srun" if spans_nodes else None,
         tasks_per_node=tasks,
     )
 

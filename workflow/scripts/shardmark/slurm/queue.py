@@ -29,12 +29,14 @@ def ask(*command: str) -> str:
         UserError: if it cannot be run or fails.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{command[0]} cannot be asked ({error})") from None
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+    if finished.returncode:
+        raise UserError(
+            f"{' '.join(command)} failed: {finished.stderr.strip() or finished.stdout.strip()}"
+        )
+    return finished.stdout
 
 
 def state_of(job: str) -> str:
@@ -79,7 +81,7 @@ def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
 
     Args:
         project: the folder.
-        comments: the comments of the jobs to return: ``comments_of`` the cells of a matrix.
+        comments: comments of the jobs to return, as ``comments_of`` returns them for a matrix.
 
     Raises:
         UserError: if Slurm does not answer.
@@ -90,9 +92,9 @@ def jobs_of(project: Path, comments: Container[str]) -> list[Job]:
     for *fields, folder in (line.split("|", 6) for line in text.splitlines()):
         if folder == here:
             job, state, reason, comment, nodes, left = fields
-            own = tuple(comment.split())
-            if state != "COMPLETING" and any(one in comments for one in own):
-                jobs.append(Job(job, state, reason, own, nodes, left))
+            job_comments = tuple(comment.split())
+            if state != "COMPLETING" and any(one in comments for one in job_comments):
+                jobs.append(Job(job, state, reason, job_comments, nodes, left))
     return jobs
 
 
@@ -121,11 +123,11 @@ def controllers_of(project: Path) -> list[ControllerJob]:
     """
     user = getpass.getuser()
     text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%Z|%o")
-    found = [line.split("|", 4) for line in text.splitlines()]
+    rows = [line.split("|", 4) for line in text.splitlines()]
     here = str(project.resolve())
     return [
         ControllerJob(number, state, reason, command)
-        for number, state, reason, folder, command in found
+        for number, state, reason, folder, command in rows
         if folder == here and CONTROLLER_SCRIPT in command and state != "COMPLETING"
     ]
 
@@ -147,7 +149,7 @@ def let_gate_pass(project: Path, comments: Container[str]) -> None:
     columns = "--format=%i|%Q|%y|%k|%Z"
     text = ask("squeue", "--noheader", "--states=PENDING", f"--user={os.getuid()}", columns)
     here = str(project.resolve())
-    gate: list[int] = []
+    gate_priorities: list[int] = []
     cells: dict[str, tuple[int, int]] = {}
     for line in text.splitlines():
         job, priority, nice, comment, folder = line.split("|", 4)
@@ -156,16 +158,16 @@ def let_gate_pass(project: Path, comments: Container[str]) -> None:
         if comment.startswith(CELL):
             cells[job] = int(priority), int(nice)
         elif comment.startswith(GATE) and int(priority):  # 0: held
-            gate.append(int(priority))
+            gate_priorities.append(int(priority))
     if not cells:
         return
-    new = max(nice for _, nice in cells.values())
-    if gate:
-        first = max(priority + nice for priority, nice in cells.values()) - new
-        new += max(0, first - min(gate) + 1)
-    behind = [job for job, (_, nice) in cells.items() if nice < new]
-    if behind:
-        ask("scontrol", "update", f"jobid={','.join(behind)}", f"nice={new}")
+    nice_value = max(nice for _, nice in cells.values())
+    if gate_priorities:
+        first_cell = max(priority + nice for priority, nice in cells.values()) - nice_value
+        nice_value += max(0, first_cell - min(gate_priorities) + 1)
+    too_early = [job for job, (_, nice) in cells.items() if nice < nice_value]
+    if too_early:
+        ask("scontrol", "update", f"jobid={','.join(too_early)}", f"nice={nice_value}")
 
 
 def comment_of(rule: str, wildcards: Sequence[str]) -> str:
@@ -185,14 +187,14 @@ def comments_of(cells: Iterable[Cell]) -> set[str]:
     A comment joins names with ``_``, which names may contain too, so workload ``b_c`` of run ``a``
     looks the same as workload ``c`` of run ``a_b``.
     """
-    found = set()
+    comments = set()
     for cell in cells:
         run, workload, strategy = cell.run, cell.workload, cell.strategy
         gpus, seed = str(cell.gpus), str(cell.seed)
-        found |= {
+        comments |= {
             comment_of("train", [run, workload, strategy, gpus, seed]),
             comment_of("pin_block", [run, workload, gpus, seed]),
             comment_of("check_parity", [run, workload, strategy, gpus]),
             comment_of("make_oracle", [run, workload, gpus]),
         }
-    return found
+    return comments

@@ -1,10 +1,10 @@
-"""Submit jobs, with the parity gate first, without taking a refusal by sbatch for a failed job.
+"""Submit the parity gate's jobs first, and do not take a refusal by sbatch for a failed job.
 
 If a refusal may be temporary, this waits and tries again. Any other refusal stops the matrix, since
 the other cells would be refused too. This patches private parts of snakemake-executor-plugin-slurm
 2.8.0, which reports a refused submission as a failed job, and without sbatch's reason. Delete this
-module with the first version that does neither: tests/slurm/test_slurm_submission.py then passes
-without it.
+module when a later version does neither: tests/slurm/test_slurm_submission.py then passes without
+it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAY_PASS = re.compile(
 _SBATCH = re.compile(r"The error message was '(.*?)'\.\n    sbatch call", re.DOTALL)
 
 
-def sbatch_words(message: str) -> str:
+def sbatch_message(message: str) -> str:
     """Extract sbatch's message, as one line, from the executor's report of a failed submission."""
     match = _SBATCH.search(message)
     words = match[1] if match else message.removeprefix("Job submission failed with exception: ")
@@ -44,7 +44,7 @@ def sbatch_words(message: str) -> str:
     return "; ".join(filter(None, lines)).replace(":; ", ": ")
 
 
-def may_pass(words: str) -> bool:
+def is_temporary(words: str) -> bool:
     """Whether the same submission may be accepted later."""
     return bool(_MAY_PASS.search(words))
 
@@ -86,7 +86,7 @@ class Submission:
                 if self.gate_first is not None:
                     self._let_the_gate_pass(self.gate_first)
                 return
-            if not may_pass(self._refusal):
+            if not is_temporary(self._refusal):
                 self._stop(job)
             elif self._refusal != self._last_said:
                 self._last_said = self._refusal
@@ -104,7 +104,7 @@ class Submission:
         return self._ended.is_set() or bool(self.scheduler._user_kill)
 
     def _note(self, _: Any, msg: str) -> None:
-        self._refusal = sbatch_words(msg)
+        self._refusal = sbatch_message(msg)
 
     def _stop(self, job: Any) -> None:
         submitted = "Jobs already submitted go on. " if self.executor.active_jobs else ""
@@ -116,11 +116,11 @@ class Submission:
         self.scheduler._user_kill = "graceful"
 
     def _ending(self, end: Any) -> Any:
-        def ended() -> None:
+        def end_submissions() -> None:
             self._ended.set()
             end()
 
-        return ended
+        return end_submissions
 
     def _let_the_gate_pass(self, comments: Container[str]) -> None:
         try:

@@ -1,1 +1,1 @@
-"""What the runs allow to say: exact tests, intervals, equivalence, scaling, the verdict."""
+"""What the runs show: exact tests, intervals, equivalence, scaling, the verdict."""

@@ -80,7 +80,7 @@ class ComparisonRow(Section):
 class SetComparisonRow(ComparisonRow):
     """One strategy in a later result set against itself in an earlier one.
 
-    The baseline is the earlier set. The columns below are filled for throughput.
+    The baseline is the earlier set. The columns below are filled only for throughput.
     """
 
     regression: Literal["yes", "no", "open"] | None = column(

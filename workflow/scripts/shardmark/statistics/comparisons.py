@@ -47,8 +47,8 @@ class Metric(NamedTuple):
 
     Attributes:
         column: its name in cells.csv.
-        below: the word for a ratio to the baseline under 1.
-        above: the word for one over 1.
+        below: the word for a ratio to the baseline below 1.
+        above: the word for a ratio to the baseline above 1.
     """
 
     column: str
@@ -68,7 +68,7 @@ class Sample(NamedTuple):
 
     Attributes:
         values: logarithms of the metric.
-        devices: of the same runs.
+        devices: the devices that the same runs used.
     """
 
     values: Mapping[int, float]
@@ -76,7 +76,7 @@ class Sample(NamedTuple):
 
 
 def sample_of(side: pd.DataFrame, metric: Metric) -> Sample:
-    """The usable cells of one strategy that have a value."""
+    """Return the usable runs of one strategy that have a value."""
     known = side[side[metric.column] > 0]
     seeds = [int(seed) for seed in known["seed"]]
     logs = np.log(known[metric.column].to_numpy(float)).tolist()
@@ -105,7 +105,7 @@ class Group:
 
     Args:
         cells: its rows of cells.csv.
-        same_code: of the whole table.
+        same_code: which commits hold the same code, from the whole table.
     """
 
     def __init__(self, cells: pd.DataFrame, same_code: SameCode) -> None:
@@ -123,13 +123,13 @@ class Group:
         return {str(name): identify(side, self._same_code) for name, side in sides}
 
     def samples(self, metric: Metric) -> Mapping[str, Sample]:
-        """The usable runs of every strategy that has any with a value."""
+        """Return the usable runs with a value, of each strategy that has any."""
         sides = self.usable.groupby("strategy", sort=False)
-        found = {str(name): sample_of(side, metric) for name, side in sides}
-        return {name: sample for name, sample in found.items() if sample.values}
+        samples = {str(name): sample_of(side, metric) for name, side in sides}
+        return {name: sample for name, sample in samples.items() if sample.values}
 
     def contrasts(self, metric: Metric, baseline: str) -> Iterator[Contrast]:
-        """Every other strategy against the baseline."""
+        """Yield the comparison of each other strategy with the baseline."""
         samples = self.samples(metric)
         nothing = Sample({}, {})
         for strategy in self.strategies:
@@ -153,7 +153,7 @@ class Group:
 
 
 def why_never_met(sides: tuple[Sample, Sample], paired: bool) -> Refusal | None:
-    """Why a difference could be that of the devices; None if it could not."""
+    """Return why different devices could explain a difference; None if they could not."""
     first, second = (set(side.devices.values()) - {""} for side in sides)
     if not first or not second:
         return Refusal("devices_unknown")
@@ -163,7 +163,7 @@ def why_never_met(sides: tuple[Sample, Sample], paired: bool) -> Refusal | None:
 
 
 def _pairs(sides: tuple[Sample, Sample]) -> dict[int, float]:
-    """The log-ratio of each seed that both sides ran on the same devices."""
+    """Return the log-ratio of each seed that both sides ran on the same devices."""
     first, second = sides
     return {
         seed: value - second.values[seed]
@@ -173,7 +173,7 @@ def _pairs(sides: tuple[Sample, Sample]) -> dict[int, float]:
 
 
 def groups_of(cells: pd.DataFrame) -> Iterator[Group]:
-    """Every workload, scaling and GPU count.
+    """Yield one group per workload, scaling and GPU count.
 
     Raises:
         UserError: if a cell is in the table twice.
@@ -190,7 +190,7 @@ def compare(cells: pd.DataFrame, baseline: str, margin: float = MARGIN) -> pd.Da
     Args:
         cells: columns as ``cell_rows.CellRow``.
         baseline: the strategy that the others are compared with.
-        margin: of equivalence, as a share of the ratio.
+        margin: the margin of equivalence, as a share of the ratio.
 
     Returns:
         Columns as ``ComparisonRow``.
@@ -208,12 +208,12 @@ def compare(cells: pd.DataFrame, baseline: str, margin: float = MARGIN) -> pd.Da
 
 
 def family_of(contrasts: Sequence[Contrast], *, paired: bool, corrected: bool) -> Family | None:
-    """The comparisons of one family that are not refused; None without any.
+    """Return the family of the comparisons that are not refused; None if all are.
 
     Args:
         contrasts: all comparisons of the family.
         paired: whether runs are compared in pairs.
-        corrected: whether for all of them together.
+        corrected: whether to correct for all of them together.
     """
     contrasts = [item for item in contrasts if item.refusal is None]
     if not contrasts:
@@ -228,23 +228,23 @@ def family_of(contrasts: Sequence[Contrast], *, paired: bool, corrected: bool) -
 
 
 def _by_devices(side: Sample) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    values_by_devices: dict[str, list[float]] = {}
     for seed, value in side.values.items():
         if side.devices[seed]:
-            found.setdefault(side.devices[seed], []).append(value)
-    return found
+            values_by_devices.setdefault(side.devices[seed], []).append(value)
+    return values_by_devices
 
 
 def judge(
     contrasts: Sequence[Contrast], metric: Metric, paired: bool, margin: float
 ) -> list[ComparisonRow]:
-    """The rows of one family.
+    """Return the rows of one family.
 
     Args:
         contrasts: all its comparisons.
-        metric: throughput, which is corrected, or another, which is not.
+        metric: throughput, whose tests are corrected, or another, whose tests are not.
         paired: whether runs are compared in pairs.
-        margin: of equivalence, as a share of the ratio.
+        margin: the margin of equivalence, as a share of the ratio.
     """
     family = family_of(contrasts, paired=paired, corrected=metric is PRIMARY)
     results = _results(family, metric, margin) if family else iter(())
@@ -268,7 +268,7 @@ def judge(
 
 
 def _results(family: Family, metric: Metric, margin: float) -> Iterator[dict[str, Any]]:
-    """What the tests say of each comparison, by column."""
+    """Yield the columns of each comparison that come from the tests."""
     p, equivalence = family.two_sided_p(), equivalence_p(family, margin)
     low, high = agreeing_intervals(family.estimates, family.half_widths(), p)
     comparisons = len(p) if family.corrected else 1

@@ -21,7 +21,7 @@ SETTINGS = (*TRAINING, *MACHINE, *VERSIONS)
 
 
 def check_table(cells: pd.DataFrame) -> None:
-    """See that no cell is counted twice.
+    """Check that no cell is in the table twice.
 
     Raises:
         UserError: naming a cell that stands in the table more than once.
@@ -37,15 +37,15 @@ def check_table(cells: pd.DataFrame) -> None:
 
 
 def usable_cells(cells: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The cells that take part in comparisons and have a value in the column."""
+    """Return the cells that take part in comparisons and have a value in the column."""
     return cells[(cells["excluded"] == "") & (cells[column] > 0)]
 
 
 def counted(cells: pd.DataFrame) -> pd.DataFrame:
-    """The runs that a strategy's medians are of: those that take part in comparisons.
+    """Return the runs whose medians represent a strategy: those that take part in comparisons.
 
-    A strategy that has none at a GPU count is compared to nothing, and shown by those of its runs
-    that are ok and have no device fault; by all that are ok if there are none.
+    If a strategy has none at a GPU count, its ok runs without a device fault represent it. If it
+    has none of those either, all its ok runs do.
     """
     if cells.empty:
         return cells
@@ -62,11 +62,11 @@ def counted(cells: pd.DataFrame) -> pd.DataFrame:
 class SameCode:
     """Which commits hold the same code, as far as the cells can tell.
 
-    A commit that changed a page of documentation is no reason to refuse a comparison: two commits
-    are the same code where a cell of either has the same checksum over the files it depends on.
+    A commit that changed only documentation is no reason to refuse a comparison. Two commits hold
+    the same code if a cell of each has the same checksum over the files that it depends on.
 
     Args:
-        cells: all cells that there are; their git_commit and code_sha256 are read.
+        cells: all cells of the table; this reads their git_commit and code_sha256.
     """
 
     def __init__(self, cells: pd.DataFrame) -> None:
@@ -78,7 +78,7 @@ class SameCode:
         self._first = {commit: first for commit, first in self._first.items() if commit != first}
 
     def of(self, commit: str) -> str:
-        """One commit that stands for all those of the same code."""
+        """Return the commit that represents all commits with the same code."""
         while (before := self._first.get(commit, commit)) != commit:
             commit = before
         return commit
@@ -100,28 +100,28 @@ class Refusal(NamedTuple):
 
 
 def identify(side: pd.DataFrame, same_code: SameCode) -> Identity:
-    """What must be one and the same in the cells of a comparison, and what it is in these.
+    """Return what must be equal in all cells of a comparison, with its values in these cells.
 
     Args:
         side: usable cells of one strategy.
-        same_code: of the whole table.
+        same_code: which commits hold the same code, from the whole table.
     """
-    found = {name: _distinct(side[name]) for name in (*SETTINGS, "code_sha256", "packages")}
+    identity = {name: _distinct(side[name]) for name in (*SETTINGS, "code_sha256", "packages")}
     commits = {same_code.of(str(commit)) for commit in set(side["git_commit"])}
-    return found | {"git_commit": frozenset(commit[:12] or "unknown" for commit in commits)}
+    return identity | {"git_commit": frozenset(commit[:12] or "unknown" for commit in commits)}
 
 
 def why_mixed(one: Identity, columns: Iterable[str] = SETTINGS) -> Refusal | None:
-    """What is not the same in all cells of one strategy; None if all is."""
+    """Return what differs among the cells of one strategy; None if nothing does."""
     return _difference(one, (*columns, "code_sha256", "packages"))
 
 
 def why_not_comparable(sides: Sequence[Identity]) -> Refusal | None:
-    """What forbids to compare two strategies; None if nothing does."""
+    """Return why two strategies cannot be compared; None if they can."""
     both = {name: frozenset().union(*(side[name] for side in sides)) for name in sides[0]}
-    for found in (_difference(both, SETTINGS), *map(why_mixed, sides)):
-        if found:
-            return found
+    for refusal in (_difference(both, SETTINGS), *map(why_mixed, sides)):
+        if refusal:
+            return refusal
     return _difference(both, ["git_commit"])
 
 
@@ -141,15 +141,14 @@ def _distinct(values: pd.Series) -> frozenset[str]:
 
 
 def devices_of(cells: pd.DataFrame) -> pd.Series:
-    """The devices of each cell: UUIDs, for a CPU's cell the hosts; empty where neither is known."""
+    """Return each cell's devices: UUIDs, or hosts for a cell on CPUs; empty if neither is known."""
     return cells["device_uuids"].where(cells["device_uuids"] != "", cells["hosts"])
 
 
 def on_same_devices(blocks: Iterable[Sequence[str]]) -> bool:
-    """Whether runs are compared in pairs: whether most runs of a block ran on the same devices.
+    """Whether to compare runs in pairs, because most runs of a block used the same devices.
 
-    That depends on where the cells ran and on nothing else, so no result can change how it is
-    tested.
+    This depends only on where the cells ran, so no result can change how it is tested.
 
     Args:
         blocks: the devices of all runs of each block; empty where they are not known.

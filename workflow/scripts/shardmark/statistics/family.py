@@ -38,7 +38,7 @@ class Family(Protocol):
         established: whether there are enough runs to show something without a model.
         spreads: standard error of the estimate, times the root of the smaller n; NaN if unknown.
         paired: whether runs are compared in pairs.
-        corrected: whether for several comparisons.
+        corrected: whether p-values and intervals are corrected for several comparisons.
     """
 
     estimates: FloatArray
@@ -50,16 +50,16 @@ class Family(Protocol):
     corrected: bool
 
     def two_sided_p(self) -> FloatArray:
-        """Of the hypothesis that there is no difference; NaN where there are too few runs."""
+        """Return the p of the hypothesis of no difference; NaN where there are too few runs."""
 
     def one_sided_p(self, question: Shift, *, corrected: bool) -> FloatArray:
-        """Of the hypothesis that the answer is no."""
+        """Return the p of the hypothesis that the answer to the question is no."""
 
     def half_widths(self) -> FloatArray:
-        """Of the intervals around the estimates; NaN where there are too few runs."""
+        """Return the half-widths of the intervals; NaN where there are too few runs."""
 
     def method(self, place: int) -> str:
-        """The test of one comparison."""
+        """Return the name of one comparison's test."""
 
 
 class PairedFamily:
@@ -67,7 +67,7 @@ class PairedFamily:
 
     Args:
         differences: log-ratios, shape (blocks, comparisons), NaN where a block has no pair.
-        corrected: whether for all comparisons together.
+        corrected: whether to correct for all comparisons together.
     """
 
     paired = True
@@ -87,11 +87,11 @@ class PairedFamily:
         return int((self.established | self.likely).sum())
 
     def two_sided_p(self) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         return self._p(self.differences, two_sided=True, corrected=self.corrected)
 
     def one_sided_p(self, question: Shift, *, corrected: bool) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         asked = question.sign * (self.differences - question.shift)
         return self._p(asked, two_sided=False, corrected=corrected)
 
@@ -106,7 +106,7 @@ class PairedFamily:
         return self._by_tier(differences, by_flips, by_t)
 
     def half_widths(self) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
 
         def by_flips(own: FloatArray) -> FloatArray:
             return sign_flips.half_widths(own, corrected=self.corrected)
@@ -124,14 +124,14 @@ class PairedFamily:
         by_flips: Callable[[FloatArray], FloatArray],
         by_t: Callable[[FloatArray], FloatArray],
     ) -> FloatArray:
-        found = np.full(differences.shape[1], np.nan)
+        values = np.full(differences.shape[1], np.nan)
         for chosen, calculate in ((self.established, by_flips), (self.likely, by_t)):
             if chosen.any():
-                found[chosen] = calculate(differences[:, chosen])
-        return found
+                values[chosen] = calculate(differences[:, chosen])
+        return values
 
     def method(self, place: int) -> str:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         if self.established[place]:
             return "sign-flip"
         return "paired-t" if self.likely[place] else "none"
@@ -142,7 +142,7 @@ class UnpairedFamily:
 
     Args:
         items: the comparisons.
-        corrected: whether for all comparisons together, by Holm.
+        corrected: whether to correct for all comparisons together, by Holm's method.
     """
 
     paired = False
@@ -161,53 +161,53 @@ class UnpairedFamily:
         self.established = known & (least >= FEWEST_ESTABLISHED)
 
     def two_sided_p(self) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         nothing = np.zeros(len(self.items))
         question = Shift(np.ones(len(self.items)), nothing)
         return self._p(question, two_sided=True, corrected=self.corrected)
 
     def one_sided_p(self, question: Shift, *, corrected: bool) -> FloatArray:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         return self._p(question, two_sided=False, corrected=corrected)
 
     def _p(self, question: Shift, *, two_sided: bool, corrected: bool) -> FloatArray:
-        found = np.full(len(self.items), np.nan)
+        p_values = np.full(len(self.items), np.nan)
         for place in np.flatnonzero(self.tested).tolist():
             item = self.items[place]
             sign, shift = float(question.sign[place]), float(question.shift[place])
             p = item.t_p(sign, shift, two_sided=two_sided)
             if self.established[place]:
                 p = max(p, item.permutation_p(sign, shift, two_sided=two_sided))
-            found[place] = p
+            p_values[place] = p
         if corrected:
-            found[self.tested] = t_tests.holm(found[self.tested])
-        return found
+            p_values[self.tested] = t_tests.holm(p_values[self.tested])
+        return p_values
 
     def half_widths(self) -> FloatArray:
-        """As ``Family`` has it."""
-        found = np.full(len(self.items), np.nan)
+        """See ``Family``."""
+        widths = np.full(len(self.items), np.nan)
         comparisons = int(self.tested.sum()) if self.corrected else 1
         for place in np.flatnonzero(self.tested).tolist():
-            found[place] = self.items[place].half_width(comparisons)
-        return found
+            widths[place] = self.items[place].half_width(comparisons)
+        return widths
 
     def method(self, place: int) -> str:
-        """As ``Family`` has it."""
+        """See ``Family``."""
         if self.established[place]:
             return "permutation-and-welch"
         return "welch" if self.tested[place] else "none"
 
 
 def equivalence_p(family: Family, margin: float) -> FloatArray:
-    """The p of two one-sided tests (TOST; Schuirmann 1987) of equivalence.
+    """Return the p of two one-sided tests of equivalence (TOST; Schuirmann 1987).
 
     The tests at the nearer bounds are corrected together. The other bound is further away, so its
     test can only matter by itself.
 
     Args:
         family: the comparisons.
-        margin: of the ratio, for instance 0.02. The bounds are 1 / 1.02 and 1.02, so that the
-            answer does not depend on which side is called the baseline.
+        margin: the margin of the ratio, for instance 0.02. The bounds are 1 / 1.02 and 1.02, so
+            that the answer does not depend on which side is called the baseline.
     """
     side = np.where(family.estimates < 0, -1.0, 1.0)
     nearer = Shift(sign=-side, shift=side * math.log1p(margin))
@@ -221,14 +221,16 @@ def equivalence_p(family: Family, margin: float) -> FloatArray:
 def agreeing_intervals(
     estimates: FloatArray, half_widths: FloatArray, p: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """The ends of the intervals, which leave out no difference exactly where p says so.
+    """Return the ends of the intervals, which exclude zero exactly where the test rejects.
 
-    Where the test rejects and the interval still holds zero it is cut there (step-down-compatible
-    bounds; Strassburger & Bretz 2008, Guilbaud 2008); where the test does not reject and the
-    interval leaves zero out, it is widened to it.
+    If the test rejects but the interval contains zero, the interval is cut at zero
+    (step-down-compatible bounds; Strassburger & Bretz 2008, Guilbaud 2008). If the test does not
+    reject but the interval excludes zero, the interval is widened to zero.
     """
     low, high = estimates - half_widths, estimates + half_widths
-    shown: BoolArray = p <= ALPHA
-    low = np.where(shown & (estimates > 0), np.maximum(low, 0), low)
-    high = np.where(shown & (estimates < 0), np.minimum(high, 0), high)
-    return np.where(shown, low, np.minimum(low, 0)), np.where(shown, high, np.maximum(high, 0))
+    rejected: BoolArray = p <= ALPHA
+    low = np.where(rejected & (estimates > 0), np.maximum(low, 0), low)
+    high = np.where(rejected & (estimates < 0), np.minimum(high, 0), high)
+    return np.where(rejected, low, np.minimum(low, 0)), np.where(
+        rejected, high, np.maximum(high, 0)
+    )

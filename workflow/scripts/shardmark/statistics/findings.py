@@ -39,7 +39,7 @@ def find(cells: pd.DataFrame, baseline: str, margin: float) -> Findings:
     Args:
         cells: columns as ``cell_rows.CellRow``.
         baseline: the strategy that the others are compared with.
-        margin: of equivalence, as a share of the ratio.
+        margin: the margin of equivalence, as a share of the ratio.
 
     Raises:
         UserError: if a cell is in the table twice.

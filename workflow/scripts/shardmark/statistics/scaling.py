@@ -1,9 +1,9 @@
 """Speed-up and parallel efficiency of each strategy over its own smallest GPU count.
 
-Of throughput alone: with local batch-norm each GPU count trains another model, so that a ratio of
-losses, or of times to one, would compare two trainings. Strong and weak scaling are rows of their
-own, and mean different things: with a fixed global batch the same work is shared among more GPUs;
-with a fixed batch per GPU the work grows with them (Gustafson's scaled speed-up).
+Only throughput is compared. With local batch-norm each GPU count trains a different model, so a
+ratio of losses, or of times to a loss, would compare two trainings. Strong and weak scaling have
+separate rows, because they mean different things: with a fixed global batch the same work is shared
+among more GPUs; with a fixed batch per GPU the work grows with them (Gustafson's scaled speed-up).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FREE: Mapping[str, tuple[str, ...]] = {
 
 
 def scaling_of(cells: pd.DataFrame) -> pd.DataFrame:
-    """Speed-up and efficiency at every GPU count beyond a strategy's smallest.
+    """Return speed-up and efficiency of each strategy at every GPU count.
 
     Args:
         cells: columns as ``cell_rows.CellRow``.
@@ -84,15 +84,15 @@ def _ratio(
         return {"reason": mixed.reason, "reason_values": mixed.values}
     logs = [np.log(runs[PRIMARY.column].to_numpy(float)) for runs in (side, reference)]
     estimate = float(logs[0].mean() - logs[1].mean())
-    found = {"speedup": math.exp(estimate), "efficiency": math.exp(estimate) / more}
+    estimates = {"speedup": math.exp(estimate), "efficiency": math.exp(estimate) / more}
     devices = [devices_of(runs) for runs in (side, reference)]
     if reference["device"].iloc[0] == "cuda" and devices[1].nunique() == 1:
-        return found | {"reason": "one_reference_device"}
+        return estimates | {"reason": "one_reference_device"}
     half = _half_width(*(_variance(*known) for known in zip(logs, devices, strict=True)))
     if math.isnan(half):
-        return found | {"reason": "few_runs"}
+        return estimates | {"reason": "few_runs"}
     low, high = math.exp(estimate - half), math.exp(estimate + half)
-    return found | {
+    return estimates | {
         "speedup_low": low,
         "speedup_high": high,
         "efficiency_low": low / more,
@@ -101,10 +101,10 @@ def _ratio(
 
 
 def _variance(logs: FloatArray, devices: pd.Series) -> tuple[float, int]:
-    """The variance of a mean, and its degrees of freedom.
+    """Return the variance of a mean, and its degrees of freedom.
 
-    Runs on the same devices share what is particular to these, so each set of devices is one
-    observation, if there are several.
+    Runs on the same devices share the properties of these devices. So if there are several sets of
+    devices, each set counts as one observation.
     """
     one_each = pd.Series(range(len(logs)), index=devices.index)
     runs = pd.Series(logs - logs.mean(), index=devices.index)
@@ -114,7 +114,7 @@ def _variance(logs: FloatArray, devices: pd.Series) -> tuple[float, int]:
 
 
 def _half_width(*sides: tuple[float, int]) -> float:
-    """Of the 95 % interval of a difference of means, by Welch & Satterthwaite; NaN without one."""
+    """Return the half-width of Welch's 95 % interval of a difference of means; NaN if unknown."""
     variance = sum(own for own, _ in sides)
     if variance == 0 or math.isnan(variance):
         return variance

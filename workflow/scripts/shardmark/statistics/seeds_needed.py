@@ -22,7 +22,7 @@ MOST = 200
 def seeds_needed(
     estimate: float, spread: float, n: int, margin: float, comparisons: int = 1
 ) -> int | None:
-    """The total number of runs that settles a comparison: a difference shown, or equivalence.
+    """Return how many runs in total would settle a comparison, by a difference or by equivalence.
 
     It takes the estimate as the truth. The spread of so few runs is itself uncertain, so its upper
     80 % confidence limit is used (Browne 1995, Statistics in Medicine 14, 1933-1940). The formula
@@ -32,7 +32,7 @@ def seeds_needed(
         estimate: the log-ratio so far.
         spread: standard deviation of one log-ratio.
         n: runs of each side so far.
-        margin: of equivalence, as a share of the ratio.
+        margin: the margin of equivalence, as a share of the ratio.
         comparisons: size of the family.
 
     Returns:
@@ -47,10 +47,10 @@ def seeds_needed(
 
 
 def seeds_to_decide(distance: float, spread: float, n: int, comparisons: int = 1) -> int | None:
-    """The total number of runs that shows on which side of a bound a log-ratio is.
+    """Return how many runs in total would show on which side of a bound a log-ratio is.
 
     Args:
-        distance: of the estimate from the bound.
+        distance: distance of the estimate from the bound.
         spread: standard deviation of one log-ratio.
         n: runs of each side so far.
         comparisons: size of the family.
@@ -72,9 +72,10 @@ def _fewest(n: int, spread: float, power: Callable[[IntArray, float], FloatArray
 def _settling_power(
     estimate: float, n: IntArray, spread: float, margin: float, level: float
 ) -> FloatArray:
-    """The chance that n runs show a difference, or equivalence.
+    """Return the chance that n runs show a difference or equivalence.
 
-    The two chances add up: both at once happens only with so many runs that one is certain.
+    The two chances are added, since both happen at once only with so many runs that one of them is
+    certain.
     """
     shift, bound = abs(estimate), math.log1p(margin)
     misses = sum(1 - _t_power(bound + side, n, spread, level) for side in (-shift, shift))
@@ -83,7 +84,7 @@ def _settling_power(
 
 
 def _t_power(shift: float, n: IntArray, spread: float, level: float) -> FloatArray:
-    """Power of the one-sided t-test at ``level`` to see a shift."""
+    """Return the power of the one-sided t-test at ``level`` to detect a shift."""
     if shift <= 0:
         return np.zeros(n.shape)
     if spread == 0:

@@ -57,11 +57,11 @@ class SetComparison:
     Attributes:
         changes: settings and environment: setting, before, after, where.
         table: columns as ``SetComparisonRow``.
-        failures: strategies with cells that fail and did not before: workload, scaling, gpus,
-            strategy, status, seeds.
-        only_before: cells' groups that are missing after, by name.
-        only_after: groups that are new, by name.
-        outcome: of throughput and failures.
+        failures: strategies with cells that fail now and did not fail before: workload, scaling,
+            gpus, strategy, status, seeds.
+        only_before: names of the groups of cells that only the earlier set has.
+        only_after: names of the groups of cells that only the later set has.
+        outcome: the outcome by throughput and failures.
     """
 
     changes: pd.DataFrame
@@ -82,16 +82,16 @@ def compare_sets(
     Args:
         before: the older set, or that of the first cluster.
         after: the other.
-        margin: of equivalence; being slower by more is a regression.
+        margin: the margin of equivalence; being slower by more is a regression.
         other_devices: whether to compare strategies that ran on other devices than before, whose
             difference is then part of the result.
 
     Raises:
-        UserError: if a workload is defined differently in the two, or they have no workload, or
-            no strategy at the same GPU count, in common.
+        UserError: if the sets define a workload differently, share no workload, or share no
+            strategy at the same GPU count.
     """
     check_definitions(before, after)
-    tables = [cells_of_set(found) for found in (before, after)]
+    tables = [cells_of_set(result_set) for result_set in (before, after)]
     groups = [{tuple(key) for key in table[SIDE].to_numpy()} for table in tables]
     shared = groups[0] & groups[1]
     if not shared:
@@ -126,7 +126,7 @@ def _outcome(
     lost: bool,
     unchanged: set[tuple[Any, ...]],
 ) -> Outcome:
-    """The outcome of throughput and failures.
+    """Return the outcome by throughput and failures.
 
     Args:
         rows: all comparisons.
@@ -207,7 +207,7 @@ class _FamilyOfSets:
         return Contrast(names, sides, None)
 
     def new_failures(self) -> Iterator[tuple[Any, ...]]:
-        """Strategies with cells that fail and did not before, with the status and the seeds."""
+        """Return the strategies with cells that fail now and did not fail before."""
         for key, (before, after) in self.sides.items():
             ended_before = dict(zip(before["seed"], before["status"], strict=True))
             known = set(ended_before.values())
@@ -230,7 +230,7 @@ class _FamilyOfSets:
 
 
 def _regressions(family: Family, margin: float) -> Iterator[dict[str, Any]]:
-    """Whether each strategy is slower by more than the margin, by column."""
+    """Yield, as columns, whether each strategy is slower by more than the margin."""
     bound = -math.log1p(margin)
     size = len(family.estimates)
     below = Shift(np.full(size, -1.0), np.full(size, bound))
@@ -262,7 +262,7 @@ def _titles(groups: Iterable[tuple[Any, ...]]) -> list[str]:
 
 
 def check_definitions(before: ResultSet, after: ResultSet) -> None:
-    """See that the sets have a workload in common, and that it means the same in both.
+    """Check that the sets share a workload, and define their workloads in the same way.
 
     Raises:
         UserError: naming every difference.
@@ -288,18 +288,18 @@ def check_definitions(before: ResultSet, after: ResultSet) -> None:
 
 
 def changes_between(before: ResultSet, after: ResultSet) -> pd.DataFrame:
-    """What differs in settings, versions and machines of the groups that both sets have.
+    """Return the differences in settings, versions and machines of groups that both sets have.
 
     Returns:
         setting, before, after (all values that were seen), where (the strategies, or everywhere).
     """
-    sides = [_facts(found) for found in (before, after)]
+    sides = [_facts(result_set) for result_set in (before, after)]
     shared = [group for group in sides[0] if group in sides[1]]
     where: dict[tuple[str, str, str], list[Group]] = defaultdict(list)
     for group in shared:
         first, second = sides[0][group], sides[1][group]
         for setting in sorted({*first, *second}):
-            values = [_told(side.get(setting, {"absent"})) for side in (first, second)]
+            values = [_join_values(side.get(setting, {"absent"})) for side in (first, second)]
             if values[0] != values[1]:
                 where[(setting, values[0], values[1])].append(group)
     rows = [
@@ -313,14 +313,14 @@ def _strategies(groups: Iterable[Group]) -> str:
     return ", ".join(sorted({strategy for _, strategy, _ in groups}))
 
 
-def _told(values: set[str]) -> str:
+def _join_values(values: set[str]) -> str:
     return " and ".join(sorted(values))
 
 
-def _facts(found: ResultSet) -> dict[Group, dict[str, set[str]]]:
-    """The values of each setting, by workload, strategy and GPU count."""
+def _facts(result_set: ResultSet) -> dict[Group, dict[str, set[str]]]:
+    """Return the values of each setting, by workload, strategy and GPU count."""
     facts: dict[Group, dict[str, set[str]]] = {}
-    for result in found.results:
+    for result in result_set.results:
         cell = result.cell
         of_group = facts.setdefault((cell.workload, cell.strategy, cell.gpus), defaultdict(set))
         for setting, value in flatten(_settings(result)):

@@ -1,12 +1,12 @@
 """Tier 1: the joint sign-flip test with step-down max-t (Westfall & Young 1993).
 
 If two strategies are equally fast, each log-ratio might as well have had the other sign. All
-log-ratios of one block are flipped together, which keeps how the strategies of a block vary
-together. The largest |t| over the strategies then says what chance alone can do in the whole
-family, so one test corrects for all of its comparisons and loses little power.
+log-ratios of one block are flipped together, which preserves the correlation of the strategies
+within a block. The largest |t| over the strategies then shows what chance alone can produce in the
+whole family, so one test corrects for all of its comparisons and loses little power.
 
-A strategy that lacks a block has NaN there. Its t is of its own blocks, and the flips are shared,
-so the p-values stay exact as long as blocks are not missing because of the sign of their log-ratio.
+A strategy that lacks a block has NaN there. Its t uses only its own blocks. The flips are shared,
+so the p-values stay exact, unless blocks are missing because of the sign of their log-ratio.
 
 All functions take arrays of shape (..., blocks, strategies), so that simulations run the same code.
 """
@@ -38,9 +38,9 @@ _ROUNDING = 1e-9
 
 @functools.lru_cache(maxsize=64)
 def flips(blocks: int) -> FloatArray:
-    """Signs of the blocks, shape (flips, blocks); the first is no flip.
+    """Return the signs of the blocks, shape (flips, blocks); the first row flips nothing.
 
-    Each stands for its opposite as well: that has the same |t|, and -t.
+    Each row also represents its opposite, whose t has the opposite sign.
     """
     if blocks <= MOST_EXACT:
         others = np.arange(2 ** (blocks - 1))[:, None] >> np.arange(blocks - 1) & 1
@@ -53,26 +53,28 @@ def flips(blocks: int) -> FloatArray:
 def adjusted_p(
     differences: FloatArray, *, two_sided: bool = True, corrected: bool = True
 ) -> FloatArray:
-    """The p of each strategy.
+    """Return the p of each strategy.
 
     Args:
         differences: log-ratios less the shift of the hypothesis, shape (..., blocks, strategies).
-        two_sided: whether a shift to either side counts; else one above zero alone.
-        corrected: whether for all comparisons together, by step-down; else each for itself.
+        two_sided: whether shifts to both sides count; else only those above zero.
+        corrected: whether to correct for all comparisons together, by step-down.
 
     Returns:
         Shape (..., strategies).
     """
-    found = _t_of_flips(differences)
-    found = np.abs(found) if two_sided else np.concatenate([found, -found], axis=-2)
+    t_of_flips = _t_of_flips(differences)
+    t_of_flips = (
+        np.abs(t_of_flips) if two_sided else np.concatenate([t_of_flips, -t_of_flips], axis=-2)
+    )
     # A copy: no flip is the first of the flips.
-    observed = found[..., :1, :].copy()
+    observed = t_of_flips[..., :1, :].copy()
     if not corrected:
-        return _share_at_least(found, observed)
+        return _share_at_least(t_of_flips, observed)
     order = np.argsort(-observed, axis=-1)
-    found = np.take_along_axis(found, order, axis=-1)
+    t_of_flips = np.take_along_axis(t_of_flips, order, axis=-1)
     # The largest over the strategy itself and all that step down later.
-    largest = np.maximum.accumulate(found[..., ::-1], axis=-1)[..., ::-1]
+    largest = np.maximum.accumulate(t_of_flips[..., ::-1], axis=-1)[..., ::-1]
     stepwise = _share_at_least(largest, np.take_along_axis(observed, order, axis=-1))
     p = np.empty_like(stepwise)
     monotone = np.maximum.accumulate(stepwise, axis=-1)
@@ -83,14 +85,14 @@ def adjusted_p(
 def half_widths(
     differences: FloatArray, level: float = 0.95, *, corrected: bool = True
 ) -> FloatArray:
-    """Half-widths of intervals around the means that hold all truths together with ``level``.
+    """Return half-widths of intervals that cover all means together with probability ``level``.
 
-    The quantile of the largest |t| is of the flips of the centred log-ratios.
+    They use the quantile of the largest |t| over the flips of the centred log-ratios.
 
     Args:
         differences: log-ratios, shape (..., blocks, strategies).
         level: the confidence.
-        corrected: whether for all strategies together; else for each alone.
+        corrected: whether to correct for all strategies together.
 
     Returns:
         Shape (..., strategies).
@@ -98,16 +100,16 @@ def half_widths(
     count = _counts(differences)
     mean, sd = np.nanmean(differences, axis=-2), np.nanstd(differences, axis=-2, ddof=1)
     centred = np.round(differences - mean[..., None, :], DECIMALS)
-    found = np.abs(_t_of_flips(centred))
+    t_of_flips = np.abs(_t_of_flips(centred))
     if corrected:
-        found = found.max(axis=-1, keepdims=True)
-    place = math.ceil(level * found.shape[-2]) - 1
-    quantile = np.partition(found, place, axis=-2)[..., place, :]
+        t_of_flips = t_of_flips.max(axis=-1, keepdims=True)
+    place = math.ceil(level * t_of_flips.shape[-2]) - 1
+    quantile = np.partition(t_of_flips, place, axis=-2)[..., place, :]
     return np.asarray(quantile * sd / np.sqrt(count))
 
 
 def _t_of_flips(differences: FloatArray) -> FloatArray:
-    """Student's t of every flip, shape (..., flips, strategies)."""
+    """Return Student's t of every flip, shape (..., flips, strategies)."""
     known = np.nan_to_num(differences)
     count = _counts(differences)[..., None, :]
     squares = (known**2).sum(axis=-2)[..., None, :]
@@ -122,5 +124,5 @@ def _counts(differences: FloatArray) -> npt.NDArray[np.int_]:
     return np.asarray((~np.isnan(differences)).sum(axis=-2))
 
 
-def _share_at_least(found: FloatArray, observed: FloatArray) -> FloatArray:
-    return np.asarray((found >= observed - _ROUNDING * np.abs(observed)).mean(axis=-2))
+def _share_at_least(t_of_flips: FloatArray, observed: FloatArray) -> FloatArray:
+    return np.asarray((t_of_flips >= observed - _ROUNDING * np.abs(observed)).mean(axis=-2))

@@ -15,15 +15,15 @@ class Standing(Section):
         metric: the column.
         best: the strategy with the best ratio to the baseline; None without a usable cell.
         value: its median, in the unit of the column.
-        tier: how sure it is that every other strategy compared is worse: established, likely if
-            that is so with a model only, or open if one is not shown to be worse.
-        ratios: of the other strategies to the best.
+        tier: how sure it is that every other strategy compared is worse or equivalent: established,
+            likely (with a model only), or open (for at least one neither is shown).
+        ratios: ratios of the other strategies to the best one.
         equivalent: those within the margin of it.
         open: those neither shown to be worse nor equivalent.
         worse: those shown to be worse.
         not_compared: those that may not be compared with it.
-        seeds_needed: runs of each strategy, those at hand included, that would settle what is
-            open; None if nothing is, or if it cannot be said.
+        seeds_needed: total runs of each strategy that would settle the open comparisons; None if
+            there are none, or if the number is unknown.
     """
 
     metric: str
@@ -40,7 +40,7 @@ class Standing(Section):
     @property
     def shown(self) -> bool:
         """Whether every other strategy compared is shown to be worse."""
-        return self.tier != "open"
+        return self.tier != "open" and not self.equivalent
 
 
 class Verdict(Section):
@@ -51,12 +51,12 @@ class Verdict(Section):
         scaling: strong or weak.
         gpus: GPU count.
         baseline: the strategy that the others are compared with.
-        margin: of equivalence, as a share of the ratio.
+        margin: the margin of equivalence, as a share of the ratio.
         runs: usable cells of each strategy.
-        excluded: of each strategy the reasons of its excluded cells, with their counts.
+        excluded: by strategy, why its excluded cells are excluded, with the number of cells.
         fastest: ranking by steady throughput.
-        memory: by the peak memory of the fullest device; None if it was not measured.
-        energy: by the energy per image; None if it was not measured.
+        memory: ranking by the peak memory of the fullest device; None if it was not measured.
+        energy: ranking by the energy per image; None if it was not measured.
         objectives: the metrics that the Pareto set weighs.
         medians: of each usable strategy, the median of each objective that was measured.
         pareto: usable strategies that no other beats; see ``verdict.pareto_set``.

@@ -1,14 +1,15 @@
-"""Two groups of runs that are no pairs: compared within the devices that both ran on.
+"""Compare two groups of runs that form no pairs, within the devices that both ran on.
 
 GPUs of one model differ by several per cent, so only runs on the same devices say something about
 the strategies. These tests are made within each set of devices, and the largest p counts:
 
 - the labels of the runs are permuted, which is exact if the two sides scatter alike (from six runs
   on, see ``family``);
-- Welch's t on the log-values, which allows each side a spread of its own, and takes the log-values
-  to be normal;
+- Welch's t on the log-values, which allows each side a spread of its own and assumes normal
+  log-values;
 - Student's t with one spread for both, which includes how much the difference of the two sides
-  varies between devices. A single run on some devices has no spread in Welch's t, but one here.
+  varies between devices. A single run on a set of devices contributes to the spread here, but not
+  in Welch's t.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from shardmark.statistics.sign_flips import DECIMALS, FloatArray
-from shardmark.statistics.t_tests import p_of, quantile
+from shardmark.statistics.t_tests import p_value, quantile
 
 # Up to here all permutations are counted; beyond, as many as these are drawn from a fixed seed.
 MOST = 20_000
@@ -33,7 +34,7 @@ Sides = Sequence[tuple[FloatArray, FloatArray]]
 
 @functools.lru_cache(maxsize=16)
 def labellings(sizes: tuple[tuple[int, int], ...]) -> FloatArray:
-    """Ways to choose the runs of the first side within each set of devices.
+    """Return the ways to choose the runs of the first side within each set of devices.
 
     Args:
         sizes: runs of the first and of the second side, one pair per set of devices.
@@ -51,7 +52,7 @@ def labellings(sizes: tuple[tuple[int, int], ...]) -> FloatArray:
     drawn = []
     for first, second in sizes:
         places = generator.random((MOST, first + second)).argsort(axis=1)
-        # Sorting is no flip of the measured one, which is the first way.
+        # The first way is the measured labelling, which is not drawn.
         places[0] = np.arange(first + second)
         drawn.append((places < first).astype(float))
     return np.hstack(drawn)
@@ -68,7 +69,7 @@ class Stratified:
 
     Args:
         first: log-values of the runs in question, by the devices they ran on.
-        second: those of the runs they are compared with.
+        second: log-values of the runs that they are compared with, likewise.
 
     Raises:
         ValueError: if they have no devices in common.
@@ -95,7 +96,7 @@ class Stratified:
         self.errors = list(self._errors(sizes))
 
     def _errors(self, sizes: FloatArray) -> Iterator[tuple[float, float]]:
-        """Standard errors of the estimate, with their degrees of freedom."""
+        """Yield standard errors of the estimate, with their degrees of freedom."""
         squares = np.array(
             [[((side - side.mean()) ** 2).sum() for side in sides] for sides in self.sides]
         )
@@ -116,38 +117,38 @@ class Stratified:
 
     @property
     def standard_error(self) -> float:
-        """The larger one; NaN where there are too few runs for any."""
+        """The larger of the standard errors; NaN if there are too few runs for any."""
         return max((error for error, _ in self.errors), default=math.nan)
 
     def half_width(self, comparisons: int) -> float:
-        """Of the wider 95 % interval, for so many comparisons together."""
+        """Return the half-width of the wider 95 % interval, corrected for this many comparisons."""
         return max(
             float(quantile(np.asarray(degrees), comparisons)) * error
             for error, degrees in self.errors
         )
 
     def permutation_p(self, sign: float = 1.0, shift: float = 0.0, *, two_sided: bool) -> float:
-        """The share of labellings that are at least as far from the hypothesis.
+        """Return the share of labellings that are at least as far from the hypothesis as the runs.
 
         Args:
             sign: -1 to ask for a shift below the hypothesis.
-            shift: of the hypothesis.
+            shift: the log-ratio of the hypothesis.
             two_sided: whether both directions count.
         """
         parts = []
         for one, other in self.sides:
             values = sign * np.concatenate([one - shift, other])
             parts.append(np.round(values - values.mean(), DECIMALS))
-        found = labellings(self.sizes) @ np.concatenate(parts)
-        found = np.abs(found) if two_sided else found
-        return float((found >= found[0] - _ROUNDING * abs(found[0])).mean())
+        distances = labellings(self.sizes) @ np.concatenate(parts)
+        distances = np.abs(distances) if two_sided else distances
+        return float((distances >= distances[0] - _ROUNDING * abs(distances[0])).mean())
 
     def t_p(self, sign: float = 1.0, shift: float = 0.0, *, two_sided: bool) -> float:
-        """The larger p of the t-tests."""
+        """Return the larger p of the t-tests."""
         distance = sign * (self.estimate - shift)
         return max(
             float(
-                p_of(
+                p_value(
                     np.asarray(distance / max(error, 1e-12)),
                     np.asarray(degrees),
                     two_sided=two_sided,

@@ -1,7 +1,7 @@
 """Tier 2: Student's paired t on log-ratios, and Holm's correction for several comparisons.
 
-Model-based: it takes log-ratios to be normal, which three to five runs cannot confirm. All
-functions take arrays of shape (..., blocks, strategies), as in ``sign_flips``.
+This tier assumes normal log-ratios, which three to five runs cannot confirm. All functions take
+arrays of shape (..., blocks, strategies), as in ``sign_flips``.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from shardmark.statistics.sign_flips import FloatArray
 _LEAST_ERROR = 1e-12
 
 
-def p_of(t: FloatArray, degrees: FloatArray, *, two_sided: bool = True) -> FloatArray:
-    """The p of t, of a shift to either side or of one above zero."""
+def p_value(t: FloatArray, degrees: FloatArray, *, two_sided: bool = True) -> FloatArray:
+    """Return the p of t, for a shift to either side, or only for one above zero."""
     return np.asarray(2 * stats.t.sf(np.abs(t), degrees) if two_sided else stats.t.sf(t, degrees))
 
 
 def paired_p(differences: FloatArray, *, two_sided: bool = True) -> FloatArray:
-    """The p of each strategy, not corrected, shape (..., strategies)."""
+    """Return the p of each strategy, not corrected, shape (..., strategies)."""
     count = (~np.isnan(differences)).sum(axis=-2)
     t = np.nanmean(differences, axis=-2) / np.maximum(standard_errors(differences), _LEAST_ERROR)
-    return p_of(t, count - 1, two_sided=two_sided)
+    return p_value(t, count - 1, two_sided=two_sided)
 
 
 def standard_errors(differences: FloatArray) -> FloatArray:
-    """Of the means of log-ratios, shape (..., strategies); NaN where there is one block."""
+    """Return standard errors of mean log-ratios, shape (..., strategies); NaN for one block."""
     count = (~np.isnan(differences)).sum(axis=-2)
     variance = np.nansum((differences - np.nanmean(differences, axis=-2, keepdims=True)) ** 2, -2)
     return np.asarray(np.sqrt(variance / np.where(count > 1, count - 1, np.nan) / count))
 
 
 def quantile(degrees: FloatArray, comparisons: int, level: float = 0.95) -> FloatArray:
-    """Of |t|, for intervals that hold all truths together with ``level`` (Bonferroni)."""
+    """Return the quantile of |t| for intervals that hold jointly with ``level`` (Bonferroni)."""
     return np.asarray(stats.t.ppf(1 - (1 - level) / (2 * comparisons), degrees))
 
 
 def holm(p: FloatArray, comparisons: int | None = None) -> FloatArray:
-    """Holm's adjusted p-values (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+    """Return Holm's adjusted p-values (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
 
     Args:
         p: shape (..., m).

@@ -1,8 +1,8 @@
 """How the strategies of one workload and GPU count rank.
 
-Being the fastest is more than being faster than the baseline: the fastest strategy is compared with
-every other one, corrected for their number. What needs the least memory or energy is exploratory:
-those tests are not corrected.
+The fastest strategy is compared with every other one, not just with the baseline, and these tests
+are corrected for their number. The rankings by memory and energy are exploratory: their tests are
+not corrected.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ def verdicts(
     baseline: str,
     margin: float = MARGIN,
 ) -> list[Verdict]:
-    """The verdict on every workload, scaling and GPU count.
+    """Return the verdict on every workload, scaling and GPU count.
 
     Args:
         cells: columns as ``cell_rows.CellRow``.
-        comparisons: what ``comparisons.compare`` made of it, with the same baseline and margin.
+        comparisons: result of ``comparisons.compare`` for these cells, with the same baseline and
+            margin.
         baseline: the strategy that the others are compared with.
-        margin: of equivalence, as a share of the ratio.
+        margin: the margin of equivalence, as a share of the ratio.
 
     Raises:
         UserError: if a cell is in the table twice.
     """
-    found = []
+    of_groups = []
     for group in groups_of(cells):
         rows = comparisons[(comparisons[GROUP] == list(group.key.values())).all(axis=1)]
-        found.append(_verdict(group, rows, baseline, margin))
-    return found
+        of_groups.append(_verdict(group, rows, baseline, margin))
+    return of_groups
 
 
 def _verdict(group: Group, rows: pd.DataFrame, baseline: str, margin: float) -> Verdict:
@@ -91,7 +92,7 @@ def _medians(usable: pd.DataFrame, metrics: Sequence[Metric]) -> dict[str, dict[
 
 
 def _excluded(group: Group) -> dict[str, dict[str, int]]:
-    """Of each strategy with excluded cells, how many each reason excludes."""
+    """Return how many cells each reason excludes, for each strategy with excluded cells."""
     out = group.cells[group.cells["excluded"] != ""]
     counts = {
         name: out[out["strategy"] == name]["excluded"].value_counts() for name in group.strategies
@@ -104,10 +105,10 @@ def _excluded(group: Group) -> dict[str, dict[str, int]]:
 
 
 def _levels(group: Group, metric: Metric, rows: pd.DataFrame, baseline: str) -> Levels:
-    """The log-ratio of each strategy to the baseline.
+    """Return the log-ratio of each strategy to the baseline.
 
-    If nothing could be compared with the baseline, the mean log-value of each strategy instead,
-    which ranks them just as well.
+    If nothing could be compared with the baseline, this returns the mean log-value of each strategy
+    instead, which ranks them just as well.
     """
     rows = rows[(rows["metric"] == metric.column) & rows["ratio"].notna()]
     if len(rows):
@@ -118,7 +119,7 @@ def _levels(group: Group, metric: Metric, rows: pd.DataFrame, baseline: str) -> 
 
 
 def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> Standing:
-    """The best strategy by a metric, compared with every other."""
+    """Compare the best strategy by a metric with every other."""
     best = (max if metric is PRIMARY else min)(levels, key=levels.__getitem__)
     values = group.usable[group.usable["strategy"] == best][metric.column]
     rows = [
@@ -136,7 +137,7 @@ def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> St
         metric=metric.column,
         best=best,
         value=float(values.median()),
-        tier=_weakest(worse) if 0 < len(worse) == len(compared) else "open",
+        tier=_weakest(compared) if compared and not left else "open",
         ratios={row.strategy: row.ratio for row in compared if row.ratio is not None},
         equivalent=_names(row for row in rows if row.verdict == EQUIVALENT),
         open=_names(left),
@@ -160,12 +161,12 @@ def _most_needed(rows: Sequence[ComparisonRow]) -> int | None:
 
 
 def pareto_set(levels: Mapping[Metric, Levels], margin: float) -> list[str]:
-    """The strategies that no other beats.
+    """Return the strategies that no other beats.
 
-    One strategy beats another if it is better by more than the margin by one objective, worse by
-    more than the margin by none, and gains more than it loses by all together (without which three
-    could beat each other in a circle). The estimates decide, so having fewer runs than the others
-    keeps no strategy in the set.
+    One strategy beats another if it is better by more than the margin in one objective, worse by
+    more than the margin in none, and better in the sum of all objectives (otherwise three could
+    beat each other in a circle). The estimates decide, so a strategy does not stay in the set just
+    because it has few runs.
 
     Args:
         levels: by objective, the log-ratio of each strategy to one and the same strategy.

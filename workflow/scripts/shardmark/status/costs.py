@@ -1,4 +1,4 @@
-"""Estimate what the rest of a matrix costs: jobs, node-hours, GPU-hours; at worst and likely."""
+"""Estimate the worst and the likely cost of the rest of a matrix: jobs, node-hours, GPU-hours."""
 
 from __future__ import annotations
 
@@ -84,43 +84,43 @@ class Costs:
         return sum(max(0.0, job.likely_s - SNAKEMAKE_S) for job in self.jobs if job.likely_s)
 
 
-def costs_of(config: Config, root: Path = Path()) -> Costs:
+def estimate_costs(config: Config, root: Path = Path()) -> Costs:
     """Estimate the costs of the cells and parity cases that have no current result."""
     matrix = [one for one in read_matrix(config, root) if not one.cell.unsupported]
     planned = [one.cell for one in matrix]
-    left = [one.cell for one in matrix if not one.metrics or one.stale]
-    paces = _paces(left, root)
-    jobs = [_job_of_cell(config.cluster, cell, paces) for cell in left]
-    jobs += _gate(config, root)
+    to_run = [one.cell for one in matrix if not one.metrics or one.stale]
+    paces = _median_paces(to_run, root)
+    jobs = [_cell_job(config.cluster, cell, paces) for cell in to_run]
+    jobs += _gate_jobs(config, root)
     if config.cluster.block == "pinned":
-        blocks = {(cell.workload, cell.gpus, cell.seed): cell.gpus for cell in left}
+        blocks = {(cell.workload, cell.gpus, cell.seed): cell.gpus for cell in to_run}
         jobs += [
-            Job(gpus, _charged(config.cluster, gpus), PIN_MINUTES * 60, SNAKEMAKE_S)
+            Job(gpus, _charged_gpus(config.cluster, gpus), PIN_MINUTES * 60, SNAKEMAKE_S)
             for gpus in blocks.values()
         ]
     return Costs(len(planned), jobs, config.cluster)
 
 
-def _job_of_cell(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
+def _cell_job(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
     expected = cluster.expected_images_per_s.get(cell.workload)
-    pace = paces.get(_kind(cell)) or paces.get(_any_strategy(cell))
+    pace = paces.get(_kind_of_cell(cell)) or paces.get(_kind_without_strategy(cell))
     measured = pace is not None
     if pace is None and expected is not None:
         pace = Pace(expected, START_S)
     likely = SNAKEMAKE_S + expected_s(cell, pace.images_per_s, pace.start_s) if pace else None
     worst = (limit_minutes(cluster, cell) + SPARE_MINUTES) * 60
-    return Job(cell.gpus, _charged(cluster, cell.gpus), worst, likely, cell, measured)
+    return Job(cell.gpus, _charged_gpus(cluster, cell.gpus), worst, likely, cell, measured)
 
 
-def _charged(cluster: Cluster, gpus: int) -> int:
+def _charged_gpus(cluster: Cluster, gpus: int) -> int:
     nodes = -(-gpus // cluster.gpus_per_node)
-    alone = nodes > 1 or any(
+    is_exclusive = nodes > 1 or any(
         option.split("=")[0] == "--exclusive" for option in shlex.split(cluster.slurm_extra)
     )
-    return nodes * cluster.gpus_per_node if alone else gpus
+    return nodes * cluster.gpus_per_node if is_exclusive else gpus
 
 
-def _gate(config: Config, root: Path) -> Iterator[Job]:
+def _gate_jobs(config: Config, root: Path) -> Iterator[Job]:
     """Yield the parity cases without a current verdict, and one oracle per workload and size."""
     sizes: set[tuple[str, int]] = set()
     for workload in config.matrix.workloads:
@@ -146,30 +146,30 @@ def _has_verdict(path: Path, fingerprint: str) -> bool:
         return False
 
 
-def _kind(cell: Cell) -> Kind:
+def _kind_of_cell(cell: Cell) -> Kind:
     return cell.workload, cell.gpus, cell.strategy
 
 
-def _any_strategy(cell: Cell) -> Kind:
+def _kind_without_strategy(cell: Cell) -> Kind:
     return cell.workload, cell.gpus, ""
 
 
-def _paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
+def _median_paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
     """Return the median pace in results of any run, by kind of cell.
 
     A result counts if its workload is the same apart from the number of images and epochs.
     """
     results: dict[Kind, list[Pace]] = {}
-    for cell in {_any_strategy(cell): cell for cell in cells}.values():
+    for cell in {_kind_without_strategy(cell): cell for cell in cells}.values():
         pattern = f"results/*/{cell.workload}/*/gpus{cell.gpus}/seed*/metrics.json"
         for path in root.glob(pattern):
             try:
                 metrics = read_metrics(path)
             except UserError:
                 continue
-            if metrics.throughput is not None and _alike(metrics.cell, cell):
+            if metrics.throughput is not None and _same_speed(metrics.cell, cell):
                 pace = Pace(metrics.throughput.images_per_s_per_gpu, _start_s(metrics))
-                for kind in (_kind(metrics.cell), _any_strategy(cell)):
+                for kind in (_kind_of_cell(metrics.cell), _kind_without_strategy(cell)):
                     results.setdefault(kind, []).append(pace)
     return {
         kind: Pace(median(one.images_per_s for one in paces), median(one.start_s for one in paces))
@@ -177,15 +177,15 @@ def _paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
     }
 
 
-def _alike(one: Cell, other: Cell) -> bool:
+def _same_speed(one: Cell, other: Cell) -> bool:
     """Whether a strategy trains both cells at the same speed on the same machine."""
 
-    def decides(cell: Cell) -> tuple[object, ...]:
+    def speed_settings(cell: Cell) -> tuple[object, ...]:
         workload = cell.definition
         images = workload.dataset.image_size, workload.dataset.loader
         return workload.model, images, workload.precision, cell.per_gpu_batch_size, cell.device
 
-    return decides(one) == decides(other)
+    return speed_settings(one) == speed_settings(other)
 
 
 def _start_s(metrics: Metrics) -> float:

@@ -12,7 +12,7 @@ from shardmark.status.costs import Costs, Job
 from shardmark.time_limits import limit_minutes
 
 
-def lines_of(config: Config, costs: Costs, width: int) -> Iterator[str]:
+def cost_lines(config: Config, costs: Costs, width: int) -> Iterator[str]:
     """Yield lines with what is left to run, by workload and GPU count, and the total cost.
 
     Args:
@@ -21,54 +21,58 @@ def lines_of(config: Config, costs: Costs, width: int) -> Iterator[str]:
         width: number of columns.
     """
     cells = costs.cells
-    gate = len(costs.jobs) - len(cells)
+    others = len(costs.jobs) - len(cells)
     yield (
-        f"results/{config.run}: {len(cells)} of {costs.planned} cells are left to run, and {gate} "
-        "jobs of the parity gate"
+        f"results/{config.run}: {len(cells)} of {costs.planned} cells are left to run, and "
+        f"{others} jobs of the parity gate"
         + (" and for pinned blocks" if config.cluster.block == "pinned" else "")
     )
     if not costs.jobs:
         return
     yield ""
     yield from _table(
-        ("workload", "GPUs", "cells", "nodes", "time limit", "likely"), *_sizes(config, cells)
+        ("workload", "GPUs", "cells", "nodes", "time limit", "likely"), *_size_rows(config, cells)
     )
     yield ""
     unit = "GPU-hours" if costs.cluster.device == "cuda" else "process-hours"
     yield from _table(
         ("", "jobs", "node-hours", unit),
-        ("at worst, each job until its limit", *_sums(costs, lambda job: job.worst_s)),
-        ("likely", *_sums(costs, lambda job: job.likely_s or 0.0)),
+        ("at worst, each job until its limit", *_sum_columns(costs, lambda job: job.worst_s)),
+        ("likely", *_sum_columns(costs, lambda job: job.likely_s or 0.0)),
     )
     yield ""
     for remark in _remarks(costs, unit):
         yield from textwrap.wrap(remark, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _sizes(config: Config, cells: Iterable[Job]) -> Iterator[tuple[str, ...]]:
+def _size_rows(config: Config, cells: Iterable[Job]) -> Iterator[tuple[str, ...]]:
     for workload in config.matrix.workloads:
         for gpus in config.matrix.gpus:
-            mine = [
+            same_size = [
                 (job, job.cell)
                 for job in cells
                 if job.cell and (job.cell.workload, job.cell.gpus) == (workload, gpus)
             ]
-            if mine:
-                cell = mine[0][1]
-                likely = [job.likely_s for job, _ in mine if job.likely_s is not None]
+            if same_size:
+                cell = same_size[0][1]
+                likely = [job.likely_s for job, _ in same_size if job.likely_s is not None]
                 yield (
                     workload,
                     str(gpus),
-                    str(len(mine)),
+                    str(len(same_size)),
                     str(cell.nodes),
                     f"{limit_minutes(config.cluster, cell)} min",
                     duration(median(likely)) if likely else "?",
                 )
 
 
-def _sums(costs: Costs, seconds_of: Callable[[Job], float]) -> tuple[str, ...]:
-    hours = sum(job.charged * seconds_of(job) for job in costs.jobs) / 3600
-    return str(len(costs.jobs)), _rounded(hours / costs.cluster.gpus_per_node), _rounded(hours)
+def _sum_columns(costs: Costs, seconds: Callable[[Job], float]) -> tuple[str, ...]:
+    hours = sum(job.charged * seconds(job) for job in costs.jobs) / 3600
+    return (
+        str(len(costs.jobs)),
+        _format_hours(hours / costs.cluster.gpus_per_node),
+        _format_hours(hours),
+    )
 
 
 def _remarks(costs: Costs, unit: str) -> Iterator[str]:
@@ -79,8 +83,8 @@ def _remarks(costs: Costs, unit: str) -> Iterator[str]:
         count = sum(job.charged > job.gpus for job in costs.jobs)
         yield (
             f"{count} jobs use a part of a node and are charged for all of it "
-            f"(cluster.slurm_extra: --exclusive): in {_rounded(idle)} of the likely "
-            f"{_rounded(charged)} {unit} the GPU is idle"
+            f"(cluster.slurm_extra: --exclusive): in {_format_hours(idle)} of the likely "
+            f"{_format_hours(charged)} {unit} the GPU is idle"
         )
     yield f"One after another on one machine (profiles/local): {duration(costs.one_by_one_s)}"
     measured = sum(job.measured for job in costs.cells)
@@ -89,14 +93,15 @@ def _remarks(costs: Costs, unit: str) -> Iterator[str]:
         f"The likely time of {measured} cells is estimated from results of the same workload and "
         f"GPU count, that of {expected} from cluster.expected_images_per_s"
     )
-    for workload in sorted({j.cell.workload for j in costs.cells if j.cell and j.likely_s is None}):
+    unknown = {job.cell.workload for job in costs.cells if job.cell and job.likely_s is None}
+    for workload in sorted(unknown):
         yield (
             f"The likely sums leave out {workload}, of whose speed nothing is known: run one cell "
             "of each GPU count, or name it in cluster.expected_images_per_s"
         )
 
 
-def _rounded(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
 
 

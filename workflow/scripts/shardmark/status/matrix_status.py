@@ -21,7 +21,7 @@ from shardmark.controller.progress import TRAIN, case_title
 from shardmark.controller.record import controller_of
 from shardmark.errors import UserError
 from shardmark.launching.cell_progress import read_progress
-from shardmark.launching.scratch import owner_of, scratch_of, why_alive
+from shardmark.launching.scratch import owner_of, scratch_path, why_alive
 from shardmark.metrics import Metrics, read_parity
 from shardmark.results.matrix import read_matrix
 from shardmark.slurm import queue
@@ -95,7 +95,7 @@ class MatrixStatus:
     remarks: list[str] = field(default_factory=list)
 
 
-def check(status: MatrixStatus) -> tuple[int, str]:
+def exit_code(status: MatrixStatus) -> tuple[int, str]:
     """Return the exit code for a matrix, and the reason in one line.
 
     Returns:
@@ -104,36 +104,36 @@ def check(status: MatrixStatus) -> tuple[int, str]:
     """
     counts: Counter[str] = Counter(cell.state for cell in status.cells)
     bad = {state: counts[state] for state in FAILED if counts[state]}
-    left = {state: n for state, n in counts.items() if state not in (*FAILED, *DONE)}
-    words = [f"{number} {state}" for state, number in (bad | left).items()]
+    unfinished = {state: count for state, count in counts.items() if state not in (*FAILED, *DONE)}
+    parts = [f"{number} {state}" for state, number in (bad | unfinished).items()]
     if status.parity:
-        words.append(f"{len(status.parity)} failed in the parity gate")
-    code = 1 if bad or status.parity else 2 if left else 0
-    return code, f"check: {', '.join(words) or 'every cell has its result'} (exit code {code})"
+        parts.append(f"{len(status.parity)} failed in the parity gate")
+    code = 1 if bad or status.parity else 2 if unfinished else 0
+    return code, f"check: {', '.join(parts) or 'every cell has its result'} (exit code {code})"
 
 
 def status_of(config: Config, root: Path = Path()) -> MatrixStatus:
     """Compare every cell's files and Slurm job with the current configuration."""
     planned = list(cells_of(config))
-    queued, remarks = _queue(root, planned)
+    queued, remarks = _read_queue(root, planned)
     jobs = None
     if queued is not None:
         jobs = {comment: job for job in queued for comment in job.comments}
-    kept = _kept_results(config, root)
-    cells = [_of_cell(config, cell, root, jobs, kept.get(cell.folder)) for cell in planned]
-    own = {_comment(status.cell) for status in cells}
+    results = _result_statuses(config, root)
+    cells = [_cell_status(config, cell, root, jobs, results.get(cell.folder)) for cell in planned]
+    cell_comments = {_comment(status.cell) for status in cells}
     alive, controller = controller_of(root / "results" / config.run)
     return MatrixStatus(
         cells=cells,
         controller=controller,
         orphans=queued or [] if alive is False else [],
-        others=[job for job in queued or [] if own.isdisjoint(job.comments)],
+        others=[job for job in queued or [] if cell_comments.isdisjoint(job.comments)],
         parity=list(_failed_parity(config, root)),
         remarks=remarks,
     )
 
 
-def _queue(root: Path, cells: Iterable[Cell]) -> tuple[list[queue.Job] | None, list[str]]:
+def _read_queue(root: Path, cells: Iterable[Cell]) -> tuple[list[queue.Job] | None, list[str]]:
     """Return this matrix's jobs (None if they cannot be queried) and remarks that say why not."""
     if not shutil.which("squeue"):
         return None, []
@@ -144,22 +144,24 @@ def _queue(root: Path, cells: Iterable[Cell]) -> tuple[list[queue.Job] | None, l
         return None, [f"what is queued is not known: {reason}"]
 
 
-def _kept_results(config: Config, root: Path) -> dict[Path, CellStatus]:
+def _result_statuses(config: Config, root: Path) -> dict[Path, CellStatus]:
     """Return the state of each cell that has a result, from its result alone."""
-    kept = {}
+    statuses = {}
     for one in read_matrix(config, root):
         if one.refusal:
-            kept[one.cell.folder] = CellStatus(one.cell, "refused", one.refusal)
+            statuses[one.cell.folder] = CellStatus(one.cell, "refused", one.refusal)
         elif one.metrics and one.stale:
-            job = _job_of(one.metrics)
-            kept[one.cell.folder] = CellStatus(one.cell, "stale", "its code has changed since", job)
+            job = _slurm_job(one.metrics)
+            statuses[one.cell.folder] = CellStatus(
+                one.cell, "stale", "its code has changed since", job
+            )
         elif one.metrics:
-            kept[one.cell.folder] = _of_result(one.cell, one.metrics)
-    return kept
+            statuses[one.cell.folder] = _result_status(one.cell, one.metrics)
+    return statuses
 
 
-def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:
-    job = _job_of(metrics)
+def _result_status(cell: Cell, metrics: Metrics) -> CellStatus:
+    job = _slurm_job(metrics)
     if metrics.status == "ok":
         return CellStatus(
             cell,
@@ -173,57 +175,57 @@ def _of_result(cell: Cell, metrics: Metrics) -> CellStatus:
         return CellStatus(cell, metrics.status, failure.exception if failure else "", job)
     where = [failure.phase, None if failure.rank is None else f"rank {failure.rank}"]
     first = failure.exception.splitlines()[0] if failure.exception else "no exception"
-    said = ": ".join(filter(None, [", ".join(filter(None, where)), first]))
-    return CellStatus(cell, metrics.status, said, job, cell.folder / "job.log")
+    reason = ": ".join(filter(None, [", ".join(filter(None, where)), first]))
+    return CellStatus(cell, metrics.status, reason, job, cell.folder / "job.log")
 
 
-def _of_cell(
+def _cell_status(
     config: Config,
     cell: Cell,
     root: Path,
     jobs: Mapping[str, queue.Job] | None,
-    found: CellStatus | None,
+    result: CellStatus | None,
 ) -> CellStatus:
     if cell.unsupported:
-        return found or CellStatus(cell, "unsupported", cell.unsupported)
-    now = _now(config, cell, root, jobs, found)
-    if now is not None:
-        return now
+        return result or CellStatus(cell, "unsupported", cell.unsupported)
+    live = _live_status(config, cell, root, jobs, result)
+    if live is not None:
+        return live
     folder, log = root / cell.folder, cell.folder / "job.log"
-    if found is None:
+    if result is None:
         if not (root / log).exists():
             return CellStatus(cell, "missing")
-        job, own = _last_slurm_log(cell, root)
+        job, slurm_log = _last_slurm_log(cell, root)
         reason = "ended without a result; the next run starts it again"
-        return CellStatus(cell, "interrupted", reason, job, own or log)
-    if found.state in ("ok", "device fault") and not (folder / STAMP).exists():
+        return CellStatus(cell, "interrupted", reason, job, slurm_log or log)
+    if result.state in ("ok", "device fault") and not (folder / STAMP).exists():
         # Snakemake will run it again: this result was kept because a rerun failed.
         failed = folder / "metrics.failed.json"
         why = f"a rerun of it failed; {failed.relative_to(root)}" if failed.exists() else "is owed"
-        return CellStatus(cell, "stale", why, found.job, log)
-    return found
+        return CellStatus(cell, "stale", why, result.job, log)
+    return result
 
 
-def _now(
+def _live_status(
     config: Config,
     cell: Cell,
     root: Path,
     jobs: Mapping[str, queue.Job] | None,
-    found: CellStatus | None,
+    result: CellStatus | None,
 ) -> CellStatus | None:
     """Return the state of a cell that is running or queued; None if it is neither."""
-    scratch = scratch_of(root / cell.folder / "metrics.json")
+    scratch = scratch_path(root / cell.folder / "metrics.json")
     owner = owner_of(scratch)
     log = cell.folder / "job.log"
     job = jobs.get(_comment(cell)) if jobs else None
     if job is not None:
         if job.state != "RUNNING":
             return CellStatus(cell, "queued", _why_waiting(job), job.job_id, log)
-        left = seconds_of(job.left)
+        left = parse_slurm_time(job.left)
         if owner is None or owner["slurm_job_id"] != job.job_id:
             if len(job.comments) > 1:
                 # The job is a group, whose cells run one after the other.
-                if found is not None and (root / cell.folder / STAMP).exists():
+                if result is not None and (root / cell.folder / STAMP).exists():
                     return None
                 detail = f"with {len(job.comments) - 1} others in one job, which runs"
                 return CellStatus(cell, "queued", detail, job.job_id, log)
@@ -264,7 +266,7 @@ def _wildcards(cell: Cell) -> list[str]:
     return [cell.run, cell.workload, cell.strategy, str(cell.gpus), str(cell.seed)]
 
 
-def _job_of(metrics: Metrics) -> str | None:
+def _slurm_job(metrics: Metrics) -> str | None:
     variables = metrics.environment.get("variables") or {}
     job: str | None = variables.get("SLURM_JOB_ID")
     return job
@@ -299,10 +301,10 @@ def _failed_parity(config: Config, root: Path) -> Iterator[str]:
                     yield f"{title}: {verdict.status} ({verdict.reason}); {case.file}"
 
 
-def seconds_of(left: str) -> float | None:
+def parse_slurm_time(text: str) -> float | None:
     """Convert Slurm's ``[days-][hours:]minutes:seconds`` to seconds; None for UNLIMITED etc."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", left)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds

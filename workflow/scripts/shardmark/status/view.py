@@ -86,7 +86,7 @@ class View:
             yield GAP.join(f"{self._mark(state)} {state}" for state in part)
         if any(one.images_per_s for one in status.cells):
             yield from self._wrapped(f"{SPEED}: the median of the cells that have finished")
-        remarks = [*_counted(status.cells), *_remarks(status)]
+        remarks = [*_count_by_reason(status.cells), *_remarks(status)]
         if remarks:
             yield ""
         for remark in remarks:
@@ -101,35 +101,37 @@ class View:
     def _grid(self, config: Config, workload: str, statuses: Sequence[CellStatus]) -> Iterator[str]:
         """Yield the grid: strategies down, GPU counts and seeds across, in parts that fit."""
         matrix = config.matrix
-        mine = [one for one in statuses if one.cell.workload == workload]
+        statuses_of_workload = [one for one in statuses if one.cell.workload == workload]
         marks = {
-            (one.cell.strategy, one.cell.gpus, one.cell.seed): self._mark(one.state) for one in mine
+            (one.cell.strategy, one.cell.gpus, one.cell.seed): self._mark(one.state)
+            for one in statuses_of_workload
         }
-        speeds = _median_speeds(mine)
+        speeds = _median_speeds(statuses_of_workload)
         names = max(map(len, matrix.strategies))
         digits = max(len(str(seed)) for seed in matrix.seeds)
         heads = {gpus: f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in matrix.gpus}
         seeds = {gpus: max(len(heads[gpus]), len(matrix.seeds)) for gpus in matrix.gpus}
         measured = {gpus for _, gpus in speeds}
-        wide = {
+        widths = {
             gpus: seeds[gpus] + (1 + len(SPEED) if gpus in measured else 0) for gpus in matrix.gpus
         }
         room = self.width - names - len(GAP)
         yield workload
-        for part in _parts(matrix.gpus, lambda gpus: wide[gpus], room):
-            yield _line("", names, (heads[gpus].ljust(wide[gpus]) for gpus in part))
+        for part in _parts(matrix.gpus, lambda gpus: widths[gpus], room):
+            yield _line("", names, (heads[gpus].ljust(widths[gpus]) for gpus in part))
             for digit in range(digits):
                 row = "".join(str(seed).rjust(digits)[digit] for seed in matrix.seeds)
                 unit = f" {SPEED}" if digit == digits - 1 else ""
                 columns = (
-                    (row.ljust(seeds[gpus]) + unit)[: wide[gpus]].ljust(wide[gpus]) for gpus in part
+                    (row.ljust(seeds[gpus]) + unit)[: widths[gpus]].ljust(widths[gpus])
+                    for gpus in part
                 )
                 yield _line("" if digit else "seed", names, columns)
             for strategy in matrix.strategies:
                 columns = (
                     "".join(marks[strategy, gpus, seed] for seed in matrix.seeds)
                     + " " * (seeds[gpus] - len(matrix.seeds))
-                    + speeds.get((strategy, gpus), "").rjust(wide[gpus] - seeds[gpus])
+                    + speeds.get((strategy, gpus), "").rjust(widths[gpus] - seeds[gpus])
                     for gpus in part
                 )
                 yield _line(strategy, names, columns)
@@ -137,17 +139,17 @@ class View:
     def _entry(self, one: CellStatus) -> Iterator[str]:
         """Yield the lines of one cell: its state, name, job and details, and its log."""
         job = f"job {one.job}" if one.job else ""
-        said = [one.detail]
+        details = [one.detail]
         if one.left_s is not None:
-            said.append(f"about {duration(one.left_s)} left")
+            details.append(f"about {duration(one.left_s)} left")
         if one.limit_s is not None:
-            said.append(f"limit in {duration(one.limit_s)}")
+            details.append(f"limit in {duration(one.limit_s)}")
         head = GAP.join(filter(None, [one.state, one.cell.title, job]))
-        detail = "; ".join(filter(None, said))
-        below = len(head) + len(GAP) + len(detail) > self.width
-        line = head if below else f"{head}{GAP}{detail}".rstrip()
+        detail = "; ".join(filter(None, details))
+        is_too_long = len(head) + len(GAP) + len(detail) > self.width
+        line = head if is_too_long else f"{head}{GAP}{detail}".rstrip()
         yield line.replace(one.state, self._coloured(one.state, one.state), 1)
-        if below:
+        if is_too_long:
             yield from self._wrapped(detail, INDENT)
         if one.log and one.state != "running":
             yield f"{INDENT}{one.log}"
@@ -170,7 +172,7 @@ class View:
         return f"\x1b[{LOOKS[state].colour}m{text}\x1b[0m" if self.terminal else text
 
 
-def _counted(cells: Iterable[CellStatus]) -> Iterator[str]:
+def _count_by_reason(cells: Iterable[CellStatus]) -> Iterator[str]:
     """Count, by reason, the cells that are not listed one by one."""
     for state, why in (
         ("queued", "Slurm's reasons"),

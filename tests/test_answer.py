@@ -1,0 +1,173 @@
+"""The answer of the first screen: the right strategy, how sure it is, and when nobody can say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from result_tables import cells_table
+from shardmark.report.answer import Answer, answer
+from shardmark.results.run_record import RunRecord
+from shardmark.statistics.findings import find
+
+GIB = 2**30
+SPEEDS = {"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.8}
+
+
+def two_gpus(
+    ratios: dict[str, float], seeds: int = 6, gib: dict[str, float] | None = None, **changes: Any
+) -> pd.DataFrame:
+    """Runs on two GPUs of 80 GiB."""
+    cells = cells_table(
+        ratios,
+        range(seeds),
+        gpus=2,
+        window_s=30.0,
+        final_accuracy=0.7,
+        memory_capacity_bytes=80 * GIB,
+        **changes,
+    )
+    if gib:
+        cells["memory_used_peak_bytes"] = cells.strategy.map(gib) * GIB
+    return cells
+
+
+def answer_of(cells: pd.DataFrame, device: str = "cuda") -> Answer:
+    record = RunRecord(
+        run="t",
+        baseline="ddp",
+        device=device,
+        steady_min_s=30.0,
+        workloads={"w": "resnet50 on cifar10 (...)"},
+        chance_accuracy={"w": 0.1},
+        config={},
+        certificates=[],
+        environment=[],
+    )
+    findings = find(cells, "ddp", 0.02)
+    return answer("w", cells, record, findings.verdicts, findings.scaling)
+
+
+def failed(cells: pd.DataFrame, strategy: str, outcome: str) -> pd.DataFrame:
+    own = cells.strategy == strategy
+    changes = {"status": outcome, "outcome": outcome, "excluded": outcome, "images_per_s": None}
+    for column, value in changes.items():
+        cells[column] = cells[column].mask(own, value)
+    return cells
+
+
+def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> None:
+    cells = two_gpus(
+        {"ddp": 1.0, "fsdp2": 0.64, "deepspeed_zero3": 0.23, "dp": 0.5},
+        gib={"ddp": 9, "fsdp2": 6, "deepspeed_zero3": 6, "dp": 9},
+    )
+    found = answer_of(failed(cells, "dp", "oom"))
+    assert found.badge == "established"
+    assert found.text.startswith("Use DDP. Fastest on 2 GPUs (10,0")
+    assert "images/s), 9.0 of 80 GiB. If memory is tight: FSDP2 (−3" in found.text
+    assert "−33 % memory). Avoid DeepSpeed ZeRO-3 (−7" in found.text
+    assert found.text.endswith("Out of memory: DataParallel.")
+    assert len(found.text.split()) < 60
+
+
+def test_three_runs_make_it_likely() -> None:
+    found = answer_of(two_gpus(SPEEDS, seeds=3))
+    assert (found.badge, found.lead) == ("likely", "Use DDP.")
+
+
+def test_what_is_open_names_the_rivals_and_the_runs_that_would_settle_it() -> None:
+    found = answer_of(two_gpus({"ddp": 1.0, "fsdp": 0.99, "fsdp2": 0.8}, sd=0.012))
+    assert found.badge == "open"
+    assert found.lead == "Use DDP or FSDP1."
+    assert found.missing.startswith("About ")
+    assert found.missing.endswith(" more runs of each would settle it.")
+
+
+def test_a_strategy_far_behind_is_no_equal_choice_for_want_of_runs() -> None:
+    cells = two_gpus({"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.3}, seeds=3)
+    cells = cells[(cells.strategy != "fsdp2") | (cells.seed < 2)]
+    found = answer_of(cells)
+    assert (found.badge, found.lead) == ("open", "Use DDP.")
+    assert "Not ranked yet: FSDP2 (−70 %)." in found.text
+    assert found.missing == "It takes at least 1 more run of FSDP2."
+
+
+def test_two_strategies_that_many_runs_cannot_separate_are_both_named() -> None:
+    found = answer_of(two_gpus({"ddp": 1.0, "fsdp": 0.99}, sd=0.03))
+    assert (found.badge, found.lead) == ("open", "Use DDP or FSDP1.")
+
+
+def test_a_strategy_whose_every_run_has_a_device_fault_is_named() -> None:
+    cells = two_gpus(SPEEDS)
+    own = cells.strategy == "fsdp"
+    cells["excluded"] = cells.excluded.mask(own, "throttled")
+    cells["outcome"] = cells.outcome.mask(own, "device fault")
+    assert "Excluded for a device fault: FSDP1." in answer_of(cells).text
+
+
+def test_too_few_runs_choose_nothing() -> None:
+    found = answer_of(two_gpus(SPEEDS, seeds=2))
+    assert (found.badge, found.lead) == ("open", "Too few runs to choose.")
+    assert found.missing == "It takes at least 1 more run of each."
+
+
+def test_equals_are_both_recommended() -> None:
+    found = answer_of(two_gpus({"ddp": 1.0, "fsdp": 1.0, "fsdp2": 0.8}))
+    assert found.badge == "established"
+    assert found.lead in ("Use DDP or FSDP1.", "Use FSDP1 or DDP.")
+    assert "Equal within 2 %" in found.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "words"),
+    [
+        ({"gpus": 1}, "cuda", "One GPU cannot say which strategy is best on several"),
+        ({"window_s": 1.0}, "cuda", "The timed windows last 1.0 s, too short"),
+        ({"final_accuracy": 0.11}, "cuda", "No strategy learned anything: the best test accuracy"),
+        ({}, "cpu", "These are processes on CPUs"),
+    ],
+)
+def test_data_that_cannot_answer_say_so_first_and_call_nothing_best(
+    changes: dict[str, Any], device: str, words: str
+) -> None:
+    found = answer_of(two_gpus(SPEEDS).assign(**changes), device)
+    assert found.badge == "no answer"
+    assert found.text.startswith(words)
+    for claim in ("Use ", "astest", "Avoid", "memory is tight"):
+        assert claim not in found.text
+
+
+def test_generated_images_have_no_level_of_chance() -> None:
+    record_less = answer_of(two_gpus(SPEEDS).assign(final_accuracy=None))
+    assert record_less.badge == "established"
+
+
+def test_without_any_result_the_failures_are_the_answer() -> None:
+    cells = two_gpus(SPEEDS)
+    for name in SPEEDS:
+        cells = failed(cells, name, "oom")
+    found = answer_of(cells)
+    assert (
+        found.text == "No strategy has a result that counts. Out of memory: DDP, FSDP1 and FSDP2."
+    )
+
+
+def test_a_strategy_that_trains_another_model_is_named() -> None:
+    cells = two_gpus(SPEEDS)
+    cells["excluded"] = cells.excluded.mask(cells.strategy == "fsdp", "parity failed")
+    assert "Not shown to train the same model: FSDP1." in answer_of(cells).text
+
+
+def test_what_may_not_be_compared_is_named() -> None:
+    cells = two_gpus(SPEEDS)
+    cells.loc[cells.strategy == "fsdp", "torch"] = "2.16.0"
+    assert "Not comparable: FSDP1." in answer_of(cells).text
+
+
+def test_another_best_at_another_count_is_said() -> None:
+    small, large = two_gpus({"ddp": 1.0, "fsdp": 1.2}), two_gpus(SPEEDS).assign(gpus=4)
+    found = answer_of(pd.concat([small, large], ignore_index=True))
+    assert found.lead == "Use DDP."
+    assert "On 2 GPUs, FSDP1 is fastest." in found.text

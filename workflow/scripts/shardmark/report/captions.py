@@ -1,0 +1,179 @@
+"""What a figure shows, in one sentence with numbers: the first sentence of its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from shardmark.quantities import Quantity, describe_gpus, format_number
+from shardmark.report.sentences import listed
+from shardmark.results.cell_rows import QUANTITIES
+from shardmark.statistics.eligibility import counted
+from shardmark.statistics.findings import Findings
+from shardmark.strategies import label_of
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the figures of one workload show.
+
+    Attributes:
+        runs: the runs at the largest GPU count that enter medians.
+        findings: rows of this workload.
+        where: the GPU count in words.
+        device: cuda or cpu.
+    """
+
+    runs: pd.DataFrame
+    findings: Findings
+    where: str
+    device: str
+
+    @classmethod
+    def of(cls, cells: pd.DataFrame, findings: Findings) -> Shown:
+        """Return what the figures of the workload of these cells show."""
+        runs = counted(cells)
+        runs = runs[runs.gpus == runs.gpus.max()]
+        workload = cells.workload.iloc[0]
+        own = Findings(
+            comparisons=findings.comparisons[findings.comparisons.workload == workload],
+            scaling=findings.scaling[findings.scaling.workload == workload],
+            verdicts=[one for one in findings.verdicts if one.workload == workload],
+        )
+        count = runs.gpus.max() if len(runs) else cells.gpus.max()
+        device = cells.device.iloc[0]
+        return cls(runs, own, describe_gpus(device, int(count)), device)
+
+    def medians(self, column: str) -> dict[str, float]:
+        """Return each strategy's median by its label, ascending; empty if nothing was measured."""
+        values = self.runs[column].astype(float).groupby(self.runs.strategy).median().dropna()
+        return {label_of(str(name)): value for name, value in values.sort_values().items()}
+
+
+def finding(name: str, shown: Shown) -> str:
+    """Return what a figure shows; empty if there is nothing to say."""
+    by_figure = {quantity.figure: quantity for quantity in QUANTITIES.values()}
+    if name in by_figure:
+        return _quantity(shown, by_figure[name])
+    return _SAID_BY[name](shown) if name in _SAID_BY else ""
+
+
+def _quantity(shown: Shown, quantity: Quantity) -> str:
+    medians = shown.medians(quantity.column)
+    if not medians:
+        return ""
+    quantity = quantity.on(shown.device)
+    return f"{quantity.label} on {shown.where}: {_range(medians, quantity)}."
+
+
+def _range(medians: Mapping[str, float], quantity: Quantity) -> str:
+    """Return the best and the worst, the best first."""
+    ends = list(medians)[:: len(medians) - 1 or 1]
+    if quantity.better == "higher":
+        ends.reverse()
+    numbers = [format_number(medians[name] * quantity.scale, 3) for name in ends]
+    if len(set(numbers)) == 1 < len(numbers):
+        return f"{numbers[0]} {quantity.unit}".strip() + " with every strategy"
+    values = [f"{number} {quantity.unit}".strip() for number in numbers]
+    if len(ends) == 1:
+        return f"{values[0]} with {ends[0]}"
+    if quantity.better is None:
+        return f"from {values[0]} ({ends[0]}) to {values[1]} ({ends[1]})"
+    words = ("highest", "lowest") if quantity.better == "higher" else ("lowest", "highest")
+    return ", ".join(
+        f"{word} with {name} ({value})"
+        for word, name, value in zip(words, ends, values, strict=True)
+    )
+
+
+def _scaling(shown: Shown) -> str:
+    rows = shown.findings.scaling
+    rows = rows[(rows.gpus > rows.reference_gpus) & rows.speedup.notna()]
+    rows = rows[(rows.gpus == rows.gpus.max()) & (rows.reference_gpus == rows.reference_gpus.min())]
+    rows = rows.sort_values("speedup", ascending=False)
+    if rows.empty:
+        return ""
+    ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
+    parts = [f"{row.speedup:.2f} with {label_of(row.strategy)}" for row in ends.itertuples()]
+    return (
+        f"From {rows.reference_gpus.iloc[0]} to {shown.where}, throughput grows by a factor of "
+        f"{' (most) and '.join(parts)}" + (" (least)." if len(parts) > 1 else ".")
+    )
+
+
+def _efficiency(shown: Shown) -> str:
+    rows = shown.findings.scaling
+    rows = rows[(rows.gpus > rows.reference_gpus) & rows.efficiency.notna()]
+    rows = rows[rows.gpus == rows.gpus.max()].sort_values("efficiency", ascending=False)
+    if rows.empty:
+        return ""
+    ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
+    parts = [f"{label_of(row.strategy)} {100 * row.efficiency:.0f} %" for row in ends.itertuples()]
+    return f"Efficiency on {shown.where}: {', '.join(parts)}" + (
+        " (best and worst)." if len(parts) > 1 else "."
+    )
+
+
+def _step_split(shown: Shown) -> str:
+    parts = []
+    for column, words in (
+        ("host_wait_pct", "waits longest for its host"),
+        ("exposed_communication_pct", "spends the largest part of its step on communication alone"),
+    ):
+        medians = shown.medians(column)
+        if medians and (most := max(medians.values())) >= 1:
+            parts.append(f"{list(medians)[-1]} {words} ({most:.0f} % of a step)")
+    return f"On {shown.where} {' and '.join(parts)}." if parts else ""
+
+
+def _step_time(shown: Shown) -> str:
+    tails = (shown.runs.step_ms_p99 / shown.runs.step_ms_p50).groupby(shown.runs.strategy).median()
+    tails = tails.dropna().sort_values()
+    if tails.empty:
+        return ""
+    return (
+        f"On {shown.where} one step in a hundred takes at least {tails.iloc[-1]:.2f} times the "
+        f"median with {label_of(tails.index[-1])}, the most uneven strategy."
+    )
+
+
+def _wall_clock(shown: Shown) -> str:
+    medians = shown.medians("total_s")
+    return f"A cell on {shown.where}: {_range(medians, _SECONDS)}." if medians else ""
+
+
+def _loss(shown: Shown) -> str:
+    medians = shown.medians("final_loss")
+    if len(medians) < 2:
+        return ""
+    low, high = min(medians.values()), max(medians.values())
+    return (
+        f"On {shown.where} the final losses of the strategies lie between {low:.4g} and {high:.4g}."
+    )
+
+
+def _trade_off(shown: Shown) -> str:
+    if not shown.findings.verdicts:
+        return ""
+    verdict = max(shown.findings.verdicts, key=lambda one: one.gpus)
+    if len(verdict.objectives) < 2 or not verdict.pareto:
+        return ""
+    weighed = listed([QUANTITIES[metric].label.lower() for metric in verdict.objectives])
+    if len(verdict.pareto) == len(verdict.medians):
+        return f"By {weighed} together, no strategy beats another on {shown.where}."
+    names = listed(list(map(label_of, verdict.pareto)))
+    return f"By {weighed} together, no strategy beats {names} on {shown.where}."
+
+
+_SECONDS = Quantity("Time", "s", "", better="lower")
+_SAID_BY: dict[str, Callable[[Shown], str]] = {
+    "scaling": _scaling,
+    "efficiency": _efficiency,
+    "step_split": _step_split,
+    "step_time": _step_time,
+    "wall_clock": _wall_clock,
+    "loss": _loss,
+    "trade_off": _trade_off,
+}

@@ -1,0 +1,119 @@
+"""Failed and excluded cells, grouped by cause."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shardmark.quantities import describe_gpus
+from shardmark.results.outcome import Outcome
+from shardmark.strategies import label_of
+
+
+@dataclass
+class Failed:
+    """One cell.
+
+    Attributes:
+        name: what a reader calls it.
+        where: the phase and rank in which it failed; empty if nothing is known.
+        reason: the whole reason.
+        log: the last lines of its log; empty if there are none.
+        log_path: where the whole log is.
+    """
+
+    name: str
+    where: str
+    reason: str
+    log: str
+    log_path: str
+
+
+@dataclass
+class Cause:
+    """Cells with the same outcome and the same reason, apart from numbers.
+
+    Attributes:
+        outcome: as a reader calls it.
+        reason: that of the first cell.
+        cells: all of them.
+    """
+
+    outcome: str
+    reason: str
+    cells: list[Failed] = field(default_factory=list)
+
+
+def causes(cells: pd.DataFrame, failures: pd.DataFrame) -> list[Cause]:
+    """Return why cells take no part in comparisons, most frequent cause first.
+
+    Args:
+        cells: cells.csv.
+        failures: failures.csv.
+    """
+    found: dict[tuple[str, str], Cause] = {}
+    results = Path("results", cells.run.iloc[0])
+    device = cells.device.iloc[0]
+    left_out = [
+        *_failed(failures, results, device),
+        *_excluded(cells, failures, results, device),
+    ]
+    for outcome, reason, cell in left_out:
+        key = (outcome, re.sub(r"\d+([.,]\d+)*", "#", reason.partition("\n")[0]))
+        found.setdefault(key, Cause(outcome, reason)).cells.append(cell)
+    return sorted(found.values(), key=lambda cause: -len(cause.cells))
+
+
+def _failed(
+    failures: pd.DataFrame, results: Path, device: str
+) -> Iterator[tuple[str, str, Failed]]:
+    for row in failures.to_dict("records"):
+        name, log = name_cell(row, device), _log_path(row, results)
+        failed = Failed(name, locate(row), row["reason"], row["log"], log)
+        yield Outcome(row["outcome"]).meaning, row["reason"], failed
+
+
+def _log_path(row: dict[Any, Any], results: Path) -> str:
+    """Return where the log of a cell is; empty if the row is for all seeds."""
+    if pd.isna(row["seed"]):
+        return ""
+    folder = Path(row["workload"], row["strategy"], f"gpus{row['gpus']}", f"seed{row['seed']:.0f}")
+    return str(results / folder / "job.log")
+
+
+def _excluded(
+    cells: pd.DataFrame, failures: pd.DataFrame, results: Path, device: str
+) -> Iterator[tuple[str, str, Failed]]:
+    """Yield the cells that no row of failures.csv is about."""
+    known = {_key(row) for row in failures.to_dict("records")}
+    for row in cells[cells.excluded != ""].to_dict("records"):
+        if _key(row) not in known and _key(row | {"seed": None}) not in known:
+            name = name_cell(row, device)
+            if row["outcome"] == Outcome.MISSING:
+                yield Outcome.MISSING.meaning, "", Failed(name, "", "", "", "")
+            else:
+                log = _log_path(row, results)
+                yield "excluded", row["excluded"], Failed(name, "", row["excluded"], "", log)
+
+
+def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
+    seed = None if pd.isna(row["seed"]) else int(row["seed"])
+    return row["workload"], row["strategy"], int(row["gpus"]), seed
+
+
+def name_cell(row: dict[Any, Any], device: str = "cuda") -> str:
+    """Return what a reader calls a cell; without a seed if the row is for all seeds."""
+    seed = "" if pd.isna(row["seed"]) else f", seed {row['seed']:.0f}"
+    where = describe_gpus(device, int(row["gpus"]))
+    return f"{row['workload']}, {label_of(row['strategy'])}, {where}{seed}"
+
+
+def locate(row: dict[Any, Any]) -> str:
+    """Return the phase and the rank in which a cell failed."""
+    rank = "" if pd.isna(row["rank"]) else f"rank {row['rank']:.0f}"
+    return ", ".join(part for part in (row["phase"], rank) if part)

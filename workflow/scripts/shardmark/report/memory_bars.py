@@ -1,0 +1,85 @@
+"""How much of its capacity each strategy fills, and how its model state compares with ZeRO's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from shardmark.quantities import describe_gpus
+from shardmark.statistics.eligibility import counted
+from shardmark.strategies import label_of
+
+_COLUMNS = ["memory_used_peak_bytes", "state_bytes", "state_predicted_bytes"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One strategy.
+
+    Attributes:
+        used_pct: peak memory, as a share of the capacity.
+        state_pct: model state per rank, likewise; None if it was not measured.
+        predicted_pct: what ZeRO's formulas predict for the state, likewise.
+        text: the same in GiB.
+    """
+
+    label: str
+    used_pct: float
+    state_pct: float | None
+    predicted_pct: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class MemoryBars:
+    """The strategies at the largest GPU count at which memory was measured.
+
+    Attributes:
+        finding: what they show, in one sentence.
+        capacity: in GiB, where a bar would end at the most.
+    """
+
+    finding: str
+    capacity: str
+    bars: list[Bar]
+
+
+def memory_bars(cells: pd.DataFrame) -> MemoryBars | None:
+    """Return the bars of one workload; None if memory or capacity was not measured.
+
+    Args:
+        cells: rows of cells.csv of the workload.
+    """
+    runs = counted(cells)
+    runs = runs[runs.memory_used_peak_bytes.notna() & runs.memory_capacity_bytes.notna()]
+    if runs.empty:
+        return None
+    runs = runs[runs.gpus == runs.gpus.max()]
+    medians = runs[_COLUMNS].astype(float).groupby(runs.strategy, sort=False).median() / 2**30
+    capacity = float(runs.memory_capacity_bytes.min()) / 2**30
+    used = medians.memory_used_peak_bytes
+    where = describe_gpus(runs.device.iloc[0], int(runs.gpus.iloc[0]))
+    finding = (
+        f"On {where}, the fullest device holds {used.min():.1f} GiB with "
+        f"{label_of(str(used.idxmin()))} and {used.max():.1f} GiB with "
+        f"{label_of(str(used.idxmax()))}, of {capacity:.0f} GiB."
+    )
+    return MemoryBars(
+        finding,
+        f"{capacity:.0f}",
+        [_bar(str(name), row, capacity) for name, row in medians.iterrows()],
+    )
+
+
+def _bar(name: str, gib: pd.Series, capacity: float) -> Bar:
+    used, state, predicted = gib[_COLUMNS]
+    text = f"{used:.1f} GiB"
+    if pd.notna(state):
+        text += f", {state:.2f} of it model state"
+    if pd.notna(predicted):
+        text += f" ({predicted:.2f} predicted)"
+    used_pct, state_pct, predicted_pct = (
+        None if pd.isna(value) else 100 * value / capacity for value in (used, state, predicted)
+    )
+    return Bar(label_of(name), used_pct or 0.0, state_pct, predicted_pct, text)

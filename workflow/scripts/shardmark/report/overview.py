@@ -1,0 +1,211 @@
+"""The table of the first screen: one row per strategy, fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from shardmark.quantities import describe_gpus, format_number
+from shardmark.report.sentences import explain, percent
+from shardmark.report.table import Table
+from shardmark.results.cell_rows import QUANTITIES
+from shardmark.results.exclusion import describe_absence
+from shardmark.statistics.eligibility import counted
+from shardmark.statistics.findings import Findings, find
+from shardmark.strategies import label_of
+
+LANES = {
+    "same_arithmetic": "same arithmetic",
+    "as_recommended": "as recommended",
+    "other_arithmetic": "other arithmetic",
+}
+# What a throughput counts, such as "images".
+ITEMS = QUANTITIES["images_per_s"].unit.removesuffix("/s")
+# The training whose price the table states: items in millions, and an hour of one GPU. A reader
+# can edit both on the page.
+MILLION_ITEMS = 1000
+ENERGY = QUANTITIES["energy_per_image_j"]
+PRICE_PER_HOUR = 2.5
+NONE = "–"
+_MEDIANS = [
+    "images_per_s",
+    "memory_used_peak_bytes",
+    "memory_capacity_bytes",
+    "energy_per_image_j",
+    "peak_share_pct",
+    "datasheet_share_pct",
+]
+
+
+def overview_tables(
+    cells: pd.DataFrame, findings: Findings, baseline: str
+) -> list[tuple[str, Table]]:
+    """Return the table of each GPU count, the largest first, with the count in words.
+
+    A strategy without a run that counts comes last, since its place says nothing.
+
+    Args:
+        cells: rows of cells.csv of one workload.
+        findings: what ``find`` made of them; rows of other workloads are not used.
+        baseline: the strategy that the others are compared with.
+    """
+    device = cells.device.iloc[0]
+    return [
+        (
+            describe_gpus(device, count),
+            _table(cells[cells.gpus == count], findings, baseline, device),
+        )
+        for count in sorted(cells.gpus.unique(), reverse=True)
+    ]
+
+
+def with_excluded_runs(
+    cells: pd.DataFrame, baseline: str, margin: float
+) -> tuple[pd.DataFrame, Findings] | None:
+    """Return the cells and findings if no run that ended well were excluded; None if none is.
+
+    A strategy that does not train the same model stays out.
+    """
+    put_back = (cells.status == "ok") & (cells.excluded != "") & (cells.parity == "passed")
+    if not put_back.any():
+        return None
+    cells = cells.assign(excluded=cells.excluded.mask(put_back, ""))
+    return cells, find(cells, baseline, margin)
+
+
+def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) -> Table:
+    workload, count = cells.workload.iloc[0], cells.gpus.iloc[0]
+    runs = counted(cells).groupby("strategy")
+    medians = runs[_MEDIANS].median()
+    compared, scaling = (
+        table[(table.workload == workload) & (table.gpus == count)].set_index("strategy")
+        for table in (findings.comparisons, findings.scaling)
+    )
+    compared = compared[compared.family == "primary"]
+    speeds = _speeds(medians.images_per_s, compared.ratio, baseline).sort_values(ascending=False)
+    used = set(cells[cells.excluded == ""].strategy)
+    names = [
+        *sorted(speeds.index, key=lambda name: name not in used),
+        *(name for name in cells.strategy.unique() if name not in speeds),
+    ]
+    rows = []
+    for name in names:
+        own = cells[cells.strategy == name]
+        known: Mapping[Any, Any] = medians.loc[name] if name in speeds else dict.fromkeys(_MEDIANS)
+        row = _known(compared, name)
+        per_gpu = None if known["images_per_s"] is None else known["images_per_s"] / count
+        rows.append(
+            {
+                "Strategy": label_of(name),
+                "Lane": LANES[own.lane.iloc[0]],
+                _per_gpu(device): format_number(per_gpu),
+                f"vs {label_of(baseline)}": "baseline" if name == baseline else _ratio(row),
+                "Efficiency (%)": _efficiency(_known(scaling, name)),
+                "MFU (%)": _of_peak(known),
+                "Peak memory (GiB)": _memory(known),
+                ENERGY.heading: format_number(known[ENERGY.column], 3),
+                **(_price(per_gpu) if device == "cuda" else {}),
+                "Verdict": _verdict(name == baseline, row, own),
+                "Runs": _runs(own),
+            }
+        )
+    headings = [
+        heading
+        for heading in rows[0]
+        if heading == "Strategy" or {row[heading] for row in rows} - {NONE, "baseline"}
+    ]
+    lanes = {row["Lane"] for row in rows}
+    if len(lanes) == 1:
+        headings.remove("Lane")
+    return Table(
+        caption=_caption(cells, lanes, headings, describe_gpus(device, count)),
+        headings=headings,
+        rows=[[row[heading] for heading in headings] for row in rows],
+    )
+
+
+def _speeds(medians: pd.Series, ratios: pd.Series, baseline: str) -> pd.Series:
+    """Return what the rows are ordered by: the ratio to the baseline, which is 1 itself.
+
+    Where there is none, it is the ratio of the medians.
+    """
+    return ratios.reindex(medians.index).fillna(medians / medians.get(baseline, 1.0))
+
+
+def _per_gpu(device: str) -> str:
+    return f"{ITEMS.capitalize()}/s per {'GPU' if device == 'cuda' else 'process'}"
+
+
+def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: str) -> str:
+    parts = [f"{cells.workload.iloc[0]} on {where}, medians over runs"]
+    if len(lanes) == 1:
+        parts.append(f"all rows: {lanes.pop()}")
+    if "MFU (%)" in headings:
+        parts.append("MFU: share of the measured peak (small type: of the datasheet's)")
+    return "; ".join(parts)
+
+
+def _known(table: pd.DataFrame, name: str) -> Mapping[Any, Any] | None:
+    return table.loc[name].to_dict() if name in table.index else None
+
+
+def _ratio(row: Mapping[Any, Any] | None) -> str:
+    if row is None or pd.isna(row["ratio"]):
+        return NONE
+    if pd.isna(row["ci_low"]):
+        return percent(row["ratio"])
+    return f"{percent(row['ratio'])} [{percent(row['ci_low'])} to {percent(row['ci_high'])}]"
+
+
+def _efficiency(row: Mapping[Any, Any] | None) -> str:
+    if row is None or row["gpus"] == row["reference_gpus"] or pd.isna(row["efficiency"]):
+        return NONE
+    text = f"{100 * row['efficiency']:.1f}"
+    if pd.isna(row["efficiency_low"]):
+        return text
+    return f"{text} [{100 * row['efficiency_low']:.1f} to {100 * row['efficiency_high']:.1f}]"
+
+
+def _of_peak(known: Mapping[Any, Any]) -> str:
+    shares = [known[f"{of}_share_pct"] for of in ("peak", "datasheet")]
+    if pd.isna(shares[0]):
+        return NONE
+    return f"{shares[0]:.1f}" + (f" [{shares[1]:.1f}]" if pd.notna(shares[1]) else "")
+
+
+def _memory(known: Mapping[Any, Any]) -> str:
+    used, of = known["memory_used_peak_bytes"], known["memory_capacity_bytes"]
+    if pd.isna(used):
+        return NONE
+    return f"{used / 2**30:.1f}" + (f" [of {of / 2**30:.0f}]" if pd.notna(of) else "")
+
+
+def _price(images_per_s: float | None) -> dict[str, str]:
+    """Return what the stated training takes; processes on a CPU have no price."""
+    if images_per_s is None or pd.isna(images_per_s):
+        return {"GPU-hours": NONE, "Cost ($)": NONE}
+    hours = MILLION_ITEMS * 1e6 / images_per_s / 3600
+    return {
+        "GPU-hours": format_number(hours, 3),
+        "Cost ($)": format_number(hours * PRICE_PER_HOUR, 3),
+    }
+
+
+def _verdict(is_baseline: bool, row: Mapping[Any, Any] | None, own: pd.DataFrame) -> str:
+    if (own.excluded != "").all():
+        return describe_absence(own)
+    if is_baseline:
+        return "baseline"
+    if row is None:
+        return NONE
+    why = explain(row)
+    if row["verdict"] in ("open", "not comparable"):
+        return f"{row['verdict']} [{why}]" if why else row["verdict"]
+    return f"{row['verdict']} [{row['tier']}]"
+
+
+def _runs(own: pd.DataFrame) -> str:
+    used = len(own[own.excluded == ""])
+    return str(used) if used == len(own) else f"{used} of {len(own)}"
