@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ def folder_of_run(
     *,
     accumulate: int = 1,
     hidden_units: int | None = None,
+    settings: str = "{}",
 ) -> Path:
     """What a real cell left behind, its metrics.json included; each is run once in a test run.
 
@@ -70,9 +73,11 @@ def folder_of_run(
         sabotage: a script of tests/sabotage that trains in the place of the strategy's own.
         accumulate: micro-batches of a step.
         hidden_units: width of a hidden layer, whose parameters are in no shard unit.
+        settings: further changes to the workload, as JSON.
     """
     skip_without_gpus(gpus)
     name = f"{strategy}-{gpus}-{precision}-{sabotage}-{accumulate}-{hidden_units}"
+    name += f"-{zlib.crc32(settings.encode()):x}"
     folder = _RUNS / name
     with (_RUNS / f"{name}.lock").open("w") as lock:
         # Another process of pytest-xdist may be running it.
@@ -85,6 +90,7 @@ def folder_of_run(
                 precision=precision,
                 model={"name": "resnet8", "hidden_units": hidden_units},
                 batch={"global": 16, "accumulate": accumulate},
+                **json.loads(settings),
             )
             metrics = run_cell(cell, folder, script=script)
             assert metrics.status == "ok", metrics.failure

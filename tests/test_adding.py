@@ -91,7 +91,7 @@ def test_an_added_optimizer_trains_and_the_certificate_knows_its_settings(projec
         from shardmark.optimizers import OPTIMIZERS
         from shardmark.workload.optimizers import build_optimizer
         section = Optimizer(name="nadam", learning_rate=0.1)
-        optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2))], section, 0.1)
+        optimizer = build_optimizer(torch.nn.Linear(1, 2, bias=False), section, 0.1)
         group = optimizer.param_groups[0]
         wanted = OPTIMIZERS["nadam"].group_settings(section)
         print(type(optimizer).__name__, all(group[key] == wanted[key] for key in wanted))

@@ -152,9 +152,37 @@ def test_dp_holds_its_replicas_in_one_process_and_says_where_it_cannot_run() -> 
     assert cell_at("ddp", gpus=8, **sync).unsupported is None
 
 
-def test_fsdp2s_mixed_precision_with_batch_norm_needs_a_gpu() -> None:
-    variant = {"variants": {"slim": {"base": "fsdp2", "mixed_precision": "bf16"}}}
-    assert "running statistics" in (cell_at("slim", gpus=2, **variant).unsupported or "")
-    assert cell_at("slim", gpus=2, **variant, cluster__device="cuda").unsupported is None
-    vit = {"workloads__small__model": {"name": "vit_b_16"}}
-    assert cell_at("slim", gpus=2, **variant, **vit).unsupported is None
+def test_a_low_precision_of_parameters_must_be_the_workloads() -> None:
+    for base in ("fsdp", "fsdp2"):
+        variant = {"variants": {"slim": {"base": base, "param_dtype": "bf16"}}}
+        reasons = {
+            precision: cell_at("slim", workloads__small__precision=precision, **variant).unsupported
+            for precision in ("bf16", "fp32")
+        }
+        assert reasons == {
+            "bf16": None,
+            "fp32": "its param_dtype is bf16, and the workload computes in fp32",
+        }
+
+
+def test_compiled_code_has_no_replicas_of_dataparallel() -> None:
+    compiled = {"cluster__device": "cuda", "workloads__small__compile": "block"}
+    assert "first GPU's parameters" in (cell_at("dp", gpus=2, **compiled).unsupported or "")
+    assert cell_at("dp", gpus=1, **compiled).unsupported is None
+    assert cell_at("ddp", gpus=2, **compiled).unsupported is None
+
+
+def test_deepspeed_cannot_clip_under_a_loss_scale() -> None:
+    clipped = {"workloads__small__optimizer": {"learning_rate": 0.1, "clip_norm": 1.0}}
+    for precision, supported in (("bf16", True), ("fp16", False)):
+        cell = cell_at("deepspeed_zero2", gpus=2, **clipped, workloads__small__precision=precision)
+        assert (cell.unsupported is None) == supported
+
+
+def test_a_variants_own_compilation_goes_before_the_workloads() -> None:
+    variant = {"variants": {"slim": {"base": "ddp", "compile": "model"}}}
+    block = {"workloads__small__compile": "block"}
+    assert cell_at("slim", **variant).compilation == "model"
+    assert cell_at("slim", **variant, **block).compilation == "model"
+    assert cell_at("ddp", **block).compilation == "block"
+    assert cell_at("ddp").compilation == "none"

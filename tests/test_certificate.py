@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -199,13 +200,7 @@ def test_integers_in_a_broadcast_are_no_precision() -> None:
     ("strategy", "sabotage", "precision", "setting", "value"),
     [
         ("zero1_default_clipping", None, "bf16", "gradient clipping", "1.0"),
-        (
-            "zero1_bf16_reduction",
-            None,
-            "bf16",
-            "precision of the gradient reduction",
-            "bfloat16, float32",
-        ),
+        ("ddp_bf16_hook", None, "bf16", "precision of the gradient reduction", "bfloat16"),
         (
             "deepspeed_zero1",
             "train_outer_autocast.py",
@@ -250,12 +245,50 @@ def test_steps_that_the_loss_scaler_left_out_are_counted_and_lower_the_scale(
 
 
 def test_what_a_variant_declares_is_named_and_flagged_all_the_same() -> None:
-    certificate = beside_ddp(metrics_of_run("zero1_bf16_reduction"), "variant")
+    certificate = beside_ddp(metrics_of_run("ddp_bf16_hook"), "variant")
     why = row_of(certificate, "precision of the gradient reduction").flagged["variant"]
     assert why == (
-        "bfloat16, float32, where float32 is prescribed "
-        "(a variant of deepspeed_zero1 with low_precision_communication: true)"
+        "bfloat16, where float32 is prescribed (a variant of ddp with comm_hook: bf16_compress)"
     )
+
+
+def test_a_frameworks_own_mixed_precision_is_explained_and_its_reduction_is_float32() -> None:
+    certificate = beside_ddp(metrics_of_run("fsdp2_bf16"), "variant")
+    assert certificate.flagged == []
+    gathered = row_of(certificate, "precision of the parameter gather")
+    # Batch-norm stays in float32.
+    assert gathered.values["variant"] == "bfloat16, float32"
+    assert "advise" in (gathered.reason or "")
+    assert row_of(certificate, "precision of the gradient reduction").values == {
+        "ddp": "float32",
+        "variant": "float32",
+    }
+
+
+def test_checkpointing_clipping_and_two_groups_are_read_back() -> None:
+    settings = {
+        "activation_checkpointing": "block",
+        "optimizer": {
+            "learning_rate": 0.05,
+            "weight_decay": 5e-4,
+            "decay": "matrices",
+            "clip_norm": 0.5,
+        },
+    }
+    values = {
+        "activation checkpointing": "block",
+        "blocks computed again in the backward pass": "3",
+        "gradient clipping": "0.5",
+    }
+    metrics = metrics_of_run("fsdp", settings=json.dumps(settings))
+    certificate = certify([metrics])
+    assert certificate.flagged == []
+    for setting, value in values.items():
+        assert row_of(certificate, setting).values == {"fsdp": value}
+    decays = metrics.effective_config.optimizer_settings["weight_decay"]
+    assert decays == [0.0, 5e-4]
+    unwrapped = metrics_of_run("fsdp")
+    assert metrics.cell_sha256 != unwrapped.cell_sha256
 
 
 def test_all_strategies_wrong_alike_are_flagged_all() -> None:

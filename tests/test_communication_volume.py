@@ -30,7 +30,7 @@ def volumes(metrics: Any) -> dict[str, Row]:
         ("fsdp2", "1.00", "2.40"),
         # FairScale keeps the rest gathered between micro-batches.
         ("fairscale_fsdp", "1.00", "1.60"),
-        ("fsdp_bf16", "0.50", "1.20"),
+        ("fsdp_bf16", "1.00", "1.20"),
         ("fsdp_zero2", "1.00", "1.00"),
         ("fsdp2_zero2", "1.00", "2.00"),
         ("fairscale_zero2", "1.00", "1.00"),

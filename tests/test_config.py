@@ -173,6 +173,11 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "variants.other.bucket_mb",
         ("unknown option of ddp", "did you mean 'bucket_cap_mb'?", "comm_hook"),
     ),
+    "an option of earlier versions": (
+        changed(variants__other={"base": "fsdp2", "mixed_precision": "bf16"}),
+        "variants.other.mixed_precision",
+        ("was replaced by param_dtype and reduce_dtype: bf16 is now param_dtype: bf16",),
+    ),
     "an option of another strategy": (
         changed(variants__other={"base": "dp", "bucket_mb": 1}),
         "variants.other.bucket_mb",
@@ -641,7 +646,7 @@ def shipped(*overlays: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("overlays", "run", "cells"),
     [
-        ((), "main", 2 * 8 * 4 * 10),
+        ((), "main", 2 * 13 * 4 * 10),
         (("demo",), "demo", 8 * 2 * 2),
         (("incumbent",), "incumbent", 7 * 2 * 10),
         (("pilot",), "pilot", 2 * 8 * 2),

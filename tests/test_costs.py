@@ -67,7 +67,8 @@ def test_the_full_comparison_asks_for_a_fifth_of_what_limits_of_two_hours_would(
     config = load_files([], ROOT)
     costs = estimate_costs(config, ROOT / "tests")
     worst = sum(job.charged * job.worst_s for job in costs.jobs) / 3600
-    assert worst < 11_093 / 5
+    # Limits of two hours asked for 11,093 GPU-hours with eight strategies; there are thirteen now.
+    assert worst < 11_093 * 13 / 8 / 5
     # And leaves room: no cell is ended that takes less than three times what is likely.
     assert all(job.worst_s > 3 * (job.likely_s or 0) for job in costs.jobs)
 
@@ -129,8 +130,8 @@ def test_the_command_prints_the_sums_and_changes_no_file(tmp_path: Path) -> None
     script = str(ROOT / "workflow/scripts/plan.py")
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "640 of 640 cells are left to run, and 72 jobs of the parity gate" in done.stdout
-    assert "480 jobs use a part of a node" in done.stdout
+    assert "1040 of 1040 cells are left to run, and 112 jobs of the parity gate" in done.stdout
+    assert "780 jobs use a part of a node" in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
 

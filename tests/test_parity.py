@@ -15,6 +15,7 @@ from shardmark.errors import UserError
 from shardmark.metrics import Parity
 
 SABOTAGE = ROOT / "tests/sabotage"
+COMPILING = ROOT / "tests/compiling"
 # On a CPU DataParallel makes no replicas.
 DISTRIBUTED = [name for name in STRATEGIES if name != "dp" or DEVICE == "cuda"]
 
@@ -78,9 +79,39 @@ def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, oracles: 
 
 
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
-def test_four_ranks_match_the_oracle(strategy: str, oracles: Path) -> None:
-    case = case_of(strategy, 4)
+def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
+    strategy: str, oracles: Path
+) -> None:
+    case = case_of(
+        strategy,
+        3,
+        activation_checkpointing="block",
+        optimizer={
+            "learning_rate": 0.05,
+            "momentum": 0.9,
+            # Large, so that a norm or bias that decays is seen.
+            "weight_decay": 0.05,
+            "decay": "matrices",
+            # The surrogate's first gradient has a norm of at least 1.5.
+            "clip_norm": 0.5,
+        },
+    )
     assert_passed(gate(case, oracles))
+
+
+def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
+    case = case_of("fsdp2", 2, compile="block", activation_checkpointing="block")
+    assert_passed(gate(case, oracles, COMPILING / "train_compiled.py"))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_native_bf16"])
+def test_a_frameworks_own_mixed_precision_matches(strategy: str, oracles: Path) -> None:
+    case = case_of(strategy, 2, precision="bf16")
+    parity = gate(case, oracles)
+    assert_passed(parity)
+    fp32, bf16 = parity.precisions
+    assert bf16.tolerance.first_update == pytest.approx(10 * bf16.noise_floor.first_update)
+    assert fp32.tolerance.first_update < 1e-3
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2", "fairscale_fsdp", "deepspeed_zero3"])
@@ -144,7 +175,7 @@ def test_deepspeeds_default_clipping_is_caught(oracles: Path) -> None:
 
 
 def test_bf16_reduction_under_autocast_is_caught(oracles: Path) -> None:
-    case = case_of("zero1_bf16_reduction", 2, precision="bf16")
+    case = case_of("fsdp2_bf16_reduction", 2, precision="bf16")
     parity = gate(case, oracles)
     assert parity.precisions[0].passed, "in float32 there is nothing to catch"
     assert parity.status == "failed", parity.precisions

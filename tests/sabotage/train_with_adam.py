@@ -15,7 +15,7 @@ class WithAdam(Ddp):
     def __init__(self, task: Task) -> None:
         super().__init__(
             dataclasses.replace(
-                task, build_optimizer=lambda params: torch.optim.Adam(params, lr=0.001)
+                task, build_optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=0.001)
             )
         )
 

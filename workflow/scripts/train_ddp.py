@@ -49,7 +49,9 @@ class Ddp(Strategy):
         )
         if options["comm_hook"] != "none":
             self.module.register_comm_hook(None, _HOOKS[options["comm_hook"]])
-        self.optimizer = task.build_optimizer(self.module.parameters())
+        if task.cell.compilation == "model":
+            self.module.compile(dynamic=False)
+        self.optimizer = task.build_optimizer(model)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
         """Average gradients over the ranks in the last micro-batch only."""

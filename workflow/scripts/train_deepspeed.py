@@ -38,10 +38,12 @@ class Zero(Strategy):
             model = model.to(self.device)
         self.module, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=task.build_optimizer(model.parameters()),
+            optimizer=task.build_optimizer(model),
             config=engine_config(task, self.stage),
             dist_init_required=False,
         )
+        if task.cell.compilation == "model":
+            self.module.compile(compile_kwargs={"dynamic": False})
 
     def forward(self, batch: Any) -> Tensor:
         """Compute the logits; the engine disables an outer autocast and enters its own."""
@@ -136,7 +138,8 @@ def engine_config(task: Task, stage: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
     }
     if options["gradient_clipping"] is not None:
-        config["gradient_clipping"] = options["gradient_clipping"]
+        clip_norm = options["gradient_clipping"] or cell.definition.optimizer.clip_norm
+        config["gradient_clipping"] = clip_norm or 0.0
     if task.precision in AUTOCAST_DTYPES:
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[task.precision]
         config["torch_autocast"] = {"enabled": True, "dtype": dtype}

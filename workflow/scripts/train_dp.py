@@ -101,7 +101,7 @@ class Dp(Strategy):
         self.module = (
             LastingThreads(model, devices) if lasting else DataParallel(model, devices or None)
         )
-        self.optimizer = task.build_optimizer(self.module.parameters())
+        self.optimizer = task.build_optimizer(model.inner)
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute the logits (batch, classes) of all replicas' images, gathered on device 0."""

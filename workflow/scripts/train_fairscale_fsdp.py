@@ -34,7 +34,8 @@ class FairscaleFsdp(Strategy):
             fairscale_gloo.allow_cpu()
         self.settings = {
             "reshard_after_forward": task.cell.options["reshard_after_forward"],
-            "flatten_parameters": True,
+            # In one flat parameter, a block's norms and biases could not be told from matrices.
+            "flatten_parameters": task.cell.definition.optimizer.decay == "all",
             "compute_device": self.device,
             "state_dict_device": torch.device("cpu"),
         }
@@ -46,7 +47,7 @@ class FairscaleFsdp(Strategy):
                 _replace(model, unit, wrap(unit))
             self.module = wrap(model)
         self.scaler = _scaler(task, self.device)
-        self.optimizer = task.build_optimizer(self.module.parameters())
+        self.optimizer = task.build_optimizer(self.module)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient and remove this pass's hooks, unless ``release_hooks`` is off.
@@ -64,6 +65,10 @@ class FairscaleFsdp(Strategy):
             _, handle = parameter.__dict__.pop("_shard_bwd_hook", (None, None))
             if handle is not None:
                 handle.remove()
+
+    def clip(self, norm: float) -> None:
+        """Clip by the norm over the shards of all ranks."""
+        cast(Any, self.module).clip_grad_norm_(norm)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
         """Reduce gradients in the last micro-batch only."""

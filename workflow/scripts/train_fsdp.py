@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch.distributed.fsdp import (
     BackwardPrefetch,
     FullStateDictConfig,
@@ -14,11 +15,10 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.fsdp.wrap import CustomPolicy
 
 from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.workload.precision import AUTOCAST_DTYPES
 
 _SHARDING = {
     "full_shard": ShardingStrategy.FULL_SHARD,
@@ -46,26 +46,31 @@ class Fsdp(Strategy):
         super().__init__(task)
         options = task.cell.options
         model = task.build_model()
-        units = {type(unit) for unit in task.shard_units(model)}
-        dtype = AUTOCAST_DTYPES.get(options["mixed_precision"])
+        units = task.shard_units(model)
+        param_dtype, reduce_dtype = task.low_dtype("param_dtype"), task.low_dtype("reduce_dtype")
+        self.autocasts = param_dtype is None
+        # FSDP itself keeps batch-norm in float32.
+        mixed = MixedPrecision(param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32)
         self.module = FullyShardedDataParallel(
             model,
             sharding_strategy=_SHARDING[options["sharding"]],
-            auto_wrap_policy=ModuleWrapPolicy(units),
+            auto_wrap_policy=CustomPolicy(lambda module: module in units),
             backward_prefetch=_PREFETCH[options["backward_prefetch"]],
-            mixed_precision=MixedPrecision(param_dtype=dtype, reduce_dtype=dtype)
-            if dtype
-            else None,
+            mixed_precision=mixed if param_dtype or reduce_dtype else None,
             device_id=self.device,
             use_orig_params=True,
         )
         # A plain scaler would look for infinities only in this rank's shard.
         self.scaler = ShardedGradScaler(self.device.type, enabled=task.precision == "fp16")
-        self.optimizer = task.build_optimizer(self.module.parameters())
+        self.optimizer = task.build_optimizer(self.module)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
         """Reduce gradients in the last micro-batch only."""
         return nullcontext() if last else self.module.no_sync()
+
+    def clip(self, norm: float) -> None:
+        """Clip by the norm over the shards of all ranks."""
+        self.module.clip_grad_norm_(norm)
 
     def full_state_dict(self) -> StateDict:
         """The parameters and buffers, gathered on rank 0."""
@@ -86,7 +91,8 @@ class Fsdp(Strategy):
                 "sharding": self.module.sharding_strategy.name.lower(),
                 "backward_prefetch": getattr(self.module.backward_prefetch, "name", "none").lower(),
                 "limit_all_gathers": self.module.limit_all_gathers,
-                "mixed_precision": str(mixed.param_dtype or "none"),
+                "param_dtype": str(mixed.param_dtype or torch.float32),
+                "reduce_dtype": str(mixed.reduce_dtype or torch.float32),
             },
         }
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 
 from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.workload.precision import AUTOCAST_DTYPES
 
 
 class Fsdp2(Strategy):
@@ -26,20 +25,27 @@ class Fsdp2(Strategy):
         super().__init__(task)
         options = task.cell.options
         mesh = init_device_mesh(self.device.type, (task.runtime.world_size,))
-        dtype = AUTOCAST_DTYPES.get(options["mixed_precision"])
+        param_dtype, reduce_dtype = task.low_dtype("param_dtype"), task.low_dtype("reduce_dtype")
+        self.autocasts = param_dtype is None
         settings: dict[str, Any] = {
             "mesh": mesh,
             "reshard_after_forward": options["reshard_after_forward"],
-            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype),
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32
+            ),
         }
         model = task.build_model().to(self.device)
         for unit in task.shard_units(model):
+            if param_dtype is not None:
+                _keep_batchnorm(unit, settings)
             fully_shard(unit, **settings)
+        if param_dtype is not None:
+            _keep_batchnorm(model, settings)
         # The root's parameters are used first in the forward pass and last in the backward pass, or
         # the other way round. fully_shard keeps them gathered in between by default; do the same.
         fully_shard(model, **(settings | {"reshard_after_forward": False}))
         self.module = model
-        self.optimizer = task.build_optimizer(self.module.parameters())
+        self.optimizer = task.build_optimizer(self.module)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -68,9 +74,25 @@ class Fsdp2(Strategy):
             # torch has no public way to read these back; the collectives show their effect.
             "own": {
                 "reshard_after_forward": options["reshard_after_forward"],
-                "mixed_precision": options["mixed_precision"],
+                "param_dtype": str(self.task.low_dtype("param_dtype") or torch.float32),
+                "reduce_dtype": str(self.task.low_dtype("reduce_dtype") or torch.float32),
             },
         }
+
+
+def _keep_batchnorm(module: nn.Module, settings: dict[str, Any]) -> None:
+    """Shard a module's batch-norms as a group of their own, in float32.
+
+    Their running statistics stay in float32, and torch's batch-norm refuses parameters of another
+    precision. FSDP1 does the same by itself.
+    """
+    norms: list[nn.Module] = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not isinstance(part, FSDPModule)
+    ]
+    if norms:
+        fully_shard(norms, **settings | {"mp_policy": MixedPrecisionPolicy()})
 
 
 def _joined(tensor: Tensor) -> Tensor:

@@ -86,6 +86,11 @@ class Cell(Section):
         return self.definition.train_images // self.global_batch_size
 
     @property
+    def compilation(self) -> Literal["none", "block", "model"]:
+        """What torch compiles: as the workload says, unless the variant has its own advice."""
+        return self.options.get("compile") or self.definition.compile
+
+    @property
     def unsupported(self) -> str | None:
         """Why the strategy cannot run this cell, or None."""
         has_batchnorm = self.definition.model.name in WITH_BATCH_NORM
@@ -95,6 +100,9 @@ class Cell(Section):
             device=self.device,
             batchnorm=self.definition.batchnorm if has_batchnorm else None,
             precision=self.definition.precision,
+            compilation=self.compilation,
+            decay=self.definition.optimizer.decay,
+            clips=self.definition.optimizer.clip_norm is not None,
         )
         return STRATEGIES[self.base].why_unsupported(self.options, place)
 

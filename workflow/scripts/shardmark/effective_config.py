@@ -35,7 +35,10 @@ class EffectiveConfig(Record):
     of the outputs of convolutions and linear layers. Gather and reduction types are those of
     collectives of more than one floating-point number. Gradient types are those that the optimizer
     used in its step. ``loader_workers`` counts those of one replica. ``unit_parameters`` counts the
-    parameters in the workload's shard units; null in older results, which did not record it.
+    parameters in the workload's shard units. ``recomputed_units`` counts the blocks that the
+    backward pass of one micro-batch computed again. ``compiled_graphs`` counts the graphs that
+    torch has compiled in the whole process. All three are null in older results, which did not
+    record them.
     """
 
     wrapper: str
@@ -70,6 +73,8 @@ class EffectiveConfig(Record):
     sharded_units: Total | None
     bucket_bytes: list[Total] | None
     unit_parameters: Total | None = None
+    recomputed_units: Total | None = None
+    compiled_graphs: Total | None = None
     collectives: list[Collective]
     own: dict[str, Any]
 

@@ -66,7 +66,9 @@ class Times(Record):
     """Wall-clock seconds on rank 0, from the launch to the end of the last process.
 
     The values add up to ``total_s``, except for three that are parts of others: the first step
-    belongs to the training, and the warm-up and the steady state belong to the measurement.
+    belongs to the training, and the warm-up and the steady state belong to the measurement. If
+    the model is compiled, ``compilation_s`` is the first step, which compiles it, and is no part of
+    the training; then there is no ``first_step_s``.
     """
 
     imports_s: Amount | None = None
@@ -74,6 +76,7 @@ class Times(Record):
     probe_s: Amount | None = None
     data_s: Amount | None = None
     build_s: Amount | None = None
+    compilation_s: Amount | None = None
     training_s: Amount | None = None
     first_step_s: Amount | None = None
     evaluation_s: Amount | None = None

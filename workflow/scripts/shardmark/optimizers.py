@@ -40,8 +40,14 @@ class OptimizerRecord:
         return {name: getattr(optimizer, name) for name in self.settings}
 
     def group_settings(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return what its parameter group must contain, without parameters and learning rate."""
-        return {**self.defaults, **self.arguments(optimizer)}
+        """Return what its parameter groups must contain, without parameters and learning rate.
+
+        If the groups differ in their weight decay, it is a list.
+        """
+        settings = {**self.defaults, **self.arguments(optimizer)}
+        if optimizer.decay == "matrices" and optimizer.weight_decay:
+            settings["weight_decay"] = [0.0, optimizer.weight_decay]
+        return settings
 
 
 _ADAM_SETTINGS = ("betas", "eps", "weight_decay")

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shardmark.config.values import Count, Flag, Number
 
+Dtype = Literal["fp32", "bf16", "fp16"]
+
 
 class Options(BaseModel):
     """Options of a strategy. A strategy that is not a variant runs with the defaults."""
@@ -43,28 +45,43 @@ class DdpOptions(Options):
     )
     bucket_cap_mb: Count = Field(25, description="gradient bucket size, MiB")
     static_graph: Flag = Field(False, description="promise DDP that the graph never changes")
+    compile: Literal["model"] | None = Field(
+        None,
+        description="model compiles the whole model after DDP has wrapped it, as torch's "
+        "maintainers advise: it splits the graph at DDP's buckets; null as the workload says",
+    )
 
 
-class FsdpOptions(Options):
+class MixedPrecisionOptions(Options):
+    """The mixed precision of torch's FSDP, which takes the place of autocast."""
+
+    param_dtype: Dtype = Field(
+        "fp32",
+        description="what parameters are gathered and computed in; a low precision must be the "
+        "workload's. fp32 computes in it by autocast",
+    )
+    reduce_dtype: Dtype = Field("fp32", description="what gradients are reduced in")
+
+
+class FsdpOptions(MixedPrecisionOptions):
     """FullyShardedDataParallel (FSDP1)."""
 
     sharding: Literal["full_shard", "shard_grad_op"] = Field(
         "full_shard", description="full_shard is ZeRO-3-like, shard_grad_op ZeRO-2-like"
-    )
-    mixed_precision: Literal["none", "bf16", "fp16"] = Field(
-        "none", description="FSDP's own low-precision gather, compute and reduction"
     )
     backward_prefetch: Literal["backward_pre", "backward_post", "none"] = Field(
         "backward_pre", description="when the next unit is gathered in the backward pass"
     )
 
 
-class Fsdp2Options(Options):
+class Fsdp2Options(MixedPrecisionOptions):
     """fully_shard (FSDP2)."""
 
     reshard_after_forward: Flag = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
-    mixed_precision: Literal["none", "bf16", "fp16"] = Field(
-        "none", description="FSDP2's own low-precision gather, compute and reduction"
+    compile: Literal["block"] | None = Field(
+        None,
+        description="block compiles each block before it is sharded, as torch's maintainers "
+        "advise; null as the workload says",
     )
 
 
@@ -84,7 +101,8 @@ class DeepspeedOptions(Options):
 
     gradient_clipping: Annotated[Number, Field(ge=0)] | None = Field(
         0.0,
-        description="0 clips nothing; null leaves DeepSpeed's own default, 1.0 since 0.19.3",
+        description="0 clips to the workload's clip_norm, if it has one; null leaves DeepSpeed's "
+        "own default, 1.0 since 0.19.3",
     )
     low_precision_communication: Flag = Field(
         False, description="DeepSpeed's native autocast: gradients reduced in bf16 or fp16"
@@ -96,6 +114,11 @@ class DeepspeedOptions(Options):
     )
     overlap_comm: Flag | None = Field(None, description="null leaves the stage's own default")
     reduce_bucket_size: Count = Field(500_000_000, description="elements in a gradient bucket")
+    compile: Literal["model"] | None = Field(
+        None,
+        description="model compiles the whole model by the engine's own compile(); null as the "
+        "workload says",
+    )
 
 
 class Place(NamedTuple):
@@ -107,6 +130,9 @@ class Place(NamedTuple):
         device: ``cuda`` or ``cpu``.
         batchnorm: ``local`` or ``sync``; None for a model that has none.
         precision: the workload's precision.
+        compilation: what torch compiles: ``none``, each ``block``, or the ``model``.
+        decay: the parameters that decay, ``all`` or ``matrices``.
+        clips: whether the gradient is clipped.
     """
 
     gpus: int
@@ -114,6 +140,9 @@ class Place(NamedTuple):
     device: str
     batchnorm: str | None
     precision: str
+    compilation: str
+    decay: str
+    clips: bool
 
 
 Unsupported = Callable[[Mapping[str, Any], Place], str | None]
@@ -130,16 +159,36 @@ def _dp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
         return "DataParallel replicates over CUDA devices only; on a CPU it is one plain module"
     if place.batchnorm == "sync" and place.gpus > 1:
         return "DataParallel has no process group, so batch-norm cannot be synchronised in it"
-    return None
-
-
-def _fsdp2_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
-    if place.device == "cpu" and place.batchnorm and options["mixed_precision"] != "none":
+    if place.compilation != "none" and place.gpus > 1:
         return (
-            "FSDP2's mixed precision casts batch-norm's parameters and not its running statistics, "
-            "and torch's batch-norm on a CPU refuses the two together"
+            "DataParallel makes new replicas in each forward pass; what torch has compiled would "
+            "use the first GPU's parameters in all of them"
         )
     return None
+
+
+def _fsdp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
+    for name in ("param_dtype", "reduce_dtype"):
+        if options[name] not in ("fp32", place.precision):
+            return f"its {name} is {options[name]}, and the workload computes in {place.precision}"
+    return None
+
+
+def _deepspeed_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
+    if place.clips and place.precision == "fp16":
+        return (
+            "under its autocast in float16, DeepSpeed clips the gradient before it removes the "
+            "loss scale from it"
+        )
+    return None
+
+
+def _zero3_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
+    if place.compilation != "none":
+        # DeepSpeed 0.19.8 with torch 2.15: a compiled block ends with an AttributeError in a hook;
+        # of a compiled model, torch gives up to compile more after eight versions of each hook.
+        return "torch.compile cannot trace the hooks with which ZeRO-3 gathers each module"
+    return _deepspeed_unsupported(options, place)
 
 
 def _fairscale_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
@@ -202,6 +251,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="^",
         gathers=True,
         shards_units=True,
+        why_unsupported=_fsdp_unsupported,
     ),
     "fsdp2": StrategySpec(
         script="train_fsdp2.py",
@@ -211,7 +261,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="v",
         gathers=True,
         shards_units=True,
-        why_unsupported=_fsdp2_unsupported,
+        why_unsupported=_fsdp_unsupported,
     ),
     "fairscale_fsdp": StrategySpec(
         script="train_fairscale_fsdp.py",
@@ -232,6 +282,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="P",
         packages=("deepspeed",),
         gathers=True,
+        why_unsupported=_deepspeed_unsupported,
     ),
     "deepspeed_zero2": StrategySpec(
         script="train_deepspeed.py",
@@ -241,6 +292,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="X",
         packages=("deepspeed",),
         gathers=True,
+        why_unsupported=_deepspeed_unsupported,
     ),
     "deepspeed_zero3": StrategySpec(
         script="train_deepspeed.py",
@@ -250,6 +302,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="h",
         packages=("deepspeed",),
         gathers=True,
+        why_unsupported=_zero3_unsupported,
     ),
 }
 

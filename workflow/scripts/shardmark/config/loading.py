@@ -48,6 +48,12 @@ REPLACED = {
     "validity": "was removed: only a device fault excludes a cell (docs/method.md); leave it out",
 }
 
+# Options of variants of earlier versions, and what took their place.
+REPLACED_OPTIONS = {
+    "mixed_precision": "was replaced by param_dtype and reduce_dtype: bf16 is now param_dtype: "
+    "bf16, reduce_dtype: bf16; torch's maintainers reduce in fp32, the default",
+}
+
 E = TypeVar("E", bound=int | str)
 S = TypeVar("S", bound=Section)
 
@@ -433,8 +439,11 @@ def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator
         options.model_validate({key: value for key, value in given.items() if isinstance(key, str)})
     except ValidationError as error:
         for detail in error.errors():
-            if detail["type"] == "extra_forbidden":
-                key, allowed = detail["loc"][0], list(options.model_fields)
+            key = detail["loc"][0]
+            if detail["type"] == "extra_forbidden" and key in REPLACED_OPTIONS:
+                yield f"{path}.{key}: {REPLACED_OPTIONS[str(key)]}"
+            elif detail["type"] == "extra_forbidden":
+                allowed = list(options.model_fields)
                 yield f"{path}.{key}: unknown option of {base}; {hint_at_allowed(key, allowed)}"
             else:
                 yield _explain_error({**detail, "loc": (path, *detail["loc"])})

@@ -120,6 +120,16 @@ class Optimizer(Section):
         description="Weight decay: sgd and adam add it to the gradient, adamw applies it "
         "separately.",
     )
+    decay: Literal["all", "matrices"] = Field(
+        "all",
+        description="Parameters that weight_decay applies to: all, or those of two or more "
+        "dimensions (matrices), so neither norms nor biases.",
+    )
+    clip_norm: Annotated[Number, Field(gt=0)] | None = Field(
+        None,
+        description="Largest norm of the gradient of all parameters together: a larger gradient "
+        "is scaled down to it. null clips nothing.",
+    )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Betas of adam and adamw.")
     eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="Epsilon of adam and adamw.")
 
@@ -159,6 +169,14 @@ class Workload(Section):
         "local",
         description="Batch-norm statistics of each replica's batch (local) or of the global batch "
         "(sync).",
+    )
+    activation_checkpointing: Literal["none", "block"] = Field(
+        "none",
+        description="block keeps only the inputs of the model's blocks and computes the rest again "
+        "in the backward pass.",
+    )
+    compile: Literal["none", "block"] = Field(
+        "none", description="block compiles each of the model's blocks with torch.compile."
     )
     epochs: Count = Field(1, description="Passes over the training images; a test follows each.")
 

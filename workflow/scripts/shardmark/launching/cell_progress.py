@@ -16,7 +16,7 @@ from shardmark.processes.heartbeat import Beat
 
 # Seconds between two writes. People read the file, on a shared file system.
 WRITE_S = 5.0
-TRAINING = ("first_step", "training", "evaluation")
+TRAINING = ("compilation", "first_step", "training", "evaluation")
 
 
 class CellProgress(Section):

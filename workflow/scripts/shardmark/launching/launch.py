@@ -32,6 +32,7 @@ from shardmark.launching.node import (
     is_snakemake,
     report_path,
 )
+from shardmark.launching.site import compile_cache
 from shardmark.processes.ending import end
 from shardmark.processes.tether import tether
 from shardmark.slurm import allocation, queue
@@ -105,7 +106,7 @@ def launch(
         script=script,
         arguments=arguments,
         scratch=scratch,
-        environment=dict(extra_env or {}),
+        environment=compile_cache(cell) | dict(extra_env or {}),
         telemetry=telemetry,
         limit_s=limit_s,
         stall_s=stall_s,

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import CellSite
 from shardmark.errors import UserError
@@ -207,11 +208,27 @@ def make_caches(folder: Path) -> dict[str, str]:
     """Return the variables that put caches and temporary files into a folder.
 
     Each cell gets its own empty folder, so that no cell profits from what another has compiled.
+    For torch.compile, compile_cache takes precedence.
     """
     folders = {name: folder / place for name, place in (CACHES | {"TMPDIR": "tmp"}).items()}
     for path in folders.values():
         path.mkdir()
     return {name: str(path) for name, path in folders.items()}
+
+
+def compile_cache(cell: Cell) -> dict[str, str]:
+    """Return the variables that put torch.compile's cache into the run's folder of results.
+
+    All cells of a matrix share it: the first seed compiles, the others load what it compiled. That
+    changes how long compilation takes, which is a phase of its own, and nothing that is compared.
+    """
+    if cell.compilation == "none":
+        return {}
+    folder = Path("results", cell.run, ".compiled").absolute()
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+    }
 
 
 def enter(site: CellSite, *, cuda: bool, folders: Iterable[Path]) -> None:

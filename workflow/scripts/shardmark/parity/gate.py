@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shardmark.architectures import CIFAR_RESNETS
 from shardmark.cells import Cell, ParityCase
 from shardmark.config.schema import BatchSize, Dataset, Workload
+from shardmark.lanes import lane_of
 from shardmark.measurement.clocks import Phases
 from shardmark.measurement.model_cost import parameters_of
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
@@ -319,7 +320,8 @@ def judge(
     that precision. The tolerance of the first update is a quarter of the error that rounding the
     gradients once to that precision would cause. It can be this tight because the micro-batches
     are computed as in the oracle: only the sum over replicas may differ, and it must be taken in
-    float32.
+    float32. If the variant rounds elsewhere by design (rounds_elsewhere), the first update also has
+    a multiple of the oracle's noise as its tolerance.
     """
     measured = deviation(found, oracles[precision]["trajectory"])
     floor, tolerance = floor_and_tolerance(precision, oracles, case)
@@ -362,7 +364,7 @@ def floor_and_tolerance(
         return floor, Deviation(
             loss=gate.tolerance, first_update=first_update, final_weights=gate.tolerance
         )
-    if case.cell.definition.batchnorm == "local":
+    if case.cell.definition.batchnorm == "local" and not rounds_elsewhere(case):
         # Synchronised batch-norm already sums over replicas in the forward pass, in another order
         # than the oracle, so it keeps the wider floor.
         narrow = oracles[precision]["first_update_floor"]
@@ -375,6 +377,16 @@ def floor_and_tolerance(
         first_update=first_update,
         final_weights=max(gate.tolerance, gate.floor_multiple * floor.final_weights),
     )
+
+
+def rounds_elsewhere(case: ParityCase) -> bool:
+    """Whether a correct training rounds to the timed precision elsewhere than the oracle.
+
+    A framework's own mixed precision stores or reduces other tensors in it than autocast does, and
+    a compiler leaves out the rounding between the operations that it fuses.
+    """
+    recommended = lane_of(case.cell.options) == "as_recommended"
+    return recommended or case.cell.compilation != "none"
 
 
 def judge_real_model(

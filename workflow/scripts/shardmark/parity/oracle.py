@@ -94,7 +94,7 @@ def run_oracle(
     workload = cell.definition
     set_math_mode(workload.precision)
     model = build_model().to(device).train()
-    optimizer = build_optimizer(model.parameters(), workload.optimizer, 0.0)
+    optimizer = build_optimizer(model, workload.optimizer, 0.0)
     scaler = grad_scaler(workload.precision, device)
     pipeline = Pipeline(workload, device)
     padded, labels = pipeline.pad(images.pixels).to(device), images.labels.to(device)
@@ -120,6 +120,9 @@ def run_oracle(
                 loss = nn.functional.cross_entropy(logits.float(), labels[samples])
                 scaler.scale(loss / len(forwards)).backward()  # type: ignore[no-untyped-call]
                 total += loss.item() / len(forwards)
+            if workload.optimizer.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                _clip(model, workload.optimizer.clip_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -129,6 +132,16 @@ def run_oracle(
         if step == 0:
             updated = _parameters(model)
     return Trajectory(losses, initial, updated, _parameters(model))
+
+
+def _clip(model: nn.Module, norm: float) -> None:
+    """Scale the gradient down to a norm, as Pascanu et al. 2013 define it."""
+    gradients = [value.grad for value in model.parameters() if value.grad is not None]
+    total = sum(gradient.double().square().sum() for gradient in gradients) ** 0.5
+    # torch and the frameworks add 1e-6 too, so that no gradient divides by zero.
+    if total + 1e-6 > norm:
+        for gradient in gradients:
+            gradient.mul_(norm / (total + 1e-6))
 
 
 def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tensor]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from shardmark.cells import Cell
 from shardmark.config.schema import Section
+from shardmark.lanes import Lane, lane_of
 from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
     exposed_communication_pct,
@@ -23,7 +24,6 @@ from shardmark.measurement.labels import (
 )
 from shardmark.metrics import Device, HostUse, Metrics, ModelState, StepSplit
 from shardmark.quantities import Quantity
-from shardmark.results.lanes import Lane, lane_of
 from shardmark.results.matrix import PlannedCell
 from shardmark.strategies import STRATEGIES
 

@@ -67,12 +67,15 @@ class Certificate(Section):
         return [row for row in self.rows if row.verdict == "flagged"]
 
 
+ANY = object()
+
+
 @dataclass(frozen=True)
 class Exemption:
     """Why a strategy may have another value than the rest.
 
     Attributes:
-        value: its value; None or an empty list for no value.
+        value: its value; None or an empty list for no value, ANY if every value is right.
         reason: why that value is right.
         required: whether the others' value would be wrong for it.
     """
@@ -137,6 +140,28 @@ def _reduces_nothing(cell: Cell) -> Exemption | None:
     return None
 
 
+def _own_precision(cell: Cell) -> Exemption | None:
+    options = cell.options
+    if options.get("param_dtype", "fp32") != "fp32" or options.get("low_precision_communication"):
+        return Exemption(ANY, "the mixed precision that its framework's maintainers advise")
+    return None
+
+
+def _gathers_its_way(cell: Cell) -> Exemption | None:
+    return _gathers_nothing(cell) or _own_precision(cell)
+
+
+def _reduces_its_way(cell: Cell) -> Exemption | None:
+    native = cell.options.get("low_precision_communication")
+    return _reduces_nothing(cell) or (_own_precision(cell) if native else None)
+
+
+def _compiles_its_way(cell: Cell) -> Exemption | None:
+    if cell.options.get("compile"):
+        return Exemption(True, "its framework's maintainers advise to compile", required=True)
+    return None
+
+
 def _has_no_state(cell: Cell) -> Exemption | None:
     optimizer = cell.definition.optimizer
     record = OPTIMIZERS[optimizer.name]
@@ -189,7 +214,11 @@ SETTINGS = (
         "optimizer settings", lambda effective: effective.optimizer_settings, _optimizer_settings
     ),
     Setting("learning rate of the observed step", lambda effective: effective.learning_rate),
-    Setting("gradient clipping", lambda effective: effective.gradient_clipping, lambda cell: 0.0),
+    Setting(
+        "gradient clipping",
+        lambda effective: effective.gradient_clipping,
+        lambda cell: cell.definition.optimizer.clip_norm or 0.0,
+    ),
     Setting(
         "loss scaling",
         lambda effective: "dynamic" if effective.loss_scaler else "none",
@@ -212,25 +241,34 @@ SETTINGS = (
         lambda effective: effective.accumulate,
         lambda cell: cell.definition.batch.accumulate,
     ),
-    Setting("autocast in the forward pass", lambda effective: effective.autocast, _autocast),
+    Setting(
+        "autocast in the forward pass",
+        lambda effective: effective.autocast,
+        _autocast,
+        exemption=_own_precision,
+    ),
     Setting("precision of parameters", lambda effective: effective.parameter_dtypes, _float32),
     Setting(
         "precision of compute",
         lambda effective: effective.compute_dtypes,
         lambda cell: _autocast(cell) or ["float32"],
     ),
-    Setting("precision of normalisation", lambda effective: effective.normalisation_dtypes),
+    Setting(
+        "precision of normalisation",
+        lambda effective: effective.normalisation_dtypes,
+        exemption=_own_precision,
+    ),
     Setting(
         "precision of the parameter gather",
         lambda effective: effective.gather_dtypes,
         _float32,
-        exemption=_gathers_nothing,
+        exemption=_gathers_its_way,
     ),
     Setting(
         "precision of the gradient reduction",
         lambda effective: effective.reduction_dtypes,
         _float32,
-        exemption=_reduces_nothing,
+        exemption=_reduces_its_way,
     ),
     Setting("precision of gradients", lambda effective: effective.gradient_dtypes, _float32),
     Setting(
@@ -257,7 +295,25 @@ SETTINGS = (
     ),
     Setting("loader", lambda effective: effective.loader),
     Setting("loader workers per replica", lambda effective: effective.loader_workers),
-    Setting("compiled", lambda effective: effective.compiled, lambda cell: False),
+    Setting(
+        "activation checkpointing",
+        lambda effective: "block" if effective.recomputed_units else "none",
+        lambda cell: cell.definition.activation_checkpointing,
+    ),
+    Setting(
+        "blocks computed again in the backward pass", lambda effective: effective.recomputed_units
+    ),
+    Setting(
+        "compiled",
+        lambda effective: effective.compiled and effective.compiled_graphs != 0,
+        lambda cell: cell.definition.compile != "none",
+        exemption=_compiles_its_way,
+    ),
+    Setting(
+        "graphs that torch compiled",
+        lambda effective: effective.compiled_graphs,
+        inherent="a strategy's hooks break a graph where they are",
+    ),
     Setting(
         "cuDNN searches for kernels",
         lambda effective: effective.cudnn_benchmark,
@@ -374,7 +430,7 @@ def _judge(
         cell = results[0].cell
         exemption = setting.exemption(cell) if setting.exemption else None
         wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
-        if exemption and texts[name] == _text(exemption.value):
+        if exemption and (exemption.value is ANY or texts[name] == _text(exemption.value)):
             reasons[exemption.reason] = None
         elif exemption and exemption.required:
             right = f"{_text(exemption.value)} is right: {exemption.reason}"

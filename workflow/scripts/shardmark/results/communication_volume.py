@@ -20,7 +20,7 @@ from shardmark.cells import Cell
 
 FLOAT32_BYTES = 4
 # Shards are padded to equal size, DataParallel broadcasts buffers with the parameters, and FSDP1
-# keeps batch-norm in float32 where the rest is halved. Each is a few per cent.
+# and FSDP2 keep batch-norm in float32 where the rest is halved. Each is a few per cent.
 SLACK = 0.1
 # Synchronised batch-norm exchanges two numbers per channel, rank and micro-batch. It also has two
 # parameters per channel, which are at most 0.9 % of a model (resnet8).
@@ -145,6 +145,8 @@ def _fully_sharded(cell: Cell, parameters: int, unit_parameters: int | None) -> 
         share = unit_parameters / parameters
         gathered = Volume.exactly(unit * share + root * (1 - share))
     reduced = Volume.exactly(1)
-    if options.get("mixed_precision", "none") != "none":
-        return StepVolume(reduced.halved(all_of_it=True), gathered.halved(all_of_it=True))
+    if options.get("reduce_dtype", "fp32") != "fp32":
+        reduced = reduced.halved(all_of_it=True)
+    if options.get("param_dtype", "fp32") != "fp32":
+        gathered = gathered.halved(all_of_it=True)
     return StepVolume(reduced, gathered)

@@ -85,3 +85,5 @@ def allow_cpu() -> None:
     wrapper._setup_streams = set_up_null_streams
     # record_stream raises on a CPU tensor; only FairScale calls it on one.
     cast(Any, Tensor).record_stream = lambda tensor, stream: None
+    # clip_grad_norm_ calls it on the norm.
+    cast(Any, Tensor).cuda = lambda tensor: tensor

@@ -10,12 +10,16 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.parallel import comm
 from torch.optim.optimizer import (
     Optimizer,
@@ -78,7 +82,9 @@ class StepObserver:
         gradients_bytes: size of the gradients when it stepped, the optimizer's and the module's.
         operand_bytes: bytes that the operations read and wrote, without collectives. Each operand
             of each operation counts once, as if nothing were cached or fused.
-        clipping: the norm or value that torch's own clipping was called with; 0.0 without a call.
+        clipping: the norm or value that torch's clipping, or the module's, was called with; 0.0
+            without a call.
+        recomputed: forward passes of checkpointed modules that the backward pass repeated.
         buffers_broadcast: whether one of the module's buffers was itself broadcast.
     """
 
@@ -90,6 +96,8 @@ class StepObserver:
         self.gradients_bytes = 0
         self.operand_bytes = 0
         self.clipping = 0.0
+        self.recomputed = 0
+        self._checkpointed: set[int] = set()
         self.buffers_broadcast = False
         self.seen: dict[str, set[str]] = {name: set() for name in _SETS}
         self.tf32_matmul = self.tf32_convolution = False
@@ -105,6 +113,7 @@ class StepObserver:
         self._buffers = list(module.buffers())
         with ExitStack() as stack:
             for handle in (
+                register_module_forward_pre_hook(self._before_forward),
                 register_module_forward_hook(self._after_forward),
                 register_optimizer_step_pre_hook(self._before_update),
                 register_optimizer_step_post_hook(self._after_update),
@@ -112,8 +121,11 @@ class StepObserver:
                 stack.callback(handle.remove)
             for name, kind in _IN_PROCESS.items():
                 stack.enter_context(_noting(comm, name, self._note_in_process, kind))
-            for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
+            # FSDP1 and FairScale have their own, which knows that gradients are sharded.
+            for owner in (torch.nn.utils, torch.nn.utils.clip_grad, type(module)):
                 for name in ("clip_grad_norm_", "clip_grad_value_"):
+                    if not hasattr(owner, name):
+                        continue
                     stack.enter_context(_noting(owner, name, self._note_clipping, name))
             stack.enter_context(_Operations(self))
             yield
@@ -151,6 +163,14 @@ class StepObserver:
     def _note_clipping(self, name: str, arguments: dict[str, Any]) -> None:
         self.clipping = float(arguments["max_norm" if "max_norm" in arguments else "clip_value"])
 
+    def _before_forward(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # The wrapper itself runs in the forward pass only, the module in it in both passes.
+        if isinstance(module, CheckpointWrapper):
+            self._checkpointed |= {id(child) for child in module.children()}
+            self.recomputed -= 1
+        elif id(module) in self._checkpointed:
+            self.recomputed += 1
+
     def _after_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if "Norm" in type(module).__name__ and isinstance(output, Tensor):
             self.seen["normalisation"].add(_name(output.dtype))
@@ -172,6 +192,8 @@ class StepObserver:
         self.optimizer = optimizer
         group = optimizer.param_groups[0]
         self.settings = {key: group[key] for key in GROUP_SETTINGS if key in group}
+        decays = sorted({float(group["weight_decay"]) for group in optimizer.param_groups})
+        self.settings["weight_decay"] = decays[0] if len(decays) == 1 else decays
         self.learning_rate = float(group["lr"])
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in [*owned, *self._parameters]]
@@ -246,8 +268,13 @@ def effective_config(
         tf32_convolution=observed.tf32_convolution,
         input_formats=seen["input_formats"],
         weight_formats=seen["weight_formats"],
+        # fully_shard gives a module that it shards a class of its own.
         normalisation=sorted(
-            {type(part).__name__ for part in module.modules() if "Norm" in type(part).__name__}
+            {
+                type(part).__name__.removeprefix("FSDP")
+                for part in module.modules()
+                if "Norm" in type(part).__name__
+            }
         ),
         buffers_differ_between_ranks=_buffers_differ(module, strategy.device),
         loader=type(data).__name__,
@@ -258,6 +285,8 @@ def effective_config(
         ),
         cudnn_benchmark=torch.backends.cudnn.benchmark,
         unit_parameters=_unit_parameters(strategy.task),
+        recomputed_units=observed.recomputed // (strategy.accumulate * len(data.replicas)),
+        compiled_graphs=cast(Any, torch._dynamo).utils.counters["stats"]["unique_graphs"],
         collectives=observed.collectives(),
     )
 

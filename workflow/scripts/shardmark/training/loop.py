@@ -32,9 +32,15 @@ from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.training.steady_window import Window, measure_window
 from shardmark.training.strategy import Strategy, Task
 from shardmark.training_result import Divergence, Inspected, RankResult, Step, TrainingResult
+from shardmark.workload.blocks import outermost, wrap_blocks
 from shardmark.workload.data import Batch, TestData, TrainingData, load_images, training_data
 from shardmark.workload.models import build_model, shard_units
-from shardmark.workload.optimizers import build_optimizer, learning_rate_at, peak_learning_rate
+from shardmark.workload.optimizers import (
+    build_optimizer,
+    dimensions_of,
+    learning_rate_at,
+    peak_learning_rate,
+)
 from shardmark.workload.precision import set_math_mode
 
 StrategyClass = Callable[[Task], Strategy]
@@ -48,12 +54,25 @@ def make_task(
     """The task that a strategy gets: the cell's model and optimizer, which it distributes."""
     workload = cell.definition
     rate = peak_learning_rate(workload, cell.gpus)
+
+    def prepared_model() -> nn.Module:
+        model = build(workload, cell.seed)
+        blocks = shard_units(model, workload)
+        wrap_blocks(model, blocks, workload.activation_checkpointing, cell.compilation)
+        return model
+
+    def dimensions() -> dict[str, int]:
+        with torch.device("meta"):
+            return dimensions_of(build(workload, cell.seed))
+
     return Task(
         cell=cell,
         runtime=runtime,
-        build_model=lambda: build(workload, cell.seed),
-        build_optimizer=lambda params: build_optimizer(params, workload.optimizer, rate),
-        shard_units=lambda model: shard_units(model, workload),
+        build_model=prepared_model,
+        build_optimizer=lambda model: build_optimizer(
+            model, workload.optimizer, rate, dimensions()
+        ),
+        shard_units=lambda model: outermost(model, shard_units(model, workload)),
     )
 
 
@@ -159,7 +178,8 @@ class CellTraining:
                         self._train_epoch(epoch)
                     with self.phases("evaluation"):
                         begin = time.monotonic()
-                        self.accuracies.append(self._evaluate())
+                        with torch.compiler.set_stance("force_eager"):
+                            self.accuracies.append(self._evaluate())
                         evaluations.append((begin, time.monotonic()))
                 with self.phases("inspection"):
                     inspected = self._inspect()
@@ -219,7 +239,9 @@ class CellTraining:
         losses: list[Tensor] = []
         for micro_batches in self.data.epoch(epoch):
             if self.steps_done == 0:
-                with self.phases("first_step"):
+                # Compilation is lazy. This step has all of it, because evaluation doesn't compile.
+                compiles = self.cell.compilation != "none"
+                with self.phases("compilation" if compiles else "first_step"):
                     losses.append(self._step(micro_batches))
                     self.runtime.synchronise()
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from shardmark.cells import Cell
 from shardmark.training.runtime import Runtime
+from shardmark.workload.blocks import plain_name
 from shardmark.workload.data import Batch
-from shardmark.workload.precision import autocast, grad_scaler
+from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler
 
 StateDict = dict[str, Tensor]
 
@@ -26,21 +27,31 @@ class Task:
     Attributes:
         cell: the cell, with the strategy's options.
         runtime: this process.
-        build_model: builds the network on the CPU, with the same weights on every rank.
-        build_optimizer: builds the workload's optimizer for the given parameters.
+        build_model: builds the network on the CPU, with the same weights on every rank; its blocks
+            are already checkpointed and compiled, if the workload asks for it.
+        build_optimizer: builds the workload's optimizer for a network, sharded or not.
         shard_units: returns the modules of a built network that are gathered one by one.
     """
 
     cell: Cell
     runtime: Runtime
     build_model: Callable[[], nn.Module]
-    build_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     shard_units: Callable[[nn.Module], list[nn.Module]]
 
     @property
     def precision(self) -> str:
         """The workload's precision."""
         return self.cell.definition.precision
+
+    def low_dtype(self, option: str) -> torch.dtype | None:
+        """The low precision that an option of the strategy sets; None for float32.
+
+        The parity gate also trains in float32, where every option is float32 too.
+        """
+        if self.precision not in AUTOCAST_DTYPES:
+            return None
+        return AUTOCAST_DTYPES.get(self.cell.options[option])
 
 
 class Strategy(ABC):
@@ -52,6 +63,8 @@ class Strategy(ABC):
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
+    # False where the framework's own mixed precision takes the place of autocast.
+    autocasts = True
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -61,7 +74,7 @@ class Strategy(ABC):
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute the logits (batch, classes) of this process's images."""
-        with autocast(self.task.precision, self.device.type):
+        with autocast(self.task.precision if self.autocasts else "fp32", self.device.type):
             logits: Tensor = self.module(batch.images, batch.keys)
         return logits
 
@@ -74,10 +87,19 @@ class Strategy(ABC):
         return nullcontext()
 
     def step(self) -> None:
-        """Apply the accumulated gradient and clear it."""
+        """Clip the accumulated gradient, if the workload asks for it, apply it and clear it."""
+        clip_norm = self.task.cell.definition.optimizer.clip_norm
+        if clip_norm is not None:
+            # The norm is that of the true gradient, not of the scaled one.
+            self.scaler.unscale_(self.optimizer)
+            self.clip(clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+
+    def clip(self, norm: float) -> None:
+        """Scale the gradient of all parameters down to this norm, if its norm is larger."""
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), norm)
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the next step."""
@@ -117,8 +139,8 @@ class Strategy(ABC):
 
 
 def unwrapped(state: StateDict, prefix: str = "module.") -> StateDict:
-    """Copy the tensors to the CPU and remove the prefix that a wrapper adds to each name."""
+    """Copy the tensors to the CPU and remove from their names what wrappers add."""
     return {
-        name.removeprefix(prefix): tensor.detach().to("cpu", copy=True)
+        plain_name(name.removeprefix(prefix)): tensor.detach().to("cpu", copy=True)
         for name, tensor in state.items()
     }

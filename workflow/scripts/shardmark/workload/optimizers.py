@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from shardmark.config.schema import Optimizer, Workload
 from shardmark.optimizers import OPTIMIZERS
+from shardmark.workload.blocks import plain_name
 
 # Fraction of the peak rate for the steps after the training, which are timed and profiled. It is
 # the average of the cosine schedule. At the schedule's end the rate is zero, and no update would
@@ -18,17 +20,37 @@ RATE_AFTER_TRAINING = 0.5
 
 
 def build_optimizer(
-    params: Iterable[nn.Parameter], settings: Optimizer, learning_rate: float
+    model: nn.Module,
+    settings: Optimizer,
+    learning_rate: float,
+    dimensions: Mapping[str, int] | None = None,
 ) -> torch.optim.Optimizer:
-    """Build the workload's torch optimizer with a single parameter group.
+    """Build the workload's torch optimizer for the parameters of a model.
 
-    Groups would need single parameters, and flattened shards no longer have them.
+    Args:
+        model: the network, as a strategy has wrapped or sharded it.
+        settings: the workload's.
+        learning_rate: of every parameter group.
+        dimensions: result of dimensions_of for the network before it was sharded; needed only if
+            ``settings.decay`` tells parameters apart.
     """
     record = OPTIMIZERS[settings.name]
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if settings.decay == "matrices":
+        known = dimensions if dimensions is not None else dimensions_of(model)
+        parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, parameter in model.named_parameters():
+            parts[known[plain_name(name)] > 1].append(parameter)
+        groups = [{"params": parts[True]}, {"params": parts[False], "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer = getattr(torch.optim, record.torch_name)(
-        params, lr=learning_rate, **record.arguments(settings)
+        groups, lr=learning_rate, **record.arguments(settings)
     )
     return optimizer
+
+
+def dimensions_of(model: nn.Module) -> dict[str, int]:
+    """The number of dimensions of each parameter; a shard of a matrix may have fewer."""
+    return {plain_name(name): parameter.ndim for name, parameter in model.named_parameters()}
 
 
 def peak_learning_rate(workload: Workload, gpus: int) -> float:

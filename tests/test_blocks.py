@@ -1,0 +1,72 @@
+"""Checkpointing and compilation of blocks: the order of their wrappers, and names without them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from shardmark.config.schema import Optimizer
+from shardmark.workload.blocks import outermost, plain_name, wrap_blocks
+from shardmark.workload.optimizers import build_optimizer, dimensions_of
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(2)]
+    return nn.Sequential(nn.Linear(4, 8), *blocks, nn.Linear(8, 3))
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    return [part for part in model.modules() if type(part) is nn.Sequential and part is not model]
+
+
+def wrapped(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Sequential, list[nn.Module]]:
+    # Generating code would take half a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model = network()
+    blocks = blocks_of(model)
+    wrap_blocks(model, blocks, "block", "block")
+    return model, outermost(model, blocks)
+
+
+def test_compilation_goes_around_checkpointing_and_strategies_shard_what_is_outermost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, units = wrapped(monkeypatch)
+    assert units == [model[1], model[2]]
+    kinds = [type(part).__name__ for part in units[0].modules()]
+    assert kinds == ["OptimizedModule", "CheckpointWrapper", "Sequential", "Linear", "LayerNorm"]
+    plain = network()
+    assert outermost(plain, blocks_of(plain)) == blocks_of(plain)
+
+
+def test_wrapped_blocks_keep_their_names_and_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _ = wrapped(monkeypatch)
+    plain = network()
+    assert [plain_name(name) for name, _ in model.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
+    inputs = torch.randn(5, 4)
+    for each in (model, plain):
+        each(inputs).square().sum().backward()
+    for mine, its in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad)
+
+
+def test_only_matrices_decay_whatever_shape_their_shards_have() -> None:
+    settings = Optimizer(learning_rate=0.1, weight_decay=0.5, decay="matrices")
+    model = network()
+    known = dimensions_of(model)
+    for parameter in model.parameters():  # as FSDP1 has them
+        parameter.data = parameter.data.flatten()
+    decayed, kept = build_optimizer(model, settings, 0.1, known).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.5, 0.0)
+    assert [parameter.numel() for parameter in decayed["params"]] == [32, 64, 64, 24]
+    assert len(kept["params"]) == len(known) - 4
+    (alone,) = build_optimizer(model, Optimizer(learning_rate=0.1), 0.1).param_groups
+    assert len(alone["params"]) == len(known)
