@@ -8,7 +8,7 @@ from plot import draw_all
 from report_page import render
 from shardmark.config.schema import Config
 from shardmark.figures.data import Data
-from shardmark.report.contents import PAGE_TEMPLATE
+from shardmark.report.contents import GROUPS, PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import Tables, collect, read_tables, write_tables
 from shardmark.statistics.findings import Findings, find, read_findings, write_findings
@@ -39,7 +39,8 @@ def draw_figures(config: Config, root: Path, kind: str = "svg") -> None:
     """Draw all figures of the results under ``root``."""
     for workload in config.matrix.workloads:
         figures = root / f"results/{config.run}/figures" / workload
-        draw_all(data_of(config, root, workload), figures, kinds=[kind])
+        for group, names in GROUPS.items():
+            draw_all(data_of(config, root, workload), figures / group, names, [kind])
 
 
 def write_page(config: Config, root: Path) -> Path:

@@ -51,7 +51,7 @@ def command_of(script: str, config: Config, disk: Path) -> list[str]:
         "compare_strategies": [*tables, "--baseline", "ddp", "--margin", "0.02"],
         "export_tables": tables,
         "plot": [
-            *(*tables, "--workload", "w", "--width-mm", "180"),
+            *(*tables, "--workload", "w", "--group", "measured", "--width-mm", "180"),
             *("--output", str(disk)),
         ],
         "report_page": [

@@ -60,10 +60,10 @@ class Project:
     def matrix(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run("--profile", "profiles/local", *arguments)
 
-    def planned(self) -> dict[str, set[str]]:
+    def planned(self, *options: str) -> dict[str, set[str]]:
         """What a plain run would do now: each rule with the outputs of its jobs."""
         outputs: dict[str, set[str]] = {}
-        plan = self.matrix("-n")
+        plan = self.matrix("-n", *options)
         assert plan.returncode == 0, plan.stdout
         for job in re.split(r"\n(?=\[|local)", plan.stdout):
             if match := re.search(r"rule (\w+):\n", job):
@@ -253,6 +253,12 @@ def test_forced_cell_reruns_alone_and_makes_stale_what_depends_on_it(project: Pr
     assert "train" not in planned
     stale = {"collect", "summarise", "export_tables", "plot", "write_report"}
     assert stale <= planned.keys()
+
+
+def test_the_margin_redraws_only_the_figures_that_it_can_change(project: Project) -> None:
+    planned = project.planned("--config", "report={margin: 0.03}")
+    assert {"compare", "plot_compared", "write_report"} <= planned.keys()
+    assert not {"train", "collect", "plot"} & planned.keys()
 
 
 def test_rerun_with_the_same_result_makes_nothing_stale(project: Project) -> None:

@@ -20,6 +20,9 @@ TABLES = {
 paths = [Path(argument) for argument in sys.argv[1:] if argument.startswith("results/")]
 names, checksums = TABLES.get(Path(sys.argv[0]).stem, ([], ""))
 tables = [paths[0] / name for name in names]
+for folder in paths:
+    if "figures" in folder.parts and not folder.suffix:
+        folder.mkdir(parents=True, exist_ok=True)
 for path in [*(path for path in paths if path.suffix in NAMED), *tables]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

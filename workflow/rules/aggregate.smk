@@ -141,28 +141,56 @@ def figure_labels(wildcards):
     }
 
 
-# A folder, because only the results tell which figures can be drawn.
+def figure_folder(group):
+    """A folder, because only the results tell which figures can be drawn."""
+    return report(
+        directory(f"{FIGURES}/{{workload}}/{group}"),
+        patterns=["{figure}.svg"],
+        category="Figures",
+        caption="../report/figure.rst",
+        labels=figure_labels,
+    )
+
+
+PLOT = (
+    "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q}"
+    " --workload {wildcards.workload} --group {params.group} --width-mm {params.width}"
+    " --output {output:q} > {log:q} 2>&1"
+)
+
+
 rule plot:
     input:
         rules.collect.output,
-        rules.compare.output,
     output:
-        report(
-            directory(f"{FIGURES}/{{workload}}"),
-            patterns=["{figure}.svg"],
-            category="Figures",
-            caption="../report/figure.rst",
-            labels=figure_labels,
-        ),
+        figure_folder("measured"),
     log:
-        f"{FIGURES}/{{workload}}.log",
+        f"{FIGURES}/{{workload}}/measured.log",
     params:
+        group="measured",
         tables=subpath(input[0], parent=True),
         width=CONFIG.report.figure_width_mm,
         # For figure.rst, which includes the caption of each figure.
         captions=os.path.relpath(CAPTIONS),
         code=code_of("plot.py"),
     shell:
-        "{PYTHON:q} {SCRIPTS:q}/plot.py --tables {params.tables:q}"
-        " --workload {wildcards.workload} --width-mm {params.width} --output {output:q}"
-        " > {log:q} 2>&1"
+        PLOT
+
+
+# Separate, because report.margin affects only these figures.
+rule plot_compared:
+    input:
+        rules.collect.output,
+        rules.compare.output,
+    output:
+        figure_folder("compared"),
+    log:
+        f"{FIGURES}/{{workload}}/compared.log",
+    params:
+        group="compared",
+        tables=subpath(input[0], parent=True),
+        width=CONFIG.report.figure_width_mm,
+        captions=os.path.relpath(CAPTIONS),
+        code=code_of("plot.py"),
+    shell:
+        PLOT

@@ -30,6 +30,7 @@ from shardmark.controller.termination import Termination
 from shardmark.measurement.gpu_check import count_gate_ranks, why_no_gpus
 from shardmark.report.contents import (
     FIGURES as FIGURE_TITLES,
+    GROUPS,
     PAGE_TEMPLATE,
     REPORT as CAPTIONS,
     caption_file,

@@ -10,7 +10,9 @@ AGGREGATES += ["write_snakemake_report"]
 if UNSUPPORTED_CELLS:
     AGGREGATES.append("mark_unsupported")
 
-ALL_FIGURES = expand(f"{FIGURES}/{{workload}}", workload=CONFIG.matrix.workloads)
+ALL_FIGURES = expand(
+    f"{FIGURES}/{{workload}}/{{group}}", workload=CONFIG.matrix.workloads, group=GROUPS
+)
 
 
 def nested_snakemake():

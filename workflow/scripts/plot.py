@@ -1,4 +1,4 @@
-"""Draw the figures of one workload."""
+"""Draw one group of the figures of a workload."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardmark.figures.catalogue import draw
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import save
 from shardmark.files import write_text
-from shardmark.report.contents import FIGURE_KINDS, FIGURES, NOT_DRAWN, OUTCOMES
+from shardmark.report.contents import FIGURE_KINDS, GROUPS, NOT_DRAWN
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings
 
@@ -20,7 +20,7 @@ from shardmark.statistics.findings import read_findings
 def draw_all(
     data: Data,
     folder: Path,
-    names: Iterable[str] = (*FIGURES, OUTCOMES),
+    names: Iterable[str],
     kinds: Iterable[str] = FIGURE_KINDS,
 ) -> dict[str, str]:
     """Draw each figure that can be drawn and write it in each format.
@@ -43,16 +43,18 @@ def draw_all(
 
 @one_message
 def main() -> None:
-    """Draw the figures of the workload on the command line."""
+    """Draw the figures that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--workload", required=True, help="name of the workload")
+    parser.add_argument("--group", required=True, choices=GROUPS, help="which figures")
     parser.add_argument("--width-mm", type=float, required=True, help="width of a figure, mm")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
-    tables, findings = read_tables(arguments.tables), read_findings(arguments.tables)
+    tables = read_tables(arguments.tables)
+    findings = read_findings(arguments.tables) if arguments.group == "compared" else None
     data = Data.of(arguments.workload, tables, arguments.width_mm, findings)
-    draw_all(data, arguments.output)
+    draw_all(data, arguments.output, GROUPS[arguments.group])
 
 
 if __name__ == "__main__":

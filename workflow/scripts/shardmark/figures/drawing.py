@@ -242,7 +242,7 @@ def linear(panels: Sequence[Axes], name: Literal["x", "y"]) -> str:
 
 def ticks_across(narrow: bool) -> MaxNLocator:
     """Return as many ticks side by side as a panel has room for."""
-    return MaxNLocator(nbins=3 if narrow else 4, min_n_ticks=3)
+    return MaxNLocator(nbins=3 if narrow else 4, min_n_ticks=2 if narrow else 3)
 
 
 def tick(value: float, _: object = None) -> str:

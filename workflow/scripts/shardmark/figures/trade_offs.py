@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,12 +36,15 @@ LABEL_MM = 9.0
 BEATEN_ALPHA = 0.35
 MARKER_PT = 6.0
 # Where a point's name may be, best first, and how far from it.
-SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-DISTANCES_PT = (4.5, 11.0, 18.0, 26.0)
+SIDES = tuple(
+    (math.cos(math.radians(angle)), math.sin(math.radians(angle)))
+    for angle in (0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 68, 292, 112, 248)
+)
+DISTANCES_PT = (4.5, 8.0, 12.0, 17.0, 24.0, 32.0)
 # A name without a line is this many times nearer to its own point than to any other.
 CLEARLY_NEARER = 1.5
-_ACROSS = {1: "left", 0: "center", -1: "right"}
-_UP = {1: "bottom", 0: "center", -1: "top"}
+_ACROSS: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
+_UP: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
 
 # Medians of each strategy at one GPU count, by column, in the units that the figure shows.
 Points = Mapping[str, Mapping[str, float]]
@@ -150,7 +153,7 @@ def _name_points(panel: Panel, data: Data, points: Points) -> None:
         text.set_in_layout(False)
         for distance, (dx, dy) in itertools.product(DISTANCES_PT, SIDES):
             offset = (distance * dx, distance * dy)
-            text.set(ha=_ACROSS[dx], va=_UP[dy], position=offset)
+            text.set(ha=_ACROSS[round(dx)], va=_UP[round(dy)], position=offset)
             box = text.get_window_extent()
             corners_inside = all(axes.bbox.contains(*corner) for corner in (box.min, box.max))
             if not corners_inside or box.count_overlaps(taken):

@@ -9,8 +9,8 @@ from shardmark.results.cell_rows import QUANTITIES
 REPORT = Path(__file__).resolve().parents[3] / "report"
 PAGE_TEMPLATE = REPORT / "page.html.j2"
 
-# In reading order. A figure is in results/<run>/figures/<workload>/<name>.svg, its caption in
-# workflow/report/<name>.rst, for Snakemake's report and for ours.
+# In reading order. A figure is in results/<run>/figures/<workload>/<group>/<name>.svg, its caption
+# in workflow/report/<name>.rst, for Snakemake's report and for ours.
 FIGURES: dict[str, str] = {
     "answer": "Against the baseline, and against GPUs",
     "trade_off": "Throughput, memory and energy against each other",
@@ -25,6 +25,12 @@ FIGURES: dict[str, str] = {
 }
 # The page shows its table instead.
 OUTCOMES = "outcomes"
+# A job draws a group. ``report.margin`` changes the compared figures only, which show statistics.
+_COMPARED = ("answer", "trade_off", "efficiency")
+GROUPS: dict[str, tuple[str, ...]] = {
+    "measured": tuple(name for name in (*FIGURES, OUTCOMES) if name not in _COMPARED),
+    "compared": _COMPARED,
+}
 # The section of the page that shows a figure; the first screen shows the answer, and the section
 # of details all others.
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -33,7 +39,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "steps": ("step_split",),
     "energy": ("energy", "power", "trade_off"),
 }
-# Beside the figures of a workload, as <name>.json: why some of them could not be drawn. Such a
+# Beside the figures of a group, as <name>.json: why some of them could not be drawn. Such a
 # figure has no file.
 NOT_DRAWN = "not_drawn"
 FIGURE_KINDS = ("svg", "pdf", "png")

@@ -17,7 +17,7 @@ from shardmark.quantities import describe_gpus
 from shardmark.report.answer import Answer, answer
 from shardmark.report.captions import Shown, finding
 from shardmark.report.caveats import caveats
-from shardmark.report.contents import CSV_TABLES, FIGURES, NOT_DRAWN, SECTIONS, caption
+from shardmark.report.contents import CSV_TABLES, FIGURES, GROUPS, NOT_DRAWN, SECTIONS, caption
 from shardmark.report.failures import causes
 from shardmark.report.memory_bars import MemoryBars, memory_bars
 from shardmark.report.overview import (
@@ -245,15 +245,16 @@ def _figures(
 ) -> tuple[dict[str, Picture], list[str]]:
     """Return the figures that could be drawn, and of the others the title with the reason."""
     not_drawn: dict[str, str] = {}
-    for file in sorted(folder.glob(f"{NOT_DRAWN}*.json")):
-        not_drawn |= json.loads(file.read_text())
+    place = {name: folder / group for group, names in GROUPS.items() for name in names}
+    for group in GROUPS:
+        not_drawn |= json.loads((folder / group / f"{NOT_DRAWN}.json").read_text())
     comparison = describe_comparison(cells, baseline)
     says = Shown.of(cells, findings)
     shown = {}
     for name, title in FIGURES.items():
         if name in not_drawn:
             continue
-        path = folder / f"{name}.svg"
+        path = place[name] / f"{name}.svg"
         svg = path.read_text(encoding="utf-8")
         image = base64.b64encode(svg.encode()).decode()
         shown[name] = Picture(
@@ -263,7 +264,7 @@ def _figures(
             caption=f"{caption(name)} {comparison}",
             image=f"data:image/svg+xml;base64,{image}",
             size=_size(svg),
-            file="/".join(path.with_suffix(".pdf").parts[-3:]),
+            file="/".join(path.with_suffix(".pdf").parts[-4:]),
         )
     return shown, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
 
