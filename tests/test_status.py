@@ -118,7 +118,7 @@ def speed(images_per_s: float) -> Throughput:
     """A throughput that no rule marks."""
     return Throughput.model_validate(
         dict.fromkeys(Throughput.model_fields, 100)
-        | {"warmup_converged": True, "images_per_s": images_per_s}
+        | {"warmup_converged": True, "items_per_s": images_per_s}
     )
 
 
