@@ -73,8 +73,8 @@ class Gpt(Section):
     )
     preset: GptPreset | None = Field(
         None,
-        description="A named size, by its number of parameters; it sets every size that is not given "
-        "beside it.",
+        description="A named size, by its number of parameters; it sets every size that is not "
+        "given beside it.",
     )
     layers: Annotated[Count, Field(le=1000)] = Field(description="Number of blocks.")
     width: Annotated[Count, Field(le=100_000)] = Field(description="Features of a token.")
@@ -228,7 +228,8 @@ class Workload(Section, ABC):
     )
     epochs: Count = Field(
         1,
-        description="Passes over the training samples; a test follows each if there are test samples.",
+        description="Passes over the training samples; a test follows each, if there are test "
+        "samples.",
     )
 
     @property
