@@ -79,7 +79,7 @@ def test_an_added_data_set_is_loaded_at_its_own_size(project: Path) -> None:
         dataset = {"name": "synthetic_large", "train_images": 64}
         workload = case_of("ddp", 1, dataset=dataset).cell.definition
         images = load_images(workload, Path(), train=True)
-        print(len(images.labels), workload.classes, workload.test_images)
+        print(len(images.labels), workload.classes, workload.test_samples)
     """
     assert run(project, code).split() == ["64", "1000", "50000"]
 
