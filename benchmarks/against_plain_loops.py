@@ -116,7 +116,7 @@ def pairs(
 def row_of(found: Sequence[tuple[Metrics, dict[str, Any]]]) -> dict[str, Any]:
     """One line of the table, from the rounds of one strategy at one GPU count."""
     first = found[0][0]
-    speeds = [one.throughput.images_per_s for one, _ in found if one.throughput]
+    speeds = [one.throughput.items_per_s for one, _ in found if one.throughput]
     ratios = [speed / loop["images_per_s"] for speed, (_, loop) in zip(speeds, found, strict=True)]
     cells = [startup_of(one) for one, _ in found]
     loops = [loop["phases_s"] for _, loop in found]
@@ -174,7 +174,7 @@ def trap(gpus: int, seconds: float, output: Path) -> str:
     cell = resnet50_cell("dp_search", gpus, measure, variants=variant)
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = run_in(output / "dp_search", cell)
-    speed = f"{metrics.throughput.images_per_s:,.0f}" if metrics.throughput else metrics.status
+    speed = f"{metrics.throughput.items_per_s:,.0f}" if metrics.throughput else metrics.status
     loop = plain_loop("dp", gpus, seconds, "--search")["images_per_s"]
     return (
         f"The trap: dp on {gpus} GPUs with cuDNN's search on (cudnn_benchmark: true): cell {speed} "

@@ -113,7 +113,7 @@ class Checks:
                 assert found is not None
                 step_ms[sampled].append(found.step_ms_mean)
                 if sampled:
-                    speeds.append(found.images_per_s)
+                    speeds.append(found.items_per_s)
         costs = [
             100 * (on / off - 1) for on, off in zip(step_ms[True], step_ms[False], strict=True)
         ]
@@ -213,12 +213,12 @@ def strategy_row(metrics: Metrics) -> list[str]:
     off = sum(seconds or 0.0 for seconds in shares.values()) - total
     return [
         title(metrics),
-        f"{speed.images_per_s:,.0f}",
+        f"{speed.items_per_s:,.0f}",
         f"{speed.step_ms_p50:.2f}",
         f"{speed.step_ms_p99:.2f}",
-        _number(energy.energy_per_image_j, 4),
+        _number(energy.energy_per_item_j, 4),
         _number(energy.energy_disagreement_pct, 2),
-        _number(energy.energy_net_per_image_j, 4),
+        _number(energy.energy_net_per_item_j, 4),
         _number(energy.power_w, 0),
         _number(metrics.devices[0].idle_power_w, 0),
         f"{100 * off / total:.2f}",

@@ -134,8 +134,8 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             for rank in range(cell.gpus)
         ],
         "throughput": Throughput(
-            images_per_s=speed,
-            images_per_s_per_gpu=speed / cell.gpus,
+            items_per_s=speed,
+            items_per_s_per_gpu=speed / cell.gpus,
             step_ms_mean=step_ms,
             step_ms_p50=step_ms,
             step_ms_p90=step_ms * 1.02,
@@ -176,7 +176,7 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
         ],
         "devices": devices,
         "efficiency": Efficiency(
-            energy_per_image_j=0.04,
+            energy_per_item_j=0.04,
             energy_per_epoch_j=0.04 * 49_152,
             power_w=600.0 * cell.gpus,
             utilization_pct=95.0 - place,
@@ -308,10 +308,10 @@ def write_crowded(root: Path) -> Config:
             own = random.Random(cell.strategy).uniform(0.9, 1.05)
             metrics = metrics_of(cell)
             assert metrics.throughput is not None
-            speed = metrics.throughput.images_per_s * own * cell.gpus**-0.06
-            throughput = metrics.throughput.model_copy(update={"images_per_s": speed})
+            speed = metrics.throughput.items_per_s * own * cell.gpus**-0.06
+            throughput = metrics.throughput.model_copy(update={"items_per_s": speed})
             efficiency = Efficiency(
-                energy_per_image_j=600 * cell.gpus / speed,
+                energy_per_item_j=600 * cell.gpus / speed,
                 energy_per_epoch_j=600 * cell.gpus / speed * 49_152,
                 power_w=600.0 * cell.gpus * own,
                 utilization_pct=90 * own,

@@ -58,8 +58,8 @@ def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Me
         status="ok",
         time_s=Times(total_s=60 + 1e6 / images_per_s, epochs_s=[1e5 / images_per_s] * 2),
         throughput=Throughput(
-            images_per_s=images_per_s,
-            images_per_s_per_gpu=images_per_s,
+            items_per_s=images_per_s,
+            items_per_s_per_gpu=images_per_s,
             step_ms_mean=step_ms,
             step_ms_p50=step_ms,
             step_ms_p90=step_ms,
@@ -71,7 +71,7 @@ def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Me
             slowest_rank=0,
         ),
         devices=[GPU],
-        efficiency=Efficiency(energy_per_image_j=400 / images_per_s, memory_peak_bytes=10 * GIB),
+        efficiency=Efficiency(energy_per_item_j=400 / images_per_s, memory_peak_bytes=10 * GIB),
     )
 
 

@@ -40,6 +40,7 @@ def cell_row(strategy: str, seed: int, images_per_s: float, **changes: Any) -> d
         "precision": "bf16",
         "batchnorm": "local",
         "device": "cuda",
+        "unit": "images",
         "images_per_s": images_per_s,
         "memory_used_peak_bytes": 10 * 2**30,
         "energy_per_image_j": 400 / images_per_s,

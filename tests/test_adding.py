@@ -74,12 +74,12 @@ def test_an_added_strategy_passes_the_parity_gate_at_two_ranks(project: Path) ->
 def test_an_added_data_set_is_loaded_at_its_own_size(project: Path) -> None:
     code = """
         from parity_cases import case_of
-        from shardmark.workload.data import load_images
+        from shardmark.workload.vision.images import load_images
         from pathlib import Path
         dataset = {"name": "synthetic_large", "train_images": 64}
         workload = case_of("ddp", 1, dataset=dataset).cell.definition
         images = load_images(workload, Path(), train=True)
-        print(len(images.labels), workload.classes, workload.test_images)
+        print(len(images.labels), workload.classes, workload.test_samples)
     """
     assert run(project, code).split() == ["64", "1000", "50000"]
 

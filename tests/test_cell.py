@@ -60,7 +60,7 @@ def test_steps_csv_holds_every_step_of_every_rank(metrics: Metrics, folder: Path
         for rank in ("0", "1")
     }
     slowest = max(sum(steps) for steps in steady.values())
-    assert throughput.images_per_s == pytest.approx(
+    assert throughput.items_per_s == pytest.approx(
         16 * throughput.steps / (slowest / 1000), rel=1e-4
     )
 

@@ -42,7 +42,7 @@ def test_a_cell_depends_on_its_launcher_and_on_all_that_its_ranks_import(strateg
         "shardmark/measurement/telemetry.py",
         "shardmark/training/loop.py",
         "shardmark/training/strategy.py",
-        "shardmark/workload/models.py",
+        "shardmark/workload/vision/models.py",
         "shardmark/workload/data.py",
         "shardmark/training/runtime.py",
         "shardmark/measurement/gpu_check.py",  # imported in a function, when something went wrong

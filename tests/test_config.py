@@ -449,8 +449,8 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         ("less than or equal to",),
     ),
     "a speed of a workload that is not there": (
-        changed(cluster__expected_images_per_s={"smal": 100}),
-        "cluster.expected_images_per_s",
+        changed(cluster__expected_items_per_s={"smal": 100}),
+        "cluster.expected_items_per_s",
         ("unknown workload 'smal'", "did you mean 'small'?"),
     ),
     "a data directory that is not there": (

@@ -24,7 +24,7 @@ from small_matrix import ROOT, cell_at, matrix
 
 CUDA: dict[str, Any] = {
     "cluster__device": "cuda",
-    "cluster__expected_images_per_s": {"small": 10},
+    "cluster__expected_items_per_s": {"small": 10},
     "matrix__strategies": ["ddp"],
 }
 
@@ -51,12 +51,12 @@ def test_a_time_limit_follows_from_epochs_window_and_gpus() -> None:
     assert limit_of(gpus=2) == 10
     assert limit_of(workloads__small__epochs=20) == 38
     assert limit_of(measure__steady_max_s=120) == 16
-    assert limit_of(cluster__expected_images_per_s={"small": 100}) == 6
+    assert limit_of(cluster__expected_items_per_s={"small": 100}) == 6
 
 
 def test_a_time_limit_is_never_above_the_one_that_is_set_for_all() -> None:
     assert limit_of(cluster__time_limit_minutes=9) == 9
-    assert limit_of(cluster__expected_images_per_s={}) == 120
+    assert limit_of(cluster__expected_items_per_s={}) == 120
 
 
 def test_a_time_limit_is_no_part_of_a_cells_definition() -> None:
@@ -98,7 +98,7 @@ def test_results_of_a_shorter_run_say_how_long_a_cell_takes(tmp_path: Path) -> N
     cell = cell_of(short, "small", "ddp", 2, 0)
     result = metrics_of(cell, 4.0)
     assert result.throughput is not None
-    rate = result.throughput.model_copy(update={"images_per_s_per_gpu": 2.0})
+    rate = result.throughput.model_copy(update={"items_per_s_per_gpu": 2.0})
     times = Times(total_s=50, training_s=10, evaluation_s=5, warmup_s=1, steady_s=0.2)
     leave(tmp_path, result.model_copy(update={"throughput": rate, "time_s": times}))
     jobs = cells(matrix(**CUDA), tmp_path)
@@ -116,7 +116,7 @@ def test_a_result_of_another_batch_says_nothing(tmp_path: Path) -> None:
 
 
 def test_the_plan_names_what_is_not_known(tmp_path: Path) -> None:
-    config = matrix(**CUDA | {"cluster__expected_images_per_s": {}})
+    config = matrix(**CUDA | {"cluster__expected_items_per_s": {}})
     text = "\n".join(cost_lines(config, estimate_costs(config, tmp_path), 80))
     assert "120 min       ?" in text
     assert "The likely sums leave out small, of whose speed nothing is known" in text

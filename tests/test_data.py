@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from parity_cases import case_of
-from shardmark.config.schema import Workload
+from shardmark.config.schema import VisionWorkload
 from shardmark.workload.data import (
-    Images,
     LoadedTrainingData,
     TestData,
     TrainingData,
     epoch_order,
-    synthetic_images,
     training_data,
 )
 from shardmark.workload.keyed_random import KeyedDropout, draw, sample_keys
+from shardmark.workload.vision.images import Pipeline, synthetic_images
+from shardmark.workload.vision.workload import Vision
 
 CPU = torch.device("cpu")
 
 
-def workload(**dataset: object) -> Workload:
-    return case_of(
+def workload(**dataset: object) -> VisionWorkload:
+    definition = case_of(
         "ddp", 1, dataset={"name": "synthetic", "train_images": 64, "loader_workers": 1} | dataset
     ).cell.definition
+    assert isinstance(definition, VisionWorkload)
+    return definition
 
 
-def data_of(replicas: range, world: int, definition: Workload | None = None) -> TrainingData:
-    images = synthetic_images(64, 32, 10, stream=0)
+def data_of(replicas: range, world: int, definition: VisionWorkload | None = None) -> TrainingData:
+    vision = Vision(definition or workload())
     return training_data(
-        images,
-        definition or workload(),
+        vision,
+        vision.rows(Path(), train=True),
         seed=7,
         replicas=replicas,
         replica_count=world,
@@ -92,12 +96,14 @@ def test_the_ragged_last_batch_is_dropped_and_every_epoch_is_a_permutation() -> 
 
 
 def test_augmentation_crops_shifts_and_flips_within_its_bounds() -> None:
-    images = synthetic_images(512, 32, 10, stream=0)
+    vision = Vision(workload(train_images=512))
+    rows = vision.rows(Path(), train=True)
     data = training_data(
-        images, workload(), 0, replicas=range(1), replica_count=1, per_replica=512, device=CPU
+        vision, rows, 0, replicas=range(1), replica_count=1, per_replica=512, device=CPU
     )
     [batch] = next(iter(data.epoch(0)))
-    plain = data.pipeline.to_model(images.pixels[epoch_order(0, 0, 512)])
+    images = synthetic_images(512, 32, 10, stream=0)
+    plain = Pipeline(vision.definition, CPU).to_model(images.pixels[epoch_order(0, 0, 512)])
     unchanged = (batch.images == plain).flatten(1).all(dim=1).float().mean().item()
     # One crop in 81 is the middle one, and half of those are not flipped.
     assert 0 < unchanged < 0.03
@@ -107,10 +113,11 @@ def test_augmentation_crops_shifts_and_flips_within_its_bounds() -> None:
 
 
 def test_images_come_in_channels_last_and_are_resized_to_the_models_side() -> None:
-    images = Images(synthetic_images(8, 32, 10, stream=0).pixels, torch.arange(8))
     definition = workload(name="cifar10", train_images=64, image_size=64)
+    pixels = Pipeline(definition, CPU).pad(synthetic_images(8, 32, 10, stream=0).pixels)
+    rows = (pixels, torch.arange(8))
     data = training_data(
-        images, definition, 0, replicas=range(1), replica_count=1, per_replica=8, device=CPU
+        Vision(definition), rows, 0, replicas=range(1), replica_count=1, per_replica=8, device=CPU
     )
     [batch] = next(iter(data.epoch(0)))
     assert batch.images.shape == (8, 3, 64, 64)
@@ -133,11 +140,13 @@ def test_dropout_masks_follow_the_sample_not_its_place() -> None:
 
 @pytest.mark.parametrize(("images", "world"), [(10, 1), (10, 3), (7, 4), (64, 2)])
 def test_every_test_image_counts_once_in_batches_of_equal_number(images: int, world: int) -> None:
-    split = Images(torch.zeros(images, 32, 32, 3, dtype=torch.uint8), torch.arange(images))
+    rows = torch.zeros(images, 32, 32, 3, dtype=torch.uint8), torch.arange(images)
     seen: list[int] = []
     batches = set()
     for rank in range(world):
-        data = TestData(split, workload(), rank=rank, world_size=world, batch_size=4, device=CPU)
+        data = TestData(
+            Vision(workload()), rows, rank=rank, world_size=world, batch_size=4, device=CPU
+        )
         batches.add(data.batches)
         for batch, counted in data:
             seen += batch.labels[counted].tolist()

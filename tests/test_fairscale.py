@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from real_cells import cell_named
 from shardmark.processes.heartbeat import Heartbeat
-from shardmark.training.loop import load_images, make_task, take_step, training_data
+from shardmark.training.loop import make_task, take_step, training_data
 from shardmark.training.runtime import start_runtime
+from shardmark.workload.built_in import workload_of
 from train_fairscale_fsdp import FairscaleFsdp
 
 STEPS = 3
@@ -44,10 +45,11 @@ def test_hooks_do_not_pile_up(one_process: None, release: bool, left: int) -> No
     cell = cell_named("fairscale_fsdp", gpus=1, batch={"global": 16, "accumulate": 2})
     cell = cell.model_copy(update={"options": cell.options | {"release_hooks": release}})
     runtime = start_runtime(cell)
-    strategy = FairscaleFsdp(make_task(cell, runtime))
+    workload = workload_of(cell.definition)
+    strategy = FairscaleFsdp(make_task(cell, runtime, workload))
     data = training_data(
-        load_images(cell.definition, Path(), train=True),
-        cell.definition,
+        workload,
+        workload.rows(Path(), train=True),
         cell.seed,
         replicas=runtime.replicas,
         replica_count=1,

@@ -21,8 +21,8 @@ from torchvision.datasets import CIFAR10
 from fetch_data import fetch
 from parity_cases import case_of
 from shardmark.errors import UserError
-from shardmark.workload.data import load_images
-from shardmark.workload.data_files import why_outdated
+from shardmark.workload.vision.data_files import why_outdated
+from shardmark.workload.vision.images import load_images
 from test_workflow import CONFIG, SCRIPTS, Project, copy_project
 
 BATCHES = [f"data_batch_{index}" for index in range(1, 6)]

@@ -49,15 +49,15 @@ def changed(path: Path, field: str, value: object) -> Path:
     ("field", "value"),
     [
         ("throughput", []),
-        ("throughput.images_per_s", float("inf")),
-        ("throughput.images_per_s", "Infinity"),
-        ("throughput.images_per_s", float("nan")),
-        ("throughput.images_per_s", -1),
-        ("throughput.images_per_s", 0),
-        ("throughput.images_per_s", 1e300),
-        ("throughput.images_per_s", 1e-300),
-        ("throughput.images_per_s", "7"),
-        ("throughput.images_per_s", True),
+        ("throughput.items_per_s", float("inf")),
+        ("throughput.items_per_s", "Infinity"),
+        ("throughput.items_per_s", float("nan")),
+        ("throughput.items_per_s", -1),
+        ("throughput.items_per_s", 0),
+        ("throughput.items_per_s", 1e300),
+        ("throughput.items_per_s", 1e-300),
+        ("throughput.items_per_s", "7"),
+        ("throughput.items_per_s", True),
         ("throughput.steps", 10**400),
         ("throughput.steps", -1),
         ("time_s.epochs_s", {"a": 1}),
@@ -229,3 +229,16 @@ def test_a_number_in_a_csv_stays_one(value: object) -> None:
     assert for_csv(value) == value
     table = pd.DataFrame({"name": ["=1"], "value": [-3.5], "count": [7], "none": [None]})
     assert csv_text(table) == "name,value,count,none\n'=1,-3.5,7,\n"
+
+
+def test_a_result_from_before_language_models_is_read_under_its_old_names(tmp_path: Path) -> None:
+    now = metrics_of(cell())
+    raw = json.loads(now.model_dump_json(by_alias=True))
+    assert raw["throughput"].pop("unit") == "images"
+    for section in (raw["throughput"], raw["efficiency"], raw["roofs"] or {}):
+        for name in [name for name in section if "item" in name]:
+            section[name.replace("item", "image")] = section.pop(name)
+    assert raw["throughput"]["images_per_s"] > 0
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(raw))
+    assert read_metrics(path) == now

@@ -13,13 +13,12 @@ from shardmark.metrics import Deviation, Parity, PrecisionParity, read_parity
 from shardmark.parity import oracle
 from shardmark.parity.gate import (
     deviation,
-    gate_images,
     judge,
     summary_difference,
     surrogate_cell,
 )
 from shardmark.parity.oracle import Trajectory, run_oracle, taken_until_it_updates
-from shardmark.workload.models import build_surrogate
+from shardmark.workload.built_in import workload_of
 
 
 def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_right(
@@ -28,14 +27,16 @@ def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_righ
     # ResNet-50 at 224 px in float16 on two H100: the ranks' losses are twice as large as a
     # replica's share in the oracle's, so they left out one step more.
     cell = surrogate_cell(case_of("ddp", 1, precision="fp16"), "fp16")
+    workload = workload_of(cell.definition)
 
     def train(scale: float) -> Trajectory:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         monkeypatch.setattr(oracle, "grad_scaler", lambda *_: scaler)
         found = run_oracle(
             cell,
-            gate_images(cell),
-            lambda: build_surrogate(cell.definition, cell.seed),
+            workload,
+            workload.rows(Path(), train=True),
+            lambda: workload.surrogate(cell.seed),
             steps=2,
             device=torch.device("cpu"),
         )

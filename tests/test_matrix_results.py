@@ -131,7 +131,7 @@ def test_json_that_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
     ("changes", "place"),
     [
         ({"status": "fine"}, "status"),
-        ({"throughput": {"images_per_s": "fast"}}, "throughput.images_per_s"),
+        ({"throughput": {"items_per_s": "fast"}}, "throughput.items_per_s"),
         ({"cell": None}, "cell"),
         ({"colour": "red"}, "colour"),
     ],

@@ -23,7 +23,7 @@ def measured(speed: float, **device: Any) -> Metrics:
     """A result on a GPU; ``device`` are changes to that GPU."""
     good = metrics_of(CELL)
     assert good.throughput is not None
-    throughput = good.throughput.model_copy(update={"images_per_s": speed})
+    throughput = good.throughput.model_copy(update={"items_per_s": speed})
     devices = [one.model_copy(update=device) for one in good.devices]
     return judge(good.model_copy(update={"throughput": throughput, "devices": devices}))
 
@@ -54,7 +54,7 @@ def run(output: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             assert [path.name for path in scratch.iterdir()] == ["owner.json"], "as a new folder"
             result = next(attempts)
             if result.throughput:
-                (scratch / "steps.csv").write_text(str(result.throughput.images_per_s))
+                (scratch / "steps.csv").write_text(str(result.throughput.items_per_s))
             return result
 
         monkeypatch.setattr(run_cell, "run_cell", attempt)
@@ -86,7 +86,7 @@ def test_a_device_fault_is_measured_again_and_the_second_result_counts(
 ) -> None:
     counts = run(throttled(500), measured(900))
     assert counts.throughput is not None
-    assert (counts.throughput.images_per_s, steps_beside(output)) == (900, 900)
+    assert (counts.throughput.items_per_s, steps_beside(output)) == (900, 900)
     assert counts.device_faults == []
     (label,) = (label for label in counts.labels if label.startswith("measured twice"))
     assert "the first measurement had a device fault: throttled: GPU 0" in label

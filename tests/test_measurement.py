@@ -173,11 +173,11 @@ def test_the_mean_weighs_time_not_samples() -> None:
 def test_one_device_that_does_not_know_makes_the_cells_energy_unknown() -> None:
     known = Device(**GPU, energy_counter_j=100.0, energy_net_j=60.0, power_mean_w=50.0)
     unknown = Device(**GPU)
-    both = summarise_cell([known, known], images=10, images_per_epoch=1000)
-    assert both.energy_per_image_j == 20
-    assert both.energy_net_per_image_j == 12
+    both = summarise_cell([known, known], items=10, items_per_epoch=1000)
+    assert both.energy_per_item_j == 20
+    assert both.energy_net_per_item_j == 12
     assert both.energy_per_epoch_j == 20_000
-    assert summarise_cell([known, unknown], 10, 1000).energy_per_image_j is None
+    assert summarise_cell([known, unknown], 10, 1000).energy_per_item_j is None
     assert summarise_cell([known, unknown], 10, 1000).energy_per_epoch_j is None
     assert summarise_cell([known, unknown], 10, 1000).power_w is None
 
@@ -217,8 +217,8 @@ def test_processes_that_are_not_the_cells(
 
 
 def test_throughput_is_the_slowest_ranks() -> None:
-    summary = summarise_steps([[10.0] * 100, [20.0] * 100], images=64)
-    assert summary["images_per_s"] == pytest.approx(64 / 0.020)
+    summary = summarise_steps([[10.0] * 100, [20.0] * 100], items=64)
+    assert summary["items_per_s"] == pytest.approx(64 / 0.020)
     assert summary["slowest_rank"] == 1
     assert summary["step_ms_p50"] == 20
 

@@ -17,16 +17,18 @@ from shardmark.architectures import (
     is_vit,
     smallest_image_px,
 )
-from shardmark.config.schema import Workload
+from shardmark.config.schema import VisionWorkload
 from shardmark.parity.gate import surrogate_cell
-from shardmark.workload.models import build_model, build_surrogate, shard_units
+from shardmark.workload.vision.models import build_model, build_surrogate, shard_units
 
 # Models whose stem there is a choice of.
 STEMS = {name for name in MODELS if is_resnet(name)} - set(CIFAR_RESNETS)
 
 
-def workload(name: str, **model: object) -> Workload:
-    return case_of("ddp", 1, model={"name": name} | model).cell.definition
+def workload(name: str, **model: object) -> VisionWorkload:
+    definition = case_of("ddp", 1, model={"name": name} | model).cell.definition
+    assert isinstance(definition, VisionWorkload)
+    return definition
 
 
 def test_every_offered_model_is_torchvisions_or_our_own() -> None:
@@ -67,12 +69,11 @@ def test_a_surrogate_has_the_blocks_of_its_model_and_gradients_everywhere(block:
     case = case_of(
         "ddp", 1, model={"name": name}, dataset={"name": "synthetic", "image_size": side}
     )
-    cell = surrogate_cell(case, "fp32")
-    model = build_surrogate(cell.definition, seed=0)
-    assert len(shard_units(model, cell.definition)) >= 2
-    images = torch.randn(
-        4, 3, cell.definition.dataset.image_size, cell.definition.dataset.image_size
-    )
+    definition = surrogate_cell(case, "fp32").definition
+    assert isinstance(definition, VisionWorkload)
+    model = build_surrogate(definition, seed=0)
+    assert len(shard_units(model, definition)) >= 2
+    images = torch.randn(4, 3, definition.dataset.image_size, definition.dataset.image_size)
     loss = nn.functional.cross_entropy(model(images, torch.arange(4)), torch.arange(4))
     loss.backward()
     squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]

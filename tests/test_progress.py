@@ -112,8 +112,8 @@ def lines(shown: Matrix) -> list[str]:
 
 def ok(cell: Cell) -> Metrics:
     throughput = Throughput(
-        images_per_s=14500.4,
-        images_per_s_per_gpu=14500.4,
+        items_per_s=14500.4,
+        items_per_s_per_gpu=14500.4,
         step_ms_mean=1,
         step_ms_p50=1,
         step_ms_p90=1,

@@ -24,7 +24,7 @@ def probe_of(tflops: float, gb_per_s: float) -> Probe:
 
 
 def test_a_memory_bound_cell_says_so_with_its_figures() -> None:
-    roofs = compute_roofs([probe_of(780, 4000)], 7_800_000_000, 160_000_000, 15_000)
+    roofs = compute_roofs([probe_of(780, 4000)], 7_800_000_000, 160_000_000, 15_000, "images")
     assert roofs.achieved_tflops == pytest.approx(117)
     assert roofs.peak_share_pct == pytest.approx(15)
     assert roofs.achieved_gb_per_s == pytest.approx(2400)
@@ -37,14 +37,14 @@ def test_a_memory_bound_cell_says_so_with_its_figures() -> None:
 
 
 def test_the_slowest_gpu_gives_the_roofs() -> None:
-    roofs = compute_roofs([probe_of(780, 4000), probe_of(600, 100)], 10**9, 10**5, 1000)
+    roofs = compute_roofs([probe_of(780, 4000), probe_of(600, 100)], 10**9, 10**5, 1000, "images")
     assert (roofs.peak_tflops, roofs.bandwidth_gb_per_s) == (600, 100)
     assert roofs.bound == "compute"
 
 
 def test_without_all_operations_nothing_is_said_of_memory() -> None:
-    roofs = compute_roofs([probe_of(780, 4000)], 10**9, None, 1000)
-    assert (roofs.bound, roofs.memory_roof_images_per_s, roofs.statement) == (None, None, None)
+    roofs = compute_roofs([probe_of(780, 4000)], 10**9, None, 1000, "images")
+    assert (roofs.bound, roofs.memory_roof_items_per_s, roofs.statement) == (None, None, None)
 
 
 def test_operand_bytes_are_those_that_operations_read_and_write() -> None:
@@ -69,11 +69,11 @@ def test_a_real_cell_has_its_probes_and_roofs() -> None:
     assert isinstance(roofs, Roofs)
     assert metrics.throughput is not None
     assert roofs.achieved_tflops == pytest.approx(
-        roofs.flops_per_image * metrics.throughput.images_per_s_per_gpu / 1e12
+        roofs.flops_per_item * metrics.throughput.items_per_s_per_gpu / 1e12
     )
     assert 0 < roofs.peak_share_pct < 100
     # Every activation of ResNet-8 is read and written several times in bfloat16.
-    assert 1_000_000 < (roofs.bytes_per_image or 0) < 20_000_000
+    assert 1_000_000 < (roofs.bytes_per_item or 0) < 20_000_000
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU DataParallel makes no replicas")
@@ -88,5 +88,5 @@ def test_strategies_that_compute_alike_move_alike() -> None:
     one, other = (metrics_of_run(strategy).roofs for strategy in ("ddp", "fsdp2"))
     assert one is not None
     assert other is not None
-    assert one.flops_per_image == other.flops_per_image
-    assert one.bytes_per_image == pytest.approx(other.bytes_per_image, rel=0.25)
+    assert one.flops_per_item == other.flops_per_item
+    assert one.bytes_per_item == pytest.approx(other.bytes_per_item, rel=0.25)

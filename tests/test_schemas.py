@@ -71,7 +71,7 @@ def test_the_data_dictionary_tells_each_column_its_unit_and_when_it_is_empty() -
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("images_per_s", "images/s"), ("window_s", "s"), ("step_ms_p50", "ms"), ("seed", "")],
+    [("images_per_s", "items/s"), ("window_s", "s"), ("step_ms_p50", "ms"), ("seed", "")],
 )
 def test_a_name_carries_its_unit(name: str, unit: str) -> None:
     assert unit_of(name) == unit
@@ -88,7 +88,7 @@ def test_the_reference_names_every_key_that_the_default_configuration_sets() -> 
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     # What a user names in these is not a key.
     del raw["variants"]
-    raw["cluster"]["expected_images_per_s"] = 0
+    raw["cluster"]["expected_items_per_s"] = 0
     lines = export_schemas.reference().splitlines()
     for key in keys(raw, ""):
         assert sum(line.startswith(f"| `{key}` |") for line in lines) == 1, key
@@ -117,6 +117,13 @@ def test_the_shipped_configurations_fit_the_schema(overlay: str | None) -> None:
         (changed(matrix__seeds=[]), "$.matrix.seeds"),
         (changed(workloads__small__precision="fp8"), "$.workloads.small.precision"),
         (changed(workloads__small__img=1), "$.workloads.small"),
+        (
+            changed(
+                workloads__small__model={"name": "gpt", "preset": "gpt_1b4"},
+                workloads__small__dataset={"name": "cifar10"},
+            ),
+            "$.workloads.small.dataset.name",
+        ),
         (changed(measure=None), "$.measure"),
         (changed(workloads={}), "$.workloads"),
     ],
@@ -130,7 +137,7 @@ def test_the_result_of_a_real_cell_fits_the_schema(tmp_path: Path) -> None:
     metrics = run_cell(cell_at("ddp"), tmp_path)
     assert metrics.status == "ok", metrics.failure
     written = json.loads(metrics.model_dump_json(by_alias=True, indent=1))
-    assert written["throughput"]["images_per_s"] > 0
+    assert written["throughput"]["items_per_s"] > 0
     assert errors("metrics", written) == []
     assert errors("cell", written["cell"]) == []
     assert errors("metrics", written | {"status": "fine"}) == ["$.status"]

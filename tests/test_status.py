@@ -118,7 +118,7 @@ def speed(images_per_s: float) -> Throughput:
     """A throughput that no rule marks."""
     return Throughput.model_validate(
         dict.fromkeys(Throughput.model_fields, 100)
-        | {"warmup_converged": True, "images_per_s": images_per_s}
+        | {"warmup_converged": True, "unit": "images", "items_per_s": images_per_s}
     )
 
 
@@ -196,8 +196,8 @@ def test_each_end_of_a_cell_is_a_state() -> None:
 
 
 def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
-    fields = Throughput.model_fields
-    window = Throughput.model_validate(dict.fromkeys(fields, 1) | {"warmup_converged": True})
+    fields, known = Throughput.model_fields, {"warmup_converged": True, "unit": "images"}
+    window = Throughput.model_validate(dict.fromkeys(fields, 1) | known)
     shared = Device(index=0, node="n1", kind="gpu", name="GPU", samples=9, foreign_processes=2)
     leave(cell_at(), throughput=window, devices=[shared])
     status = only()

@@ -57,7 +57,7 @@ def test_there_is_a_row_per_cell_and_a_row_per_epoch(config: Config, tmp_path: P
     row = next(row for row in collected.cells if (row.strategy, row.gpus, row.seed) == key)
     metrics = metrics_of(cell_of(config, "w", "fsdp2", 2, 1))
     assert metrics.throughput is not None
-    assert row.images_per_s == metrics.throughput.images_per_s
+    assert row.images_per_s == metrics.throughput.items_per_s
     assert row.parity == "passed"
     assert row.power_w == 1200
     assert row.memory_used_peak_bytes == 17 * 2**30 + 1, "of the fullest device"
@@ -144,7 +144,7 @@ def test_the_summary_gives_medians_with_the_range_and_the_ratio(
     ddp = dict(zip(two.headings, two.rows[1], strict=True))
     assert ddp["Throughput / DDP"] == "1.000"
     speeds = sorted(
-        metrics_of(cell_of(config, "w", "ddp", 2, seed)).throughput.images_per_s  # type: ignore[union-attr]
+        metrics_of(cell_of(config, "w", "ddp", 2, seed)).throughput.items_per_s  # type: ignore[union-attr]
         for seed in range(3)
     )
     low, middle, high = (format_number(speed) for speed in speeds)
@@ -172,7 +172,7 @@ def faulty(config: Config, strategy: str, seed: int) -> Metrics:
     """A cell ten times as fast as its like, on GPUs that it shared."""
     good = metrics_of(cell_of(config, "w", strategy, 1, seed))
     assert good.throughput is not None
-    speed = good.throughput.model_copy(update={"images_per_s": 150_000.0})
+    speed = good.throughput.model_copy(update={"items_per_s": 150_000.0})
     shared = [device.model_copy(update={"foreign_processes": 2}) for device in good.devices]
     return good.model_copy(update={"devices": shared, "throughput": speed})
 

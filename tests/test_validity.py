@@ -75,8 +75,8 @@ def result(
     **measured: Any,
 ) -> Metrics:
     steady: dict[str, Any] = {
-        "images_per_s": 1000.0,
-        "images_per_s_per_gpu": 1000.0,
+        "items_per_s": 1000.0,
+        "items_per_s_per_gpu": 1000.0,
         "step_ms_mean": 10.0,
         "step_ms_p50": 10.0,
         "step_ms_p90": 10.0,
@@ -320,9 +320,9 @@ def test_a_counter_and_power_that_contradict_each_other_give_no_energy() -> None
     assert judgement.labels == [f"energy: {words}"]
     assert excluded(judgement) == "", "a label excludes nothing"
     (device,) = judgement.devices
-    cell = summarise_cell(judgement.devices, images=10, images_per_epoch=100)
-    assert (cell.energy_per_image_j, cell.energy_per_epoch_j, cell.power_w) == (None, None, None)
-    assert cell.energy_net_per_image_j is None
+    cell = summarise_cell(judgement.devices, items=10, items_per_epoch=100)
+    assert (cell.energy_per_item_j, cell.energy_per_epoch_j, cell.power_w) == (None, None, None)
+    assert cell.energy_net_per_item_j is None
     assert cell.energy_refused == words
     assert cell.energy_disagreement_pct == pytest.approx(-75)
     assert device.energy_counter_j == pytest.approx(4000), "the reading itself is kept"
@@ -336,9 +336,9 @@ def test_gpus_that_disagree_in_opposite_directions_do_not_cancel_out() -> None:
         )
         for pct in (20.0, -20.0)
     ]
-    assert summarise_cell(both, 10, 100).energy_per_image_j is None
+    assert summarise_cell(both, 10, 100).energy_per_item_j is None
     near = [one.model_copy(update={"energy_disagreement_pct": 9.0}) for one in both]
-    assert summarise_cell(near, 10, 100).energy_per_image_j is not None
+    assert summarise_cell(near, 10, 100).energy_per_item_j is not None
 
 
 def hosted(*ranks: dict[str, Any]) -> Metrics:
@@ -515,7 +515,7 @@ def test_a_window_of_steps_that_update_nothing_is_not_the_same_training() -> Non
 
 def control(images_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:
     fed = {"name": "synthetic", "train_images": 64, "test_images": 16} | dataset
-    return result(cell=cell_named(strategy, dataset=fed), images_per_s=images_per_s)
+    return result(cell=cell_named(strategy, dataset=fed), items_per_s=images_per_s)
 
 
 def loaded(images_per_s: float) -> Metrics:

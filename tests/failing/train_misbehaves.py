@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shardmark.launching.rank import main
-from shardmark.workload.data import Batch
+from shardmark.workload.contract import Inputs
 from train_ddp import Ddp
 
 
@@ -21,10 +21,10 @@ class Misbehaving(Ddp):
 
     steps = 0
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         self.steps += 1
-        logits = super().forward(batch)
-        return logits * misbehave(os.environ["MISBEHAVIOUR"], logits) if self.its_turn else logits
+        loss = super().forward(inputs)
+        return loss * misbehave(os.environ["MISBEHAVIOUR"], loss) if self.its_turn else loss
 
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)
@@ -39,12 +39,12 @@ class Misbehaving(Ddp):
         return self.steps == 4 and runtime.rank == runtime.world_size - 1
 
 
-def misbehave(how: str, logits: Tensor) -> float:
+def misbehave(how: str, loss: Tensor) -> float:
     match how:
         case "no number":
             return float("nan")
         case "out of memory":
-            torch.empty(2**50, device=logits.device)
+            torch.empty(2**50, device=loss.device)
         case "hang":
             time.sleep(600)
         case "crash":

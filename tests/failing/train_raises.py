@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shardmark.launching.rank import main
-from shardmark.workload.data import Batch
+from shardmark.workload.contract import Inputs
 from train_ddp import Ddp
 
 
@@ -15,12 +15,12 @@ class Failing(Ddp):
 
     steps = 0
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         self.steps += 1
         runtime = self.task.runtime
         if self.steps == 2 and runtime.rank == runtime.world_size - 1:
             fail(os.environ["FAILURE"])
-        return super().forward(batch)
+        return super().forward(inputs)
 
 
 def fail(kind: str) -> None:

@@ -9,9 +9,9 @@ from train_ddp import Ddp
 right_order = data.epoch_order
 
 
-def other_order(seed: int, epoch: int, images: int) -> Tensor:
+def other_order(seed: int, epoch: int, samples: int) -> Tensor:
     """The next seed's order."""
-    return right_order(seed + 1, epoch, images)
+    return right_order(seed + 1, epoch, samples)
 
 
 if __name__ == "__main__":

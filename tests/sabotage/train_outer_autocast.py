@@ -14,6 +14,7 @@ from torch import Tensor
 import train_deepspeed
 from shardmark.launching.rank import main
 from shardmark.training.strategy import Task
+from shardmark.workload.contract import Inputs
 from shardmark.workload.precision import autocast
 
 engine_config = train_deepspeed.engine_config
@@ -29,11 +30,11 @@ train_deepspeed.engine_config = without_autocast
 
 
 class OuterAutocast(train_deepspeed.Zero):
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         with autocast(self.task.precision, self.device.type):
             torch.set_autocast_enabled("cuda", True)
             try:
-                return super().forward(batch)
+                return super().forward(inputs)
             finally:
                 torch.set_autocast_enabled("cuda", False)
 

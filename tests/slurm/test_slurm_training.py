@@ -64,5 +64,5 @@ def test_every_strategy_on_1_2_and_4_gpus_with_two_seeds(project: SlurmProject) 
         assert metrics.throughput is not None
         print(
             f"{strategy:16} gpus {gpus} seed {seed}: {job['NodeList']:7} {job['AllocTRES']} "
-            f"{job['ElapsedRaw']:>3} s, {metrics.throughput.images_per_s:.0f} images/s"
+            f"{job['ElapsedRaw']:>3} s, {metrics.throughput.items_per_s:.0f} images/s"
         )

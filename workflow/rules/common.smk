@@ -55,7 +55,7 @@ from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, build_reque
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
-from shardmark.workload.data_files import why_outdated
+from shardmark.workload.vision.data_files import why_outdated
 
 if workflow.is_main_process:
     # Otherwise Snakemake would fail later, with a traceback.

@@ -3,12 +3,15 @@ def data_dir_at(wildcards):
 
 
 def data_at(wildcards):
-    """The record of a cell's data set; synthetic images have none.
+    """The record of a cell's data set, or the user's own files; generated samples have neither.
 
-    ancient: fetching a data set again does not change it, so its cells need not run again.
+    ancient: fetching a data set again does not change it, so its cells need not run again. A file
+    of the user's may change, and then they must.
     """
-    dataset = cell_at(wildcards).definition.dataset.name
-    return ancient(f"{RESULTS}/data/{dataset}.json") if dataset in FETCHED else []
+    definition = cell_at(wildcards).definition
+    if definition.dataset.name in FETCHED:
+        return ancient(f"{RESULTS}/data/{definition.dataset.name}.json")
+    return definition.own_files
 
 
 def all_data(wildcards):

@@ -211,7 +211,7 @@ def draw(comparison: SetComparison, names: tuple[str, str], margin: float) -> Fi
     axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(FuncFormatter(signed_tick))
     axes.set_xlabel(
-        f"images/s of {names[1]} against {names[0]}, %, with 95 % intervals; "
+        f"throughput of {names[1]} against {names[0]}, %, with 95 % intervals; "
         f"band: the margin of {100 * margin:g} %",
         fontsize=8,
     )

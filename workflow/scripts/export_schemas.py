@@ -6,13 +6,12 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from shardmark.cells import Cell
-from shardmark.config.schema import Config
+from shardmark.config.schema import WORKLOADS, Config, VisionWorkload, Workload
 from shardmark.config.values import LARGEST
 from shardmark.metrics import Metrics, Parity
 from shardmark.report.data_dictionary import dictionary
@@ -32,9 +31,10 @@ HEAD = "| key | allowed | default | meaning |\n|---|---|---|---|"
 
 def schemas() -> dict[Path, str]:
     """Return the text of every schema by its file, relative to the project."""
-    known = {name: _schema(model) for name, model in MODELS.items()}
+    plain = {name: _schema(model) for name, model in MODELS.items()}
+    known = {name: _with_kinds_by_model(schema) for name, schema in plain.items()}
     # An overlay contains only the keys that it changes; null removes a key.
-    known["overlay"] = _without_required(known["config"])
+    known["overlay"] = _without_required(plain["config"])
     return {
         Path("workflow/schemas", f"{name}.schema.json"): json.dumps(
             {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1
@@ -44,14 +44,35 @@ def schemas() -> dict[Path, str]:
     }
 
 
+def _with_kinds_by_model(schema: Any) -> Any:
+    """Return a schema in which the model's name decides what kind of workload is expected.
+
+    Where one of several kinds is expected, an editor cannot say which key of a workload is wrong.
+    """
+    if isinstance(schema, list):
+        return [_with_kinds_by_model(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kinds = [{"$ref": f"#/$defs/{model.__name__}"} for model in WORKLOADS.values()]
+    if schema.get("oneOf") == kinds:
+        vision, language = kinds
+        is_gpt = {"properties": {"name": {"const": "gpt"}}, "required": ["name"]}
+        condition = {"properties": {"model": is_gpt}, "required": ["model"]}
+        return {"if": condition, "then": language, "else": vision}
+    return {key: _with_kinds_by_model(value) for key, value in schema.items()}
+
+
 def _without_required(schema: Any) -> Any:
-    """Return a schema in which every key is optional."""
+    """Return a schema in which every key is optional.
+
+    A part of a workload may then fit every kind of workload, so "one of" becomes "any of".
+    """
     if isinstance(schema, list):
         return [_without_required(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     return {
-        key: _without_required(value)
+        "anyOf" if key == "oneOf" else key: _without_required(value)
         for key, value in schema.items()
         if not (key == "required" and isinstance(value, list))
     }
@@ -84,19 +105,28 @@ def _options() -> Iterator[tuple[str, type[BaseModel]]]:
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        section, named = _section_of(field)
-        if section is None:
-            yield _row(f"`{key}`", model, name)
+        if field.annotation == Config.model_fields["workloads"].annotation:
+            yield from _workload_rows(f"{key}.<name>.")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _rows(field.annotation, f"{key}.")
         else:
-            yield from _rows(section, f"{key}.<name>." if named else f"{key}.")
+            yield _row(f"`{key}`", model, name)
 
 
-def _section_of(field: FieldInfo) -> tuple[type[BaseModel] | None, bool]:
-    """Return the section that a key contains, if any, and whether the user names its entries."""
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind, kind is not field.annotation
-    return None, False
+def _workload_rows(prefix: str) -> Iterator[str]:
+    """Yield what all kinds of workload share, then what images and language models add."""
+    yield from _rows(Workload, prefix)
+    for kind, model in WORKLOADS.items():
+        for name, field in model.model_fields.items():
+            if name in Workload.model_fields:
+                continue
+            key = f"{prefix}{name}"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                rows = _rows(field.annotation, f"{key}.")
+            else:
+                rows = iter([_row(f"`{key}`", model, name)])
+            mark = "|" if model is VisionWorkload else f"| {kind}:"
+            yield from (row.replace("|", mark, 1) for row in rows)
 
 
 def _row(key: str, model: type[BaseModel], name: str) -> str:
@@ -117,6 +147,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     """Describe the JSON Schema of one value in words."""
     if "anyOf" in schema:
         return " or ".join(_allowed(part) for part in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     if schema.get("type") == "array":

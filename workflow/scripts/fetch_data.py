@@ -13,7 +13,7 @@ from shardmark.datasets import FETCHED, DatasetName
 from shardmark.disk import disk_errors_explained
 from shardmark.errors import UserError
 from shardmark.files import write_text
-from shardmark.workload.data_files import record_of, torchvision_class, why_not_whole
+from shardmark.workload.vision.data_files import record_of, torchvision_class, why_not_whole
 
 
 def fetch(dataset: DatasetName, folder: Path, *, download: bool) -> dict[str, object]:

@@ -39,9 +39,9 @@ def figures_to_compare(metrics: Metrics) -> dict[str, float | None]:
     losses = metrics.loss.per_epoch if metrics.loss else []
     return {f"loss of epoch {index + 1}": loss for index, loss in enumerate(losses)} | {
         "final accuracy": metrics.accuracy.final if metrics.accuracy else None,
-        "images/s": throughput.images_per_s if throughput else None,
+        f"{metrics.cell.definition.unit}/s": throughput.items_per_s if throughput else None,
         "step p50, ms": throughput.step_ms_p50 if throughput else None,
-        "energy an image, J": efficiency.energy_per_image_j if efficiency else None,
+        "energy per item, J": efficiency.energy_per_item_j if efficiency else None,
         "memory, bytes": efficiency.memory_peak_bytes if efficiency else None,
     }
 

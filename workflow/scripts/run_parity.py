@@ -137,7 +137,7 @@ def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool)
     reasons = [result.reason for result in precisions if result.reason]
     if real is not None and not real.passed:
         reasons.append(
-            f"{real.precision}: the first steps of {case.cell.definition.model.name} itself "
+            f"{real.precision}: the first steps of the real model "
             f"deviate by {real.deviation:.1e}, tolerance {real.tolerance:.1e}"
         )
     return verdict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -45,10 +45,9 @@ class Zero(Strategy):
         if task.cell.compilation == "model":
             self.module.compile(compile_kwargs={"dynamic": False})
 
-    def forward(self, batch: Any) -> Tensor:
-        """Compute the logits; the engine disables an outer autocast and enters its own."""
-        logits: Tensor = self.module(batch.images, batch.keys)
-        return logits
+    def autocast(self) -> AbstractContextManager[object]:
+        """None: the engine disables an outer autocast and enters its own."""
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient; the engine itself divides the loss by the number of micro-batches."""

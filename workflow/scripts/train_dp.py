@@ -11,28 +11,29 @@ from torch.nn import DataParallel
 
 from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
-from shardmark.workload.data import Batch
+from shardmark.workload.contract import Inputs
 from shardmark.workload.precision import autocast
 
 
-class AutocastInside(nn.Module):
-    """A network that enters autocast itself.
+class LossInside(nn.Module):
+    """A network that enters autocast and computes its loss itself.
 
-    DataParallel passes an outer autocast on to its replicas' threads without its dtype, so they
-    would compute in float16 when bfloat16 is configured.
+    DataParallel gathers the output of its replicas on device 0: for a language model's logits that
+    alone would be gigabytes. It passes an outer autocast on to its replicas' threads without its
+    dtype, so they would compute in float16 when bfloat16 is configured.
     """
 
-    def __init__(self, inner: nn.Module, precision: str, device_type: str) -> None:
+    def __init__(self, inner: nn.Module, task: Task) -> None:
         super().__init__()
         self.inner = inner
-        self.precision = precision
-        self.device_type = device_type
+        self.task = task
 
-    def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Compute the network's logits under autocast."""
-        with autocast(self.precision, self.device_type):
-            logits: Tensor = self.inner(images, keys)
-        return logits
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Compute a replica's loss (1,) in training, and the scores (b,) of its samples after."""
+        workload = self.task.workload
+        compute = workload.loss if self.training else workload.evaluate
+        with autocast(self.task.precision, inputs[0].device.type):
+            return compute(self.inner, inputs).reshape(-1)
 
 
 class LastingThreads(DataParallel[Any]):
@@ -80,7 +81,7 @@ class Dp(Strategy):
 
     Nothing else that torch keeps per thread slows DataParallel. Handles of cuDNN and cuBLAS come
     from pools that outlive a thread. Autograd computes gradients in its own threads, which persist.
-    DataParallel passes the grad mode on, but not autocast's dtype (see AutocastInside).
+    DataParallel passes the grad mode on, but not autocast's dtype (see LossInside).
     """
 
     module: DataParallel[Any]
@@ -97,16 +98,21 @@ class Dp(Strategy):
             searches = task.cell.gpus == 1 or lasting
         if not searches:
             torch.backends.cudnn.benchmark = False
-        model = AutocastInside(task.build_model(), task.precision, self.device.type).to(self.device)
+        model = LossInside(task.build_model(), task).to(self.device)
         self.module = (
             LastingThreads(model, devices) if lasting else DataParallel(model, devices or None)
         )
         self.optimizer = task.build_optimizer(model.inner)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Compute the logits (batch, classes) of all replicas' images, gathered on device 0."""
-        logits: Tensor = self.module(batch.images, batch.keys)
-        return logits
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Compute the sum of all replicas' losses, on device 0."""
+        losses: Tensor = self.module(*inputs)
+        return losses.sum()
+
+    def evaluate(self, inputs: Inputs) -> Tensor:
+        """Compute the scores of all replicas' samples, gathered on device 0."""
+        scores: Tensor = self.module(*inputs)
+        return scores
 
     def full_state_dict(self) -> StateDict:
         """The state of device 0, which has all parameters."""

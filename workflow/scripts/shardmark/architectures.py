@@ -6,6 +6,8 @@ compares the names with torchvision's own list.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 # Fully sharded strategies gather one unit at a time. Without a unit per block they would gather
 # the whole model at once, which saves no memory and overlaps nothing. So models without known
 # blocks are not offered.
@@ -80,3 +82,23 @@ WITH_BATCH_NORM = set(filter(is_resnet, MODELS))
 def is_vit(model: str) -> bool:
     """Whether the model is a torchvision VisionTransformer, which needs the image size."""
     return BLOCK_OF_MODEL[model] == "EncoderBlock"
+
+
+# Sizes of language models by their parameters; the vocabulary is GPT-2's 50,257 tokens, rounded up
+# to a multiple of 128. The two small ones are GPT-2's, which ties its embedding to its output.
+GptPreset = Literal["gpt_0b12", "gpt_0b35", "gpt_1b4", "gpt_3b9", "gpt_5b1", "gpt_8b5"]
+
+
+def _gpt(layers: int, width: int, heads: int, *, tied: bool) -> dict[str, Any]:
+    sizes = {"layers": layers, "width": width, "heads": heads, "tied": tied}
+    return sizes | {"context": 1024, "vocabulary": 50_304}
+
+
+GPT_PRESETS: dict[Any, dict[str, Any]] = {
+    "gpt_0b12": _gpt(12, 768, 12, tied=True),
+    "gpt_0b35": _gpt(24, 1024, 16, tied=True),
+    "gpt_1b4": _gpt(24, 2048, 16, tied=False),
+    "gpt_3b9": _gpt(32, 3072, 24, tied=False),
+    "gpt_5b1": _gpt(36, 3328, 26, tied=False),
+    "gpt_8b5": _gpt(40, 4096, 32, tied=False),
+}

@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from shardmark.architectures import WITH_BATCH_NORM
 from shardmark.config.schema import (
+    AnyWorkload,
     CellSite,
     Config,
     Measure,
     ParityGate,
     Section,
-    Workload,
     base_and_options,
 )
 from shardmark.config.values import Count, Name, RunName, Seed
@@ -42,7 +41,7 @@ class Cell(Section):
     scaling: Literal["strong", "weak"]
     global_batch_size: Count
     per_gpu_batch_size: Count
-    definition: Workload
+    definition: AnyWorkload
     measure: Measure
     data_dir: str
     site: CellSite = Field(default_factory=lambda: CellSite())
@@ -77,13 +76,18 @@ class Cell(Section):
 
     @property
     def micro_batch_size(self) -> int:
-        """Images in one forward pass of one replica."""
+        """Samples in one forward pass of one replica."""
         return self.per_gpu_batch_size // self.definition.batch.accumulate
+
+    @property
+    def items_per_step(self) -> int:
+        """Images or tokens of one step, over all replicas."""
+        return self.global_batch_size * self.definition.items_per_sample
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch; the incomplete last batch is dropped."""
-        return self.definition.train_images // self.global_batch_size
+        return self.definition.train_samples // self.global_batch_size
 
     @property
     def compilation(self) -> Literal["none", "block", "model"]:
@@ -93,12 +97,12 @@ class Cell(Section):
     @property
     def unsupported(self) -> str | None:
         """Why the strategy cannot run this cell, or None."""
-        has_batchnorm = self.definition.model.name in WITH_BATCH_NORM
+        statistics = self.definition.batchnorm_statistics
         place = Place(
             gpus=self.gpus,
             nodes=self.nodes,
             device=self.device,
-            batchnorm=self.definition.batchnorm if has_batchnorm else None,
+            batchnorm=statistics if statistics != "none" else None,
             precision=self.definition.precision,
             compilation=self.compilation,
             decay=self.definition.optimizer.decay,

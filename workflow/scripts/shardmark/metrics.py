@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError, with_config
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from shardmark.cells import Cell, recorded_fingerprint
@@ -30,6 +30,13 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 MaybeInfinite = Annotated[float, Field(strict=False)]
 # JSON stores it as a list.
 Interval = Annotated[tuple[Change, Change], Field(strict=False)]
+
+
+def _renamed(name: str, before: str, default: Any = ...) -> Any:
+    """A field that results from before language models have under another name."""
+    return Field(default, validation_alias=AliasChoices(name, before))
+
+
 # Files in the folder of a metrics.json that belong to it.
 SIDE_FILES = ("steps.csv", "telemetry*.csv")
 
@@ -49,14 +56,17 @@ class Failure(Record):
 
 
 class Loss(Record):
-    """Mean training loss over all images of an epoch, before each step's update."""
+    """Mean training loss over all images or tokens of an epoch, before each step's update."""
 
     per_epoch: list[MaybeInfinite]
     final: MaybeInfinite | None
 
 
 class Accuracy(Record):
-    """Share of test images classified correctly, with replica 0's batch-norm statistics."""
+    """Share of test images classified correctly, with replica 0's batch-norm statistics.
+
+    Language models have none.
+    """
 
     per_epoch: list[Share]
     final: Share | None
@@ -103,6 +113,7 @@ class Windows(Record):
 class Throughput(Record):
     """Steady state: uninterrupted steps after the training, on the slowest rank.
 
+    ``unit`` is what an item is: images, tokens.
     ``half_width_pct`` is the half-width of the 95 % confidence interval of the mean step, from 20
     batch means, as a share of that mean; the window ended when it was small enough, or at its cap.
     ``drift_pct`` is how much slower the last third of the steps is than the first, by a straight
@@ -111,8 +122,9 @@ class Throughput(Record):
     the window, on all ranks together.
     """
 
-    images_per_s: Positive
-    images_per_s_per_gpu: Positive
+    unit: str = "images"
+    items_per_s: Positive = _renamed("items_per_s", "images_per_s")
+    items_per_s_per_gpu: Positive = _renamed("items_per_s_per_gpu", "images_per_s_per_gpu")
     step_ms_mean: Positive
     step_ms_p50: Positive
     step_ms_p90: Positive
@@ -146,20 +158,28 @@ class Probe(Record):
 class Roofs(Record):
     """What one GPU achieves compared with the peaks that the cell's probe measured.
 
+    FLOPs are those of the model's forward and backward pass, by ``measurement/model_cost.py``; what
+    activation checkpointing computes again is not among them. So ``peak_share_pct`` is the model
+    FLOPs utilisation (MFU) against the measured peak.
+
     Bytes are those that operations read and write if nothing is cached or fused; null if not all
     operations could be observed (DataParallel's replicas run in threads).
     """
 
-    flops_per_image: Total
-    bytes_per_image: Total | None
+    flops_per_item: Total = _renamed("flops_per_item", "flops_per_image")
+    bytes_per_item: Total | None = _renamed("bytes_per_item", "bytes_per_image")
     peak_tflops: Amount
     bandwidth_gb_per_s: Amount
     achieved_tflops: Amount
     peak_share_pct: Amount
     achieved_gb_per_s: Amount | None
     bandwidth_share_pct: Amount | None
-    compute_roof_images_per_s: Amount
-    memory_roof_images_per_s: Amount | None
+    compute_roof_items_per_s: Amount = _renamed(
+        "compute_roof_items_per_s", "compute_roof_images_per_s"
+    )
+    memory_roof_items_per_s: Amount | None = _renamed(
+        "memory_roof_items_per_s", "memory_roof_images_per_s"
+    )
     bound: Bound | None
     statement: str | None
 
@@ -222,7 +242,7 @@ class Memory(Record):
     """The model's state on each rank, and what ZeRO's formulas predict for a rank.
 
     ``at_rest_bytes`` is all memory that torch's allocator has allocated on a rank's device between
-    two steps: the state, the images, and the framework's own buffers; null on a CPU.
+    two steps: the state, the samples, and the framework's own buffers; null on a CPU.
     """
 
     parameters: Total
@@ -291,9 +311,11 @@ class Efficiency(Record):
     has neither energy nor power; each device still records both of its values.
     """
 
-    energy_per_image_j: Amount | None = None
+    energy_per_item_j: Amount | None = _renamed("energy_per_item_j", "energy_per_image_j", None)
     energy_per_epoch_j: Amount | None = None
-    energy_net_per_image_j: Change | None = None
+    energy_net_per_item_j: Change | None = _renamed(
+        "energy_net_per_item_j", "energy_net_per_image_j", None
+    )
     energy_disagreement_pct: Change | None = None
     energy_refused: str | None = None
     power_w: Amount | None = None

@@ -13,7 +13,8 @@ class Quantity:
 
     Attributes:
         label: its name.
-        unit: unit of the shown number; empty for a plain number.
+        unit: unit of the shown number; empty for a plain number. ``item`` in it is an image or a
+            token.
         scale: factor from the column's number to the shown number.
         better: which direction is better; None if neither is.
         figure: name of the figure that shows one dot per run.
@@ -39,6 +40,11 @@ class Quantity:
         if device == "cpu" and self.label_on_cpu:
             return replace(self, label=self.label_on_cpu)
         return self
+
+    def of(self, unit: str) -> Quantity:
+        """Return the quantity with its unit in terms of what cells.csv names as ``unit``."""
+        words = self.unit.replace("items", unit).replace("item", unit.removesuffix("s"))
+        return replace(self, unit=words)
 
 
 def describe_gpus(device: str, count: int) -> str:

@@ -21,10 +21,10 @@ GATE_S = 30.0
 def limit_minutes(cluster: Cluster, cell: Cell) -> int:
     """Return the minutes after which a cell is stopped and recorded as a time-out.
 
-    This is cluster.time_limit_minutes, or less if cluster.expected_images_per_s says how fast the
+    This is cluster.time_limit_minutes, or less if cluster.expected_items_per_s says how fast the
     workload should be. A shorter limit lets Slurm start the job in a gap between others (backfill).
     """
-    expected = cluster.expected_images_per_s.get(cell.workload)
+    expected = cluster.expected_items_per_s.get(cell.workload)
     if expected is None:
         return cluster.time_limit_minutes
     seconds = (
@@ -38,21 +38,21 @@ def limit_minutes(cluster: Cluster, cell: Cell) -> int:
     return min(cluster.time_limit_minutes, math.ceil(seconds / 60))
 
 
-def expected_s(cell: Cell, images_per_s: float, start_s: float = START_S) -> float:
+def expected_s(cell: Cell, items_per_s: float, start_s: float = START_S) -> float:
     """Return the expected seconds of a cell from its launch to its end.
 
     Args:
         cell: the cell.
-        images_per_s: throughput of one GPU.
+        items_per_s: images or tokens per second of one GPU.
         start_s: seconds in which the cell neither trains nor measures.
     """
     measure = cell.measure
-    return start_s + measure.idle_s + training_s(cell, images_per_s) + measure.steady_min_s
+    return start_s + measure.idle_s + training_s(cell, items_per_s) + measure.steady_min_s
 
 
-def training_s(cell: Cell, images_per_s: float) -> float:
+def training_s(cell: Cell, items_per_s: float) -> float:
     """Return the seconds of the training, its evaluations and the longest possible warm-up."""
     workload = cell.definition
-    images = workload.epochs * (workload.train_images + workload.test_images) / cell.gpus
-    images += cell.measure.warmup_max_steps * cell.per_gpu_batch_size
-    return images / images_per_s
+    samples = workload.epochs * (workload.train_samples + workload.test_samples) / cell.gpus
+    samples += cell.measure.warmup_max_steps * cell.per_gpu_batch_size
+    return samples * workload.items_per_sample / items_per_s

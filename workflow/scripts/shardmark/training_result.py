@@ -47,8 +47,8 @@ class Inspected(Section):
     """What the inspection of one step showed."""
 
     effective_config: EffectiveConfig
-    flops_per_image: int
-    bytes_per_image: int | None
+    flops_per_item: int
+    bytes_per_item: int | None
     memory: Memory
 
 
@@ -65,7 +65,7 @@ class TrainingResult(Section):
     Attributes:
         diverged: set if the loss diverged; then there is no window.
         loss: mean training loss of each epoch.
-        accuracy: test accuracy after each epoch.
+        accuracy: test accuracy after each epoch; empty without evaluation.
         epochs_s: training time of each epoch.
         windows: windows of rank 0.
         throughput: throughput of the slowest rank.

@@ -24,18 +24,23 @@ from shardmark.architectures import (
     smallest_image_px,
 )
 from shardmark.config.schema import (
+    WORKLOADS,
     BatchSize,
     Cluster,
     Config,
     Data,
     Dataset,
+    Gpt,
     Matrix,
     Measure,
     Model,
     Optimizer,
     Schedule,
     Section,
+    Tokens,
     Workload,
+    WorkloadKind,
+    kind_of,
 )
 from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
@@ -45,6 +50,7 @@ from shardmark.strategies import STRATEGIES
 REPLACED = {
     "measure.steady_s": "was replaced by steady_min_s, steady_max_s and steady_half_width_pct: the "
     "timed window ends when the mean step time is precise (config/README.md)",
+    "cluster.expected_images_per_s": "is now expected_items_per_s, in images or tokens",
     "validity": "was removed: only a device fault excludes a cell (docs/method.md); leave it out",
 }
 
@@ -58,6 +64,8 @@ E = TypeVar("E", bound=int | str)
 S = TypeVar("S", bound=Section)
 
 MOST_CHARACTERS = 80
+# Different tokens of a text: its bytes.
+BYTES = 256
 # Names that results/<run>/ uses for something else, and that parity/<workload>/ has beside the
 # strategies' folders.
 RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "reruns", "tables")
@@ -158,6 +166,9 @@ _EXPECTED = {
 def _explain_error(detail: Any) -> str:
     """Return one of pydantic's errors as a line of the message."""
     location, kind, given = list(detail["loc"]), detail["type"], detail.get("input")
+    workload_kind = None
+    if location[:1] == ["workloads"] and len(location) > 2 and location[2] in WORKLOADS:
+        workload_kind = location.pop(2)  # pydantic's, not a key
     if location and location[-1] == "[key]":
         return f"{_path(location[:-2])}: {format_value(given)} is no name; {_NAME_RULE}"
     if kind == "invalid_key":  # pydantic's location shows the key true as 1
@@ -167,7 +178,8 @@ def _explain_error(detail: Any) -> str:
         case "extra_forbidden" if path in REPLACED:
             return f"{path}: {REPLACED[path]}"
         case "extra_forbidden" | "invalid_key":
-            return f"{path}: unknown key; {hint_at_allowed(location[-1], _keys_at(location[:-1]))}"
+            allowed = _keys_at(location[:-1], workload_kind)
+            return f"{path}: unknown key; {hint_at_allowed(location[-1], allowed)}"
         case "missing":
             return f"{path}: missing" + ("" if path.endswith("]") else ", and it has no default")
         case "literal_error":
@@ -207,13 +219,14 @@ def _without_quotes(value: object, kind: str) -> str:
     return f"{mantissa}{point}e{sign}{exponent}"
 
 
-def _keys_at(location: Sequence[int | str]) -> list[str]:
+def _keys_at(location: Sequence[int | str], workload_kind: WorkloadKind | None) -> list[str]:
     """Return the keys that a section of the configuration may have."""
     model: type[BaseModel] = Config
+    if workload_kind is not None:
+        model, location = WORKLOADS[workload_kind], location[2:]
     for part in location:
         field = model.model_fields.get(str(part))
-        if field is None:  # a name the user chose, under workloads
-            continue
+        assert field is not None
         for candidate in (field.annotation, *get_args(field.annotation)):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
@@ -285,10 +298,10 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
                 f"matrix.gpus[{index}]: got {count}; more than one node's GPUs must be whole nodes "
                 f"(cluster.gpus_per_node is {cluster.gpus_per_node})"
             )
-    for name in cluster.expected_images_per_s if cluster and workloads else ():
+    for name in cluster.expected_items_per_s if cluster and workloads else ():
         if name not in workloads:
             hint = hint_at_allowed(name, [key for key in workloads if isinstance(key, str)])
-            yield f"cluster.expected_images_per_s: unknown workload {format_value(name)}; {hint}"
+            yield f"cluster.expected_items_per_s: unknown workload {format_value(name)}; {hint}"
     yield from _size_mistakes(matrix)
     selected = [name for _, name in _entries(matrix, "workloads", str)]
     for name, workload in workloads.items():
@@ -296,7 +309,7 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         if name in RESERVED_WORKLOADS:
             yield f"workloads.{name}: names something else among the results; choose another"
         if isinstance(workload, Mapping):
-            yield from _workload_mistakes(f"workloads.{name}", workload, counts, cluster)
+            yield from _workload_mistakes(f"workloads.{name}", workload, counts, cluster, root)
     yield from _combination_mistakes(variants, workloads, matrix)
     yield from _site_mistakes(_mapping(raw, "site"), root)
     data = _section(Data, raw, "data")
@@ -450,21 +463,75 @@ def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator
 
 
 def _workload_mistakes(
-    path: str, raw: Mapping[str, Any], gpus: Sequence[int], cluster: Cluster | None
+    path: str,
+    raw: Mapping[str, Any],
+    gpus: Sequence[int],
+    cluster: Cluster | None,
+    root: Path,
 ) -> Iterator[str]:
+    yield from _optimizer_mistakes(path, raw)
+    if kind_of(raw) == "language":
+        yield from _language_mistakes(path, raw, root)
+    else:
+        yield from _vision_mistakes(path, raw, cluster)
+    if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
+        yield f"{path}.precision: tf32 is a mode of CUDA devices; cluster.device is cpu"
+    batch = _section(BatchSize, raw, "batch") if isinstance(raw.get("batch"), Mapping) else None
+    if batch and raw.get("learning_rate_rule") == "linear" and batch.per_gpu is None:
+        yield f"{path}.learning_rate_rule: linear belongs to weak scaling (batch.per_gpu)"
+    if batch and (batch.per_gpu is None) == (batch.global_ is None):
+        given = "neither" if batch.per_gpu is None else "both"
+        yield (
+            f"{path}.batch: got {given}; name per_gpu (weak scaling) or global (strong scaling), "
+            "and set the other to null in an overlay"
+        )
+    elif batch:
+        yield from _batch_mistakes(path, batch, raw, gpus)
+
+
+def _language_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterator[str]:
+    model, tokens = _section(Gpt, raw, "model"), _section(Tokens, raw, "dataset")
+    if model and model.width % model.heads:
+        yield (
+            f"{path}.model.heads: got {model.heads}; it must divide the model's width, "
+            f"{model.width}"
+        )
+    if tokens and tokens.name != "text" and tokens.file is not None:
+        yield f"{path}.dataset.file: belongs to text; {tokens.name} is generated"
+    if tokens is None or tokens.name != "text":
+        return
+    if tokens.file is None:
+        yield f"{path}.dataset.file: missing; text needs the file to read"
+    elif not _is_file(root / tokens.file):
+        yield f"{path}.dataset.file: {format_value(tokens.file)} is not a file"
+    elif model:
+        # The last token of a sequence is only predicted: it begins the next one.
+        there = ((root / tokens.file).stat().st_size - 1) // model.context
+        if there < tokens.sequences:
+            yield (
+                f"{path}.dataset.sequences: got {tokens.sequences}; {tokens.file} has {there} of "
+                f"{model.context} tokens (model.context)"
+            )
+    if model and model.vocabulary < BYTES:
+        yield (
+            f"{path}.model.vocabulary: got {model.vocabulary}; the bytes of a text need at least "
+            f"{BYTES}"
+        )
+
+
+def _vision_mistakes(path: str, raw: Mapping[str, Any], cluster: Cluster | None) -> Iterator[str]:
     name = _mapping(raw, "model").get("name")
     if isinstance(name, str) and has_no_known_blocks(name):
         yield (
             f"{path}.model.name: {name} is torchvision's, but shardmark does not know its blocks, "
-            f"which fully sharded strategies gather one at a time; allowed: {', '.join(MODELS)}"
+            "which fully sharded strategies gather one at a time; allowed: "
+            f"{', '.join([*MODELS, 'gpt'])}"
         )
     elif isinstance(name, str) and name not in MODELS:
-        yield f"{path}.model.name: unknown model {name!r}; {hint_at_allowed(name, MODELS)}"
+        hint = hint_at_allowed(name, [*MODELS, "gpt"])
+        yield f"{path}.model.name: unknown model {name!r}; {hint}"
     dataset = _section(Dataset, raw, "dataset")
-    model = _section(Model, raw, "model")
-    if model is not None and model.name not in MODELS:
-        model = None
-    yield from _optimizer_mistakes(path, raw)
+    model = _vision_model(raw)
     if dataset and not DATASETS[dataset.name].generated:
         record = DATASETS[dataset.name]
         if dataset.classes is not None:
@@ -492,19 +559,11 @@ def _workload_mistakes(
         )
     if dataset and cluster:
         yield from _memory_mistakes(path, dataset, cluster)
-    if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
-        yield f"{path}.precision: tf32 is a mode of CUDA devices; cluster.device is cpu"
-    batch = _section(BatchSize, raw, "batch") if isinstance(raw.get("batch"), Mapping) else None
-    if batch and raw.get("learning_rate_rule") == "linear" and batch.per_gpu is None:
-        yield f"{path}.learning_rate_rule: linear belongs to weak scaling (batch.per_gpu)"
-    if batch and (batch.per_gpu is None) == (batch.global_ is None):
-        given = "neither" if batch.per_gpu is None else "both"
-        yield (
-            f"{path}.batch: got {given}; name per_gpu (weak scaling) or global (strong scaling), "
-            "and set the other to null in an overlay"
-        )
-    elif batch:
-        yield from _batch_mistakes(path, batch, model, dataset, gpus)
+
+
+def _vision_model(raw: Mapping[str, Any]) -> Model | None:
+    model = _section(Model, raw, "model")
+    return model if model is not None and model.name in MODELS else None
 
 
 def _memory_mistakes(path: str, dataset: Dataset, cluster: Cluster) -> Iterator[str]:
@@ -537,8 +596,19 @@ def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _batch_mistakes(
-    path: str, batch: BatchSize, model: Model | None, dataset: Dataset | None, gpus: Sequence[int]
+    path: str, batch: BatchSize, raw: Mapping[str, Any], gpus: Sequence[int]
 ) -> Iterator[str]:
+    there: int | None = None
+    if kind_of(raw) == "language":
+        tokens = _section(Tokens, raw, "dataset")
+        samples, least = "sequences", 1
+        if tokens:
+            there = tokens.sequences
+    else:
+        dataset, model = _section(Dataset, raw, "dataset"), _vision_model(raw)
+        samples, least = "images", 2 if model and model.name in WITH_BATCH_NORM else 1
+        if dataset:
+            there = dataset.train_size
     for count in gpus:
         if batch.global_ is not None and batch.global_ % count:
             yield (
@@ -550,15 +620,15 @@ def _batch_mistakes(
         if per_gpu % batch.accumulate:
             yield (
                 f"{path}.batch.accumulate: got {batch.accumulate}; it must divide the {per_gpu} "
-                f"images a GPU has at {count} GPUs"
+                f"{samples} a GPU has at {count} GPUs"
             )
-        elif model and per_gpu // batch.accumulate < 2 and model.name in WITH_BATCH_NORM:
+        elif per_gpu // batch.accumulate < least:
             yield (
                 f"{path}.batch: one image a micro-batch at {count} GPUs leaves batch-norm no "
                 "statistics; use at least 2"
             )
-        if dataset and per_gpu * count > dataset.train_size:
+        if there is not None and per_gpu * count > there:
             yield (
-                f"{path}.batch: a step of {per_gpu * count} images at {count} GPUs is more than "
-                f"the {dataset.train_size} training images"
+                f"{path}.batch: a step of {per_gpu * count} {samples} at {count} GPUs is more than "
+                f"the {there} training {samples}"
             )

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    model_validator,
+)
 
-from shardmark.architectures import MODELS
+from shardmark.architectures import GPT_PRESETS, MODELS, WITH_BATCH_NORM, GptPreset
 from shardmark.config.values import Count, Flag, Name, Number, RunName, Seed
 from shardmark.datasets import DATASETS, DatasetName
 from shardmark.optimizers import OptimizerName
@@ -31,7 +41,7 @@ class Record(Section):
 
 
 class Model(Section):
-    """The network of a workload."""
+    """A network that classifies images."""
 
     name: str = Field(
         description="A model of torchvision, or resnet8, 20, 32, 44 or 56 (He et al. 2015, "
@@ -49,6 +59,66 @@ class Model(Section):
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="Dropout rate before the classes."
+    )
+
+
+class Gpt(Section):
+    """A decoder-only transformer; a preset sets every size that is not given here."""
+
+    # A preset may take the place of every other key.
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.update(required=["name"]))
+
+    name: Literal["gpt"] = Field(
+        description="gpt: a decoder-only transformer, which is a language model."
+    )
+    preset: GptPreset | None = Field(
+        None,
+        description="A named size, by its number of parameters; it sets every size that is not "
+        "given beside it.",
+    )
+    layers: Annotated[Count, Field(le=1000)] = Field(description="Number of blocks.")
+    width: Annotated[Count, Field(le=100_000)] = Field(description="Features of a token.")
+    heads: Annotated[Count, Field(le=1000)] = Field(
+        description="Attention heads; their number divides width."
+    )
+    context: Annotated[Count, Field(ge=2, le=1_000_000)] = Field(
+        description="Tokens of a sequence."
+    )
+    vocabulary: Annotated[Count, Field(ge=2, le=1_000_000)] = Field(
+        description="Number of different tokens."
+    )
+    tied: Flag = Field(
+        False, description="Whether the output layer shares its weight with the token embedding."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_sizes_of_preset(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        preset = raw.get("preset")
+        if not isinstance(preset, str):
+            return raw
+        # An unknown preset is a mistake of its own; missing sizes would only hide it.
+        sizes = GPT_PRESETS.get(preset, GPT_PRESETS["gpt_0b12"])
+        # In an overlay, null takes back what the file below it says.
+        return {**raw, **{key: size for key, size in sizes.items() if raw.get(key) is None}}
+
+
+class Tokens(Section):
+    """The sequences that a language model learns."""
+
+    name: Literal["synthetic_tokens", "text"] = Field(
+        description="synthetic_tokens for generated sequences, text for the bytes of a text file, "
+        "one token each."
+    )
+    file: str | None = Field(
+        None, description="The text file, relative to the project's folder; only with text."
+    )
+    sequences: Count = Field(
+        4096,
+        description="Sequences of an epoch, each as long as the model's context; of a text, the "
+        "first ones.",
     )
 
 
@@ -93,12 +163,15 @@ class BatchSize(Section):
     """The batch size, which also sets weak or strong scaling."""
 
     per_gpu: Count | None = Field(
-        None, description="Images per replica and step, for weak scaling; null for strong scaling."
+        None,
+        description="Images or sequences per replica and step, for weak scaling; null for "
+        "strong scaling.",
     )
     global_: Count | None = Field(
         None,
         alias="global",
-        description="Images per step over all replicas, for strong scaling; null for weak scaling.",
+        description="Images or sequences per step over all replicas, for strong scaling; null for "
+        "weak scaling.",
     )
     accumulate: Count = Field(
         1, description="Micro-batches per step, whose gradients are accumulated."
@@ -148,11 +221,9 @@ class Schedule(Section):
     )
 
 
-class Workload(Section):
-    """What is trained. Every strategy of a workload trains exactly this."""
+class Workload(Section, ABC):
+    """What is trained, whatever its kind. Every strategy of a workload trains exactly this."""
 
-    model: Model
-    dataset: Dataset
     batch: BatchSize
     optimizer: Optimizer
     schedule: Schedule = Field(default_factory=lambda: Schedule())
@@ -165,11 +236,6 @@ class Workload(Section):
         description="Precision of compute: bf16 and fp16 use autocast; parameters, gradients, "
         "reduction and optimizer state stay in float32."
     )
-    batchnorm: Literal["local", "sync"] = Field(
-        "local",
-        description="Batch-norm statistics of each replica's batch (local) or of the global batch "
-        "(sync).",
-    )
     activation_checkpointing: Literal["none", "block"] = Field(
         "none",
         description="block keeps only the inputs of the model's blocks and computes the rest again "
@@ -178,7 +244,83 @@ class Workload(Section):
     compile: Literal["none", "block"] = Field(
         "none", description="block compiles each of the model's blocks with torch.compile."
     )
-    epochs: Count = Field(1, description="Passes over the training images; a test follows each.")
+    epochs: Count = Field(
+        1,
+        description="Passes over the training samples; a test follows each, if there are test "
+        "samples.",
+    )
+
+    @property
+    @abstractmethod
+    def unit(self) -> str:
+        """What throughput counts: images, tokens."""
+
+    @property
+    def items_per_sample(self) -> int:
+        """How many of these one sample has."""
+        return 1
+
+    @property
+    @abstractmethod
+    def train_samples(self) -> int:
+        """Samples per epoch, including the incomplete last batch, which is dropped."""
+
+    @property
+    def test_samples(self) -> int:
+        """Samples of one evaluation; 0 without evaluation."""
+        return 0
+
+    @property
+    def batchnorm_statistics(self) -> Literal["local", "sync", "none"]:
+        """Whether batch-norm's statistics are each replica's or the global batch's, or none."""
+        return "none"
+
+    @property
+    def loader_workers(self) -> int:
+        """Worker processes per replica that load samples; 0 if all samples are on the device."""
+        return 0
+
+    @property
+    def chance_accuracy(self) -> float | None:
+        """The accuracy of guessing; None if that says nothing about the training."""
+        return None
+
+    @property
+    def own_files(self) -> list[str]:
+        """Files of the user's that the samples come from; a change of one reruns the cells."""
+        return []
+
+    @property
+    @abstractmethod
+    def generated(self) -> bool:
+        """Whether the samples are generated, so that nothing has to be read."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> dict[str, Any]:
+        """The settings of the data that can change the speed, if loading does not limit it."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """Model and data, in words."""
+
+
+class VisionWorkload(Workload):
+    """Images to classify."""
+
+    model: Model
+    dataset: Dataset
+    batchnorm: Literal["local", "sync"] = Field(
+        "local",
+        description="Batch-norm statistics of each replica's batch (local) or of the global batch "
+        "(sync).",
+    )
+
+    @property
+    def unit(self) -> str:
+        """Images."""
+        return "images"
 
     @property
     def classes(self) -> int:
@@ -186,14 +328,118 @@ class Workload(Section):
         return DATASETS[self.dataset.name].classes or self.dataset.classes or 10
 
     @property
-    def train_images(self) -> int:
-        """Images per epoch, including the incomplete last batch, which is dropped."""
+    def train_samples(self) -> int:
+        """Training images."""
         return self.dataset.train_size
 
     @property
-    def test_images(self) -> int:
+    def test_samples(self) -> int:
         """Images on which the accuracy is measured."""
         return self.dataset.test_images or DATASETS[self.dataset.name].test_images
+
+    @property
+    def batchnorm_statistics(self) -> Literal["local", "sync", "none"]:
+        """The setting, if the model has batch-norm."""
+        return self.batchnorm if self.model.name in WITH_BATCH_NORM else "none"
+
+    @property
+    def chance_accuracy(self) -> float | None:
+        """One of the classes; generated images take too long to learn to be judged by it."""
+        return None if self.generated else 1 / self.classes
+
+    @property
+    def loader_workers(self) -> int:
+        """The loader's workers."""
+        return self.dataset.loader_workers if self.dataset.loader == "dataloader" else 0
+
+    @property
+    def generated(self) -> bool:
+        """Whether the images are generated."""
+        return DATASETS[self.dataset.name].generated
+
+    @property
+    def input_shape(self) -> dict[str, Any]:
+        """The image size and the number of classes."""
+        return {"image_size": self.dataset.image_size, "classes": self.classes}
+
+    @property
+    def summary(self) -> str:
+        """Model, data set, images and classes."""
+        return (
+            f"{self.model.name} on {self.dataset.name} ({self.train_samples:,} images of "
+            f"{self.dataset.image_size} px, {self.classes} classes), {self.batchnorm} batch-norm "
+            "statistics"
+        )
+
+
+class LanguageWorkload(Workload):
+    """A language model that predicts each next token."""
+
+    model: Gpt
+    dataset: Tokens
+
+    @property
+    def unit(self) -> str:
+        """Tokens."""
+        return "tokens"
+
+    @property
+    def items_per_sample(self) -> int:
+        """The tokens of a sequence."""
+        return self.model.context
+
+    @property
+    def train_samples(self) -> int:
+        """Sequences."""
+        return self.dataset.sequences
+
+    @property
+    def own_files(self) -> list[str]:
+        """The text."""
+        return [self.dataset.file] if self.dataset.file is not None else []
+
+    @property
+    def generated(self) -> bool:
+        """Whether the sequences are generated."""
+        return self.dataset.name == "synthetic_tokens"
+
+    @property
+    def input_shape(self) -> dict[str, Any]:
+        """Nothing: the model's settings contain the context."""
+        return {}
+
+    @property
+    def summary(self) -> str:
+        """Model and data."""
+        size = self.model
+        tied = "tied" if size.tied else "untied"
+        return (
+            f"GPT ({size.layers} layers, width {size.width}, {size.heads} heads, {tied}) on "
+            f"{self.dataset.name} ({self.train_samples:,} sequences of {size.context} tokens, "
+            f"vocabulary {size.vocabulary:,})"
+        )
+
+
+WorkloadKind = Literal["vision", "language"]
+WORKLOADS: dict[WorkloadKind, type[Workload]] = {
+    "vision": VisionWorkload,
+    "language": LanguageWorkload,
+}
+
+
+def kind_of(raw: Any) -> WorkloadKind:
+    """The kind of workload that a definition, or its raw mapping, describes."""
+    if isinstance(raw, Workload):
+        return next(kind for kind, model in WORKLOADS.items() if isinstance(raw, model))
+    model = raw.get("model") if isinstance(raw, Mapping) else None
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return "language" if name == "gpt" else "vision"
+
+
+AnyWorkload = Annotated[
+    Annotated[VisionWorkload, Tag("vision")] | Annotated[LanguageWorkload, Tag("language")],
+    Discriminator(kind_of),
+]
 
 
 class Matrix(Section):
@@ -238,11 +484,11 @@ class Cluster(Section):
     time_limit_minutes: Count = Field(
         120,
         description="Minutes after which a cell is ended and recorded as a time-out; "
-        "expected_images_per_s can shorten this.",
+        "expected_items_per_s can shorten this.",
     )
-    expected_images_per_s: dict[str, Annotated[Number, Field(gt=0)]] = Field(
+    expected_items_per_s: dict[str, Annotated[Number, Field(gt=0)]] = Field(
         default_factory=dict,
-        description="By workload, the training images/s that one GPU should reach. It sets the "
+        description="By workload, the images/s or tokens/s that one GPU should reach. It sets the "
         "time limit of the workload's cells: 5 minutes to start, a training ten times slower than "
         "expected, and the longest window. make plan estimates the costs with it.",
     )
@@ -404,7 +650,7 @@ class Config(Section):
         "ddp", description="The strategy or variant that the others are compared with."
     )
     matrix: Matrix
-    workloads: Annotated[dict[Name, Workload], Field(min_length=1)] = Field(
+    workloads: Annotated[dict[Name, AnyWorkload], Field(min_length=1)] = Field(
         description="What can be trained, by name."
     )
     variants: dict[Name, dict[str, Any]] = Field(

@@ -311,7 +311,10 @@ def outcome(path: Path) -> tuple[str, str]:
     if metrics.throughput is not None:
         loss = metrics.loss.final if metrics.loss else None
         end = "" if loss is None else f", loss {loss:.4g}"
-        return metrics.status, f", {metrics.throughput.images_per_s:,.0f} images/s{end}"
+        return (
+            metrics.status,
+            f", {metrics.throughput.items_per_s:,.0f} {metrics.throughput.unit}/s{end}",
+        )
     if metrics.failure is not None:
         return metrics.status, in_brackets(metrics.failure.exception)
     return metrics.status, ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import Config
-from shardmark.datasets import DATASETS
+from shardmark.datasets import FETCHED
 from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
@@ -66,10 +66,11 @@ def check_caches() -> Iterator[Finding]:
 
 def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
     """Check whether every data set of the matrix is there and complete."""
-    names = sorted({config.workloads[name].dataset.name for name in config.matrix.workloads})
-    for name in names:
-        if DATASETS[name].generated:
-            yield Finding("ok", "data", f"{name} images are generated, nothing to fetch")
+    workloads = [config.workloads[name] for name in config.matrix.workloads]
+    for name in sorted({workload.dataset.name for workload in workloads}):
+        if name not in FETCHED:
+            what = "is the user's own file" if name == "text" else "data are generated"
+            yield Finding("ok", "data", f"{name} {what}, nothing to fetch")
             continue
         command = [sys.executable, str(SCRIPTS / "fetch_data.py"), "--dataset", name]
         command += ["--dir", str(root / config.data.dir), "--download", "false"]

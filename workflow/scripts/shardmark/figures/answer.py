@@ -135,7 +135,8 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
     axes.set_axisbelow(True)
     unit = "Processes" if data.device == "cpu" else "GPUs"
     axes.set_xlabel(f"{unit}, linear")
-    axes.set_title(_in_width(data, f"{THROUGHPUT.heading}, linear", "dashed: ideal"), loc="left")
+    heading = THROUGHPUT.of(data.unit).heading
+    axes.set_title(_in_width(data, f"{heading}, linear", "dashed: ideal"), loc="left")
     _label_ends(axes, data, ends, height_mm)
 
 

@@ -148,6 +148,11 @@ class Data:
         return str(self.cells.device.iloc[0])
 
     @property
+    def unit(self) -> str:
+        """What throughput counts, ``images`` or ``tokens``."""
+        return str(self.cells.unit.iloc[0])
+
+    @property
     def narrow(self) -> bool:
         """Whether a panel has room for only a few ticks."""
         return self.width_mm < NARROW_MM

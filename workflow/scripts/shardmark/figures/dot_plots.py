@@ -25,7 +25,7 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
 
     There is one panel per GPU count. Runs that take no part in comparisons are pale.
     """
-    quantity = quantity.on(data.device)
+    quantity = quantity.on(data.device).of(data.unit)
     if not len(data.ok) or data.ok[quantity.column].isna().all():
         raise NothingToDraw(f"{quantity.label} was not measured")
     figure, panels = panels_of_counts(data, data.gpus, rows_mm=20)

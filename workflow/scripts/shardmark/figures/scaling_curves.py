@@ -45,7 +45,7 @@ def scaling_figure(data: Data) -> Figure:
                 axes.plot([first, last], [smallest, smallest * last / first], **_IDEAL_LINE)
             runs = data.ok[data.ok.strategy == name]
             dots_of_runs(axes, data, name, runs.gpus, runs[THROUGHPUT.column])
-    figure.supylabel(f"{THROUGHPUT.heading}\nlogarithmic", fontsize=8)
+    figure.supylabel(f"{THROUGHPUT.of(data.unit).heading}\nlogarithmic", fontsize=8)
     return figure
 
 

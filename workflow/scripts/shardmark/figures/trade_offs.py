@@ -68,7 +68,7 @@ def trade_off_figure(data: Data) -> Figure:
     """
     runs = data.counted
     measured = [QUANTITIES[name] for name in OBJECTIVES if runs[name].notna().any()]
-    shown = [quantity.on(data.device) for quantity in measured]
+    shown = [quantity.on(data.device).of(data.unit) for quantity in measured]
     points = {count: median_points(data, count, shown) for count in data.gpus}
     counts = [count for count in data.gpus if points[count]]
     pairs = list(itertools.combinations(shown, 2))

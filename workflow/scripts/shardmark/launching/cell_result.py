@@ -66,9 +66,10 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
             devices += _summarise_devices(cell, result, rows, node)
         roofs = compute_roofs(
             probes,
-            inspected.flops_per_image,
-            inspected.bytes_per_image,
-            throughput.images_per_s_per_gpu,
+            inspected.flops_per_item,
+            inspected.bytes_per_item,
+            throughput.items_per_s_per_gpu,
+            throughput.unit,
         )
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result.loss, final=_last(result.loss)),
@@ -86,9 +87,9 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
         "environment": _with_site(cell, {**metrics.environment, **result.environment}),
     }
     if throughput:
-        images = throughput.steps * cell.global_batch_size
-        epoch = cell.steps_per_epoch * cell.global_batch_size
-        update["efficiency"] = summarise_cell(devices, images, epoch)
+        items = throughput.steps * cell.items_per_step
+        epoch = cell.steps_per_epoch * cell.items_per_step
+        update["efficiency"] = summarise_cell(devices, items, epoch)
     if result.diverged:
         failure = Failure(
             phase="training",

@@ -104,13 +104,13 @@ def summarise_device(
     )
 
 
-def summarise_cell(devices: Sequence[Device], images: int, images_per_epoch: int) -> Efficiency:
+def summarise_cell(devices: Sequence[Device], items: int, items_per_epoch: int) -> Efficiency:
     """Return the figures of the whole cell; null if any device lacks its value.
 
     Args:
         devices: all devices of the cell, each once.
-        images: images trained on in the steady window, over all devices.
-        images_per_epoch: images of one pass over the training data.
+        items: images or tokens trained on in the steady window, over all devices.
+        items_per_epoch: those of one pass over the training data.
     """
     shares = [device.utilization_pct for device in devices]
     peaks = [device.memory_used_peak_bytes for device in devices]
@@ -124,13 +124,13 @@ def summarise_cell(devices: Sequence[Device], images: int, images_per_epoch: int
     power = _sum([device.power_mean_w for device in devices])
     if contradiction := describe_contradicted_energy(devices):
         refused, gross, net, power = contradiction, None, None, None
-    energy_per_image_j = gross / images if gross is not None and images else None
+    energy_per_item_j = gross / items if gross is not None and items else None
     return Efficiency(
-        energy_per_image_j=energy_per_image_j,
-        energy_per_epoch_j=energy_per_image_j * images_per_epoch
-        if energy_per_image_j is not None
+        energy_per_item_j=energy_per_item_j,
+        energy_per_epoch_j=energy_per_item_j * items_per_epoch
+        if energy_per_item_j is not None
         else None,
-        energy_net_per_image_j=net / images if net is not None and images else None,
+        energy_net_per_item_j=net / items if net is not None and items else None,
         energy_disagreement_pct=disagreement,
         energy_refused=refused,
         power_w=power,

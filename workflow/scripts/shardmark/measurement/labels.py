@@ -80,8 +80,8 @@ def is_control(control: Metrics, cell: Metrics) -> bool:
 
 def _takes_no_input(metrics: Metrics) -> bool:
     """Whether a cell's images are synthetic and live on the device, so input cannot limit it."""
-    dataset = metrics.cell.definition.dataset
-    return dataset.name == "synthetic" and dataset.loader == "device"
+    definition = metrics.cell.definition
+    return definition.generated and not definition.loader_workers
 
 
 def _without_images(metrics: Metrics) -> dict[str, Any]:
@@ -89,8 +89,7 @@ def _without_images(metrics: Metrics) -> dict[str, Any]:
     cell = metrics.cell
     common: dict[str, Any] = cell.definition.model_dump(exclude={"dataset", "epochs", "schedule"})
     return common | {
-        "image_size": cell.definition.dataset.image_size,
-        "classes": cell.definition.classes,
+        **cell.definition.input_shape,
         "strategy": (cell.base, cell.options),
         "place": (cell.device, cell.gpus, cell.nodes),
         "batch": (cell.global_batch_size, cell.per_gpu_batch_size),
@@ -251,7 +250,7 @@ def _slow_probe_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 def _speeds_of_controls(metrics: Metrics, others: Others) -> list[float]:
     return [
-        other.throughput.images_per_s
+        other.throughput.items_per_s
         for other in (others.others(metrics) if others else ())
         if other.throughput is not None and is_control(other, metrics)
     ]
@@ -261,7 +260,7 @@ def _input_bound(metrics: Metrics, others: Others) -> Iterator[str]:
     controls = _speeds_of_controls(metrics, others)
     if metrics.throughput is None or not controls:
         return
-    gain = 100 * (statistics.median(controls) / metrics.throughput.images_per_s - 1)
+    gain = 100 * (statistics.median(controls) / metrics.throughput.items_per_s - 1)
     if gain > MOST_INPUT_BOUND_PCT:
         yield (
             f"the same training on synthetic images is {gain:.1f} % faster ({len(controls)} cells)"

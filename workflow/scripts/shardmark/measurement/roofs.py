@@ -14,32 +14,34 @@ from shardmark.metrics import Bound, Probe, Roofs
 
 def compute_roofs(
     probes: Sequence[Probe],
-    flops_per_image: int,
-    bytes_per_image: int | None,
-    images_per_s_per_gpu: float,
+    flops_per_item: int,
+    bytes_per_item: int | None,
+    items_per_s_per_gpu: float,
+    unit: str,
 ) -> Roofs:
     """Return the figures and roofs of the slowest GPU, which sets the pace.
 
     Args:
         probes: one for every device of the cell.
-        flops_per_image: FLOPs of forward and backward pass.
-        bytes_per_image: bytes that operations read and write, each operand once and nothing cached
+        flops_per_item: FLOPs of forward and backward pass.
+        bytes_per_item: bytes that operations read and write, each operand once and nothing cached
             or fused; None if not all operations could be observed.
-        images_per_s_per_gpu: throughput in steady state.
+        items_per_s_per_gpu: throughput in steady state.
+        unit: what an item is.
     """
     peak = min(one.matmul_tflops for one in probes)
     bandwidth = min(one.copy_gb_per_s for one in probes)
-    achieved = flops_per_image * images_per_s_per_gpu / 1e12
-    compute_roof = peak * 1e12 / flops_per_image
+    achieved = flops_per_item * items_per_s_per_gpu / 1e12
+    compute_roof = peak * 1e12 / flops_per_item
     moved_gb_per_s = memory_roof = statement = None
     bound: Bound | None = None
-    if bytes_per_image:
-        moved_gb_per_s = bytes_per_image * images_per_s_per_gpu / 1e9
-        memory_roof = bandwidth * 1e9 / bytes_per_image
-        bound, statement = _bound(compute_roof, memory_roof, images_per_s_per_gpu)
+    if bytes_per_item:
+        moved_gb_per_s = bytes_per_item * items_per_s_per_gpu / 1e9
+        memory_roof = bandwidth * 1e9 / bytes_per_item
+        bound, statement = _bound(compute_roof, memory_roof, items_per_s_per_gpu, unit)
     return Roofs(
-        flops_per_image=flops_per_image,
-        bytes_per_image=bytes_per_image,
+        flops_per_item=flops_per_item,
+        bytes_per_item=bytes_per_item,
         peak_tflops=peak,
         bandwidth_gb_per_s=bandwidth,
         achieved_tflops=achieved,
@@ -48,17 +50,17 @@ def compute_roofs(
         bandwidth_share_pct=100 * moved_gb_per_s / bandwidth
         if moved_gb_per_s is not None
         else None,
-        compute_roof_images_per_s=compute_roof,
-        memory_roof_images_per_s=memory_roof,
+        compute_roof_items_per_s=compute_roof,
+        memory_roof_items_per_s=memory_roof,
         bound=bound,
         statement=statement,
     )
 
 
-def _bound(compute: float, memory: float, measured: float) -> tuple[Bound, str]:
+def _bound(compute: float, memory: float, measured: float, unit: str) -> tuple[Bound, str]:
     bound: Bound = "memory" if memory < compute else "compute"
     roof, other = sorted((compute, memory))
     return bound, (
-        f"{bound}-bound: {bound} allows {roof:,.0f} images/s a GPU, where the other roof is at "
+        f"{bound}-bound: {bound} allows {roof:,.0f} {unit}/s a GPU, where the other roof is at "
         f"{other:,.0f}; measured {measured:,.0f}, {100 * measured / roof:.0f} % of the lower"
     )

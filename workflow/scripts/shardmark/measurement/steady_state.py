@@ -82,12 +82,12 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> dict[str, Any]:
+def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], items: int) -> dict[str, Any]:
     """Return throughput and step times of the slowest rank.
 
     Args:
         step_ms_by_rank: for each rank the duration of every step of the window, ms.
-        images: the global batch.
+        items: what one step trains on, over all replicas.
 
     Returns:
         The fields of ``metrics.Throughput`` that follow from the step times.
@@ -98,7 +98,7 @@ def summarise_steps(step_ms_by_rank: Sequence[Sequence[float]], images: int) -> 
     window_s = totals[slowest] / 1000
     trend = measure_drift(step_ms_by_rank[slowest])
     return {
-        "images_per_s": images * len(steps) / window_s,
+        "items_per_s": items * len(steps) / window_s,
         "step_ms_mean": totals[slowest] / len(steps),
         "step_ms_p50": percentile(steps, 0.50),
         "step_ms_p90": percentile(steps, 0.90),

@@ -19,9 +19,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from shardmark.architectures import CIFAR_RESNETS
 from shardmark.cells import Cell, ParityCase
-from shardmark.config.schema import BatchSize, Dataset, Workload
+from shardmark.config.schema import BatchSize, Workload
 from shardmark.lanes import lane_of
 from shardmark.measurement.clocks import Phases
 from shardmark.measurement.model_cost import parameters_of
@@ -32,18 +31,13 @@ from shardmark.parity.oracle import SummationOrder, Trajectory, run_oracle, take
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.runtime import Runtime, start_runtime
-from shardmark.workload.data import Images, synthetic_images, training_data
-from shardmark.workload.models import (
-    build_model,
-    build_surrogate,
-    surrogate_name,
-)
+from shardmark.workload.built_in import workload_of
+from shardmark.workload.contract import Contract
+from shardmark.workload.data import training_data
 from shardmark.workload.optimizers import learning_rate_at
 from shardmark.workload.precision import set_math_mode
 
 STEPS_PER_EPOCH = 4
-# px. Small, but each channel still has several values at the end of the surrogate.
-SURROGATE_SIDE = 32
 REAL_MODEL_STEPS = 2
 REAL_MODEL_BATCH = 4
 # Adam divides a gradient by its own size. Where the true gradient is zero (a bias before a
@@ -81,52 +75,31 @@ def precisions_of(case: ParityCase) -> list[str]:
 
 def surrogate_cell(case: ParityCase, precision: str) -> Cell:
     """The cell that trains the surrogate in place of the case's model."""
-    dataset = case.cell.definition.dataset
-    return _gate_cell(
-        case.cell,
-        precision=precision,
-        image_size=SURROGATE_SIDE,
-        batch=case.gate.per_gpu_batch,
-        augment=dataset.augment,
-    )
+    cell = _gate_cell(case.cell, precision, case.gate.per_gpu_batch, surrogate=True)
+    assert cell is not None
+    return cell
 
 
 def surrogate_name_of(case: ParityCase) -> str:
     """A description of the case's surrogate, in words."""
-    return surrogate_name(case.cell.definition)
+    return workload_of(case.cell.definition).surrogate_name
 
 
 def real_model_cell(case: ParityCase) -> Cell | None:
     """The cell of the real model's first steps; None if the surrogate is the real model."""
-    definition = case.cell.definition
-    if CIFAR_RESNETS.get(definition.model.name) == 1:
+    precision = case.cell.definition.precision
+    return _gate_cell(case.cell, precision, REAL_MODEL_BATCH, surrogate=False)
+
+
+def _gate_cell(cell: Cell, precision: str, batch: int, *, surrogate: bool) -> Cell | None:
+    per_gpu = batch * cell.definition.batch.accumulate
+    samples = STEPS_PER_EPOCH * per_gpu * cell.gpus
+    definition = workload_of(cell.definition).for_gate(samples, surrogate=surrogate)
+    if definition is None:
         return None
-    return _gate_cell(
-        case.cell,
-        precision=definition.precision,
-        image_size=definition.dataset.image_size,
-        batch=REAL_MODEL_BATCH,
-        augment=definition.dataset.augment,
-    )
-
-
-def _gate_cell(cell: Cell, *, precision: str, image_size: int, batch: int, augment: bool) -> Cell:
-    definition = cell.definition
-    per_gpu = batch * definition.batch.accumulate
-    images = STEPS_PER_EPOCH * per_gpu * cell.gpus
     workload: Workload = definition.model_copy(
         update={
             "precision": precision,
-            "dataset": Dataset(
-                name="synthetic",
-                image_size=image_size,
-                classes=definition.classes,
-                train_images=images,
-                test_images=1,
-                augment=augment,
-                loader=definition.dataset.loader,
-                loader_workers=1,
-            ),
             "batch": BatchSize(per_gpu=per_gpu, accumulate=definition.batch.accumulate),
             "optimizer": definition.optimizer.model_copy(
                 update={
@@ -154,14 +127,6 @@ def _gate_cell(cell: Cell, *, precision: str, image_size: int, batch: int, augme
     )
 
 
-def gate_images(cell: Cell) -> Images:
-    """The training images of a cell of the gate."""
-    dataset = cell.definition.dataset
-    return synthetic_images(
-        cell.definition.train_images, dataset.image_size, cell.definition.classes, stream=0
-    )
-
-
 def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
     """Train the oracle of a case in each precision and measure the noise floors.
 
@@ -174,24 +139,32 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
     oracles: dict[str, Any] = {}
     for precision in precisions_of(case):
         cell = surrogate_cell(case, precision)
-        oracles[precision] = _oracle_and_floor(cell, build_surrogate, case.gate.steps, device)
+        workload = workload_of(cell.definition)
+        oracles[precision] = _oracle_and_floor(
+            cell, workload, workload.surrogate, case.gate.steps, device
+        )
     cell_or_none = real_model_cell(case)
     oracles["real"] = None
     if cell_or_none is not None:
-        real = _oracle_and_floor(cell_or_none, build_model, REAL_MODEL_STEPS, device)
+        workload = workload_of(cell_or_none.definition)
+        real = _oracle_and_floor(
+            cell_or_none, workload, workload.build_model, REAL_MODEL_STEPS, device
+        )
         oracles["real"] = {"summary": real["summary"], "floor": real["summary_floor"]}
     return oracles
 
 
 def _oracle_and_floor(
-    cell: Cell, build: Callable[[Workload, int], nn.Module], steps: int, device: torch.device
+    cell: Cell,
+    workload: Contract[Any],
+    build: Callable[[int], nn.Module],
+    steps: int,
+    device: torch.device,
 ) -> dict[str, Any]:
-    images = gate_images(cell)
+    rows = workload.rows(Path(cell.data_dir), train=True)
 
     def run(order: SummationOrder) -> Trajectory:
-        return run_oracle(
-            cell, images, lambda: build(cell.definition, cell.seed), steps, device, order
-        )
+        return run_oracle(cell, workload, rows, lambda: build(cell.seed), steps, device, order)
 
     natural = run("natural")
     others = [run(order) for order in OTHER_ORDERS]
@@ -221,19 +194,28 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
     for precision in precisions_of(case):
         with phases(f"parity in {precision}"):
             cell = surrogate_cell(case, precision)
+            workload = workload_of(cell.definition)
             found[precision] = _train(
-                strategy, cell, runtime, build_surrogate, case.gate.steps, phases
+                strategy, cell, runtime, workload, workload.surrogate, case.gate.steps, phases
             )
             gc.collect()  # the frameworks' modules are in reference cycles
     real = real_model_cell(case)
     if real is not None:
+        workload = workload_of(real.definition)
         with (
             phases("waiting for room on the GPUs"),
-            room_for(runtime, parameters_of(real.definition), phases.heart.alive) as room_is_taken,
+            room_for(runtime, parameters_of(workload), phases.heart.alive) as room_is_taken,
             phases("first steps of the real model"),
         ):
             trajectory = _train(
-                strategy, real, runtime, build_model, REAL_MODEL_STEPS, phases, room_is_taken
+                strategy,
+                real,
+                runtime,
+                workload,
+                workload.build_model,
+                REAL_MODEL_STEPS,
+                phases,
+                room_is_taken,
             )
             found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
     if runtime.rank == 0:
@@ -244,26 +226,27 @@ def _train(
     strategy: StrategyClass,
     cell: Cell,
     runtime: Runtime,
-    build: Callable[[Workload, int], nn.Module],
+    workload: Contract[Any],
+    build: Callable[[int], nn.Module],
     steps: int,
     phases: Phases,
     after_first_update: Callable[[], object] = lambda: None,
 ) -> Trajectory:
-    workload = cell.definition
-    set_math_mode(workload.precision)
+    definition = cell.definition
+    set_math_mode(definition.precision)
     data = training_data(
-        gate_images(cell),
         workload,
+        workload.rows(Path(cell.data_dir), train=True),
         cell.seed,
         replicas=runtime.replicas,
         replica_count=cell.gpus,
         per_replica=cell.per_gpu_batch_size,
         device=runtime.device,
     )
-    driven = strategy(make_task(cell, runtime, build))
+    driven = strategy(make_task(cell, runtime, workload, build))
     driven.train()
     losses: list[float] = []
-    names = {name for name, _ in build(workload, cell.seed).named_parameters()}
+    names = {name for name, _ in build(cell.seed).named_parameters()}
 
     def weights() -> dict[str, Tensor]:
         state = driven.full_state_dict()
@@ -275,7 +258,9 @@ def _train(
         if step_in_epoch == 0:
             batches = data.epoch(epoch)
         micro_batches = next(batches)
-        driven.set_learning_rate(learning_rate_at(workload, cell.gpus, step, data.steps_per_epoch))
+        driven.set_learning_rate(
+            learning_rate_at(definition, cell.gpus, step, data.steps_per_epoch)
+        )
         loss = taken_until_it_updates(
             functools.partial(take_step, driven, micro_batches, phases.heart)
         )
@@ -364,7 +349,7 @@ def floor_and_tolerance(
         return floor, Deviation(
             loss=gate.tolerance, first_update=first_update, final_weights=gate.tolerance
         )
-    if case.cell.definition.batchnorm == "local" and not rounds_elsewhere(case):
+    if case.cell.definition.batchnorm_statistics != "sync" and not rounds_elsewhere(case):
         # Synchronised batch-norm already sums over replicas in the forward pass, in another order
         # than the oracle, so it keeps the wider floor.
         narrow = oracles[precision]["first_update_floor"]

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from shardmark.cells import Cell
-from shardmark.workload.data import Images, Pipeline, epoch_order
+from shardmark.workload.contract import Contract, Rows
+from shardmark.workload.data import epoch_order
 from shardmark.workload.keyed_random import sample_keys
 from shardmark.workload.optimizers import build_optimizer, learning_rate_at
 from shardmark.workload.precision import autocast, grad_scaler, set_math_mode
@@ -75,54 +76,57 @@ class Trajectory:
 
 def run_oracle(
     cell: Cell,
-    images: Images,
+    workload: Contract[Any],
+    rows: Rows,
     build_model: Callable[[], nn.Module],
     steps: int,
     device: torch.device,
     order: SummationOrder = "natural",
 ) -> Trajectory:
-    """Train a cell for ``steps`` steps on ``images``, without any distribution.
+    """Train a cell for ``steps`` steps on ``rows``, without any distribution.
 
     Args:
         cell: defines the replicas, the batch, the optimizer, the precision and the seed.
-        images: the training split, on the CPU.
+        workload: the cell's; makes the batches and computes the losses.
+        rows: the training samples, on the CPU.
         build_model: builds the network.
         steps: number of optimizer steps, over as many epochs as they need.
         device: where to compute.
         order: the order of the sums; any order but natural serves to measure rounding.
     """
-    workload = cell.definition
-    set_math_mode(workload.precision)
+    definition = cell.definition
+    set_math_mode(definition.precision)
     model = build_model().to(device).train()
-    optimizer = build_optimizer(model, workload.optimizer, 0.0)
-    scaler = grad_scaler(workload.precision, device)
-    pipeline = Pipeline(workload, device)
-    padded, labels = pipeline.pad(images.pixels).to(device), images.labels.to(device)
-    per_epoch = len(labels) // cell.global_batch_size
+    optimizer = build_optimizer(model, definition.optimizer, 0.0)
+    scaler = grad_scaler(definition.precision, device)
+    rows = tuple(part.to(device) for part in rows)
+    per_epoch = len(rows[0]) // cell.global_batch_size
     losses: list[float] = []
     initial = updated = _parameters(model)
     for step in range(steps):
         epoch, step_in_epoch = divmod(step, per_epoch)
-        shuffled = epoch_order(cell.seed, epoch, len(labels)).to(device)
+        shuffled = epoch_order(cell.seed, epoch, len(rows[0])).to(device)
         start = step_in_epoch * cell.global_batch_size
-        rate = learning_rate_at(workload, cell.gpus, step, per_epoch)
+        rate = learning_rate_at(definition, cell.gpus, step, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = rate
         forwards = _forwards(shuffled[start : start + cell.global_batch_size], cell, order)
 
         def take(forwards: Sequence[Tensor] = forwards, epoch: int = epoch) -> float:
             total = 0.0
-            for samples in forwards:
-                keys = sample_keys(cell.seed, epoch, samples)
-                inputs = pipeline.training_images(padded, samples, keys)
-                with autocast(workload.precision, device.type):
-                    logits = model(inputs, keys)
-                loss = nn.functional.cross_entropy(logits.float(), labels[samples])
-                scaler.scale(loss / len(forwards)).backward()  # type: ignore[no-untyped-call]
-                total += loss.item() / len(forwards)
-            if workload.optimizer.clip_norm is not None:
+            batches = [
+                workload.batch(rows, samples, sample_keys(cell.seed, epoch, samples))
+                for samples in forwards
+            ]
+            terms = sum(map(workload.terms, batches))
+            for inputs in batches:
+                with autocast(definition.precision, device.type):
+                    loss = workload.loss(model, inputs) / terms
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            if definition.optimizer.clip_norm is not None:
                 scaler.unscale_(optimizer)
-                _clip(model, workload.optimizer.clip_norm)
+                _clip(model, definition.optimizer.clip_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -148,7 +152,7 @@ def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tens
     """The sample indices of each forward pass of a step, in the order of the passes."""
     accumulate = cell.definition.batch.accumulate
     blocks = list(batch.chunk(cell.gpus))
-    if cell.definition.batchnorm == "sync":
+    if cell.definition.batchnorm_statistics == "sync":
         # Statistics over all replicas: one forward pass over their joined micro-batches.
         parts = [block.chunk(accumulate) for block in blocks]
         passes = [torch.cat([part[micro] for part in parts]) for micro in range(accumulate)]

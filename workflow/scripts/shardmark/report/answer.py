@@ -90,7 +90,8 @@ def answer(
     here = cells[cells.gpus == verdict.gpus]
     reason = why_no_answer(workload, cells, record)
     if reason:
-        return Answer("no answer", reason, [*_measured(verdict, record.device), *_failures(here)])
+        measured = _measured(verdict, here, record.device)
+        return Answer("no answer", reason, [*measured, *_failures(here)])
     badge, lead, about = _choice(verdict)
     rest = [
         ("", f"{about} on {_facts(verdict, here, scaling, record.device)}."),
@@ -126,7 +127,7 @@ def why_no_answer(workload: str, cells: pd.DataFrame, record: RunRecord) -> str:
     return ""
 
 
-def _measured(verdict: Verdict, device: str) -> Iterator[tuple[str, str]]:
+def _measured(verdict: Verdict, here: pd.DataFrame, device: str) -> Iterator[tuple[str, str]]:
     """What was measured, without a choice."""
     speeds = {
         label_of(name): own[PRIMARY.column]
@@ -134,12 +135,13 @@ def _measured(verdict: Verdict, device: str) -> Iterator[tuple[str, str]]:
         if PRIMARY.column in own
     }
     if len(speeds) > 1:
+        unit = here.unit.iloc[0]
         low, high = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
         yield (
             "",
             f"Measured on {describe_gpus(device, verdict.gpus)}: from "
-            f"{quantity(PRIMARY.column, speeds[low])} ({low}) to "
-            f"{quantity(PRIMARY.column, speeds[high])} ({high}).",
+            f"{quantity(PRIMARY.column, speeds[low], unit)} ({low}) to "
+            f"{quantity(PRIMARY.column, speeds[high], unit)} ({high}).",
         )
 
 
@@ -176,7 +178,8 @@ def _contenders(found: Standing) -> list[str]:
 def _facts(verdict: Verdict, here: pd.DataFrame, scaling: pd.DataFrame, device: str) -> str:
     """Return throughput, efficiency and memory of the best."""
     found = verdict.fastest
-    speed = quantity(PRIMARY.column, found.value or 0.0)
+    unit = here.unit.iloc[0]
+    speed = quantity(PRIMARY.column, found.value or 0.0, unit)
     row = scaling[(scaling.strategy == found.best) & (scaling.gpus == verdict.gpus)]
     if len(row) and row.iloc[0].reference_gpus != verdict.gpus and pd.notna(row.iloc[0].efficiency):
         speed += f", {100 * row.iloc[0].efficiency:.0f} % efficiency"
@@ -186,7 +189,7 @@ def _facts(verdict: Verdict, here: pd.DataFrame, scaling: pd.DataFrame, device: 
         return text
     capacity = here[here.strategy == found.best].memory_capacity_bytes.median()
     of = f"{memory / 2**30:.1f} of {capacity / 2**30:.0f} GiB" if pd.notna(capacity) else ""
-    return f"{text}, {of or quantity(MEMORY.column, memory)}"
+    return f"{text}, {of or quantity(MEMORY.column, memory, unit)}"
 
 
 def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:

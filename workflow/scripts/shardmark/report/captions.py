@@ -64,7 +64,7 @@ def _quantity(shown: Shown, quantity: Quantity) -> str:
     medians = shown.medians(quantity.column)
     if not medians:
         return ""
-    quantity = quantity.on(shown.device)
+    quantity = quantity.on(shown.device).of(shown.runs.unit.iloc[0])
     return f"{quantity.label} on {shown.where}: {_range(medians, quantity)}."
 
 

@@ -55,12 +55,14 @@ SECTIONS: tuple[type[BaseModel], ...] = (
 )
 # The longest suffix that fits tells the unit.
 UNITS = {
-    "images_per_s": "images/s",
-    "images_per_s_per_gpu": "images/s",
+    "images_per_s": "items/s",
+    "images_per_s_per_gpu": "items/s",
     "gb_per_s": "GB/s",
     "tflops": "TFLOP/s",
-    "bytes_per_image": "bytes",
-    "flops_per_image": "FLOP",
+    "items_per_s": "items/s",
+    "items_per_s_per_gpu": "items/s",
+    "bytes_per_item": "bytes",
+    "flops_per_item": "FLOP",
     "bytes": "bytes",
     "mhz": "MHz",
     "pct": "%",

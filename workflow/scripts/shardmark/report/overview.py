@@ -21,8 +21,6 @@ LANES = {
     "as_recommended": "as recommended",
     "other_arithmetic": "other arithmetic",
 }
-# What a throughput counts, such as "images".
-ITEMS = QUANTITIES["images_per_s"].unit.removesuffix("/s")
 # The training whose price the table states: items in millions, and an hour of one GPU. A reader
 # can edit both on the page.
 MILLION_ITEMS = 1000
@@ -76,7 +74,7 @@ def with_excluded_runs(
 
 
 def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) -> Table:
-    workload, count = cells.workload.iloc[0], cells.gpus.iloc[0]
+    workload, count, unit = cells.workload.iloc[0], cells.gpus.iloc[0], cells.unit.iloc[0]
     runs = counted(cells).groupby("strategy")
     medians = runs[_MEDIANS].median()
     compared, scaling = (
@@ -100,12 +98,12 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
             {
                 "Strategy": label_of(name),
                 "Lane": LANES[own.lane.iloc[0]],
-                _per_gpu(device): format_number(per_gpu),
+                _per_gpu(device, unit): format_number(per_gpu),
                 f"vs {label_of(baseline)}": "baseline" if name == baseline else _ratio(row),
                 "Efficiency (%)": _efficiency(_known(scaling, name)),
                 "MFU (%)": _of_peak(known),
                 "Peak memory (GiB)": _memory(known),
-                ENERGY.heading: format_number(known[ENERGY.column], 3),
+                ENERGY.of(unit).heading: format_number(known[ENERGY.column], 3),
                 **(_price(per_gpu) if device == "cuda" else {}),
                 "Verdict": _verdict(name == baseline, row, own),
                 "Runs": _runs(own),
@@ -134,8 +132,8 @@ def _speeds(medians: pd.Series, ratios: pd.Series, baseline: str) -> pd.Series:
     return ratios.reindex(medians.index).fillna(medians / medians.get(baseline, 1.0))
 
 
-def _per_gpu(device: str) -> str:
-    return f"{ITEMS.capitalize()}/s per {'GPU' if device == 'cuda' else 'process'}"
+def _per_gpu(device: str, unit: str) -> str:
+    return f"{unit.capitalize()}/s per {'GPU' if device == 'cuda' else 'process'}"
 
 
 def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: str) -> str:

@@ -21,7 +21,6 @@ from shardmark.report.contents import CSV_TABLES, FIGURES, GROUPS, NOT_DRAWN, SE
 from shardmark.report.failures import causes
 from shardmark.report.memory_bars import MemoryBars, memory_bars
 from shardmark.report.overview import (
-    ITEMS,
     MILLION_ITEMS,
     PRICE_PER_HOUR,
     overview_tables,
@@ -119,7 +118,7 @@ def page_context(
         "command": command,
         "commits": sorted({commit for commit in cells.git_commit if commit}),
         "on_gpus": record.device == "cuda",
-        "items": ITEMS,
+        "items": " or ".join(sorted(cells.unit.unique())),
         "million_items": MILLION_ITEMS,
         "price": f"{PRICE_PER_HOUR:.2f}",
         "workloads": [

@@ -109,13 +109,14 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
         scaling: rows of scaling.csv of one workload.
         strategies: in the order of the rows.
     """
+    unit = scaling.unit.iloc[0] if len(scaling) else "items"
     alone = bool((scaling.gpus == scaling.reference_gpus).all())
     rows = sorted(scaling.to_dict("records"), key=lambda row: strategies.index(row["strategy"]))
     return Table(
         caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals that "
         "include how much devices differ",
         headings=[
-            *("Strategy", "GPUs", "from", QUANTITIES["images_per_s"].heading),
+            *("Strategy", "GPUs", "from", QUANTITIES["images_per_s"].of(unit).heading),
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
         ],
         rows=[] if alone else [_scaling_row(row) for row in rows],

@@ -55,7 +55,7 @@ def explain(row: Mapping[Any, Any]) -> str:
     return f"{label_of(values)}: {words}" if values else words
 
 
-def quantity(metric: str, value: float) -> str:
-    """A value with its unit."""
-    shown = QUANTITIES[metric]
+def quantity(metric: str, value: float, unit: str) -> str:
+    """A value with its unit; ``unit`` is the column of cells.csv."""
+    shown = QUANTITIES[metric].of(unit)
     return f"{format_number(value * shown.scale, 3)} {shown.unit}".strip()

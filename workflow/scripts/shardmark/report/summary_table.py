@@ -74,6 +74,7 @@ def _strategy(part: pd.DataFrame) -> dict[str, Any]:
     statuses = part.status.where(part.status != "", part.outcome)
     row: dict[str, Any] = {
         "device": part.device.iloc[0],
+        "unit": part.unit.iloc[0],
         "cells": len(part),
         "runs": len(runs),
         "faulty": int((part.device_faults != "").sum()),
@@ -106,9 +107,11 @@ def summary_tables(summary: pd.DataFrame, baseline: str, *, ranges: bool = True)
 
 
 def _table(group: pd.DataFrame, baseline: str, ranges: bool) -> Table:
-    device = group.device.iloc[0]
+    device, unit = group.device.iloc[0], group.unit.iloc[0]
     measured = {name for name in QUANTITIES if group[name].notna().any()}
-    shown = [quantity.on(device) for name, quantity in QUANTITIES.items() if name in measured]
+    shown = [
+        quantity.on(device).of(unit) for name, quantity in QUANTITIES.items() if name in measured
+    ]
     lacking = [one.label.lower() for name, one in QUANTITIES.items() if name not in measured]
     runs = sorted({count for count in group.runs if count})
     return Table(

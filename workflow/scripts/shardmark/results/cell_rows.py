@@ -121,15 +121,16 @@ class CellRow(Section):
         "Time at which the cell started, in UTC.", empty="it was not recorded"
     )
     scaling: str = column("strong (fixed global batch) or weak (fixed batch per GPU).")
-    global_batch_size: int = column("Images per step over all replicas.")
-    per_gpu_batch_size: int = column("Images per step of one replica.")
+    global_batch_size: int = column("Images or sequences per step over all replicas.")
+    per_gpu_batch_size: int = column("Images or sequences per step of one replica.")
     precision: str = column("fp32, tf32, bf16 or fp16.")
-    batchnorm: str = column("local or sync.")
+    batchnorm: str = column("local or sync; none if the model has no batch-norm.")
     device: str = column("cuda or cpu.")
     epochs: int = column("Number of epochs that the workload defines.")
+    unit: str = column("What throughput and energy count: images or tokens.")
     images_per_s: float | None = column(
-        "Throughput of all replicas in the steady window, set by the slowest rank, images/s.",
-        Quantity("Throughput", "images/s", "throughput", better="higher"),
+        "Throughput of all replicas in the steady window, set by the slowest rank, units/s.",
+        Quantity("Throughput", "items/s", "throughput", better="higher"),
     )
     training_s: float | None = column(
         "Time of all epochs without their evaluations, s.",
@@ -149,8 +150,8 @@ class CellRow(Section):
         empty=_NO_SAMPLE,
     )
     energy_per_image_j: float | None = column(
-        "Energy of all devices per training image, by their energy counters, J.",
-        Quantity("Energy", "J/image", "energy", better="lower"),
+        "Energy of all devices per image or token, by their energy counters, J.",
+        Quantity("Energy", "J/item", "energy", better="lower"),
         empty=_NO_ENERGY,
     )
     power_w: float | None = column(
@@ -172,7 +173,7 @@ class CellRow(Section):
         Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher"),
     )
     images_per_s_per_gpu: float | None = column(
-        "Throughput of one replica in the steady window, images/s."
+        "Throughput of one replica in the steady window, units/s."
     )
     step_ms_mean: float | None = column(
         "Mean step time of the slowest rank in the steady window, ms."
@@ -218,7 +219,7 @@ class CellRow(Section):
     )
     process_group_s: float | None = column("Time for joining the process group, s.")
     probe_s: float | None = column("Time of the short probe of the devices, s.")
-    data_s: float | None = column("Time for loading the images, s.")
+    data_s: float | None = column("Time for loading the samples, s.")
     build_s: float | None = column("Time for building and wrapping the model, s.")
     first_step_s: float | None = column("Time of the first step, which training_s includes, s.")
     inspection_s: float | None = column(
@@ -403,7 +404,8 @@ def cell_row(planned: PlannedCell, parity: str, excluded: str, place: int | None
         **_shared(cell),
         "lane": lane_of(cell.options),
         "precision": cell.definition.precision,
-        "batchnorm": cell.definition.batchnorm,
+        "batchnorm": cell.definition.batchnorm_statistics,
+        "unit": cell.definition.unit,
         "epochs": cell.definition.epochs,
         "outcome": planned.outcome,
         "excluded": excluded or None,
@@ -428,6 +430,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         **_shared(metrics.throughput),
         **_shared(times),
         **_shared(metrics.efficiency),
+        **_throughput(metrics),
         "status": metrics.status,
         "device_faults": "; ".join(metrics.device_faults),
         "labels": "; ".join(metrics.labels),
@@ -466,6 +469,17 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
     }
     recorded = metrics.provenance.get("planned_place")
     return values if recorded is None else values | {"place": recorded}
+
+
+def _throughput(metrics: Metrics) -> dict[str, Any]:
+    """Return the columns of throughput and energy per item."""
+    throughput, efficiency = metrics.throughput, metrics.efficiency
+    return {
+        "images_per_s": throughput and throughput.items_per_s,
+        "images_per_s_per_gpu": throughput and throughput.items_per_s_per_gpu,
+        "energy_per_image_j": efficiency and efficiency.energy_per_item_j,
+        "energy_net_per_image_j": efficiency and efficiency.energy_net_per_item_j,
+    }
 
 
 def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:

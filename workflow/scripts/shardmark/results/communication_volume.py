@@ -66,7 +66,7 @@ class StepVolume:
 
 def allowed_slack(cell: Cell) -> float:
     """Return how much a volume may differ, as a share of it; of 1 if the volume is less than 1."""
-    if cell.definition.batchnorm == "local":
+    if cell.definition.batchnorm_statistics != "sync":
         return SLACK
     return SLACK + _STATISTICS * cell.gpus * cell.definition.batch.accumulate
 

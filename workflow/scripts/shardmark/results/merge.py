@@ -271,7 +271,7 @@ def _results_in_words(results: Sequence[Result]) -> str:
 def _figure(metrics: Metrics) -> str:
     if metrics.throughput is None:
         return metrics.status
-    return f"{metrics.throughput.images_per_s:,.0f} images/s"
+    return f"{metrics.throughput.items_per_s:,.0f} {metrics.throughput.unit}/s"
 
 
 def _lines(texts: Iterable[str]) -> str:

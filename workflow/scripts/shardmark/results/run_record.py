@@ -71,9 +71,9 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
         steady_min_s=config.measure.steady_min_s,
         workloads={name: describe_workload(config, name) for name in config.matrix.workloads},
         chance_accuracy={
-            name: 1 / config.workloads[name].classes
+            name: chance
             for name in config.matrix.workloads
-            if config.workloads[name].dataset.name != "synthetic"
+            if (chance := config.workloads[name].chance_accuracy) is not None
         },
         config=config.model_dump(mode="json", by_alias=True, include=_DEFINING),
         certificates=certificates(results, config.baseline),
@@ -84,14 +84,15 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
 def describe_workload(config: Config, name: str) -> str:
     """Describe a workload in one sentence."""
     workload = config.workloads[name]
-    data, batch, optimizer = workload.dataset, workload.batch, workload.optimizer
-    images = f"{workload.train_images:,} images of {data.image_size} px"
-    size = f"{batch.per_gpu} images per GPU" if batch.per_gpu else f"{batch.global_} images in all"
+    batch, optimizer = workload.batch, workload.optimizer
+    samples = "images" if workload.items_per_sample == 1 else "sequences"
+    size = f"{batch.per_gpu} {samples} per GPU"
+    if batch.per_gpu is None:
+        size = f"{batch.global_} {samples} in all"
     micro = f" in {batch.accumulate} micro-batches" if batch.accumulate > 1 else ""
     return (
-        f"{workload.model.name} on {data.name} ({images}, {workload.classes} classes), "
-        f"{size} per step{micro}, {optimizer.name} at {optimizer.learning_rate:g}, "
-        f"{workload.precision}, {workload.batchnorm} batch-norm statistics, "
+        f"{workload.summary}, {size} per step{micro}, "
+        f"{optimizer.name} at {optimizer.learning_rate:g}, {workload.precision}, "
         f"{workload.epochs} epoch{'s' if workload.epochs > 1 else ''}"
     )
 

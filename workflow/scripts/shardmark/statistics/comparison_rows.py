@@ -111,7 +111,8 @@ class ScalingRow(Section):
     strategy: str = column("name of the strategy or variant")
     gpus: int = column("replicas of the cells")
     reference_gpus: int = column("the strategy's smallest GPU count")
-    images_per_s: float = column("median throughput")
+    unit: str = column("what throughput counts: images or tokens")
+    images_per_s: float = column("median throughput, in units/s")
     speedup: float | None = column(
         "ratio of the geometric means of throughput at the two GPU counts", empty=_NO_RATIO
     )

@@ -64,6 +64,7 @@ def _rows(usable: pd.DataFrame, same_code: SameCode) -> Iterator[ScalingRow]:
                 "strategy": strategy,
                 "gpus": gpus,
                 "reference_gpus": smallest,
+                "unit": side["unit"].iloc[0],
                 "images_per_s": side[PRIMARY.column].median(),
                 "n": len(side),
                 "n_reference": len(reference),

@@ -51,11 +51,11 @@ class Pace:
     """How fast similar cells were.
 
     Attributes:
-        images_per_s: images per second per GPU.
+        items_per_s: images or tokens per second per GPU.
         start_s: seconds in which they neither trained nor measured.
     """
 
-    images_per_s: float
+    items_per_s: float
     start_s: float
 
 
@@ -102,12 +102,12 @@ def estimate_costs(config: Config, root: Path = Path()) -> Costs:
 
 
 def _cell_job(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
-    expected = cluster.expected_images_per_s.get(cell.workload)
+    expected = cluster.expected_items_per_s.get(cell.workload)
     pace = paces.get(_kind_of_cell(cell)) or paces.get(_kind_without_strategy(cell))
     measured = pace is not None
     if pace is None and expected is not None:
         pace = Pace(expected, START_S)
-    likely = SNAKEMAKE_S + expected_s(cell, pace.images_per_s, pace.start_s) if pace else None
+    likely = SNAKEMAKE_S + expected_s(cell, pace.items_per_s, pace.start_s) if pace else None
     worst = (limit_minutes(cluster, cell) + SPARE_MINUTES) * 60
     return Job(cell.gpus, _charged_gpus(cluster, cell.gpus), worst, likely, cell, measured)
 
@@ -168,11 +168,11 @@ def _median_paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
             except UserError:
                 continue
             if metrics.throughput is not None and _same_speed(metrics.cell, cell):
-                pace = Pace(metrics.throughput.images_per_s_per_gpu, _start_s(metrics))
+                pace = Pace(metrics.throughput.items_per_s_per_gpu, _start_s(metrics))
                 for kind in (_kind_of_cell(metrics.cell), _kind_without_strategy(cell)):
                     results.setdefault(kind, []).append(pace)
     return {
-        kind: Pace(median(one.images_per_s for one in paces), median(one.start_s for one in paces))
+        kind: Pace(median(one.items_per_s for one in paces), median(one.start_s for one in paces))
         for kind, paces in results.items()
     }
 
@@ -182,8 +182,9 @@ def _same_speed(one: Cell, other: Cell) -> bool:
 
     def speed_settings(cell: Cell) -> tuple[object, ...]:
         workload = cell.definition
-        images = workload.dataset.image_size, workload.dataset.loader
-        return workload.model, images, workload.precision, cell.per_gpu_batch_size, cell.device
+        training = workload.model_dump(include={"model", "precision"})
+        data = workload.input_shape, bool(workload.loader_workers)
+        return training, data, cell.per_gpu_batch_size, cell.device
 
     return speed_settings(one) == speed_settings(other)
 

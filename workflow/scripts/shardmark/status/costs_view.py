@@ -91,13 +91,13 @@ def _remarks(costs: Costs, unit: str) -> Iterator[str]:
     expected = sum(not job.measured and job.likely_s is not None for job in costs.cells)
     yield (
         f"The likely time of {measured} cells is estimated from results of the same workload and "
-        f"GPU count, that of {expected} from cluster.expected_images_per_s"
+        f"GPU count, that of {expected} from cluster.expected_items_per_s"
     )
     unknown = {job.cell.workload for job in costs.cells if job.cell and job.likely_s is None}
     for workload in sorted(unknown):
         yield (
             f"The likely sums leave out {workload}, of whose speed nothing is known: run one cell "
-            "of each GPU count, or name it in cluster.expected_images_per_s"
+            "of each GPU count, or name it in cluster.expected_items_per_s"
         )
 
 

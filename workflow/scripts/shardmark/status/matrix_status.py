@@ -61,7 +61,7 @@ class CellStatus:
         log: the log to read next, relative to the project.
         left_s: seconds left at its present pace.
         limit_s: seconds until its time limit ends it.
-        images_per_s: its throughput, if it has been measured.
+        items_per_s: its throughput, if it has been measured.
     """
 
     cell: Cell
@@ -71,7 +71,7 @@ class CellStatus:
     log: Path | None = None
     left_s: float | None = None
     limit_s: float | None = None
-    images_per_s: float | None = None
+    items_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _result_status(cell: Cell, metrics: Metrics) -> CellStatus:
             "device fault" if metrics.device_faults else "ok",
             "; ".join(metrics.device_faults),
             job,
-            images_per_s=metrics.throughput.images_per_s if metrics.throughput else None,
+            items_per_s=metrics.throughput.items_per_s if metrics.throughput else None,
         )
     failure = metrics.failure
     if failure is None or metrics.status == "unsupported":

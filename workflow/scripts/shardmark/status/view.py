@@ -55,7 +55,6 @@ LISTED: tuple[State, ...] = (
 )
 GAP = "  "
 INDENT = "    "
-SPEED = "images/s"
 
 T = TypeVar("T")
 
@@ -84,8 +83,10 @@ class View:
         yield ""
         for part in _parts(states, lambda state: len(state) + 2, self.width):
             yield GAP.join(f"{self._mark(state)} {state}" for state in part)
-        if any(one.images_per_s for one in status.cells):
-            yield from self._wrapped(f"{SPEED}: the median of the cells that have finished")
+        if any(one.items_per_s for one in status.cells):
+            units = {config.workloads[name].unit for name in config.matrix.workloads}
+            speeds = " and ".join(f"{unit}/s" for unit in sorted(units))
+            yield from self._wrapped(f"{speeds}: the median of the cells that have finished")
         remarks = [*_count_by_reason(status.cells), *_remarks(status)]
         if remarks:
             yield ""
@@ -112,8 +113,9 @@ class View:
         heads = {gpus: f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in matrix.gpus}
         seeds = {gpus: max(len(heads[gpus]), len(matrix.seeds)) for gpus in matrix.gpus}
         measured = {gpus for _, gpus in speeds}
+        speed = f"{config.workloads[workload].unit}/s"
         widths = {
-            gpus: seeds[gpus] + (1 + len(SPEED) if gpus in measured else 0) for gpus in matrix.gpus
+            gpus: seeds[gpus] + (1 + len(speed) if gpus in measured else 0) for gpus in matrix.gpus
         }
         room = self.width - names - len(GAP)
         yield workload
@@ -121,7 +123,7 @@ class View:
             yield _line("", names, (heads[gpus].ljust(widths[gpus]) for gpus in part))
             for digit in range(digits):
                 row = "".join(str(seed).rjust(digits)[digit] for seed in matrix.seeds)
-                unit = f" {SPEED}" if digit == digits - 1 else ""
+                unit = f" {speed}" if digit == digits - 1 else ""
                 columns = (
                     (row.ljust(seeds[gpus]) + unit)[: widths[gpus]].ljust(widths[gpus])
                     for gpus in part
@@ -208,8 +210,8 @@ def _median_speeds(statuses: Iterable[CellStatus]) -> dict[tuple[str, int], str]
     """Return the median throughput by strategy and GPU count, as the grid prints it."""
     speeds: dict[tuple[str, int], list[float]] = {}
     for one in statuses:
-        if one.images_per_s is not None:
-            speeds.setdefault((one.cell.strategy, one.cell.gpus), []).append(one.images_per_s)
+        if one.items_per_s is not None:
+            speeds.setdefault((one.cell.strategy, one.cell.gpus), []).append(one.items_per_s)
     return {place: f"{median(each):,.0f}" for place, each in speeds.items()}
 
 

@@ -33,8 +33,9 @@ from shardmark.training.steady_window import Window, measure_window
 from shardmark.training.strategy import Strategy, Task
 from shardmark.training_result import Divergence, Inspected, RankResult, Step, TrainingResult
 from shardmark.workload.blocks import outermost, wrap_blocks
-from shardmark.workload.data import Batch, TestData, TrainingData, load_images, training_data
-from shardmark.workload.models import build_model, shard_units
+from shardmark.workload.built_in import workload_of
+from shardmark.workload.contract import Contract, Inputs
+from shardmark.workload.data import TestData, TrainingData, training_data
 from shardmark.workload.optimizers import (
     build_optimizer,
     dimensions_of,
@@ -49,45 +50,58 @@ INSPECTED_STEPS = 4
 
 
 def make_task(
-    cell: Cell, runtime: Runtime, build: Callable[[Any, int], nn.Module] = build_model
+    cell: Cell,
+    runtime: Runtime,
+    workload: Contract[Any],
+    build: Callable[[int], nn.Module] | None = None,
 ) -> Task:
-    """The task that a strategy gets: the cell's model and optimizer, which it distributes."""
-    workload = cell.definition
-    rate = peak_learning_rate(workload, cell.gpus)
+    """The task that a strategy gets: a model and an optimizer, which it distributes.
+
+    Args:
+        cell: the cell.
+        runtime: this process.
+        workload: the cell's.
+        build: builds the model from the seed; None for the workload's own model.
+    """
+    definition = cell.definition
+    rate = peak_learning_rate(definition, cell.gpus)
+    build = build or workload.build_model
 
     def prepared_model() -> nn.Module:
-        model = build(workload, cell.seed)
-        blocks = shard_units(model, workload)
-        wrap_blocks(model, blocks, workload.activation_checkpointing, cell.compilation)
+        model = build(cell.seed)
+        blocks = workload.shard_units(model)
+        wrap_blocks(model, blocks, definition.activation_checkpointing, cell.compilation)
         return model
 
     def dimensions() -> dict[str, int]:
         with torch.device("meta"):
-            return dimensions_of(build(workload, cell.seed))
+            return dimensions_of(build(cell.seed))
 
     return Task(
         cell=cell,
         runtime=runtime,
+        workload=workload,
         build_model=prepared_model,
         build_optimizer=lambda model: build_optimizer(
-            model, workload.optimizer, rate, dimensions()
+            model, definition.optimizer, rate, dimensions()
         ),
-        shard_units=lambda model: outermost(model, shard_units(model, workload)),
+        shard_units=lambda model: outermost(model, workload.shard_units(model)),
     )
 
 
-def take_step(strategy: Strategy, micro_batches: Sequence[Batch], heart: Heartbeat) -> Tensor:
+def take_step(strategy: Strategy, micro_batches: Sequence[Inputs], heart: Heartbeat) -> Tensor:
     """Take one optimizer step.
 
     Returns:
-        this process's mean loss before the update: float32, shape (), on the device.
+        this process's mean loss before the update: float32, shape (), on the device. It has as many
+        terms on every process, so the mean over processes is the mean over all terms.
     """
     heart.step()
-    total = torch.zeros((), device=micro_batches[0].images.device)
-    for index, batch in enumerate(micro_batches):
+    total = torch.zeros((), device=strategy.device)
+    terms = sum(map(strategy.task.workload.terms, micro_batches)) / len(micro_batches)
+    for index, inputs in enumerate(micro_batches):
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
-            logits = strategy.forward(batch)
-            loss = nn.functional.cross_entropy(logits.float(), batch.labels)
+            loss = strategy.forward(inputs) / terms
             # A rank that hangs before the reduction has one beat less than those waiting for it.
             heart.alive()
             strategy.backward(loss)
@@ -123,37 +137,40 @@ class CellTraining:
 
     def __init__(self, strategy: StrategyClass, cell: Cell, phases: Phases) -> None:
         self.cell, self.phases = cell, phases
-        workload = cell.definition
+        precision = cell.definition.precision
         with phases("process_group"):
             self.runtime = start_runtime(cell)
-        set_math_mode(workload.precision)
+        set_math_mode(precision)
         with phases("probe"):
-            self.probes = probe(self.runtime, workload.precision)
+            self.probes = probe(self.runtime, precision)
             if self.runtime.device.type == "cuda":
                 torch.cuda.empty_cache()
         # Shapes never change, so cuDNN searches for the fastest kernels once, in the warm-up.
         torch.backends.cudnn.benchmark = True
         with phases("data"):
+            workload = workload_of(cell.definition)
             data_dir = Path(cell.data_dir)
             self.data: TrainingData = training_data(
-                load_images(workload, data_dir, train=True),
                 workload,
+                workload.rows(data_dir, train=True),
                 cell.seed,
                 replicas=self.runtime.replicas,
                 replica_count=cell.gpus,
                 per_replica=cell.per_gpu_batch_size,
                 device=self.runtime.device,
             )
-            self.test_data = TestData(
-                load_images(workload, data_dir, train=False),
-                workload,
-                rank=self.runtime.rank,
-                world_size=self.runtime.world_size,
-                batch_size=cell.micro_batch_size * len(self.runtime.replicas),
-                device=self.runtime.device,
-            )
+            self.test_data: TestData | None = None
+            if cell.definition.test_samples:
+                self.test_data = TestData(
+                    workload,
+                    workload.rows(data_dir, train=False),
+                    rank=self.runtime.rank,
+                    world_size=self.runtime.world_size,
+                    batch_size=cell.micro_batch_size * len(self.runtime.replicas),
+                    device=self.runtime.device,
+                )
         with phases("build"):
-            self.strategy = strategy(make_task(cell, self.runtime))
+            self.strategy = strategy(make_task(cell, self.runtime, workload))
             self.runtime.synchronise()
         self.steps_done = 0
         # The steps that updated weights: all except those that a loss scaler skipped.
@@ -176,11 +193,12 @@ class CellTraining:
                 for epoch in range(self.cell.definition.epochs):
                     with self.phases("training"):
                         self._train_epoch(epoch)
-                    with self.phases("evaluation"):
-                        begin = time.monotonic()
-                        with torch.compiler.set_stance("force_eager"):
-                            self.accuracies.append(self._evaluate())
-                        evaluations.append((begin, time.monotonic()))
+                    if self.test_data:
+                        with self.phases("evaluation"):
+                            begin = time.monotonic()
+                            with torch.compiler.set_stance("force_eager"):
+                                self.accuracies.append(self._evaluate(self.test_data))
+                            evaluations.append((begin, time.monotonic()))
                 with self.phases("inspection"):
                     inspected = self._inspect()
             throughput, window = self._measure()
@@ -274,31 +292,32 @@ class CellTraining:
         when = "" if math.isinf(step) else f"; first{where} at step {step + 1}"
         return Diverged(f"the mean loss of epoch {epoch + 1} is {loss}{when}", rank)
 
-    def _step(self, micro_batches: Sequence[Batch]) -> Tensor:
-        workload, cell = self.cell.definition, self.cell
-        rate = learning_rate_at(workload, cell.gpus, self.steps_done, cell.steps_per_epoch)
+    def _step(self, micro_batches: Sequence[Inputs]) -> Tensor:
+        cell = self.cell
+        rate = learning_rate_at(cell.definition, cell.gpus, self.steps_done, cell.steps_per_epoch)
         self.strategy.set_learning_rate(rate)
         self.steps_done += 1
         return take_step(self.strategy, micro_batches, self.phases.heart)
 
     @torch.no_grad()
-    def _evaluate(self) -> float:
-        """The accuracy on the test images.
+    def _evaluate(self, test_data: TestData) -> float:
+        """The mean score of the test samples.
 
-        It sums hits and images instead of averaging batches, because the last batch may be partial.
+        It sums scores and samples instead of averaging batches, because the last batch may be
+        partial.
         """
         self.strategy.eval()
         # Each replica has its own running statistics; evaluation uses those of replica 0.
         for buffer in self.strategy.module.buffers():
             dist.broadcast(buffer, 0)
-        right = torch.zeros(2, device=self.runtime.device)
-        for batch, counted in self.test_data:
+        sums = torch.zeros(2, device=self.runtime.device)
+        for inputs, counted in test_data:
             self.phases.heart.alive()
-            hits = self.strategy.forward(batch).argmax(dim=1) == batch.labels
-            right += torch.stack([(hits & counted).sum(), counted.sum()])
-        correct, images = self.runtime.sum_over_ranks(right).tolist()
-        self._say(f"accuracy {correct / images:.4f} on {int(images)} test images")
-        return float(correct / images)
+            scores = self.strategy.evaluate(inputs)
+            sums += torch.stack([(scores * counted).sum(), counted.sum()])
+        score, samples = self.runtime.sum_over_ranks(sums).tolist()
+        self._say(f"accuracy {score / samples:.4f} on {int(samples)} test samples")
+        return float(score / samples)
 
     def _inspect(self) -> Inspected:
         """Observe one more step; if the loss scaler skips it, observe another."""
@@ -315,11 +334,11 @@ class CellTraining:
                 break
         skipped = self.steps_done - len(self.updates)
         settings = effective_config(self.strategy, observer, self.data, skipped)
-        cost = cost_of(self.cell.definition)
+        cost = cost_of(self.strategy.task.workload)
         inspected = Inspected(
             effective_config=settings,
-            flops_per_image=cost.flops_per_image,
-            bytes_per_image=self._bytes_per_image(observer),
+            flops_per_item=cost.flops_per_item,
+            bytes_per_item=self._bytes_per_item(observer),
             memory=self._model_state(observer, settings, cost),
         )
         if device.type == "cuda":
@@ -327,11 +346,11 @@ class CellTraining:
             torch.cuda.empty_cache()
         return inspected
 
-    def _bytes_per_image(self, observer: StepObserver) -> int | None:
-        """Operand bytes per image; None if replicas run in threads, which cannot be observed."""
+    def _bytes_per_item(self, observer: StepObserver) -> int | None:
+        """Operand bytes per item; None if replicas run in threads, which cannot be observed."""
         if len(self.runtime.replicas) > 1:
             return None
-        return observer.operand_bytes // self.cell.per_gpu_batch_size
+        return observer.operand_bytes // (self.cell.items_per_step // self.cell.gpus)
 
     def _model_state(
         self, observer: StepObserver, settings: EffectiveConfig, cost: ModelCost
@@ -367,18 +386,19 @@ class CellTraining:
             self.steps.append((phase, self.cell.definition.epochs + epoch, step, ms))
         everyone = self._gather((window.steady_ms, window.gc_collections))
         steps_ms = [steps for steps, _ in everyone]
-        summary = summarise_steps(steps_ms, self.cell.global_batch_size)
+        summary = summarise_steps(steps_ms, self.cell.items_per_step)
         throughput = Throughput(
             **summary,
-            images_per_s_per_gpu=summary["images_per_s"] / self.cell.gpus,
+            unit=self.cell.definition.unit,
+            items_per_s_per_gpu=summary["items_per_s"] / self.cell.gpus,
             warmup_steps=len(window.warmup_ms),
             warmup_converged=window.converged,
             gc_collections=sum(collections for _, collections in everyone),
         )
-        self._say(f"steady state: {throughput.images_per_s:.1f} images/s")
+        self._say(f"steady state: {throughput.items_per_s:.1f} {throughput.unit}/s")
         return throughput, window
 
-    def _endless_steps(self) -> Iterator[list[Batch]]:
+    def _endless_steps(self) -> Iterator[list[Inputs]]:
         for epoch in itertools.count(self.cell.definition.epochs):
             yield from self.data.epoch(epoch)
 

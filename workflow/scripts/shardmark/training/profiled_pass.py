@@ -16,7 +16,7 @@ from shardmark.measurement.garbage import collector_paused
 from shardmark.measurement.step_split import DATA, STEP, Range, split_of, with_ranges
 from shardmark.metrics import StepSplit
 from shardmark.training.runtime import Runtime
-from shardmark.workload.data import Batch
+from shardmark.workload.contract import Inputs
 
 # The first steps under a profiler are slow.
 UNTRACED_STEPS = 2
@@ -25,8 +25,8 @@ PROFILED_STEPS = 5
 
 def profiled(
     runtime: Runtime,
-    next_batches: Callable[[], list[Batch]],
-    step: Callable[[list[Batch]], object],
+    next_batches: Callable[[], list[Inputs]],
+    step: Callable[[list[Inputs]], object],
 ) -> StepSplit | None:
     """How a step's time on this rank splits up; None if the trace is unusable; a collective.
 

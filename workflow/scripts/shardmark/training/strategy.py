@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shardmark.cells import Cell
 from shardmark.training.runtime import Runtime
 from shardmark.workload.blocks import plain_name
-from shardmark.workload.data import Batch
+from shardmark.workload.contract import Contract, Inputs
 from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler
 
 StateDict = dict[str, Tensor]
@@ -27,6 +27,7 @@ class Task:
     Attributes:
         cell: the cell, with the strategy's options.
         runtime: this process.
+        workload: what is trained.
         build_model: builds the network on the CPU, with the same weights on every rank; its blocks
             are already checkpointed and compiled, if the workload asks for it.
         build_optimizer: builds the workload's optimizer for a network, sharded or not.
@@ -35,6 +36,7 @@ class Task:
 
     cell: Cell
     runtime: Runtime
+    workload: Contract[Any]
     build_model: Callable[[], nn.Module]
     build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     shard_units: Callable[[nn.Module], list[nn.Module]]
@@ -57,7 +59,8 @@ class Task:
 class Strategy(ABC):
     """One way to distribute the training.
 
-    A subclass builds ``module`` (called with images and keys) and ``optimizer`` in its constructor.
+    A subclass builds ``module`` (called as the workload calls its network) and ``optimizer`` in its
+    constructor.
     It overrides the methods for which its framework differs from plain torch.
     """
 
@@ -72,11 +75,19 @@ class Strategy(ABC):
         self.accumulate = task.cell.definition.batch.accumulate
         self.scaler: Any = grad_scaler(task.precision, self.device)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Compute the logits (batch, classes) of this process's images."""
-        with autocast(self.task.precision if self.autocasts else "fp32", self.device.type):
-            logits: Tensor = self.module(batch.images, batch.keys)
-        return logits
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Compute the sum of the losses of this process's samples."""
+        with self.autocast():
+            return self.task.workload.loss(self.module, inputs)
+
+    def evaluate(self, inputs: Inputs) -> Tensor:
+        """Compute the score of each of this process's test samples."""
+        with self.autocast():
+            return self.task.workload.evaluate(self.module, inputs)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The autocast region of a forward pass."""
+        return autocast(self.task.precision if self.autocasts else "fp32", self.device.type)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one micro-batch's mean loss to the step's gradient."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 # splitmix64's increment and multipliers (Steele, Lea and Flood, "Fast splittable pseudorandom
 # number generators", OOPSLA 2014), as signed 64-bit integers: torch has no unsigned arithmetic.
-_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
+INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 
@@ -32,13 +32,13 @@ def mix(x: Tensor) -> Tensor:
 
 def sample_keys(seed: int, epoch: int, samples: Tensor) -> Tensor:
     """One int64 key per sample, with the shape and device of ``samples`` (int64 indices)."""
-    return mix(samples * _INCREMENT + _base(seed, epoch))
+    return mix(samples * INCREMENT + _base(seed, epoch))
 
 
 @functools.cache
 def _base(seed: int, epoch: int) -> int:
     stream = torch.tensor([seed, epoch], dtype=torch.int64) + 1
-    return int(mix(mix(stream[0] * _INCREMENT) + stream[1] * _INCREMENT))
+    return int(mix(mix(stream[0] * INCREMENT) + stream[1] * INCREMENT))
 
 
 def draw(keys: Tensor, purpose: int) -> Tensor:
@@ -69,7 +69,7 @@ class KeyedDropout(nn.Module):
         assert self.keys is not None, "Classifier.forward hands the keys down"
         features = torch.arange(x[0].numel(), device=x.device).reshape(1, *x.shape[1:])
         keys = self.keys.reshape(-1, *([1] * (x.dim() - 1)))
-        kept = draw(mix(keys + features * _INCREMENT), self.layer) >= round(self.rate * 2**32)
+        kept = draw(mix(keys + features * INCREMENT), self.layer) >= round(self.rate * 2**32)
         return x * kept / (1 - self.rate)
 
 

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, is_resnet, is_vit
-from shardmark.config.schema import Workload
-from shardmark.workload.cifar_resnet import CifarResNet
+from shardmark.config.schema import VisionWorkload
 from shardmark.workload.keyed_random import KeyedDropout, KeyedStochasticDepth
+from shardmark.workload.vision.cifar_resnet import CifarResNet
 
 CIFAR_STEM_UP_TO_PX = 64
 # Large enough that the norm of a surrogate's first gradient is above 1, where frameworks clip. Not
@@ -62,12 +62,12 @@ def _draws(module: nn.Module) -> bool:
     return isinstance(module, (KeyedDropout, KeyedStochasticDepth)) and module.rate > 0
 
 
-def build_model(workload: Workload, seed: int) -> Classifier:
+def build_model(workload: VisionWorkload, seed: int) -> Classifier:
     """Build the workload's network on the CPU in float32; weights depend only on ``seed``."""
     return _build(workload, seed, _network)
 
 
-def build_surrogate(workload: Workload, seed: int) -> Classifier:
+def build_surrogate(workload: VisionWorkload, seed: int) -> Classifier:
     """Build the parity gate's surrogate, a small network of the workload model's own blocks.
 
     It has SiLUs instead of ReLUs: at a ReLU's kink a rounding error switches a whole gradient on or
@@ -88,19 +88,21 @@ def build_surrogate(workload: Workload, seed: int) -> Classifier:
     return model
 
 
-def surrogate_name(workload: Workload) -> str:
+def surrogate_name(workload: VisionWorkload) -> str:
     """A description of the surrogate for the workload's model, in words."""
     block = BLOCK_OF_MODEL[workload.model.name]
     return f"{block} x {'2' if block != 'BasicBlock' else '3'}, narrow"
 
 
-def shard_units(model: nn.Module, workload: Workload) -> list[nn.Module]:
+def shard_units(model: nn.Module, workload: VisionWorkload) -> list[nn.Module]:
     """The modules that a fully sharded strategy gathers one by one, in forward order."""
     block = BLOCK_OF_MODEL[workload.model.name]
     return [module for module in model.modules() if type(module).__name__ == block]
 
 
-def _build(workload: Workload, seed: int, network: Callable[[Workload], nn.Module]) -> Classifier:
+def _build(
+    workload: VisionWorkload, seed: int, network: Callable[[VisionWorkload], nn.Module]
+) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network(workload)
@@ -111,7 +113,7 @@ def _build(workload: Workload, seed: int, network: Callable[[Workload], nn.Modul
     return Classifier(model)
 
 
-def _network(workload: Workload) -> nn.Module:
+def _network(workload: VisionWorkload) -> nn.Module:
     name = workload.model.name
     if name in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[name], workload.classes)
@@ -130,7 +132,7 @@ def _network(workload: Workload) -> nn.Module:
     return model
 
 
-def _surrogate_network(workload: Workload) -> Any:
+def _surrogate_network(workload: VisionWorkload) -> Any:
     classes = workload.classes
     block = BLOCK_OF_MODEL[workload.model.name]
     match block:
@@ -202,7 +204,7 @@ class _NarrowBottlenecks(nn.Module):
         return logits
 
 
-def _insert_hidden_layer(model: nn.Module, workload: Workload) -> None:
+def _insert_hidden_layer(model: nn.Module, workload: VisionWorkload) -> None:
     """Insert the workload's hidden layer and dropout before the last linear layer."""
     hidden, rate = workload.model.hidden_units, workload.model.dropout
     if hidden is None and not rate:
@@ -220,7 +222,7 @@ def _insert_hidden_layer(model: nn.Module, workload: Workload) -> None:
     setattr(model.get_submodule(parent), child, nn.Sequential(*layers, classes))
 
 
-def _classifier(model: nn.Module, workload: Workload) -> tuple[str, nn.Linear]:
+def _classifier(model: nn.Module, workload: VisionWorkload) -> tuple[str, nn.Linear]:
     """The name of the linear layer that gives the logits, and the layer."""
     return next(
         (name, module)

@@ -1,0 +1,218 @@
+"""Language models: sizes, weights, data, FLOPs, and what a configuration may say of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parity_cases import case_of
+from shardmark.architectures import GPT_PRESETS
+from shardmark.config.loading import load
+from shardmark.config.schema import LanguageWorkload
+from shardmark.errors import ConfigError, UserError
+from shardmark.measurement.model_cost import cost_of
+from shardmark.parity.gate import surrogate_cell
+from shardmark.training.loop import make_task
+from shardmark.workload.built_in import workload_of
+from shardmark.workload.language.gpt import initialise
+from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
+from shardmark.workload.language.workload import Language
+from small_matrix import ROOT, changed
+from test_language_gate import GPT, language_case
+from train_dp import LossInside
+
+SMALL = GPT["model"]
+
+
+def language(model: dict[str, Any] = SMALL, **changes: Any) -> Language:
+    definition = case_of("ddp", 1, **(GPT | {"model": model} | changes)).cell.definition
+    assert isinstance(definition, LanguageWorkload)
+    return Language(definition)
+
+
+@pytest.mark.parametrize(
+    ("preset", "billions"),
+    [
+        ("gpt_0b12", 0.124),
+        ("gpt_0b35", 0.355),
+        ("gpt_1b4", 1.42),
+        ("gpt_3b9", 3.94),
+        ("gpt_5b1", 5.12),
+        ("gpt_8b5", 8.47),
+    ],
+)
+def test_a_preset_has_its_parameters_and_the_flops_of_the_palm_convention(
+    preset: str, billions: float
+) -> None:
+    workload = language({"name": "gpt", "preset": preset})
+    size = workload.definition.model
+    cost = cost_of(workload)
+    assert cost.parameters / 1e9 == pytest.approx(billions, rel=5e-3)
+    multiplied = 12 * size.layers * size.width**2 + size.vocabulary * size.width
+    attention = 12 * size.layers * size.width * size.context
+    assert cost.flops_per_item == 6 * multiplied + attention
+    assert set(GPT_PRESETS[preset]) == {"layers", "width", "heads", "tied", "context", "vocabulary"}
+
+
+def test_a_size_beside_a_preset_overrides_it() -> None:
+    size = language({"name": "gpt", "preset": "gpt_1b4", "context": 2048}).definition.model
+    assert (size.layers, size.width, size.context) == (24, 2048, 2048)
+
+
+def test_weights_depend_on_seed_and_name_and_not_on_the_order_of_construction() -> None:
+    workload = language()
+    size = workload.definition.model
+    torch.manual_seed(1)
+    whole = workload.build_model(3)
+    with torch.device("meta"):
+        part = workload.build_model(3).blocks[1]
+    part.to_empty(device="cpu")
+    initialise(part, size, 3, "blocks.1.")
+    pairs = zip(part.parameters(), whole.blocks[1].parameters(), strict=True)
+    assert all(torch.equal(mine, its) for mine, its in pairs)
+    assert not torch.equal(whole.blocks[0].attention_in.weight, part.attention_in.weight)
+    assert not torch.equal(workload.build_model(4).head.weight, whole.head.weight)
+
+
+def test_initial_weights_have_gpt2s_spread() -> None:
+    model = language({"name": "gpt", "preset": "gpt_0b12", "layers": 2, "vocabulary": 512})
+    whole = model.build_model(0)
+    assert whole.embedding.weight.std().item() == pytest.approx(0.02, rel=0.01)
+    assert abs(whole.embedding.weight.mean().item()) < 1e-4
+    out = whole.blocks[0].feed_forward_out.weight
+    assert out.std().item() == pytest.approx(0.02 / math.sqrt(4), rel=0.01)
+    assert len(out.unique()) > 0.9 * out.numel()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_is_tied_to_the_output_if_asked(tied: bool) -> None:
+    model = language(SMALL | {"tied": tied}).build_model(0)
+    assert (model.head.weight is model.embedding.weight) == tied
+    assert len({id(unit) for unit in language().shard_units(model)}) == 3
+
+
+def test_a_token_is_predicted_from_those_before_it_alone() -> None:
+    model = language().build_model(0)
+    tokens = torch.arange(16).reshape(1, 16)
+    other = tokens.clone()
+    other[0, 10] = 79
+    before, after = model(tokens), model(other)
+    assert torch.equal(before[:, :10], after[:, :10])
+    assert not torch.equal(before[:, 10], after[:, 10])
+
+
+def test_a_loss_is_a_sum_over_tokens() -> None:
+    workload = language()
+    model = workload.build_model(0)
+    rows = workload.rows(Path(), train=True)
+    inputs = workload.batch(rows, torch.tensor([2, 5]), None)
+    parts = [workload.batch(rows, torch.tensor([index]), None) for index in (2, 5)]
+    whole = workload.loss(model, inputs)
+    assert workload.terms(inputs) == 32
+    assert whole.item() == pytest.approx(sum(workload.loss(model, part).item() for part in parts))
+    assert whole.item() / 32 == pytest.approx(math.log(80), rel=0.02)
+
+
+def test_generated_sequences_can_be_learned_to_ln_4() -> None:
+    sequences = synthetic_sequences(2000, 17, 64)
+    followed = torch.zeros(64, 64)
+    for begin, end in zip(sequences[:, :-1].flatten(), sequences[:, 1:].flatten(), strict=True):
+        followed[begin, end] += 1
+    assert (followed > 0).sum(dim=1).max() <= 4
+    shares = followed / followed.sum(dim=1, keepdim=True)
+    entropy = -(shares * shares.clamp(min=1e-9).log()).sum(dim=1).mean()
+    assert 1.2 < entropy.item() <= math.log(4) + 1e-3
+    assert torch.equal(sequences, synthetic_sequences(2000, 17, 64))
+
+
+def test_a_text_is_cut_into_sequences_of_its_bytes(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"abcdefg\xff\x00")
+    rows = text_sequences(text, 2, 5)
+    assert rows.tolist() == [[97, 98, 99, 100, 101], [101, 102, 103, 255, 0]]
+    with pytest.raises(UserError, match="has 9 bytes, and 3 sequences need 13"):
+        text_sequences(text, 3, 5)
+    with pytest.raises(UserError, match="cannot be read"):
+        text_sequences(tmp_path / "none", 1, 5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied"])
+def test_a_surrogate_has_gradients_that_a_framework_would_clip(kind: str) -> None:
+    workload = workload_of(surrogate_cell(language_case("ddp", 1, kind), "fp32").definition)
+    model = workload.surrogate(0)
+    rows = workload.rows(Path(), train=True)
+    inputs = workload.batch(rows, torch.arange(16), None)
+    (workload.loss(model, inputs) / workload.terms(inputs)).backward()
+    squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
+    assert len(squares) == len(list(model.parameters()))
+    assert torch.stack(squares).sum().sqrt() > 1
+
+
+W = "workloads.small"
+GPT_WORKLOAD = {
+    "workloads__small__model": SMALL,
+    "workloads__small__dataset": {"name": "synthetic_tokens"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"model__heads": 3}, f"{W}.model.heads: got 3; it must divide the model's width, 32"),
+        ({"model__layer": 3}, f"{W}.model.layer: unknown key; did you mean 'layers'? allowed:"),
+        (
+            {"model": {"name": "gpt", "preset": "gpt_1b"}},
+            f"{W}.model.preset: got 'gpt_1b'; did you mean 'gpt_1b4'? allowed: gpt_0b12,",
+        ),
+        ({"model": {"name": "gpt"}}, f"{W}.model.layers: missing, and it has no default"),
+        ({"batchnorm": "sync"}, f"{W}.batchnorm: unknown key; did you mean 'batch'?"),
+        (
+            {"dataset": {"name": "cifar10"}},
+            f"{W}.dataset.name: got 'cifar10'; allowed: synthetic_tokens, text",
+        ),
+        (
+            {"dataset": {"name": "synthetic_tokens", "file": "x"}},
+            f"{W}.dataset.file: belongs to text; synthetic_tokens is generated",
+        ),
+        ({"dataset": {"name": "text"}}, f"{W}.dataset.file: missing; text needs the file to read"),
+        (
+            {"dataset": {"name": "text", "file": "no such file"}},
+            f"{W}.dataset.file: 'no such file' is not a file",
+        ),
+        (
+            {"dataset": {"name": "text", "file": "LICENSE", "sequences": 10_000}},
+            f"{W}.dataset.sequences: got 10000; LICENSE has ",
+        ),
+        (
+            {"dataset": {"name": "text", "file": "LICENSE", "sequences": 16}},
+            f"{W}.model.vocabulary: got 80; the bytes of a text need at least 256",
+        ),
+        (
+            {"dataset__sequences": 8},
+            f"{W}.batch: a step of 16 sequences at 1 GPUs is more than the 8 training sequences",
+        ),
+    ],
+)
+def test_a_mistake_about_a_language_model_is_named(changes: dict[str, Any], line: str) -> None:
+    values = {f"workloads__small__{key}": value for key, value in changes.items()}
+    with pytest.raises(ConfigError) as raised:
+        load(changed(**(copy.deepcopy(GPT_WORKLOAD) | values)), ROOT)
+    lines = str(raised.value).splitlines()
+    assert any(one.strip().startswith(line) for one in lines), raised.value
+
+
+def test_dataparallel_computes_its_loss_where_the_logits_are() -> None:
+    workload = language()
+    cell = case_of("dp", 1, **GPT).cell
+    runtime: Any = None
+    task = make_task(cell, runtime, workload)
+    inside = LossInside(task.build_model(), task)
+    inputs = workload.batch(workload.rows(Path(), train=True), torch.arange(4), None)
+    loss = inside(*inputs)
+    assert loss.shape == (1,), "all that DataParallel gathers from a replica"
+    assert loss.item() == workload.loss(inside.inner, inputs).item()

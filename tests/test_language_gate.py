@@ -1,0 +1,71 @@
+"""The parity gate on language models: every strategy trains the oracle's model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parity_cases import DEVICE, ROOT, STRATEGIES, case_of
+from shardmark.cells import ParityCase
+from shardmark.metrics import Parity
+
+GPT: dict[str, Any] = {
+    "model": {"name": "gpt", "layers": 3, "width": 32, "heads": 2, "context": 16, "vocabulary": 80},
+    "dataset": {"name": "synthetic_tokens"},
+    "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
+    "batch": {"per_gpu": 4},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied": {"model": GPT["model"] | {"tied": True}},
+    "accumulation": {"batch": {"per_gpu": 4, "accumulate": 2}},
+    "tied, accumulation": {
+        "model": GPT["model"] | {"tied": True},
+        "batch": {"per_gpu": 4, "accumulate": 2},
+    },
+}
+
+
+def language_case(strategy: str, ranks: int, kind: str) -> ParityCase:
+    return case_of(strategy, ranks, **(GPT | KINDS[kind]))
+
+
+def verdicts(cases: list[ParityCase], folder: Path) -> list[Parity]:
+    """The gate's verdicts, by processes forked from one."""
+    file, found = folder / "cases.json", folder / "verdicts.json"
+    file.write_text(json.dumps([case.model_dump(mode="json", by_alias=True) for case in cases]))
+    script = ROOT / "tests/forked_gate.py"
+    environment = {"PYTHONPATH": f"{ROOT}/workflow/scripts:{ROOT}/tests", "PATH": "/usr/bin:/bin"}
+    subprocess.run(
+        [sys.executable, str(script), str(file), str(found)], env=environment, check=True
+    )
+    return [Parity.model_validate(raw, strict=False) for raw in json.loads(found.read_text())]
+
+
+def assert_all_pass(cases: list[ParityCase], folder: Path) -> None:
+    for case, parity in zip(cases, verdicts(cases, folder), strict=True):
+        assert parity.status == "passed", (case.cell.title, parity.reason)
+        assert parity.precisions[0].deviation.loss <= 1e-5
+        assert parity.precisions[0].noise_floor.loss <= 1e-6
+        assert parity.real_model is not None
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
+def test_every_strategy_trains_the_oracles_language_model(tmp_path: Path) -> None:
+    chosen = [("dp", 1, "plain"), ("fsdp2", 3, "accumulation"), ("deepspeed_zero1", 4, "plain")]
+    chosen += [(name, 2, "tied, accumulation") for name in STRATEGIES if name != "dp"]
+    assert_all_pass([language_case(*names) for names in chosen], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_all_ranks_strategies_and_kinds_agree(ranks: int, tmp_path: Path) -> None:
+    cases = [language_case(name, ranks, kind) for kind in KINDS for name in STRATEGIES]
+    assert_all_pass([case for case in cases if not case.cell.unsupported], tmp_path)

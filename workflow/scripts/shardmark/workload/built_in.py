@@ -1,0 +1,20 @@
+"""The built-in workloads, by their definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardmark.config.schema import LanguageWorkload, VisionWorkload, Workload
+from shardmark.workload.contract import Contract
+from shardmark.workload.language.workload import Language
+from shardmark.workload.vision.workload import Vision
+
+
+def workload_of(definition: Workload) -> Contract[Any]:
+    """Return the implementation of a workload's definition."""
+    match definition:
+        case VisionWorkload():
+            return Vision(definition)
+        case LanguageWorkload():
+            return Language(definition)
+    raise NotImplementedError(f"no workload is defined by a {type(definition).__name__}")

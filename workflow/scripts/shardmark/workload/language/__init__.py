@@ -1,0 +1,1 @@
+"""Workloads that train a language model."""

@@ -1,0 +1,90 @@
+"""Language models, by the contract of a workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from shardmark.config.schema import Gpt, LanguageWorkload, Tokens
+from shardmark.workload.contract import Contract, Inputs, Rows
+from shardmark.workload.language.gpt import Transformer, build_transformer
+from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
+
+# Large enough for several tokens of each kind in a batch, small enough for seconds on a CPU.
+_SURROGATE = {"layers": 2, "width": 64, "heads": 2, "context": 32, "vocabulary": 128}
+_SURROGATE_HEAD_SCALE = 3.0
+
+
+class Sequences(NamedTuple):
+    """Int64 tokens (b, context), and the token that follows each of them."""
+
+    tokens: Tensor
+    targets: Tensor
+
+
+class Language(Contract[LanguageWorkload]):
+    """A model that predicts each next token; a row is a sequence of context + 1 tokens."""
+
+    def build_model(self, seed: int) -> Transformer:
+        """The configured transformer."""
+        return build_transformer(self.definition.model, seed)
+
+    def shard_units(self, model: nn.Module) -> list[nn.Module]:
+        """Its blocks; embeddings and output layer belong to no unit, since they may be tied."""
+        assert isinstance(model, Transformer)
+        return list(model.blocks)
+
+    def rows(self, data_dir: Path, *, train: bool) -> Rows:
+        """The sequences of the workload."""
+        data, model = self.definition.dataset, self.definition.model
+        if data.file is not None:
+            return (text_sequences(Path(data.file), data.sequences, model.context + 1),)
+        return (synthetic_sequences(data.sequences, model.context + 1, model.vocabulary),)
+
+    def batch(self, rows: Rows, samples: Tensor, keys: Tensor | None) -> Sequences:
+        """The sequences; nothing about them is random."""
+        sequences = rows[0][samples].long()
+        return Sequences(sequences[:, :-1], sequences[:, 1:])
+
+    def example(self, samples: int) -> Sequences:
+        """Sequences of token 0."""
+        tokens = torch.zeros(samples, self.definition.model.context, dtype=torch.int64)
+        return Sequences(tokens, tokens)
+
+    def loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Cross-entropy of each next token."""
+        tokens, targets = inputs
+        logits = model(tokens).flatten(0, 1)
+        return nn.functional.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
+
+    def terms(self, inputs: Inputs) -> int:
+        """One per token."""
+        return inputs[1].numel()
+
+    def for_gate(self, samples: int, *, surrogate: bool) -> LanguageWorkload | None:
+        """Generated sequences; the surrogate is the model made small, tied if the model is."""
+        size = self.definition.model
+        if surrogate:
+            size = Gpt(name="gpt", tied=size.tied, **_SURROGATE)
+        return self.definition.model_copy(
+            update={"model": size, "dataset": Tokens(name="synthetic_tokens", sequences=samples)}
+        )
+
+    def surrogate(self, seed: int) -> nn.Module:
+        """A small transformer whose logits are large.
+
+        So the gradient's norm exceeds any threshold at which a framework might clip.
+        """
+        model = self.build_model(seed)
+        with torch.no_grad():
+            model.head.weight.mul_(_SURROGATE_HEAD_SCALE)
+        return model
+
+    @property
+    def surrogate_name(self) -> str:
+        """Its sizes."""
+        tied = "tied" if self.definition.model.tied else "untied"
+        return f"Block x {_SURROGATE['layers']}, narrow, {tied}"
