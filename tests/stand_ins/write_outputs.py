@@ -16,6 +16,7 @@ TABLES = {
     "compare_strategies": (["comparisons.csv", "scaling.csv", "verdict.json"], "compare.sha256"),
     "export_tables": (exported_files(), "export.sha256"),
 }
+PICTURE = "<svg xmlns='http://www.w3.org/2000/svg'/>"
 
 paths = [Path(argument) for argument in sys.argv[1:] if argument.startswith("results/")]
 names, checksums = TABLES.get(Path(sys.argv[0]).stem, ([], ""))
@@ -23,9 +24,10 @@ tables = [paths[0] / name for name in names]
 for folder in paths:
     if "figures" in folder.parts and not folder.suffix:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "loss.svg").write_text(PICTURE)
 for path in [*(path for path in paths if path.suffix in NAMED), *tables]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+        path.write_text(PICTURE)
 if tables:
     record_checksums(tables, paths[0] / checksums)

@@ -43,6 +43,7 @@ localrules:
     compare,
     export_tables,
     plot,
+    plot_compared,
 
 
 # The only rule that reads results; every later rule reads the tables that this one writes.

@@ -5,7 +5,15 @@ localrules:
 
 
 # The rules that read results and never train. `snakemake report` may run only these.
-AGGREGATES = ["collect", "summarise", "compare", "export_tables", "plot", "write_report"]
+AGGREGATES = [
+    "collect",
+    "summarise",
+    "compare",
+    "export_tables",
+    "plot",
+    "plot_compared",
+    "write_report",
+]
 AGGREGATES += ["write_snakemake_report"]
 if UNSUPPORTED_CELLS:
     AGGREGATES.append("mark_unsupported")
