@@ -288,7 +288,7 @@ def test_markdown_latex_and_text_escape_what_they_must() -> None:
     assert "| y\\|z   |   1,234 |" in markdown
     latex = to_latex([TABLE])
     assert r"\caption{50 \% of a\_b \& c}" in latex
-    assert r" x\_1    &       – \\" in latex
+    assert r"    x\_1 & \textendash{} \\" in latex
     assert r"\toprule" in latex
     lines = to_text([TABLE]).splitlines()
     assert len({len(line) for line in lines[2:5]}) == 1, "columns are aligned"
