@@ -121,8 +121,8 @@ class CellRow(Section):
         "Time at which the cell started, in UTC.", empty="it was not recorded"
     )
     scaling: str = column("strong (fixed global batch) or weak (fixed batch per GPU).")
-    global_batch_size: int = column("Images or sequences per step over all replicas.")
-    per_gpu_batch_size: int = column("Images or sequences per step of one replica.")
+    global_batch_size: int = column("Samples (images or sequences) per step over all replicas.")
+    per_gpu_batch_size: int = column("Samples (images or sequences) per step of one replica.")
     precision: str = column("fp32, tf32, bf16 or fp16.")
     batchnorm: str = column("local or sync; none if the model has no batch-norm.")
     device: str = column("cuda or cpu.")
@@ -435,7 +435,6 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         **_shared(metrics.throughput),
         **_shared(times),
         **_shared(metrics.efficiency),
-        **_throughput(metrics),
         "status": metrics.status,
         "device_faults": "; ".join(metrics.device_faults),
         "labels": "; ".join(metrics.labels),
@@ -474,17 +473,6 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
     }
     recorded = metrics.provenance.get("planned_place")
     return values if recorded is None else values | {"place": recorded}
-
-
-def _throughput(metrics: Metrics) -> dict[str, Any]:
-    """Return the columns of throughput and energy per item."""
-    throughput, efficiency = metrics.throughput, metrics.efficiency
-    return {
-        "items_per_s": throughput and throughput.items_per_s,
-        "items_per_s_per_gpu": throughput and throughput.items_per_s_per_gpu,
-        "energy_per_item_j": efficiency and efficiency.energy_per_item_j,
-        "energy_net_per_item_j": efficiency and efficiency.energy_net_per_item_j,
-    }
 
 
 def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:
