@@ -134,6 +134,7 @@ def metrics_of(cell: Cell, **changes: Any) -> Metrics:
             for rank in range(cell.gpus)
         ],
         "throughput": Throughput(
+            unit=cell.definition.unit,
             items_per_s=speed,
             items_per_s_per_gpu=speed / cell.gpus,
             step_ms_mean=step_ms,

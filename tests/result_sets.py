@@ -41,7 +41,7 @@ def cells(run: str, strategies: Sequence[str], seeds: Sequence[int], **changes: 
     return [cell_of(config, "w", name, 1, seed) for name in strategies for seed in seeds]
 
 
-def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Metrics:
+def metrics_of(cell: Cell, items_per_s: float | None, **environment: Any) -> Metrics:
     """A result of that throughput, or one that ran out of memory."""
     known: dict[str, Any] = {
         "cell": cell,
@@ -50,16 +50,16 @@ def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Me
         "environment": {"driver": "570.1", "versions": {"torch": "2.15.0"}} | environment,
         "provenance": {"git_commit": "a" * 40},
     }
-    if images_per_s is None:
+    if items_per_s is None:
         return Metrics(**known, status="oom", failure=Failure.plain("CUDA out of memory"))
-    step_ms = 512_000 / images_per_s
+    step_ms = 512_000 / items_per_s
     return Metrics(
         **known,
         status="ok",
-        time_s=Times(total_s=60 + 1e6 / images_per_s, epochs_s=[1e5 / images_per_s] * 2),
+        time_s=Times(total_s=60 + 1e6 / items_per_s, epochs_s=[1e5 / items_per_s] * 2),
         throughput=Throughput(
-            items_per_s=images_per_s,
-            items_per_s_per_gpu=images_per_s,
+            items_per_s=items_per_s,
+            items_per_s_per_gpu=items_per_s,
             step_ms_mean=step_ms,
             step_ms_p50=step_ms,
             step_ms_p90=step_ms,
@@ -71,7 +71,7 @@ def metrics_of(cell: Cell, images_per_s: float | None, **environment: Any) -> Me
             slowest_rank=0,
         ),
         devices=[GPU],
-        efficiency=Efficiency(energy_per_item_j=400 / images_per_s, memory_peak_bytes=10 * GIB),
+        efficiency=Efficiency(energy_per_item_j=400 / items_per_s, memory_peak_bytes=10 * GIB),
     )
 
 

@@ -19,7 +19,7 @@ GPU = "GPU-{:02d}"
 OTHERS = tuple(name for name in STRATEGIES if name != "ddp")
 
 
-def cell_row(strategy: str, seed: int, images_per_s: float, **changes: Any) -> dict[str, Any]:
+def cell_row(strategy: str, seed: int, items_per_s: float, **changes: Any) -> dict[str, Any]:
     """One usable cell on one GPU; ``changes`` to its columns."""
     return {
         "run": "t",
@@ -41,11 +41,11 @@ def cell_row(strategy: str, seed: int, images_per_s: float, **changes: Any) -> d
         "batchnorm": "local",
         "device": "cuda",
         "unit": "images",
-        "images_per_s": images_per_s,
+        "items_per_s": items_per_s,
         "memory_used_peak_bytes": 10 * 2**30,
-        "energy_per_image_j": 400 / images_per_s,
-        "epoch_s_mean": 50_000 / images_per_s,
-        "total_s": 60 + 500_000 / images_per_s,
+        "energy_per_item_j": 400 / items_per_s,
+        "epoch_s_mean": 50_000 / items_per_s,
+        "total_s": 60 + 500_000 / items_per_s,
         "device_names": "NVIDIA H200",
         "device_uuids": GPU.format(0),
         "hosts": "node1",

@@ -52,7 +52,7 @@ def answer_of(cells: pd.DataFrame, device: str = "cuda") -> Answer:
 
 def failed(cells: pd.DataFrame, strategy: str, outcome: str) -> pd.DataFrame:
     own = cells.strategy == strategy
-    changes = {"status": outcome, "outcome": outcome, "excluded": outcome, "images_per_s": None}
+    changes = {"status": outcome, "outcome": outcome, "excluded": outcome, "items_per_s": None}
     for column, value in changes.items():
         cells[column] = cells[column].mask(own, value)
     return cells

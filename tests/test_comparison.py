@@ -172,7 +172,7 @@ def test_one_and_two_runs_have_a_ratio_and_no_more() -> None:
 
 def test_the_ratio_is_the_geometric_mean_of_paired_ratios() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 0.9}, sd=0.1)
-    sides = cells.pivot(index="seed", columns="strategy", values="images_per_s")
+    sides = cells.pivot(index="seed", columns="strategy", values="items_per_s")
     row = primary(compare(cells, "ddp")).loc["fsdp"]
     assert row["ratio"] == pytest.approx(stats.gmean(sides["fsdp"] / sides["ddp"]))
 
@@ -182,7 +182,7 @@ def test_the_order_of_cells_and_the_unit_change_nothing(seeds: int) -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 0.995, "fsdp2": 0.97}, range(seeds))
     table = primary(compare(cells, "ddp"))
     shuffled = cells.sample(frac=1, random_state=1)
-    other = cells.assign(images_per_s=cells["images_per_s"] / 1000)
+    other = cells.assign(items_per_s=cells["items_per_s"] / 1000)
     figures = ["ratio", "ci_low", "ci_high", "p_adjusted", "p_equivalence"]
     for changed in (shuffled, other):
         again = primary(compare(changed, "ddp")).loc[table.index]
@@ -293,7 +293,7 @@ def on_nodes(cells: pd.DataFrame, seed: int = 0, nodes: int = 3) -> pd.DataFrame
     speeds = np.exp(generator.normal(0, 0.08, nodes))
     return cells.assign(
         device_uuids=[GPU.format(node) for node in chosen],
-        images_per_s=cells["images_per_s"] * speeds[chosen],
+        items_per_s=cells["items_per_s"] * speeds[chosen],
     )
 
 
@@ -311,7 +311,7 @@ def test_runs_by_chance_on_nodes_that_differ_are_compared_within_each_node() -> 
 def test_one_run_moved_to_another_device_does_not_unpair_the_family() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 0.97, "fsdp2": 0.97})
     moved = (cells["strategy"] == "fsdp") & (cells["seed"] == 4)
-    cells.loc[moved, ["device_uuids", "images_per_s"]] = [GPU.format(9), 1.0]
+    cells.loc[moved, ["device_uuids", "items_per_s"]] = [GPU.format(9), 1.0]
     table = primary(compare(cells, "ddp"))
     assert table["paired"].all()
     assert table["n"].to_dict() == {"fsdp": 8, "fsdp2": 9}
@@ -416,8 +416,8 @@ def test_commits_of_the_same_code_compare_and_others_do_not() -> None:
 def test_excluded_cells_take_no_part() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 0.97}, range(12))
     of_it = cells["strategy"] == "fsdp"
-    cells.loc[of_it & (cells["seed"] == 0), ["excluded", "images_per_s"]] = ["oom", np.nan]
-    cells.loc[of_it & (cells["seed"] == 1), ["excluded", "images_per_s"]] = ["throttled", 1.0]
+    cells.loc[of_it & (cells["seed"] == 0), ["excluded", "items_per_s"]] = ["oom", np.nan]
+    cells.loc[of_it & (cells["seed"] == 1), ["excluded", "items_per_s"]] = ["throttled", 1.0]
     cells.loc[of_it & (cells["seed"] == 2), "excluded"] = "parity missing"
     row = primary(compare(cells, "ddp")).loc["fsdp"]
     assert row["n"] == 9
@@ -436,10 +436,10 @@ def test_a_baseline_that_did_not_run_leaves_nothing_to_compare() -> None:
 
 
 def test_what_was_not_measured_is_empty_and_the_rest_is_compared() -> None:
-    cells = cells_table({"ddp": 1.0, "fsdp": 0.97}, energy_per_image_j=None)
+    cells = cells_table({"ddp": 1.0, "fsdp": 0.97}, energy_per_item_j=None)
     table = compare(cells, "ddp").set_index("metric")
-    assert table.loc["energy_per_image_j", "reason"] == "not_measured"
-    assert table.loc["images_per_s", "verdict"] == "slower"
+    assert table.loc["energy_per_item_j", "reason"] == "not_measured"
+    assert table.loc["items_per_s", "verdict"] == "slower"
 
 
 def test_other_metrics_are_exploratory_and_exact_with_nothing_but_ties() -> None:
@@ -502,7 +502,7 @@ def test_the_interval_of_an_efficiency_includes_how_much_the_devices_differ() ->
     cells = at_two_counts("weak", devices=3)
     one = cells["gpus"] == 1
     speeds = {GPU.format(0): 0.95, GPU.format(1): 1.0, GPU.format(2): 1.05}
-    cells.loc[one, "images_per_s"] *= cells[one]["device_uuids"].map(speeds)
+    cells.loc[one, "items_per_s"] *= cells[one]["device_uuids"].map(speeds)
     row = scaling_of(cells).set_index("gpus").loc[4]
     # Three devices, 5 % apart: their mean is known to 4.3 * 5 % / sqrt(3) = 12 %.
     assert row["efficiency_low"] == pytest.approx(0.9 * 0.88, abs=0.015)

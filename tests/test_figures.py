@@ -89,7 +89,7 @@ def test_no_text_of_a_figure_stands_over_another_or_is_too_small(name: str, data
 def test_where_processes_take_the_place_of_gpus_names_are_longer_and_stand_apart(
     data: Data,
 ) -> None:
-    cells = data.cells.assign(device="cpu", energy_per_image_j=float("nan"), power_w=float("nan"))
+    cells = data.cells.assign(device="cpu", energy_per_item_j=float("nan"), power_w=float("nan"))
     for gpus in ([1, 2], [1]):
         small = replace(data, cells=cells[cells.gpus.isin(gpus)])
         for name in FIGURES:
@@ -102,7 +102,7 @@ def eight(data: Data) -> Data:
     first = list(data.labels)[:8]
     cells = data.cells[data.cells.strategy.isin(first) & (data.cells.gpus == 2)].copy()
     place = cells.strategy.map(first.index)
-    cells["images_per_s"] = 10_000 + 500 * place
+    cells["items_per_s"] = 10_000 + 500 * place
     cells["memory_used_peak_bytes"] = (10 + place) * 2**30
     return replace(data, cells=cells, findings=find(cells, data.baseline, 0.02))
 
@@ -143,7 +143,7 @@ def test_a_name_in_the_trade_off_is_nearest_to_its_own_point(data: Data) -> None
 
 def test_the_trade_off_says_which_axes_a_slow_strategy_makes_start_at_0(data: Data) -> None:
     cells = data.cells.copy()
-    cells.loc[cells.strategy == "dp", "images_per_s"] /= 20
+    cells.loc[cells.strategy == "dp", "items_per_s"] /= 20
     figure = draw("trade_off", replace(data, cells=cells))
     words = [text.get_text() for text in texts(figure)]
     assert any("from 0: Throughput, the others not" in line for line in words)
@@ -160,7 +160,7 @@ def test_a_strategy_without_a_result_is_named_and_not_in_the_legend(name: str, d
     none = data.cells.strategy == "fsdp2"
     cells = data.cells.copy()
     cells.loc[none, ["status", "outcome", "excluded"]] = "oom"
-    cells.loc[none, ["images_per_s", "memory_used_peak_bytes"]] = float("nan")
+    cells.loc[none, ["items_per_s", "memory_used_peak_bytes"]] = float("nan")
     epochs = data.epochs[data.epochs.strategy != "fsdp2"]
     figure = draw(name, replace(data, cells=cells, epochs=epochs))
     check_legible(figure)
@@ -370,15 +370,15 @@ def test_a_run_that_does_not_count_is_pale_and_not_in_the_median(data: Data) -> 
     name, count = next(iter(data.labels)), data.gpus[0]
     runs = data.counted[(data.counted.strategy == name) & (data.counted.gpus == count)]
     assert len(runs) > 2
-    out = runs.images_per_s.idxmax()
+    out = runs.items_per_s.idxmax()
     cells = data.cells.copy()
     cells.loc[out, ["device_faults", "excluded"]] = "throttled"
     axes = draw("throughput", replace(data, cells=cells)).axes[0]
     row = [line for line in axes.lines if list(line.get_ydata())[:1] == [0]]
     pale = [line for line in row if line.get_alpha() == LEFT_OUT]
-    assert [list(line.get_xdata()) for line in pale] == [[runs.images_per_s[out]]]
+    assert [list(line.get_xdata()) for line in pale] == [[runs.items_per_s[out]]]
     (median,) = [line for line in row if line.get_alpha() is None]
-    assert list(median.get_xdata()) == [runs.images_per_s.drop(out).median()]
+    assert list(median.get_xdata()) == [runs.items_per_s.drop(out).median()]
 
 
 def faulty(data: Data, name: str) -> Data:
@@ -386,8 +386,8 @@ def faulty(data: Data, name: str) -> Data:
     cells = data.cells.copy()
     of_it = cells.strategy == name
     cells.loc[of_it, ["device_faults", "excluded"]] = "throttled"
-    cells.loc[of_it, ["images_per_s"]] *= 10
-    cells.loc[of_it, ["memory_used_peak_bytes", "energy_per_image_j"]] /= 10
+    cells.loc[of_it, ["items_per_s"]] *= 10
+    cells.loc[of_it, ["memory_used_peak_bytes", "energy_per_item_j"]] /= 10
     assert data.findings
     findings = find(cells, data.baseline, 0.02)
     return replace(data, cells=cells, findings=findings)
@@ -434,7 +434,7 @@ def test_what_only_left_out_runs_have_is_not_drawn_as_measured(data: Data) -> No
     cells = data.cells.copy()
     first = cells.seed == cells.seed.min()
     cells.loc[first, ["device_faults", "excluded"]] = "throttled"
-    cells.loc[~first, "energy_per_image_j"] = float("nan")
+    cells.loc[~first, "energy_per_item_j"] = float("nan")
     drawn = draw("trade_off", replace(data, cells=cells))
     assert not any("Energy" in axes.get_ylabel() for axes in drawn.axes)
 

@@ -57,8 +57,8 @@ def test_seeds_of_two_runs_become_one_run_that_can_be_compared(
     assert set(cells["run"]) == {"joined"}
     assert set(cells["parity"]) == {"passed"}
     table = compare(cells, "ddp").set_index("metric")
-    assert table.loc["images_per_s", "n"] == 9
-    assert table.loc["images_per_s", "verdict"] == "slower"
+    assert table.loc["items_per_s", "n"] == 9
+    assert table.loc["items_per_s", "verdict"] == "slower"
 
 
 def test_nine_runs_of_one_seed_each_are_one_report_of_nine_pairs(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_nine_runs_of_one_seed_each_are_one_report_of_nine_pairs(tmp_path: Path)
     assert [one.outcome for one in read_matrix(config, tmp_path)] == ["ok"] * 18
     page = build(config, tmp_path).read_text()
     table = pd.read_csv(tmp_path / "results/joined/tables/comparisons.csv").set_index("metric")
-    row = table.loc["images_per_s"]
+    row = table.loc["items_per_s"]
     assert (row.strategy, row.n, row.paired, row.verdict) == ("fsdp2", 9, True, "slower")
     assert "without a result that counts" not in page
     assert "Not shown to be the same training" not in page, "the gate's verdicts still count"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from built_pages import read_all
-from gpu_matrix import config_of, metrics_of, write, write_matrix, write_parity
+from built_pages import build, read_all
+from gpu_matrix import ROOT, WORKLOAD, config_of, metrics_of, write, write_matrix, write_parity
 from result_tables import GPU, cells_table
 from shardmark.cells import cell_of
+from shardmark.config.loading import load
 from shardmark.report.caveats import caveats
+from shardmark.report.contents import FIGURES, caption
 from shardmark.report.exports import tables_to_export
 from shardmark.report.page_tables import comparison_tables, parity_table, raw_table, scaling_table
+from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.statistics.comparisons import compare
 
 
@@ -71,3 +75,52 @@ def test_comparisons_without_pairs_say_so() -> None:
     assert primary.notes == [
         "Ran on other devices than the baseline, so not paired with it: FSDP1."
     ]
+
+
+GPT = {
+    "model": {"name": "gpt", "preset": "gpt_0b12"},
+    "dataset": {"name": "synthetic_tokens"},
+    "batch": {"per_gpu": 8},
+    "optimizer": {"learning_rate": 0.1},
+    "precision": "bf16",
+    "epochs": 3,
+}
+
+
+def test_each_workload_has_its_own_unit(tmp_path: Path) -> None:
+    raw = {
+        "run": "t",
+        "matrix": {
+            "workloads": ["photos", "texts"],
+            "strategies": ["ddp", "fsdp"],
+            "gpus": [1, 2],
+            "seeds": [0, 1],
+        },
+        "workloads": {"photos": WORKLOAD, "texts": GPT},
+        "cluster": {"device": "cuda", "gpus_per_node": 4},
+    }
+    config = load(raw, ROOT)
+    write_matrix(config, tmp_path)
+    page = build(config, tmp_path).read_text()
+    for name, one, other in (("photos", "image", "token"), ("texts", "token", "image")):
+        tables = [table for table in page.split("<table")[1:] if f">{name} on " in table]
+        heads = [table.partition("</thead>")[0] for table in tables]
+        overviews = [head for head in heads if f"{one.capitalize()}s/s per GPU" in head]
+        assert len(overviews) == 2, "one per GPU count"
+        assert all(f"J/{one}" in head for head in overviews)
+        assert not any(other in head.lower() for head in heads)
+    assert re.findall(r"million (\w+)</label>", page) == ["images", "tokens"]
+    assert re.findall(r"Throughput \((\w+/s)\)", page) == ["images/s", "tokens/s"]
+    tables, findings = read_all(config, tmp_path)
+    summary = summarise(tables.cells, findings.comparisons, "ddp")
+    units = [
+        ("texts on" in table.caption, "Energy (J/token)" in table.headings)
+        for table in summary_tables(summary, "ddp")
+    ]
+    assert units == [(False, False), (False, False), (True, True), (True, True)]
+
+
+def test_captions_name_both_units_or_none() -> None:
+    for name in FIGURES:
+        text = caption(name)
+        assert ("image" in text.lower()) == ("token" in text.lower()), text

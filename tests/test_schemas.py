@@ -64,14 +64,14 @@ def test_the_data_dictionary_tells_each_column_its_unit_and_when_it_is_empty() -
     models = (CellRow, EpochRow, FailureRow, ParityRow, SetComparisonRow, ScalingRow)
     assert set(columns) == {name for model in models for name in model.model_fields}
     assert all(meaning for _, _, meaning, _ in columns.values())
-    assert columns["energy_per_image_j"][:2] == ["number", "J"]
+    assert columns["energy_per_item_j"][:2] == ["number", "J"]
     assert columns["gpus"][3] == "never |"
     assert columns["compute_ms"][3].endswith("or measure.profile is false |")
 
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("images_per_s", "items/s"), ("window_s", "s"), ("step_ms_p50", "ms"), ("seed", "")],
+    [("items_per_s", "items/s"), ("window_s", "s"), ("step_ms_p50", "ms"), ("seed", "")],
 )
 def test_a_name_carries_its_unit(name: str, unit: str) -> None:
     assert unit_of(name) == unit

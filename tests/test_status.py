@@ -114,11 +114,11 @@ def test_the_matrix_is_a_grid_in_plain_text() -> None:
     ]
 
 
-def speed(images_per_s: float) -> Throughput:
+def speed(items_per_s: float) -> Throughput:
     """A throughput that no rule marks."""
     return Throughput.model_validate(
         dict.fromkeys(Throughput.model_fields, 100)
-        | {"warmup_converged": True, "unit": "images", "items_per_s": images_per_s}
+        | {"warmup_converged": True, "unit": "images", "items_per_s": items_per_s}
     )
 
 

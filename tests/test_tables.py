@@ -57,7 +57,7 @@ def test_there_is_a_row_per_cell_and_a_row_per_epoch(config: Config, tmp_path: P
     row = next(row for row in collected.cells if (row.strategy, row.gpus, row.seed) == key)
     metrics = metrics_of(cell_of(config, "w", "fsdp2", 2, 1))
     assert metrics.throughput is not None
-    assert row.images_per_s == metrics.throughput.items_per_s
+    assert row.items_per_s == metrics.throughput.items_per_s
     assert row.parity == "passed"
     assert row.power_w == 1200
     assert row.memory_used_peak_bytes == 17 * 2**30 + 1, "of the fullest device"
@@ -72,7 +72,7 @@ def test_what_was_not_measured_is_empty_and_never_zero(config: Config, tmp_path:
     assert collected.epochs == []
     rows = csv.DictReader(io.StringIO(to_csv(CellRow, collected.cells)))
     [row] = [row for row in rows if row["outcome"] != "missing"]
-    measured = ("images_per_s", "final_loss", "power_w", "energy_per_image_j", "training_s")
+    measured = ("items_per_s", "final_loss", "power_w", "energy_per_item_j", "training_s")
     assert [row[name] for name in (*measured, "slurm_job", "slurm_nodes")] == [""] * 7
     assert row["status"] == "oom"
     assert row["failure_phase"] == "training"
@@ -103,7 +103,7 @@ def test_a_result_that_does_not_count_is_refused_with_its_path(
     collected = collect(config, tmp_path)
     assert len(collected.cells) == len(paths)
     [row] = [row for row in collected.cells if row.outcome == "refused"]
-    assert row.images_per_s is None
+    assert row.items_per_s is None
     assert row.excluded == "refused"
     [failure] = collected.failures
     assert str(paths[5]) in failure.reason
@@ -246,7 +246,7 @@ def test_csv_keeps_every_digit(config: Config, tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
     collected = collect(config, tmp_path)
     cells = to_frame(CellRow, collected.cells)
-    assert list(cells.images_per_s) == [row.images_per_s for row in collected.cells]
+    assert list(cells.items_per_s) == [row.items_per_s for row in collected.cells]
     epochs = collected.epochs
     assert to_csv(EpochRow, epochs).count("\n") == len(epochs) + 1
 
@@ -288,7 +288,7 @@ def test_markdown_latex_and_text_escape_what_they_must() -> None:
     assert "| y\\|z   |   1,234 |" in markdown
     latex = to_latex([TABLE])
     assert r"\caption{50 \% of a\_b \& c}" in latex
-    assert r" x\_1    &       – \\" in latex
+    assert r"    x\_1 & \textendash{} \\" in latex
     assert r"\toprule" in latex
     lines = to_text([TABLE]).splitlines()
     assert len({len(line) for line in lines[2:5]}) == 1, "columns are aligned"

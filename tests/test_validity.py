@@ -513,13 +513,13 @@ def test_a_window_of_steps_that_update_nothing_is_not_the_same_training() -> Non
     assert "the loss scaler left out 12 steps" in label
 
 
-def control(images_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:
+def control(items_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:
     fed = {"name": "synthetic", "train_images": 64, "test_images": 16} | dataset
-    return result(cell=cell_named(strategy, dataset=fed), items_per_s=images_per_s)
+    return result(cell=cell_named(strategy, dataset=fed), items_per_s=items_per_s)
 
 
-def loaded(images_per_s: float) -> Metrics:
-    return control(images_per_s, name="cifar10")
+def loaded(items_per_s: float) -> Metrics:
+    return control(items_per_s, name="cifar10")
 
 
 def test_a_cell_slower_than_its_synthetic_control_is_input_bound() -> None:

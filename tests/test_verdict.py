@@ -76,7 +76,7 @@ def test_an_open_ranking_says_how_many_runs_would_settle_it() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.0, "fsdp2": 0.5})
     # DDP varies by 4 %, and its mean is 2 % higher.
     changes = [1.06, 0.98, 1.06, 0.98, 1.06, 0.98, 1.06, 0.98, 1.02]
-    cells.loc[cells["strategy"] == "ddp", "images_per_s"] *= changes
+    cells.loc[cells["strategy"] == "ddp", "items_per_s"] *= changes
     found = verdict_of(cells)
     assert (found.fastest.tier, found.fastest.best) == ("open", "ddp")
     assert found.fastest.open == ["fsdp"]
@@ -106,7 +106,7 @@ def test_what_may_not_be_compared_is_listed() -> None:
 
 def test_without_a_usable_baseline_the_rest_is_still_judged() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06})
-    cells.loc[cells["strategy"] == "ddp", ["status", "excluded", "images_per_s"]] = [
+    cells.loc[cells["strategy"] == "ddp", ["status", "excluded", "items_per_s"]] = [
         "oom",
         "oom",
         None,
@@ -124,10 +124,10 @@ def test_nothing_usable_has_no_best() -> None:
 def test_pareto_leaves_out_what_another_beats() -> None:
     ratios = {"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.95, "dp": 0.85}
     memory = {"ddp": 12.0, "fsdp": 10.0, "fsdp2": 9.0, "dp": 8.0}
-    found = verdict_of(with_memory(cells_table(ratios, energy_per_image_j=None), memory))
+    found = verdict_of(with_memory(cells_table(ratios, energy_per_item_j=None), memory))
     # fsdp is slower than fsdp2 and needs more; each of the others is best in something.
     assert found.pareto == ["ddp", "fsdp2", "dp"]
-    assert found.objectives == ["images_per_s", "memory_used_peak_bytes"]
+    assert found.objectives == ["items_per_s", "memory_used_peak_bytes"]
     assert found.energy is None
     assert found.memory is not None
     assert (found.memory.best, found.memory.value) == ("dp", 8 * GIB)
@@ -139,7 +139,7 @@ def test_equivalent_by_one_objective_and_better_by_another_beats() -> None:
 
 
 def test_equals_beat_neither() -> None:
-    unpriced = {"energy_per_image_j": None}
+    unpriced = {"energy_per_item_j": None}
     found = verdict_of(cells_table({"ddp": 1.0, "fsdp": 1.0}, **unpriced))
     assert found.pareto == ["ddp", "fsdp"]
 

@@ -164,14 +164,14 @@ class BatchSize(Section):
 
     per_gpu: Count | None = Field(
         None,
-        description="Images or sequences per replica and step, for weak scaling; null for "
-        "strong scaling.",
+        description="Samples (images or sequences) per replica and step, for weak scaling; null "
+        "for strong scaling.",
     )
     global_: Count | None = Field(
         None,
         alias="global",
-        description="Images or sequences per step over all replicas, for strong scaling; null for "
-        "weak scaling.",
+        description="Samples (images or sequences) per step over all replicas, for strong "
+        "scaling; null for weak scaling.",
     )
     accumulate: Count = Field(
         1, description="Micro-batches per step, whose gradients are accumulated."
@@ -553,7 +553,7 @@ class Site(CellSite):
 
 
 class Data(Section):
-    """Where the images come from."""
+    """Where the data sets come from."""
 
     dir: Annotated[str, Field(min_length=1)] = Field(
         "resources", description="Folder of the data sets; it must exist."
@@ -616,7 +616,7 @@ class ParityGate(Section):
         8, description="Steps that a strategy trains beside the oracle."
     )
     per_gpu_batch: Annotated[Count, Field(ge=2, le=1024)] = Field(
-        16, description="Images per replica and step of the gate."
+        16, description="Samples (images or sequences) per replica and step of the gate."
     )
     tolerance: Annotated[Number, Field(gt=0)] = Field(
         1e-5, description="Largest relative difference from the oracle in float32."

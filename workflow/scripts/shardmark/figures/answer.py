@@ -15,7 +15,7 @@ from shardmark.figures.drawing import FAINT, GREY, LEFT_OUT, MM, absent, marker,
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.exclusion import describe_absence
 
-THROUGHPUT = QUANTITIES["images_per_s"]
+THROUGHPUT = QUANTITIES["items_per_s"]
 BAND = "#E3E3E3"
 # Beside this many GPU counts, the right panel says nothing.
 FEWEST_COUNTS = 2

@@ -16,7 +16,7 @@ from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import FAINT, GREY, MM, columns_of, dots_of_runs, marker, tick
 from shardmark.results.cell_rows import QUANTITIES
 
-THROUGHPUT = QUANTITIES["images_per_s"]
+THROUGHPUT = QUANTITIES["items_per_s"]
 # A contrast of 3:1 on white.
 OTHERS = "#949494"
 IDEAL = (0, (3, 2))

@@ -28,7 +28,7 @@ from shardmark.figures.drawing import (
 from shardmark.quantities import Quantity
 from shardmark.results.cell_rows import QUANTITIES
 
-OBJECTIVES = ("images_per_s", "memory_used_peak_bytes", "energy_per_image_j")
+OBJECTIVES = ("items_per_s", "memory_used_peak_bytes", "energy_per_item_j")
 ROW_MM = 32.0
 # Height of the x axis labels, once per block of panels.
 LABEL_MM = 9.0

@@ -1,7 +1,7 @@
 """Bytes of the model's state: those that a process holds, and those that ZeRO's formulas predict.
 
 The state is what sharding can save: parameters, gradients, optimizer state. It does not include
-activations, the framework's own buffers and the images.
+activations, the framework's own buffers and the samples.
 """
 
 from __future__ import annotations

@@ -55,8 +55,6 @@ SECTIONS: tuple[type[BaseModel], ...] = (
 )
 # The longest suffix that fits tells the unit.
 UNITS = {
-    "images_per_s": "items/s",
-    "images_per_s_per_gpu": "items/s",
     "gb_per_s": "GB/s",
     "tflops": "TFLOP/s",
     "items_per_s": "items/s",

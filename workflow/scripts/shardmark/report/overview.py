@@ -24,14 +24,14 @@ LANES = {
 # The training whose price the table states: items in millions, and an hour of one GPU. A reader
 # can edit both on the page.
 MILLION_ITEMS = 1000
-ENERGY = QUANTITIES["energy_per_image_j"]
+ENERGY = QUANTITIES["energy_per_item_j"]
 PRICE_PER_HOUR = 2.5
 NONE = "–"
 _MEDIANS = [
-    "images_per_s",
+    "items_per_s",
     "memory_used_peak_bytes",
     "memory_capacity_bytes",
-    "energy_per_image_j",
+    "energy_per_item_j",
     "peak_share_pct",
     "datasheet_share_pct",
 ]
@@ -82,7 +82,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
         for table in (findings.comparisons, findings.scaling)
     )
     compared = compared[compared.family == "primary"]
-    speeds = _speeds(medians.images_per_s, compared.ratio, baseline).sort_values(ascending=False)
+    speeds = _speeds(medians.items_per_s, compared.ratio, baseline).sort_values(ascending=False)
     used = set(cells[cells.excluded == ""].strategy)
     names = [
         *sorted(speeds.index, key=lambda name: name not in used),
@@ -93,7 +93,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
         own = cells[cells.strategy == name]
         known: Mapping[Any, Any] = medians.loc[name] if name in speeds else dict.fromkeys(_MEDIANS)
         row = _known(compared, name)
-        per_gpu = None if known["images_per_s"] is None else known["images_per_s"] / count
+        per_gpu = None if known["items_per_s"] is None else known["items_per_s"] / count
         rows.append(
             {
                 "Strategy": label_of(name),
@@ -180,11 +180,11 @@ def _memory(known: Mapping[Any, Any]) -> str:
     return f"{used / 2**30:.1f}" + (f" [of {of / 2**30:.0f}]" if pd.notna(of) else "")
 
 
-def _price(images_per_s: float | None) -> dict[str, str]:
+def _price(items_per_s: float | None) -> dict[str, str]:
     """Return what the stated training takes; processes on a CPU have no price."""
-    if images_per_s is None or pd.isna(images_per_s):
+    if items_per_s is None or pd.isna(items_per_s):
         return {"GPU-hours": NONE, "Cost ($)": NONE}
-    hours = MILLION_ITEMS * 1e6 / images_per_s / 3600
+    hours = MILLION_ITEMS * 1e6 / items_per_s / 3600
     return {
         "GPU-hours": format_number(hours, 3),
         "Cost ($)": format_number(hours * PRICE_PER_HOUR, 3),

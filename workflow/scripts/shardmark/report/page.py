@@ -80,6 +80,7 @@ class WorkloadPart:
 
     name: str
     definition: str
+    unit: str
     answer: Answer
     tables: list[tuple[str, Table]]
     tables_with_excluded: list[tuple[str, Table]]
@@ -118,7 +119,6 @@ def page_context(
         "command": command,
         "commits": sorted({commit for commit in cells.git_commit if commit}),
         "on_gpus": record.device == "cuda",
-        "items": " or ".join(sorted(cells.unit.unique())),
         "million_items": MILLION_ITEMS,
         "price": f"{PRICE_PER_HOUR:.2f}",
         "workloads": [
@@ -193,6 +193,7 @@ def _workload(
     return WorkloadPart(
         name=name,
         definition=record.workloads[name],
+        unit=cells.unit.iloc[0],
         answer=its_answer,
         tables=overview_tables(cells, findings, record.baseline),
         tables_with_excluded=with_excluded,

@@ -19,9 +19,9 @@ from shardmark.statistics.eligibility import counted
 from shardmark.strategies import label_of
 
 _COMPARED = {
-    "images_per_s": "Throughput",
+    "items_per_s": "Throughput",
     "memory_used_peak_bytes": "Memory peak",
-    "energy_per_image_j": "Energy",
+    "energy_per_item_j": "Energy",
     "epoch_s_mean": "Time per epoch",
     "total_s": "Time of the whole cell",
 }
@@ -116,7 +116,7 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
         caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals that "
         "include how much devices differ",
         headings=[
-            *("Strategy", "GPUs", "from", QUANTITIES["images_per_s"].of(unit).heading),
+            *("Strategy", "GPUs", "from", QUANTITIES["items_per_s"].of(unit).heading),
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
         ],
         rows=[] if alone else [_scaling_row(row) for row in rows],
@@ -129,7 +129,7 @@ def _scaling_row(row: dict[Any, Any]) -> list[str]:
         label_of(row["strategy"]),
         str(row["gpus"]),
         str(row["reference_gpus"]),
-        format_number(row["images_per_s"]),
+        format_number(row["items_per_s"]),
         _fixed(row["speedup"], 2),
         _interval(row["speedup_low"], row["speedup_high"], 2),
         _fixed(row["efficiency"], 3),
@@ -302,7 +302,7 @@ _RAW = [
     "labels",
     "unknown",
     "parity",
-    "images_per_s",
+    "items_per_s",
     "step_ms_p50",
     "step_ms_p99",
     "final_loss",
@@ -312,7 +312,7 @@ _RAW = [
     "memory_used_peak_bytes",
     "utilization_pct",
     "power_w",
-    "energy_per_image_j",
+    "energy_per_item_j",
     "hosts",
 ]
 

@@ -24,6 +24,7 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "gpus": "replicas of the cells",
     "strategy": "name of the strategy or variant",
     "device": "cuda or cpu",
+    "unit": "what throughput and energy count: images or tokens",
     "cells": "planned cells",
     "runs": "cells that the medians are of",
     "faulty": "cells excluded for a device fault",

@@ -6,12 +6,14 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tabulate import LATEX_ESCAPE_RULES, tabulate
+from tabulate import tabulate
 
-from shardmark.escaping import for_markdown
+from shardmark.escaping import for_latex, for_markdown
 
 _TEXT_HEADING = 11
 TEXT_WIDTH = 100
+# Of a value in LaTeX; a longer one takes several lines.
+_LATEX_WIDTH = 60
 # Between columns, and what tabulate adds to a heading.
 _GAP, _PADDING = 2, 2
 
@@ -104,17 +106,32 @@ def _latex(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"  \centering",
-        f"  \\caption{{{_escape_latex(table.caption)}}}",
+        f"  \\caption{{{for_latex(table.caption)}}}",
         r"  \resizebox{\linewidth}{!}{%",
-        _grid(table.headings, table.rows, "latex_booktabs") + "}",
-        *[f"  \\par\\footnotesize {_escape_latex(note)}" for note in table.notes],
+        f"  \\begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}",
+        r"    \toprule",
+        _latex_row(table.headings),
+        r"    \midrule",
+        *map(_latex_row, table.rows),
+        r"    \bottomrule",
+        r"  \end{tabular}}",
+        *[f"  \\par\\footnotesize {for_latex(note)}" for note in table.notes],
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _escape_latex(text: str) -> str:
-    return "".join(LATEX_ESCAPE_RULES.get(character, character) for character in text)
+def _latex_row(values: Sequence[str]) -> str:
+    # At the start of a row, a bracket or star would be an option of the rule or row above it.
+    start = "{}" if values[0].startswith(("[", "*")) else ""
+    return f"    {start}{' & '.join(map(_latex_value, values))} \\\\"
+
+
+def _latex_value(value: str) -> str:
+    text = for_latex(value)
+    if len(value) <= _LATEX_WIDTH:
+        return text
+    return f"\\parbox[t]{{{_LATEX_WIDTH / 2:g}em}}{{\\raggedright {text}}}"
 
 
 def _grid(headings: list[str], rows: list[list[str]], style: str) -> str:

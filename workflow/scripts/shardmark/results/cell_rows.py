@@ -121,15 +121,16 @@ class CellRow(Section):
         "Time at which the cell started, in UTC.", empty="it was not recorded"
     )
     scaling: str = column("strong (fixed global batch) or weak (fixed batch per GPU).")
-    global_batch_size: int = column("Images or sequences per step over all replicas.")
-    per_gpu_batch_size: int = column("Images or sequences per step of one replica.")
+    global_batch_size: int = column("Samples (images or sequences) per step over all replicas.")
+    per_gpu_batch_size: int = column("Samples (images or sequences) per step of one replica.")
     precision: str = column("fp32, tf32, bf16 or fp16.")
     batchnorm: str = column("local or sync; none if the model has no batch-norm.")
     device: str = column("cuda or cpu.")
     epochs: int = column("Number of epochs that the workload defines.")
     unit: str = column("What throughput and energy count: images or tokens.")
-    images_per_s: float | None = column(
-        "Throughput of all replicas in the steady window, set by the slowest rank, units/s.",
+    items_per_s: float | None = column(
+        "Throughput of all replicas in the steady window, set by the slowest rank, items/s (images "
+        "or tokens, see the column unit).",
         Quantity("Throughput", "items/s", "throughput", better="higher"),
     )
     training_s: float | None = column(
@@ -149,8 +150,9 @@ class CellRow(Section):
         ),
         empty=_NO_SAMPLE,
     )
-    energy_per_image_j: float | None = column(
-        "Energy of all devices per image or token, by their energy counters, J.",
+    energy_per_item_j: float | None = column(
+        "Energy of all devices per item (image or token, see the column unit), by their energy "
+        "counters, J.",
         Quantity("Energy", "J/item", "energy", better="lower"),
         empty=_NO_ENERGY,
     )
@@ -172,8 +174,9 @@ class CellRow(Section):
         "Test accuracy after the last epoch, 0 to 1.",
         Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher"),
     )
-    images_per_s_per_gpu: float | None = column(
-        "Throughput of one replica in the steady window, units/s."
+    items_per_s_per_gpu: float | None = column(
+        "Throughput of one replica in the steady window, items/s (images or tokens, see the column "
+        "unit)."
     )
     step_ms_mean: float | None = column(
         "Mean step time of the slowest rank in the steady window, ms."
@@ -315,8 +318,10 @@ class CellRow(Section):
         "Model FLOPs per second of a GPU, as a share of the peak on its datasheet, %.",
         empty=f"{_NOT_RECORDED}, or the datasheet is not known here",
     )
-    energy_net_per_image_j: float | None = column(
-        "Energy of all devices per training image, less their idle energy, J.", empty=_NO_ENERGY
+    energy_net_per_item_j: float | None = column(
+        "Energy of all devices per item (image or token, see the column unit), less their idle "
+        "energy, J.",
+        empty=_NO_ENERGY,
     )
     energy_per_epoch_j: float | None = column(
         "Energy of all devices for the steps of one epoch, J.", empty=_NO_ENERGY
@@ -362,7 +367,7 @@ class EpochRow(Section):
     seed: int = column("Seed of the run.")
     epoch: int = column("Number of the epoch; the first is 1.")
     loss: float = column(
-        "Mean training loss of the epoch, each image's before the update of its step."
+        "Mean training loss of the epoch, each sample's before the update of its step."
     )
     accuracy: float | None = column("Test accuracy after the epoch, 0 to 1.", empty=_NOT_EVALUATED)
     epoch_s: float | None = column("Training time of the epoch, s.", empty="it was not measured")
@@ -430,7 +435,6 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         **_shared(metrics.throughput),
         **_shared(times),
         **_shared(metrics.efficiency),
-        **_throughput(metrics),
         "status": metrics.status,
         "device_faults": "; ".join(metrics.device_faults),
         "labels": "; ".join(metrics.labels),
@@ -469,17 +473,6 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
     }
     recorded = metrics.provenance.get("planned_place")
     return values if recorded is None else values | {"place": recorded}
-
-
-def _throughput(metrics: Metrics) -> dict[str, Any]:
-    """Return the columns of throughput and energy per item."""
-    throughput, efficiency = metrics.throughput, metrics.efficiency
-    return {
-        "images_per_s": throughput and throughput.items_per_s,
-        "images_per_s_per_gpu": throughput and throughput.items_per_s_per_gpu,
-        "energy_per_image_j": efficiency and efficiency.energy_per_item_j,
-        "energy_net_per_image_j": efficiency and efficiency.energy_net_per_item_j,
-    }
 
 
 def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:

@@ -112,7 +112,9 @@ class ScalingRow(Section):
     gpus: int = column("replicas of the cells")
     reference_gpus: int = column("the strategy's smallest GPU count")
     unit: str = column("what throughput counts: images or tokens")
-    images_per_s: float = column("median throughput, in units/s")
+    items_per_s: float = column(
+        "median throughput, in items/s (images or tokens, see the column unit)"
+    )
     speedup: float | None = column(
         "ratio of the geometric means of throughput at the two GPU counts", empty=_NO_RATIO
     )

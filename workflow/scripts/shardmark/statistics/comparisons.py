@@ -56,10 +56,10 @@ class Metric(NamedTuple):
     above: str
 
 
-PRIMARY = Metric("images_per_s", "slower", "faster")
+PRIMARY = Metric("items_per_s", "slower", "faster")
 EXPLORATORY = tuple(
     Metric(column, "lower", "higher")
-    for column in ("memory_used_peak_bytes", "energy_per_image_j", "epoch_s_mean", "total_s")
+    for column in ("memory_used_peak_bytes", "energy_per_item_j", "epoch_s_mean", "total_s")
 )
 
 

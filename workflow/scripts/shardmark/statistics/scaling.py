@@ -65,7 +65,7 @@ def _rows(usable: pd.DataFrame, same_code: SameCode) -> Iterator[ScalingRow]:
                 "gpus": gpus,
                 "reference_gpus": smallest,
                 "unit": side["unit"].iloc[0],
-                "images_per_s": side[PRIMARY.column].median(),
+                "items_per_s": side[PRIMARY.column].median(),
                 "n": len(side),
                 "n_reference": len(reference),
             }

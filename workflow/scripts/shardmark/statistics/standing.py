@@ -56,7 +56,7 @@ class Verdict(Section):
         excluded: by strategy, why its excluded cells are excluded, with the number of cells.
         fastest: ranking by steady throughput.
         memory: ranking by the peak memory of the fullest device; None if it was not measured.
-        energy: ranking by the energy per image; None if it was not measured.
+        energy: ranking by the energy per image or token; None if it was not measured.
         objectives: the metrics that the Pareto set weighs.
         medians: of each usable strategy, the median of each objective that was measured.
         pareto: usable strategies that no other beats; see ``verdict.pareto_set``.

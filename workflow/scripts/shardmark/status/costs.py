@@ -157,7 +157,7 @@ def _kind_without_strategy(cell: Cell) -> Kind:
 def _median_paces(cells: Iterable[Cell], root: Path) -> dict[Kind, Pace]:
     """Return the median pace in results of any run, by kind of cell.
 
-    A result counts if its workload is the same apart from the number of images and epochs.
+    A result counts if its workload is the same apart from the number of samples and epochs.
     """
     results: dict[Kind, list[Pace]] = {}
     for cell in {_kind_without_strategy(cell): cell for cell in cells}.values():
