@@ -199,7 +199,7 @@ def test_the_workflow_is_read_without_what_only_training_and_reports_need(tmp_pa
         [
             *(sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--nolock"),
             *("--configfile", "config/demo.yaml", "--"),
-            "results/demo/resnet8_synthetic/ddp/gpus1/seed0/metrics.json",
+            "results/demo/resnet8_synthetic/ddp/gpus2/seed0/metrics.json",
         ],
         cwd=SCRIPTS.parents[1],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},

@@ -647,10 +647,11 @@ def shipped(*overlays: str) -> dict[str, Any]:
     ("overlays", "run", "cells"),
     [
         ((), "main", 2 * 13 * 4 * 10),
-        (("demo",), "demo", 8 * 2 * 2),
+        (("demo",), "demo", 2 * 8),
         (("incumbent",), "incumbent", 7 * 2 * 10),
-        (("pilot",), "pilot", 2 * 8 * 2),
-        (("one_gpu",), "one_gpu", 8 * 9),
+        (("pilot",), "pilot", 2 * 9 * 2),
+        (("one_gpu",), "one_gpu", 2 * 8 * 6),
+        (("two_gpus",), "two_gpus", 2 * 13 * 6),
         (("checks",), "checks", 4 * 8),
     ],
 )

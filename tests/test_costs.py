@@ -63,12 +63,12 @@ def test_a_time_limit_is_no_part_of_a_cells_definition() -> None:
     assert cell_at(**CUDA).fingerprint() == cell_at(cluster__device="cuda").fingerprint()
 
 
-def test_the_full_comparison_asks_for_a_fifth_of_what_limits_of_two_hours_would() -> None:
+def test_the_full_comparison_asks_for_a_quarter_of_what_limits_of_two_hours_would() -> None:
     config = load_files([], ROOT)
     costs = estimate_costs(config, ROOT / "tests")
     worst = sum(job.charged * job.worst_s for job in costs.jobs) / 3600
     # Limits of two hours asked for 11,093 GPU-hours with eight strategies; there are thirteen now.
-    assert worst < 11_093 * 13 / 8 / 5
+    assert worst < 11_093 * 13 / 8 / 4
     # And leaves room: no cell is ended that takes less than three times what is likely.
     assert all(job.worst_s > 3 * (job.likely_s or 0) for job in costs.jobs)
 
@@ -139,7 +139,7 @@ def test_a_cell_of_the_workflow_has_its_own_limit(tmp_path: Path) -> None:
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("run: limits\nmatrix: {strategies: [ddp], seeds: [0]}\n")
     target = "results/limits/{}/ddp/gpus{}/seed0/metrics.json"
-    targets = [target.format("resnet50_cifar10", 1), target.format("vit_h_14_synthetic", 8)]
+    targets = [target.format("resnet50_cifar10", 1), target.format("gpt_3b9", 8)]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--nolock", *targets),
@@ -151,4 +151,4 @@ def test_a_cell_of_the_workflow_has_its_own_limit(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"runtime=43,.* time_limit_minutes=38,", done.stdout)
-    assert re.search(r"runtime=18,.* time_limit_minutes=13,", done.stdout)
+    assert re.search(r"runtime=28,.* time_limit_minutes=23,", done.stdout)

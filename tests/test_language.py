@@ -15,8 +15,8 @@ from shardmark.architectures import GPT_PRESETS
 from shardmark.config.loading import load
 from shardmark.config.schema import LanguageWorkload
 from shardmark.errors import ConfigError, UserError
-from shardmark.measurement.model_cost import cost_of
-from shardmark.parity.gate import surrogate_cell
+from shardmark.measurement.model_cost import cost_of, parameters_of
+from shardmark.parity.gate import real_model_cell, surrogate_cell
 from shardmark.training.loop import make_task
 from shardmark.workload.built_in import workload_of
 from shardmark.workload.language.gpt import initialise
@@ -151,6 +151,17 @@ def test_a_surrogate_has_gradients_that_a_framework_would_clip(kind: str) -> Non
     squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
     assert len(squares) == len(list(model.parameters()))
     assert torch.stack(squares).sum().sqrt() > 1
+
+
+def test_the_gate_trains_the_first_blocks_of_a_large_model_at_full_width() -> None:
+    model = {"name": "gpt", "preset": "gpt_8b5"}
+    cell = real_model_cell(case_of("ddp", 8, **(GPT | {"model": model})))
+    assert cell is not None
+    workload = workload_of(cell.definition)
+    size = workload.definition.model
+    assert (size.layers, size.width, size.heads, size.context) == (2, 4096, 32, 1024)
+    # Weight, gradient and two moments of the oracle take less than 16 GB.
+    assert parameters_of(workload) * 16 < 16e9
 
 
 W = "workloads.small"

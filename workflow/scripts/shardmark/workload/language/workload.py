@@ -16,6 +16,9 @@ from shardmark.workload.language.tokens import synthetic_sequences, text_sequenc
 # Large enough for several tokens of each kind in a batch, small enough for seconds on a CPU.
 _SURROGATE = {"layers": 2, "width": 64, "heads": 2, "context": 32, "vocabulary": 128}
 _SURROGATE_HEAD_SCALE = 3.0
+# Blocks of the real model in the gate. All blocks are alike, and the oracle, which shards nothing
+# and checkpoints nothing, has to fit on one GPU with them.
+_MOST_GATE_BLOCKS = 2
 
 
 class Sequences(NamedTuple):
@@ -65,10 +68,15 @@ class Language(Contract[LanguageWorkload]):
         return inputs[1].numel()
 
     def for_gate(self, samples: int, *, surrogate: bool) -> LanguageWorkload | None:
-        """Generated sequences; the surrogate is the model made small, tied if the model is."""
+        """Generated sequences, and the first blocks of the model.
+
+        The surrogate is the model made small, tied if the model is.
+        """
         size = self.definition.model
         if surrogate:
             size = Gpt(name="gpt", tied=size.tied, **_SURROGATE)
+        else:
+            size = size.model_copy(update={"layers": min(size.layers, _MOST_GATE_BLOCKS)})
         return self.definition.model_copy(
             update={"model": size, "dataset": Tokens(name="synthetic_tokens", sequences=samples)}
         )
