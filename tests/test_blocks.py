@@ -58,6 +58,16 @@ def test_wrapped_blocks_keep_their_names_and_compute_the_same(
         torch.testing.assert_close(mine.grad, its.grad)
 
 
+def test_checkpointing_saves_no_state_of_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    wrap_blocks(model, blocks_of(model), "block", "none")
+    reads: list[str] = []
+    read = torch.get_rng_state
+    monkeypatch.setattr(torch, "get_rng_state", lambda: reads.append("read") or read())
+    model(torch.randn(5, 4)).sum().backward()
+    assert not reads
+
+
 def test_only_matrices_decay_whatever_shape_their_shards_have() -> None:
     settings = Optimizer(learning_rate=0.1, weight_decay=0.5, decay="matrices")
     model = network()

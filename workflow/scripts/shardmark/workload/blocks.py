@@ -45,7 +45,9 @@ def wrap_blocks(
     for block in blocks:
         wrapped = block
         if checkpointing == "block":
-            wrapped = checkpoint_wrapper(wrapped)
+            # Dropout draws from the samples' keys, so the second pass needs no generator's state.
+            # To save and restore it would cost each block time in every step.
+            wrapped = checkpoint_wrapper(wrapped, preserve_rng_state=False)
         if compilation == "block":
             wrapped = cast(nn.Module, torch.compile(wrapped, dynamic=False))
         parent, _, child = places[id(block)].rpartition(".")
