@@ -179,6 +179,29 @@ def test_deepspeed_cannot_clip_under_a_loss_scale() -> None:
         assert (cell.unsupported is None) == supported
 
 
+@pytest.mark.parametrize(("clipping", "clips"), [(None, True), (1.0, True), (0.0, False)])
+def test_a_variant_of_deepspeed_that_clips_cannot_run_in_float16(
+    clipping: float | None, clips: bool
+) -> None:
+    variant = {"variants": {"slim": {"base": "deepspeed_zero3", "gradient_clipping": clipping}}}
+    cell = cell_at("slim", gpus=2, **variant, workloads__small__precision="fp16")
+    assert ("clips the gradient" in (cell.unsupported or "")) == clips
+    cell = cell_at("slim", gpus=2, **variant, workloads__small__precision="bf16")
+    assert cell.unsupported is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_low_precision_communication_needs_autocast(precision: str) -> None:
+    variant = {"base": "deepspeed_zero1", "low_precision_communication": True}
+    cell = cell_at(
+        "slim",
+        variants={"slim": variant},
+        cluster__device="cuda",
+        workloads__small__precision=precision,
+    )
+    assert (cell.unsupported is None) == (precision in ("bf16", "fp16"))
+
+
 def test_a_variants_own_compilation_goes_before_the_workloads() -> None:
     variant = {"variants": {"slim": {"base": "ddp", "compile": "model"}}}
     block = {"workloads__small__compile": "block"}

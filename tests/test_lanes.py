@@ -23,6 +23,7 @@ def test_a_strategy_without_options_computes_as_the_others(strategy: str) -> Non
         ("fsdp", {"sharding": "shard_grad_op"}, "same_arithmetic"),
         ("deepspeed_zero3", {"low_precision_communication": True}, "as_recommended"),
         ("deepspeed_zero1", {"gradient_clipping": None}, "other_arithmetic"),
+        ("deepspeed_zero3", {"memory_efficient_linear": True}, "other_arithmetic"),
         ("ddp", {"comm_hook": "bf16_compress"}, "other_arithmetic"),
         ("ddp", {"compile": "model"}, "as_recommended"),
     ],

@@ -12,7 +12,12 @@ from typing import Any, Literal
 
 Lane = Literal["same_arithmetic", "as_recommended", "other_arithmetic"]
 _RECOMMENDED = {"param_dtype": "fp32", "low_precision_communication": False, "compile": None}
-_OTHER = {"comm_hook": "none", "gradient_clipping": 0.0, "reduce_dtype": "fp32"}
+_OTHER = {
+    "comm_hook": "none",
+    "gradient_clipping": 0.0,
+    "reduce_dtype": "fp32",
+    "memory_efficient_linear": False,
+}
 
 
 def lane_of(options: Mapping[str, Any]) -> Lane:

@@ -175,7 +175,14 @@ def _fsdp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
 
 
 def _deepspeed_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
-    if place.clips and place.precision == "fp16":
+    if options["low_precision_communication"] and place.precision in ("fp32", "tf32"):
+        return (
+            "its low_precision_communication belongs to DeepSpeed's autocast, and the workload "
+            f"computes in {place.precision}, without autocast"
+        )
+    # null leaves DeepSpeed's own default, which clips.
+    clips = place.clips or options["gradient_clipping"] != 0
+    if clips and place.precision == "fp16":
         return (
             "under its autocast in float16, DeepSpeed clips the gradient before it removes the "
             "loss scale from it"
