@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from shardmark.workload.blocks import outermost, plain_name, wrap_blocks
 from shardmark.workload.optimizers import build_optimizer, dimensions_of
 
 
-def network() -> nn.Sequential:
+def network(norm: type[nn.Module] = nn.LayerNorm) -> nn.Sequential:
     torch.manual_seed(0)
-    blocks = [nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(2)]
+    blocks = [nn.Sequential(nn.Linear(8, 8), norm(8)) for _ in range(2)]
     return nn.Sequential(nn.Linear(4, 8), *blocks, nn.Linear(8, 3))
 
 
@@ -66,6 +67,24 @@ def test_checkpointing_saves_no_state_of_generators(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "get_rng_state", lambda: reads.append("read") or read())
     model(torch.randn(5, 4)).sum().backward()
     assert not reads
+
+
+@pytest.mark.parametrize("compilation", ["none", "block"])
+def test_recomputation_does_not_update_batchnorms_statistics_again(
+    compilation: Literal["none", "block"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model, plain = network(nn.BatchNorm1d), network(nn.BatchNorm1d)
+    wrap_blocks(model, blocks_of(model), "block", compilation)
+    for _ in range(2):
+        inputs = torch.randn(5, 4)
+        for each in (model, plain):
+            each(inputs).square().sum().backward()
+    mine = {plain_name(name): buffer for name, buffer in model.named_buffers()}
+    torch.testing.assert_close(mine, dict(plain.named_buffers()))
+    assert mine["1.1.num_batches_tracked"] == 2
+    for own, its in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, its.grad)
 
 
 def test_only_matrices_decay_whatever_shape_their_shards_have() -> None:

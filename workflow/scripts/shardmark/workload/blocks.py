@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import checkpoint
 
 # The names under which the wrappers of wrap_blocks hold what they wrap.
 CHECKPOINTED, COMPILED = "_checkpoint_wrapped_module", "_orig_mod"
@@ -45,13 +47,38 @@ def wrap_blocks(
     for block in blocks:
         wrapped = block
         if checkpointing == "block":
-            # Dropout draws from the samples' keys, so the second pass needs no generator's state.
-            # To save and restore it would cost each block time in every step.
-            wrapped = checkpoint_wrapper(wrapped, preserve_rng_state=False)
+            wrapped = checkpoint_wrapper(wrapped, checkpoint_fn=_checkpoint)
         if compilation == "block":
             wrapped = cast(nn.Module, torch.compile(wrapped, dynamic=False))
         parent, _, child = places[id(block)].rpartition(".")
         setattr(model.get_submodule(parent), child, wrapped)
+
+
+def _checkpoint(block: nn.Module, *inputs: Any) -> Any:
+    """Run a block and keep only its inputs; the backward pass computes the rest again.
+
+    Dropout draws from the samples' keys, so the second pass needs no generator's state. To save and
+    restore it would cost each block time in every step.
+    """
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    # The compiler accepts no contexts here; what it compiles updates batch-norm's statistics once.
+    if not torch.compiler.is_compiling():
+        options["context_fn"] = lambda: (nullcontext(), _keeping_statistics(block))
+    return checkpoint(block, *inputs, **options)
+
+
+@contextmanager
+def _keeping_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep a block's running statistics of batch-norm: the first pass has updated them."""
+    norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    settings = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, settings, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 def outermost(model: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
