@@ -6,9 +6,10 @@ import itertools
 from typing import Any
 
 import pytest
+import yaml
 
 from shardmark.cells import Cell, cells_of, parity_case, start_order
-from small_matrix import cell_at, matrix
+from small_matrix import ROOT, cell_at, matrix
 
 STRATEGIES = ["dp", "ddp", "fsdp", "fsdp2", "deepspeed_zero1"]
 MANY: dict[str, Any] = {
@@ -163,6 +164,39 @@ def test_a_low_precision_of_parameters_must_be_the_workloads() -> None:
             "bf16": None,
             "fp32": "its param_dtype is bf16, and the workload computes in fp32",
         }
+
+
+@pytest.mark.parametrize("base", ["fsdp", "fsdp2"])
+@pytest.mark.parametrize("setting", ["compile", "activation_checkpointing"])
+def test_batchnorm_in_float32_cannot_be_sharded_apart_in_a_compiled_or_checkpointed_block(
+    base: str, setting: str
+) -> None:
+    variant = {
+        "variants": {"slim": {"base": base, "param_dtype": "bf16"}},
+        "workloads__small__precision": "bf16",
+    }
+    wrapped = {f"workloads__small__{setting}": "block"}
+    assert "batch-norm stays in fp32" in (cell_at("slim", **variant, **wrapped).unsupported or "")
+    assert cell_at("slim", **variant).unsupported is None
+    assert cell_at(base, **variant, **wrapped).unsupported is None
+    vit = {"name": "vit_b_16"}
+    without = {"workloads__small__model": vit, "workloads__small__dataset__image_size": 32}
+    assert cell_at("slim", **variant, **wrapped, **without).unsupported is None
+
+
+def test_fsdp2s_advised_compilation_runs_for_language_models() -> None:
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    language = {
+        "model": {"name": "gpt", "preset": "gpt_0b12"},
+        "dataset": {"name": "synthetic_tokens", "sequences": 64},
+        "batch": {"global": 16},
+        "optimizer": {"learning_rate": 0.1},
+        "precision": "bf16",
+        "activation_checkpointing": "block",
+    }
+    variants = {"slim": raw["variants"]["fsdp2_bf16_compiled"]}
+    cell = cell_at("slim", gpus=2, variants=variants, workloads__small=language)
+    assert (cell.compilation, cell.unsupported) == ("block", None)
 
 
 def test_compiled_code_has_no_replicas_of_dataparallel() -> None:

@@ -105,6 +105,7 @@ class Cell(Section):
             batchnorm=statistics if statistics != "none" else None,
             precision=self.definition.precision,
             compilation=self.compilation,
+            checkpoints=self.definition.activation_checkpointing != "none",
             decay=self.definition.optimizer.decay,
             clips=self.definition.optimizer.clip_norm is not None,
         )

@@ -131,6 +131,7 @@ class Place(NamedTuple):
         batchnorm: ``local`` or ``sync``; None for a model that has none.
         precision: the workload's precision.
         compilation: what torch compiles: ``none``, each ``block``, or the ``model``.
+        checkpoints: whether the backward pass computes each block again.
         decay: the parameters that decay, ``all`` or ``matrices``.
         clips: whether the gradient is clipped.
     """
@@ -141,6 +142,7 @@ class Place(NamedTuple):
     batchnorm: str | None
     precision: str
     compilation: str
+    checkpoints: bool
     decay: str
     clips: bool
 
@@ -171,6 +173,12 @@ def _fsdp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
     for name in ("param_dtype", "reduce_dtype"):
         if options[name] not in ("fp32", place.precision):
             return f"its {name} is {options[name]}, and the workload computes in {place.precision}"
+    wraps = place.compilation != "none" or place.checkpoints
+    if options["param_dtype"] != "fp32" and place.batchnorm is not None and wraps:
+        return (
+            f"with param_dtype {options['param_dtype']}, batch-norm stays in fp32 and is sharded "
+            "apart from its block; a compiled or checkpointed block must be sharded as a whole"
+        )
     return None
 
 
