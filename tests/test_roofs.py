@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from parity_cases import DEVICE
-from real_cells import metrics_of_run
+from parity_cases import DEVICE, ROOT
+from real_cells import cell_named, metrics_of_run
+from run_cell import run_cell
 from shardmark.measurement.roofs import compute_roofs
 from shardmark.metrics import Probe, Roofs
 from shardmark.training.inspection import StepObserver
@@ -90,3 +93,12 @@ def test_strategies_that_compute_alike_move_alike() -> None:
     assert other is not None
     assert one.flops_per_item == other.flops_per_item
     assert one.bytes_per_item == pytest.approx(other.bytes_per_item, rel=0.25)
+
+
+def test_a_compiled_cell_has_no_roof_of_memory(tmp_path: Path) -> None:
+    script = ROOT / "tests/compiling/train_compiled.py"
+    metrics = run_cell(cell_named("fsdp2_compiled", 1), tmp_path, script=script)
+    assert metrics.status == "ok", metrics.failure
+    assert metrics.roofs is not None
+    assert metrics.roofs.peak_share_pct > 0
+    assert (metrics.roofs.bytes_per_item, metrics.roofs.bound) == (None, None)

@@ -163,7 +163,8 @@ class Roofs(Record):
     FLOPs utilisation (MFU) against the measured peak.
 
     Bytes are those that operations read and write if nothing is cached or fused; null if not all
-    operations could be observed (DataParallel's replicas run in threads).
+    operations could be observed (DataParallel's replicas run in threads, compiled graphs do not run
+    in an observed step).
     """
 
     flops_per_item: Total = _renamed("flops_per_item", "flops_per_image")

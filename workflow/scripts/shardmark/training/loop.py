@@ -347,8 +347,11 @@ class CellTraining:
         return inspected
 
     def _bytes_per_item(self, observer: StepObserver) -> int | None:
-        """Operand bytes per item; None if replicas run in threads, which cannot be observed."""
-        if len(self.runtime.replicas) > 1:
+        """Operand bytes per item; None if the timed step's operations cannot be observed.
+
+        Replicas in threads cannot. Nor can compiled graphs: they do not run in an observed step.
+        """
+        if len(self.runtime.replicas) > 1 or self.cell.compilation != "none":
             return None
         return observer.operand_bytes // (self.cell.items_per_step // self.cell.gpus)
 
