@@ -11,6 +11,7 @@ from torch import nn
 from parity_cases import DEVICE, ROOT
 from real_cells import cell_named, metrics_of_run
 from run_cell import run_cell
+from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.roofs import compute_roofs
 from shardmark.metrics import Probe, Roofs
 from shardmark.training.inspection import StepObserver
@@ -48,6 +49,23 @@ def test_the_slowest_gpu_gives_the_roofs() -> None:
 def test_without_all_operations_nothing_is_said_of_memory() -> None:
     roofs = compute_roofs([probe_of(780, 4000)], 10**9, None, 1000, "images")
     assert (roofs.bound, roofs.memory_roof_items_per_s, roofs.statement) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
+        ("NVIDIA A100 80GB PCIe", "fp16", 312),
+        ("NVIDIA RTX A1000", "bf16", None),
+        ("NVIDIA H200", "tf32", 494),
+        ("Tesla V100-SXM2-32GB", "fp16", 125),
+        ("Tesla V100-SXM2-32GB", "bf16", None),
+    ],
+)
+def test_a_datasheets_peak_is_that_of_the_device_and_precision(
+    device: str, precision: str, tflops: float | None
+) -> None:
+    assert datasheet_tflops(device, precision) == tflops
 
 
 def test_operand_bytes_are_those_that_operations_read_and_write() -> None:
