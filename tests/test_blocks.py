@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from torch import nn
 
 from shardmark.config.schema import Optimizer
+from shardmark.training.loop import make_task
 from shardmark.workload.blocks import outermost, plain_name, wrap_blocks
+from shardmark.workload.built_in import workload_of
 from shardmark.workload.optimizers import build_optimizer, dimensions_of
+from small_matrix import cell_at
 
 
 def network(norm: type[nn.Module] = nn.LayerNorm) -> nn.Sequential:
@@ -99,3 +102,18 @@ def test_only_matrices_decay_whatever_shape_their_shards_have() -> None:
     assert len(kept["params"]) == len(known) - 4
     (alone,) = build_optimizer(model, Optimizer(learning_rate=0.1), 0.1).param_groups
     assert len(alone["params"]) == len(known)
+
+
+@pytest.mark.parametrize(("decay", "built"), [("all", 0), ("matrices", 1)])
+def test_a_second_network_is_built_only_where_dimensions_matter(decay: str, built: int) -> None:
+    cell = cell_at(workloads__small__optimizer={"learning_rate": 0.1, "decay": decay})
+    seeds: list[int] = []
+
+    def build(seed: int) -> nn.Module:
+        seeds.append(seed)
+        return network()
+
+    runtime = cast(Any, None)  # only a strategy reads it
+    task = make_task(cell, runtime, workload_of(cell.definition), build)
+    task.build_optimizer(network())
+    assert seeds == [cell.seed] * built

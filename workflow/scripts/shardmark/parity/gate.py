@@ -246,11 +246,13 @@ def _train(
     driven = strategy(make_task(cell, runtime, workload, build))
     driven.train()
     losses: list[float] = []
-    names = {name for name, _ in build(cell.seed).named_parameters()}
+    with torch.device("meta"):
+        names = {name for name, _ in build(cell.seed).named_parameters()}
 
     def weights() -> dict[str, Tensor]:
+        """The parameters on rank 0, which alone needs them; a collective."""
         state = driven.full_state_dict()
-        return {name: state[name] for name in names & state.keys()}
+        return {} if runtime.rank else {name: state[name] for name in names & state.keys()}
 
     initial = updated = weights()
     for step in range(steps):

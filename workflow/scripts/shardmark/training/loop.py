@@ -73,7 +73,9 @@ def make_task(
         wrap_blocks(model, blocks, definition.activation_checkpointing, cell.compilation)
         return model
 
-    def dimensions() -> dict[str, int]:
+    def dimensions() -> dict[str, int] | None:
+        if definition.optimizer.decay == "all":
+            return None
         with torch.device("meta"):
             return dimensions_of(build(cell.seed))
 
