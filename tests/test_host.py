@@ -138,7 +138,7 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     assert slow.labels == [label]
     row = row_of(slow)
     assert (row.host_wait_pct, row.exposed_communication_pct) == (59, 1)
-    assert row.labels == label
+    assert (row.labels, row.label_reasons) == ("host wait", label)
     fast = metrics.model_copy(update={"profile": [split(0, host_gap_ms=9, exposed_ms=20)]})
     assert judge(fast).labels == []
     unknown = metrics.model_copy(update={"profile": []})

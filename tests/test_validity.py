@@ -219,7 +219,9 @@ def test_a_reading_that_is_missing_is_said_and_not_taken_for_fine(what: str) -> 
     judgement = judge(result(telemetry(window, before)))
     assert judgement.unknown == unknown
     assert (judgement.device_faults, excluded(judgement)) == ([], ""), "unknown excludes nothing"
-    assert row_of(judgement).unknown == "; ".join(unknown)
+    row = row_of(judgement)
+    assert row.unknown == ";".join(unchecked_rules(unknown))
+    assert row.unknown_reasons == "; ".join(unknown)
 
 
 def test_an_error_counter_that_was_read_once_or_began_anew_tells_no_errors() -> None:

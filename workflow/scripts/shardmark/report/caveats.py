@@ -9,7 +9,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from shardmark.config.schema import Measure
-from shardmark.measurement.validity import names_of_rules, unchecked_rules
 from shardmark.results.collected import Tables
 from shardmark.results.outcome import Outcome
 from shardmark.strategies import label_of
@@ -46,7 +45,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if len(faulty):
         yield Caveat(
             f"{len(faulty)} of {len(reported)} runs excluded for a device fault "
-            f"({', '.join(_rules(faulty.device_faults))}).",
+            f"({', '.join(dict.fromkeys(_names(faulty.device_faults)))}).",
             "failures",
         )
     if bad := (~cells.status.isin(["ok", "unsupported", ""])).sum():
@@ -56,7 +55,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         yield Caveat(f"{flagged} differences in settings are not explained.", "settings")
     if cells.seed.nunique() == 1:
         yield Caveat("One run per strategy: any difference may be chance.")
-    if imprecise := int(cells.labels.str.contains(r"(?:^|; )imprecise:").sum()):
+    if imprecise := list(_names(cells.labels)).count("imprecise"):
         yield Caveat(
             f"{_runs(imprecise)} ended at the cap of the window before the figure was precise.",
             "steps",
@@ -72,12 +71,10 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if len(labelled):
         yield Caveat(
             f"{len(labelled)} of {len(reported)} runs carry a label "
-            f"({', '.join(_rules(labelled.labels))}).",
+            f"({', '.join(dict.fromkeys(_names(labelled.labels)))}).",
             "steps",
         )
-    unchecked = Counter(
-        rule for unknown in cells.unknown for rule in unchecked_rules(unknown.split("; "))
-    )
+    unchecked = Counter(_names(cells.unknown))
     # It needs control cells, which most matrices do not plan.
     del unchecked["input-bound"]
     if unchecked:
@@ -89,8 +86,9 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         )
 
 
-def _rules(reasons: pd.Series) -> list[str]:
-    return names_of_rules(reason for text in reasons for reason in text.split("; "))
+def _names(column: pd.Series) -> Iterator[str]:
+    """Yield the names of rules in a column, a name once per cell."""
+    return (name for text in column for name in text.split(";") if name)
 
 
 def _runs(count: int) -> str:

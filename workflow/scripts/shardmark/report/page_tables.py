@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.measurement.validity import unchecked_rules
 from shardmark.quantities import describe_gpus, format_number
 from shardmark.report.failures import locate, name_cell
 from shardmark.report.sentences import explain
@@ -196,7 +195,7 @@ def _medians(
 def _labels(runs: pd.DataFrame) -> str:
     """Return each kind of label once, with the number of runs that carry it."""
     kinds: dict[str, list[str]] = {}
-    for label in (one for text in runs.labels for one in text.split("; ") if one):
+    for label in (one for text in runs.label_reasons for one in text.split("; ") if one):
         kinds.setdefault(label.partition(":")[0], []).append(label)
     return "; ".join(f"{those[0]} ({len(those)} of {len(runs)})" for those in kinds.values()) or "–"
 
@@ -323,11 +322,12 @@ def raw_table(cells: pd.DataFrame) -> Table:
     Of what could not be checked it names the rules and labels; cells.csv says why. A strategy has
     its label beside its name.
     """
-    unknown = [", ".join(unchecked_rules(value.split("; "))) for value in cells["unknown"]]
+    unknown = cells["unknown"].str.replace(";", ", ")
     names = [
         name if label_of(name) == name else f"{name} [{label_of(name)}]" for name in cells.strategy
     ]
-    rows = cells[_RAW].assign(unknown=unknown, strategy=names).itertuples(index=False)
+    shown = cells[_RAW].assign(unknown=unknown, strategy=names, labels=cells.label_reasons)
+    rows = shown.itertuples(index=False)
     return Table("All cells", list(_RAW), [[_raw(value) for value in row] for row in rows])
 
 

@@ -22,6 +22,7 @@ from shardmark.measurement.labels import (
     host_wait_pct,
     throttled_periods_pct,
 )
+from shardmark.measurement.validity import names_of_rules, unchecked_rules
 from shardmark.metrics import Device, HostUse, Metrics, ModelState, StepSplit
 from shardmark.quantities import Quantity
 from shardmark.results.matrix import PlannedCell
@@ -90,17 +91,26 @@ class CellRow(Section):
         empty=_NO_RESULT,
     )
     device_faults: str | None = column(
-        "Faults of the cell's devices, each as '<rule>: <reason>', separated by ';'.",
+        "Names of the rules that exclude the cell for its devices, separated by ';'.",
         empty="there is none",
+    )
+    device_fault_reasons: str | None = column(
+        "Why each of them applies, as text for people.", empty="there is none"
     )
     unknown: str | None = column(
-        "Rules and labels that could not be checked, each with the reason, separated by ';'.",
+        "Names of the rules and labels that could not be checked, separated by ';'.",
         empty="all could be checked",
     )
+    unknown_reasons: str | None = column(
+        "Why each of them could not be checked, as text for people.", empty="all could be checked"
+    )
     labels: str | None = column(
-        "What explains the cell's figures without excluding it, each as '<label>: <reason>', "
-        "separated by ';'.",
+        "Names of the labels that explain the cell's figures without excluding it, separated by "
+        "';'.",
         empty="there is none",
+    )
+    label_reasons: str | None = column(
+        "Why the cell has each label, as text for people.", empty="there is none"
     )
     stale: bool | None = column("Whether earlier code made the result.", empty=_NO_RESULT)
     failure: str | None = column("Why the cell is not ok.", empty="the cell is ok")
@@ -436,9 +446,12 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         **_shared(times),
         **_shared(metrics.efficiency),
         "status": metrics.status,
-        "device_faults": "; ".join(metrics.device_faults),
-        "labels": "; ".join(metrics.labels),
-        "unknown": "; ".join(metrics.unknown),
+        "device_faults": _join(names_of_rules(metrics.device_faults)),
+        "device_fault_reasons": "; ".join(metrics.device_faults),
+        "labels": _join(names_of_rules(metrics.labels)),
+        "label_reasons": "; ".join(metrics.labels),
+        "unknown": _join(unchecked_rules(metrics.unknown)),
+        "unknown_reasons": "; ".join(metrics.unknown),
         "failure": failure.exception if failure else None,
         "failure_phase": failure.phase if failure else None,
         "failure_rank": failure.rank if failure else None,
