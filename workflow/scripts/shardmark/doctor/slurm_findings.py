@@ -68,7 +68,8 @@ def try_submissions(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -
     for title, resources in jobs.items():
         command = sbatch_command(resources, profile, Path("/dev/null"), "true", "--test-only")
         titles_by_call[tuple(command)].append(title)
-    titles_by_refusal: dict[str, list[str]] = defaultdict(list)
+    # By Slurm's refusal and the machines asked for, the titles of the jobs.
+    refused: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for call, titles in titles_by_call.items():
         trial = subprocess.run(call, capture_output=True, text=True)
         lines = trial.stderr.strip().splitlines()
@@ -76,21 +77,22 @@ def try_submissions(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -
         resources = jobs[titles[0]]
         minutes, limit_minutes = resources["runtime"], longest_limit_minutes(resources)
         if trial.returncode:
-            titles_by_refusal[answer].append(f"{', '.join(titles)} ({_machine_options(call)})")
+            refused[answer][f" ({_machine_options(call)})"] += titles
         elif minutes > limit_minutes:
             # Without EnforcePartLimits, Slurm accepts such a job, which then never starts.
             refusal = (
                 f"the time limit of {minutes} min is above the partition's {limit_minutes:.0f} min"
             )
-            titles_by_refusal[refusal].append(", ".join(titles))
+            refused[refusal][""] += titles
         else:
-            titles_by_refusal[""].append(f"{', '.join(titles)}: {answer or 'no answer'}")
+            answer = answer or "no answer"
+            yield Finding("ok", "request", f"{', '.join(titles)}: {answer}")
     advice = "let cluster: (gpu_request for GRES) and the profile ask for what you may have"
-    for answer, titles in titles_by_refusal.items():
-        if answer:
-            yield Finding("FAIL", "request", f"{answer}: {'; '.join(titles)}", advice)
-        else:
-            yield from (Finding("ok", "request", title) for title in titles)
+    for answer, titles_by_machines in refused.items():
+        jobs_refused = "; ".join(
+            f"{', '.join(titles)}{machines}" for machines, titles in titles_by_machines.items()
+        )
+        yield Finding("FAIL", "request", f"{answer}: {jobs_refused}", advice)
 
 
 def _machine_options(command: Sequence[str]) -> str:
