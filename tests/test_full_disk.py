@@ -55,6 +55,7 @@ def command_of(script: str, config: Config, disk: Path) -> list[str]:
             *("--output", str(disk)),
         ],
         "report_page": [
+            *("--command", "snakemake"),
             *("--results", f"results/{config.run}", "--margin", "0.02"),
             *("--output", f"{disk}/report.html"),
         ],

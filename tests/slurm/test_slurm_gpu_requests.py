@@ -69,9 +69,10 @@ def test_the_doctor_gives_each_mistake_a_line_of_its_own(project: SlurmProject, 
     project.matrix("ddp", "4, 1", device="cuda", time_limit_minutes=50)
     edit_profile(project, ("slurm_partition: gpu", "slurm_partition: brief"))
     failed = [line for line in doctor(project).stdout.splitlines() if line.startswith("FAIL")]
-    states, too_long, gpus = failed
+    states, cells, parity, gpus = failed
     assert "Slurm accounting storage is disabled -> set slurm-status-command: squeue" in states
-    assert "the time limit of 60 min is above the partition's 1 min: 4-GPU cells" in too_long
+    assert "the time limit of 55 min is above the partition's 1 min: 4-GPU cells" in cells
+    assert "above the partition's 1 min: 4-rank parity" in parity
     assert "Requested GRES option unsupported by configured SelectType plugin" in gpus
     assert "1-GPU cells, 1-rank parity, the oracle (--nodes=1 --cpus-per-task=2 --gpus=1)" in gpus
     assert "gpu_request" in gpus
