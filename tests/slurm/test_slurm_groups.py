@@ -55,7 +55,7 @@ def test_a_lost_group_keeps_what_its_cells_had_ended_and_the_next_run_does_the_o
     (before,) = first
     assert runs(project)[f"small ddp gpus1 seed{before}"] == 1
     lost, rest = jobs(project)
-    assert (options(lost)["-t"], options(rest)["-t"]) == ("45", "30"), "15 min a cell"
+    assert (options(lost)["-t"], options(rest)["-t"]) == ("30", "20"), "10 min a cell"
     assert options(lost)["--gpus"] == "1"
     assert options(lost)["--cpus-per-task"] == "2"
 
