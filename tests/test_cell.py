@@ -31,6 +31,7 @@ def test_the_phases_share_out_the_wall_clock(metrics: Metrics) -> None:
     assert times is not None
     shares = times.model_dump(exclude={*PARTS_OF_OTHERS, "epochs_s"})
     assert shares.pop("profile_s") is None, "no profiled pass was asked for"
+    assert shares.pop("compilation_s") is None, "nothing is compiled"
     assert all(seconds is not None for seconds in shares.values()), shares
     assert sum(shares.values()) == pytest.approx(times.total_s, rel=0.01)
     assert times.other_s is not None
