@@ -32,7 +32,7 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
     possible = len(cells) - len(unsupported)
     lines = [f"{len(reported)} of {possible} cells have a result"]
     if unsupported:
-        lines.append(f"unsupported: {len(unsupported)} more cannot run there, by plan")
+        lines.append(f"unsupported: {len(unsupported)} more cannot run here")
     for title, chosen in (
         ("missing", [cell for cell in cells if cell.outcome == Outcome.MISSING]),
         ("stale", [cell for cell in cells if cell.stale]),

@@ -54,6 +54,11 @@ def describe_gpus(device: str, count: int) -> str:
     return f"{count} GPU{'' if count == 1 else 's'}"
 
 
+def replicas_heading(device: str) -> str:
+    """Return what a column or an axis of GPU counts is called; on CPUs they are processes."""
+    return "Processes" if device == "cpu" else "GPUs"
+
+
 def format_number(value: float | None, digits: int = 4) -> str:
     """Format a number with this many significant digits; None becomes an en dash.
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import FAINT, GREY, LEFT_OUT, MM, absent, marker, tick
+from shardmark.quantities import replicas_heading
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.exclusion import describe_absence
 
@@ -133,7 +134,7 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
     axes.yaxis.set_major_formatter(tick)
     axes.grid(color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
-    unit = "Processes" if data.device == "cpu" else "GPUs"
+    unit = replicas_heading(data.device)
     axes.set_xlabel(f"{unit}, linear")
     heading = THROUGHPUT.of(data.unit).heading
     axes.set_title(_in_width(data, f"{heading}, linear", "dashed: ideal"), loc="left")

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import FAINT, GREY, MM, columns_of, dots_of_runs, marker, tick
+from shardmark.quantities import replicas_heading
 from shardmark.results.cell_rows import QUANTITIES
 
 THROUGHPUT = QUANTITIES["items_per_s"]
@@ -97,7 +98,7 @@ def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
         # Label the lowest panel of each column, even if the last row is not full.
         axes.tick_params(labelbottom=place + columns >= len(panels))
         axes.grid(color=FAINT, linewidth=0.5)
-    unit = "Processes" if data.device == "cpu" else "GPUs"
+    unit = replicas_heading(data.device)
     figure.supxlabel(f"{unit}, logarithmic; {data.scaling_in_words}\ndashed: ideal", fontsize=8)
     return figure, panels
 

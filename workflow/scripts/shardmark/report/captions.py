@@ -117,15 +117,16 @@ def _efficiency(shown: Shown) -> str:
 
 
 def _step_split(shown: Shown) -> str:
-    parts = []
+    parts: dict[str, list[str]] = {}
     for column, words in (
         ("host_wait_pct", "waits longest for its host"),
         ("exposed_communication_pct", "spends the largest part of its step on communication alone"),
     ):
         medians = shown.medians(column)
         if medians and (most := max(medians.values())) >= 1:
-            parts.append(f"{list(medians)[-1]} {words} ({most:.0f} % of a step)")
-    return f"On {shown.where} {' and '.join(parts)}." if parts else ""
+            parts.setdefault(list(medians)[-1], []).append(f"{words} ({most:.0f} % of a step)")
+    clauses = [f"{name} {' and '.join(words)}" for name, words in parts.items()]
+    return f"On {shown.where} {' and '.join(clauses)}." if clauses else ""
 
 
 def _step_time(shown: Shown) -> str:
@@ -141,17 +142,17 @@ def _step_time(shown: Shown) -> str:
 
 def _wall_clock(shown: Shown) -> str:
     medians = shown.medians("total_s")
-    return f"A cell on {shown.where}: {_range(medians, _SECONDS)}." if medians else ""
+    return f"Time of a cell on {shown.where}: {_range(medians, _SECONDS)}." if medians else ""
 
 
 def _loss(shown: Shown) -> str:
     medians = shown.medians("final_loss")
     if len(medians) < 2:
         return ""
-    low, high = min(medians.values()), max(medians.values())
-    return (
-        f"On {shown.where} the final losses of the strategies lie between {low:.4g} and {high:.4g}."
-    )
+    low, high = (f"{value:.4g}" for value in (min(medians.values()), max(medians.values())))
+    if low == high:
+        return f"On {shown.where} the final loss is {low} with every strategy."
+    return f"On {shown.where} the final losses of the strategies lie between {low} and {high}."
 
 
 def _trade_off(shown: Shown) -> str:

@@ -153,7 +153,8 @@ def identity(tables: Tables) -> list[str]:
     *others, most = sorted(int(count) for count in cells.gpus.unique())
     counts = listed([*map(str, others), describe_gpus(record.device, most)])
     names = {name for text in cells.device_names for name in text.split(";") if name}
-    parts.append(f"{counts} ({' / '.join(sorted(names)) or record.device})")
+    devices = "CPU" if record.device == "cpu" else " / ".join(sorted(names)) or record.device
+    parts.append(f"{counts} ({devices})")
     seeds = cells.seed.nunique()
     parts.append(f"{seeds} seed{'' if seeds == 1 else 's'}")
     dates = sorted({text[:10] for text in cells.started_at if text})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.quantities import describe_gpus, format_number
+from shardmark.quantities import describe_gpus, format_number, replicas_heading
 from shardmark.report.failures import locate, name_cell
 from shardmark.report.sentences import explain
 from shardmark.report.table import Table
@@ -189,7 +189,11 @@ def _medians(
         values = [format_number(own[one].median() * scale, 3) for one in measured]
         labels = [_labels(own)] if more else []
         rows.append([label_of(str(name)), str(count), *values, *labels])
-    return Table(caption, ["Strategy", "GPUs", *measured.values(), *more], rows)
+    return Table(
+        caption,
+        ["Strategy", replicas_heading(cells.device.iloc[0]), *measured.values(), *more],
+        rows,
+    )
 
 
 def _labels(runs: pd.DataFrame) -> str:

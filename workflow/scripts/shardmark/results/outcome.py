@@ -39,6 +39,6 @@ _SIGNS = {
     Outcome.DIVERGED: ("D", "the loss diverged"),
     Outcome.FAILED: ("F", "failed"),
     Outcome.REFUSED: ("R", "its file does not count: unreadable, or of another definition"),
-    Outcome.UNSUPPORTED: ("–", "cannot run there, by plan"),
+    Outcome.UNSUPPORTED: ("–", "cannot run here"),
     Outcome.MISSING: ("·", "no result yet"),
 }
