@@ -245,7 +245,7 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "a batch of more images than there are": (
         changed(matrix__gpus=[1], workloads__small__batch={"per_gpu": 128}),
         f"{W}.batch",
-        ("128 images at 1 GPUs", "64 training images"),
+        ("128 images at 1 GPU", "64 training images"),
     ),
     "a batch for more than 32 bits": (
         changed(workloads__small__batch={"global": 2**40}),

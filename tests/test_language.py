@@ -205,7 +205,7 @@ GPT_WORKLOAD = {
         ),
         (
             {"dataset__sequences": 8},
-            f"{W}.batch: a step of 16 sequences at 1 GPUs is more than the 8 training sequences",
+            f"{W}.batch: a step of 16 sequences at 1 GPU is more than the 8 training sequences",
         ),
     ],
 )
@@ -215,6 +215,15 @@ def test_a_mistake_about_a_language_model_is_named(changes: dict[str, Any], line
         load(changed(**(copy.deepcopy(GPT_WORKLOAD) | values)), ROOT)
     lines = str(raised.value).splitlines()
     assert any(one.strip().startswith(line) for one in lines), raised.value
+
+
+def test_a_mistyped_model_is_one_mistake_and_not_one_for_each_of_its_keys() -> None:
+    model = SMALL | {"name": "gtp"}
+    values = copy.deepcopy(GPT_WORKLOAD) | {"workloads__small__model": model}
+    with pytest.raises(ConfigError) as raised:
+        load(changed(**values), ROOT)
+    _, line = str(raised.value).splitlines()
+    assert line.strip().startswith(f"{W}.model.name: unknown model 'gtp'; did you mean 'gpt'?")
 
 
 def test_dataparallel_computes_its_loss_where_the_logits_are() -> None:

@@ -44,6 +44,7 @@ from shardmark.config.schema import (
 )
 from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
+from shardmark.quantities import describe_gpus
 from shardmark.strategies import STRATEGIES
 
 # Keys of earlier versions, and what took their place.
@@ -112,7 +113,11 @@ def load(raw: Mapping[str, Any], root: Path = Path()) -> Config:
         raw = config.model_dump(by_alias=True)
         lines += _texts_no_file_can_hold(raw)
     except ValidationError as error:
-        lines += [_explain_error(detail) for detail in error.errors()]
+        lines += [
+            _explain_error(detail)
+            for detail in error.errors()
+            if not _follows_from_unknown_model(detail, raw)
+        ]
     lines += _mistakes(raw, root)
     if config is None or lines:
         raise ConfigError(_list_mistakes(list(dict.fromkeys(lines))))
@@ -161,6 +166,20 @@ _EXPECTED = {
     "float_type": "a number is expected here",
     "finite_number": "a finite number is expected here",
 }
+
+
+def _follows_from_unknown_model(detail: Any, raw: Mapping[str, Any]) -> bool:
+    """Whether pydantic takes a right key for a wrong one because the model's name is unknown.
+
+    A workload with an unknown model is checked as one of images, and may be meant as another kind.
+    """
+    location = detail["loc"]
+    if location[0] != "workloads" or location[3:4] not in (("model",), ("dataset",)):
+        return False
+    workload = _mapping(_mapping(raw, "workloads"), location[1])
+    name = _mapping(workload, "model").get("name")
+    unknown = isinstance(name, str) and name not in (*MODELS, "gpt")
+    return unknown and detail["type"] in ("extra_forbidden", "literal_error")
 
 
 def _explain_error(detail: Any) -> str:
@@ -617,18 +636,19 @@ def _batch_mistakes(
             )
             continue
         per_gpu = batch.per_gpu or (batch.global_ or 0) // count
+        replicas = describe_gpus("cuda", count)
         if per_gpu % batch.accumulate:
             yield (
                 f"{path}.batch.accumulate: got {batch.accumulate}; it must divide the {per_gpu} "
-                f"{samples} a GPU has at {count} GPUs"
+                f"{samples} a GPU has at {replicas}"
             )
         elif per_gpu // batch.accumulate < least:
             yield (
-                f"{path}.batch: one image a micro-batch at {count} GPUs leaves batch-norm no "
+                f"{path}.batch: one image a micro-batch at {replicas} leaves batch-norm no "
                 "statistics; use at least 2"
             )
         if there is not None and per_gpu * count > there:
             yield (
-                f"{path}.batch: a step of {per_gpu * count} {samples} at {count} GPUs is more than "
+                f"{path}.batch: a step of {per_gpu * count} {samples} at {replicas} is more than "
                 f"the {there} training {samples}"
             )
