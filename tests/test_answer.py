@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from result_tables import cells_table
-from shardmark.report.answer import Answer, answer
+from shardmark.report.answer import Answer, make_answer
 from shardmark.results.run_record import RunRecord
 from shardmark.statistics.findings import find
 
@@ -47,7 +47,7 @@ def answer_of(cells: pd.DataFrame, device: str = "cuda") -> Answer:
         environment=[],
     )
     findings = find(cells, "ddp", 0.02)
-    return answer("w", cells, record, findings.verdicts, findings.scaling)
+    return make_answer("w", cells, record, findings.verdicts, findings.scaling)
 
 
 def failed(cells: pd.DataFrame, strategy: str, outcome: str) -> pd.DataFrame:
@@ -81,8 +81,8 @@ def test_what_is_open_names_the_rivals_and_the_runs_that_would_settle_it() -> No
     found = answer_of(two_gpus({"ddp": 1.0, "fsdp": 0.99, "fsdp2": 0.8}, sd=0.012))
     assert found.badge == "open"
     assert found.lead == "Use DDP or FSDP1."
-    assert found.missing.startswith("About ")
-    assert found.missing.endswith(" more runs of each would settle it.")
+    assert found.more_runs.startswith("About ")
+    assert found.more_runs.endswith(" more runs of each would settle it.")
 
 
 def test_a_strategy_far_behind_is_no_equal_choice_for_want_of_runs() -> None:
@@ -91,7 +91,7 @@ def test_a_strategy_far_behind_is_no_equal_choice_for_want_of_runs() -> None:
     found = answer_of(cells)
     assert (found.badge, found.lead) == ("open", "Use DDP.")
     assert "Not ranked yet: FSDP2 (−70 %)." in found.text
-    assert found.missing == "It takes at least 1 more run of FSDP2."
+    assert found.more_runs == "It takes at least 1 more run of FSDP2."
 
 
 def test_two_strategies_that_many_runs_cannot_separate_are_both_named() -> None:
@@ -110,7 +110,7 @@ def test_a_strategy_whose_every_run_has_a_device_fault_is_named() -> None:
 def test_too_few_runs_choose_nothing() -> None:
     found = answer_of(two_gpus(SPEEDS, seeds=2))
     assert (found.badge, found.lead) == ("open", "Too few runs to choose.")
-    assert found.missing == "It takes at least 1 more run of each."
+    assert found.more_runs == "It takes at least 1 more run of each."
 
 
 def test_equals_are_both_recommended() -> None:
@@ -123,7 +123,7 @@ def test_equals_are_both_recommended() -> None:
 @pytest.mark.parametrize(
     ("changes", "device", "words"),
     [
-        ({"gpus": 1}, "cuda", "One GPU cannot say which strategy is best on several"),
+        ({"gpus": 1}, "cuda", "One GPU cannot answer which strategy is best on several"),
         ({"window_s": 1.0}, "cuda", "The timed windows last 1.0 s, too short"),
         ({"final_accuracy": 0.11}, "cuda", "No strategy learned anything: the best test accuracy"),
         ({}, "cpu", "These are processes on CPUs"),
@@ -157,7 +157,7 @@ def test_without_any_result_the_failures_are_the_answer() -> None:
 def test_a_strategy_that_trains_another_model_is_named() -> None:
     cells = two_gpus(SPEEDS)
     cells["excluded"] = cells.excluded.mask(cells.strategy == "fsdp", "parity failed")
-    assert "Not shown to train the same model: FSDP1." in answer_of(cells).text
+    assert "Not proven to train the same model: FSDP1." in answer_of(cells).text
 
 
 def test_what_may_not_be_compared_is_named() -> None:

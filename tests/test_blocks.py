@@ -11,9 +11,9 @@ from torch import nn
 
 from shardmark.config.schema import Optimizer
 from shardmark.training.loop import make_task
-from shardmark.workload.blocks import outermost, plain_name, wrap_blocks
-from shardmark.workload.built_in import workload_of
-from shardmark.workload.optimizers import build_optimizer, dimensions_of
+from shardmark.workload.blocks import outermost_modules, plain_name, wrap_blocks
+from shardmark.workload.built_in import make_workload
+from shardmark.workload.optimizers import build_optimizer, count_dimensions
 from small_matrix import cell_at
 
 
@@ -33,7 +33,7 @@ def wrapped(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Sequential, list[nn.Mod
     model = network()
     blocks = blocks_of(model)
     wrap_blocks(model, blocks, "block", "block")
-    return model, outermost(model, blocks)
+    return model, outermost_modules(model, blocks)
 
 
 def test_compilation_goes_around_checkpointing_and_strategies_shard_what_is_outermost(
@@ -44,7 +44,7 @@ def test_compilation_goes_around_checkpointing_and_strategies_shard_what_is_oute
     kinds = [type(part).__name__ for part in units[0].modules()]
     assert kinds == ["OptimizedModule", "CheckpointWrapper", "Sequential", "Linear", "LayerNorm"]
     plain = network()
-    assert outermost(plain, blocks_of(plain)) == blocks_of(plain)
+    assert outermost_modules(plain, blocks_of(plain)) == blocks_of(plain)
 
 
 def test_wrapped_blocks_keep_their_names_and_compute_the_same(
@@ -93,7 +93,7 @@ def test_recomputation_does_not_update_batchnorms_statistics_again(
 def test_only_matrices_decay_whatever_shape_their_shards_have() -> None:
     settings = Optimizer(learning_rate=0.1, weight_decay=0.5, decay="matrices")
     model = network()
-    known = dimensions_of(model)
+    known = count_dimensions(model)
     for parameter in model.parameters():  # as FSDP1 has them
         parameter.data = parameter.data.flatten()
     decayed, kept = build_optimizer(model, settings, 0.1, known).param_groups
@@ -114,6 +114,6 @@ def test_a_second_network_is_built_only_where_dimensions_matter(decay: str, buil
         return network()
 
     runtime = cast(Any, None)  # only a strategy reads it
-    task = make_task(cell, runtime, workload_of(cell.definition), build)
+    task = make_task(cell, runtime, make_workload(cell.definition), build)
     task.build_optimizer(network())
     assert seeds == [cell.seed] * built

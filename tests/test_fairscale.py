@@ -14,7 +14,7 @@ from real_cells import cell_named
 from shardmark.processes.heartbeat import Heartbeat
 from shardmark.training.loop import make_task, take_step, training_data
 from shardmark.training.runtime import start_runtime
-from shardmark.workload.built_in import workload_of
+from shardmark.workload.built_in import make_workload
 from train_fairscale_fsdp import FairscaleFsdp
 
 STEPS = 3
@@ -45,7 +45,7 @@ def test_hooks_do_not_pile_up(one_process: None, release: bool, left: int) -> No
     cell = cell_named("fairscale_fsdp", gpus=1, batch={"global": 16, "accumulate": 2})
     cell = cell.model_copy(update={"options": cell.options | {"release_hooks": release}})
     runtime = start_runtime(cell)
-    workload = workload_of(cell.definition)
+    workload = make_workload(cell.definition)
     strategy = FairscaleFsdp(make_task(cell, runtime, workload))
     data = training_data(
         workload,

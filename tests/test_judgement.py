@@ -18,7 +18,7 @@ from shardmark.parity.gate import (
     surrogate_cell,
 )
 from shardmark.parity.oracle import Trajectory, run_oracle, taken_until_it_updates
-from shardmark.workload.built_in import workload_of
+from shardmark.workload.built_in import make_workload
 
 
 def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_right(
@@ -27,7 +27,7 @@ def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_righ
     # ResNet-50 at 224 px in float16 on two H100: the ranks' losses are twice as large as a
     # replica's share in the oracle's, so they left out one step more.
     cell = surrogate_cell(case_of("ddp", 1, precision="fp16"), "fp16")
-    workload = workload_of(cell.definition)
+    workload = make_workload(cell.definition)
 
     def train(scale: float) -> Trajectory:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)

@@ -18,7 +18,7 @@ from shardmark.errors import ConfigError, UserError
 from shardmark.measurement.model_cost import cost_of, parameters_of
 from shardmark.parity.gate import real_model_cell, surrogate_cell
 from shardmark.training.loop import make_task
-from shardmark.workload.built_in import workload_of
+from shardmark.workload.built_in import make_workload
 from shardmark.workload.language.gpt import initialise
 from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
 from shardmark.workload.language.workload import Language
@@ -143,7 +143,7 @@ def test_a_text_is_cut_into_sequences_of_its_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "tied"])
 def test_a_surrogate_has_gradients_that_a_framework_would_clip(kind: str) -> None:
-    workload = workload_of(surrogate_cell(language_case("ddp", 1, kind), "fp32").definition)
+    workload = make_workload(surrogate_cell(language_case("ddp", 1, kind), "fp32").definition)
     model = workload.surrogate(0)
     rows = workload.rows(Path(), train=True)
     inputs = workload.batch(rows, torch.arange(16), None)
@@ -157,7 +157,7 @@ def test_the_gate_trains_the_first_blocks_of_a_large_model_at_full_width() -> No
     model = {"name": "gpt", "preset": "gpt_8b5"}
     cell = real_model_cell(case_of("ddp", 8, **(GPT | {"model": model})))
     assert cell is not None
-    workload = workload_of(cell.definition)
+    workload = make_workload(cell.definition)
     size = workload.definition.model
     assert (size.layers, size.width, size.heads, size.context) == (2, 4096, 32, 1024)
     # Weight, gradient and two moments of the oracle take less than 16 GB.

@@ -10,7 +10,7 @@ from shardmark.config.schema import Optimizer
 from shardmark.measurement.model_cost import cost_of
 from shardmark.measurement.model_state import float32_bytes, predicted, storages
 from shardmark.metrics import Memory, ModelState
-from shardmark.workload.built_in import workload_of
+from shardmark.workload.built_in import make_workload
 
 WHOLE = 78_042 * 4  # ResNet-8's parameters in float32
 HALF = WHOLE // 2
@@ -74,7 +74,7 @@ def test_fairscales_gradient_bucket_is_held_whole() -> None:
 def test_flops_of_resnet50_are_those_of_its_layers() -> None:
     model = {"name": "resnet50"}
     cell = cell_named("ddp", model=model, dataset={"name": "synthetic", "image_size": 224})
-    large = cost_of(workload_of(cell.definition))
+    large = cost_of(make_workload(cell.definition))
     # He et al. 2015, table 1: 3.8e9 multiply-adds; torchvision's has its stride in the 3x3 layer
     # and 4.09e9. The backward pass costs twice that, less the gradient of the image.
     forward = 2 * 4.09e9

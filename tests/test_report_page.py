@@ -102,11 +102,11 @@ def test_the_answer_has_a_badge_and_names_what_failed(page: Page) -> None:
 def test_caveats_are_lines_and_all_stand_under_failures(page: Page) -> None:
     said = page.locator("#failures ~ ul").first.inner_text()
     for words in (
-        "Not shown to train the same model at every GPU count: FairScale FSDP.",
+        "Not proven to train the same model at every GPU count: FairScale FSDP.",
         "2 of 48 runs have no result that counts.",
         "1 run did not end well",
         "runs excluded for a device fault (shared GPU)",
-        "1 run made by earlier code",
+        "1 run was made by earlier code",
     ):
         assert words in said
     assert "Could not be checked: (" not in said
@@ -261,7 +261,7 @@ def test_failures_are_grouped_by_cause_and_name_their_log(page: Page) -> None:
 
 def test_parity_unfolds_from_one_sentence(page: Page) -> None:
     group = page.locator("details", has_text="7 of 8 train the same model").first
-    assert "not shown for FairScale FSDP" in group.locator("summary").inner_text()
+    assert "not proven for FairScale FSDP" in group.locator("summary").inner_text()
     assert not group.locator("table").is_visible()
     group.locator("summary").click()
     assert group.locator("table").is_visible()
@@ -367,7 +367,7 @@ def test_a_report_of_nothing_measured_still_builds(tmp_path: Path) -> None:
 def test_one_gpu_is_said_first(tmp_path: Path) -> None:
     config = config_of(gpus=[1], strategies=["ddp", "dp"])
     write_matrix(config, tmp_path)
-    assert "One GPU cannot say which strategy is best" in build(config, tmp_path).read_text()
+    assert "One GPU cannot answer which strategy is best" in build(config, tmp_path).read_text()
 
 
 def test_a_short_window_is_said_to_be_short(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_a_strategy_of_excluded_runs_alone_is_shown_and_compared_to_nothing(
     assert fsdp["Runs"] == "3"
     assert fsdp["Throughput (images/s)"].startswith("150,000")
     assert fsdp["Throughput / DDP"] == "–"
-    said = "Shown in spite of a device fault, because no other run is ok: 3 of 3 cells of FSDP1."
+    said = "Included in spite of a device fault, because no other run is ok: 3 of 3 cells of FSDP1."
     assert said in one.notes
 
 

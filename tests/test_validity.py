@@ -141,7 +141,9 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "no reasons to throttle, as from a driver that has no such question": (
         {"throttle_mask": None},
         {},
-        ["throttled could not be checked: the driver reports no reasons, or rarely (GPU 0 of n1)"],
+        [
+            "throttled could not be checked: the driver reports reasons rarely or not (GPU 0 of n1)"
+        ],
     ),
     "no power limit where power is capped": (
         {"throttle_mask": 4.0, "power_limit_w": None},
@@ -150,7 +152,7 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
             "power-capped could not be checked: power is capped, and the driver does not report "
             "the limit (GPU 0 of n1)",
             "low power limit could not be checked: power is capped, and the driver does not say "
-            "whether below the GPU's own limit (GPU 0 of n1)",
+            "whether below the GPU's default (GPU 0 of n1)",
         ],
     ),
     "no power limit where nothing is capped": ({"power_limit_w": None}, {}, []),
@@ -245,7 +247,7 @@ def test_a_sampler_that_stood_still_leaves_unknown_what_happened_then() -> None:
     rows = [row for row in telemetry() if not 12 < row["monotonic_s"] < 15]
     judgement = judge(result(rows))
     assert judgement.unknown == [
-        "telemetry missing could not be checked: no sample for 30 % of the window on end "
+        "telemetry missing could not be checked: one gap between samples lasted 30 % of the window "
         "(GPU 0 of n1)"
     ]
 
@@ -264,7 +266,7 @@ def test_equal_answers_of_several_gpus_are_said_once() -> None:
     other = one.devices[0].model_copy(update={"index": 1})
     both = judge(one.model_copy(update={"devices": [*one.devices, other]}))
     assert both.unknown == [
-        "throttled could not be checked: the driver reports no reasons, or rarely (all 2 GPUs)"
+        "throttled could not be checked: the driver reports reasons rarely or not (all 2 GPUs)"
     ]
 
 
@@ -405,14 +407,16 @@ def test_a_gpu_that_is_power_capped_below_its_peers_is_excluded() -> None:
     judgement = judged_among(low, [low, high, capped(700)])
     assert excluded(judgement) == "power-capped"
     assert judgement.device_faults == [
-        "power-capped: GPU 0 of n1 was held at 400 W for 100 % of the window, where its peers "
-        "may take 700 W"
+        "power-capped: GPU 0 of n1 was limited to 400 W for 100 % of the window; "
+        "the limit of its peers is 700 W"
     ]
     assert judged_among(high, [low, high, capped(700)]).device_faults == []
 
 
 def test_a_power_limit_that_all_gpus_have_is_a_label() -> None:
-    assert_labelled(capped(400), "low power limit", "held at 400 W, of its own 700 W, for 100 %")
+    assert_labelled(
+        capped(400), "low power limit", "limited to 400 W instead of its default 700 W for 100 %"
+    )
     judgement = judged_among(capped(400), [capped(400)])
     assert (judgement.device_faults, names_of_rules(judgement.labels)) == ([], ["low power limit"])
     assert judge(capped(400, default_w=400)).labels == []
@@ -512,7 +516,7 @@ def test_a_window_of_steps_that_update_nothing_is_not_the_same_training() -> Non
     judgement = judge(training.model_copy(update={"effective_config": idle}))
     assert (excluded(judgement), judgement.device_faults) == ("not training", [])
     (label,) = judgement.labels
-    assert "the loss scaler left out 12 steps" in label
+    assert "the loss scaler had skipped 12 steps" in label
 
 
 def control(items_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:
@@ -576,4 +580,4 @@ def test_a_cell_that_failed_has_neither_faults_nor_labels() -> None:
 def test_every_rule_says_when_it_applies() -> None:
     names = [rule.name for rule in (*DEVICE_FAULTS, *LABELS)]
     assert len(set(names)) == len(names)
-    assert all(rule.says for rule in (*DEVICE_FAULTS, *LABELS))
+    assert all(rule.condition for rule in (*DEVICE_FAULTS, *LABELS))

@@ -9,7 +9,7 @@ from pathlib import Path
 from shardmark.command import one_message
 from shardmark.escaping import csv_text
 from shardmark.files import write_text
-from shardmark.report.answer import answer
+from shardmark.report.answer import make_answer
 from shardmark.report.summary_table import SUMMARY_COLUMNS, summarise, summary_tables
 from shardmark.report.table import TEXT_WIDTH, to_latex, to_markdown, to_text
 from shardmark.results.collected import Tables, read_tables
@@ -25,7 +25,7 @@ def _answers(results: Tables, findings: Findings) -> str:
             table[table.workload == workload] for table in (results.cells, findings.scaling)
         )
         verdicts = [verdict for verdict in findings.verdicts if verdict.workload == workload]
-        text = answer(workload, cells, results.record, verdicts, scaling).text
+        text = make_answer(workload, cells, results.record, verdicts, scaling).text
         paragraphs.append("\n".join(textwrap.wrap(f"{workload}: {text}", TEXT_WIDTH)))
     return "\n\n".join(paragraphs)
 

@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from shardmark.launching.rank import main
-from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 
 # The gradient of a 1x1 convolution on channels_last inputs differs from the bucket's view only in
 # the stride of a dimension of size 1, which does not change the memory layout.
@@ -59,7 +59,7 @@ class Ddp(Strategy):
 
     def full_state_dict(self) -> StateDict:
         """This rank's state; every rank has all parameters."""
-        return unwrapped(self.module.state_dict())
+        return unwrap_state(self.module.state_dict())
 
     def effective_config(self) -> dict[str, Any]:
         """The settings, with DDP's own."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shardmark.launching.rank import main
-from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 from shardmark.workload.precision import AUTOCAST_DTYPES
 
 if not torch.cuda.is_available():
@@ -82,7 +82,9 @@ class Zero(Strategy):
         network = self.module.module
         parameters = list(network.parameters()) if self.stage == 3 else []
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
-            return unwrapped({**dict(network.named_parameters()), **dict(network.named_buffers())})
+            return unwrap_state(
+                {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            )
 
     def effective_config(self) -> dict[str, Any]:
         """The settings, read back from the engine."""

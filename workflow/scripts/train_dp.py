@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import DataParallel
 
 from shardmark.launching.rank import main
-from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 from shardmark.workload.contract import Inputs
 from shardmark.workload.precision import autocast
 
@@ -116,7 +116,7 @@ class Dp(Strategy):
 
     def full_state_dict(self) -> StateDict:
         """The state of device 0, which has all parameters."""
-        return unwrapped(self.module.state_dict(), "module.inner.")
+        return unwrap_state(self.module.state_dict(), "module.inner.")
 
     def effective_config(self) -> dict[str, Any]:
         """The settings, with the devices that it scatters to."""

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 from shardmark.launching.rank import main
 from shardmark.training import fairscale_gloo
-from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 
 
 class FairscaleFsdp(Strategy):
@@ -76,7 +76,7 @@ class FairscaleFsdp(Strategy):
 
     def full_state_dict(self) -> StateDict:
         """The parameters and buffers, gathered on every rank."""
-        return unwrapped(self.module.state_dict())
+        return unwrap_state(self.module.state_dict())
 
     def effective_config(self) -> dict[str, Any]:
         """The settings, with those of the outermost unit."""

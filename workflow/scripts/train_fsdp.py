@@ -18,7 +18,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.fsdp.wrap import CustomPolicy
 
 from shardmark.launching.rank import main
-from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 
 _SHARDING = {
     "full_shard": ShardingStrategy.FULL_SHARD,
@@ -78,7 +78,7 @@ class Fsdp(Strategy):
         with FullyShardedDataParallel.state_dict_type(
             self.module, StateDictType.FULL_STATE_DICT, config
         ):
-            return unwrapped(self.module.state_dict())
+            return unwrap_state(self.module.state_dict())
 
     def effective_config(self) -> dict[str, Any]:
         """The settings, with the number of units and FSDP's own options."""

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from shardmark.launching.rank import main
-from shardmark.training.strategy import StateDict, Strategy, Task, unwrapped
+from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 
 
 class Fsdp2(Strategy):
@@ -58,10 +58,10 @@ class Fsdp2(Strategy):
     def full_state_dict(self) -> StateDict:
         """The parameters and buffers, gathered one by one."""
         if self.task.runtime.backend == "gloo":
-            return unwrapped({k: _joined(v) for k, v in self.module.state_dict().items()})
+            return unwrap_state({k: _joined(v) for k, v in self.module.state_dict().items()})
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = cast(StateDict, get_model_state_dict(self.module, options=options))
-        return unwrapped(state)
+        return unwrap_state(state)
 
     def effective_config(self) -> dict[str, Any]:
         """The settings, with the number of units and the configured options."""

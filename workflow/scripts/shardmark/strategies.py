@@ -48,19 +48,19 @@ class DdpOptions(Options):
     compile: Literal["model"] | None = Field(
         None,
         description="model compiles the whole model after DDP has wrapped it, as torch's "
-        "maintainers advise: it splits the graph at DDP's buckets; null as the workload says",
+        "maintainers advise: it splits the graph at DDP's buckets; null follows the workload",
     )
 
 
 class MixedPrecisionOptions(Options):
-    """The mixed precision of torch's FSDP, which takes the place of autocast."""
+    """The mixed precision of torch's FSDP, which replaces autocast."""
 
     param_dtype: Dtype = Field(
         "fp32",
-        description="what parameters are gathered and computed in; a low precision must be the "
-        "workload's. fp32 computes in it by autocast",
+        description="precision in which parameters are gathered and computed; a low one must be "
+        "the workload's. With fp32, autocast computes in the workload's precision",
     )
-    reduce_dtype: Dtype = Field("fp32", description="what gradients are reduced in")
+    reduce_dtype: Dtype = Field("fp32", description="precision in which gradients are reduced")
 
 
 class FsdpOptions(MixedPrecisionOptions):
@@ -81,7 +81,7 @@ class Fsdp2Options(MixedPrecisionOptions):
     compile: Literal["block"] | None = Field(
         None,
         description="block compiles each block before it is sharded, as torch's maintainers "
-        "advise; null as the workload says",
+        "advise; null follows the workload",
     )
 
 
@@ -110,14 +110,14 @@ class DeepspeedOptions(Options):
     memory_efficient_linear: Flag = Field(
         False,
         description="stage 3: DeepSpeed's own linear layer, whose backward pass under autocast "
-        "rounds otherwise than torch's",
+        "rounds differently from torch's",
     )
     overlap_comm: Flag | None = Field(None, description="null leaves the stage's own default")
     reduce_bucket_size: Count = Field(500_000_000, description="elements in a gradient bucket")
     compile: Literal["model"] | None = Field(
         None,
-        description="model compiles the whole model by the engine's own compile(); null as the "
-        "workload says",
+        description="model compiles the whole model by the engine's own compile(); null follows "
+        "the workload",
     )
 
 

@@ -65,7 +65,7 @@ class Model(Section):
 class Gpt(Section):
     """A decoder-only transformer; a preset sets every size that is not given here."""
 
-    # A preset may take the place of every other key.
+    # A preset may replace every other key.
     model_config = ConfigDict(json_schema_extra=lambda schema: schema.update(required=["name"]))
 
     name: Literal["gpt"] = Field(
@@ -134,10 +134,12 @@ class Dataset(Section):
         None, description="Number of classes of synthetic images; null for 10. CIFAR has its own."
     )
     train_images: Count | None = Field(
-        None, description="Train on the first so many images only; null for all (synthetic: 4096)."
+        None,
+        description="Number of training images to use, from the first on; null for all (synthetic: 4096).",
     )
     test_images: Count | None = Field(
-        None, description="Test on the first so many images only; null for all (synthetic: 1024)."
+        None,
+        description="Number of test images to use, from the first on; null for all (synthetic: 1024).",
     )
     augment: Flag = Field(
         True,

@@ -18,22 +18,22 @@ from shardmark.results.exclusion import describe_absence
 
 THROUGHPUT = QUANTITIES["items_per_s"]
 BAND = "#E3E3E3"
-# Beside this many GPU counts, the right panel says nothing.
+# With fewer GPU counts, there is no throughput panel.
 FEWEST_COUNTS = 2
 LOWEST_MM = 46.0
 # The first screen has little room.
 ROW_MM = 4.3
-# Height of a label, and of all that is above and below a panel.
+# Height of a label, and of everything above and below a panel together.
 LABEL_MM = 3.4
 AROUND_MM = 20.0
-# Ticks closer than this share of the axis would have their labels over each other.
+# Labels of ticks that are closer than this share of the axis would overlap.
 TICK_SHARE = 0.05
 
 
 def answer_figure(data: Data) -> Figure:
     """Draw each strategy's difference from the baseline, and its throughput against GPUs.
 
-    The differences are those at the largest GPU count at which any could be compared.
+    The differences are those at the largest GPU count that has comparisons.
     """
     assert data.findings
     rows = data.findings.comparisons
@@ -73,14 +73,14 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
             absent(axes, place, describe_absence(runs))
             continue
         row = rows.loc[name]
-        middle, low, high = (100 * (row[one] - 1) for one in ("ratio", "ci_low", "ci_high"))
+        middle, low, high = (100 * (row[column] - 1) for column in ("ratio", "ci_low", "ci_high"))
         if pd.notna(low):
             axes.hlines(place, low, high, color=look.colour, linewidth=1.6)
         axes.plot(middle, place, **marker(look, 6))
         axes.text(
             1.01,
             place,
-            _signed(f"{middle:+.1f} %"),
+            _replace_hyphen(f"{middle:+.1f} %"),
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=7,
@@ -92,17 +92,19 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _signed(f"{x:+g}") if x else "0"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: _replace_hyphen(f"{x:+g}") if x else "0")
+    )
     axes.set_xlabel(f"Throughput against {data.labels[data.baseline]} (%), linear")
     equal = f"grey band: equal within {100 * margin:g} %"
-    axes.set_title(_in_width(data, data.describe_gpus(count), equal), loc="left")
+    axes.set_title(_join_title(data, data.describe_gpus(count), equal), loc="left")
 
 
-def _in_width(data: Data, *parts: str) -> str:
+def _join_title(data: Data, *parts: str) -> str:
     return (";\n" if data.narrow else "; ").join(parts)
 
 
-def _signed(text: str) -> str:
+def _replace_hyphen(text: str) -> str:
     return text.replace("-", "−")
 
 
@@ -111,12 +113,12 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
     for name in data.labels:
         if name not in medians.index.get_level_values("strategy"):
             continue
-        own, look = medians[name].sort_index(), data.looks[name]
-        last = int(own.index[-1])
+        speeds, look = medians[name].sort_index(), data.looks[name]
+        last = int(speeds.index[-1])
         pale = None if name in data.compared_at(last) else LEFT_OUT
-        axes.plot(own.index, own, color=look.colour, linewidth=1.3, alpha=pale)
-        axes.plot(own.index, own, linestyle="none", **marker(look, 5), alpha=pale)
-        ends[name] = (last, float(own.iloc[-1]))
+        axes.plot(speeds.index, speeds, color=look.colour, linewidth=1.3, alpha=pale)
+        axes.plot(speeds.index, speeds, linestyle="none", **marker(look, 5), alpha=pale)
+        ends[name] = (last, float(speeds.iloc[-1]))
     first = int(medians.index.get_level_values("gpus").min())
     start = float(medians.xs(first, level="gpus").max())
     axes.plot(
@@ -128,8 +130,8 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
     )
     axes.set_ylim(0, None)
     axes.set_xlim(0, data.gpus[-1] * 1.02)
-    counts = with_room(data.gpus)
-    axes.set_xticks(counts, [str(one) for one in counts])
+    counts = readable_ticks(data.gpus)
+    axes.set_xticks(counts, list(map(str, counts)))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
     axes.yaxis.set_major_formatter(tick)
     axes.grid(color=FAINT, linewidth=0.5)
@@ -137,7 +139,7 @@ def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) ->
     unit = replicas_heading(data.device)
     axes.set_xlabel(f"{unit}, linear")
     heading = THROUGHPUT.of(data.unit).heading
-    axes.set_title(_in_width(data, f"{heading}, linear", "dashed: ideal"), loc="left")
+    axes.set_title(_join_title(data, f"{heading}, linear", "dashed: ideal"), loc="left")
     _label_ends(axes, data, ends, height_mm)
 
 
@@ -155,7 +157,7 @@ def _label_ends(
         if name not in data.compared_at(ends[name][0]):
             label += ", excluded"
         axes.text(1.06, height, label, transform=axes.transAxes, va="center", fontsize=7)
-        # Of its own: the line is no part of the label's box.
+        # A separate annotation, so that the line is not part of the label's box.
         axes.annotate(
             "",
             ends[name],
@@ -165,10 +167,12 @@ def _label_ends(
         )
 
 
-def with_room(counts: list[int]) -> list[int]:
-    """Return the ascending counts whose labels have room on a linear axis, the largest first.
+def readable_ticks(counts: list[int]) -> list[int]:
+    """Choose from ascending counts those whose labels do not overlap on a linear axis.
 
-    >>> with_room([1, 2, 4, 8, 16, 32])
+    The largest comes first.
+
+    >>> readable_ticks([1, 2, 4, 8, 16, 32])
     [32, 16, 8, 4, 2]
     """
     chosen: list[int] = []
@@ -189,7 +193,7 @@ def spread(places: list[float], step: float) -> list[float]:
     blocks: list[list[float]] = []
     for place in places:
         blocks.append([place])
-        # Two blocks that would overlap become one, centred on the mean of what its members want.
+        # Two blocks that would overlap become one, centred on the mean place of its members.
         while len(blocks) > 1 and _start(blocks[-1], step) < _end(blocks[-2], step) + step:
             last = blocks.pop()
             blocks[-1] += last

@@ -170,7 +170,7 @@ class Data:
         return describe_gpus(self.device, count)
 
     def outcome(self, name: str, count: int | None = None) -> str:
-        """Say in words why a strategy has no measurement, at a GPU count or anywhere."""
+        """Return in words why a strategy has no measurement, at one GPU count or at all."""
         runs = self.cells[self.cells.strategy == name]
         if count is not None:
             runs = runs[runs.gpus == count]

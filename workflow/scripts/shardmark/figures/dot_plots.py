@@ -10,8 +10,8 @@ from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
     LEFT_OUT,
     absent,
+    describe_linear_axis,
     dots_of_runs,
-    linear,
     marker,
     panels_of_counts,
     tick,
@@ -31,7 +31,7 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
     figure, panels = panels_of_counts(data, data.gpus, rows_mm=20)
     for count, axes in panels:
         _dots(axes, data, quantity, count)
-    scale = linear([axes for _, axes in panels], "x")
+    scale = describe_linear_axis([axes for _, axes in panels], "x")
     figure.supxlabel(f"{quantity.heading}{_arrow(quantity)}\n{scale}", fontsize=8)
     return figure
 

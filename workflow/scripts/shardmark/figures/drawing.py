@@ -34,7 +34,7 @@ PANEL_MM = 27.0
 # Opacity of a run's marker if it takes part in comparisons, and if it does not.
 COMPARED = 0.8
 LEFT_OUT = 0.3
-# Of wrapped text in 8 pt.
+# For wrapped text in 8 pt.
 LETTERS_PER_MM = 0.6
 PNG_DPI = 200
 STYLE = mpl.RcParams(
@@ -198,9 +198,9 @@ def dots_of_runs(axes: Axes, data: Data, name: str, x: pd.Series, y: pd.Series) 
 
 
 def legend(figure: Figure, data: Data, title: str, drawn: Sequence[str]) -> None:
-    """Draw a legend with the look of each drawn strategy, below a line about the axes.
+    """Draw the legend of the drawn strategies.
 
-    A strategy that is not drawn is named in the title, with its outcomes.
+    Its title is a line about the axes, then the strategies that are not drawn with their outcomes.
     """
     handles = [
         Line2D([], [], color=data.looks[name].colour, linewidth=1, label=data.labels[name])
@@ -226,10 +226,10 @@ def legend_mm(data: Data, entries: int, each_mm: float = 42) -> float:
     return 5 * math.ceil(entries / max(1, int(data.width_mm // each_mm))) + 8
 
 
-def linear(panels: Sequence[Axes], name: Literal["x", "y"]) -> str:
-    """Say that an axis of all panels is linear and where it starts.
+def describe_linear_axis(panels: Sequence[Axes], name: Literal["x", "y"]) -> str:
+    """Return in words where a linear axis of all panels starts.
 
-    If one panel reaches 0, all start there.
+    If it reaches 0 in one panel, let it start at 0 in all.
     """
     axes = [getattr(panel, f"{name}axis") for panel in panels]
     starts = [axis.get_view_interval()[0] for axis in axes]
@@ -241,7 +241,7 @@ def linear(panels: Sequence[Axes], name: Literal["x", "y"]) -> str:
 
 
 def ticks_across(narrow: bool) -> MaxNLocator:
-    """Return as many ticks side by side as a panel has room for."""
+    """Return a locator of as many ticks as fit side by side in a panel."""
     return MaxNLocator(nbins=3 if narrow else 4, min_n_ticks=2 if narrow else 3)
 
 

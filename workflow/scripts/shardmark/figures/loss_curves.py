@@ -20,9 +20,9 @@ from shardmark.figures.drawing import (
     LEFT_OUT,
     MM,
     columns_of,
+    describe_linear_axis,
     legend,
     legend_mm,
-    linear,
     marker,
 )
 
@@ -53,8 +53,8 @@ def loss_figure(data: Data) -> Figure:
         _draw(above, data, count, losses, shift)
         of_baseline = losses[losses.index.get_level_values("strategy") == data.baseline]
         others = losses.drop(of_baseline.index)
-        its = of_baseline.droplevel("strategy").reindex(others.index.get_level_values("seed"))
-        _draw(below, data, count, others.div(its.to_numpy()).sub(1).mul(100), shift)
+        reference = of_baseline.droplevel("strategy").reindex(others.index.get_level_values("seed"))
+        _draw(below, data, count, others.div(reference.to_numpy()).sub(1).mul(100), shift)
         above.set_title(data.describe_gpus(count), loc="left")
         _axes(above, below, data)
         panels.append(above)
@@ -67,7 +67,7 @@ def loss_figure(data: Data) -> Figure:
         band, column = divmod(index, columns)
         grid[2 * band][column].remove()
         grid[2 * band + 1][column].remove()
-    scale = linear(panels, "y")
+    scale = describe_linear_axis(panels, "y")
     drawn = [name for name in data.labels if (data.epochs.strategy == name).any()]
     legend(figure, data, f"Loss {scale}; differences linear, around 0", drawn)
     return figure
@@ -104,15 +104,15 @@ def _draw(
         axes: where to draw.
         data: how strategies look, and which runs are compared.
         count: the GPU count.
-        runs: by strategy and seed, a column per epoch.
-        shift: of each strategy along the x axis.
+        runs: losses or differences by strategy and seed, one column per epoch.
+        shift: shift of each strategy along the x axis.
     """
     at = data.compared[data.compared.gpus == count]
     compared = pd.MultiIndex.from_frame(at[["strategy", "seed"]])
     for name in data.labels:
-        own = runs[runs.index.get_level_values("strategy") == name]
-        counts = own.index.isin(compared)
-        for part, alpha in ((own[counts], COMPARED), (own[~counts], LEFT_OUT)):
+        of_strategy = runs[runs.index.get_level_values("strategy") == name]
+        full = of_strategy.index.isin(compared)
+        for part, alpha in ((of_strategy[full], COMPARED), (of_strategy[~full], LEFT_OUT)):
             lines = [run.dropna() for _, run in part.iterrows()]
             paths = [np.column_stack([run.index + shift[name], run]) for run in lines if len(run)]
             if not paths:

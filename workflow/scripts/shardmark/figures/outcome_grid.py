@@ -80,7 +80,7 @@ def _fields(
             (seeds.index(seed), strategies.index(strategy))
             for seed, strategy in zip(own.seed, own.strategy, strict=True)
         ]
-        # One artist for all fields of a colour: a large matrix has a thousand.
+        # One artist for all fields of a colour, because a large matrix has a thousand fields.
         fields = [Rectangle((x - 0.44, y - 0.42), 0.88, 0.84) for x, y in places]
         axes.add_collection(
             PatchCollection(fields, facecolor=colour, edgecolor=GREY, linewidth=0.3)

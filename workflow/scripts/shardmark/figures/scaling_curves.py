@@ -18,7 +18,7 @@ from shardmark.quantities import replicas_heading
 from shardmark.results.cell_rows import QUANTITIES
 
 THROUGHPUT = QUANTITIES["items_per_s"]
-# A contrast of 3:1 on white.
+# A grey with a contrast of 3:1 on white.
 OTHERS = "#949494"
 IDEAL = (0, (3, 2))
 
@@ -29,7 +29,7 @@ def scaling_figure(data: Data) -> Figure:
     if medians.index.get_level_values("gpus").nunique() < 2:
         raise NothingToDraw("scaling needs two GPU counts with a result")
     figure, panels = _panels(data)
-    # One decade has too few ticks at 1, 2 and 5.
+    # Within one decade, ticks at 1, 2 and 5 are too few.
     subs = (1, 2, 5) if medians.max() > 10 * medians.min() else (1, 1.5, 2, 3, 5, 7)
     present = list(medians.index.get_level_values("strategy").unique())
     for name, axes in panels:

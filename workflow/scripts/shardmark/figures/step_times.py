@@ -13,7 +13,7 @@ from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
     LEFT_OUT,
     absent,
-    linear,
+    describe_linear_axis,
     marker,
     panels_of_counts,
     tick,
@@ -22,7 +22,7 @@ from shardmark.figures.drawing import (
 
 # Up to this ratio between the slowest and the fastest steps, the axes are linear.
 LINEAR_UP_TO = 4.0
-# Room beyond the steps on a logarithmic axis, as a factor.
+# Margin of a logarithmic axis, as a factor.
 MARGIN = 1.2
 
 
@@ -34,7 +34,7 @@ def step_time_figure(data: Data) -> Figure:
     figure, panels = panels_of_counts(data, counts, rows_mm=20)
     for count, axes in panels:
         _distributions(axes, data, count)
-    scale = _scale([axes for _, axes in panels], data.steps.step_ms, data.narrow)
+    scale = _set_scale([axes for _, axes in panels], data.steps.step_ms, data.narrow)
     figure.supxlabel(f"Step of the slowest rank (ms)  ←  better\n{scale}", fontsize=8)
     return figure
 
@@ -71,7 +71,7 @@ def _distributions(axes: Axes, data: Data, count: int) -> None:
         axes.plot(middle, row, **marker(look, 5), alpha=alpha)
 
 
-def _scale(panels: Sequence[Axes], steps: pd.Series, narrow: bool) -> str:
+def _set_scale(panels: Sequence[Axes], steps: pd.Series, narrow: bool) -> str:
     """Set the scale of all panels, and return it in words."""
     low, high = (float(steps.quantile(share)) for share in (0.01, 0.99))
     if high <= LINEAR_UP_TO * low:
@@ -79,10 +79,10 @@ def _scale(panels: Sequence[Axes], steps: pd.Series, narrow: bool) -> str:
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(ticks_across(narrow))
             axes.xaxis.set_major_formatter(tick)
-        return linear(panels, "x")
+        return describe_linear_axis(panels, "x")
     for axes in panels:
         axes.set_xscale("log")
-        # The same limits everywhere: a narrow range would have no tick on a logarithmic axis.
+        # All panels share the limits: a logarithmic axis with a narrow range would have no tick.
         axes.set_xlim(low / MARGIN, high * MARGIN)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
         axes.xaxis.set_minor_locator(NullLocator())

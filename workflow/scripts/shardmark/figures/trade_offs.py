@@ -35,13 +35,13 @@ LABEL_MM = 9.0
 # Opacity of strategies that another one beats.
 BEATEN_ALPHA = 0.35
 MARKER_PT = 6.0
-# Where a point's name may be, best first, and how far from it.
+# Directions from a point to its name, best first, and distances.
 SIDES = tuple(
     (math.cos(math.radians(angle)), math.sin(math.radians(angle)))
     for angle in (0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 68, 292, 112, 248)
 )
 DISTANCES_PT = (4.5, 8.0, 12.0, 17.0, 24.0, 32.0)
-# A name without a line is this many times nearer to its own point than to any other.
+# A name without a line is at least this many times nearer to its point than to any other.
 CLEARLY_NEARER = 1.5
 _ACROSS: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
 _UP: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
@@ -68,17 +68,17 @@ def trade_off_figure(data: Data) -> Figure:
     """
     runs = data.counted
     measured = [QUANTITIES[name] for name in OBJECTIVES if runs[name].notna().any()]
-    shown = [quantity.on(data.device).of(data.unit) for quantity in measured]
-    points = {count: median_points(data, count, shown) for count in data.gpus}
+    quantities = [quantity.on(data.device).of(data.unit) for quantity in measured]
+    points = {count: median_points(data, count, quantities) for count in data.gpus}
     counts = [count for count in data.gpus if points[count]]
-    pairs = list(itertools.combinations(shown, 2))
+    pairs = list(itertools.combinations(quantities, 2))
     if not pairs or not counts:
         raise NothingToDraw("it needs two of throughput, memory and energy")
     figure, panels = _panels(data, counts, pairs)
     for panel in panels:
         _draw(panel, data, points[panel.gpus])
     drawn = [name for name in data.labels if any(name in own for own in points.values())]
-    legend(figure, data, _scales(panels, shown), drawn)
+    legend(figure, data, _set_scales(panels, quantities), drawn)
     lay_out(figure)
     for panel in panels:
         _name_points(panel, data, points[panel.gpus])
@@ -109,31 +109,31 @@ def _panels(
     return figure, panels
 
 
-def _scales(panels: Sequence[Panel], shown: Sequence[Quantity]) -> str:
-    """Start an axis at 0 in all panels if it reaches 0 in one, and return the scales in words."""
-    at_0 = []
-    for one in shown:
-        across = [panel.axes for panel in panels if panel.x == one]
-        up = [panel.axes for panel in panels if panel.y == one]
+def _set_scales(panels: Sequence[Panel], quantities: Sequence[Quantity]) -> str:
+    """Start an axis at 0 in all panels if it reaches 0 in one; return the scales in words."""
+    from_0 = []
+    for quantity in quantities:
+        across = [panel.axes for panel in panels if panel.x == quantity]
+        up = [panel.axes for panel in panels if panel.y == quantity]
         if any(axes.get_xlim()[0] <= 0 for axes in across) or any(
             axes.get_ylim()[0] <= 0 for axes in up
         ):
-            at_0.append(one.label)
+            from_0.append(quantity.label)
             for axes in across:
                 axes.set_xlim(left=0)
             for axes in up:
                 axes.set_ylim(bottom=0)
-    if not at_0:
+    if not from_0:
         return "All axes linear, not from 0"
-    rest = ", the others not" if len(at_0) < len(shown) else ""
-    return f"All axes linear; from 0: {', '.join(at_0)}{rest}"
+    rest = ", the others not" if len(from_0) < len(quantities) else ""
+    return f"All axes linear; from 0: {', '.join(from_0)}{rest}"
 
 
 def _name_points(panel: Panel, data: Data, points: Points) -> None:
-    """Write names beside the points, those that no other strategy beats first.
+    """Write names beside the points, first those of strategies that no other beats.
 
-    A name away from its point has a line to it. A name that would cover something, or be nearer
-    to the point of another strategy, is left out: the legend has it.
+    A line joins a distant name to its point. A name is left out if it would cover something or be
+    nearer to another point; the legend has all names.
     """
     axes, pareto = panel.axes, data.pareto(panel.gpus)
     places = {name: (own[panel.x.column], own[panel.y.column]) for name, own in points.items()}
@@ -159,8 +159,8 @@ def _name_points(panel: Panel, data: Data, points: Points) -> None:
             if not corners_inside or box.count_overlaps(taken):
                 continue
             away = distance > DISTANCES_PT[0]
-            own = _distance(box, pixels[name]) * (1 if away else CLEARLY_NEARER)
-            if any(_distance(box, pixels[one]) < own for one in pixels if one != name):
+            limit = _distance(box, pixels[name]) * (1 if away else CLEARLY_NEARER)
+            if any(_distance(box, pixels[other]) < limit for other in pixels if other != name):
                 continue
             if away:
                 line = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0}
@@ -178,13 +178,16 @@ def _distance(box: Bbox, point: tuple[float, ...]) -> float:
     return math.dist(np.clip(point, box.min, box.max), point)
 
 
-def median_points(data: Data, count: int, shown: Sequence[Quantity]) -> Points:
+def median_points(data: Data, count: int, quantities: Sequence[Quantity]) -> Points:
     """Return the medians at a GPU count for each strategy that has all of the quantities."""
     part = data.counted[data.counted.gpus == count]
     points = {}
     for name in data.labels:
         runs = part[part.strategy == name]
-        medians = {one.column: float(runs[one.column].median()) * one.scale for one in shown}
+        medians = {
+            quantity.column: float(runs[quantity.column].median()) * quantity.scale
+            for quantity in quantities
+        }
         if not any(map(math.isnan, medians.values())):
             points[name] = medians
     return points

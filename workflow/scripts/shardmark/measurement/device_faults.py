@@ -24,7 +24,7 @@ POWER_CAP = "sw_power_cap"
 # Limits without a source are our choice. They are well above the spread of undisturbed runs: 0.3 %
 # for one DDP cell on an H200 (README).
 MOST_THROTTLED_PCT = 1.0
-# A driver keeps less than this for itself; a CUDA context takes more.
+# The driver itself uses less than this; a CUDA context uses more.
 MOST_IDLE_MEMORY_BYTES = 256 * 2**20
 MOST_IDLE_UTILIZATION_PCT = 10.0
 # Longest stretch of the window without a sample. Our choice: throttling that is shorter than this
@@ -42,7 +42,7 @@ def _throttled(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _throttling_unknown(device: Device) -> str:
-    return "the driver reports no reasons, or rarely" if device.throttled_pct is None else ""
+    return "the driver reports reasons rarely or not" if device.throttled_pct is None else ""
 
 
 def capped_pct(device: Device) -> float:
@@ -57,8 +57,8 @@ def _power_capped(metrics: Metrics, others: Others) -> Iterator[str]:
             continue
         if limit < (median_w := statistics.median(peers)):
             yield (
-                f"{name} was held at {limit:.0f} W for {capped_pct(device):.0f} % of the window, "
-                f"where its peers may take {median_w:.0f} W"
+                f"{name} was limited to {limit:.0f} W for {capped_pct(device):.0f} % of the "
+                f"window; the limit of its peers is {median_w:.0f} W"
             )
 
 
@@ -73,17 +73,17 @@ def _power_cap_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _limits_of_peers(metrics: Metrics, device: Device, others: Others) -> list[float]:
-    own = [
-        one.power_limit_w
-        for one in _peers_in_cell(metrics, device)
-        if one.power_limit_w is not None
+    limits = [
+        peer.power_limit_w
+        for peer in _peers_in_cell(metrics, device)
+        if peer.power_limit_w is not None
     ]
-    return own + (others.limits_w(metrics, device) if others else [])
+    return limits + (others.limits_w(metrics, device) if others else [])
 
 
 def _peers_in_cell(metrics: Metrics, device: Device) -> list[Device]:
     """Return the cell's other GPUs that have the same name as a GPU."""
-    return [one for _, one in gpus_of(metrics) if one is not device and one.name == device.name]
+    return [gpu for _, gpu in gpus_of(metrics) if gpu is not device and gpu.name == device.name]
 
 
 def _shared(metrics: Metrics, others: Others) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _shared(metrics: Metrics, others: Others) -> Iterator[str]:
 
 def _sharing_unknown(device: Device) -> str:
     if device.foreign_processes is None:
-        return "the driver does not list all processes on it, as in a container that hides them"
+        return "the driver does not list all its processes, for example inside a container"
     if device.idle_memory_bytes is None or device.idle_utilization_pct is None:
         return "its memory and load before the cell began are not known"
     return ""
@@ -115,7 +115,7 @@ def _telemetry_unknown(device: Device) -> str:
     if device.longest_gap_pct is None:
         return "how often it was sampled was not recorded"
     if device.longest_gap_pct > LONGEST_GAP_PCT:
-        return f"no sample for {device.longest_gap_pct:.0f} % of the window on end"
+        return f"one gap between samples lasted {device.longest_gap_pct:.0f} % of the window"
     return ""
 
 
@@ -127,7 +127,7 @@ def _ecc_errors(metrics: Metrics, others: Others) -> Iterator[str]:
 
 def _ecc_unknown(device: Device) -> str:
     if device.ecc_errors is None:
-        return "it has no ECC, or the driver does not count its errors through"
+        return "it has no ECC, or the driver does not count errors throughout"
     return ""
 
 
@@ -155,9 +155,9 @@ def _clocks_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _clocks_of_peers(metrics: Metrics, device: Device, others: Others) -> list[float]:
-    clocks = [one.sm_clock_mean_mhz for one in _peers_in_cell(metrics, device)]
-    own = [clock for clock in clocks if clock]
-    return own + (others.clocks_mhz(metrics, device) if others else [])
+    means = [peer.sm_clock_mean_mhz for peer in _peers_in_cell(metrics, device)]
+    clocks = [clock for clock in means if clock]
+    return clocks + (others.clocks_mhz(metrics, device) if others else [])
 
 
 def _unknown_of_gpus(why: Callable[[Device], str]) -> Callable[[Metrics, Others], Iterator[str]]:
@@ -190,15 +190,15 @@ DEVICE_FAULTS = (
     Rule(
         "power-capped",
         f"a GPU ran at its power limit for more than {MOST_THROTTLED_PCT:g} % of the window, and "
-        "that limit is below those of the other GPUs of its name",
+        "that limit is below the median limit of the other GPUs of its name",
         _power_capped,
         _power_cap_unknown,
     ),
     Rule(
         "shared GPU",
-        "another process was on a GPU, or before the cell began more than "
-        f"{MOST_IDLE_MEMORY_BYTES // 2**20} MiB were in use on it, or it was busy for more than "
-        f"{MOST_IDLE_UTILIZATION_PCT:g} % of the time",
+        "another process used a GPU; or, before the cell began, more than "
+        f"{MOST_IDLE_MEMORY_BYTES // 2**20} MiB of its memory were in use, or it was busy for more "
+        f"than {MOST_IDLE_UTILIZATION_PCT:g} % of the time",
         _shared,
         _unknown_of_gpus(_sharing_unknown),
     ),

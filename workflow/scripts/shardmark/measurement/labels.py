@@ -64,7 +64,7 @@ def slowest_host(profile: Sequence[StepSplit]) -> StepSplit | None:
 
 
 def updates_weights(metrics: Metrics) -> bool:
-    """Whether an inspected step changed a weight, as far as is known."""
+    """Whether an inspected step changed a weight; True if none was inspected."""
     return metrics.effective_config is None or metrics.effective_config.optimizer is not None
 
 
@@ -165,7 +165,7 @@ def _why_energy_unknown(device: Device) -> str:
         return "nothing confirms the counter: the window is under 2 s, or power cannot be read"
     idle_w, mean_w = device.idle_power_w, device.power_mean_w
     if idle_w is not None and mean_w is not None and idle_w > mean_w:
-        return "it took more power before the cell began than in the window"
+        return "it drew more power before the cell began than in the window"
     return ""
 
 
@@ -211,7 +211,7 @@ def _low_power_limit(metrics: Metrics, others: Others) -> Iterator[str]:
         lowered = limit is not None and default is not None and limit < default
         if lowered and capped_pct(device) > MOST_THROTTLED_PCT:
             yield (
-                f"{name} was held at {limit:.0f} W, of its own {default:.0f} W, for "
+                f"{name} was limited to {limit:.0f} W instead of its default {default:.0f} W for "
                 f"{capped_pct(device):.0f} % of the window"
             )
 
@@ -221,7 +221,7 @@ def _power_limit_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
         limits = (device.power_limit_w, device.power_limit_default_w)
         if capped_pct(device) > MOST_THROTTLED_PCT and None in limits:
             yield (
-                "power is capped, and the driver does not say whether below the GPU's own limit "
+                "power is capped, and the driver does not report whether below the GPU's default "
                 f"({name})"
             )
 
@@ -234,7 +234,7 @@ def _slow_probe(metrics: Metrics, others: Others) -> Iterator[str]:
     slower = 100 * (1 - own_tflops / median_tflops)
     if slower > MOST_BELOW_PEERS_PCT:
         yield (
-            f"{own_tflops:.1f} TFLOP/s in the probe, {slower:.0f} % under the {median_tflops:.1f} "
+            f"{own_tflops:.1f} TFLOP/s in the probe, {slower:.0f} % below the {median_tflops:.1f} "
             f"of {len(rates)} other cells"
         )
 
@@ -285,9 +285,9 @@ def _measured_twice(metrics: Metrics, others: Others) -> Iterator[str]:
 def _not_training(metrics: Metrics, others: Others) -> Iterator[str]:
     if metrics.effective_config is not None and not updates_weights(metrics):
         yield (
-            "none of the steps inspected after the training changed a weight: the loss scaler left "
-            f"out {metrics.effective_config.skipped_steps} steps by then, and a step without an "
-            "update is faster"
+            "none of the steps inspected after the training changed a weight: the loss scaler had "
+            f"skipped {metrics.effective_config.skipped_steps} steps by then, and a step without "
+            "an update is faster"
         )
 
 
@@ -305,7 +305,12 @@ LABELS = (
         _quota,
         _quota_unknown,
     ),
-    Rule("shared CPUs", "ranks share fewer CPUs than they are", _shared_cpus, _shared_cpus_unknown),
+    Rule(
+        "shared CPUs",
+        "ranks share fewer CPUs than there are ranks",
+        _shared_cpus,
+        _shared_cpus_unknown,
+    ),
     Rule(
         "energy",
         "a GPU's energy counter and the integral of its power contradict each other",
@@ -328,13 +333,13 @@ LABELS = (
     ),
     Rule(
         "low power limit",
-        "a GPU ran at a power limit that is below its own default",
+        "a GPU ran at a power limit below its default",
         _low_power_limit,
         _power_limit_unknown,
     ),
     Rule(
         "slow probe",
-        f"its matrix product in the probe is more than {MOST_BELOW_PEERS_PCT:g} % slower than the "
+        f"the matrix product of its probe is more than {MOST_BELOW_PEERS_PCT:g} % slower than the "
         "median of the other cells on GPUs of that name",
         _slow_probe,
         _slow_probe_unknown,
@@ -354,7 +359,7 @@ LABELS = (
     ),
     Rule(
         "not training",
-        "the loss scaler left out every step that was inspected before the window; such a cell is "
+        "the loss scaler skipped every step that was inspected before the window; such a cell is "
         "also excluded, since it does not train the same model",
         _not_training,
         never_unknown,

@@ -14,7 +14,7 @@ class Peers:
     """The results that a cell's figures are compared with.
 
     Args:
-        results: of one matrix; the compared cell may be among them.
+        results: results of one matrix; the cell's own may be among them.
     """
 
     def __init__(self, results: Iterable[Metrics]) -> None:
@@ -46,7 +46,7 @@ class Peers:
 
     def _of(self, key: Hashable, metrics: Metrics) -> list[Any]:
         known = self._values.get(key, [])
-        return [value for own, value in known if own is not metrics and value is not None]
+        return [value for other, value in known if other is not metrics and value is not None]
 
 
 Others = Peers | None
@@ -58,16 +58,16 @@ class Rule:
 
     Attributes:
         name: the problem that it detects.
-        says: when it applies, in words.
+        condition: when it applies, in words.
         reasons: yields why it applies to a cell; nothing if it does not.
         unknown: yields why it could not be evaluated; nothing if it could.
 
-    The second argument of both functions is None for a cell that has just ended, whose peers are
-    not known yet; a rule that needs them then yields nothing.
+    The second argument of both functions is None for a cell that has just ended, because its peers
+    are not known yet. A rule that needs peers then yields nothing.
     """
 
     name: str
-    says: str
+    condition: str
     reasons: Callable[[Metrics, Others], Iterator[str]]
     unknown: Callable[[Metrics, Others], Iterator[str]]
 
@@ -83,16 +83,16 @@ def probed_tflops(metrics: Metrics) -> float | None:
     """Return the probed TFLOP/s of the slowest GPU; None on a CPU, whose probe says little."""
     if metrics.cell.device == "cpu" or not metrics.probes:
         return None
-    return min(one.matmul_tflops for one in metrics.probes)
+    return min(probe.matmul_tflops for probe in metrics.probes)
 
 
 def kind_of_gpu(metrics: Metrics) -> Hashable:
-    """Return what must be equal for two probes to be compared: GPU names and precision."""
-    return frozenset(one.name for one in metrics.devices), metrics.cell.definition.precision
+    """Return the key of comparable probes: GPU names and precision."""
+    return frozenset(device.name for device in metrics.devices), metrics.cell.definition.precision
 
 
 def same_work(metrics: Metrics) -> Hashable:
-    """Return the key of a cell's load, which sets its GPUs' clocks; the seed does not matter."""
+    """Return the key of cells whose GPUs have the same load; the seed does not matter."""
     cell = metrics.cell
     return cell.workload, cell.strategy, cell.gpus
 

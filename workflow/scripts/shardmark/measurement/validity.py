@@ -57,9 +57,9 @@ def unchecked_rules(unknown: Iterable[str]) -> list[str]:
 
 def rules_in_words() -> list[tuple[str, str]]:
     """Return the name of each rule that excludes a cell, and when it does."""
-    return [(rule.name, rule.says) for rule in DEVICE_FAULTS]
+    return [(rule.name, rule.condition) for rule in DEVICE_FAULTS]
 
 
 def labels_in_words() -> list[tuple[str, str]]:
     """Return the name of each label, and when a cell gets it."""
-    return [(rule.name, rule.says) for rule in LABELS]
+    return [(rule.name, rule.condition) for rule in LABELS]

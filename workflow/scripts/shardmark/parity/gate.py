@@ -31,7 +31,7 @@ from shardmark.parity.oracle import SummationOrder, Trajectory, run_oracle, take
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.runtime import Runtime, start_runtime
-from shardmark.workload.built_in import workload_of
+from shardmark.workload.built_in import make_workload
 from shardmark.workload.contract import Contract
 from shardmark.workload.data import training_data
 from shardmark.workload.optimizers import learning_rate_at
@@ -82,7 +82,7 @@ def surrogate_cell(case: ParityCase, precision: str) -> Cell:
 
 def surrogate_name_of(case: ParityCase) -> str:
     """A description of the case's surrogate, in words."""
-    return workload_of(case.cell.definition).surrogate_name
+    return make_workload(case.cell.definition).surrogate_name
 
 
 def real_model_cell(case: ParityCase) -> Cell | None:
@@ -94,7 +94,7 @@ def real_model_cell(case: ParityCase) -> Cell | None:
 def _gate_cell(cell: Cell, precision: str, batch: int, *, surrogate: bool) -> Cell | None:
     per_gpu = batch * cell.definition.batch.accumulate
     samples = STEPS_PER_EPOCH * per_gpu * cell.gpus
-    definition = workload_of(cell.definition).for_gate(samples, surrogate=surrogate)
+    definition = make_workload(cell.definition).for_gate(samples, surrogate=surrogate)
     if definition is None:
         return None
     workload: Workload = definition.model_copy(
@@ -139,14 +139,14 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
     oracles: dict[str, Any] = {}
     for precision in precisions_of(case):
         cell = surrogate_cell(case, precision)
-        workload = workload_of(cell.definition)
+        workload = make_workload(cell.definition)
         oracles[precision] = _oracle_and_floor(
             cell, workload, workload.surrogate, case.gate.steps, device
         )
     cell_or_none = real_model_cell(case)
     oracles["real"] = None
     if cell_or_none is not None:
-        workload = workload_of(cell_or_none.definition)
+        workload = make_workload(cell_or_none.definition)
         real = _oracle_and_floor(
             cell_or_none, workload, workload.build_model, REAL_MODEL_STEPS, device
         )
@@ -194,14 +194,14 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
     for precision in precisions_of(case):
         with phases(f"parity in {precision}"):
             cell = surrogate_cell(case, precision)
-            workload = workload_of(cell.definition)
+            workload = make_workload(cell.definition)
             found[precision] = _train(
                 strategy, cell, runtime, workload, workload.surrogate, case.gate.steps, phases
             )
             gc.collect()  # the frameworks' modules are in reference cycles
     real = real_model_cell(case)
     if real is not None:
-        workload = workload_of(real.definition)
+        workload = make_workload(real.definition)
         with (
             phases("waiting for room on the GPUs"),
             room_for(runtime, parameters_of(workload), phases.heart.alive) as room_is_taken,

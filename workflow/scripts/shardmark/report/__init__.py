@@ -1,1 +1,1 @@
-"""What a reader is told: the page, its tables, the certificate, the exports."""
+"""The report: the page, its tables, the captions, the exports."""

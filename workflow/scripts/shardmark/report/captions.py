@@ -1,4 +1,4 @@
-"""What a figure shows, in one sentence with numbers: the first sentence of its caption."""
+"""The headline of a figure: its main result with numbers, the first sentence of its caption."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from shardmark.quantities import Quantity, describe_gpus, format_number
-from shardmark.report.sentences import listed
+from shardmark.report.sentences import join_names
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
@@ -16,11 +16,11 @@ from shardmark.strategies import label_of
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the figures of one workload show.
+class HeadlineData:
+    """The results of one workload that headlines quote.
 
     Attributes:
-        runs: the runs at the largest GPU count that enter medians.
+        runs: the runs in the medians, at the largest GPU count.
         findings: rows of this workload.
         where: the GPU count in words.
         device: cuda or cpu.
@@ -32,19 +32,19 @@ class Shown:
     device: str
 
     @classmethod
-    def of(cls, cells: pd.DataFrame, findings: Findings) -> Shown:
-        """Return what the figures of the workload of these cells show."""
+    def of(cls, cells: pd.DataFrame, findings: Findings) -> HeadlineData:
+        """Select the results of the workload of these cells."""
         runs = counted(cells)
         runs = runs[runs.gpus == runs.gpus.max()]
         workload = cells.workload.iloc[0]
-        own = Findings(
+        of_workload = Findings(
             comparisons=findings.comparisons[findings.comparisons.workload == workload],
             scaling=findings.scaling[findings.scaling.workload == workload],
-            verdicts=[one for one in findings.verdicts if one.workload == workload],
+            verdicts=[verdict for verdict in findings.verdicts if verdict.workload == workload],
         )
         count = runs.gpus.max() if len(runs) else cells.gpus.max()
         device = cells.device.iloc[0]
-        return cls(runs, own, describe_gpus(device, int(count)), device)
+        return cls(runs, of_workload, describe_gpus(device, int(count)), device)
 
     def medians(self, column: str) -> dict[str, float]:
         """Return each strategy's median by its label, ascending; empty if nothing was measured."""
@@ -52,20 +52,20 @@ class Shown:
         return {label_of(str(name)): value for name, value in values.sort_values().items()}
 
 
-def finding(name: str, shown: Shown) -> str:
-    """Return what a figure shows; empty if there is nothing to say."""
+def headline(name: str, data: HeadlineData) -> str:
+    """Return a figure's main result in one sentence; empty if there is none."""
     by_figure = {quantity.figure: quantity for quantity in QUANTITIES.values()}
     if name in by_figure:
-        return _quantity(shown, by_figure[name])
-    return _SAID_BY[name](shown) if name in _SAID_BY else ""
+        return _quantity(data, by_figure[name])
+    return _HEADLINES[name](data) if name in _HEADLINES else ""
 
 
-def _quantity(shown: Shown, quantity: Quantity) -> str:
-    medians = shown.medians(quantity.column)
+def _quantity(data: HeadlineData, quantity: Quantity) -> str:
+    medians = data.medians(quantity.column)
     if not medians:
         return ""
-    quantity = quantity.on(shown.device).of(shown.runs.unit.iloc[0])
-    return f"{quantity.label} on {shown.where}: {_range(medians, quantity)}."
+    quantity = quantity.on(data.device).of(data.runs.unit.iloc[0])
+    return f"{quantity.label} on {data.where}: {_range(medians, quantity)}."
 
 
 def _range(medians: Mapping[str, float], quantity: Quantity) -> str:
@@ -88,8 +88,8 @@ def _range(medians: Mapping[str, float], quantity: Quantity) -> str:
     )
 
 
-def _scaling(shown: Shown) -> str:
-    rows = shown.findings.scaling
+def _scaling(data: HeadlineData) -> str:
+    rows = data.findings.scaling
     rows = rows[(rows.gpus > rows.reference_gpus) & rows.speedup.notna()]
     rows = rows[(rows.gpus == rows.gpus.max()) & (rows.reference_gpus == rows.reference_gpus.min())]
     rows = rows.sort_values("speedup", ascending=False)
@@ -98,78 +98,78 @@ def _scaling(shown: Shown) -> str:
     ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
     parts = [f"{row.speedup:.2f} with {label_of(row.strategy)}" for row in ends.itertuples()]
     return (
-        f"From {rows.reference_gpus.iloc[0]} to {shown.where}, throughput grows by a factor of "
+        f"From {rows.reference_gpus.iloc[0]} to {data.where}, throughput grows by a factor of "
         f"{' (most) and '.join(parts)}" + (" (least)." if len(parts) > 1 else ".")
     )
 
 
-def _efficiency(shown: Shown) -> str:
-    rows = shown.findings.scaling
+def _efficiency(data: HeadlineData) -> str:
+    rows = data.findings.scaling
     rows = rows[(rows.gpus > rows.reference_gpus) & rows.efficiency.notna()]
     rows = rows[rows.gpus == rows.gpus.max()].sort_values("efficiency", ascending=False)
     if rows.empty:
         return ""
     ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
     parts = [f"{label_of(row.strategy)} {100 * row.efficiency:.0f} %" for row in ends.itertuples()]
-    return f"Efficiency on {shown.where}: {', '.join(parts)}" + (
+    return f"Efficiency on {data.where}: {', '.join(parts)}" + (
         " (best and worst)." if len(parts) > 1 else "."
     )
 
 
-def _step_split(shown: Shown) -> str:
+def _step_split(data: HeadlineData) -> str:
     parts: dict[str, list[str]] = {}
     for column, words in (
         ("host_wait_pct", "waits longest for its host"),
         ("exposed_communication_pct", "spends the largest part of its step on communication alone"),
     ):
-        medians = shown.medians(column)
+        medians = data.medians(column)
         if medians and (most := max(medians.values())) >= 1:
             parts.setdefault(list(medians)[-1], []).append(f"{words} ({most:.0f} % of a step)")
     clauses = [f"{name} {' and '.join(words)}" for name, words in parts.items()]
-    return f"On {shown.where} {' and '.join(clauses)}." if clauses else ""
+    return f"On {data.where} {' and '.join(clauses)}." if clauses else ""
 
 
-def _step_time(shown: Shown) -> str:
-    tails = (shown.runs.step_ms_p99 / shown.runs.step_ms_p50).groupby(shown.runs.strategy).median()
+def _step_time(data: HeadlineData) -> str:
+    tails = (data.runs.step_ms_p99 / data.runs.step_ms_p50).groupby(data.runs.strategy).median()
     tails = tails.dropna().sort_values()
     if tails.empty:
         return ""
     return (
-        f"On {shown.where} one step in a hundred takes at least {tails.iloc[-1]:.2f} times the "
+        f"On {data.where} one step in a hundred takes at least {tails.iloc[-1]:.2f} times the "
         f"median with {label_of(tails.index[-1])}, the most uneven strategy."
     )
 
 
-def _wall_clock(shown: Shown) -> str:
-    medians = shown.medians("total_s")
-    return f"Time of a cell on {shown.where}: {_range(medians, _SECONDS)}." if medians else ""
+def _wall_clock(data: HeadlineData) -> str:
+    medians = data.medians("total_s")
+    return f"Time of a cell on {data.where}: {_range(medians, _SECONDS)}." if medians else ""
 
 
-def _loss(shown: Shown) -> str:
-    medians = shown.medians("final_loss")
+def _loss(data: HeadlineData) -> str:
+    medians = data.medians("final_loss")
     if len(medians) < 2:
         return ""
     low, high = (f"{value:.4g}" for value in (min(medians.values()), max(medians.values())))
     if low == high:
-        return f"On {shown.where} the final loss is {low} with every strategy."
-    return f"On {shown.where} the final losses of the strategies lie between {low} and {high}."
+        return f"On {data.where} the final loss is {low} with every strategy."
+    return f"On {data.where} the final losses of the strategies lie between {low} and {high}."
 
 
-def _trade_off(shown: Shown) -> str:
-    if not shown.findings.verdicts:
+def _trade_off(data: HeadlineData) -> str:
+    if not data.findings.verdicts:
         return ""
-    verdict = max(shown.findings.verdicts, key=lambda one: one.gpus)
+    verdict = max(data.findings.verdicts, key=lambda verdict: verdict.gpus)
     if len(verdict.objectives) < 2 or not verdict.pareto:
         return ""
-    weighed = listed([QUANTITIES[metric].label.lower() for metric in verdict.objectives])
+    objectives = join_names([QUANTITIES[metric].label.lower() for metric in verdict.objectives])
     if len(verdict.pareto) == len(verdict.medians):
-        return f"By {weighed} together, no strategy beats another on {shown.where}."
-    names = listed(list(map(label_of, verdict.pareto)))
-    return f"By {weighed} together, no strategy beats {names} on {shown.where}."
+        return f"By {objectives} together, no strategy beats another on {data.where}."
+    names = join_names(list(map(label_of, verdict.pareto)))
+    return f"By {objectives} together, no strategy beats {names} on {data.where}."
 
 
 _SECONDS = Quantity("Time", "s", "", better="lower")
-_SAID_BY: dict[str, Callable[[Shown], str]] = {
+_HEADLINES: dict[str, Callable[[HeadlineData], str]] = {
     "scaling": _scaling,
     "efficiency": _efficiency,
     "step_split": _step_split,

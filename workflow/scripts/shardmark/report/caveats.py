@@ -13,16 +13,16 @@ from shardmark.results.collected import Tables
 from shardmark.results.outcome import Outcome
 from shardmark.strategies import label_of
 
-# What a window must last for energy and drift to mean something.
+# In shorter windows, energy and drift mean little.
 LONG_ENOUGH_S = Measure.model_fields["steady_min_s"].default
 
 
 class Caveat(NamedTuple):
-    """A reservation of one line.
+    """One caveat.
 
     Attributes:
-        text: the line.
-        section: the part of the page that says more; empty if none does.
+        text: the caveat in one line.
+        section: the section of the page with the details; empty if there is none.
     """
 
     text: str
@@ -30,14 +30,14 @@ class Caveat(NamedTuple):
 
 
 def caveats(tables: Tables) -> Iterator[Caveat]:
-    """Return what limits the page, most important first."""
+    """Yield the caveats, most important first."""
     cells, record = tables.cells, tables.record
     cuda = record.device == "cuda"
     reported = cells[cells.status != ""]
     unproven = reported[~reported.parity.isin(["passed", "unsupported"])].strategy.unique()
     if len(unproven):
         names = ", ".join(map(label_of, sorted(unproven)))
-        yield Caveat(f"Not shown to train the same model at every GPU count: {names}.", "parity")
+        yield Caveat(f"Not proven to train the same model at every GPU count: {names}.", "parity")
     lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
     if lacking:
         yield Caveat(f"{lacking} of {len(cells)} runs have no result that counts.", "failures")
@@ -57,16 +57,16 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         yield Caveat("One run per strategy: any difference may be chance.")
     if imprecise := list(_names(cells.labels)).count("imprecise"):
         yield Caveat(
-            f"{_runs(imprecise)} ended at the cap of the window before the figure was precise.",
+            f"{_runs(imprecise)} reached the longest window before the step time was precise.",
             "steps",
         )
     if record.steady_min_s < LONG_ENOUGH_S:
         yield Caveat(
-            f"Timed windows of {record.steady_min_s:g} s or more: under {LONG_ENOUGH_S:g} s "
-            "energy and drift say little."
+            f"The shortest timed window is {record.steady_min_s:g} s; below {LONG_ENOUGH_S:g} s "
+            "energy and drift mean little."
         )
     if stale := (cells.stale == True).sum():  # noqa: E712
-        yield Caveat(f"{_runs(stale)} made by earlier code than the present.")
+        yield Caveat(f"{_runs(stale)} {'was' if stale == 1 else 'were'} made by earlier code.")
     labelled = cells[(cells.status == "ok") & (cells.labels != "")]
     if len(labelled):
         yield Caveat(
@@ -75,19 +75,19 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
             "steps",
         )
     unchecked = Counter(_names(cells.unknown))
-    # It needs control cells, which most matrices do not plan.
+    # This label needs control cells, which most matrices do not plan.
     del unchecked["input-bound"]
     if unchecked:
         names = ", ".join(f"{rule} ({_runs(count)})" for rule, count in unchecked.most_common())
         yield Caveat(f"Could not be checked: {names}.")
     if cuda and 1 in set(cells.gpus) and cells.gpus.nunique() > 1:
         yield Caveat(
-            "On 1 GPU nothing is sharded or communicated: it is the reference for scaling only."
+            "On 1 GPU nothing is sharded or communicated, so it is only the reference for scaling."
         )
 
 
 def _names(column: pd.Series) -> Iterator[str]:
-    """Yield the names of rules in a column, a name once per cell."""
+    """Yield the names of the rules in a column, each once per cell."""
     return (name for text in column for name in text.split(";") if name)
 
 

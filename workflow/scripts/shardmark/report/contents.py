@@ -1,4 +1,4 @@
-"""What the report consists of: its figures and tables, by name and title, and their captions."""
+"""The figures and tables of the report, by name and title, and their captions."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ FIGURES: dict[str, str] = {
     "timeline": "Utilisation, power and memory over time",
     "loss": "Loss per epoch",
 }
-# The page shows its table instead.
+# The page has a table of outcomes instead of this figure.
 OUTCOMES = "outcomes"
-# A job draws a group. ``report.margin`` changes the compared figures only, which show statistics.
+# One job draws one group. ``report.margin`` changes only the compared figures, because they contain
+# statistics.
 _COMPARED = ("answer", "trade_off", "efficiency")
 GROUPS: dict[str, tuple[str, ...]] = {
     "measured": tuple(name for name in (*FIGURES, OUTCOMES) if name not in _COMPARED),
     "compared": _COMPARED,
 }
-# The section of the page that shows a figure; the first screen shows the answer, and the section
-# of details all others.
+# The sections of the page and their figures. "answer" is on the first screen; all figures that are
+# not here are in the section Details.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "scaling": ("scaling", "efficiency"),
     "memory": ("memory",),
     "steps": ("step_split",),
     "energy": ("energy", "power", "trade_off"),
 }
-# Beside the figures of a group, as <name>.json: why some of them could not be drawn. Such a
-# figure has no file.
+# Name of the JSON file beside a group's figures. It has the reason for each figure that could not
+# be drawn and so has no file.
 NOT_DRAWN = "not_drawn"
 FIGURE_KINDS = ("svg", "pdf", "png")
 
 KINDS = ("md", "tex")
-# By the name of their files in results/<run>/tables/.
+# Titles by the names of the files in results/<run>/tables/.
 TABLES: dict[str, str] = {
     "summary": "Summary",
     "comparisons": "Comparisons to the baseline",
@@ -70,7 +71,7 @@ def caption_file(name: str) -> Path:
 
 
 def caption(name: str) -> str:
-    """What a reader must know of a figure or table, in one paragraph.
+    """Return the caption of a figure or table as one paragraph.
 
     Raises:
         FileNotFoundError: if there is none.

@@ -1,4 +1,4 @@
-"""docs/data_dictionary.md: what every column and field means, told by the models themselves."""
+"""docs/data_dictionary.md: the meaning of every column and field, from the models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     Device,
     Efficiency,
 )
-# The longest suffix that fits tells the unit.
+# The longest matching suffix gives the unit.
 UNITS = {
     "gb_per_s": "GB/s",
     "tflops": "TFLOP/s",
@@ -73,9 +73,9 @@ UNITS = {
 HEAD = """\
 # Data dictionary
 
-What every column of the tables and every field of metrics.json is. Written by `make schemas` from
-the models in the code; a test fails where it is out of date. Units are in the names. An empty value
-in a table, and null in a file, is what was not measured; it is never zero.
+The meaning of every column of the tables and every field of metrics.json. `make schemas` writes it
+from the models in the code; a test fails where it is out of date. Units are in the names. An empty
+value in a table, or null in a file, means that the quantity was not measured; it is never zero.
 """
 _STEPS = (
     ("rank", "the process"),
@@ -113,9 +113,9 @@ def dictionary() -> str:
     parts.append("## steps.csv\n\nBeside each metrics.json: every timed step on every rank.\n")
     parts.append(_table(["column", "meaning"], [[f"`{name}`", text] for name, text in _STEPS]))
     parts.append(
-        "## telemetry.csv\n\nBeside each metrics.json: a row a sample of a device. `monotonic_s` "
-        "is the clock of `windows` in metrics.json; `idle` is 1 before the cell began; `processes` "
-        "are the process ids on the device, `-` where there are none.\n"
+        "## telemetry.csv\n\nBeside each metrics.json: one row per sample of a device. "
+        "`monotonic_s` is the clock of `windows` in metrics.json; `idle` is 1 before the cell "
+        "began; `processes` are the process ids on the device, `-` where there are none.\n"
     )
     parts.append(_table(["column", "unit"], [[f"`{name}`", unit_of(name)] for name in COLUMNS]))
     parts.append(

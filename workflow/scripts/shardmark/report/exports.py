@@ -21,7 +21,7 @@ from shardmark.statistics.findings import Findings
 
 
 def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table]]:
-    """The tables behind each name of ``TABLES`` but the summary."""
+    """Return the tables for each name of ``TABLES`` but the summary."""
     exported: dict[str, list[Table]] = {name: [] for name in TABLES if name != "summary"}
     device = tables.record.device
     for workload in tables.record.workloads:
@@ -35,7 +35,7 @@ def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table
         exported["scaling"].append(_name(workload, speedups))
         exported["outcomes"].append(outcome_table(cells))
         exported["parity"].append(parity_table(parity))
-    exported["certificate"] = [settings_table(one) for one in tables.record.certificates]
+    exported["certificate"] = list(map(settings_table, tables.record.certificates))
     exported["failures"].append(failures_table(tables.failures))
     return exported
 

@@ -16,15 +16,15 @@ from shardmark.strategies import label_of
 
 
 @dataclass
-class Failed:
-    """One cell.
+class FailedCell:
+    """One failed or excluded cell.
 
     Attributes:
-        name: what a reader calls it.
+        name: the cell in words.
         where: the phase and rank in which it failed; empty if nothing is known.
-        reason: the whole reason.
+        reason: why it does not count.
         log: the last lines of its log; empty if there are none.
-        log_path: where the whole log is.
+        log_path: the file of the whole log.
     """
 
     name: str
@@ -36,27 +36,27 @@ class Failed:
 
 @dataclass
 class Cause:
-    """Cells with the same outcome and the same reason, apart from numbers.
+    """Cells with the same outcome and, except for numbers, the same reason.
 
     Attributes:
-        outcome: as a reader calls it.
-        reason: that of the first cell.
-        cells: all of them.
+        outcome: the outcome in words.
+        reason: the reason of the first cell.
+        cells: all cells with this cause.
     """
 
     outcome: str
     reason: str
-    cells: list[Failed] = field(default_factory=list)
+    cells: list[FailedCell] = field(default_factory=list)
 
 
-def causes(cells: pd.DataFrame, failures: pd.DataFrame) -> list[Cause]:
-    """Return why cells take no part in comparisons, most frequent cause first.
+def group_by_cause(cells: pd.DataFrame, failures: pd.DataFrame) -> list[Cause]:
+    """Group the cells that take no part in comparisons, most frequent cause first.
 
     Args:
         cells: cells.csv.
         failures: failures.csv.
     """
-    found: dict[tuple[str, str], Cause] = {}
+    groups: dict[tuple[str, str], Cause] = {}
     results = Path("results", cells.run.iloc[0])
     device = cells.device.iloc[0]
     left_out = [
@@ -65,16 +65,16 @@ def causes(cells: pd.DataFrame, failures: pd.DataFrame) -> list[Cause]:
     ]
     for outcome, reason, cell in left_out:
         key = (outcome, re.sub(r"\d+([.,]\d+)*", "#", reason.partition("\n")[0]))
-        found.setdefault(key, Cause(outcome, reason)).cells.append(cell)
-    return sorted(found.values(), key=lambda cause: -len(cause.cells))
+        groups.setdefault(key, Cause(outcome, reason)).cells.append(cell)
+    return sorted(groups.values(), key=lambda cause: -len(cause.cells))
 
 
 def _failed(
     failures: pd.DataFrame, results: Path, device: str
-) -> Iterator[tuple[str, str, Failed]]:
+) -> Iterator[tuple[str, str, FailedCell]]:
     for row in failures.to_dict("records"):
         name, log = name_cell(row, device), _log_path(row, results)
-        failed = Failed(name, locate(row), row["reason"], row["log"], log)
+        failed = FailedCell(name, locate(row), row["reason"], row["log"], log)
         yield Outcome(row["outcome"]).meaning, row["reason"], failed
 
 
@@ -88,17 +88,17 @@ def _log_path(row: dict[Any, Any], results: Path) -> str:
 
 def _excluded(
     cells: pd.DataFrame, failures: pd.DataFrame, results: Path, device: str
-) -> Iterator[tuple[str, str, Failed]]:
-    """Yield the cells that no row of failures.csv is about."""
+) -> Iterator[tuple[str, str, FailedCell]]:
+    """Yield the excluded cells that have no row in failures.csv."""
     known = {_key(row) for row in failures.to_dict("records")}
     for row in cells[cells.excluded != ""].to_dict("records"):
         if _key(row) not in known and _key(row | {"seed": None}) not in known:
             name = name_cell(row, device)
             if row["outcome"] == Outcome.MISSING:
-                yield Outcome.MISSING.meaning, "", Failed(name, "", "", "", "")
+                yield Outcome.MISSING.meaning, "", FailedCell(name, "", "", "", "")
             else:
                 log = _log_path(row, results)
-                yield "excluded", row["excluded"], Failed(name, "", row["excluded"], "", log)
+                yield "excluded", row["excluded"], FailedCell(name, "", row["excluded"], "", log)
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
@@ -107,7 +107,7 @@ def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
 
 
 def name_cell(row: dict[Any, Any], device: str = "cuda") -> str:
-    """Return what a reader calls a cell; without a seed if the row is for all seeds."""
+    """Return a cell in words, without a seed if the row is for all seeds."""
     seed = "" if pd.isna(row["seed"]) else f", seed {row['seed']:.0f}"
     where = describe_gpus(device, int(row["gpus"]))
     return f"{row['workload']}, {label_of(row['strategy'])}, {where}{seed}"

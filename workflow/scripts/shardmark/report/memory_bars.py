@@ -1,4 +1,4 @@
-"""How much of its capacity each strategy fills, and how its model state compares with ZeRO's."""
+"""Each strategy's share of the device memory, and its model state beside ZeRO's prediction."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Bar:
 
     Attributes:
         used_pct: peak memory, as a share of the capacity.
-        state_pct: model state per rank, likewise; None if it was not measured.
-        predicted_pct: what ZeRO's formulas predict for the state, likewise.
-        text: the same in GiB.
+        state_pct: model state per rank, as the same share; None if it was not measured.
+        predicted_pct: the state that ZeRO's formulas predict, as the same share.
+        text: these values in GiB.
     """
 
     label: str
@@ -36,11 +36,11 @@ class MemoryBars:
     """The strategies at the largest GPU count at which memory was measured.
 
     Attributes:
-        finding: what they show, in one sentence.
-        capacity: in GiB, where a bar would end at the most.
+        headline: the main result in one sentence.
+        capacity: memory of the device in GiB, the length of a full bar.
     """
 
-    finding: str
+    headline: str
     capacity: str
     bars: list[Bar]
 
@@ -60,13 +60,13 @@ def memory_bars(cells: pd.DataFrame) -> MemoryBars | None:
     capacity = float(runs.memory_capacity_bytes.min()) / 2**30
     used = medians.memory_used_peak_bytes
     where = describe_gpus(runs.device.iloc[0], int(runs.gpus.iloc[0]))
-    finding = (
+    headline = (
         f"On {where}, the fullest device holds {used.min():.1f} GiB with "
         f"{label_of(str(used.idxmin()))} and {used.max():.1f} GiB with "
         f"{label_of(str(used.idxmax()))}, of {capacity:.0f} GiB."
     )
     return MemoryBars(
-        finding,
+        headline,
         f"{capacity:.0f}",
         [_bar(str(name), row, capacity) for name, row in medians.iterrows()],
     )

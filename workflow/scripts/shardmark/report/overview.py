@@ -21,12 +21,12 @@ LANES = {
     "as_recommended": "as recommended",
     "other_arithmetic": "other arithmetic",
 }
-# The training whose price the table states: items in millions, and an hour of one GPU. A reader
-# can edit both on the page.
+# The table prices a training of so many million items, at so many dollars per GPU-hour. A reader
+# can edit both numbers on the page.
 MILLION_ITEMS = 1000
 ENERGY = QUANTITIES["energy_per_item_j"]
 PRICE_PER_HOUR = 2.5
-NONE = "–"
+DASH = "–"
 _MEDIANS = [
     "items_per_s",
     "memory_used_peak_bytes",
@@ -42,11 +42,11 @@ def overview_tables(
 ) -> list[tuple[str, Table]]:
     """Return the table of each GPU count, the largest first, with the count in words.
 
-    A strategy without a run that counts comes last, since its place says nothing.
+    A strategy without a run that counts comes last, because it cannot be ranked.
 
     Args:
         cells: rows of cells.csv of one workload.
-        findings: what ``find`` made of them; rows of other workloads are not used.
+        findings: results of ``find``; rows of other workloads are ignored.
         baseline: the strategy that the others are compared with.
     """
     device = cells.device.iloc[0]
@@ -59,17 +59,17 @@ def overview_tables(
     ]
 
 
-def with_excluded_runs(
+def include_excluded_runs(
     cells: pd.DataFrame, baseline: str, margin: float
 ) -> tuple[pd.DataFrame, Findings] | None:
-    """Return the cells and findings if no run that ended well were excluded; None if none is.
+    """Return cells and findings with the excluded runs that ended well; None if there are none.
 
     A strategy that does not train the same model stays out.
     """
-    put_back = (cells.status == "ok") & (cells.excluded != "") & (cells.parity == "passed")
-    if not put_back.any():
+    included = (cells.status == "ok") & (cells.excluded != "") & (cells.parity == "passed")
+    if not included.any():
         return None
-    cells = cells.assign(excluded=cells.excluded.mask(put_back, ""))
+    cells = cells.assign(excluded=cells.excluded.mask(included, ""))
     return cells, find(cells, baseline, margin)
 
 
@@ -90,29 +90,31 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
     ]
     rows = []
     for name in names:
-        own = cells[cells.strategy == name]
-        known: Mapping[Any, Any] = medians.loc[name] if name in speeds else dict.fromkeys(_MEDIANS)
-        row = _known(compared, name)
-        per_gpu = None if known["items_per_s"] is None else known["items_per_s"] / count
+        runs_of_row = cells[cells.strategy == name]
+        measured: Mapping[Any, Any] = (
+            medians.loc[name] if name in speeds else dict.fromkeys(_MEDIANS)
+        )
+        row = _find_row(compared, name)
+        per_gpu = None if measured["items_per_s"] is None else measured["items_per_s"] / count
         rows.append(
             {
                 "Strategy": label_of(name),
-                "Lane": LANES[own.lane.iloc[0]],
+                "Lane": LANES[runs_of_row.lane.iloc[0]],
                 _per_gpu(device, unit): format_number(per_gpu),
                 f"vs {label_of(baseline)}": "baseline" if name == baseline else _ratio(row),
-                "Efficiency (%)": _efficiency(_known(scaling, name)),
-                "MFU (%)": _of_peak(known),
-                "Peak memory (GiB)": _memory(known),
-                ENERGY.of(unit).heading: format_number(known[ENERGY.column], 3),
+                "Efficiency (%)": _efficiency(_find_row(scaling, name)),
+                "MFU (%)": _mfu(measured),
+                "Peak memory (GiB)": _memory(measured),
+                ENERGY.of(unit).heading: format_number(measured[ENERGY.column], 3),
                 **(_price(per_gpu) if device == "cuda" else {}),
-                "Verdict": _verdict(name == baseline, row, own),
-                "Runs": _runs(own),
+                "Verdict": _verdict(name == baseline, row, runs_of_row),
+                "Runs": _runs(runs_of_row),
             }
         )
     headings = [
         heading
         for heading in rows[0]
-        if heading == "Strategy" or {row[heading] for row in rows} - {NONE, "baseline"}
+        if heading == "Strategy" or {row[heading] for row in rows} - {DASH, "baseline"}
     ]
     lanes = {row["Lane"] for row in rows}
     if len(lanes) == 1:
@@ -125,9 +127,9 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
 
 
 def _speeds(medians: pd.Series, ratios: pd.Series, baseline: str) -> pd.Series:
-    """Return what the rows are ordered by: the ratio to the baseline, which is 1 itself.
+    """Return each strategy's ratio to the baseline, by which the rows are sorted.
 
-    Where there is none, it is the ratio of the medians.
+    Without a comparison, it is the ratio of the medians.
     """
     return ratios.reindex(medians.index).fillna(medians / medians.get(baseline, 1.0))
 
@@ -145,13 +147,13 @@ def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: s
     return "; ".join(parts)
 
 
-def _known(table: pd.DataFrame, name: str) -> Mapping[Any, Any] | None:
+def _find_row(table: pd.DataFrame, name: str) -> Mapping[Any, Any] | None:
     return table.loc[name].to_dict() if name in table.index else None
 
 
 def _ratio(row: Mapping[Any, Any] | None) -> str:
     if row is None or pd.isna(row["ratio"]):
-        return NONE
+        return DASH
     if pd.isna(row["ci_low"]):
         return percent(row["ratio"])
     return f"{percent(row['ratio'])} [{percent(row['ci_low'])} to {percent(row['ci_high'])}]"
@@ -159,31 +161,31 @@ def _ratio(row: Mapping[Any, Any] | None) -> str:
 
 def _efficiency(row: Mapping[Any, Any] | None) -> str:
     if row is None or row["gpus"] == row["reference_gpus"] or pd.isna(row["efficiency"]):
-        return NONE
+        return DASH
     text = f"{100 * row['efficiency']:.1f}"
     if pd.isna(row["efficiency_low"]):
         return text
     return f"{text} [{100 * row['efficiency_low']:.1f} to {100 * row['efficiency_high']:.1f}]"
 
 
-def _of_peak(known: Mapping[Any, Any]) -> str:
-    shares = [known[f"{of}_share_pct"] for of in ("peak", "datasheet")]
+def _mfu(measured: Mapping[Any, Any]) -> str:
+    shares = [measured[f"{peak}_share_pct"] for peak in ("peak", "datasheet")]
     if pd.isna(shares[0]):
-        return NONE
+        return DASH
     return f"{shares[0]:.1f}" + (f" [{shares[1]:.1f}]" if pd.notna(shares[1]) else "")
 
 
-def _memory(known: Mapping[Any, Any]) -> str:
-    used, of = known["memory_used_peak_bytes"], known["memory_capacity_bytes"]
+def _memory(measured: Mapping[Any, Any]) -> str:
+    used, capacity = measured["memory_used_peak_bytes"], measured["memory_capacity_bytes"]
     if pd.isna(used):
-        return NONE
-    return f"{used / 2**30:.1f}" + (f" [of {of / 2**30:.0f}]" if pd.notna(of) else "")
+        return DASH
+    return f"{used / 2**30:.1f}" + (f" [of {capacity / 2**30:.0f}]" if pd.notna(capacity) else "")
 
 
 def _price(items_per_s: float | None) -> dict[str, str]:
-    """Return what the stated training takes; processes on a CPU have no price."""
+    """Return GPU-hours and cost of the priced training, by heading."""
     if items_per_s is None or pd.isna(items_per_s):
-        return {"GPU-hours": NONE, "Cost ($)": NONE}
+        return {"GPU-hours": DASH, "Cost ($)": DASH}
     hours = MILLION_ITEMS * 1e6 / items_per_s / 3600
     return {
         "GPU-hours": format_number(hours, 3),
@@ -191,19 +193,19 @@ def _price(items_per_s: float | None) -> dict[str, str]:
     }
 
 
-def _verdict(is_baseline: bool, row: Mapping[Any, Any] | None, own: pd.DataFrame) -> str:
-    if (own.excluded != "").all():
-        return describe_absence(own)
+def _verdict(is_baseline: bool, row: Mapping[Any, Any] | None, runs_of_row: pd.DataFrame) -> str:
+    if (runs_of_row.excluded != "").all():
+        return describe_absence(runs_of_row)
     if is_baseline:
         return "baseline"
     if row is None:
-        return NONE
+        return DASH
     why = explain(row)
     if row["verdict"] in ("open", "not comparable"):
         return f"{row['verdict']} [{why}]" if why else row["verdict"]
     return f"{row['verdict']} [{row['tier']}]"
 
 
-def _runs(own: pd.DataFrame) -> str:
-    used = len(own[own.excluded == ""])
-    return str(used) if used == len(own) else f"{used} of {len(own)}"
+def _runs(runs_of_row: pd.DataFrame) -> str:
+    used = len(runs_of_row[runs_of_row.excluded == ""])
+    return str(used) if used == len(runs_of_row) else f"{used} of {len(runs_of_row)}"

@@ -1,4 +1,4 @@
-"""What the report page says, as plain data for its template."""
+"""The contents of the report page, as plain data for its template."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ import yaml
 
 from shardmark.measurement.validity import labels_in_words, rules_in_words
 from shardmark.quantities import describe_gpus
-from shardmark.report.answer import Answer, answer
-from shardmark.report.captions import Shown, finding
+from shardmark.report.answer import Answer, make_answer
+from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import CSV_TABLES, FIGURES, GROUPS, NOT_DRAWN, SECTIONS, caption
-from shardmark.report.failures import causes
+from shardmark.report.failures import group_by_cause
 from shardmark.report.memory_bars import MemoryBars, memory_bars
 from shardmark.report.overview import (
     MILLION_ITEMS,
     PRICE_PER_HOUR,
+    include_excluded_runs,
     overview_tables,
-    with_excluded_runs,
 )
 from shardmark.report.page_tables import (
     comparison_tables,
     describe_replicas,
-    differing,
+    differing_settings,
     memory_table,
     outcome_table,
     parity_table,
     raw_table,
-    same,
+    same_settings,
     scaling_table,
     step_table,
 )
-from shardmark.report.sentences import listed
+from shardmark.report.sentences import join_names
 from shardmark.report.summary_table import SCALING
 from shardmark.report.table import Table
 from shardmark.results.certificate import Certificate
@@ -48,8 +48,8 @@ from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
 
-# The first screen has room for these; all are under Failures.
-CAVEATS = 3
+# The first screen has room for so many; the section Failures has all.
+FIRST_CAVEATS = 3
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class Picture:
     """A figure on the page.
 
     Attributes:
-        name: that of its file, and its anchor.
-        finding: what it shows, in one sentence.
+        name: the name of its file and of its anchor.
+        headline: its main result in one sentence.
         caption: how to read it.
         image: the picture itself, as a data URI.
-        size: its width and height, so that the page has room for it before it is decoded.
-        file: where it is as PDF, from the page.
+        size: width and height, so that the browser reserves the space before it decodes the image.
+        file: the path of its PDF, relative to the page.
     """
 
     name: str
     title: str
-    finding: str
+    headline: str
     caption: str
     image: str
     size: tuple[int, int]
@@ -76,7 +76,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class WorkloadPart:
-    """All that the page shows of one workload."""
+    """The contents of the page about one workload."""
 
     name: str
     definition: str
@@ -101,18 +101,18 @@ class WorkloadPart:
 def page_context(
     tables: Tables, findings: Findings, figures: Path, margin: float, command: str
 ) -> dict[str, Any]:
-    """Everything that the template reads.
+    """Return everything that the template reads.
 
     Args:
-        tables: what ``collect`` wrote.
-        findings: what ``compare`` wrote.
+        tables: results of ``collect``.
+        findings: results of ``compare``.
         figures: the folder with a folder of figures for each workload.
-        margin: of equivalence, as a share of the ratio.
-        command: what runs this matrix.
+        margin: the margin of equivalence, as a share.
+        command: the command that runs this matrix.
     """
     record, cells = tables.record, tables.cells
     notes = list(caveats(tables))
-    whole = with_excluded_runs(cells, record.baseline, margin)
+    with_all_runs = include_excluded_runs(cells, record.baseline, margin)
     return {
         "run": record.run,
         "identity": identity(tables),
@@ -122,12 +122,13 @@ def page_context(
         "million_items": MILLION_ITEMS,
         "price": f"{PRICE_PER_HOUR:.2f}",
         "workloads": [
-            _workload(name, tables, findings, whole, figures / name) for name in record.workloads
+            _workload(name, tables, findings, with_all_runs, figures / name)
+            for name in record.workloads
         ],
         "caveats": notes,
-        "first_caveats": notes[:CAVEATS],
-        "causes": causes(cells, tables.failures),
-        "outcomes": [one for one in Outcome if (cells.outcome == one).any()],
+        "first_caveats": notes[:FIRST_CAVEATS],
+        "causes": group_by_cause(cells, tables.failures),
+        "outcomes": [outcome for outcome in Outcome if (cells.outcome == outcome).any()],
         "environment": record.environment,
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
         "cells": raw_table(cells),
@@ -136,8 +137,8 @@ def page_context(
         "margin_pct": f"{100 * margin:g}",
         "labels": {name: label_of(name) for name in tables.strategies},
         "exports": CSV_TABLES,
-        "same": same,
-        "differing": differing,
+        "same_settings": same_settings,
+        "differing_settings": differing_settings,
         "describe_replicas": describe_replicas,
     }
 
@@ -151,7 +152,7 @@ def identity(tables: Tables) -> list[str]:
         parts.append(f"{definition.partition(' (')[0]}, {precision}")
     parts = list(dict.fromkeys(parts))
     *others, most = sorted(int(count) for count in cells.gpus.unique())
-    counts = listed([*map(str, others), describe_gpus(record.device, most)])
+    counts = join_names([*map(str, others), describe_gpus(record.device, most)])
     names = {name for text in cells.device_names for name in text.split(";") if name}
     devices = "CPU" if record.device == "cpu" else " / ".join(sorted(names)) or record.device
     parts.append(f"{counts} ({devices})")
@@ -168,7 +169,7 @@ def _workload(
     name: str,
     tables: Tables,
     findings: Findings,
-    whole: tuple[pd.DataFrame, Findings] | None,
+    with_all_runs: tuple[pd.DataFrame, Findings] | None,
     figures: Path,
 ) -> WorkloadPart:
     record = tables.record
@@ -177,28 +178,29 @@ def _workload(
         for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
     )
     verdicts = [verdict for verdict in findings.verdicts if verdict.workload == name]
-    its_answer = answer(name, cells, record, verdicts, scaling)
-    shown, not_drawn = _figures(cells, findings, its_answer, record.baseline, figures)
-    named = {figure for section in SECTIONS.values() for figure in section}
+    answer = make_answer(name, cells, record, verdicts, scaling)
+    pictures, not_drawn = _figures(cells, findings, answer, record.baseline, figures)
+    placed = {"answer", *(figure for names in SECTIONS.values() for figure in names)}
     sections = {
-        section: [shown[one] for one in names if one in shown]
+        section: [pictures[figure] for figure in names if figure in pictures]
         for section, names in SECTIONS.items()
     }
-    sections["details"] = [
-        picture for one, picture in shown.items() if one not in named and one != "answer"
-    ]
+    sections["details"] = [picture for figure, picture in pictures.items() if figure not in placed]
     with_excluded = []
-    if whole and (whole[0].excluded[whole[0].workload == name] != cells.excluded).any():
-        own = whole[0][whole[0].workload == name]
-        with_excluded = overview_tables(own, whole[1], record.baseline)
+    if (
+        with_all_runs
+        and (with_all_runs[0].excluded[with_all_runs[0].workload == name] != cells.excluded).any()
+    ):
+        all_cells = with_all_runs[0][with_all_runs[0].workload == name]
+        with_excluded = overview_tables(all_cells, with_all_runs[1], record.baseline)
     return WorkloadPart(
         name=name,
         definition=record.workloads[name],
         unit=cells.unit.iloc[0],
-        answer=its_answer,
+        answer=answer,
         tables=overview_tables(cells, findings, record.baseline),
         tables_with_excluded=with_excluded,
-        picture=shown.get("answer"),
+        picture=pictures.get("answer"),
         figures=sections,
         not_drawn=not_drawn,
         comparisons=list(comparison_tables(comparisons, record.device)),
@@ -210,7 +212,9 @@ def _workload(
         parity=parity_table(parity),
         same_model=_same_model(parity),
         certificates=[
-            one for one in record.certificates if one.workload == name and one.strategies
+            certificate
+            for certificate in record.certificates
+            if certificate.workload == name and certificate.strategies
         ],
     )
 
@@ -220,13 +224,13 @@ def _same_model(parity: pd.DataFrame) -> str:
     possible = parity[parity.verdict != "unsupported"]
     verdicts = possible.groupby("strategy", sort=False).verdict.agg(set)
     passed = int((verdicts == {"passed"}).sum())
-    others = [label_of(str(name)) for name, found in verdicts.items() if found != {"passed"}]
+    others = [label_of(str(name)) for name, values in verdicts.items() if values != {"passed"}]
     text = f"{passed} of {len(verdicts)} train the same model"
-    return f"{text}; not shown for {', '.join(others)}" if others else text
+    return f"{text}; not proven for {', '.join(others)}" if others else text
 
 
 def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
-    """What every figure of a workload needs beside its caption: baseline, n and scaling.
+    """Return what the captions of a workload add to every figure: baseline, n and scaling.
 
     Args:
         cells: rows of cells.csv of the workload.
@@ -237,40 +241,40 @@ def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
     spread = f"n = {runs.min()}" if runs.nunique() == 1 else f"n = {runs.min()} to {runs.max()}"
     scaling = ", ".join(f"{name} scaling ({SCALING[name]})" for name in cells.scaling.unique())
     out = int((ok.excluded != "").sum())
-    left_out = f" {out} of {len(ok)} runs not compared." if out else ""
+    left_out = f" {out} of {len(ok)} runs are not compared." if out else ""
     return f"Baseline: {label_of(baseline)}; {spread} runs of each; {scaling}.{left_out}"
 
 
 def _figures(
-    cells: pd.DataFrame, findings: Findings, its_answer: Answer, baseline: str, folder: Path
+    cells: pd.DataFrame, findings: Findings, answer: Answer, baseline: str, folder: Path
 ) -> tuple[dict[str, Picture], list[str]]:
-    """Return the figures that could be drawn, and of the others the title with the reason."""
+    """Return the drawn figures, and for each of the others its title with the reason."""
     not_drawn: dict[str, str] = {}
     place = {name: folder / group for group, names in GROUPS.items() for name in names}
     for group in GROUPS:
         not_drawn |= json.loads((folder / group / f"{NOT_DRAWN}.json").read_text())
     comparison = describe_comparison(cells, baseline)
-    says = Shown.of(cells, findings)
-    shown = {}
+    data = HeadlineData.of(cells, findings)
+    pictures = {}
     for name, title in FIGURES.items():
         if name in not_drawn:
             continue
         path = place[name] / f"{name}.svg"
         svg = path.read_text(encoding="utf-8")
         image = base64.b64encode(svg.encode()).decode()
-        shown[name] = Picture(
+        pictures[name] = Picture(
             name=name,
             title=title,
-            finding=its_answer.lead if name == "answer" else finding(name, says),
+            headline=answer.lead if name == "answer" else headline(name, data),
             caption=f"{caption(name)} {comparison}",
             image=f"data:image/svg+xml;base64,{image}",
             size=_size(svg),
             file="/".join(path.with_suffix(".pdf").parts[-4:]),
         )
-    return shown, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
+    return pictures, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
 
 
 def _size(svg: str) -> tuple[int, int]:
-    """Return width and height of a picture, in its own units."""
+    """Return width and height of an SVG picture, in its units."""
     _, _, width, height = svg.partition('viewBox="')[2].partition('"')[0].split()
     return round(float(width)), round(float(height))

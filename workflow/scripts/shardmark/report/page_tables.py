@@ -27,7 +27,7 @@ _COMPARED = {
 
 
 def outcome_table(cells: pd.DataFrame) -> Table:
-    """Strategies down, GPU counts across, a sign per seed.
+    """Return the grid of outcomes: strategies down, GPU counts across, one sign per seed.
 
     Args:
         cells: rows of cells.csv of one workload.
@@ -47,7 +47,7 @@ def outcome_table(cells: pd.DataFrame) -> Table:
 
 
 def comparison_tables(comparisons: pd.DataFrame, device: str) -> Iterator[tuple[Table, Table]]:
-    """Two tables per GPU count, of ratios to the baseline: throughput, and exploratory metrics.
+    """Yield two tables of ratios to the baseline per GPU count: throughput, exploratory metrics.
 
     Args:
         comparisons: rows of comparisons.csv of one workload.
@@ -69,7 +69,7 @@ def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
         f"{label_of(first.baseline)}, margin of equivalence {100 * first.margin:g} %",
         headings=[
             *("Strategy", "Metric", "Ratio", "95 % interval", heading, "n"),
-            *("Verdict", "Sure", "Why"),
+            *("Verdict", "Certainty", "Why"),
         ],
         rows=[
             [
@@ -113,7 +113,7 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
     rows = sorted(scaling.to_dict("records"), key=lambda row: strategies.index(row["strategy"]))
     return Table(
         caption="Speed-up over the strategy's own smallest GPU count, with 95 % intervals that "
-        "include how much devices differ",
+        "include the spread between devices",
         headings=[
             *("Strategy", "GPUs", "from", QUANTITIES["items_per_s"].of(unit).heading),
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
@@ -146,14 +146,14 @@ def _interval(low: float, high: float, places: int) -> str:
 
 
 def memory_table(cells: pd.DataFrame) -> Table:
-    """Measured memory of each strategy, what ZeRO's formulas predict, and the capacity.
+    """Return each strategy's measured memory, ZeRO's prediction, and the capacity.
 
     Args:
         cells: rows of cells.csv of one workload.
     """
     columns = {
         "memory_used_peak_bytes": "Peak used",
-        "torch_allocated_peak_bytes": "of it allocated by torch",
+        "torch_allocated_peak_bytes": "of which torch allocated",
         "state_bytes": "Model state per rank, measured",
         "state_predicted_bytes": "predicted",
         "memory_capacity_bytes": "Capacity",
@@ -162,7 +162,7 @@ def memory_table(cells: pd.DataFrame) -> Table:
 
 
 def step_table(cells: pd.DataFrame) -> Table:
-    """How long a step takes, what the device waits for, and the labels of the runs.
+    """Return the step times, the waits of the device, and the labels of the runs.
 
     Args:
         cells: rows of cells.csv of one workload.
@@ -181,13 +181,13 @@ def step_table(cells: pd.DataFrame) -> Table:
 def _medians(
     cells: pd.DataFrame, caption: str, columns: dict[str, str], scale: float, more: list[str]
 ) -> Table:
-    """One row per GPU count and strategy; ``more`` is the heading of the labels, if shown."""
+    """Return one row per GPU count and strategy; ``more`` holds the heading of labels, if any."""
     runs = counted(cells)
     measured = {name: title for name, title in columns.items() if runs[name].notna().any()}
     rows = []
-    for (count, name), own in runs.groupby(["gpus", "strategy"], sort=False):
-        values = [format_number(own[one].median() * scale, 3) for one in measured]
-        labels = [_labels(own)] if more else []
+    for (count, name), part in runs.groupby(["gpus", "strategy"], sort=False):
+        values = [format_number(part[column].median() * scale, 3) for column in measured]
+        labels = [_labels(part)] if more else []
         rows.append([label_of(str(name)), str(count), *values, *labels])
     return Table(
         caption,
@@ -199,9 +199,11 @@ def _medians(
 def _labels(runs: pd.DataFrame) -> str:
     """Return each kind of label once, with the number of runs that carry it."""
     kinds: dict[str, list[str]] = {}
-    for label in (one for text in runs.label_reasons for one in text.split("; ") if one):
+    for label in (part for text in runs.label_reasons for part in text.split("; ") if part):
         kinds.setdefault(label.partition(":")[0], []).append(label)
-    return "; ".join(f"{those[0]} ({len(those)} of {len(runs)})" for those in kinds.values()) or "–"
+    return (
+        "; ".join(f"{labels[0]} ({len(labels)} of {len(runs)})" for labels in kinds.values()) or "–"
+    )
 
 
 def parity_table(parity: pd.DataFrame) -> Table:
@@ -250,7 +252,7 @@ def failures_table(failures: pd.DataFrame) -> Table:
         failures: failures.csv.
     """
     return Table(
-        caption="Cells that did not end well, or that a device fault excludes",
+        caption="Cells that did not end well, or have a device fault",
         headings=["Cell", "Outcome", "Where", "Reason"],
         rows=[
             [name_cell(row), row["outcome"], locate(row), row["reason"]]
@@ -263,8 +265,8 @@ def settings_table(certificate: Certificate) -> Table:
     """A certificate: unexplained differences first, then explained ones, then what is the same."""
     where = describe_replicas(certificate)
     return Table(
-        caption=f"{certificate.workload}: {where}, read back from the live objects, and recorded "
-        "around them",
+        caption=f"{certificate.workload}: {where}, read back from the live objects or recorded "
+        "beside them",
         headings=["Setting", *map(label_of, certificate.strategies), "Why"],
         rows=[
             [
@@ -274,23 +276,23 @@ def settings_table(certificate: Certificate) -> Table:
                 or row.reason
                 or ("the same for all" if row.verdict == "same" else ""),
             ]
-            for row in [*differing(certificate), *same(certificate)]
+            for row in [*differing_settings(certificate), *same_settings(certificate)]
         ],
     )
 
 
 def describe_replicas(certificate: Certificate) -> str:
-    """The GPU count of a certificate in words."""
+    """Return the GPU count of a certificate in words."""
     return f"{certificate.gpus} replica{'' if certificate.gpus == 1 else 's'}"
 
 
-def same(certificate: Certificate) -> list[Row]:
-    """The settings that all strategies have alike."""
+def same_settings(certificate: Certificate) -> list[Row]:
+    """Return the settings that are the same for all strategies."""
     return [row for row in certificate.rows if row.verdict == "same"]
 
 
-def differing(certificate: Certificate) -> list[Row]:
-    """The settings that differ, unexplained ones first."""
+def differing_settings(certificate: Certificate) -> list[Row]:
+    """Return the settings that differ, unexplained ones first."""
     rows = [row for row in certificate.rows if row.verdict != "same"]
     return sorted(rows, key=lambda row: row.verdict != "flagged")
 
@@ -321,17 +323,17 @@ _RAW = [
 
 
 def raw_table(cells: pd.DataFrame) -> Table:
-    """The cells as they are, in the columns that a reader looks for first.
+    """Return all cells, with the columns that a reader looks for first.
 
-    Of what could not be checked it names the rules and labels; cells.csv says why. A strategy has
-    its label beside its name.
+    The column ``unknown`` has only names of rules and labels; cells.csv has the reasons. A
+    strategy's label follows its name.
     """
     unknown = cells["unknown"].str.replace(";", ", ")
     names = [
         name if label_of(name) == name else f"{name} [{label_of(name)}]" for name in cells.strategy
     ]
-    shown = cells[_RAW].assign(unknown=unknown, strategy=names, labels=cells.label_reasons)
-    rows = shown.itertuples(index=False)
+    table = cells[_RAW].assign(unknown=unknown, strategy=names, labels=cells.label_reasons)
+    rows = table.itertuples(index=False)
     return Table("All cells", list(_RAW), [[_raw(value) for value in row] for row in rows])
 
 

@@ -14,8 +14,8 @@ from shardmark.statistics.family import FEWEST_LIKELY
 from shardmark.strategies import label_of
 
 
-def listed(names: Sequence[str], word: str = "and") -> str:
-    """Names as a person lists them."""
+def join_names(names: Sequence[str], word: str = "and") -> str:
+    """Return names as a list in a sentence."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
@@ -32,20 +32,20 @@ def ratio_text(row: pd.Series[Any]) -> str:
     return f"{percent(row['ratio'])}, {percent(row['ci_low'])} to {percent(row['ci_high'])}"
 
 
-# Of the reasons in comparisons.csv, those that need more than their own words.
+# Reasons in comparisons.csv whose codes are not words enough.
 _REASONS = {
     "few_runs": f"fewer than {FEWEST_LIKELY} runs",
-    "no_device_with_two_runs": "no devices have two runs of either, so the spread is unknown",
+    "no_device_with_two_runs": "neither ran twice on the same devices, so the spread is unknown",
     "beyond_200_runs": "more than 200 runs would be needed to settle it",
-    "within_margin": "a difference is shown, smaller than the margin",
+    "within_margin": "they differ, but by less than the margin",
     "devices_never_met": "they never ran on the same devices",
-    "devices_unknown": "it is not known which devices they ran on",
+    "devices_unknown": "their devices are unknown",
     "no_common_seed": "they have no seed in common",
 }
 
 
 def explain(row: Mapping[Any, Any]) -> str:
-    """Why a row of comparisons.csv is not comparable, open or a special case; empty if it says."""
+    """Return why a row of comparisons.csv is not comparable, open or a special case; else empty."""
     values, reason = row["reason_values"], row["reason"]
     if row["seeds_needed"] == row["seeds_needed"]:
         return f"about {row['seeds_needed']:.0f} runs of each would settle it"
@@ -55,7 +55,7 @@ def explain(row: Mapping[Any, Any]) -> str:
     return f"{label_of(values)}: {words}" if values else words
 
 
-def quantity(metric: str, value: float, unit: str) -> str:
+def format_quantity(metric: str, value: float, unit: str) -> str:
     """A value with its unit; ``unit`` is the column of cells.csv."""
-    shown = QUANTITIES[metric].of(unit)
-    return f"{format_number(value * shown.scale, 3)} {shown.unit}".strip()
+    described = QUANTITIES[metric].of(unit)
+    return f"{format_number(value * described.scale, 3)} {described.unit}".strip()

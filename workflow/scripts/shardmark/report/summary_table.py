@@ -26,7 +26,7 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "device": "cuda or cpu",
     "unit": "what throughput and energy count: images or tokens",
     "cells": "planned cells",
-    "runs": "cells that the medians are of",
+    "runs": "cells in the medians",
     "faulty": "cells excluded for a device fault",
     "faulty_shown": "those of them that are in the medians, because no other run is ok",
     "comparable": "whether the runs take part in comparisons",
@@ -41,7 +41,7 @@ SUMMARY_COLUMNS: dict[str, str] = {
 
 
 def summarise(cells: pd.DataFrame, comparisons: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """One row for each workload, scaling, GPU count and strategy, in the order of the cells.
+    """Return one row per workload, scaling, GPU count and strategy, in the order of the cells.
 
     Args:
         cells: columns as ``cell_rows.CellRow``.
@@ -49,9 +49,9 @@ def summarise(cells: pd.DataFrame, comparisons: pd.DataFrame, baseline: str) -> 
         baseline: the strategy that the others are compared with.
 
     Returns:
-        The group's columns and the strategy; ``cells`` planned; ``runs`` that the medians are of
+        The group's columns and the strategy; ``cells`` planned; ``runs`` in the medians
         (``eligibility.counted``); ``faulty`` cells, which a device fault excludes;
-        ``faulty_shown`` among the runs;
+        ``faulty_shown``, those of them among the runs;
         ``comparable``, whether the runs take part in comparisons; ``outcomes`` in words;
         ``parity``; for each quantity its median under the column's name, and ``<column>_min``,
         ``<column>_max``; ``ratio``, that of throughput to the baseline in comparisons.csv, and 1
@@ -110,10 +110,10 @@ def summary_tables(summary: pd.DataFrame, baseline: str, *, ranges: bool = True)
 def _table(group: pd.DataFrame, baseline: str, ranges: bool) -> Table:
     device, unit = group.device.iloc[0], group.unit.iloc[0]
     measured = {name for name in QUANTITIES if group[name].notna().any()}
-    shown = [
+    quantities = [
         quantity.on(device).of(unit) for name, quantity in QUANTITIES.items() if name in measured
     ]
-    lacking = [one.label.lower() for name, one in QUANTITIES.items() if name not in measured]
+    lacking = [item.label.lower() for name, item in QUANTITIES.items() if name not in measured]
     runs = sorted({count for count in group.runs if count})
     return Table(
         caption=_caption(group.iloc[0], baseline, runs),
@@ -121,10 +121,10 @@ def _table(group: pd.DataFrame, baseline: str, ranges: bool) -> Table:
             "Strategy",
             "Runs",
             f"Throughput / {baseline}",
-            *[quantity.heading for quantity in shown],
+            *[quantity.heading for quantity in quantities],
             "Parity",
         ],
-        rows=[_row(row, shown, ranges) for row in group.to_dict("records")],
+        rows=[_row(row, quantities, ranges) for row in group.to_dict("records")],
         notes=_notes(group, lacking),
     )
 
@@ -145,10 +145,10 @@ def _caption(first: pd.Series, baseline: str, runs: Sequence[int]) -> str:
     )
 
 
-def _row(row: Row, shown: Sequence[Quantity], ranges: bool) -> list[str]:
+def _row(row: Row, quantities: Sequence[Quantity], ranges: bool) -> list[str]:
     runs = str(row["runs"]) if row["runs"] == row["cells"] else f"{row['runs']} of {row['cells']}"
     ratio: str = "–" if pd.isna(row["ratio"]) else format(row["ratio"], ".3f")
-    values = [_value(row, quantity, ranges) for quantity in shown]
+    values = [_value(row, quantity, ranges) for quantity in quantities]
     return [label_of(row["strategy"]), runs, ratio, *values, row["parity"]]
 
 
@@ -168,7 +168,7 @@ def _notes(group: pd.DataFrame, lacking: Sequence[str]) -> list[str]:
     for title, chosen in (
         ("Excluded for a device fault", [row for row in faulty if not row["faulty_shown"]]),
         (
-            "Shown in spite of a device fault, because no other run is ok",
+            "Included in spite of a device fault, because no other run is ok",
             [row for row in faulty if row["faulty_shown"]],
         ),
     ):
@@ -180,7 +180,7 @@ def _notes(group: pd.DataFrame, lacking: Sequence[str]) -> list[str]:
             notes.append(f"{title}: {cells}.")
     for row in group[~group.parity.isin(["passed", "unsupported"])].to_dict("records"):
         notes.append(
-            f"{label_of(row['strategy'])}: parity {row['parity']}; not shown to be the same "
+            f"{label_of(row['strategy'])}: parity {row['parity']}; not proven to be the same "
             "training."
         )
     return notes

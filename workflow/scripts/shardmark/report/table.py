@@ -12,9 +12,9 @@ from shardmark.escaping import for_latex, for_markdown
 
 _TEXT_HEADING = 11
 TEXT_WIDTH = 100
-# Of a value in LaTeX; a longer one takes several lines.
+# A longer value takes several lines in LaTeX.
 _LATEX_WIDTH = 60
-# Between columns, and what tabulate adds to a heading.
+# Spaces between columns, and those that tabulate adds to a heading.
 _GAP, _PADDING = 2, 2
 
 
@@ -26,7 +26,7 @@ class Table:
         caption: what it shows.
         headings: one per column, with units; the first column holds names.
         rows: one list of values per row.
-        notes: reservations, shown below it.
+        notes: sentences below it.
     """
 
     caption: str
@@ -84,7 +84,7 @@ def _columns_that_fit(headings: Sequence[str], rows: Sequence[Sequence[str]]) ->
     ]
     blocks = [[0]]
     for column in range(1, len(headings)):
-        if sum(widths[one] + _GAP for one in (*blocks[-1], column)) > TEXT_WIDTH + _GAP:
+        if sum(widths[place] + _GAP for place in (*blocks[-1], column)) > TEXT_WIDTH + _GAP:
             blocks.append([0])
         blocks[-1].append(column)
     return blocks

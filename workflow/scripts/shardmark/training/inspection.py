@@ -1,4 +1,4 @@
-"""Observes one training step: what the processes really do, whatever their settings say.
+"""Observes what the processes really do in one training step, whatever their settings are.
 
 A dispatch mode sees every operation and collective of the step. Hooks see every module's output and
 every optimizer step. Nothing here knows a strategy. Never use it inside a timed window.
@@ -120,13 +120,13 @@ class StepObserver:
             ):
                 stack.callback(handle.remove)
             for name, kind in _IN_PROCESS.items():
-                stack.enter_context(_noting(comm, name, self._note_in_process, kind))
-            # FSDP1 and FairScale have their own, which knows that gradients are sharded.
+                stack.enter_context(_observe_calls(comm, name, self._note_in_process, kind))
+            # FSDP1 and FairScale have their own clipping, which knows that gradients are sharded.
             for owner in (torch.nn.utils, torch.nn.utils.clip_grad, type(module)):
                 for name in ("clip_grad_norm_", "clip_grad_value_"):
                     if not hasattr(owner, name):
                         continue
-                    stack.enter_context(_noting(owner, name, self._note_clipping, name))
+                    stack.enter_context(_observe_calls(owner, name, self._note_clipping, name))
             stack.enter_context(_Operations(self))
             yield
 
@@ -240,18 +240,18 @@ def effective_config(
     Args:
         strategy: the live strategy.
         observed: the observer of one of its steps.
-        data: where its batches come from.
+        data: the training data.
         skipped_steps: optimizer steps that the loss scaler has skipped since the training began.
     """
     module = strategy.module
-    told = strategy.effective_config()
+    reported = strategy.effective_config()
     observations = {
-        "gradient_clipping": told["gradient_clipping"] or observed.clipping,
-        "buffers_broadcast": told["buffers_broadcast"] or observed.buffers_broadcast,
+        "gradient_clipping": reported["gradient_clipping"] or observed.clipping,
+        "buffers_broadcast": reported["buffers_broadcast"] or observed.buffers_broadcast,
     }
-    seen = {name: sorted(found) for name, found in observed.seen.items()}
+    seen = {name: sorted(values) for name, values in observed.seen.items()}
     return EffectiveConfig(
-        **told | observations,
+        **reported | observations,
         optimizer=type(observed.optimizer).__name__ if observed.optimizer else None,
         optimizer_settings=observed.settings,
         learning_rate=observed.learning_rate,
@@ -311,18 +311,18 @@ def _unit_parameters(task: Task) -> int:
 
 
 @contextmanager
-def _noting(
+def _observe_calls(
     owner: Any, name: str, note: Callable[[str, dict[str, Any]], None], what: str
 ) -> Iterator[None]:
     """While inside, pass each call of ``owner.name`` to ``note``, with its named arguments."""
     real = getattr(owner, name)
     signature = inspect.signature(real)
 
-    def noted(*args: Any, **kwargs: Any) -> Any:
+    def observing(*args: Any, **kwargs: Any) -> Any:
         note(what, signature.bind(*args, **kwargs).arguments)
         return real(*args, **kwargs)
 
-    setattr(owner, name, noted)
+    setattr(owner, name, observing)
     try:
         yield
     finally:

@@ -27,26 +27,26 @@ from shardmark.metrics import Memory, Throughput, Windows
 from shardmark.processes.heartbeat import Heartbeat
 from shardmark.training.inspection import StepObserver, effective_config
 from shardmark.training.probe import probe
-from shardmark.training.profiled_pass import profiled
+from shardmark.training.profiled_pass import profile_steps
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.training.steady_window import Window, measure_window
 from shardmark.training.strategy import Strategy, Task
 from shardmark.training_result import Divergence, Inspected, RankResult, Step, TrainingResult
-from shardmark.workload.blocks import outermost, wrap_blocks
-from shardmark.workload.built_in import workload_of
+from shardmark.workload.blocks import outermost_modules, wrap_blocks
+from shardmark.workload.built_in import make_workload
 from shardmark.workload.contract import Contract, Inputs
 from shardmark.workload.data import TestData, TrainingData, training_data
 from shardmark.workload.optimizers import (
     build_optimizer,
-    dimensions_of,
+    count_dimensions,
     learning_rate_at,
     peak_learning_rate,
 )
 from shardmark.workload.precision import set_math_mode
 
 StrategyClass = Callable[[Task], Strategy]
-# At most. One is enough unless the loss scaler skips a step.
-INSPECTED_STEPS = 4
+# One inspected step is enough unless the loss scaler skips it.
+MOST_INSPECTED_STEPS = 4
 
 
 def make_task(
@@ -55,19 +55,19 @@ def make_task(
     workload: Contract[Any],
     build: Callable[[int], nn.Module] | None = None,
 ) -> Task:
-    """The task that a strategy gets: a model and an optimizer, which it distributes.
+    """Make the task of a strategy: a model and an optimizer, which it distributes.
 
     Args:
         cell: the cell.
         runtime: this process.
-        workload: the cell's.
+        workload: the cell's workload.
         build: builds the model from the seed; None for the workload's own model.
     """
     definition = cell.definition
     rate = peak_learning_rate(definition, cell.gpus)
     build = build or workload.build_model
 
-    def prepared_model() -> nn.Module:
+    def build_wrapped_model() -> nn.Module:
         model = build(cell.seed)
         blocks = workload.shard_units(model)
         wrap_blocks(model, blocks, definition.activation_checkpointing, cell.compilation)
@@ -77,17 +77,17 @@ def make_task(
         if definition.optimizer.decay == "all":
             return None
         with torch.device("meta"):
-            return dimensions_of(build(cell.seed))
+            return count_dimensions(build(cell.seed))
 
     return Task(
         cell=cell,
         runtime=runtime,
         workload=workload,
-        build_model=prepared_model,
+        build_model=build_wrapped_model,
         build_optimizer=lambda model: build_optimizer(
             model, definition.optimizer, rate, dimensions()
         ),
-        shard_units=lambda model: outermost(model, workload.shard_units(model)),
+        shard_units=lambda model: outermost_modules(model, workload.shard_units(model)),
     )
 
 
@@ -95,8 +95,8 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Inputs], heart: Heartb
     """Take one optimizer step.
 
     Returns:
-        this process's mean loss before the update: float32, shape (), on the device. It has as many
-        terms on every process, so the mean over processes is the mean over all terms.
+        this process's mean loss before the update: float32, shape (), on the device. Every process
+        has the same number of terms, so the mean over processes is the mean over all terms.
     """
     heart.step()
     total = torch.zeros((), device=strategy.device)
@@ -104,7 +104,7 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Inputs], heart: Heartb
     for index, inputs in enumerate(micro_batches):
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
             loss = strategy.forward(inputs) / terms
-            # A rank that hangs before the reduction has one beat less than those waiting for it.
+            # A rank that hangs before the reduction has one beat less than ranks that wait for it.
             heart.alive()
             strategy.backward(loss)
         total += loss.detach()
@@ -117,7 +117,7 @@ class Diverged(Exception):
 
     Args:
         reason: the message.
-        rank: the rank whose loss was the first to be not finite; None if several were at once.
+        rank: the first rank whose loss was not finite; None if several ranks were first.
     """
 
     def __init__(self, reason: str, rank: int | None) -> None:
@@ -150,7 +150,7 @@ class CellTraining:
         # Shapes never change, so cuDNN searches for the fastest kernels once, in the warm-up.
         torch.backends.cudnn.benchmark = True
         with phases("data"):
-            workload = workload_of(cell.definition)
+            workload = make_workload(cell.definition)
             data_dir = Path(cell.data_dir)
             self.data: TrainingData = training_data(
                 workload,
@@ -191,7 +191,7 @@ class CellTraining:
         inspected: Inspected | None = None
         split = None
         try:
-            with self._counting_updates():
+            with self._count_updates():
                 for epoch in range(self.cell.definition.epochs):
                     with self.phases("training"):
                         self._train_epoch(epoch)
@@ -207,7 +207,7 @@ class CellTraining:
             if self.cell.measure.profile:
                 steps = self._endless_steps()
                 with self.phases("profile"):
-                    split = profiled(self.runtime, lambda: next(steps), self._step)
+                    split = profile_steps(self.runtime, lambda: next(steps), self._step)
         except Diverged as error:
             diverged = Divergence(reason=str(error), rank=error.rank)
         steady = (window.begin_s, window.end_s) if window else None
@@ -240,7 +240,7 @@ class CellTraining:
         )
 
     @contextmanager
-    def _counting_updates(self) -> Iterator[None]:
+    def _count_updates(self) -> Iterator[None]:
         """Record the steps in which an optimizer steps.
 
         The hook is global in torch, so it must be removed. It would keep this object alive until
@@ -259,7 +259,7 @@ class CellTraining:
         losses: list[Tensor] = []
         for micro_batches in self.data.epoch(epoch):
             if self.steps_done == 0:
-                # Compilation is lazy. This step has all of it, because evaluation doesn't compile.
+                # Compilation is lazy. It is all in this step, because evaluation runs uncompiled.
                 compiles = self.cell.compilation != "none"
                 with self.phases("compilation" if compiles else "first_step"):
                     losses.append(self._step(micro_batches))
@@ -328,7 +328,7 @@ class CellTraining:
         # Evaluation leaves parameters gathered, so the first step after it gathers fewer.
         for micro_batches in self.data.epoch(self.cell.definition.epochs, 1):
             self._step(micro_batches)
-        for micro_batches in self.data.epoch(self.cell.definition.epochs, INSPECTED_STEPS):
+        for micro_batches in self.data.epoch(self.cell.definition.epochs, MOST_INSPECTED_STEPS):
             observer = StepObserver(device.type)
             with observer.watching(self.strategy.module):
                 self._step(micro_batches)
@@ -351,7 +351,8 @@ class CellTraining:
     def _bytes_per_item(self, observer: StepObserver) -> int | None:
         """Operand bytes per item; None if the timed step's operations cannot be observed.
 
-        Replicas in threads cannot. Nor can compiled graphs: they do not run in an observed step.
+        Replicas in threads cannot be observed. Nor can compiled graphs, because an observed step
+        runs uncompiled.
         """
         if len(self.runtime.replicas) > 1 or self.cell.compilation != "none":
             return None

@@ -23,12 +23,14 @@ UNTRACED_STEPS = 2
 PROFILED_STEPS = 5
 
 
-def profiled(
+def profile_steps(
     runtime: Runtime,
     next_batches: Callable[[], list[Inputs]],
     step: Callable[[list[Inputs]], object],
 ) -> StepSplit | None:
-    """How a step's time on this rank splits up; None if the trace is unusable; a collective.
+    """Profile a few steps, and split the time of a step on this rank; a collective.
+
+    The result is None if the trace is unusable.
 
     On a GPU, the trace records the device's work and the calls that launched it, but not torch's
     operators. Recording those takes the host so long that a strategy that waits for its host would
@@ -43,7 +45,7 @@ def profiled(
     ranges: list[Range] = []
 
     @contextmanager
-    def named(name: str) -> Iterator[None]:
+    def record_range(name: str) -> Iterator[None]:
         begin = time.time_ns()
         yield
         ranges.append(Range(name, begin, time.time_ns()))
@@ -56,8 +58,8 @@ def profiled(
         for index in range(UNTRACED_STEPS + PROFILED_STEPS):
             if index <= UNTRACED_STEPS:
                 runtime.synchronise()
-            with named(STEP if index >= UNTRACED_STEPS else "warm-up"):
-                with named(DATA):
+            with record_range(STEP if index >= UNTRACED_STEPS else "warm-up"):
+                with record_range(DATA):
                     micro_batches = next_batches()
                 step(micro_batches)
         runtime.synchronise()
@@ -65,8 +67,8 @@ def profiled(
         with tempfile.TemporaryDirectory(prefix="shardmark-") as folder:
             trace = Path(folder, "trace.json")
             profiler.export_chrome_trace(str(trace))
-            found = json.loads(trace.read_text())
-        return split_of(with_ranges(found, ranges), runtime.rank, needs_gpu=on_gpu)
+            events = json.loads(trace.read_text())
+        return split_of(with_ranges(events, ranges), runtime.rank, needs_gpu=on_gpu)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         # The timings are complete without the profile.
         print(f"rank {runtime.rank}: no profile: {type(error).__name__}: {error}", flush=True)

@@ -56,8 +56,9 @@ def measure_window(
 ) -> Window:
     """Warm up, then time a window until its mean step is precise.
 
-    All ranks end at the same step: after each part of the window, the rank whose own steps need
-    most decides. That is one all-reduce of a number, between two parts; most windows have one part.
+    All ranks end at the same step: after each part of the window, the rank that needs most further
+    steps decides. This takes one all-reduce of a number, outside all steps. Most windows have one
+    part.
 
     Args:
         runtime: this process; all processes measure together.
@@ -72,10 +73,10 @@ def measure_window(
                 until_the_end.enter_context(collector_paused())
             dist.barrier()
         with phases("steady"):
-            return _timed(runtime, settings, warmup, converged, take)
+            return _time_window(runtime, settings, warmup, converged, take)
 
 
-def _timed(
+def _time_window(
     runtime: Runtime,
     settings: Measure,
     warmup: list[float],
@@ -83,10 +84,10 @@ def _timed(
     take: Callable[[], object],
 ) -> Window:
     # Estimate from a fast step, not a typical one, and add a margin: the window must not be shorter
-    # than its least length.
+    # than its minimum.
     recent = sorted(warmup[-settings.warmup_min_steps :])
     step_s = recent[len(recent) // 10] / 1000
-    count = _agreed(runtime, steps_to_fill(settings.steady_min_s, step_s))
+    count = _most_steps(runtime, steps_to_fill(settings.steady_min_s, step_s))
     for device in runtime.gpus:
         torch.cuda.reset_peak_memory_stats(device)
     dist.barrier()
@@ -101,7 +102,7 @@ def _timed(
         _take(take, clock, count)
         steps_ms += clock.step_ms()
         end = time.monotonic()
-        count = _agreed(runtime, further_steps(steps_ms, end - begin, settings))
+        count = _most_steps(runtime, further_steps(steps_ms, end - begin, settings))
     return Window(
         warmup_ms=warmup,
         converged=converged,
@@ -114,26 +115,27 @@ def _timed(
     )
 
 
-def _agreed(runtime: Runtime, steps: int) -> int:
-    """The steps that every rank takes: as many as the rank that needs most."""
+def _most_steps(runtime: Runtime, steps: int) -> int:
+    """Return the largest number of steps that any rank needs; every rank then takes so many."""
     return int(runtime.largest_over_ranks(steps))
 
 
 def steps_to_fill(missing_s: float, step_s: float) -> int:
-    """The number of steps that fill the rest of the least window, with a margin."""
+    """Return the number of steps that fill the rest of the shortest window, with a margin."""
     return max(1, math.ceil(WINDOW_MARGIN * missing_s / step_s))
 
 
 def further_steps(steps_ms: Sequence[float], lasted_s: float, settings: Measure) -> int:
-    """The number of steps that a window still needs; 0 if it is precise or has reached its cap.
+    """Return how many steps a window still needs; 0 if it is precise or has its maximum length.
 
-    The half-width shrinks with the root of the number of steps. The window grows by a quarter at
-    least and doubles at most: few decisions, and no long window because of one bad estimate.
+    The half-width shrinks with the root of the number of steps. Each decision lengthens the
+    window by at least a quarter, so decisions are few, and at most doubles it, in case the estimate
+    is bad.
 
     Args:
         steps_ms: times of all steps of the window so far.
         lasted_s: its length so far.
-        settings: its least and largest length, and the precision to reach.
+        settings: its minimum and maximum length, and the precision to reach.
     """
     step_s = lasted_s / len(steps_ms)
     if lasted_s < settings.steady_min_s:

@@ -22,7 +22,7 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What a strategy is given to distribute.
+    """The model and optimizer that a strategy distributes.
 
     Attributes:
         cell: the cell, with the strategy's options.
@@ -59,14 +59,14 @@ class Task:
 class Strategy(ABC):
     """One way to distribute the training.
 
-    A subclass builds ``module`` (called as the workload calls its network) and ``optimizer`` in its
-    constructor.
-    It overrides the methods for which its framework differs from plain torch.
+    The constructor of a subclass builds ``optimizer``, and ``module``, which the workload calls
+    like its network. A subclass overrides the methods for which its framework differs from plain
+    torch.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    # False where the framework's own mixed precision takes the place of autocast.
+    # False if the framework's own mixed precision replaces autocast.
     autocasts = True
 
     def __init__(self, task: Task) -> None:
@@ -149,7 +149,7 @@ class Strategy(ABC):
         }
 
 
-def unwrapped(state: StateDict, prefix: str = "module.") -> StateDict:
+def unwrap_state(state: StateDict, prefix: str = "module.") -> StateDict:
     """Copy the tensors to the CPU and remove from their names what wrappers add."""
     return {
         plain_name(name.removeprefix(prefix)): tensor.detach().to("cpu", copy=True)

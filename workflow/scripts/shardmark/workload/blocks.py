@@ -12,14 +12,14 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
-# The names under which the wrappers of wrap_blocks hold what they wrap.
+# The attributes under which the wrappers of wrap_blocks hold the wrapped module.
 CHECKPOINTED, COMPILED = "_checkpoint_wrapped_module", "_orig_mod"
 # What these wrappers, and those of FSDP1 and FairScale, insert into the names of parameters.
 _INSERTED = re.compile(rf"({CHECKPOINTED}|{COMPILED}|_fsdp_wrapped_module|_fpw_module)\.")
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter or buffer had before its block was wrapped."""
+    """Return the name that a parameter or buffer had before its block was wrapped."""
     return _INSERTED.sub("", name)
 
 
@@ -29,19 +29,20 @@ def wrap_blocks(
     checkpointing: Literal["none", "block"],
     compilation: Literal["none", "block", "model"],
 ) -> None:
-    """Put the wrappers of a workload around each block of a network.
+    """Wrap each block of a network for checkpointing and compilation, as the workload asks.
 
-    Checkpointing goes around the block itself, so that its inputs alone are kept. Compilation goes
-    around that, so that the compiler sees what is computed again. A strategy then shards the
+    Checkpointing goes around the block itself, so that only its inputs are kept. Compilation goes
+    around that, so that the compiler sees the recomputation. A strategy then shards the
     outermost module: FSDP inside a checkpointed module gathers in the wrong order.
 
     Compilation is lazy: the first step compiles. Shapes never change from step to step, so each
-    block is compiled for its own; torch would try one program for the shapes of all blocks.
-    ``model`` compiles nothing here: a strategy compiles what it has made of the model.
+    block is compiled for its own shapes. Without ``dynamic=False``, torch would try one program for
+    the shapes of all blocks. ``model`` compiles nothing here: the strategy compiles the whole model
+    after it has wrapped it.
     """
     if compilation == "block":
-        # Blocks of one class share their compiled code. torch would soon give up: beyond eight
-        # different ones it runs the rest uncompiled, with only a warning.
+        # Blocks of one class share a cache of compiled code. By default it holds eight versions,
+        # and torch runs further blocks uncompiled, with only a warning.
         cast(Any, torch._dynamo).config.recompile_limit = max(8, len(blocks))
     places = {id(module): name for name, module in model.named_modules()}
     for block in blocks:
@@ -57,19 +58,19 @@ def wrap_blocks(
 def _checkpoint(block: nn.Module, *inputs: Any) -> Any:
     """Run a block and keep only its inputs; the backward pass computes the rest again.
 
-    Dropout draws from the samples' keys, so the second pass needs no generator's state. To save and
-    restore it would cost each block time in every step.
+    Dropout draws from the samples' keys, so the second pass needs no generator's state. Saving and
+    restoring that state would cost time in every block of every step.
     """
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     # The compiler accepts no contexts here; what it compiles updates batch-norm's statistics once.
     if not torch.compiler.is_compiling():
-        options["context_fn"] = lambda: (nullcontext(), _keeping_statistics(block))
+        options["context_fn"] = lambda: (nullcontext(), _freeze_statistics(block))
     return checkpoint(block, *inputs, **options)
 
 
 @contextmanager
-def _keeping_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep a block's running statistics of batch-norm: the first pass has updated them."""
+def _freeze_statistics(block: nn.Module) -> Iterator[None]:
+    """Freeze a block's batch-norm statistics, because the first pass has already updated them."""
     norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     settings = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -81,17 +82,17 @@ def _keeping_statistics(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
-def outermost(model: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """Replace each block of a network by the outermost module that wrap_blocks put around it."""
+def outermost_modules(model: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return, for each block, the outermost module that wrap_blocks put around it."""
     around = {
         id(child): module
         for module in model.modules()
         for name, child in module.named_children()
         if name in (CHECKPOINTED, COMPILED)
     }
-    found = []
+    wrappers = []
     for block in blocks:
         while id(block) in around:
             block = around[id(block)]
-        found.append(block)
-    return found
+        wrappers.append(block)
+    return wrappers

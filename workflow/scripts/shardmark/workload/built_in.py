@@ -1,4 +1,4 @@
-"""The built-in workloads, by their definitions."""
+"""The built-in workload for each kind of definition."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from shardmark.workload.language.workload import Language
 from shardmark.workload.vision.workload import Vision
 
 
-def workload_of(definition: Workload) -> Contract[Any]:
-    """Return the implementation of a workload's definition."""
+def make_workload(definition: Workload) -> Contract[Any]:
+    """Make the workload that a definition describes."""
     match definition:
         case VisionWorkload():
             return Vision(definition)

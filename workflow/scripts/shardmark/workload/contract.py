@@ -1,4 +1,4 @@
-"""The contract of a workload: all that training, gate, inspection and FLOP count know of it.
+"""The contract of a workload: the only part that training, gate, inspection and FLOP count use.
 
 Planning needs no torch and knows the other half, the workload's definition in the configuration
 (config/schema.py): its unit, the items of a sample, the number of samples.
@@ -70,7 +70,8 @@ class Contract(ABC, Generic[Definition]):
     def loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """The sum of the losses of a batch: float32, shape ().
 
-        It is a sum, because a mean of each rank's means would weigh ranks with fewer terms more.
+        It is a sum, because a mean over the means of ranks would give more weight to the terms of
+        ranks that have fewer.
         """
 
     @abstractmethod
@@ -78,7 +79,7 @@ class Contract(ABC, Generic[Definition]):
         """The number of terms in that sum, the same for equal batch sizes.
 
         It is known before the forward pass, because the first micro-batch of a step must already be
-        divided by the terms of them all.
+        divided by the terms of all micro-batches.
         """
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> Tensor:
@@ -90,9 +91,11 @@ class Contract(ABC, Generic[Definition]):
         """The definition that the parity gate trains: generated data, few samples.
 
         Args:
-            samples: training samples of an epoch.
-            surrogate: whether the model is the surrogate or the real one; None if the real model
-                is as small as the surrogate, so that the gate need not train both.
+            samples: number of training samples.
+            surrogate: whether the model is the surrogate or the real one.
+
+        Returns:
+            None if the real model is as small as the surrogate, so that the gate need not train it.
         """
 
     def surrogate(self, seed: int) -> nn.Module:

@@ -159,9 +159,9 @@ class LoadedTrainingData(TrainingData):
 
     def _to_device(self, epoch: int, samples: Tensor, *rows: Tensor) -> Inputs:
         samples = samples.to(self.device, non_blocking=True)
-        there = tuple(part.to(self.device, non_blocking=True) for part in rows)
+        on_device = tuple(part.to(self.device, non_blocking=True) for part in rows)
         places = torch.arange(len(samples), device=self.device)
-        return self.workload.batch(there, places, sample_keys(self.seed, epoch, samples))
+        return self.workload.batch(on_device, places, sample_keys(self.seed, epoch, samples))
 
 
 class _MicroBatches(Dataset[tuple[Tensor, ...]]):

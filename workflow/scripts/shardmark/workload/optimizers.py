@@ -29,15 +29,15 @@ def build_optimizer(
 
     Args:
         model: the network, as a strategy has wrapped or sharded it.
-        settings: the workload's.
-        learning_rate: of every parameter group.
-        dimensions: result of dimensions_of for the network before it was sharded; needed only if
-            ``settings.decay`` tells parameters apart.
+        settings: the workload's optimizer.
+        learning_rate: learning rate of every parameter group.
+        dimensions: result of ``count_dimensions`` for the network before it was sharded; needed
+            only if ``settings.decay`` is "matrices".
     """
     record = OPTIMIZERS[settings.name]
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if settings.decay == "matrices":
-        known = dimensions if dimensions is not None else dimensions_of(model)
+        known = dimensions if dimensions is not None else count_dimensions(model)
         parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for name, parameter in model.named_parameters():
             parts[known[plain_name(name)] > 1].append(parameter)
@@ -48,7 +48,7 @@ def build_optimizer(
     return optimizer
 
 
-def dimensions_of(model: nn.Module) -> dict[str, int]:
+def count_dimensions(model: nn.Module) -> dict[str, int]:
     """The number of dimensions of each parameter; a shard of a matrix may have fewer."""
     return {plain_name(name): parameter.ndim for name, parameter in model.named_parameters()}
 

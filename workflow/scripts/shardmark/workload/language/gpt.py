@@ -13,10 +13,10 @@ from shardmark.config.schema import Gpt
 from shardmark.workload.keyed_random import INCREMENT, mix
 
 # Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and its code: a
-# standard deviation of 0.02, smaller by the root of the number of residual layers where a layer
-# writes to the residual stream.
+# standard deviation of 0.02. For layers that write to the residual stream it is divided by the root
+# of the number of such layers.
 STD = 0.02
-# Values drawn at a time: few enough for a CPU's cache, enough for several threads; even.
+# Values drawn at a time: few enough for a CPU's cache, enough for several threads; an even number.
 _PART = 2**17
 
 
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The language model.
+    """The language model: embedding, blocks and output layer.
 
     Args:
         size: its sizes, and whether its embedding is tied to its output.
@@ -105,8 +105,8 @@ def initialise(module: nn.Module, size: Gpt, seed: int, prefix: str = "") -> Non
 
     Args:
         module: the model, or a module of it.
-        size: the model's.
-        seed: the cell's.
+        size: the sizes of the whole model.
+        seed: the cell's seed.
         prefix: the module's name in the model, with a dot at its end.
     """
     for name, parameter in module.named_parameters(prefix.removesuffix(".")):
@@ -121,10 +121,10 @@ def initialise(module: nn.Module, size: Gpt, seed: int, prefix: str = "") -> Non
 
 
 def _fill_uniform(parameter: Tensor, std: float, seed: int, name: str) -> None:
-    """Fill with numbers between -b and b, of which b = sqrt(3) std gives the standard deviation.
+    """Fill with uniform numbers between -b and b; b = sqrt(3) std gives the standard deviation.
 
-    Unlike normal numbers, they are made without functions that round differently on each device:
-    splitmix64 from a state that the seed and the name give, two numbers from each of its outputs.
+    Normal numbers need functions that round differently on each device; these do not. splitmix64
+    starts from a hash of the seed and the name, and each of its outputs makes two numbers.
     """
     begin = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], signed=True)
     flat = parameter.view(-1)

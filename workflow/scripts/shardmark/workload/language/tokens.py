@@ -17,7 +17,7 @@ SUCCESSORS = 4
 def synthetic_sequences(count: int, length: int, vocabulary: int) -> Tensor:
     """Generate learnable sequences, int32 (count, length).
 
-    Each token has four possible successors, fixed for all sequences, of which a sequence takes one
+    Each token has four possible successors, the same in all sequences; a sequence takes one of them
     at random. A model that learns them reaches a loss of ln 4 = 1.39 per token, whatever the
     vocabulary.
 

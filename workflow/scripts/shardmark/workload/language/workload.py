@@ -1,4 +1,4 @@
-"""Language models, by the contract of a workload."""
+"""The workload of a language model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from shardmark.workload.contract import Contract, Inputs, Rows
 from shardmark.workload.language.gpt import Transformer, build_transformer
 from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
 
-# Large enough for several tokens of each kind in a batch, small enough for seconds on a CPU.
+# Large enough for several tokens of each kind in a batch, small enough to train in seconds.
 _SURROGATE = {"layers": 2, "width": 64, "heads": 2, "context": 32, "vocabulary": 128}
 _SURROGATE_HEAD_SCALE = 3.0
-# Blocks of the real model in the gate. All blocks are alike, and the oracle, which shards nothing
-# and checkpoints nothing, has to fit on one GPU with them.
+# The gate trains at most so many blocks of the real model. All blocks are alike, and the oracle,
+# which neither shards nor checkpoints, must fit on one GPU.
 _MOST_GATE_BLOCKS = 2
 
 
@@ -48,7 +48,7 @@ class Language(Contract[LanguageWorkload]):
         return (synthetic_sequences(data.sequences, model.context + 1, model.vocabulary),)
 
     def batch(self, rows: Rows, samples: Tensor, keys: Tensor | None) -> Sequences:
-        """The sequences; nothing about them is random."""
+        """The sequences as they are, without random changes."""
         sequences = rows[0][samples].long()
         return Sequences(sequences[:, :-1], sequences[:, 1:])
 
@@ -82,9 +82,9 @@ class Language(Contract[LanguageWorkload]):
         )
 
     def surrogate(self, seed: int) -> nn.Module:
-        """A small transformer whose logits are large.
+        """A small transformer with large logits.
 
-        So the gradient's norm exceeds any threshold at which a framework might clip.
+        They make the gradient's norm exceed any threshold at which a framework might clip.
         """
         model = self.build_model(seed)
         with torch.no_grad():

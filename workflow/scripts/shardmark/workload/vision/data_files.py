@@ -69,8 +69,8 @@ def why_outdated(record: Path) -> str:
     if not record.exists():
         return ""
     try:
-        found = json.loads(record.read_text())
-        files = {Path(found["folder"], name): facts for name, facts in found["files"].items()}
+        known = json.loads(record.read_text())
+        files = {Path(known["folder"], name): facts for name, facts in known["files"].items()}
         changes = []
         for path, facts in files.items():
             if not path.is_file():

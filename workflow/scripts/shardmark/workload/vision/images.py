@@ -54,8 +54,8 @@ def load_images(workload: VisionWorkload, data_dir: Path, *, train: bool) -> Ima
     except RuntimeError:
         reason = why_not_whole(name, data_dir) or f"{name} could not be read from {data_dir}"
         raise UserError(
-            f"data.dir: {reason}; run make fetch where there is internet, or name the folder that "
-            "has it"
+            f"data.dir: {reason}; run make fetch where there is internet, or set data.dir to the "
+            "folder that has it"
         ) from None
     labels = torch.tensor(data.targets[:count], dtype=torch.int64)
     return Images(torch.from_numpy(data.data[:count].copy()), labels)

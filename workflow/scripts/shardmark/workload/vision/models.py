@@ -58,7 +58,7 @@ class Classifier(nn.Module):
 
 
 def _draws(module: nn.Module) -> bool:
-    """Whether a module draws from keys; at a rate of 0, as in torchvision's ViT, it doesn't."""
+    """Whether a module draws from keys; at a rate of 0, as in torchvision's ViT, it does not."""
     return isinstance(module, (KeyedDropout, KeyedStochasticDepth)) and module.rate > 0
 
 
@@ -107,7 +107,7 @@ def _build(
         torch.manual_seed(seed)
         model = network(workload)
         _insert_hidden_layer(model, workload)
-    _key_the_randomness(model)
+    _replace_dropout(model)
     if workload.batchnorm == "sync" and dist.is_initialized() and dist.get_world_size() > 1:
         model = _synchronise_batchnorm(model)
     return Classifier(model)
@@ -231,7 +231,7 @@ def _classifier(model: nn.Module, workload: VisionWorkload) -> tuple[str, nn.Lin
     )
 
 
-def _key_the_randomness(model: nn.Module) -> None:
+def _replace_dropout(model: nn.Module) -> None:
     """Replace dropout that draws from a rank's generator with dropout drawn per sample."""
     layer = 100  # lower purposes belong to the augmentation
     for name, module in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""Classification of images, by the contract of a workload."""
+"""The workload of an image classifier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shardmark.workload.vision.models import (
     surrogate_name,
 )
 
-# px. Small, but each channel still has several values at the end of the surrogate.
+# Side in px: small, but each channel still has several values at the end of the surrogate.
 SURROGATE_SIDE = 32
 
 
@@ -38,13 +38,13 @@ class Vision(Contract[VisionWorkload]):
         return shard_units(model, self.definition)
 
     def rows(self, data_dir: Path, *, train: bool) -> Rows:
-        """The images of a split; those to train on have the margins of the random crop."""
+        """The images of a split; training images have margins for the random crop."""
         images = load_images(self.definition, data_dir, train=train)
         pixels = self._pipeline(torch.device("cpu")).pad(images.pixels) if train else images.pixels
         return pixels, images.labels
 
     def batch(self, rows: Rows, samples: Tensor, keys: Tensor | None) -> Batch:
-        """The images, augmented if there are keys, from which the network's dropout draws too."""
+        """The images, augmented if there are keys; the network's dropout uses the same keys."""
         pixels, labels = rows
         pipeline = self._pipeline(pixels.device)
         if keys is None:
@@ -97,7 +97,7 @@ class Vision(Contract[VisionWorkload]):
 
     @property
     def surrogate_name(self) -> str:
-        """The blocks that it is made of."""
+        """Its kind and number of blocks."""
         return surrogate_name(self.definition)
 
     def without_collectives(self) -> Vision:
