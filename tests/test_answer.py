@@ -126,7 +126,7 @@ def test_equals_are_both_recommended() -> None:
         ({"gpus": 1}, "cuda", "One GPU cannot answer which strategy is best on several"),
         ({"window_s": 1.0}, "cuda", "The timed windows last 1.0 s, too short"),
         ({"final_accuracy": 0.11}, "cuda", "No strategy learned anything: the best test accuracy"),
-        ({}, "cpu", "These are processes on CPUs"),
+        ({}, "cpu", "All cells ran on CPUs"),
     ],
 )
 def test_data_that_cannot_answer_say_so_first_and_call_nothing_best(

@@ -373,8 +373,8 @@ def test_one_gpu_is_said_first(tmp_path: Path) -> None:
 def test_a_short_window_is_said_to_be_short(tmp_path: Path) -> None:
     config = config_of(gpus=[2], strategies=["ddp"])
     write_matrix(config, tmp_path)
-    assert "Timed windows of" not in build(config, tmp_path).read_text()
+    assert "The shortest timed window is" not in build(config, tmp_path).read_text()
     measure = config.measure.model_copy(update={"steady_min_s": 4.0, "steady_max_s": 4.0})
     short = config.model_copy(update={"measure": measure})
     write_matrix(short, tmp_path)
-    assert "Timed windows of 4 s or more: under " in build(short, tmp_path).read_text()
+    assert "The shortest timed window is 4 s; below " in build(short, tmp_path).read_text()

@@ -141,9 +141,7 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "no reasons to throttle, as from a driver that has no such question": (
         {"throttle_mask": None},
         {},
-        [
-            "throttled could not be checked: the driver reports reasons rarely or not (GPU 0 of n1)"
-        ],
+        ["throttled could not be checked: the driver reports reasons rarely or not (GPU 0 of n1)"],
     ),
     "no power limit where power is capped": (
         {"throttle_mask": 4.0, "power_limit_w": None},
@@ -151,7 +149,7 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         [
             "power-capped could not be checked: power is capped, and the driver does not report "
             "the limit (GPU 0 of n1)",
-            "low power limit could not be checked: power is capped, and the driver does not say "
+            "low power limit could not be checked: power is capped, and the driver does not report "
             "whether below the GPU's default (GPU 0 of n1)",
         ],
     ),
@@ -160,16 +158,16 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"processes": None},
         {},
         [
-            "shared GPU could not be checked: the driver does not list all processes on it, as in "
-            "a container that hides them (GPU 0 of n1)"
+            "shared GPU could not be checked: the driver does not list all its processes, "
+            "for example inside a container (GPU 0 of n1)"
         ],
     ),
     "a list that lacks the cell's own process": (
         {"processes": "-"},
         {},
         [
-            "shared GPU could not be checked: the driver does not list all processes on it, as in "
-            "a container that hides them (GPU 0 of n1)"
+            "shared GPU could not be checked: the driver does not list all its processes, "
+            "for example inside a container (GPU 0 of n1)"
         ],
     ),
     "never seen idle": (
@@ -184,8 +182,8 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"ecc_errors": None},
         {"ecc_errors": None},
         [
-            "ECC errors could not be checked: it has no ECC, or the driver does not count its "
-            "errors through (GPU 0 of n1)"
+            "ECC errors could not be checked: it has no ECC, or the driver does not count "
+            "errors throughout (GPU 0 of n1)"
         ],
     ),
     "no energy counter": (
@@ -208,7 +206,7 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {},
         {"power_w": 500.0, "energy_j": None},
         [
-            "energy could not be checked: it took more power before the cell began than in the "
+            "energy could not be checked: it drew more power before the cell began than in the "
             "window (GPU 0 of n1)"
         ],
     ),
@@ -565,7 +563,7 @@ def test_a_gpu_slower_than_the_others_of_its_kind_is_seen() -> None:
     slow = probed(680)
     (reason,) = judged_among(slow, [slow, probed(780), probed(782)]).labels
     assert reason == (
-        "slow probe: 680.0 TFLOP/s in the probe, 13 % under the 781.0 of 2 other cells"
+        "slow probe: 680.0 TFLOP/s in the probe, 13 % below the 781.0 of 2 other cells"
     )
     assert judged_among(probed(730), [probed(780)]).labels == [], "within 10 %"
     assert judged_among(slow, [probed(990, name="H100")]).labels == []

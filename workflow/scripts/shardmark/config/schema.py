@@ -99,9 +99,9 @@ class Gpt(Section):
         preset = raw.get("preset")
         if not isinstance(preset, str):
             return raw
-        # An unknown preset is a mistake of its own; missing sizes would only hide it.
+        # If the preset is unknown, that is the error to report, not the missing sizes.
         sizes = GPT_PRESETS.get(preset, GPT_PRESETS["gpt_0b12"])
-        # In an overlay, null takes back what the file below it says.
+        # In an overlay, null removes the setting of the file below it.
         return {**raw, **{key: size for key, size in sizes.items() if raw.get(key) is None}}
 
 
@@ -135,11 +135,13 @@ class Dataset(Section):
     )
     train_images: Count | None = Field(
         None,
-        description="Number of training images to use, from the first on; null for all (synthetic: 4096).",
+        description="Number of training images to use, from the first on; null for all "
+        "(synthetic: 4096).",
     )
     test_images: Count | None = Field(
         None,
-        description="Number of test images to use, from the first on; null for all (synthetic: 1024).",
+        description="Number of test images to use, from the first on; null for all "
+        "(synthetic: 1024).",
     )
     augment: Flag = Field(
         True,
@@ -259,7 +261,7 @@ class Workload(Section, ABC):
 
     @property
     def items_per_sample(self) -> int:
-        """How many of these one sample has."""
+        """Images or tokens per sample."""
         return 1
 
     @property
@@ -274,7 +276,7 @@ class Workload(Section, ABC):
 
     @property
     def batchnorm_statistics(self) -> Literal["local", "sync", "none"]:
-        """Whether batch-norm's statistics are each replica's or the global batch's, or none."""
+        """Whether batch-norm's statistics are per replica, over the global batch, or absent."""
         return "none"
 
     @property
@@ -284,12 +286,12 @@ class Workload(Section, ABC):
 
     @property
     def chance_accuracy(self) -> float | None:
-        """The accuracy of guessing; None if that says nothing about the training."""
+        """The accuracy of guessing; None if it is no measure of the training."""
         return None
 
     @property
     def own_files(self) -> list[str]:
-        """Files of the user's that the samples come from; a change of one reruns the cells."""
+        """The user's own files with samples; after a change of one the cells run again."""
         return []
 
     @property
@@ -300,7 +302,7 @@ class Workload(Section, ABC):
     @property
     @abstractmethod
     def input_shape(self) -> dict[str, Any]:
-        """The settings of the data that can change the speed, if loading does not limit it."""
+        """The settings of the data that change the speed even if loading does not limit it."""
 
     @property
     @abstractmethod
@@ -346,7 +348,7 @@ class VisionWorkload(Workload):
 
     @property
     def chance_accuracy(self) -> float | None:
-        """One of the classes; generated images take too long to learn to be judged by it."""
+        """One in ``classes``; None for generated images, which take too long to learn."""
         return None if self.generated else 1 / self.classes
 
     @property
@@ -407,7 +409,7 @@ class LanguageWorkload(Workload):
 
     @property
     def input_shape(self) -> dict[str, Any]:
-        """Nothing: the model's settings contain the context."""
+        """Empty, because the model's settings contain the context."""
         return {}
 
     @property
