@@ -28,7 +28,7 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "cells": "planned cells",
     "runs": "cells in the medians",
     "faulty": "cells excluded for a device fault",
-    "faulty_shown": "those of them that are in the medians, because no other run is ok",
+    "faulty_shown": "faulty cells that are in the medians, because no other run is ok",
     "comparable": "whether the runs take part in comparisons",
     "parity": "the parity gate's verdict",
     **{
