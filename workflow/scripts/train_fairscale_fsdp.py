@@ -34,7 +34,7 @@ class FairscaleFsdp(Strategy):
             fairscale_gloo.allow_cpu()
         self.settings = {
             "reshard_after_forward": task.cell.options["reshard_after_forward"],
-            # In one flat parameter, a block's norms and biases could not be distinguished from matrices.
+            # One flat parameter would mix a block's norms and biases with its matrices.
             "flatten_parameters": task.cell.definition.optimizer.decay == "all",
             "compute_device": self.device,
             "state_dict_device": torch.device("cpu"),
