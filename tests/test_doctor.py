@@ -335,8 +335,8 @@ def test_requests_that_slurm_refuses_are_told_apart_by_its_words(fake: Slurm) ->
     fake.command("sbatch", f'{refuse} echo "sbatch: error: $why" >&2; exit 1')
     findings = request_findings(fake, matrix__gpus=[1, 4])
     nodes, gpus = (one for one in findings if one.level == "FAIL")
-    assert nodes.detail.startswith("no such node: 4-GPU cells (--nodes=2 ")
-    assert gpus.detail.startswith("no such GPU: 1-GPU cells (--nodes=1 ")
+    assert nodes.detail.startswith("no such node: 4-GPU cells, 4-rank parity (--nodes=2 ")
+    assert gpus.detail.startswith("no such GPU: 1-GPU cells, 1-rank parity, the oracle (--nodes=1 ")
 
 
 def test_how_the_cluster_and_the_user_are_set_up(
