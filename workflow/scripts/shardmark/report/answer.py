@@ -8,8 +8,8 @@ from typing import Literal
 
 import pandas as pd
 
-from shardmark.quantities import describe_gpus
-from shardmark.report.sentences import listed, percent, quantity
+from shardmark.quantities import describe_gpus, percent
+from shardmark.report.sentences import listed, quantity
 from shardmark.results.outcome import Outcome
 from shardmark.results.run_record import RunRecord
 from shardmark.statistics.comparisons import PRIMARY
@@ -51,14 +51,12 @@ class Answer:
         lead: the choice, or why there is none.
         rest: its reasons and the alternatives, one sentence each, with the bold part first.
         missing: how many more runs would settle an open choice; empty if that is not so.
-        gpus: the GPU count that it is about; None without a usable cell.
     """
 
     badge: Badge
     lead: str
     rest: list[tuple[str, str]]
     missing: str = ""
-    gpus: int | None = None
 
     @property
     def text(self) -> str:
@@ -99,7 +97,7 @@ def answer(
         *_failures(here),
         *_elsewhere(usable, verdict, record.device),
     ]
-    return Answer(badge, lead, rest, _missing_runs(verdict), verdict.gpus)
+    return Answer(badge, lead, rest, _missing_runs(verdict))
 
 
 def why_no_answer(workload: str, cells: pd.DataFrame, record: RunRecord) -> str:
