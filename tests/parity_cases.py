@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from saved_cells import oracle_arguments
 from shardmark.cells import ParityCase, parity_case
 from shardmark.config.loading import load
 from shardmark.measurement.telemetry import visible_gpus
+from shardmark.metrics import Parity
 from shardmark.strategies import STRATEGIES as RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,3 +85,15 @@ def make_oracle(case: ParityCase, folder: Path) -> Path:
         arguments = [*oracle_arguments(case), "--output", str(target)]
         subprocess.run([sys.executable, str(script), *arguments], check=True)
     return target
+
+
+def forked_verdicts(cases: Sequence[ParityCase], folder: Path) -> list[Parity]:
+    """The gate's verdicts, by processes forked from one."""
+    file, found = folder / "cases.json", folder / "verdicts.json"
+    file.write_text(json.dumps([case.model_dump(mode="json", by_alias=True) for case in cases]))
+    script = ROOT / "tests/forked_gate.py"
+    environment = {"PYTHONPATH": f"{ROOT}/workflow/scripts:{ROOT}/tests", "PATH": "/usr/bin:/bin"}
+    subprocess.run(
+        [sys.executable, str(script), str(file), str(found)], env=environment, check=True
+    )
+    return [Parity.model_validate(raw, strict=False) for raw in json.loads(found.read_text())]

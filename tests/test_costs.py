@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,5 +149,5 @@ def test_a_cell_of_the_workflow_has_its_own_limit(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"runtime=43,.* time_limit_minutes=38,", done.stdout)
-    assert re.search(r"runtime=28,.* time_limit_minutes=23,", done.stdout)
+    assert "runtime=43, turn=1, time_limit_minutes=38," in done.stdout
+    assert "runtime=28, turn=1, time_limit_minutes=23," in done.stdout

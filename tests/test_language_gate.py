@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parity_cases import DEVICE, ROOT, STRATEGIES, case_of
+from parity_cases import DEVICE, STRATEGIES, case_of, forked_verdicts
 from shardmark.cells import ParityCase
-from shardmark.metrics import Parity
 
 GPT: dict[str, Any] = {
     "model": {"name": "gpt", "layers": 3, "width": 32, "heads": 2, "context": 16, "vocabulary": 80},
@@ -35,20 +31,8 @@ def language_case(strategy: str, ranks: int, kind: str) -> ParityCase:
     return case_of(strategy, ranks, **(GPT | KINDS[kind]))
 
 
-def verdicts(cases: list[ParityCase], folder: Path) -> list[Parity]:
-    """The gate's verdicts, by processes forked from one."""
-    file, found = folder / "cases.json", folder / "verdicts.json"
-    file.write_text(json.dumps([case.model_dump(mode="json", by_alias=True) for case in cases]))
-    script = ROOT / "tests/forked_gate.py"
-    environment = {"PYTHONPATH": f"{ROOT}/workflow/scripts:{ROOT}/tests", "PATH": "/usr/bin:/bin"}
-    subprocess.run(
-        [sys.executable, str(script), str(file), str(found)], env=environment, check=True
-    )
-    return [Parity.model_validate(raw, strict=False) for raw in json.loads(found.read_text())]
-
-
 def assert_all_pass(cases: list[ParityCase], folder: Path) -> None:
-    for case, parity in zip(cases, verdicts(cases, folder), strict=True):
+    for case, parity in zip(cases, forked_verdicts(cases, folder), strict=True):
         assert parity.status == "passed", (case.cell.title, parity.reason)
         assert parity.precisions[0].deviation.loss <= 1e-5
         assert parity.precisions[0].noise_floor.loss <= 1e-6

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 import run_parity
-from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, make_oracle, skip_without_gpus
+from parity_cases import (
+    DEVICE,
+    ROOT,
+    STRATEGIES,
+    case_of,
+    forked_verdicts,
+    make_oracle,
+    skip_without_gpus,
+)
 from shardmark.cells import ParityCase
 from shardmark.errors import UserError
 from shardmark.metrics import Parity
@@ -97,6 +105,12 @@ def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
         },
     )
     assert_passed(gate(case, oracles))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
+def test_four_ranks_match_the_oracle(tmp_path: Path) -> None:
+    for parity in forked_verdicts([case_of(strategy, 4) for strategy in DISTRIBUTED], tmp_path):
+        assert_passed(parity)
 
 
 def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:

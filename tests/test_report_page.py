@@ -328,6 +328,20 @@ def test_the_page_never_scrolls_sideways_and_what_does_is_reached_by_keyboard(
     assert parts.count() == page.locator('.scroll[tabindex="0"][aria-label]').count()
 
 
+def test_a_caption_is_read_whole_on_a_narrow_window(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    boxes = [caption.bounding_box() for caption in page.locator("caption:visible").all()]
+    assert boxes
+    assert all(box and box["x"] + box["width"] <= 390 for box in boxes)
+
+
+def test_a_figure_on_a_narrow_window_keeps_its_size_and_scrolls(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    image = page.locator("figure img").first
+    assert image.bounding_box()["width"] >= 600  # type: ignore[index]
+    assert image.evaluate("image => image.parentElement.clientWidth") < 390
+
+
 def test_a_full_matrix_opens_in_two_seconds(browser: Browser, tmp_path: Path) -> None:
     # Figures of fewer runs look alike and take less time to draw.
     few = config_of(seeds=range(2), gpus=[1, 2, 4, 8])

@@ -85,7 +85,10 @@ def test_the_page_of_the_statistics_rests_on_a_full_simulation() -> None:
     assert set(table["comparisons"]) == {1, 3, 7, 12}
     promised = table[table["holds"]]
     claims = promised[promised["quantity"].isin(PROMISED)]
-    assert claims["simulations"].min() >= 200
+    # From six runs on, only a family that lacks some makes a likely claim.
+    rare = (claims["quantity"] == "false difference, likely") & (claims["n"] >= 6)
+    assert claims[~rare]["simulations"].min() >= 900
+    assert claims[rare]["simulations"].min() >= 200
     # Of 180 rates of 5 %, one beyond four standard errors has a chance of 0.006.
     assert within(claims, 0.05).max() <= 0, claims[within(claims, 0.05) > 0]
     text = (ROOT / "docs/statistics.md").read_text()

@@ -77,7 +77,7 @@ def test_a_setup_that_fails_is_one_message_and_no_result(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"failed with exit code 1 on .*: line 2 \(false\) failed;"):
         run_cell.find_failure(cell, ended)
     assert any("no such module" in line for line in ended.log_tail)
-    assert not (tmp_path / "told0.json").exists()
+    assert not (tmp_path / "rank0.json").exists()
 
 
 @pytest.mark.parametrize(

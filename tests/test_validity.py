@@ -579,3 +579,14 @@ def test_every_rule_says_when_it_applies() -> None:
     names = [rule.name for rule in (*DEVICE_FAULTS, *LABELS)]
     assert len(set(names)) == len(names)
     assert all(rule.condition for rule in (*DEVICE_FAULTS, *LABELS))
+
+
+def test_these_faults_and_no_others_exclude_a_cell() -> None:
+    assert [rule.name for rule in DEVICE_FAULTS] == [
+        "throttled",
+        "power-capped",
+        "shared GPU",
+        "telemetry missing",
+        "ECC errors",
+        "low clocks",
+    ]

@@ -24,9 +24,11 @@ from matplotlib.ticker import FuncFormatter
 
 from shardmark.errors import UserError
 from shardmark.escaping import csv_text, for_markdown
-from shardmark.figures.drawing import save
+from shardmark.figures.drawing import save, signed_tick
 from shardmark.files import write_text
-from shardmark.report.sentences import explain, percent, ratio_text
+from shardmark.quantities import percent
+from shardmark.report.contents import FIGURE_KINDS
+from shardmark.report.sentences import explain, ratio_text
 from shardmark.report.table import Table, to_latex
 from shardmark.results.result_set import read_result_set
 from shardmark.statistics.comparison_rows import NOT_COMPARABLE
@@ -162,11 +164,6 @@ def markdown_report(comparison: SetComparison, names: tuple[str, str], margin: f
     return "\n\n".join(parts) + "\n"
 
 
-def signed_tick(value: float, _: object = None) -> str:
-    """Format an axis value with its sign; zero gets none."""
-    return f"{value:+g}".replace("-", "−") if value else "0"
-
-
 def latex_table(comparison: SetComparison, names: tuple[str, str], margin: float) -> Table:
     """Return the comparisons as a LaTeX table, with a caption that explains them."""
     table = readable_table(comparison.table)
@@ -241,7 +238,7 @@ def compare_folders(arguments: argparse.Namespace) -> int:
     table = latex_table(comparison, names, arguments.margin)
     write_text(output / "comparison.tex", to_latex([table]))
     figure = draw(comparison, names, arguments.margin)
-    for kind in ("svg", "pdf", "png"):
+    for kind in FIGURE_KINDS:
         save(figure, output / f"comparison.{kind}")
     print(report)
     return EXIT_CODES[comparison.outcome]

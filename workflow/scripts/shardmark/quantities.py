@@ -71,3 +71,9 @@ def format_number(value: float | None, digits: int = 4) -> str:
         return "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"
+
+
+def percent(ratio: float, places: int = 1) -> str:
+    """Format a ratio as a signed difference, with no sign where it rounds to nothing."""
+    change = f"{100 * (ratio - 1):+.{places}f}"
+    return f"{0:.{places}f} %" if float(change) == 0 else f"{change.replace('-', '−')} %"

@@ -617,17 +617,17 @@ def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:
 def _batch_mistakes(
     path: str, batch: BatchSize, raw: Mapping[str, Any], gpus: Sequence[int]
 ) -> Iterator[str]:
-    there: int | None = None
+    there, least = None, 1
+    samples = WORKLOADS[kind_of(raw)].samples
     if kind_of(raw) == "language":
-        tokens = _section(Tokens, raw, "dataset")
-        samples, least = "sequences", 1
-        if tokens:
+        if tokens := _section(Tokens, raw, "dataset"):
             there = tokens.sequences
     else:
         dataset, model = _section(Dataset, raw, "dataset"), _vision_model(raw)
-        samples, least = "images", 2 if model and model.name in WITH_BATCH_NORM else 1
         if dataset:
             there = dataset.train_size
+        if model and model.name in WITH_BATCH_NORM:
+            least = 2
     for count in gpus:
         if batch.global_ is not None and batch.global_ % count:
             yield (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -228,6 +228,9 @@ class Schedule(Section):
 class Workload(Section, ABC):
     """What is trained, whatever its kind. Every strategy of a workload trains exactly this."""
 
+    # What messages call the samples.
+    samples: ClassVar[str]
+
     batch: BatchSize
     optimizer: Optimizer
     schedule: Schedule = Field(default_factory=lambda: Schedule())
@@ -313,6 +316,8 @@ class Workload(Section, ABC):
 class VisionWorkload(Workload):
     """Images to classify."""
 
+    samples: ClassVar[str] = "images"
+
     model: Model
     dataset: Dataset
     batchnorm: Literal["local", "sync"] = Field(
@@ -378,6 +383,8 @@ class VisionWorkload(Workload):
 
 class LanguageWorkload(Workload):
     """A language model that predicts each next token."""
+
+    samples: ClassVar[str] = "sequences"
 
     model: Gpt
     dataset: Tokens

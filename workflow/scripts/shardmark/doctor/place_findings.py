@@ -67,9 +67,10 @@ def check_caches() -> Iterator[Finding]:
 def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
     """Check whether every data set of the matrix is there and complete."""
     workloads = [config.workloads[name] for name in config.matrix.workloads]
+    own = {workload.dataset.name for workload in workloads if workload.own_files}
     for name in sorted({workload.dataset.name for workload in workloads}):
         if name not in FETCHED:
-            what = "is the user's own file" if name == "text" else "data are generated"
+            what = "is the user's own file" if name in own else "data are generated"
             yield Finding("ok", "data", f"{name} {what}, nothing to fetch")
             continue
         command = [sys.executable, str(SCRIPTS / "fetch_data.py"), "--dataset", name]

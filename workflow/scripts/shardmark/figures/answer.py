@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import FAINT, GREY, LEFT_OUT, MM, absent, marker, tick
-from shardmark.quantities import replicas_heading
+from shardmark.figures.drawing import FAINT, GREY, LEFT_OUT, MM, absent, marker, signed_tick, tick
+from shardmark.quantities import percent, replicas_heading
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.exclusion import describe_absence
 
@@ -80,7 +80,7 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
         axes.text(
             1.01,
             place,
-            _replace_hyphen(f"{middle:+.1f} %"),
+            percent(rows.ratio[name]),
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=7,
@@ -92,9 +92,7 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda x, _: _replace_hyphen(f"{x:+g}") if x else "0")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(signed_tick))
     axes.set_xlabel(f"Throughput against {data.labels[data.baseline]} (%), linear")
     equal = f"grey band: equal within {100 * margin:g} %"
     axes.set_title(_join_title(data, data.describe_gpus(count), equal), loc="left")
@@ -102,10 +100,6 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
 
 def _join_title(data: Data, *parts: str) -> str:
     return (";\n" if data.narrow else "; ").join(parts)
-
-
-def _replace_hyphen(text: str) -> str:
-    return text.replace("-", "−")
 
 
 def _throughput(axes: Axes, data: Data, medians: pd.Series, height_mm: float) -> None:

@@ -250,3 +250,8 @@ def tick(value: float, _: object = None) -> str:
     if value and abs(value) < 0.01:
         return f"{value:.0e}"
     return f"{value:,.4g}" if abs(value) < 10_000 else f"{value / 1000:,.4g}k"
+
+
+def signed_tick(value: float, _: object = None) -> str:
+    """Format an axis value with its sign; zero gets none."""
+    return f"{value:+g}".replace("-", "−") if value else "0"

@@ -180,12 +180,6 @@ def _imprecise(metrics: Metrics, others: Others) -> Iterator[str]:
         )
 
 
-def _imprecise_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
-    measured = metrics.throughput
-    if measured is not None and measured.half_width_pct is None:
-        yield f"the window's {measured.steps} steps are too few"
-
-
 def _drift(metrics: Metrics, others: Others) -> Iterator[str]:
     measured = metrics.throughput
     if measured is None or measured.drift_pct is None or measured.drift_error_pct is None:
@@ -199,9 +193,10 @@ def _drift(metrics: Metrics, others: Others) -> Iterator[str]:
         )
 
 
-def _drift_unknown(metrics: Metrics, others: Others) -> Iterator[str]:
+def _too_few_steps(metrics: Metrics, others: Others) -> Iterator[str]:
+    """Say that the window has no batch means, from which precision and drift come."""
     measured = metrics.throughput
-    if measured is not None and measured.drift_error_pct is None:
+    if measured is not None and measured.half_width_pct is None:
         yield f"the window's {measured.steps} steps are too few"
 
 
@@ -322,14 +317,14 @@ LABELS = (
         "the window ended at measure.steady_max_s before the 95 % confidence interval of the mean "
         "step was as small as measure.steady_half_width_pct",
         _imprecise,
-        _imprecise_unknown,
+        _too_few_steps,
     ),
     Rule(
         "drift",
         f"the steps have a trend of more than {LEAST_DRIFT_PCT:g} % and of more than "
         f"{LEAST_DRIFT_ERRORS:g} standard errors, from the window's first third to its last",
         _drift,
-        _drift_unknown,
+        _too_few_steps,
     ),
     Rule(
         "low power limit",

@@ -58,4 +58,4 @@ def cost_of(workload: Contract[Any]) -> ModelCost:
 
 def _on_meta(workload: Contract[Any]) -> nn.Module:
     with torch.device("meta"):
-        return workload.without_collectives().build_model(seed=0)
+        return workload.build_model(seed=0)

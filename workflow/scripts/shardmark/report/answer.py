@@ -8,8 +8,8 @@ from typing import Literal
 
 import pandas as pd
 
-from shardmark.quantities import describe_gpus
-from shardmark.report.sentences import format_quantity, join_names, percent
+from shardmark.quantities import describe_gpus, percent
+from shardmark.report.sentences import format_quantity, join_names
 from shardmark.results.outcome import Outcome
 from shardmark.results.run_record import RunRecord
 from shardmark.statistics.comparisons import PRIMARY
@@ -51,14 +51,12 @@ class Answer:
         lead: the choice, or why there is none.
         rest: its reasons and the alternatives, one sentence each, with the bold part first.
         more_runs: how many more runs would settle an open choice; empty if the choice is not open.
-        gpus: the GPU count of the choice; None without a usable cell.
     """
 
     badge: Badge
     lead: str
     rest: list[tuple[str, str]]
     more_runs: str = ""
-    gpus: int | None = None
 
     @property
     def text(self) -> str:
@@ -103,7 +101,7 @@ def make_answer(
         *_outcomes_without_result(cells_there),
         *_elsewhere(usable, verdict, record.device),
     ]
-    return Answer(badge, lead, rest, _more_runs(verdict), verdict.gpus)
+    return Answer(badge, lead, rest, _more_runs(verdict))
 
 
 def why_no_answer(workload: str, cells: pd.DataFrame, record: RunRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardmark.files import write_text
-from shardmark.report.contents import TABLES, exported_files
+from shardmark.report.contents import EXPORTED_TABLES, exported_files
 from shardmark.report.page_tables import (
     comparison_tables,
     failures_table,
@@ -21,8 +21,8 @@ from shardmark.statistics.findings import Findings
 
 
 def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table]]:
-    """Return the tables for each name of ``TABLES`` but the summary."""
-    exported: dict[str, list[Table]] = {name: [] for name in TABLES if name != "summary"}
+    """The tables behind each name of ``EXPORTED_TABLES``."""
+    exported: dict[str, list[Table]] = {name: [] for name in EXPORTED_TABLES}
     device = tables.record.device
     for workload in tables.record.workloads:
         cells, parity, comparisons, scaling = (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.quantities import describe_gpus, format_number
-from shardmark.report.sentences import explain, percent
+from shardmark.quantities import describe_gpus, format_number, percent
+from shardmark.report.sentences import explain
 from shardmark.report.table import Table
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.exclusion import describe_absence

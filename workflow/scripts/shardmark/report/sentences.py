@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.quantities import format_number
+from shardmark.quantities import format_number, percent
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.statistics.family import FEWEST_LIKELY
 from shardmark.strategies import label_of
@@ -17,12 +17,6 @@ from shardmark.strategies import label_of
 def join_names(names: Sequence[str], word: str = "and") -> str:
     """Return names as a list in a sentence."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
-
-
-def percent(ratio: float, places: int = 1) -> str:
-    """A ratio as a signed difference, with no sign where it rounds to nothing."""
-    change = f"{100 * (ratio - 1):+.{places}f}"
-    return f"{0:.{places}f} %" if float(change) == 0 else f"{change.replace('-', '−')} %"
 
 
 def ratio_text(row: pd.Series[Any]) -> str:

@@ -85,10 +85,9 @@ def describe_workload(config: Config, name: str) -> str:
     """Describe a workload in one sentence."""
     workload = config.workloads[name]
     batch, optimizer = workload.batch, workload.optimizer
-    samples = "images" if workload.items_per_sample == 1 else "sequences"
-    size = f"{batch.per_gpu} {samples} per GPU"
+    size = f"{batch.per_gpu} {workload.samples} per GPU"
     if batch.per_gpu is None:
-        size = f"{batch.global_} {samples} in all"
+        size = f"{batch.global_} {workload.samples} in all"
     micro = f" in {batch.accumulate} micro-batches" if batch.accumulate > 1 else ""
     return (
         f"{workload.summary}, {size} per step{micro}, "
