@@ -22,7 +22,7 @@ import torch
 import run_parity
 from shardmark.cells import ParityCase
 from shardmark.launching.rank import main as rank_main
-from shardmark.parity.gate import make_oracles
+from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.leaving import leave
 from train_ddp import Ddp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,9 @@ import torch
 from parity_cases import case_of
 from shardmark.metrics import Deviation, Parity, PrecisionParity, read_parity
 from shardmark.parity import oracle
-from shardmark.parity.gate import (
-    deviation,
-    judge,
-    summary_difference,
-    surrogate_cell,
-)
+from shardmark.parity.cases import surrogate_cell
+from shardmark.parity.deviations import deviation, summary_difference
+from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_model
 from shardmark.parity.oracle import Trajectory, run_oracle, taken_until_it_updates
 from shardmark.workload.built_in import make_workload
 
@@ -67,8 +65,16 @@ def trajectory(*losses: float) -> Trajectory:
 
 def oracles(floor: float) -> dict[str, dict[str, object]]:
     noise = Deviation(loss=floor, first_update=floor, final_weights=floor)
-    known = {"trajectory": trajectory(1.0, 0.5), "floor": noise, "first_update_floor": floor}
-    return {"fp32": known, "fp16": known}
+    known = {
+        "trajectory": trajectory(1.0, 0.5),
+        "floor": noise,
+        "first_update_floor": floor,
+        "rounding": Deviation(loss=0.1, first_update=0.2, final_weights=0.3),
+    }
+    return {"fp32": known, "fp16": known, "fp16 parameters": known}
+
+
+REAL: dict[str, Any] = {"summary": {"loss_0": 1.0}, "floor": 1e-7, "rounding": 0.4}
 
 
 def test_noise_without_a_bound_excuses_nothing() -> None:
@@ -77,6 +83,32 @@ def test_noise_without_a_bound_excuses_nothing() -> None:
         verdict = judge(precision, trajectory(1.0, 0.5), oracles(math.inf), case)
         assert "cannot judge" in (verdict.reason or "")
         assert not verdict.passed
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "wide"),
+    [
+        ("ddp", {}, False),
+        ("fsdp2_fp16", {}, False),
+        ("fsdp_fp16", {}, True),
+        ("fsdp2_fp16", {"batch": {"per_gpu": 16, "accumulate": 2}}, True),
+        ("ddp", {"batch": {"per_gpu": 16, "accumulate": 2}}, False),
+        ("ddp", {"compile": "block"}, True),
+        ("zero3_native_bf16", {}, True),
+    ],
+)
+def test_only_what_rounds_elsewhere_may_deviate_as_far_as_rounding(
+    strategy: str, changes: dict[str, Any], wide: bool
+) -> None:
+    case = case_of(strategy, 2, precision="fp16", **changes)
+    _, tolerance = floor_and_tolerance("fp16", oracles(1e-7), case)
+    assert (tolerance.loss == 0.2) == wide
+    assert (tolerance.first_update == 0.4) == wide
+    assert (tolerance.final_weights == 0.6) == wide
+    real = {"fp16": REAL, "fp16 parameters": REAL}
+    assert (judge_real_model(REAL["summary"], real, case).tolerance == 0.8) == wide
+    _, exact = floor_and_tolerance("fp32", oracles(1e-7), case)
+    assert exact.loss == exact.final_weights == case.gate.tolerance
 
 
 @pytest.mark.parametrize("losses", [(math.nan, 0.5), (1.0, math.nan)])

@@ -16,7 +16,7 @@ from shardmark.config.loading import load
 from shardmark.config.schema import LanguageWorkload
 from shardmark.errors import ConfigError, UserError
 from shardmark.measurement.model_cost import cost_of, parameters_of
-from shardmark.parity.gate import real_model_cell, surrogate_cell
+from shardmark.parity.cases import real_model_cell, surrogate_cell
 from shardmark.training.loop import make_task
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.language.gpt import initialise

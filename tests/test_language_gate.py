@@ -9,6 +9,7 @@ import pytest
 
 from parity_cases import DEVICE, STRATEGIES, case_of, forked_verdicts
 from shardmark.cells import ParityCase
+from shardmark.parity.judgement import ROUNDING_RMS
 
 GPT: dict[str, Any] = {
     "model": {"name": "gpt", "layers": 3, "width": 32, "heads": 2, "context": 16, "vocabulary": 80},
@@ -27,6 +28,17 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+KINDS["fp16"] = {"precision": "fp16"}
+# What the default matrix times: bf16, clipping, checkpointing, decay of matrices alone.
+KINDS["as timed"] = {
+    "precision": "bf16",
+    "activation_checkpointing": "block",
+    "optimizer": GPT["optimizer"] | {"decay": "matrices", "clip_norm": 0.5},
+}
+KINDS["bf16, tied, accumulation"] = KINDS["tied, accumulation"] | {"precision": "bf16"}
+RECOMMENDED = ["fsdp_bf16", "fsdp2_bf16", "zero1_bf16_reduction", "zero3_native_bf16"]
+
+
 def language_case(strategy: str, ranks: int, kind: str) -> ParityCase:
     return case_of(strategy, ranks, **(GPT | KINDS[kind]))
 
@@ -37,13 +49,26 @@ def assert_all_pass(cases: list[ParityCase], folder: Path) -> None:
         assert parity.precisions[0].deviation.loss <= 1e-5
         assert parity.precisions[0].noise_floor.loss <= 1e-6
         assert parity.real_model is not None
+        if case.cell.base in ("fsdp", "fsdp2") and case.cell.definition.batch.accumulate == 1:
+            # Its own mixed precision, too, is compared with an oracle that rounds where it does.
+            for precision in parity.precisions[1:]:
+                assert precision.deviation.first_update < ROUNDING_RMS[precision.precision] / 4
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
 def test_every_strategy_trains_the_oracles_language_model(tmp_path: Path) -> None:
     chosen = [("dp", 1, "plain"), ("fsdp2", 3, "accumulation"), ("deepspeed_zero1", 4, "plain")]
     chosen += [(name, 2, "tied, accumulation") for name in STRATEGIES if name != "dp"]
+    chosen += [(name, 2, "as timed") for name in ("ddp", *RECOMMENDED)]
+    chosen += [("fsdp2_fp16", 2, "fp16")]
     assert_all_pass([language_case(*names) for names in chosen], tmp_path)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
+def test_a_reduction_in_bf16_is_caught_though_its_parameters_are_bf16(tmp_path: Path) -> None:
+    (parity,) = forked_verdicts([language_case("fsdp2_all_bf16", 2, "as timed")], tmp_path)
+    assert parity.precisions[0].passed
+    assert "bf16: first update" in (parity.reason or "")
 
 
 @pytest.mark.long
@@ -51,5 +76,11 @@ def test_every_strategy_trains_the_oracles_language_model(tmp_path: Path) -> Non
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_all_ranks_strategies_and_kinds_agree(ranks: int, tmp_path: Path) -> None:
-    cases = [language_case(name, ranks, kind) for kind in KINDS for name in STRATEGIES]
+    names = (*STRATEGIES, *RECOMMENDED)
+    cases = [
+        language_case(name, ranks, kind)
+        for kind in KINDS
+        for name in names
+        if name in STRATEGIES or "precision" in KINDS[kind]
+    ]
     assert_all_pass([case for case in cases if not case.cell.unsupported], tmp_path)

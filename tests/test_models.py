@@ -18,7 +18,7 @@ from shardmark.architectures import (
     smallest_image_px,
 )
 from shardmark.config.schema import VisionWorkload
-from shardmark.parity.gate import surrogate_cell
+from shardmark.parity.cases import surrogate_cell
 from shardmark.workload.vision.models import build_model, build_surrogate, shard_units
 
 # Models whose stem there is a choice of.

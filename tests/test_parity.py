@@ -21,6 +21,7 @@ from parity_cases import (
 from shardmark.cells import ParityCase
 from shardmark.errors import UserError
 from shardmark.metrics import Parity
+from shardmark.parity.judgement import ROUNDING_RMS
 
 SABOTAGE = ROOT / "tests/sabotage"
 COMPILING = ROOT / "tests/compiling"
@@ -124,7 +125,8 @@ def test_a_frameworks_own_mixed_precision_matches(strategy: str, oracles: Path) 
     parity = gate(case, oracles)
     assert_passed(parity)
     fp32, bf16 = parity.precisions
-    assert bf16.tolerance.first_update == pytest.approx(10 * bf16.noise_floor.first_update)
+    if strategy == "fsdp2_bf16":
+        assert bf16.deviation.first_update < ROUNDING_RMS["bf16"] / 4
     assert fp32.tolerance.first_update < 1e-3
 
 
@@ -188,8 +190,9 @@ def test_deepspeeds_default_clipping_is_caught(oracles: Path) -> None:
     assert "fp32" in (parity.reason or "")
 
 
-def test_bf16_reduction_under_autocast_is_caught(oracles: Path) -> None:
-    case = case_of("fsdp2_bf16_reduction", 2, precision="bf16")
+@pytest.mark.parametrize("strategy", ["fsdp2_bf16_reduction", "fsdp2_all_bf16"])
+def test_reduction_in_bf16_is_caught(strategy: str, oracles: Path) -> None:
+    case = case_of(strategy, 2, precision="bf16")
     parity = gate(case, oracles)
     assert parity.precisions[0].passed, "in float32 there is nothing to catch"
     assert parity.status == "failed", parity.precisions

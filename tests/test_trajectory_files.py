@@ -16,7 +16,7 @@ from shardmark.parity.trajectory_files import read_oracles, read_trajectories, w
 WEIGHTS = {"w": torch.tensor([1.0, 2.0])}
 TRAJECTORY = Trajectory([1.0, 0.5], WEIGHTS, WEIGHTS, WEIGHTS)
 FLOOR = Deviation(loss=1e-7, first_update=float("inf"), final_weights=1e-7)
-KNOWN = {"trajectory": TRAJECTORY, "floor": FLOOR, "first_update_floor": 1e-7}
+KNOWN = {"trajectory": TRAJECTORY, "floor": FLOOR, "first_update_floor": 1e-7, "rounding": FLOOR}
 
 
 class RunsWhenRead:
@@ -31,7 +31,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "ranks2.pt"
     write_plain({"fp32": KNOWN, "real": {"summary": {"loss_0": 1.0}, "floor": 0.1}}, path)
     found = read_oracles(path)
-    assert found["fp32"]["floor"] == FLOOR
+    assert found["fp32"]["floor"] == found["fp32"]["rounding"] == FLOOR
     assert found["fp32"]["trajectory"].losses == [1.0, 0.5]
     assert torch.equal(found["fp32"]["trajectory"].final["w"], WEIGHTS["w"])
     assert found["real"] == {"summary": {"loss_0": 1.0}, "floor": 0.1}

@@ -12,7 +12,7 @@ from shardmark.cells import parity_case
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.launching.site import enter
-from shardmark.parity.gate import make_oracles
+from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.leaving import leave
 
@@ -35,9 +35,11 @@ def main() -> None:
     enter(cell.site, cuda=cell.device == "cuda", folders=folders)
     oracles = make_oracles(case, torch.device(case.cell.device))
     write_plain(oracles, arguments.output)
-    for precision, oracle in oracles.items():
-        if oracle is not None:
-            print(f"oracle {precision}: noise floor {oracle['floor']}")
+    real = oracles.pop("real") or {}
+    for name, oracle in oracles.items():
+        print(f"oracle {name}: noise floor {oracle['floor']}")
+    for name, oracle in real.items():
+        print(f"oracle {name}, real model: noise floor {oracle['floor']:.1e}")
     leave()
 
 

@@ -124,7 +124,8 @@ def _why(failure: Failure) -> str:
 
 def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
     # Imported only now, so that the launcher does not hold torch in memory while it waits.
-    from shardmark.parity.gate import judge, judge_real_model, precisions_of, surrogate_name_of
+    from shardmark.parity.cases import precisions_of, surrogate_name_of
+    from shardmark.parity.judgement import judge, judge_real_model
     from shardmark.parity.trajectory_files import read_oracles, read_trajectories
 
     found, oracle = read_trajectories(found_file), read_oracles(oracle_file)

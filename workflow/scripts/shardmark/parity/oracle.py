@@ -7,9 +7,11 @@ neither their loop nor their indexing.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from shardmark.workload.contract import Contract, Rows
 from shardmark.workload.data import epoch_order
 from shardmark.workload.keyed_random import sample_keys
 from shardmark.workload.optimizers import build_optimizer, learning_rate_at
-from shardmark.workload.precision import autocast, grad_scaler, set_math_mode
+from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler, set_math_mode
 
 # The reversed orders take the same sums from the last replica to the first, or from each replica's
 # last sample to its first. With one replica, only the latter changes anything.
@@ -57,6 +59,22 @@ def taken_until_it_updates(step: Callable[[], Result]) -> Result:
         hook.remove()
 
 
+def compute_alike() -> None:
+    """Make two processes compute the same bits from the same micro-batch.
+
+    Then a strategy's first update can differ from the oracle's only by the sum over replicas, and
+    a reduction in bf16 becomes visible. If the two programs picked different kernels, the error of
+    bf16 compute would hide the error of the reduction.
+    """
+    # Also on a GPU, where many cases share the machine's cores.
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling would write to every buffer that a framework allocates: gigabytes for DeepSpeed.
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """A short training: the loss of each step before its update, and the weights.
@@ -82,6 +100,8 @@ def run_oracle(
     steps: int,
     device: torch.device,
     order: SummationOrder = "natural",
+    *,
+    low_parameters: bool = False,
 ) -> Trajectory:
     """Train a cell for ``steps`` steps on ``rows``, without any distribution.
 
@@ -93,10 +113,14 @@ def run_oracle(
         steps: number of optimizer steps, over as many epochs as they need.
         device: where to compute.
         order: the order of the sums; any order but natural serves to measure rounding.
+        low_parameters: compute with parameters and inputs rounded to the low precision, as FSDP's
+            mixed precision does, instead of under autocast.
     """
     definition = cell.definition
     set_math_mode(definition.precision)
     model = build_model().to(device).train()
+    low_dtype = AUTOCAST_DTYPES[definition.precision] if low_parameters else None
+    rounded = RoundedCopy(model, low_dtype) if low_dtype else None
     optimizer = build_optimizer(model, definition.optimizer, 0.0)
     scaler = grad_scaler(definition.precision, device)
     rows = tuple(part.to(device) for part in rows)
@@ -120,9 +144,14 @@ def run_oracle(
             ]
             terms = sum(map(workload.terms, batches))
             for inputs in batches:
-                with autocast(definition.precision, device.type):
-                    loss = workload.loss(model, inputs) / terms
+                if rounded is None:
+                    with autocast(definition.precision, device.type):
+                        loss = workload.loss(model, inputs) / terms
+                else:
+                    loss = workload.loss(rounded.refresh(), inputs) / terms
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if rounded is not None:
+                    rounded.add_gradients()
                 total += loss.item()
             if definition.optimizer.clip_norm is not None:
                 scaler.unscale_(optimizer)
@@ -136,6 +165,50 @@ def run_oracle(
         if step == 0:
             updated = _parameters(model)
     return Trajectory(losses, initial, updated, _parameters(model))
+
+
+class RoundedCopy:
+    """A copy of a model whose parameters have a low precision; its gradients go to the original.
+
+    Batch-norm stays in float32, as FSDP1 and our FSDP2 keep it.
+
+    Args:
+        model: the original, in float32.
+        dtype: the precision of the copy's parameters.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+        self.copy = copy.deepcopy(model)
+        self.copy.register_forward_pre_hook(self._round_inputs)
+        for module in self.copy.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
+
+    @torch.no_grad()
+    def refresh(self) -> nn.Module:
+        """Round the original's parameters anew; return the copy."""
+        for low, exact in zip(self.copy.parameters(), self.model.parameters(), strict=True):
+            low.copy_(exact)
+        return self.copy
+
+    def _round_inputs(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Round the floating-point tensors that the copy is called with."""
+        floats = [isinstance(part, Tensor) and part.is_floating_point() for part in inputs]
+        return tuple(
+            part.to(self.dtype) if is_float else part
+            for part, is_float in zip(inputs, floats, strict=True)
+        )
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Add the copy's gradients to the original's, in float32, and clear them."""
+        for low, exact in zip(self.copy.parameters(), self.model.parameters(), strict=True):
+            if low.grad is not None:
+                gradient = low.grad.float()
+                exact.grad = gradient if exact.grad is None else exact.grad + gradient
+                low.grad = None
 
 
 def _clip(model: nn.Module, norm: float) -> None:

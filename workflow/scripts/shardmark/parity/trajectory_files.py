@@ -51,6 +51,7 @@ def read_oracles(path: Path) -> dict[str, Any]:
             oracles[name] |= {
                 "trajectory": _trajectory(oracles[name]["trajectory"], path),
                 "floor": Deviation.model_validate(oracles[name]["floor"]),
+                "rounding": Deviation.model_validate(oracles[name]["rounding"]),
             }
     except (KeyError, TypeError, ValueError):
         raise _other(path) from None

@@ -1,0 +1,97 @@
+"""What a case of the parity gate trains, and which oracle it is compared with."""
+
+from __future__ import annotations
+
+from shardmark.cells import Cell, ParityCase
+from shardmark.config.schema import BatchSize, Workload
+from shardmark.optimizers import OPTIMIZERS
+from shardmark.workload.built_in import make_workload
+from shardmark.workload.precision import AUTOCAST_DTYPES
+
+STEPS_PER_EPOCH = 4
+REAL_MODEL_STEPS = 2
+REAL_MODEL_BATCH = 4
+# Adam divides a gradient by its own size. Where the true gradient is zero (a bias before a
+# batch-norm, a key bias before a softmax), the update would be full-size and its sign rounding
+# noise, so two correct programs would disagree. A larger eps suppresses these updates.
+SMALLEST_ADAM_EPS = 1e-4
+
+
+def precisions_of(case: ParityCase) -> list[str]:
+    """The precisions to check: float32, then the timed precision if it differs."""
+    timed = case.cell.definition.precision
+    return ["fp32"] if timed == "fp32" else ["fp32", timed]
+
+
+def surrogate_cell(case: ParityCase, precision: str) -> Cell:
+    """The cell that trains the surrogate in place of the case's model."""
+    cell = _gate_cell(case.cell, precision, case.gate.per_gpu_batch, surrogate=True)
+    assert cell is not None
+    return cell
+
+
+def surrogate_name_of(case: ParityCase) -> str:
+    """A description of the case's surrogate, in words."""
+    return make_workload(case.cell.definition).surrogate_name
+
+
+def real_model_cell(case: ParityCase) -> Cell | None:
+    """The cell of the real model's first steps; None if the surrogate is the real model."""
+    precision = case.cell.definition.precision
+    return _gate_cell(case.cell, precision, REAL_MODEL_BATCH, surrogate=False)
+
+
+def _gate_cell(cell: Cell, precision: str, batch: int, *, surrogate: bool) -> Cell | None:
+    per_gpu = batch * cell.definition.batch.accumulate
+    samples = STEPS_PER_EPOCH * per_gpu * cell.gpus
+    definition = make_workload(cell.definition).for_gate(samples, surrogate=surrogate)
+    if definition is None:
+        return None
+    workload: Workload = definition.model_copy(
+        update={
+            "precision": precision,
+            "batch": BatchSize(per_gpu=per_gpu, accumulate=definition.batch.accumulate),
+            "optimizer": definition.optimizer.model_copy(
+                update={
+                    "eps": max(definition.optimizer.eps, SMALLEST_ADAM_EPS),
+                    "learning_rate": min(
+                        definition.optimizer.learning_rate,
+                        OPTIMIZERS[definition.optimizer.name].largest_gate_rate,
+                    ),
+                }
+            ),
+            "learning_rate_rule": "none",
+            # With a long warm-up the learning rate of the gate's few steps would be almost zero.
+            "schedule": definition.schedule.model_copy(
+                update={"warmup_epochs": min(definition.schedule.warmup_epochs, 0.5)}
+            ),
+            "epochs": 2,
+        }
+    )
+    return cell.model_copy(
+        update={
+            "definition": workload,
+            "per_gpu_batch_size": per_gpu,
+            "global_batch_size": per_gpu * cell.gpus,
+        }
+    )
+
+
+def oracle_of(case: ParityCase, precision: str) -> str:
+    """The name of the oracle that rounds where the case's strategy does in this precision.
+
+    Under autocast, the parameters of an embedding or a norm stay in float32. A low ``param_dtype``
+    rounds them all, so that a whole forward pass differs.
+    """
+    low = precision in AUTOCAST_DTYPES and low_parameters(case)
+    return name_of_oracle(precision, low_parameters=low)
+
+
+def low_parameters(case: ParityCase) -> bool:
+    """Whether the strategy computes with parameters that it rounds to the timed precision."""
+    return bool(case.cell.options.get("param_dtype", "fp32") != "fp32")
+
+
+def name_of_oracle(precision: str, *, low_parameters: bool) -> str:
+    """The name of an oracle, by the precision and by what it rounds."""
+    return f"{precision} parameters" if low_parameters else precision
