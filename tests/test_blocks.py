@@ -105,7 +105,9 @@ def test_only_matrices_decay_whatever_shape_their_shards_have() -> None:
 
 
 @pytest.mark.parametrize(("decay", "built"), [("all", 0), ("matrices", 1)])
-def test_a_second_network_is_built_only_where_dimensions_matter(decay: str, built: int) -> None:
+def test_a_second_network_is_built_only_where_dimensions_matter(
+    decay: str, built: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell = cell_at(workloads__small__optimizer={"learning_rate": 0.1, "decay": decay})
     seeds: list[int] = []
 
@@ -114,6 +116,8 @@ def test_a_second_network_is_built_only_where_dimensions_matter(decay: str, buil
         return network()
 
     runtime = cast(Any, None)  # only a strategy reads it
-    task = make_task(cell, runtime, make_workload(cell.definition), build)
+    workload = make_workload(cell.definition)
+    monkeypatch.setattr(workload, "build_model", build)
+    task = make_task(cell, runtime, workload)
     task.build_optimizer(network())
     assert seeds == [cell.seed] * built

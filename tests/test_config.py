@@ -333,6 +333,14 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         f"{W}.optimizer.nesterov",
         ("momentum above 0",),
     ),
+    "fused with fp16": (
+        changed(
+            workloads__small__precision="fp16",
+            workloads__small__optimizer={"learning_rate": 0.1, "fused": True},
+        ),
+        f"{W}.optimizer.fused",
+        ("set it to false, or precision to bf16",),
+    ),
     "nesterov with adam": (
         changed(
             workloads__small__optimizer={"name": "adam", "learning_rate": 0.1, "nesterov": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from shardmark.measurement.model_cost import cost_of, parameters_of
 from shardmark.parity.cases import real_model_cell, surrogate_cell
 from shardmark.training.loop import make_task
 from shardmark.workload.built_in import make_workload
-from shardmark.workload.language.gpt import initialise
 from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
 from shardmark.workload.language.workload import Language
+from shardmark.workload.materialising import Materialiser
 from small_matrix import ROOT, changed
 from test_language_gate import GPT, language_case
 from train_dp import LossInside
@@ -66,13 +67,14 @@ def test_a_size_beside_a_preset_overrides_it() -> None:
 
 def test_weights_depend_on_seed_and_name_and_not_on_the_order_of_construction() -> None:
     workload = language()
-    size = workload.definition.model
     torch.manual_seed(1)
     whole = workload.build_model(3)
     with torch.device("meta"):
-        part = workload.build_model(3).blocks[1]
-    part.to_empty(device="cpu")
-    initialise(part, size, 3, "blocks.1.")
+        outline = workload.build_model(3)
+    fill = workload.filler(3, surrogate=False)
+    part = outline.blocks[1]
+    Materialiser(outline, fill, torch.device("cpu")).whole(part)
+    assert outline.blocks[0].attention_in.weight.is_meta
     pairs = zip(part.parameters(), whole.blocks[1].parameters(), strict=True)
     assert all(torch.equal(mine, its) for mine, its in pairs)
     assert not torch.equal(whole.blocks[0].attention_in.weight, part.attention_in.weight)
@@ -229,7 +231,7 @@ def test_a_mistyped_model_is_one_mistake_and_not_one_for_each_of_its_keys() -> N
 def test_dataparallel_computes_its_loss_where_the_logits_are() -> None:
     workload = language()
     cell = case_of("dp", 1, **GPT).cell
-    runtime: Any = None
+    runtime: Any = SimpleNamespace(device=torch.device("cpu"))
     task = make_task(cell, runtime, workload)
     inside = LossInside(task.build_model(), task)
     inputs = workload.batch(workload.rows(Path(), train=True), torch.arange(4), None)

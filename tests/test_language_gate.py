@@ -33,7 +33,7 @@ KINDS["fp16"] = {"precision": "fp16"}
 KINDS["as timed"] = {
     "precision": "bf16",
     "activation_checkpointing": "block",
-    "optimizer": GPT["optimizer"] | {"decay": "matrices", "clip_norm": 0.5},
+    "optimizer": GPT["optimizer"] | {"decay": "matrices", "clip_norm": 0.5, "fused": True},
 }
 KINDS["bf16, tied, accumulation"] = KINDS["tied, accumulation"] | {"precision": "bf16"}
 RECOMMENDED = ["fsdp_bf16", "fsdp2_bf16", "zero1_bf16_reduction", "zero3_native_bf16"]

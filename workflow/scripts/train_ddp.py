@@ -38,7 +38,7 @@ class Ddp(Strategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         options = task.cell.options
-        model = task.build_model().to(self.device)
+        model = task.build_model()
         self.module = DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
@@ -33,13 +33,12 @@ class Zero(Strategy):
         # compiler and takes half a minute, so it uses gloo like the other strategies.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.logger.setLevel("WARNING")
-        model = task.build_model()
-        if self.stage < 3:
-            model = model.to(self.device)
+        config = engine_config(task, self.stage)
+        model = _sharded(task, config) if self.stage == 3 else task.build_model()
         self.module, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=task.build_optimizer(model),
-            config=engine_config(task, self.stage),
+            config=config,
             dist_init_required=False,
         )
         if task.cell.compilation == "model":
@@ -109,6 +108,15 @@ class Zero(Strategy):
                 ),
             },
         }
+
+
+def _sharded(task: Task, config: dict[str, Any]) -> nn.Module:
+    """The network, each unit sharded as soon as it has its values."""
+    model = task.build_outline()
+    materialiser = task.materialiser(model)
+    for unit in (*task.shard_units(model), model):
+        deepspeed.zero.Init(module=materialiser.whole(unit), config_dict_or_path=config)
+    return model
 
 
 def engine_config(task: Task, stage: int) -> dict[str, Any]:

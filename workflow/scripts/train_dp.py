@@ -98,7 +98,7 @@ class Dp(Strategy):
             searches = task.cell.gpus == 1 or lasting
         if not searches:
             torch.backends.cudnn.benchmark = False
-        model = LossInside(task.build_model(), task).to(self.device)
+        model = LossInside(task.build_model(), task)
         self.module = (
             LastingThreads(model, devices) if lasting else DataParallel(model, devices or None)
         )

@@ -39,13 +39,12 @@ class FairscaleFsdp(Strategy):
             "compute_device": self.device,
             "state_dict_device": torch.device("cpu"),
         }
-        model = task.build_model()
-        if self.device.type == "cuda":
-            model = model.to(self.device)
+        model = task.build_outline()
+        materialiser = task.materialiser(model)
         with enable_wrap(wrapper_cls=FullyShardedDataParallel, **self.settings):
             for unit in task.shard_units(model):
-                _replace(model, unit, wrap(unit))
-            self.module = wrap(model)
+                _replace(model, unit, wrap(materialiser.whole(unit)))
+            self.module = wrap(materialiser.whole(model))
         self.scaler = _scaler(task, self.device)
         self.optimizer = task.build_optimizer(self.module)
 

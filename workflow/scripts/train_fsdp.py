@@ -45,7 +45,7 @@ class Fsdp(Strategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         options = task.cell.options
-        model = task.build_model()
+        model = task.build_outline()
         units = task.shard_units(model)
         param_dtype, reduce_dtype = task.low_dtype("param_dtype"), task.low_dtype("reduce_dtype")
         self.autocasts = param_dtype is None
@@ -58,6 +58,8 @@ class Fsdp(Strategy):
             backward_prefetch=_PREFETCH[options["backward_prefetch"]],
             mixed_precision=mixed if param_dtype or reduce_dtype else None,
             device_id=self.device,
+            # FSDP calls it for each module of a unit that is still on the meta device.
+            param_init_fn=task.materialiser(model).own,
             use_orig_params=True,
         )
         # A plain scaler would look for infinities only in this rank's shard.

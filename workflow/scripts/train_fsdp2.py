@@ -34,11 +34,14 @@ class Fsdp2(Strategy):
                 param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32
             ),
         }
-        model = task.build_model().to(self.device)
+        model = task.build_outline()
+        materialiser = task.materialiser(model)
         for unit in task.shard_units(model):
+            materialiser.whole(unit)
             if param_dtype is not None:
                 _keep_batchnorm(unit, settings)
             fully_shard(unit, **settings)
+        materialiser.whole(model)
         if param_dtype is not None:
             _keep_batchnorm(model, settings)
         # The root's parameters are used first in the forward pass and last in the backward pass, or

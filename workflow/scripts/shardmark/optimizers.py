@@ -37,7 +37,11 @@ class OptimizerRecord:
 
     def arguments(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the keyword arguments of its class, without the learning rate."""
-        return {name: getattr(optimizer, name) for name in self.settings}
+        settings = {name: getattr(optimizer, name) for name in self.settings}
+        if settings.get("fused") is False:
+            # To torch, False means a loop over parameters; None lets it choose its fastest one.
+            settings["fused"] = None
+        return settings
 
     def group_settings(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return what its parameter groups must contain, without parameters and learning rate.
@@ -55,21 +59,21 @@ _ADAM_SETTINGS = ("betas", "eps", "weight_decay")
 OPTIMIZERS: dict[OptimizerName, OptimizerRecord] = {
     "sgd": OptimizerRecord(
         torch_name="SGD",
-        settings=("momentum", "nesterov", "weight_decay"),
+        settings=("momentum", "nesterov", "weight_decay", "fused"),
         defaults={"dampening": 0},
         state_numbers=lambda optimizer: int(optimizer.momentum > 0),
         largest_gate_rate=0.02,
     ),
     "adam": OptimizerRecord(
         torch_name="Adam",
-        settings=_ADAM_SETTINGS,
+        settings=(*_ADAM_SETTINGS, "fused"),
         defaults={"amsgrad": False},
         state_numbers=lambda optimizer: 2,
         largest_gate_rate=1e-3,
     ),
     "adamw": OptimizerRecord(
         torch_name="AdamW",
-        settings=_ADAM_SETTINGS,
+        settings=(*_ADAM_SETTINGS, "fused"),
         defaults={"amsgrad": False},
         state_numbers=lambda optimizer: 2,
         largest_gate_rate=1e-3,

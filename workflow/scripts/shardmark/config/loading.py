@@ -44,6 +44,7 @@ from shardmark.config.schema import (
 )
 from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
+from shardmark.optimizers import OPTIMIZERS
 from shardmark.quantities import describe_gpus
 from shardmark.strategies import STRATEGIES
 
@@ -607,6 +608,13 @@ def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:
         yield f"{path}.optimizer.nesterov: belongs to sgd; {optimizer.name} needs it false"
     elif optimizer and optimizer.nesterov and not optimizer.momentum:
         yield f"{path}.optimizer.nesterov: needs a momentum above 0"
+    if optimizer and optimizer.fused and "fused" not in OPTIMIZERS[optimizer.name].settings:
+        yield f"{path}.optimizer.fused: torch has no fused {optimizer.name}"
+    if optimizer and optimizer.fused and raw.get("precision") == "fp16":
+        yield (
+            f"{path}.optimizer.fused: a fused optimizer skips a step by itself when fp16 overflows "
+            "on its own rank, without the others; set it to false, or precision to bf16"
+        )
     if schedule and isinstance(epochs, int) and 0 < epochs < schedule.warmup_epochs:
         yield (
             f"{path}.schedule.warmup_epochs: got {schedule.warmup_epochs:g}; it must not be more "

@@ -209,6 +209,11 @@ class Optimizer(Section):
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Betas of adam and adamw.")
     eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="Epsilon of adam and adamw.")
+    fused: Flag = Field(
+        False,
+        description="Whether torch updates all parameters in one kernel. Its default needs another "
+        "4 bytes per parameter during the step.",
+    )
 
 
 class Schedule(Section):

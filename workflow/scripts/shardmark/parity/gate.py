@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shardmark.cells import Cell, ParityCase
 from shardmark.measurement.clocks import Phases
@@ -54,7 +54,7 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
             cell = surrogate_cell(case, precision)
             workload = make_workload(cell.definition)
             found[precision] = _train(
-                strategy, cell, runtime, workload, workload.surrogate, case.gate.steps, phases
+                strategy, cell, runtime, workload, case.gate.steps, phases, surrogate=True
             )
             gc.collect()  # the frameworks' modules are in reference cycles
     real = real_model_cell(case)
@@ -70,10 +70,10 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
                 real,
                 runtime,
                 workload,
-                workload.build_model,
                 REAL_MODEL_STEPS,
                 phases,
-                room_is_taken,
+                surrogate=False,
+                after_first_update=room_is_taken,
             )
             found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
     if runtime.rank == 0:
@@ -85,9 +85,10 @@ def _train(
     cell: Cell,
     runtime: Runtime,
     workload: Contract[Any],
-    build: Callable[[int], nn.Module],
     steps: int,
     phases: Phases,
+    *,
+    surrogate: bool,
     after_first_update: Callable[[], object] = lambda: None,
 ) -> Trajectory:
     definition = cell.definition
@@ -101,11 +102,12 @@ def _train(
         per_replica=cell.per_gpu_batch_size,
         device=runtime.device,
     )
-    driven = strategy(make_task(cell, runtime, workload, build))
+    driven = strategy(make_task(cell, runtime, workload, surrogate=surrogate))
     driven.train()
     losses: list[float] = []
     with torch.device("meta"):
-        names = {name for name, _ in build(cell.seed).named_parameters()}
+        plain = workload.surrogate(cell.seed) if surrogate else workload.build_model(cell.seed)
+    names = {name for name, _ in plain.named_parameters()}
 
     def weights() -> dict[str, Tensor]:
         """The parameters on rank 0, which alone needs them; a collective."""

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,7 @@ MOST_INSPECTED_STEPS = 4
 
 
 def make_task(
-    cell: Cell,
-    runtime: Runtime,
-    workload: Contract[Any],
-    build: Callable[[int], nn.Module] | None = None,
+    cell: Cell, runtime: Runtime, workload: Contract[Any], *, surrogate: bool = False
 ) -> Task:
     """Make the task of a strategy: a model and an optimizer, which it distributes.
 
@@ -61,14 +58,16 @@ def make_task(
         cell: the cell.
         runtime: this process.
         workload: the cell's workload.
-        build: builds the model from the seed; None for the workload's own model.
+        surrogate: whether to train the workload's surrogate instead of its model.
     """
     definition = cell.definition
     rate = peak_learning_rate(definition, cell.gpus)
-    build = build or workload.build_model
+    build = workload.surrogate if surrogate else workload.build_model
+    fill = workload.filler(cell.seed, surrogate=surrogate)
 
-    def build_wrapped_model() -> nn.Module:
-        model = build(cell.seed)
+    def build_outline() -> nn.Module:
+        with torch.device("meta") if fill else nullcontext():
+            model = build(cell.seed)
         blocks = workload.shard_units(model)
         wrap_blocks(model, blocks, definition.activation_checkpointing, cell.compilation)
         return model
@@ -83,7 +82,8 @@ def make_task(
         cell=cell,
         runtime=runtime,
         workload=workload,
-        build_model=build_wrapped_model,
+        build_outline=build_outline,
+        fill=fill,
         build_optimizer=lambda model: build_optimizer(
             model, definition.optimizer, rate, dimensions()
         ),

@@ -15,6 +15,7 @@ from shardmark.cells import Cell
 from shardmark.training.runtime import Runtime
 from shardmark.workload.blocks import plain_name
 from shardmark.workload.contract import Contract, Inputs
+from shardmark.workload.materialising import Fill, Materialiser
 from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler
 
 StateDict = dict[str, Tensor]
@@ -28,8 +29,10 @@ class Task:
         cell: the cell, with the strategy's options.
         runtime: this process.
         workload: what is trained.
-        build_model: builds the network on the CPU, with the same weights on every rank; its blocks
-            are already checkpointed and compiled, if the workload asks for it.
+        build_outline: builds the network, whose blocks are already checkpointed and compiled if the
+            workload asks for it. Its parameters have no values yet if the workload can fill them
+            one by one; else they are on the CPU, with the same values on every rank.
+        fill: fills them; None if they have their values.
         build_optimizer: builds the workload's optimizer for a network, sharded or not.
         shard_units: returns the modules of a built network that are gathered one by one.
     """
@@ -37,9 +40,19 @@ class Task:
     cell: Cell
     runtime: Runtime
     workload: Contract[Any]
-    build_model: Callable[[], nn.Module]
+    build_outline: Callable[[], nn.Module]
+    fill: Fill | None
     build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     shard_units: Callable[[nn.Module], list[nn.Module]]
+
+    def materialiser(self, outline: nn.Module) -> Materialiser:
+        """What puts the parts of the outline on this process's device, with their values."""
+        return Materialiser(outline, self.fill, self.runtime.device)
+
+    def build_model(self) -> nn.Module:
+        """Build the whole network on this process's device."""
+        outline = self.build_outline()
+        return self.materialiser(outline).whole(outline)
 
     @property
     def precision(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from shardmark.config.schema import Workload
+from shardmark.workload.materialising import Fill
 
 # Every tensor has one entry per sample in its first dimension, so that DataParallel can split them.
 Inputs = tuple[Tensor, ...]
@@ -39,6 +40,21 @@ class Contract(ABC, Generic[Definition]):
 
         torch's default device decides where, so that the meta device needs no memory.
         """
+
+    def filler(self, seed: int, *, surrogate: bool) -> Fill | None:
+        """What fills each parameter of the network alone, with the values of ``build_model``.
+
+        Then strategies build the network on the meta device and fill one block at a time. Values
+        must not depend on the device, and the network must have no buffers.
+
+        Args:
+            seed: the seed of the weights.
+            surrogate: whether the network is the surrogate or the real one.
+
+        Returns:
+            None if the workload can only build all weights together.
+        """
+        return None
 
     @abstractmethod
     def shard_units(self, model: nn.Module) -> list[nn.Module]:

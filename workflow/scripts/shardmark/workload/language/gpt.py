@@ -80,44 +80,26 @@ class Transformer(nn.Module):
         return logits
 
 
-def build_transformer(size: Gpt, seed: int) -> Transformer:
-    """Build the model on torch's default device and initialise it there, unless that is meta."""
-    # On meta first: torch's own initial values would cost time and draw from torch's generator.
-    with torch.device("meta"):
-        model = Transformer(size)
-    device = torch.get_default_device()
-    if device.type == "meta":
-        return model
-    model.to_empty(device=device)
-    if size.tied:
-        model.head.weight = model.embedding.weight
-    initialise(model, size, seed)
-    return model
+def fill_parameter(parameter: Tensor, name: str, size: Gpt, seed: int) -> None:
+    """Set the initial values of one parameter.
 
-
-@torch.no_grad()
-def initialise(module: nn.Module, size: Gpt, seed: int, prefix: str = "") -> None:
-    """Set the initial weights of the model, or of a part of it.
-
-    A value depends only on the seed, the parameter's name in the model and its place in the
-    parameter: not on the order of construction, and not on the device. So a part of a model that
-    was built on the meta device gets the weights that the whole model would have.
+    A value depends only on the seed, the parameter's name and its place in the parameter: not on
+    the order of construction, and not on the device.
 
     Args:
-        module: the model, or a module of it.
-        size: the sizes of the whole model.
+        parameter: the whole parameter.
+        name: its name in the model.
+        size: the sizes of the model.
         seed: the cell's seed.
-        prefix: the module's name in the model, with a dot at its end.
     """
-    for name, parameter in module.named_parameters(prefix.removesuffix(".")):
-        if "norm." in name:
-            parameter.fill_(float(name.endswith("weight")))
-        elif name.endswith("bias"):
-            parameter.zero_()
-        else:
-            residual = name.endswith("_out.weight")
-            std = STD / math.sqrt(2 * size.layers) if residual else STD
-            _fill_uniform(parameter, std, seed, name)
+    if "norm." in name:
+        parameter.fill_(float(name.endswith("weight")))
+    elif name.endswith("bias"):
+        parameter.zero_()
+    else:
+        residual = name.endswith("_out.weight")
+        std = STD / math.sqrt(2 * size.layers) if residual else STD
+        _fill_uniform(parameter, std, seed, name)
 
 
 def _fill_uniform(parameter: Tensor, std: float, seed: int, name: str) -> None:

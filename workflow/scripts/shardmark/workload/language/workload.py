@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from shardmark.config.schema import Gpt, LanguageWorkload, Tokens
 from shardmark.workload.contract import Contract, Inputs, Rows
-from shardmark.workload.language.gpt import Transformer, build_transformer
+from shardmark.workload.language.gpt import Transformer, fill_parameter
 from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
+from shardmark.workload.materialising import Fill, Materialiser
 
 # Large enough for several tokens of each kind in a batch, small enough to train in seconds.
 _SURROGATE = {"layers": 2, "width": 64, "heads": 2, "context": 32, "vocabulary": 128}
@@ -33,7 +34,27 @@ class Language(Contract[LanguageWorkload]):
 
     def build_model(self, seed: int) -> Transformer:
         """The configured transformer."""
-        return build_transformer(self.definition.model, seed)
+        return self._built(self.filler(seed, surrogate=False))
+
+    def filler(self, seed: int, *, surrogate: bool) -> Fill:
+        """Fill the transformer's parameters; the surrogate's output layer has larger ones."""
+        size = self.definition.model
+
+        def fill(name: str, parameter: Tensor) -> None:
+            fill_parameter(parameter, name, size, seed)
+            if surrogate and name == ("embedding.weight" if size.tied else "head.weight"):
+                parameter.mul_(_SURROGATE_HEAD_SCALE)
+
+        return fill
+
+    def _built(self, fill: Fill) -> Transformer:
+        # On meta first: torch's own initial values would cost time and draw from torch's generator.
+        with torch.device("meta"):
+            model = Transformer(self.definition.model)
+        device = torch.get_default_device()
+        if device.type != "meta":
+            Materialiser(model, fill, device).whole(model)
+        return model
 
     def shard_units(self, model: nn.Module) -> list[nn.Module]:
         """Its blocks; embeddings and output layer belong to no unit, since they may be tied."""
@@ -86,10 +107,7 @@ class Language(Contract[LanguageWorkload]):
 
         They make the gradient's norm exceed any threshold at which a framework might clip.
         """
-        model = self.build_model(seed)
-        with torch.no_grad():
-            model.head.weight.mul_(_SURROGATE_HEAD_SCALE)
-        return model
+        return self._built(self.filler(seed, surrogate=True))
 
     @property
     def surrogate_name(self) -> str:
