@@ -56,8 +56,17 @@ def test_a_preset_has_its_parameters_and_the_flops_of_the_palm_convention(
     assert cost.parameters / 1e9 == pytest.approx(billions, rel=5e-3)
     multiplied = 12 * size.layers * size.width**2 + size.vocabulary * size.width
     attention = 12 * size.layers * size.width * size.context
-    assert cost.flops_per_item == 6 * multiplied + attention
+    assert cost.flops_per_item == cost.hardware_flops_per_item == 6 * multiplied + attention
     assert set(GPT_PRESETS[preset]) == {"layers", "width", "heads", "tied", "context", "vocabulary"}
+
+
+def test_checkpointing_computes_the_blocks_again_up_to_what_the_backward_pass_needs() -> None:
+    workload = language(SMALL, activation_checkpointing="block")
+    size = workload.definition.model
+    cost = cost_of(workload)
+    # All but the last of a block's matrix products, whose result no gradient needs.
+    again = size.layers * (2 * 8 * size.width**2 + 4 * size.width * size.context)
+    assert cost.hardware_flops_per_item == cost.flops_per_item + again
 
 
 def test_a_size_beside_a_preset_overrides_it() -> None:

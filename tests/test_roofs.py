@@ -28,9 +28,12 @@ def probe_of(tflops: float, gb_per_s: float) -> Probe:
 
 
 def test_a_memory_bound_cell_says_so_with_its_figures() -> None:
-    roofs = compute_roofs([probe_of(780, 4000)], 7_800_000_000, 160_000_000, 15_000, "images")
+    roofs = compute_roofs(
+        [probe_of(780, 4000)], 7_800_000_000, 10_400_000_000, 160_000_000, 15_000, "images"
+    )
     assert roofs.achieved_tflops == pytest.approx(117)
     assert roofs.peak_share_pct == pytest.approx(15)
+    assert roofs.hardware_share_pct == pytest.approx(20)
     assert roofs.achieved_gb_per_s == pytest.approx(2400)
     assert roofs.bandwidth_share_pct == pytest.approx(60)
     assert roofs.bound == "memory"
@@ -41,13 +44,15 @@ def test_a_memory_bound_cell_says_so_with_its_figures() -> None:
 
 
 def test_the_slowest_gpu_gives_the_roofs() -> None:
-    roofs = compute_roofs([probe_of(780, 4000), probe_of(600, 100)], 10**9, 10**5, 1000, "images")
+    roofs = compute_roofs(
+        [probe_of(780, 4000), probe_of(600, 100)], 10**9, 10**9, 10**5, 1000, "images"
+    )
     assert (roofs.peak_tflops, roofs.bandwidth_gb_per_s) == (600, 100)
     assert roofs.bound == "compute"
 
 
 def test_without_all_operations_nothing_is_said_of_memory() -> None:
-    roofs = compute_roofs([probe_of(780, 4000)], 10**9, None, 1000, "images")
+    roofs = compute_roofs([probe_of(780, 4000)], 10**9, 10**9, None, 1000, "images")
     assert (roofs.bound, roofs.memory_roof_items_per_s, roofs.statement) == (None, None, None)
 
 

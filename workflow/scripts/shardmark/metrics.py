@@ -158,9 +158,9 @@ class Probe(Record):
 class Roofs(Record):
     """What one GPU achieves compared with the peaks that the cell's probe measured.
 
-    FLOPs are those of the model's forward and backward pass, by ``measurement/model_cost.py``; what
-    activation checkpointing computes again is not among them. So ``peak_share_pct`` is the model
-    FLOPs utilisation (MFU) against the measured peak.
+    FLOPs are those of the model's forward and backward pass, by ``measurement/model_cost.py``.
+    ``peak_share_pct`` is the model FLOPs utilisation (MFU) against the measured peak.
+    ``hardware_share_pct`` (HFU) also counts what activation checkpointing computes again.
 
     Bytes are those that operations read and write if nothing is cached or fused; null if not all
     operations could be observed (DataParallel's replicas run in threads, compiled graphs do not run
@@ -168,11 +168,13 @@ class Roofs(Record):
     """
 
     flops_per_item: Total = _renamed("flops_per_item", "flops_per_image")
+    hardware_flops_per_item: Total | None = None
     bytes_per_item: Total | None = _renamed("bytes_per_item", "bytes_per_image")
     peak_tflops: Amount
     bandwidth_gb_per_s: Amount
     achieved_tflops: Amount
     peak_share_pct: Amount
+    hardware_share_pct: Amount | None = None
     achieved_gb_per_s: Amount | None
     bandwidth_share_pct: Amount | None
     compute_roof_items_per_s: Amount = _renamed(

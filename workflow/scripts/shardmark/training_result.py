@@ -48,6 +48,7 @@ class Inspected(Section):
 
     effective_config: EffectiveConfig
     flops_per_item: int
+    hardware_flops_per_item: int
     bytes_per_item: int | None
     memory: Memory
 

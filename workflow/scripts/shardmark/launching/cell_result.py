@@ -67,6 +67,7 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
         roofs = compute_roofs(
             probes,
             inspected.flops_per_item,
+            inspected.hardware_flops_per_item,
             inspected.bytes_per_item,
             throughput.items_per_s_per_gpu,
             throughput.unit,

@@ -15,6 +15,7 @@ from shardmark.metrics import Bound, Probe, Roofs
 def compute_roofs(
     probes: Sequence[Probe],
     flops_per_item: int,
+    hardware_flops_per_item: int,
     bytes_per_item: int | None,
     items_per_s_per_gpu: float,
     unit: str,
@@ -24,6 +25,7 @@ def compute_roofs(
     Args:
         probes: one for every device of the cell.
         flops_per_item: FLOPs of forward and backward pass.
+        hardware_flops_per_item: the same with what activation checkpointing computes again.
         bytes_per_item: bytes that operations read and write, each operand once and nothing cached
             or fused; None if not all operations could be observed.
         items_per_s_per_gpu: throughput in steady state.
@@ -41,11 +43,13 @@ def compute_roofs(
         bound, statement = _bound(compute_roof, memory_roof, items_per_s_per_gpu, unit)
     return Roofs(
         flops_per_item=flops_per_item,
+        hardware_flops_per_item=hardware_flops_per_item,
         bytes_per_item=bytes_per_item,
         peak_tflops=peak,
         bandwidth_gb_per_s=bandwidth,
         achieved_tflops=achieved,
         peak_share_pct=100 * achieved / peak,
+        hardware_share_pct=100 * hardware_flops_per_item * items_per_s_per_gpu / 1e12 / peak,
         achieved_gb_per_s=moved_gb_per_s,
         bandwidth_share_pct=100 * moved_gb_per_s / bandwidth
         if moved_gb_per_s is not None

@@ -61,6 +61,7 @@ UNITS = {
     "items_per_s_per_gpu": "items/s",
     "bytes_per_item": "bytes",
     "flops_per_item": "FLOP",
+    "hardware_flops_per_item": "FLOP",
     "bytes": "bytes",
     "mhz": "MHz",
     "pct": "%",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ _MEDIANS = [
     "memory_capacity_bytes",
     "energy_per_item_j",
     "peak_share_pct",
+    "hardware_share_pct",
     "datasheet_share_pct",
 ]
 
@@ -104,6 +106,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
                 f"vs {label_of(baseline)}": "baseline" if name == baseline else _ratio(row),
                 "Efficiency (%)": _efficiency(_find_row(scaling, name)),
                 "MFU (%)": _mfu(measured),
+                "HFU (%)": _hfu(measured),
                 "Peak memory (GiB)": _memory(measured),
                 ENERGY.of(unit).heading: format_number(measured[ENERGY.column], 3),
                 **(_price(per_gpu) if device == "cuda" else {}),
@@ -144,6 +147,8 @@ def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: s
         parts.append(f"all rows: {lanes.pop()}")
     if "MFU (%)" in headings:
         parts.append("MFU: share of the measured peak (small type: of the datasheet's)")
+    if "HFU (%)" in headings:
+        parts.append("HFU: with what activation checkpointing computes again")
     return "; ".join(parts)
 
 
@@ -173,6 +178,14 @@ def _mfu(measured: Mapping[Any, Any]) -> str:
     if pd.isna(shares[0]):
         return DASH
     return f"{shares[0]:.1f}" + (f" [{shares[1]:.1f}]" if pd.notna(shares[1]) else "")
+
+
+def _hfu(measured: Mapping[Any, Any]) -> str:
+    """The share with recomputation, where there is any."""
+    share = measured["hardware_share_pct"]
+    if pd.isna(share) or math.isclose(share, measured["peak_share_pct"]):
+        return DASH
+    return f"{share:.1f}"
 
 
 def _memory(measured: Mapping[Any, Any]) -> str:

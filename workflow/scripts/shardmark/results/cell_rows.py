@@ -324,6 +324,10 @@ class CellRow(Section):
         "Model FLOPs per second of a GPU, as a share of the peak that the probe measured, %.",
         empty=_NOT_RECORDED,
     )
+    hardware_share_pct: float | None = column(
+        "The same with the FLOPs that activation checkpointing computes again, %.",
+        empty=_NOT_RECORDED,
+    )
     datasheet_share_pct: float | None = column(
         "Model FLOPs per second of a GPU, as a share of the peak on its datasheet, %.",
         empty=f"{_NOT_RECORDED}, or the datasheet is not known here",
@@ -528,6 +532,7 @@ def _memory_and_peak(metrics: Metrics) -> dict[str, Any]:
         name, precision = metrics.devices[0].name, metrics.cell.definition.precision
         promised = datasheet_tflops(name, precision)
         values["peak_share_pct"] = roofs.peak_share_pct
+        values["hardware_share_pct"] = roofs.hardware_share_pct
         values["datasheet_share_pct"] = promised and 100 * roofs.achieved_tflops / promised
     return values
 

@@ -340,6 +340,7 @@ class CellTraining:
         inspected = Inspected(
             effective_config=settings,
             flops_per_item=cost.flops_per_item,
+            hardware_flops_per_item=cost.hardware_flops_per_item,
             bytes_per_item=self._bytes_per_item(observer),
             memory=self._model_state(observer, settings, cost),
         )
