@@ -2,9 +2,11 @@
 
     export PYTHONPATH=workflow/scripts
     python benchmarks/against_plain_loops.py --gpus 1 2 --output results/bench
+    python benchmarks/against_plain_loops.py --gpus 2 --model gpt_1b4
 
 The same training in both: ResNet-50 with the CIFAR stem, bf16 autocast, 512 images per GPU,
-synthetic images on the device. A cell below 0.95 of its plain loop is marked. Where a step waits
+synthetic images on the device; or a language model, which has plain loops of DDP and of FSDP2 with
+its own mixed precision. A cell below 0.95 of its plain loop is marked. Where a step waits
 for its host, moments of one machine differ by 10 to 20 %: more rounds tell noise from a cause. The
 order within a round is reversed from one to the next.
 """
@@ -23,11 +25,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from gpt import gpt_cell
+from plain_gpt import PRESETS
 from resnet50 import ROOT, resnet50_cell, run_in
+from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.measurement.labels import host_wait_pct, slowest_host
 from shardmark.measurement.telemetry import visible_gpus
@@ -47,16 +52,62 @@ PHASES = {
 }
 
 
-def plain_loop(strategy: str, gpus: int, seconds: float, *options: str) -> dict[str, Any]:
-    """What benchmarks/plain_loop.py printed.
+class Bench(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        model: resnet50, or the size of a language model.
+        checkpoint: whether a language model computes its blocks again.
+        seconds: length of each timed window.
+        rounds: pairs of cell and plain loop.
+        output: folder for the results.
+    """
+
+    model: str
+    checkpoint: bool
+    seconds: float
+    rounds: int
+    output: Path
+
+    def cell(self, strategy: str, gpus: int) -> Cell:
+        """The cell of a strategy."""
+        measure = {
+            "steady_min_s": self.seconds,
+            "steady_max_s": self.seconds,
+            "idle_s": 0.0,
+            "warmup_max_steps": 60 if self.model == "resnet50" else 10,
+            "warmup_min_steps": 3,
+        }
+        if self.model == "resnet50":
+            return resnet50_cell(strategy, gpus, measure)
+        return gpt_cell(strategy, gpus, measure, self.model, checkpoint=self.checkpoint)
+
+    def loop(self, cell: Cell) -> dict[str, Any]:
+        """What the plain loop of a cell printed."""
+        if self.model == "resnet50":
+            return plain_loop("plain_loop.py", cell, self.seconds)
+        options = ["--preset", self.model, *(["--checkpoint"] if self.checkpoint else [])]
+        return plain_loop("plain_gpt.py", cell, self.seconds, *options)
+
+
+def plain_loop(name: str, cell: Cell, seconds: float, *options: str) -> dict[str, Any]:
+    """What a plain loop printed.
+
+    Args:
+        name: its file beside this one.
+        cell: has the strategy and the GPU count.
+        seconds: length of its timed window.
+        options: further ones of its command line.
 
     Raises:
         UserError: if it did not end well.
     """
-    script = [str(ROOT / "benchmarks/plain_loop.py"), "--strategy", strategy]
+    strategy, gpus = cell.strategy, cell.gpus
+    known = strategy if name == "plain_gpt.py" else cell.base
+    script = [str(ROOT / "benchmarks" / name), "--strategy", known]
     script += ["--seconds", str(seconds), *options]
     command = [sys.executable]
-    if STRATEGIES[strategy].one_process:
+    if STRATEGIES[cell.base].one_process:
         script += ["--gpus", str(gpus)]
     elif gpus > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
@@ -89,35 +140,27 @@ def startup_of(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def pairs(
-    strategy: str, gpus: int, seconds: float, rounds: int, output: Path
-) -> Iterator[tuple[Metrics, dict[str, Any]]]:
-    """Cell and plain loop, ``rounds`` times."""
-    measure = {
-        "steady_min_s": seconds,
-        "steady_max_s": seconds,
-        "idle_s": 0.0,
-        "warmup_max_steps": 60,
-    }
-    cell = resnet50_cell(strategy, gpus, measure)
-    for number in range(rounds):
-        folder = output / f"{strategy}-gpus{gpus}-{number}"
+def pairs(bench: Bench, strategy: str, gpus: int) -> Iterator[tuple[Metrics, dict[str, Any]]]:
+    """Cell and plain loop, as often as there are rounds."""
+    cell = bench.cell(strategy, gpus)
+    for number in range(bench.rounds):
+        folder = bench.output / f"{bench.model}-{strategy}-gpus{gpus}-{number}"
         cell_first = number % 2 == 0
-        loop = None if cell_first else plain_loop(strategy, gpus, seconds)
+        loop = None if cell_first else bench.loop(cell)
         with contextlib.redirect_stdout(io.StringIO()) as log:
             metrics = run_in(folder, cell)
         (folder / "job.log").write_text(log.getvalue())
         if metrics.status != "ok":
             assert metrics.failure is not None
             raise UserError(f"{cell.title}: {metrics.status}: {metrics.failure.exception}")
-        yield metrics, loop or plain_loop(strategy, gpus, seconds)
+        yield metrics, loop or bench.loop(cell)
 
 
 def row_of(found: Sequence[tuple[Metrics, dict[str, Any]]]) -> dict[str, Any]:
     """One line of the table, from the rounds of one strategy at one GPU count."""
     first = found[0][0]
     speeds = [one.throughput.items_per_s for one, _ in found if one.throughput]
-    ratios = [speed / loop["images_per_s"] for speed, (_, loop) in zip(speeds, found, strict=True)]
+    ratios = [speed / loop["items_per_s"] for speed, (_, loop) in zip(speeds, found, strict=True)]
     cells = [startup_of(one) for one, _ in found]
     loops = [loop["phases_s"] for _, loop in found]
     startup, bare = (_median(sum(each.values()) for each in many) for many in (cells, loops))
@@ -129,8 +172,8 @@ def row_of(found: Sequence[tuple[Metrics, dict[str, Any]]]) -> dict[str, Any]:
     return {
         "strategy": first.cell.strategy,
         "GPUs": first.cell.gpus,
-        "cell img/s": round(_median(speeds)),
-        "loop img/s": round(_median(loop["images_per_s"] for _, loop in found)),
+        "cell items/s": round(_median(speeds)),
+        "loop items/s": round(_median(loop["items_per_s"] for _, loop in found)),
         "cell/loop": round(_median(ratios), 3),
         "ratios": " ".join(f"{ratio:.2f}" for ratio in ratios),
         "mark": "LOW" if _median(ratios) < LOWEST_RATIO else "",
@@ -175,7 +218,7 @@ def trap(gpus: int, seconds: float, output: Path) -> str:
     with contextlib.redirect_stdout(io.StringIO()):
         metrics = run_in(output / "dp_search", cell)
     speed = f"{metrics.throughput.items_per_s:,.0f}" if metrics.throughput else metrics.status
-    loop = plain_loop("dp", gpus, seconds, "--search")["images_per_s"]
+    loop = plain_loop("plain_loop.py", cell, seconds, "--search")["items_per_s"]
     return (
         f"The trap: dp on {gpus} GPUs with cuDNN's search on (cudnn_benchmark: true): cell {speed} "
         f"images/s, plain loop {loop:,.0f}"
@@ -188,12 +231,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpus", nargs="+", type=int, help="counts; default: 1 and all there are")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--model", choices=("resnet50", *PRESETS), default="resnet50")
+    parser.add_argument(
+        "--checkpoint", action="store_true", help="a language model computes its blocks again"
+    )
+    parser.add_argument("--strategies", nargs="+", help="default: all that have a plain loop")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each timed window")
     parser.add_argument("--rounds", type=int, default=1, help="pairs of cell and plain loop")
     parser.add_argument("--output", type=Path, default=Path("results/bench"))
     arguments = parser.parse_args()
+    known = list(STRATEGIES) if arguments.model == "resnet50" else ["ddp", "fsdp2_bf16"]
+    strategies = arguments.strategies or known
+    bench = Bench(
+        arguments.model,
+        arguments.checkpoint,
+        arguments.seconds,
+        arguments.rounds,
+        arguments.output,
+    )
     try:
+        if unknown := set(strategies) - set(known):
+            raise UserError(f"--strategies {' '.join(unknown)}: allowed: {', '.join(known)}")
         there = len(visible_gpus())
         counts = arguments.gpus or sorted({1, there})
         if not there or max(counts) > there:
@@ -212,19 +270,18 @@ def main() -> None:
 
     # The first process of a machine reads its libraries from the disk: this one counts for nothing.
     with contextlib.suppress(UserError):
-        plain_loop("ddp", max(counts), 1.0)
+        bench._replace(seconds=1.0).loop(bench.cell("ddp", max(counts)))
     for gpus in sorted(counts, reverse=True):
-        for strategy in arguments.strategies:
+        for strategy in strategies:
             begin = time.monotonic()
             try:
-                found = pairs(strategy, gpus, arguments.seconds, arguments.rounds, arguments.output)
-                rows.append(row_of(list(found)))
+                rows.append(row_of(list(pairs(bench, strategy, gpus))))
             except UserError as error:
                 rows.append({"strategy": strategy, "GPUs": gpus, "mark": "FAILED"})
                 notes.append(str(error))
             report()
             print(f"{strategy} on {gpus} GPUs: {time.monotonic() - begin:.0f} s", flush=True)
-    if "dp" in arguments.strategies and max(counts) > 1:
+    if "dp" in strategies and max(counts) > 1:
         notes.append(trap(max(counts), 2.0, arguments.output))
     print(report())
 

@@ -131,8 +131,8 @@ def main() -> None:
                 print(f"pair {number + 1}, images/s: {said}", flush=True)
     if result is None:  # rank 0 has it
         os._exit(0)
-    print("A traced step, ms:", [rank["profile"] for rank in result["ranks"]])
-    print("The host in the first window:", [rank["host"] for rank in result["ranks"]])
+    print("A traced step, ms:", [rank.profile for rank in result.ranks])
+    print("The host in the first window:", [rank.host for rank in result.ranks])
     for kind in arguments.against:
         print(
             f"{arguments.strategy} on {gpus} GPUs: cell {statistics.median(speeds[CELL]):,.0f}, "

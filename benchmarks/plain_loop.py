@@ -243,7 +243,7 @@ def main() -> None:
             name: round(end - begin, 3)
             for name, begin, end in zip(marks, times, times[1:], strict=False)
         }
-        found = {"strategy": arguments.strategy, "images_per_s": speed, "phases_s": phases}
+        found = {"strategy": arguments.strategy, "items_per_s": speed, "phases_s": phases}
         print(json.dumps(found | {"startup_s": marks["first step"] - launched}), flush=True)
     os._exit(0)  # some frameworks take seconds to leave
 
