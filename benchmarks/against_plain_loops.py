@@ -165,7 +165,7 @@ def row_of(found: Sequence[tuple[Metrics, dict[str, Any]]]) -> dict[str, Any]:
     loops = [loop["phases_s"] for _, loop in found]
     startup, bare = (_median(sum(each.values()) for each in many) for many in (cells, loops))
     splits = [split for one, _ in found if (split := slowest_host(one.profile))]
-    split = {
+    parts = {
         part: _median(getattr(one, f"{part}_ms") for one in splits)
         for part in ("step", "compute", "exposed_communication", "data", "host_gap")
     }
@@ -179,11 +179,11 @@ def row_of(found: Sequence[tuple[Metrics, dict[str, Any]]]) -> dict[str, Any]:
         "mark": "LOW" if _median(ratios) < LOWEST_RATIO else "",
         "util %": _rounded(first.efficiency.utilization_pct if first.efficiency else None),
         "step ms": round(_median(o.throughput.step_ms_mean for o, _ in found if o.throughput), 1),
-        "traced": round(split["step"], 1),
-        "compute": round(split["compute"], 1),
-        "comm": round(split["exposed_communication"], 1),
-        "data": round(split["data"], 1),
-        "host": round(split["host_gap"], 1),
+        "traced": round(parts["step"], 1),
+        "compute": round(parts["compute"], 1),
+        "comm": round(parts["exposed_communication"], 1),
+        "data": round(parts["data"], 1),
+        "host": round(parts["host_gap"], 1),
         "host %": _rounded(host_wait_pct(first)),
         "launch CPU %": _rounded(max(use.launching_cpu_pct for use in first.host)),
         "start-up s": round(startup, 1),
@@ -197,7 +197,7 @@ def row_of(found: Sequence[tuple[Metrics, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _median(values: Any) -> float:
-    return statistics.median(list(values))
+    return float(statistics.median(list(values)))
 
 
 def _rounded(value: float | None) -> int | None:

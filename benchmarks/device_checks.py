@@ -31,7 +31,9 @@ from shardmark.cells import Cell
 from shardmark.measurement.rules import Peers
 from shardmark.measurement.validity import judge
 from shardmark.metrics import Metrics
-from shardmark.results.certificate import as_markdown, certify
+from shardmark.report.page_tables import settings_table
+from shardmark.report.table import to_markdown
+from shardmark.results.certificate import certify
 from shardmark.strategies import STRATEGIES
 
 PARTS = ("sampler", "strategies", "rules", "sabotage")
@@ -139,7 +141,7 @@ class Checks:
         self.say("", "## Memory of rank 0, MiB", *table(MEMORY_HEAD, map(memory_row, done)))
         self.say("", "## Where a GPU stands", *(f"{title(one)}: {roof(one)}" for one in done))
         certificate = certify(done, "ddp")
-        self.say("", as_markdown(certificate))
+        self.say("", to_markdown([settings_table(certificate)]))
         self.say(f"{len(certificate.flagged)} differences that nothing explains (none expected)")
 
     def rules(self) -> None:

@@ -137,7 +137,7 @@ def main() -> None:
     single = "RANK" not in os.environ
     dist.init_process_group(
         "nccl",
-        store=dist.HashStore() if single else None,
+        store=dist.HashStore() if single else None,  # type: ignore[attr-defined]
         rank=0 if single else -1,
         world_size=1 if single else -1,
         device_id=DEVICE,

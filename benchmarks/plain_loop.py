@@ -18,6 +18,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ Step = Callable[[Tensor, Tensor], None]
 
 def resnet50() -> nn.Module:
     """ResNet-50 with the CIFAR stem, on the CPU."""
-    model = torchvision.models.resnet50(num_classes=10)
+    model: nn.Module = torchvision.models.resnet50(num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model
@@ -44,7 +45,7 @@ def autocast_step(model: nn.Module) -> Step:
     def step(images: Tensor, labels: Tensor) -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
             loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
@@ -103,7 +104,8 @@ def build_fsdp2() -> Step:
     for module in model.modules():
         if isinstance(module, Bottleneck):
             fully_shard(module)
-    return autocast_step(fully_shard(model))
+    fully_shard(model)
+    return autocast_step(model)
 
 
 def build_fairscale_fsdp() -> Step:
@@ -112,10 +114,11 @@ def build_fairscale_fsdp() -> Step:
 
     model = resnet50().to(DEVICE)
     with enable_wrap(wrapper_cls=FullyShardedDataParallel):
-        for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            stage = cast(nn.Sequential, model.get_submodule(name))
             for index, block in enumerate(stage):
-                stage[index] = wrap(block)
-        return autocast_step(wrap(model))
+                stage[index] = cast(Any, wrap)(block)
+        return autocast_step(cast(Any, wrap)(model))
 
 
 def build_zero(stage: int) -> Step:
@@ -218,7 +221,7 @@ def main() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed takes its device from it
     dist.init_process_group(
         "nccl",
-        store=dist.HashStore() if single else None,
+        store=dist.HashStore() if single else None,  # type: ignore[attr-defined]
         rank=0 if single else -1,
         world_size=1 if single else -1,
         device_id=DEVICE,
