@@ -1,7 +1,8 @@
 """The parity gate for many cases: their ranks are forks of this process, which imports once.
 
 The ranks, their process groups and the training are those of run_parity.py; only the launcher is
-not. Usage: ``forked_gate.py CASES VERDICTS``, two files of JSON lists.
+not. Usage: ``forked_gate.py FOLDER``. It reads one case per line from its input, as JSON, and
+writes one verdict per line.
 """
 
 from __future__ import annotations
@@ -35,22 +36,21 @@ from train_fsdp2 import Fsdp2
 CLASSES = {"dp": Dp, "ddp": Ddp, "fsdp": Fsdp, "fsdp2": Fsdp2, "fairscale_fsdp": FairscaleFsdp}
 
 
-def main(cases: Path, verdicts: Path) -> None:
-    """Judge every case of a file."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for raw in json.loads(cases.read_text()):
-            case = ParityCase.model_validate(raw)
-            found.append(verdict(case, Path(folder)))
-            print(found[-1]["status"], case.cell.title, found[-1]["reason"], flush=True)
-    verdicts.write_text(json.dumps(found))
+def main(folder: Path) -> None:
+    """Judge the cases of standard input; keep their oracles in ``folder``."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what ranks print is no verdict
+    for line in sys.stdin:
+        found = verdict(ParityCase.model_validate_json(line), folder)
+        answers.write(f"{json.dumps(found)}\n")
+        answers.flush()
 
 
 def verdict(case: ParityCase, folder: Path) -> dict[str, object]:
     """The gate's verdict on one case."""
     cell = case.cell
     like = cell.model_copy(update={"strategy": "", "base": "ddp", "options": {}})
-    oracle = folder / case.model_copy(update={"cell": like}).fingerprint()
+    oracle = folder / f"{case.model_copy(update={'cell': like}).fingerprint()}.pt"
     if not oracle.exists():
         run_forks(1, lambda rank: write_plain(make_oracles(case, torch.device("cpu")), oracle))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

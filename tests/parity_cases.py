@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,33 @@ def make_oracle(case: ParityCase, folder: Path) -> Path:
     return target
 
 
-def forked_verdicts(cases: Sequence[ParityCase], folder: Path) -> list[Parity]:
-    """The gate's verdicts, by processes forked from one."""
-    file, found = folder / "cases.json", folder / "verdicts.json"
-    file.write_text(json.dumps([case.model_dump(mode="json", by_alias=True) for case in cases]))
-    script = ROOT / "tests/forked_gate.py"
+@contextlib.contextmanager
+def forked_gate(folder: Path) -> Iterator[Callable[[ParityCase], Parity]]:
+    """The gate by processes that are forked from one, which has imported torch and the frameworks.
+
+    Yields:
+        the verdict on a case.
+    """
     environment = {"PYTHONPATH": f"{ROOT}/workflow/scripts:{ROOT}/tests", "PATH": "/usr/bin:/bin"}
-    subprocess.run(
-        [sys.executable, str(script), str(file), str(found)], env=environment, check=True
-    )
-    return [Parity.model_validate(raw, strict=False) for raw in json.loads(found.read_text())]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/forked_gate.py"), str(folder)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        cases, verdicts = process.stdin, process.stdout
+
+        def judge(case: ParityCase) -> Parity:
+            cases.write(f"{case.model_dump_json(by_alias=True)}\n")
+            cases.flush()
+            line = verdicts.readline()
+            assert line, f"{case.cell.title}: a process of the gate failed"
+            return Parity.model_validate(json.loads(line), strict=False)
+
+        try:
+            yield judge
+        finally:
+            process.kill()

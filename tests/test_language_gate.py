@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from parity_cases import DEVICE, STRATEGIES, case_of, forked_verdicts
+from parity_cases import DEVICE, STRATEGIES, case_of, forked_gate
 from shardmark.cells import ParityCase
+from shardmark.metrics import Parity
 from shardmark.parity.judgement import ROUNDING_RMS
 
+Gate = Callable[[ParityCase], Parity]
 GPT: dict[str, Any] = {
     "model": {"name": "gpt", "layers": 3, "width": 32, "heads": 2, "context": 16, "vocabulary": 80},
     "dataset": {"name": "synthetic_tokens"},
@@ -43,8 +45,17 @@ def language_case(strategy: str, ranks: int, kind: str) -> ParityCase:
     return case_of(strategy, ranks, **(GPT | KINDS[kind]))
 
 
-def assert_all_pass(cases: list[ParityCase], folder: Path) -> None:
-    for case, parity in zip(cases, forked_verdicts(cases, folder), strict=True):
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    if DEVICE == "cuda":
+        pytest.skip("forks of a process that has a GPU lose it")
+    with forked_gate(tmp_path_factory.mktemp("gate")) as gate:
+        yield gate
+
+
+def assert_all_pass(cases: list[ParityCase], gate: Gate) -> None:
+    for case in cases:
+        parity = gate(case)
         assert parity.status == "passed", (case.cell.title, parity.reason)
         assert parity.precisions[0].deviation.loss <= 1e-5
         assert parity.precisions[0].noise_floor.loss <= 1e-6
@@ -55,27 +66,24 @@ def assert_all_pass(cases: list[ParityCase], folder: Path) -> None:
                 assert precision.deviation.first_update < ROUNDING_RMS[precision.precision] / 4
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
-def test_every_strategy_trains_the_oracles_language_model(tmp_path: Path) -> None:
+def test_every_strategy_trains_the_oracles_language_model(gate: Gate) -> None:
     chosen = [("dp", 1, "plain"), ("fsdp2", 3, "accumulation"), ("deepspeed_zero1", 4, "plain")]
     chosen += [(name, 2, "tied, accumulation") for name in STRATEGIES if name != "dp"]
     chosen += [(name, 2, "as timed") for name in ("ddp", *RECOMMENDED)]
     chosen += [("fsdp2_fp16", 2, "fp16")]
-    assert_all_pass([language_case(*names) for names in chosen], tmp_path)
+    assert_all_pass([language_case(*names) for names in chosen], gate)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
-def test_a_reduction_in_bf16_is_caught_though_its_parameters_are_bf16(tmp_path: Path) -> None:
-    (parity,) = forked_verdicts([language_case("fsdp2_all_bf16", 2, "as timed")], tmp_path)
+def test_a_reduction_in_bf16_is_caught_though_its_parameters_are_bf16(gate: Gate) -> None:
+    parity = gate(language_case("fsdp2_all_bf16", 2, "as timed"))
     assert parity.precisions[0].passed
     assert "bf16: first update" in (parity.reason or "")
 
 
 @pytest.mark.long
-@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_all_ranks_strategies_and_kinds_agree(ranks: int, tmp_path: Path) -> None:
+def test_all_ranks_strategies_and_kinds_agree(ranks: int, gate: Gate) -> None:
     names = (*STRATEGIES, *RECOMMENDED)
     cases = [
         language_case(name, ranks, kind)
@@ -83,4 +91,4 @@ def test_all_ranks_strategies_and_kinds_agree(ranks: int, tmp_path: Path) -> Non
         for name in names
         if name in STRATEGIES or "precision" in KINDS[kind]
     ]
-    assert_all_pass([case for case in cases if not case.cell.unsupported], tmp_path)
+    assert_all_pass([case for case in cases if not case.cell.unsupported], gate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from parity_cases import (
     ROOT,
     STRATEGIES,
     case_of,
-    forked_verdicts,
+    forked_gate,
     make_oracle,
     skip_without_gpus,
 )
@@ -23,6 +24,7 @@ from shardmark.errors import UserError
 from shardmark.metrics import Parity
 from shardmark.parity.judgement import ROUNDING_RMS
 
+Gate = Callable[[ParityCase], Parity]
 SABOTAGE = ROOT / "tests/sabotage"
 COMPILING = ROOT / "tests/compiling"
 # On a CPU DataParallel makes no replicas.
@@ -42,6 +44,16 @@ def gate(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
         return run_parity.run_parity(
             case, oracle, Path(folder, "w/ddp/verdict.json"), script=script
         )
+
+
+@pytest.fixture(scope="module")
+def quick_gate(oracles: Path) -> Iterator[Gate]:
+    """The verdict on a case, where GPUs allow it by forks, which need not import torch."""
+    if DEVICE == "cuda":  # forks of a process that has a GPU lose it
+        yield lambda case: gate(case, oracles)
+        return
+    with forked_gate(oracles) as judge:
+        yield judge
 
 
 def assert_passed(parity: Parity) -> None:
@@ -89,7 +101,7 @@ def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, oracles: 
 
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
 def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
-    strategy: str, oracles: Path
+    strategy: str, quick_gate: Gate
 ) -> None:
     case = case_of(
         strategy,
@@ -105,13 +117,12 @@ def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
             "clip_norm": 0.5,
         },
     )
-    assert_passed(gate(case, oracles))
+    assert_passed(quick_gate(case))
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="forks of a process that has a GPU lose it")
-def test_four_ranks_match_the_oracle(tmp_path: Path) -> None:
-    for parity in forked_verdicts([case_of(strategy, 4) for strategy in DISTRIBUTED], tmp_path):
-        assert_passed(parity)
+@pytest.mark.parametrize("strategy", DISTRIBUTED)
+def test_four_ranks_match_the_oracle(strategy: str, quick_gate: Gate) -> None:
+    assert_passed(quick_gate(case_of(strategy, 4)))
 
 
 def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
@@ -120,9 +131,9 @@ def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_native_bf16"])
-def test_a_frameworks_own_mixed_precision_matches(strategy: str, oracles: Path) -> None:
+def test_a_frameworks_own_mixed_precision_matches(strategy: str, quick_gate: Gate) -> None:
     case = case_of(strategy, 2, precision="bf16")
-    parity = gate(case, oracles)
+    parity = quick_gate(case)
     assert_passed(parity)
     fp32, bf16 = parity.precisions
     if strategy == "fsdp2_bf16":
@@ -131,7 +142,9 @@ def test_a_frameworks_own_mixed_precision_matches(strategy: str, oracles: Path) 
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2", "fairscale_fsdp", "deepspeed_zero3"])
-def test_accumulation_synchronised_batchnorm_and_loader_match(strategy: str, oracles: Path) -> None:
+def test_accumulation_synchronised_batchnorm_and_loader_match(
+    strategy: str, quick_gate: Gate
+) -> None:
     case = case_of(
         strategy,
         2,
@@ -139,11 +152,11 @@ def test_accumulation_synchronised_batchnorm_and_loader_match(strategy: str, ora
         batch={"per_gpu": 16, "accumulate": 2},
         dataset={"name": "synthetic", "loader": "dataloader", "loader_workers": 1},
     )
-    assert_passed(gate(case, oracles))
+    assert_passed(quick_gate(case))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_zero2"])
-def test_a_transformer_with_adamw_matches(strategy: str, oracles: Path) -> None:
+def test_a_transformer_with_adamw_matches(strategy: str, quick_gate: Gate) -> None:
     case = case_of(
         strategy,
         2,
@@ -151,17 +164,17 @@ def test_a_transformer_with_adamw_matches(strategy: str, oracles: Path) -> None:
         optimizer={"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
         dataset={"name": "synthetic", "image_size": 32},
     )
-    parity = gate(case, oracles)
+    parity = quick_gate(case)
     assert_passed(parity)
     assert parity.real_model is not None
 
 
-def test_fp16_with_its_loss_scaler_matches(oracles: Path) -> None:
+def test_fp16_with_its_loss_scaler_matches(quick_gate: Gate) -> None:
     case = case_of("fsdp", 2, precision="fp16")
-    assert_passed(gate(case, oracles))
+    assert_passed(quick_gate(case))
 
 
-def test_fp16_matches_where_ranks_leave_out_more_steps_than_the_oracle(oracles: Path) -> None:
+def test_fp16_matches_where_ranks_leave_out_more_steps_than_the_oracle(quick_gate: Gate) -> None:
     case = case_of(
         "deepspeed_zero1",
         2,
@@ -170,7 +183,7 @@ def test_fp16_matches_where_ranks_leave_out_more_steps_than_the_oracle(oracles: 
         dataset={"name": "synthetic", "image_size": 48},
         optimizer={"name": "adam", "learning_rate": 1e-3},
     )
-    parity = gate(case, oracles)
+    parity = quick_gate(case)
     assert parity.status == "passed", parity.reason
     assert parity.real_model is not None
     assert parity.real_model.deviation < 1e-4
@@ -183,17 +196,17 @@ def test_dp_with_two_replicas_on_a_cpu_is_unsupported_and_starts_nothing(tmp_pat
     assert "CPU" in (parity.reason or "")
 
 
-def test_deepspeeds_default_clipping_is_caught(oracles: Path) -> None:
+def test_deepspeeds_default_clipping_is_caught(quick_gate: Gate) -> None:
     case = case_of("zero1_default_clipping", 2)
-    parity = gate(case, oracles)
+    parity = quick_gate(case)
     assert parity.status == "failed", parity.precisions
     assert "fp32" in (parity.reason or "")
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2_bf16_reduction", "fsdp2_all_bf16"])
-def test_reduction_in_bf16_is_caught(strategy: str, oracles: Path) -> None:
+def test_reduction_in_bf16_is_caught(strategy: str, quick_gate: Gate) -> None:
     case = case_of(strategy, 2, precision="bf16")
-    parity = gate(case, oracles)
+    parity = quick_gate(case)
     assert parity.precisions[0].passed, "in float32 there is nothing to catch"
     assert parity.status == "failed", parity.precisions
     assert "bf16: first update" in (parity.reason or "")
