@@ -15,7 +15,8 @@ from shardmark.parity import oracle
 from shardmark.parity.cases import surrogate_cell
 from shardmark.parity.deviations import deviation, summary_difference
 from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_model
-from shardmark.parity.oracle import Trajectory, run_oracle, taken_until_it_updates
+from shardmark.parity.oracle import Trajectory, run_oracle
+from shardmark.training.updates import MOST_SKIPPED, taken_until_it_updates
 from shardmark.workload.built_in import make_workload
 
 
@@ -55,7 +56,7 @@ def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_righ
 def test_a_step_that_never_updates_is_not_taken_for_ever() -> None:
     taken: list[int] = []
     taken_until_it_updates(lambda: taken.append(1))
-    assert len(taken) == 1 + oracle.MOST_SKIPPED
+    assert len(taken) == 1 + MOST_SKIPPED
 
 
 def trajectory(*losses: float) -> Trajectory:

@@ -5,6 +5,7 @@ def obtainable(paths):
         return paths
     planned = {metrics_path(cell) for cell in UNSUPPORTED_CELLS}
     planned |= {verdict_path(case) for case in UNSUPPORTED_CASES}
+    planned |= {largest_batch_path(search) for search in UNSUPPORTED_SEARCHES}
     return [path for path in paths if path in planned or Path(path).exists()]
 
 
@@ -37,6 +38,10 @@ def all_verdicts(wildcards):
     return obtainable([verdict_path(case) for case in CASES.values()])
 
 
+def all_largest_batches(wildcards):
+    return obtainable([largest_batch_path(search) for search in SEARCHES.values()])
+
+
 localrules:
     collect,
     summarise,
@@ -52,11 +57,13 @@ rule collect:
         all_stamps,
         all_metrics,
         all_verdicts,
+        all_largest_batches,
     output:
         cells=f"{TABLES}/cells.csv",
         epochs=f"{TABLES}/epochs.csv",
         failures=f"{TABLES}/failures.csv",
         parity=f"{TABLES}/parity.csv",
+        largest_batches=f"{TABLES}/largest_batches.csv",
         settings=f"{TABLES}/settings.json",
         checksums=f"{TABLES}/collect.sha256",
     log:

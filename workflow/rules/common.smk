@@ -13,8 +13,15 @@ from snakemake.utils import update_config
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from shardmark.cells import cells_of, parity_case, start_order
-from shardmark.codebase import STAMP, code_of_cell, code_of_parity, code_sha256, sources
+from shardmark.cells import batch_searches_of, cells_of, parity_case, start_order
+from shardmark.codebase import (
+    STAMP,
+    code_of_cell,
+    code_of_parity,
+    code_of_search,
+    code_sha256,
+    sources,
+)
 from shardmark.config.loading import load
 from shardmark.config.files import read_config_file, read_arguments
 from shardmark.disk import why_no_folder, why_no_room
@@ -117,12 +124,17 @@ CELL = "results/{run}/{workload}/{strategy}/gpus{gpus}/seed{seed}"
 BLOCK = "results/{run}/blocks/{workload}/gpus{gpus}/seed{seed}.json"
 PARITY = "results/{run}/parity/{workload}/{strategy}/ranks{ranks}"
 ORACLE = "results/{run}/parity/{workload}/oracle/ranks{ranks}"
+LARGEST_BATCH = "results/{run}/largest_batch/{workload}/{strategy}/gpus{gpus}"
 
 CELLS = {(cell.workload, cell.strategy, cell.gpus, cell.seed): cell for cell in cells_of(CONFIG)}
 PLACES = start_order(CONFIG)
 CASES = {
     (workload, strategy, gpus): parity_case(CONFIG, workload, strategy, gpus)
     for workload, strategy, gpus, _ in CELLS
+}
+SEARCHES = {
+    (search.cell.workload, search.cell.strategy, search.cell.gpus): search
+    for search in batch_searches_of(CONFIG)
 }
 
 
@@ -146,6 +158,7 @@ OWN_THREADS = "unset OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS;"
 
 UNSUPPORTED_CELLS = [cell for cell in CELLS.values() if cell.unsupported]
 UNSUPPORTED_CASES = [case for case in CASES.values() if case.cell.unsupported]
+UNSUPPORTED_SEARCHES = [search for search in SEARCHES.values() if search.cell.unsupported]
 
 
 def metrics_path(cell):
@@ -154,6 +167,10 @@ def metrics_path(cell):
 
 def verdict_path(case):
     return str(case.file)
+
+
+def largest_batch_path(search):
+    return str(search.file)
 
 
 def sha256(text):
@@ -177,3 +194,7 @@ def cell_at(wildcards):
 
 def case_at(wildcards):
     return CASES[wildcards.workload, wildcards.strategy, int(wildcards.ranks)]
+
+
+def search_at(wildcards):
+    return SEARCHES[wildcards.workload, wildcards.strategy, int(wildcards.gpus)]

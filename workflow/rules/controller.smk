@@ -19,11 +19,13 @@ onstart:
     jobs = list(workflow.dag.needrun_jobs())
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
-    if planned and CONFIG.cluster.device == "cuda" and workflow.local_exec:
-        reason = why_no_gpus(max(cell.gpus for cell in planned))
+    searches = [search_at(job.wildcards) for job in jobs if job.rule.name == "find_largest_batch"]
+    trained = planned + [search.cell for search in searches]
+    if trained and CONFIG.cluster.device == "cuda" and workflow.local_exec:
+        reason = why_no_gpus(max(cell.gpus for cell in trained))
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
-    if planned:
+    if trained:
         try:
             reason = why_not_at_site(CONFIG.site)
         except UserError as error:

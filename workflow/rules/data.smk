@@ -3,12 +3,12 @@ def data_dir_at(wildcards):
 
 
 def data_at(wildcards):
-    """The record of a cell's data set, or the user's own files; generated samples have neither.
+    """The record of a workload's data set, or the user's own files; generated samples have neither.
 
     ancient: fetching a data set again does not change it, so its cells need not run again. A file
     of the user's may change, and then they must.
     """
-    definition = cell_at(wildcards).definition
+    definition = CONFIG.workloads[wildcards.workload]
     if definition.dataset.name in FETCHED:
         return ancient(f"{RESULTS}/data/{definition.dataset.name}.json")
     return definition.own_files

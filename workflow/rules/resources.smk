@@ -12,9 +12,12 @@ def whole_machine(wildcards):
 
 
 def limit_minutes_at(wildcards):
-    """Minutes until a cell ends itself; for a job of the gate, a generous upper bound."""
-    is_cell = wildcards.get("strategy") and wildcards.get("gpus")
-    return limit_minutes(CONFIG.cluster, cell_at(wildcards)) if is_cell else GATE_MINUTES
+    """Minutes until a cell or a search ends itself; for a job of the gate, an upper bound."""
+    if not (wildcards.get("strategy") and wildcards.get("gpus")):
+        return GATE_MINUTES
+    if not wildcards.get("seed"):
+        return CONFIG.cluster.time_limit_minutes
+    return limit_minutes(CONFIG.cluster, cell_at(wildcards))
 
 
 def request_at(wildcards):

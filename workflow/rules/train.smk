@@ -102,10 +102,12 @@ if UNSUPPORTED_CELLS:
         output:
             metrics=[metrics_path(cell) for cell in UNSUPPORTED_CELLS],
             parity=[verdict_path(case) for case in UNSUPPORTED_CASES],
+            largest=[largest_batch_path(search) for search in UNSUPPORTED_SEARCHES],
         log:
             f"{RESULTS}/unsupported.log",
         params:
             cells=[cell.fingerprint() for cell in UNSUPPORTED_CELLS],
             cases=[case.fingerprint() for case in UNSUPPORTED_CASES],
+            searches=[search.fingerprint() for search in UNSUPPORTED_SEARCHES],
         shell:
             "{PYTHON:q} {SCRIPTS:q}/mark_unsupported.py --config {CONFIG_FILE:q} > {log:q} 2>&1"

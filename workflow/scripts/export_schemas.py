@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from shardmark.cells import Cell
 from shardmark.config.schema import WORKLOADS, Config, VisionWorkload, Workload
 from shardmark.config.values import LARGEST
+from shardmark.largest_batch import LargestBatch
 from shardmark.metrics import Metrics, Parity
 from shardmark.report.data_dictionary import dictionary
 from shardmark.strategies import STRATEGIES
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS: dict[str, type[BaseModel]] = {
     "cell": Cell,
     "config": Config,
+    "largest_batch": LargestBatch,
     "metrics": Metrics,
     "parity": Parity,
 }

@@ -1,15 +1,16 @@
-"""Write a result for each cell that cannot run here, without starting it."""
+"""Write the results of all cells that cannot run here, without starting them."""
 
 from __future__ import annotations
 
 import argparse
 
-from shardmark.cells import Cell, ParityCase, cells_of, parity_case
+from shardmark.cells import Cell, ParityCase, batch_searches_of, cells_of, parity_case
 from shardmark.codebase import code_of_cell, code_of_parity, code_sha256
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.config.schema import Config
 from shardmark.files import write_text
+from shardmark.largest_batch import batch_result
 from shardmark.metrics import Failure, Metrics, Parity
 
 
@@ -56,7 +57,7 @@ def _reason(cell: Cell) -> str:
 
 @one_message
 def main() -> None:
-    """Write metrics.json and the parity verdict of each cell of the matrix that cannot run."""
+    """Write the results, verdicts and largest batches of all cells that cannot run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     config: Config = parser.parse_args().config
@@ -69,6 +70,10 @@ def main() -> None:
         text = unsupported_parity(case).model_dump_json(by_alias=True, indent=1)
         write_text(case.file, text)
         print(f"{case.cell.title}: {case.cell.unsupported}")
+    for search in batch_searches_of(config):
+        if reason := search.cell.unsupported:
+            largest = batch_result(search, status="unsupported", reason=reason)
+            write_text(search.file, largest.model_dump_json(by_alias=True, indent=1))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from shardmark.config.schema import (
     AnyWorkload,
+    BatchSize,
     CellSite,
     Config,
     Measure,
@@ -234,3 +235,76 @@ def parity_case(config: Config, workload: str, strategy: str, ranks: int) -> Par
     return ParityCase(
         cell=cell_of(config, workload, strategy, ranks, config.parity.seed), gate=config.parity
     )
+
+
+# Largest micro-batch that is tried on GPUs; largest_batch.most can change it.
+MOST_BATCH = 4096
+
+
+class BatchSearch(Section):
+    """The search for the largest micro-batch of a strategy at one GPU count.
+
+    Attributes:
+        cell: a cell of the strategy, with the smallest micro-batch that is tried.
+        most: the largest micro-batch that is tried.
+    """
+
+    cell: Cell
+    most: Count
+
+    @property
+    def file(self) -> Path:
+        """File of the result, relative to the project."""
+        cell = self.cell
+        return Path("results", cell.run, "largest_batch", cell.workload, cell.strategy) / (
+            f"gpus{cell.gpus}.json"
+        )
+
+    @property
+    def title(self) -> str:
+        """The search's name in messages, on one line."""
+        return f"largest batch of {self.cell.workload} {self.cell.strategy} gpus{self.cell.gpus}"
+
+    @property
+    def least(self) -> int:
+        """The smallest micro-batch that is tried."""
+        return self.cell.micro_batch_size
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what defines the result, as for a case of the gate."""
+        cell = {name: value for name, value in self.cell.defining().items() if name != "run"}
+        return _sha256({"cell": cell, "most": self.most})
+
+
+def with_micro_batch(cell: Cell, samples: int) -> Cell:
+    """Return the cell with this many samples in one forward pass of a replica."""
+    accumulate = cell.definition.batch.accumulate
+    per_gpu = samples * accumulate
+    batch = BatchSize(per_gpu=per_gpu, accumulate=accumulate)
+    return cell.model_copy(
+        update={
+            "definition": cell.definition.model_copy(update={"batch": batch}),
+            "scaling": "weak",
+            "per_gpu_batch_size": per_gpu,
+            "global_batch_size": per_gpu * cell.gpus,
+        }
+    )
+
+
+def batch_search(config: Config, workload: str, strategy: str, gpus: int) -> BatchSearch:
+    """Return the search that the configuration defines under these names."""
+    cell = cell_of(config, workload, strategy, gpus, config.matrix.seeds[0])
+    # One image leaves batch-norm no statistics.
+    least = 1 if cell.definition.batchnorm_statistics == "none" else 2
+    most = config.largest_batch.most or MOST_BATCH
+    return BatchSearch(cell=with_micro_batch(cell, least), most=most)
+
+
+def batch_searches_of(config: Config) -> Iterator[BatchSearch]:
+    """Yield every search for the largest batch, in the order of the matrix."""
+    matrix, wanted = config.matrix, config.largest_batch
+    for workload in filter(wanted.workloads.__contains__, matrix.workloads):
+        for strategy in matrix.strategies:
+            for gpus in matrix.gpus:
+                if gpus in (wanted.gpus or matrix.gpus):
+                    yield batch_search(config, workload, strategy, gpus)

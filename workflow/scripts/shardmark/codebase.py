@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import BatchSearch, Cell, ParityCase
 from shardmark.strategies import STRATEGIES
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -105,6 +105,11 @@ def code_of_cell(cell: Cell) -> frozenset[Path]:
 def code_of_parity(case: ParityCase) -> frozenset[Path]:
     """Return the code that can change a verdict of the parity gate, without the oracle's."""
     return _with_training("run_parity.py", STRATEGIES[case.cell.base].script)
+
+
+def code_of_search(search: BatchSearch) -> frozenset[Path]:
+    """Return the code that can change the largest batch that a search finds."""
+    return _with_training("find_largest_batch.py", STRATEGIES[search.cell.base].script)
 
 
 @functools.cache

@@ -11,6 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Lane = Literal["same_arithmetic", "as_recommended", "other_arithmetic"]
+# Each lane in the report.
+LANES: dict[str, str] = {
+    "same_arithmetic": "same arithmetic",
+    "as_recommended": "as recommended",
+    "other_arithmetic": "other arithmetic",
+}
 _RECOMMENDED = {"param_dtype": "fp32", "low_precision_communication": False, "compile": None}
 _OTHER = {
     "comm_hook": "none",

@@ -489,7 +489,12 @@ def read_metrics(path: Path) -> Metrics:
 
 def read_parity(path: Path) -> Parity:
     """Read and validate a result of the parity gate; raises UserError as read_metrics does."""
-    return _validate(path, _read_json(path), Parity)
+    return read_record(path, Parity)
+
+
+def read_record(path: Path, model: type[T]) -> T:
+    """Read and validate a result of this model; raises UserError as read_metrics does."""
+    return _validate(path, _read_json(path), model)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ MOST_CHARACTERS = 80
 BYTES = 256
 # Names that results/<run>/ uses for something else, and that parity/<workload>/ has beside the
 # strategies' folders.
-RESERVED_WORKLOADS = ("blocks", "data", "figures", "parity", "reruns", "tables")
+RESERVED_WORKLOADS = ("blocks", "data", "figures", "largest_batch", "parity", "reruns", "tables")
 RESERVED_VARIANTS = ("oracle",)
 
 # Variables that the launcher and torchrun set for each rank.
@@ -332,9 +332,30 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
             yield from _workload_mistakes(f"workloads.{name}", workload, counts, cluster, root)
     yield from _combination_mistakes(variants, workloads, matrix)
     yield from _site_mistakes(_mapping(raw, "site"), root)
+    yield from _largest_batch_mistakes(_mapping(raw, "largest_batch"), matrix, cluster)
     data = _section(Data, raw, "data")
     if data and not _is_folder(root / data.dir):
         yield f"data.dir: {format_value(data.dir)} is not a folder; create it or name another"
+
+
+def _largest_batch_mistakes(
+    search: Mapping[str, Any], matrix: Mapping[str, Any], cluster: Cluster | None
+) -> Iterator[str]:
+    kinds: tuple[tuple[str, type[int] | type[str]], ...] = (("workloads", str), ("gpus", int))
+    for key, kind in kinds:
+        allowed = [str(value) for _, value in _entries(matrix, key, kind)]
+        for index, value in _entries(search, key, kind):
+            if allowed and str(value) not in allowed:
+                yield (
+                    f"largest_batch.{key}[{index}]: {format_value(value)} is not in matrix.{key}; "
+                    f"{hint_at_allowed(value, allowed)}"
+                )
+    if cluster and cluster.device == "cpu" and search.get("workloads") and not search.get("most"):
+        yield (
+            "largest_batch.most: missing; with cluster.device: cpu it has no default, because "
+            "other programs end when the machine runs out of memory. Name a batch that is sure to "
+            "fit"
+        )
 
 
 def _combination_mistakes(

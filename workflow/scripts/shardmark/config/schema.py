@@ -644,6 +644,24 @@ class ParityGate(Section):
     seed: Seed = Field(0, description="Seed of the gate.")
 
 
+class LargestBatch(Section):
+    """The search for the largest batch that fits, for every strategy of the matrix."""
+
+    workloads: list[str] = Field(
+        default_factory=list,
+        description="Workloads of the matrix whose largest batch is searched; empty for no search.",
+    )
+    gpus: list[Count] = Field(
+        default_factory=list,
+        description="GPU counts of the matrix at which it is searched; empty for all.",
+    )
+    most: Annotated[Count, Field(ge=2)] | None = Field(
+        None,
+        description="Largest micro-batch of a replica that is tried, in samples; null for 4096. "
+        "On a CPU it must be given, because other programs suffer when memory runs out.",
+    )
+
+
 class Report(Section):
     """How results are presented."""
 
@@ -678,6 +696,7 @@ class Config(Section):
     data: Data = Field(default_factory=lambda: Data())
     measure: Measure = Field(default_factory=lambda: Measure())
     parity: ParityGate = Field(default_factory=lambda: ParityGate())
+    largest_batch: LargestBatch = Field(default_factory=lambda: LargestBatch())
     report: Report = Field(default_factory=lambda: Report())
     on_failure: Literal["record", "stop"] = Field(
         "record",

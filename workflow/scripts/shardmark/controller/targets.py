@@ -12,9 +12,13 @@ from shardmark.config.schema import Config
 
 _CELL = r"results/(?P<run>[^/]+)/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/gpus(?P<gpus>[^/]+)/seed"
 _CASE = r"results/(?P<run>[^/]+)/parity/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/ranks(?P<gpus>.+)"
+_SEARCH = (
+    r"results/(?P<run>[^/]+)/largest_batch/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/gpus(?P<gpus>.+)"
+)
 _FORMS = (
     re.compile(rf"{_CELL}(?P<seed>[^/]+)(?P<file>/[^/]+)?"),
     re.compile(rf"{_CASE}\.json"),
+    re.compile(rf"{_SEARCH}\.json"),
 )
 
 

@@ -27,8 +27,16 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 REMEDIES = {"full_disk": "make room", "machine": "fix that"}
 
 
+# The beginning of the reason if no rank made progress any more.
+HUNG = "hung: no rank got further"
+
+
 class Interrupted(UserError):
     """Something other than the training ended the processes, so there is no result."""
+
+
+class Killed(Interrupted):
+    """SIGKILL ended a rank, and the kernel's out-of-memory killer did not send it."""
 
 
 def find_failure(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
@@ -139,7 +147,7 @@ def _outcome_of_watch(title: str, ended: Ended) -> tuple[Status, Failure] | None
     if "stall" in causes:
         is_behind = slowest is not None and (len(beats) == 1 or slowest.beats < beats[1].beats)
         rank = slowest.rank if slowest and is_behind else None
-        return _outcome(ended, "failed", phase, rank, f"hung: no rank got further; {where}")
+        return _outcome(ended, "failed", phase, rank, f"{HUNG}; {where}")
     if "time limit" in causes:
         seconds = causes["time limit"].seconds
         reason = f"the time limit ended it after {seconds:.0f} s; {where}"
@@ -169,7 +177,7 @@ def _outcome_of_sigkill(title: str, rank: int, ended: Ended) -> tuple[Status, Fa
     if any(node.oom_kills for node in ended.nodes):
         reason = "the kernel's out-of-memory killer ended the process: host memory ran out"
         return _outcome(ended, "oom", None, rank, reason)
-    raise Interrupted(
+    raise Killed(
         f"{title}: something else killed rank {rank} (SIGKILL: the scheduler, or a person). This "
         "is no result; run it again"
     )

@@ -24,6 +24,7 @@ from shardmark.measurement.clocks import Phases
 from shardmark.parity.gate import run_case
 from shardmark.processes.last_signal import leave_trace_of_signals
 from shardmark.processes.leaving import leave
+from shardmark.training.batch_search import search_largest_batch
 from shardmark.training.loop import CellTraining, StrategyClass
 
 # Messages of cudaGetErrorString that mean a broken or busy GPU or driver, not a training error.
@@ -39,13 +40,16 @@ BROKEN_GPU = (
 
 
 def main(strategy: StrategyClass) -> None:
-    """Run one rank of a cell, or of a case of the parity gate, as the launcher asks.
+    """Run one rank of a cell, of a parity case or of a search, as the launcher asks.
 
     The process writes ``result.json`` (rank 0) or ``failure.rank<r>.json`` to the scratch folder.
     """
     parser = argparse.ArgumentParser(description="one rank of a cell; started by run_cell.py")
     parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
     parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
+    parser.add_argument(
+        "--largest-batch", type=Path, help="file with the state of a search for the largest batch"
+    )
     parser.add_argument("--scratch", type=Path, required=True, help="the scratch folder")
     arguments = parser.parse_args()
     leave_trace_of_signals(int(os.environ.get("RANK", "0")))
@@ -57,6 +61,8 @@ def main(strategy: StrategyClass) -> None:
         if arguments.case is not None:
             case = ParityCase.model_validate_json(arguments.case.read_text())
             run_case(strategy, case, arguments.scratch, phases)
+        elif arguments.largest_batch is not None:
+            search_largest_batch(strategy, arguments.largest_batch, phases)
         else:
             cell = Cell.model_validate_json(arguments.cell.read_text())
             result = CellTraining(strategy, cell, phases).run()

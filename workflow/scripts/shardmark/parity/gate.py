@@ -28,14 +28,11 @@ from shardmark.parity.cases import (
 )
 from shardmark.parity.deviations import summary_of
 from shardmark.parity.gpu_turn import room_for
-from shardmark.parity.oracle import (
-    Trajectory,
-    compute_alike,
-    taken_until_it_updates,
-)
+from shardmark.parity.oracle import Trajectory, compute_alike
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.runtime import Runtime, start_runtime
+from shardmark.training.updates import taken_until_it_updates
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.contract import Contract
 from shardmark.workload.data import training_data

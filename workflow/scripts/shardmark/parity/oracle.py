@@ -11,13 +11,13 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from shardmark.cells import Cell
+from shardmark.training.updates import taken_until_it_updates
 from shardmark.workload.contract import Contract, Rows
 from shardmark.workload.data import epoch_order
 from shardmark.workload.keyed_random import sample_keys
@@ -27,36 +27,6 @@ from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler,
 # The reversed orders take the same sums from the last replica to the first, or from each replica's
 # last sample to its first. With one replica, only the latter changes anything.
 SummationOrder = Literal["natural", "replicas_reversed", "samples_reversed"]
-
-
-# The loss scaler of fp16 starts at 2**16 and halves until nothing overflows. ResNet-50 at 224 px
-# skipped its first two steps.
-MOST_SKIPPED = 16
-
-Result = TypeVar("Result")
-
-
-def taken_until_it_updates(step: Callable[[], Result]) -> Result:
-    """Take a step, and repeat it as long as the loss scaler skips it.
-
-    Each rank scales the loss of its own replica. The oracle and DataParallel scale a replica's
-    share of the total loss, which is smaller by a factor of the number of replicas. So they
-    overflow at other scales and skip other numbers of steps. Without the repetition, their first
-    updates would come from different batches.
-
-    Args:
-        step: takes a step on the same batch each time.
-    """
-    updates: list[bool] = []
-    hook = register_optimizer_step_post_hook(lambda *_: updates.append(True))
-    try:
-        for _ in range(1 + MOST_SKIPPED):
-            result = step()
-            if updates:
-                break
-        return result
-    finally:
-        hook.remove()
 
 
 def compute_alike() -> None:

@@ -48,9 +48,26 @@ FIGURE_KINDS = ("svg", "pdf", "png")
 KINDS = ("md", "tex")
 # The tables that export_tables.py writes to results/<run>/tables/; a rule of its own makes the
 # summary.
-EXPORTED_TABLES = ("comparisons", "scaling", "outcomes", "failures", "parity", "certificate")
+EXPORTED_TABLES = (
+    "comparisons",
+    "scaling",
+    "outcomes",
+    "failures",
+    "parity",
+    "certificate",
+    "largest_batches",
+)
 # The CSV files beside them, with every digit; docs/data_dictionary.md explains their columns.
-CSV_TABLES = ("cells", "epochs", "summary", "comparisons", "scaling", "failures", "parity")
+CSV_TABLES = (
+    "cells",
+    "epochs",
+    "summary",
+    "comparisons",
+    "scaling",
+    "failures",
+    "parity",
+    "largest_batches",
+)
 
 
 def exported_files() -> list[str]:

@@ -33,6 +33,7 @@ from shardmark.metrics import (
 from shardmark.report.summary_table import SUMMARY_COLUMNS
 from shardmark.results.cell_rows import CellRow, EpochRow, extra
 from shardmark.results.failure_rows import FailureRow
+from shardmark.results.largest_batch_rows import LargestBatchRow
 from shardmark.results.parity_rows import ParityRow
 from shardmark.statistics.comparison_rows import ComparisonRow, ScalingRow, SetComparisonRow
 
@@ -95,6 +96,7 @@ def dictionary() -> str:
         (EpochRow, "epochs.csv", "One row per epoch of a cell."),
         (FailureRow, "failures.csv", "One row per cell without a good result."),
         (ParityRow, "parity.csv", "One row per check of the parity gate."),
+        (LargestBatchRow, "largest_batches.csv", "One row per search for the largest batch."),
         (ComparisonRow, "comparisons.csv", "One row per strategy, metric and GPU count."),
         (ScalingRow, "scaling.csv", "One row per strategy and GPU count."),
         (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shardmark.files import write_text
 from shardmark.report.contents import EXPORTED_TABLES, exported_files
+from shardmark.report.largest_batch_table import largest_batch_table
 from shardmark.report.page_tables import (
     comparison_tables,
     failures_table,
@@ -25,9 +26,12 @@ def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table
     exported: dict[str, list[Table]] = {name: [] for name in EXPORTED_TABLES}
     device = tables.record.device
     for workload in tables.record.workloads:
-        cells, parity, comparisons, scaling = (
+        cells, parity, largest, comparisons, scaling = (
             table[table.workload == workload]
-            for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
+            for table in (
+                *(tables.cells, tables.parity, tables.largest_batches),
+                *(findings.comparisons, findings.scaling),
+            )
         )
         for pair in comparison_tables(comparisons, device):
             exported["comparisons"] += [table for table in pair if table.rows]
@@ -35,6 +39,7 @@ def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table
         exported["scaling"].append(_name(workload, speedups))
         exported["outcomes"].append(outcome_table(cells))
         exported["parity"].append(parity_table(parity))
+        exported["largest_batches"].append(largest_batch_table(largest, device))
     exported["certificate"] = list(map(settings_table, tables.record.certificates))
     exported["failures"].append(failures_table(tables.failures))
     return exported

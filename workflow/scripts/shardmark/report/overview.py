@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from shardmark.lanes import LANES
 from shardmark.quantities import describe_gpus, format_number, percent
 from shardmark.report.sentences import explain
 from shardmark.report.table import Table
@@ -17,11 +18,6 @@ from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings, find
 from shardmark.strategies import label_of
 
-LANES = {
-    "same_arithmetic": "same arithmetic",
-    "as_recommended": "as recommended",
-    "other_arithmetic": "other arithmetic",
-}
 # The table prices a training of so many million items, at so many dollars per GPU-hour. A reader
 # can edit both numbers on the page.
 MILLION_ITEMS = 1000

@@ -19,6 +19,7 @@ from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import CSV_TABLES, FIGURES, GROUPS, NOT_DRAWN, SECTIONS, caption
 from shardmark.report.failures import group_by_cause
+from shardmark.report.largest_batch_table import largest_batch_table
 from shardmark.report.memory_bars import MemoryBars, memory_bars
 from shardmark.report.overview import (
     MILLION_ITEMS,
@@ -91,6 +92,7 @@ class WorkloadPart:
     scaling: Table
     memory_bars: MemoryBars | None
     memory: Table
+    largest_batch: Table
     steps: Table
     grid: Table
     parity: Table
@@ -173,9 +175,12 @@ def _workload(
     figures: Path,
 ) -> WorkloadPart:
     record = tables.record
-    cells, parity, comparisons, scaling = (
+    cells, parity, largest, comparisons, scaling = (
         table[table.workload == name]
-        for table in (tables.cells, tables.parity, findings.comparisons, findings.scaling)
+        for table in (
+            *(tables.cells, tables.parity, tables.largest_batches),
+            *(findings.comparisons, findings.scaling),
+        )
     )
     verdicts = [verdict for verdict in findings.verdicts if verdict.workload == name]
     answer = make_answer(name, cells, record, verdicts, scaling)
@@ -207,6 +212,7 @@ def _workload(
         scaling=scaling_table(scaling, tables.strategies),
         memory_bars=memory_bars(cells),
         memory=memory_table(cells),
+        largest_batch=largest_batch_table(largest, record.device),
         steps=step_table(cells),
         grid=outcome_table(cells),
         parity=parity_table(parity),

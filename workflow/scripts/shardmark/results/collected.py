@@ -14,6 +14,7 @@ from shardmark.results.cell_rows import CellRow, EpochRow, cell_row, epoch_rows
 from shardmark.results.csv_tables import read_csv, to_csv
 from shardmark.results.exclusion import why_excluded
 from shardmark.results.failure_rows import FailureRow, failure_rows
+from shardmark.results.largest_batch_rows import LargestBatchRow, largest_batch_rows
 from shardmark.results.matrix import read_matrix
 from shardmark.results.parity_rows import ParityRow, parity_rows, read_verdicts
 from shardmark.results.run_record import RunRecord, run_record
@@ -24,6 +25,7 @@ MODELS: dict[str, type[Section]] = {
     "epochs": EpochRow,
     "failures": FailureRow,
     "parity": ParityRow,
+    "largest_batches": LargestBatchRow,
 }
 RECORD = "settings.json"
 
@@ -37,6 +39,7 @@ class Collected:
         epochs: one row per epoch of a cell.
         failures: one row per cell without a good result.
         parity: one row per check of the parity gate.
+        largest_batches: one row per search for the largest batch.
         record: everything that is not a row of a table.
     """
 
@@ -44,6 +47,7 @@ class Collected:
     epochs: list[EpochRow]
     failures: list[FailureRow]
     parity: list[ParityRow]
+    largest_batches: list[LargestBatchRow]
     record: RunRecord
 
 
@@ -56,6 +60,7 @@ class Tables:
         epochs: one row per epoch of a cell; columns as ``EpochRow``.
         failures: one row per cell without a good result; columns as ``FailureRow``.
         parity: one row per check of the parity gate; columns as ``ParityRow``.
+        largest_batches: one row per search for the largest batch; columns as ``LargestBatchRow``.
         record: everything that is not a row of a table.
     """
 
@@ -63,6 +68,7 @@ class Tables:
     epochs: pd.DataFrame
     failures: pd.DataFrame
     parity: pd.DataFrame
+    largest_batches: pd.DataFrame
     record: RunRecord
 
     @property
@@ -90,6 +96,7 @@ def collect(config: Config, root: Path = Path()) -> Collected:
         epochs=[row for metrics in results for row in epoch_rows(metrics)],
         failures=failure_rows(matrix),
         parity=[row for key, one in verdicts.items() for row in parity_rows(key, one)],
+        largest_batches=largest_batch_rows(config, root),
         record=run_record(config, results),
     )
 

@@ -13,7 +13,7 @@ from shardmark.results.certificate import Certificate, certificates
 # The others hold paths and accounts of one site, which a report that is passed on must not name.
 _DEFINING: dict[str, Any] = {
     **dict.fromkeys(("run", "baseline", "matrix", "workloads", "variants"), True),
-    **dict.fromkeys(("measure", "parity"), True),
+    **dict.fromkeys(("measure", "parity", "largest_batch"), True),
     "cluster": {"device", "gpus_per_node"},
 }
 

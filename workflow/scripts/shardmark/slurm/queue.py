@@ -182,7 +182,7 @@ GATE = comment_of("make_oracle", [""]), comment_of("check_parity", [""])
 
 
 def comments_of(cells: Iterable[Cell]) -> set[str]:
-    """Return the comments of all jobs that the cells need, including the gate's.
+    """Return the comments of all jobs that the cells need, including the gate's and the searches'.
 
     A comment joins names with ``_``, which names may contain too, so workload ``b_c`` of run ``a``
     looks the same as workload ``c`` of run ``a_b``.
@@ -196,5 +196,6 @@ def comments_of(cells: Iterable[Cell]) -> set[str]:
             comment_of("pin_block", [run, workload, gpus, seed]),
             comment_of("check_parity", [run, workload, strategy, gpus]),
             comment_of("make_oracle", [run, workload, gpus]),
+            comment_of("find_largest_batch", [run, workload, strategy, gpus]),
         }
     return comments

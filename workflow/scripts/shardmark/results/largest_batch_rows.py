@@ -1,0 +1,93 @@
+"""largest_batches.csv: the largest batch of each strategy and GPU count, where it was searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shardmark.cells import BatchSearch, batch_searches_of
+from shardmark.config.schema import Config, Section
+from shardmark.errors import UserError
+from shardmark.lanes import Lane, lane_of
+from shardmark.largest_batch import LargestBatch
+from shardmark.metrics import read_record
+from shardmark.results.cell_rows import column
+
+_NONE = "there is no such batch"
+_NO_GPU = f"{_NONE}, or the cell runs on CPUs"
+
+
+class LargestBatchRow(Section):
+    """One search. Every strategy has its own batch, so no row is comparable with a cell."""
+
+    workload: str = column("Name of the workload.")
+    strategy: str = column("Name of the strategy or variant.")
+    lane: Lane = column("Arithmetic of the row, as in cells.csv.")
+    gpus: int = column("Number of replicas.")
+    status: str = column(
+        "found, reached_most (the largest batch that is tried fits), does_not_fit (not even the "
+        "smallest fits), unsupported or missing."
+    )
+    micro_batch: int | None = column(
+        "Largest samples of one forward pass of a replica that fit.", empty=_NONE
+    )
+    per_gpu_batch: int | None = column(
+        "Samples per replica and step at this micro-batch, with the accumulated ones.", empty=_NONE
+    )
+    unit: str | None = column("What throughput counts: images or tokens.", empty=_NONE)
+    items_per_s: float | None = column(
+        "Throughput of all replicas at this batch, in the steady window.", empty=_NONE
+    )
+    items_per_s_per_gpu: float | None = column("The same per replica.", empty=_NONE)
+    half_width_pct: float | None = column(
+        "Half-width of the 95 % confidence interval of the mean step, as a share of the mean.",
+        empty=f"{_NONE}, or the window had fewer than 20 steps",
+    )
+    torch_allocated_bytes: int | None = column(
+        "Torch's peak of allocated memory in the window, on the fullest GPU.", empty=_NO_GPU
+    )
+    torch_reserved_bytes: int | None = column(
+        "Torch's peak of reserved memory in the window, on the fullest GPU.", empty=_NO_GPU
+    )
+    gpu_memory_bytes: int | None = column("Memory of that GPU.", empty=_NO_GPU)
+    trials: str | None = column(
+        "Micro-batches that were tried, in order, and how each ended: fits, oom, stalled (no rank "
+        "made progress) or killed. A last one that ended in the steady window is there twice.",
+        empty="none was tried",
+    )
+    reason: str | None = column("Why there is no such batch.", empty="there is one")
+
+
+def read_largest_batch(search: BatchSearch, root: Path = Path()) -> LargestBatch | None:
+    """Read the result of a search as it is defined now; None if there is none."""
+    try:
+        largest = read_record(root / search.file, LargestBatch)
+    except UserError:
+        return None
+    return largest if largest.search_sha256 == search.fingerprint() else None
+
+
+def largest_batch_rows(config: Config, root: Path = Path()) -> list[LargestBatchRow]:
+    """Return one row per search of the configuration, in the order of the matrix."""
+    return [_row(search, read_largest_batch(search, root)) for search in batch_searches_of(config)]
+
+
+def _row(search: BatchSearch, largest: LargestBatch | None) -> LargestBatchRow:
+    values = {
+        "workload": search.cell.workload,
+        "strategy": search.cell.strategy,
+        "lane": lane_of(search.cell.options),
+        "gpus": search.cell.gpus,
+        "status": "missing",
+        "reason": "there is no result of this definition",
+    }
+    if largest is not None:
+        trials = [f"{trial.micro_batch} {trial.outcome}" for trial in largest.trials]
+        values |= largest.measured.model_dump() if largest.measured else {}
+        values |= {
+            "status": largest.status,
+            "micro_batch": largest.micro_batch,
+            "per_gpu_batch": largest.per_gpu_batch,
+            "trials": "; ".join(trials) or None,
+            "reason": largest.reason,
+        }
+    return LargestBatchRow.model_validate(dict.fromkeys(LargestBatchRow.model_fields) | values)

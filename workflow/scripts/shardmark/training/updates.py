@@ -1,0 +1,37 @@
+"""Optimizer steps that change the weights, although a loss scaler may skip some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+# The loss scaler of fp16 starts at 2**16 and halves until nothing overflows. ResNet-50 at 224 px
+# skipped its first two steps.
+MOST_SKIPPED = 16
+
+Result = TypeVar("Result")
+
+
+def taken_until_it_updates(step: Callable[[], Result]) -> Result:
+    """Take a step, and repeat it as long as the loss scaler skips it.
+
+    Each rank scales the loss of its own replica. The oracle and DataParallel scale a replica's
+    share of the total loss, which is smaller by a factor of the number of replicas. So they
+    overflow at other scales and skip other numbers of steps. Without the repetition, their first
+    updates would come from different batches.
+
+    Args:
+        step: takes a step on the same batch each time.
+    """
+    updates: list[bool] = []
+    hook = register_optimizer_step_post_hook(lambda *_: updates.append(True))
+    try:
+        for _ in range(1 + MOST_SKIPPED):
+            result = step()
+            if updates:
+                break
+        return result
+    finally:
+        hook.remove()
