@@ -69,6 +69,21 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "matrix.workloads[0]",
         ("unknown workload 'smal'", "did you mean 'small'?"),
     ),
+    "a largest batch of a workload that is not trained": (
+        changed(largest_batch={"workloads": ["smal"], "most": 8}),
+        "largest_batch.workloads[0]",
+        ("'smal' is not in matrix.workloads", "did you mean 'small'?"),
+    ),
+    "a largest batch at a GPU count that is not trained": (
+        changed(largest_batch={"workloads": ["small"], "gpus": [2, 8], "most": 8}),
+        "largest_batch.gpus[1]",
+        ("8 is not in matrix.gpus", "allowed: 1, 2"),
+    ),
+    "a largest batch on a CPU without an end": (
+        changed(largest_batch={"workloads": ["small"]}),
+        "largest_batch.most",
+        ("missing", "cluster.device: cpu"),
+    ),
     "no GPUs": (changed(matrix__gpus=[0]), "matrix.gpus[0]", ("got 0", "greater than or equal to")),
     "negative GPUs": (changed(matrix__gpus=[2, -1]), "matrix.gpus[1]", ("got -1",)),
     "half a GPU": (changed(matrix__gpus=[1.5]), "matrix.gpus[0]", ("got 1.5", "whole number")),

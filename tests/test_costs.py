@@ -11,10 +11,11 @@ import pytest
 
 from result_sets import metrics_of
 from shardmark import files
-from shardmark.cells import cell_of, cells_of
+from shardmark.cells import batch_searches_of, cell_of, cells_of
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config.files import load_files
 from shardmark.config.schema import Config
+from shardmark.largest_batch import batch_result
 from shardmark.metrics import Metrics, Times
 from shardmark.status.costs import Job, estimate_costs
 from shardmark.status.costs_view import cost_lines
@@ -89,6 +90,18 @@ def test_only_what_is_left_is_counted(tmp_path: Path) -> None:
     assert len(cells(config, tmp_path)) == 3
     pinned = matrix(**CUDA | {"cluster__block": "pinned"})
     assert len(estimate_costs(pinned, tmp_path).jobs) == 7 + 3
+
+
+def test_a_search_for_the_largest_batch_is_counted_until_it_has_a_result(tmp_path: Path) -> None:
+    config = matrix(**CUDA | {"largest_batch": {"workloads": ["small"]}})
+    search, *_ = batch_searches_of(config)
+    text = "\n".join(cost_lines(config, estimate_costs(config, tmp_path), 120))
+    assert "4 jobs of the parity gate, and 2 searches for a largest batch" in text
+    result = batch_result(search, status="does_not_fit", reason="OutOfMemoryError")
+    files.write_text(tmp_path / search.file, result.model_dump_json())
+    costs = estimate_costs(config, tmp_path)
+    assert (costs.searches, len(costs.jobs)) == (1, 8 + 1)
+    assert costs.jobs[-1].worst_s == (120 + 5) * 60
 
 
 def test_results_of_a_shorter_run_say_how_long_a_cell_takes(tmp_path: Path) -> None:

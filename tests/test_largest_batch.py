@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from built_pages import build, draw_figures, read_all, write_page
 from find_largest_batch import find_largest_batch
+from gpu_matrix import config_of, write_matrix
 from shardmark.cells import BatchSearch, batch_search
 from shardmark.config.loading import load
+from shardmark.config.schema import Config
+from shardmark.config.schema import LargestBatch as Wanted
 from shardmark.errors import UserError
-from shardmark.largest_batch import LargestBatch, SearchState
+from shardmark.files import write_text
+from shardmark.largest_batch import LargestBatch, Measured, SearchState, batch_result
+from shardmark.metrics import read_record
+from shardmark.report.exports import tables_to_export
+from shardmark.report.table import to_markdown
 from small_matrix import ROOT
+from test_workflow import CONFIG, copy_project
 
 LIMITED = ROOT / "tests/failing/train_limited.py"
 # Longer than the imports take on a busy machine.
-STALL_S = 25.0
+STALL_S = 20.0
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -145,3 +156,100 @@ def test_a_size_whose_window_does_not_fit_is_too_large() -> None:
     assert (state.next_size(), state.largest) == (None, 6)
     state = state.after(6, "oom")
     assert (state.next_size(), state.largest) == (5, 4)
+
+
+def leave(config: Config, root: Path, strategy: str, **fields: Any) -> None:
+    """The result of a search at one GPU."""
+    search = batch_search(config, "w", strategy, 1)
+    write_text(root / search.file, batch_result(search, **fields).model_dump_json())
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Config:
+    """A matrix of results on GPUs, with a search of every outcome."""
+    config = config_of(strategies=["ddp", "fsdp2", "fsdp", "dp"], gpus=[1, 2])
+    write_matrix(config, tmp_path)
+    measured = Measured(
+        unit="images",
+        items_per_s=14_321.0,
+        items_per_s_per_gpu=14_321.0,
+        half_width_pct=0.5,
+        torch_allocated_bytes=70 * 2**30,
+        torch_reserved_bytes=72 * 2**30,
+        gpu_memory_bytes=80 * 2**30,
+    )
+    leave(config, tmp_path, "ddp", status="found", micro_batch=1733, per_gpu_batch=3466)
+    for strategy, status, batch in (("ddp", "found", 1733), ("fsdp2", "reached_most", 4096)):
+        sizes = {"micro_batch": batch, "per_gpu_batch": 2 * batch, "measured": measured}
+        leave(config, tmp_path, strategy, status=status, **sizes)
+    leave(config, tmp_path, "fsdp", status="does_not_fit", reason="OutOfMemoryError: 2 GiB")
+    return config.model_copy(update={"largest_batch": Wanted(workloads=["w"], gpus=[1])})
+
+
+def test_the_report_has_a_section_that_keeps_to_itself(searched: Config, tmp_path: Path) -> None:
+    tables, findings = read_all(searched, tmp_path)
+    (table,) = tables_to_export(tables, findings)["largest_batches"]
+    assert table.rows == [
+        ["DDP", "same arithmetic", "1", "3,466 [2 x 1,733]", "14,321", "72.0", "90.0"],
+        ["FSDP2", "same arithmetic", "1", "8,192 or more [2 x 4,096]", "14,321", "72.0", "90.0"],
+        ["FSDP1", "same arithmetic", "1", "does not fit", "–", "–", "–"],
+        ["DataParallel", "same arithmetic", "1", "no result", "–", "–", "–"],
+    ]
+    assert table.headings[3:5] == ["Batch per GPU (samples)", "Images/s per GPU there"]
+    assert "not comparable with the rows at equal batch" in to_markdown([table])
+    assert table.notes[0] == "FSDP1, GPUs: 1: OutOfMemoryError: 2 GiB."
+    page = build(searched, tmp_path).read_text()
+    assert 'href="#largest-batch"' in page
+    section = page.partition('<h2 id="largest-batch"')[2].partition("<h2")[0]
+    assert "<strong>at equal memory</strong>" in section
+    assert "14,321" in section
+    others = page.replace(section, "")
+    assert "14,321" not in others
+    assert "3,466" not in others
+
+
+def test_without_a_search_there_is_no_section_and_the_other_tables_are_the_same(
+    searched: Config, tmp_path: Path
+) -> None:
+    draw_figures(searched, tmp_path)
+
+    def tables(config: Config) -> dict[str, str]:
+        write_page(config, tmp_path)
+        files = (tmp_path / "results/t/tables").glob("*.csv")
+        return {file.stem: file.read_text() for file in files}
+
+    with_search = tables(searched)
+    without = tables(searched.model_copy(update={"largest_batch": Wanted()}))
+    assert "largest-batch" not in (tmp_path / "results/t/report.html").read_text()
+    assert len(with_search.pop("largest_batches").splitlines()) == 1 + 4
+    assert len(without.pop("largest_batches").splitlines()) == 1
+    assert with_search == without
+
+
+def test_the_workflow_searches_what_is_configured_once(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    matrix = raw()
+    matrix["matrix"]["strategies"] = ["ddp", "dp"]
+    matrix["largest_batch"]["most"] = 4
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(matrix))
+    done = project.matrix()
+    assert done.returncode == 0, done.stdout
+    folder = tmp_path / "results/t/largest_batch/gpt"
+    largest = read_record(folder / "ddp/gpus2.json", LargestBatch)
+    assert (largest.status, largest.micro_batch) == ("reached_most", 4)
+    rows = list(csv.DictReader((tmp_path / "results/t/tables/largest_batches.csv").open()))
+    assert [(row["strategy"], row["status"], row["trials"]) for row in rows] == [
+        ("ddp", "reached_most", "1 fits; 2 fits; 4 fits"),
+        ("dp", "unsupported", ""),
+    ]
+    # Another end of the search is another search, and no other cell.
+    matrix["largest_batch"]["most"] = 5
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(matrix))
+    planned = project.planned()
+    assert "train" not in planned
+    assert planned["find_largest_batch"] == {"results/t/largest_batch/gpt/ddp/gpus2.json"}
+    # A report of what there is starts no search, and does not show the result of another one.
+    done = project.matrix("report")
+    assert done.returncode == 0, done.stdout
+    rows = list(csv.DictReader((tmp_path / "results/t/tables/largest_batches.csv").open()))
+    assert [row["status"] for row in rows] == ["missing", "unsupported"]

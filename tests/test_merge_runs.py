@@ -17,7 +17,12 @@ import yaml
 from built_pages import build
 from gpu_matrix import config_of, edit_json, write_matrix
 from result_sets import metrics_of, write, write_parity, write_set
+from shardmark.cells import batch_search
+from shardmark.config.schema import LargestBatch
+from shardmark.files import write_text
+from shardmark.largest_batch import batch_result
 from shardmark.metrics import read_metrics, read_parity
+from shardmark.results.largest_batch_rows import largest_batch_rows
 from shardmark.results.matrix import read_matrix
 from shardmark.results.result_set import cells_of_set, read_result_set
 from shardmark.statistics.comparisons import compare
@@ -176,6 +181,26 @@ def test_a_failed_parity_of_one_machine_stands(monday: Path, tuesday: Path, tmp_
     result = merge_runs(joined, monday, tuesday)
     assert "parity of w fsdp ranks1: passed in " in result.stdout
     assert read_parity(joined / "parity/w/fsdp/ranks1.json").status == "failed"
+
+
+def test_the_smaller_of_two_largest_batches_stands(tmp_path: Path) -> None:
+    shape = {"strategies": ["ddp", "fsdp2"], "gpus": [1]}
+    wanted = LargestBatch(workloads=["w"])
+    for seed, batch in enumerate((24, 20)):
+        config = config_of(run=f"night{seed}", seeds=[seed], **shape)
+        write_matrix(config, tmp_path)
+        search = batch_search(config, "w", "ddp", 1)
+        found = batch_result(search, status="found", micro_batch=batch, per_gpu_batch=batch)
+        write_text(tmp_path / search.file, found.model_dump_json())
+    nights = [tmp_path / f"results/night{seed}" for seed in range(2)]
+    result = merge_runs(tmp_path / "results/joined", *nights)
+    assert "largest batch of w ddp gpus1: 24 in " in result.stdout
+    joined = config_of(run="joined", seeds=[0, 1], **shape)
+    rows = largest_batch_rows(joined.model_copy(update={"largest_batch": wanted}), tmp_path)
+    assert [(row.strategy, row.status, row.micro_batch) for row in rows] == [
+        ("ddp", "found", 20),
+        ("fsdp2", "missing", None),
+    ]
 
 
 def test_versions_that_differ_are_told(monday: Path, tmp_path: Path) -> None:

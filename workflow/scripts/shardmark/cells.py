@@ -271,8 +271,12 @@ class BatchSearch(Section):
         return self.cell.micro_batch_size
 
     def fingerprint(self) -> str:
-        """SHA-256 over what defines the result, as for a case of the gate."""
-        cell = {name: value for name, value in self.cell.defining().items() if name != "run"}
+        """SHA-256 over what defines the result, without the run's name and the seed.
+
+        So a result stays valid in a run that is merged from others, of which each has other seeds.
+        """
+        fields = self.cell.defining().items()
+        cell = {name: value for name, value in fields if name not in ("run", "seed")}
         return _sha256({"cell": cell, "most": self.most})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from shardmark.cells import Cell
+from shardmark.cells import BatchSearch, Cell
 from shardmark.config.schema import Cluster
 
 # Imports, process group, probe, data, model, inspection, profile; config/pilot.yaml adds them up.
@@ -16,6 +16,14 @@ MOST_TIMES_SLOWER = 10
 # Time limit of a parity gate job: its surrogate and a few steps of the real model.
 GATE_MINUTES = 20
 GATE_S = 30.0
+# A search for the largest batch starts new processes after each size that does not fit. This is a
+# guess: about half of the sizes that it tries do not.
+SEARCH_STARTS = 6
+
+
+def search_s(search: BatchSearch) -> float:
+    """Return the expected seconds of a search for the largest batch."""
+    return SEARCH_STARTS * START_S + search.cell.measure.steady_min_s
 
 
 def limit_minutes(cluster: Cluster, cell: Cell) -> int:

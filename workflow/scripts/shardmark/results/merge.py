@@ -14,6 +14,7 @@ from shardmark.errors import UserError
 from shardmark.files import write_text
 from shardmark.metrics import SIDE_FILES, Metrics
 from shardmark.results.result_set import (
+    FoundBatch,
     Key,
     Result,
     ResultSet,
@@ -38,13 +39,16 @@ class Merged:
     Attributes:
         results: one result per cell.
         verifications: one result of the parity gate per workload, strategy and GPU count.
+        batches: one largest batch per workload, strategy and GPU count.
         duplicates: cells with identical results in several sets, counted once.
-        conflicts: cells or parity results that differ between sets, and which one was chosen.
+        conflicts: cells, parity results or largest batches that differ between sets, and which one
+            was chosen.
         notes: versions that differ; comparisons will refuse to mix them.
     """
 
     results: list[Result] = field(default_factory=list)
     verifications: list[Verification] = field(default_factory=list)
+    batches: list[FoundBatch] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,6 +88,7 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
             "choose with --prefer first or --prefer last:\n" + _lines(merged.conflicts)
         )
     _choose_verifications(sets, merged)
+    _choose_batches(sets, merged)
     return merged
 
 
@@ -105,6 +110,26 @@ def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
             statuses = ", ".join(f"{item.parity.status} in {item.path}" for item in items)
             merged.conflicts.append(
                 f"parity of {workload} {strategy} ranks{ranks}: {statuses}; the worst stands"
+            )
+
+
+def _choose_batches(sets: Sequence[ResultSet], merged: Merged) -> None:
+    """Choose the smallest of several largest batches, because it fits on all the machines."""
+    by_search: dict[tuple[str, str, int], list[FoundBatch]] = {}
+    for result_set in sets:
+        for item in result_set.batches:
+            by_search.setdefault(item.key, []).append(item)
+    for (workload, strategy, gpus), items in by_search.items():
+        smallest = min(items, key=lambda item: item.largest.micro_batch or 0)
+        merged.batches.append(smallest)
+        if len({(item.largest.search_sha256, item.largest.micro_batch) for item in items}) > 1:
+            batches = ", ".join(
+                f"{item.largest.micro_batch or item.largest.status} in {item.path}"
+                for item in items
+            )
+            merged.conflicts.append(
+                f"largest batch of {workload} {strategy} gpus{gpus}: {batches}; {smallest.path} "
+                "stands, and counts only with its own definition"
             )
 
 
@@ -203,6 +228,10 @@ def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
             case = partial / "parity" / item.parity.workload / item.parity.strategy
             case.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(item.path, case / f"ranks{item.parity.ranks}.json")
+        for found in merged.batches:
+            strategy = partial / "largest_batch" / found.largest.workload / found.largest.strategy
+            strategy.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.path, strategy / f"gpus{found.largest.gpus}.json")
         write_text(partial / "merged.json", merge_record(merged, sources))
         if folder.exists():
             folder.rmdir()

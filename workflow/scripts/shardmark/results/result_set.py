@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import pandas as pd
 
 from shardmark.cells import Cell
 from shardmark.errors import UserError
+from shardmark.largest_batch import LargestBatch
 from shardmark.measurement.rules import Peers
 from shardmark.measurement.validity import judge
-from shardmark.metrics import Metrics, Parity, read_metrics, read_parity
+from shardmark.metrics import Metrics, Parity, read_metrics, read_parity, read_record
 from shardmark.results.cell_rows import CellRow, cell_row
 from shardmark.results.csv_tables import to_frame
 from shardmark.results.exclusion import why_excluded
@@ -25,6 +26,7 @@ Key = tuple[str, str, int, int]
 # Pattern of the cells' folders in the folder of a run.
 CELLS = "*/*/gpus*/seed*"
 VERDICTS = "parity/*/*/ranks*.json"
+LARGEST_BATCHES = "largest_batch/*/*/gpus*.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,19 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class FoundBatch:
+    """One result of a search for the largest batch, and its path."""
+
+    path: Path
+    largest: LargestBatch
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Identifies a search within a run."""
+        return (self.largest.workload, self.largest.strategy, self.largest.gpus)
+
+
+@dataclass(frozen=True)
 class ResultSet:
     """All results of one run.
 
@@ -68,11 +83,13 @@ class ResultSet:
         folder: the set's folder, usually results/<run>.
         results: the cells' results, sorted by path.
         verifications: the parity gate's results, sorted by path.
+        batches: the results of the searches for the largest batch, sorted by path.
     """
 
     folder: Path
     results: list[Result]
     verifications: list[Verification]
+    batches: list[FoundBatch] = field(default_factory=list)
 
     def workloads(self) -> dict[str, dict[str, Any]]:
         """The definition of each workload, as plain types.
@@ -94,7 +111,7 @@ class ResultSet:
 
 
 def read_result_set(folder: Path) -> ResultSet:
-    """Read the metrics.json of every cell under a folder, and every result of its parity gate.
+    """Read every result under a folder: of cells, of its parity gate, of searches.
 
     Raises:
         UserError: if there is none, one is unreadable, a cell occurs twice, or there is a symbolic
@@ -116,8 +133,15 @@ def read_result_set(folder: Path) -> ResultSet:
                 f"{result.cell.title}: stands in {first.path} and in {result.path}; "
                 "delete or move one of them"
             )
-    gate = sorted(folder.glob(VERDICTS))
-    return ResultSet(folder, results, [Verification(path, read_parity(path)) for path in gate])
+    return ResultSet(
+        folder,
+        results,
+        [Verification(path, read_parity(path)) for path in sorted(folder.glob(VERDICTS))],
+        [
+            FoundBatch(path, read_record(path, LargestBatch))
+            for path in sorted(folder.glob(LARGEST_BATCHES))
+        ],
+    )
 
 
 def refuse_links(folder: Path) -> None:
@@ -126,7 +150,9 @@ def refuse_links(folder: Path) -> None:
     Raises:
         UserError: naming a symbolic link, device or pipe.
     """
-    for path in itertools.chain(folder.glob(f"{CELLS}/*"), folder.glob(VERDICTS)):
+    for path in itertools.chain(
+        *(folder.glob(pattern) for pattern in (f"{CELLS}/*", VERDICTS, LARGEST_BATCHES))
+    ):
         inside = path.relative_to(folder).parts
         for part in itertools.accumulate(inside, Path.joinpath, initial=folder):
             if part != folder and part.is_symlink():

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from shardmark.cells import Cell, parity_case
+from shardmark.cells import Cell, batch_searches_of, parity_case
 from shardmark.config.schema import Cluster, Config
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, read_metrics, read_parity
+from shardmark.results.largest_batch_rows import read_largest_batch
 from shardmark.results.matrix import read_matrix
 from shardmark.slurm.job_request import SPARE_MINUTES
-from shardmark.time_limits import GATE_MINUTES, GATE_S, START_S, expected_s, limit_minutes
+from shardmark.time_limits import (
+    GATE_MINUTES,
+    GATE_S,
+    START_S,
+    expected_s,
+    limit_minutes,
+    search_s,
+)
 
 # Time that a Slurm job takes before the cell starts, because Snakemake starts twice in it.
 SNAKEMAKE_S = 10.0
@@ -65,12 +73,14 @@ class Costs:
 
     Attributes:
         planned: number of cells of the matrix that can run.
-        jobs: the jobs left: cells without a result, the parity gate, pinned blocks.
+        jobs: the jobs left: cells without a result, the parity gate, pinned blocks, searches.
+        searches: how many of them search for a largest batch.
         cluster: the machines.
     """
 
     planned: int
     jobs: list[Job]
+    searches: int
     cluster: Cluster
 
     @property
@@ -85,7 +95,7 @@ class Costs:
 
 
 def estimate_costs(config: Config, root: Path = Path()) -> Costs:
-    """Estimate the costs of the cells and parity cases that have no current result."""
+    """Estimate the costs of the cells, parity cases and searches that have no current result."""
     matrix = [one for one in read_matrix(config, root) if not one.cell.unsupported]
     planned = [one.cell for one in matrix]
     to_run = [one.cell for one in matrix if not one.metrics or one.stale]
@@ -98,7 +108,8 @@ def estimate_costs(config: Config, root: Path = Path()) -> Costs:
             Job(gpus, _charged_gpus(config.cluster, gpus), PIN_MINUTES * 60, SNAKEMAKE_S)
             for gpus in blocks.values()
         ]
-    return Costs(len(planned), jobs, config.cluster)
+    searches = list(_search_jobs(config, root))
+    return Costs(len(planned), jobs + searches, len(searches), config.cluster)
 
 
 def _cell_job(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
@@ -137,6 +148,16 @@ def _gate_jobs(config: Config, root: Path) -> Iterator[Job]:
 
 def _gate_job(gpus: int) -> Job:
     return Job(gpus, gpus, (GATE_MINUTES + SPARE_MINUTES) * 60, SNAKEMAKE_S + GATE_S)
+
+
+def _search_jobs(config: Config, root: Path) -> Iterator[Job]:
+    """Yield the searches for a largest batch that have no current result."""
+    worst = (config.cluster.time_limit_minutes + SPARE_MINUTES) * 60
+    for search in batch_searches_of(config):
+        if not search.cell.unsupported and read_largest_batch(search, root) is None:
+            gpus = search.cell.gpus
+            charged = _charged_gpus(config.cluster, gpus)
+            yield Job(gpus, charged, worst, SNAKEMAKE_S + search_s(search))
 
 
 def _has_verdict(path: Path, fingerprint: str) -> bool:

@@ -21,11 +21,12 @@ def cost_lines(config: Config, costs: Costs, width: int) -> Iterator[str]:
         width: number of columns.
     """
     cells = costs.cells
-    others = len(costs.jobs) - len(cells)
+    others = len(costs.jobs) - len(cells) - costs.searches
     yield (
         f"results/{config.run}: {len(cells)} of {costs.planned} cells are left to run, and "
         f"{others} jobs of the parity gate"
         + (" and for pinned blocks" if config.cluster.block == "pinned" else "")
+        + (f", and {costs.searches} searches for a largest batch" if costs.searches else "")
     )
     if not costs.jobs:
         return
