@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def outcomes(largest: LargestBatch) -> list[tuple[int, str]]:
 
 
 def test_a_rank_that_runs_out_of_memory_bounds_the_search(find: Any, tmp_path: Path) -> None:
-    largest = find(5, "memory")
+    largest = find(5, "memory", "no kernel")
     assert (largest.status, largest.micro_batch, largest.per_gpu_batch) == ("found", 5, 5)
     assert outcomes(largest) == [
         *((1, "fits"), (2, "fits"), (4, "fits")),
@@ -234,6 +235,7 @@ def test_the_workflow_searches_what_is_configured_once(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(yaml.safe_dump(matrix))
     done = project.matrix()
     assert done.returncode == 0, done.stdout
+    assert re.search(r"^largest batch of gpt ddp gpus2: 4 or more per GPU, ", done.stdout, re.M)
     folder = tmp_path / "results/t/largest_batch/gpt"
     largest = read_record(folder / "ddp/gpus2.json", LargestBatch)
     assert (largest.status, largest.micro_batch) == ("reached_most", 4)

@@ -35,6 +35,8 @@ def fail(file: Path) -> None:
     match how:
         case "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        case "no kernel":
+            raise RuntimeError("FIND was unable to find an engine to execute this computation")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":

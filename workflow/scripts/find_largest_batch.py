@@ -24,6 +24,10 @@ from shardmark.launching.launch import Ended, launch
 from shardmark.launching.scratch import empty_scratch, scratch_folder
 from shardmark.strategies import STRATEGIES
 
+# torch's message if cuDNN finds no kernel whose workspace fits. If a smaller batch ran, there are
+# kernels for the GPU and the operation.
+NO_KERNEL = "unable to find an engine to execute this computation"
+
 
 def find_largest_batch(
     search: BatchSearch,
@@ -107,6 +111,8 @@ def why_not_fitting(state: SearchState, ended: Ended) -> tuple[Outcome, str] | N
     # Before the first size, only a lack of memory says something about all sizes.
     if status == "oom" and (state.trying or state.largest is None):
         return "oom", failure.exception
+    if NO_KERNEL in failure.exception and state.largest:
+        return "oom", failure.exception
     if failure.exception.startswith(HUNG) and state.trying:
         return "stalled", failure.exception
     size = f"with a batch of {state.trying}" if state.trying else "before the first batch"
@@ -117,7 +123,8 @@ def why_not_fitting(state: SearchState, ended: Ended) -> tuple[Outcome, str] | N
         )
     raise UserError(
         f"{search.title}: failed {size}, and not for lack of memory: {failure.exception}. This is "
-        "no result; mend that and give the same command again"
+        "no result; mend that, or keep largest_batch.most below that batch, and give the same "
+        "command again"
     )
 
 

@@ -21,7 +21,8 @@ from typing import Any, TextIO
 from shardmark.cells import Cell, ParityCase
 from shardmark.disk import why_no_room
 from shardmark.errors import UserError
-from shardmark.metrics import read_metrics, read_parity
+from shardmark.largest_batch import LargestBatch
+from shardmark.metrics import read_metrics, read_parity, read_record
 
 REFRESH_S = 1.0
 BAR_WIDTH = 24
@@ -29,6 +30,7 @@ LOG_TAIL_LINES = 5
 REASON_LENGTH = 120
 TRAIN = "train"
 CHECK_PARITY = "check_parity"
+FIND_LARGEST_BATCH = "find_largest_batch"
 USUAL_WIDTH = 80
 # Part of Snakemake's warning when a cell fails that had no earlier result.
 NOTHING_TO_RESTORE = ": no backup found."
@@ -75,6 +77,8 @@ class Progress(logging.Handler):
         self.checking: dict[int, str] = {}
         self.verdicts: dict[str, str] = {}
         self.others: dict[int, str] = {}
+        # Searches for a largest batch: the title and the file of the result.
+        self.searches: dict[int, tuple[str, Path]] = {}
         # Not named _closed, which logging uses itself.
         self._over = threading.Event()
         if self.live:
@@ -131,12 +135,19 @@ class Progress(logging.Handler):
             self.verdicts.pop(case, None)
             if not self.live:
                 self._say(f"{self._numbered(case)}: started")
+        elif job["rule_name"] == FIND_LARGEST_BATCH:
+            title = f"largest batch of {at['workload']} {at['strategy']} gpus{at['gpus']}"
+            self.searches[job["jobid"]] = title, Path(job["output"][0])
+            self.others[job["jobid"]] = title
         else:
             self.others[job["jobid"]] = job["rule_name"]
 
     def _finished(self, jobid: int) -> None:
         self.others.pop(jobid, None)
-        if jobid in self.running:
+        if jobid in self.searches:
+            title, path = self.searches.pop(jobid)
+            self._say(f"{title}: {found_batch(path)}")
+        elif jobid in self.running:
             cell = self.running.pop(jobid)
             status, figure = outcome(cell.folder / "metrics.json")
             self.ended[place_of(cell)] = status
@@ -148,8 +159,8 @@ class Progress(logging.Handler):
             self._say(f"{self._numbered(case)}: {self.verdicts[case]}{reason}")
 
     def _failed(self, job: dict[str, Any]) -> None:
-        self.others.pop(job["jobid"], None)
-        title = str(job["rule_name"])
+        title = self.others.pop(job["jobid"], str(job["rule_name"]))
+        self.searches.pop(job["jobid"], None)
         cell = self.running.pop(job["jobid"], None)
         case = self.checking.pop(job["jobid"], None)
         if not (job.get("aux") or {}).get("submitted", True):
@@ -327,6 +338,19 @@ def verdict(path: Path) -> tuple[str, str]:
     except UserError as error:
         return "unreadable", f" ({error})"
     return parity.status, in_brackets(parity.reason) if parity.reason else ""
+
+
+def found_batch(path: Path) -> str:
+    """Return the largest batch in a search's result in words, or its status."""
+    try:
+        largest = read_record(path, LargestBatch)
+    except UserError as error:
+        return f"unreadable ({error})"
+    if largest.measured is None:
+        return largest.status.replace("_", " ")
+    more = " or more" if largest.status == "reached_most" else ""
+    speed = f"{largest.measured.items_per_s:,.0f} {largest.measured.unit}/s"
+    return f"{largest.per_gpu_batch}{more} per GPU, {speed}"
 
 
 def in_brackets(reason: str) -> str:
