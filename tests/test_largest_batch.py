@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from shardmark.metrics import read_record
 from shardmark.report.exports import tables_to_export
 from shardmark.report.table import to_markdown
 from small_matrix import ROOT
+from test_schemas import errors
 from test_workflow import CONFIG, copy_project
 
 LIMITED = ROOT / "tests/failing/train_limited.py"
@@ -100,6 +102,7 @@ def test_a_rank_that_runs_out_of_memory_bounds_the_search(find: Any, tmp_path: P
     assert largest.measured.unit == "tokens"
     assert largest.measured.items_per_s == pytest.approx(2 * largest.measured.items_per_s_per_gpu)
     assert largest.measured.torch_reserved_bytes is None, "not measured on a CPU"
+    assert errors("largest_batch", json.loads(largest.model_dump_json())) == []
     assert list(tmp_path.iterdir()) == [tmp_path / "failures"], "no scratch folder is left"
 
 

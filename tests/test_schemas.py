@@ -19,6 +19,7 @@ from shardmark.cells import parity_case
 from shardmark.report.data_dictionary import dictionary, unit_of
 from shardmark.results.cell_rows import CellRow, EpochRow
 from shardmark.results.failure_rows import FailureRow
+from shardmark.results.largest_batch_rows import LargestBatchRow
 from shardmark.results.parity_rows import ParityRow
 from shardmark.statistics.comparison_rows import ScalingRow, SetComparisonRow
 from small_matrix import RAW, ROOT, cell_at, changed, matrix
@@ -61,8 +62,9 @@ def test_the_data_dictionary_is_what_the_models_say() -> None:
 def test_the_data_dictionary_tells_each_column_its_unit_and_when_it_is_empty() -> None:
     lines = [line.split(" | ") for line in dictionary().splitlines() if line.startswith("| `")]
     columns = {line[0].strip("| `"): line[1:] for line in lines if len(line) == 5}
-    models = (CellRow, EpochRow, FailureRow, ParityRow, SetComparisonRow, ScalingRow)
-    assert set(columns) == {name for model in models for name in model.model_fields}
+    models = (CellRow, EpochRow, FailureRow, ParityRow, LargestBatchRow)
+    compared = (SetComparisonRow, ScalingRow)
+    assert set(columns) == {name for model in (*models, *compared) for name in model.model_fields}
     assert all(meaning for _, _, meaning, _ in columns.values())
     assert columns["energy_per_item_j"][:2] == ["number", "J"]
     assert columns["gpus"][3] == "never |"

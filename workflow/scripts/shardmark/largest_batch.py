@@ -6,9 +6,9 @@ Each strategy has its own batch here, so nothing of it is compared with cells.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shardmark.cells import BatchSearch
 from shardmark.codebase import code_of_search, code_sha256
@@ -49,7 +49,7 @@ class Measured(Record):
     half_width_pct: Positive | None
     torch_allocated_bytes: Total | None
     torch_reserved_bytes: Total | None
-    gpu_memory_bytes: Total | None
+    gpu_memory_bytes: Annotated[Total, Field(ge=1)] | None
 
 
 class SearchState(Section):
@@ -132,6 +132,13 @@ class LargestBatch(Record):
     reason: str | None = None
     search_sha256: str
     code_sha256: str
+
+    @model_validator(mode="after")
+    def _has_a_batch_if_one_fits(self) -> LargestBatch:
+        fits = self.status in ("found", "reached_most")
+        if any((batch is not None) != fits for batch in (self.micro_batch, self.per_gpu_batch)):
+            raise ValueError("has a batch if and only if one fits")
+        return self
 
 
 def batch_result(search: BatchSearch, **fields: Any) -> LargestBatch:
