@@ -19,7 +19,9 @@ onstart:
     jobs = list(workflow.dag.needrun_jobs())
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
-    searches = [search_at(job.wildcards) for job in jobs if job.rule.name == "find_largest_batch"]
+    searches = [
+        search_at(job.wildcards) for job in jobs if job.rule.name == "find_largest_batch"
+    ]
     trained = planned + [search.cell for search in searches]
     if trained and CONFIG.cluster.device == "cuda" and workflow.local_exec:
         reason = why_no_gpus(max(cell.gpus for cell in trained))
