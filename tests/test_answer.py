@@ -9,6 +9,7 @@ import pytest
 
 from result_tables import cells_table
 from shardmark.report.answer import Answer, make_answer
+from shardmark.results.largest_batch_rows import LargestBatchRow
 from shardmark.results.run_record import RunRecord
 from shardmark.statistics.findings import find
 
@@ -34,7 +35,12 @@ def two_gpus(
     return cells
 
 
-def answer_of(cells: pd.DataFrame, device: str = "cuda") -> Answer:
+NO_SEARCH = pd.DataFrame(columns=list(LargestBatchRow.model_fields))
+
+
+def answer_of(
+    cells: pd.DataFrame, device: str = "cuda", largest: pd.DataFrame = NO_SEARCH
+) -> Answer:
     record = RunRecord(
         run="t",
         baseline="ddp",
@@ -47,7 +53,7 @@ def answer_of(cells: pd.DataFrame, device: str = "cuda") -> Answer:
         environment=[],
     )
     findings = find(cells, "ddp", 0.02)
-    return make_answer("w", cells, record, findings.verdicts, findings.scaling)
+    return make_answer("w", cells, record, findings.verdicts, findings.scaling, largest)
 
 
 def failed(cells: pd.DataFrame, strategy: str, outcome: str) -> pd.DataFrame:
@@ -65,7 +71,7 @@ def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> Non
     )
     found = answer_of(failed(cells, "dp", "oom"))
     assert found.badge == "established"
-    assert found.text.startswith("Use DDP. Fastest on 2 GPUs (10,0")
+    assert found.text.startswith("Use DDP. Fastest on 2 GPUs with a batch of 512 per GPU (10,0")
     assert "images/s), 9.0 of 80 GiB. If memory is tight: FSDP2 (−3" in found.text
     assert "−33 % memory). Avoid DeepSpeed ZeRO-3 (−7" in found.text
     assert found.text.endswith("Out of memory: DataParallel.")
@@ -171,3 +177,21 @@ def test_another_best_at_another_count_is_said() -> None:
     found = answer_of(pd.concat([small, large], ignore_index=True))
     assert found.lead == "Use DDP."
     assert "On 2 GPUs, FSDP1 is fastest." in found.text
+
+
+def test_the_largest_batches_are_a_sentence_of_their_own_at_the_same_gpu_count() -> None:
+    rows = [
+        ("ddp", 2, "found", 8, 24_900.0),
+        ("fsdp2", 2, "found", 16, 34_100.0),
+        ("fsdp2", 1, "found", 4, 99_999.0),
+        ("deepspeed_zero1", 2, "does_not_fit", None, None),
+    ]
+    columns = ["strategy", "gpus", "status", "per_gpu_batch", "items_per_s_per_gpu"]
+    largest = pd.DataFrame(rows, columns=columns).assign(unit="tokens")
+    without, found = answer_of(two_gpus(SPEEDS)), answer_of(two_gpus(SPEEDS), largest=largest)
+    (added,) = [part for part in found.rest if part not in without.rest]
+    assert added == (
+        "At the largest batch that fits, measured once:",
+        "FSDP2 34,100 tokens/s per GPU (batch 16) and DDP 24,900 tokens/s per GPU (batch 8).",
+    )
+    assert (found.badge, found.lead) == (without.badge, without.lead)

@@ -21,11 +21,12 @@ def _answers(results: Tables, findings: Findings) -> str:
     """Return the answer for each workload, as the report page gives it."""
     paragraphs = []
     for workload in results.record.workloads:
-        cells, scaling = (
-            table[table.workload == workload] for table in (results.cells, findings.scaling)
+        cells, scaling, largest = (
+            table[table.workload == workload]
+            for table in (results.cells, findings.scaling, results.largest_batches)
         )
         verdicts = [verdict for verdict in findings.verdicts if verdict.workload == workload]
-        text = make_answer(workload, cells, results.record, verdicts, scaling).text
+        text = make_answer(workload, cells, results.record, verdicts, scaling, largest).text
         paragraphs.append("\n".join(textwrap.wrap(f"{workload}: {text}", TEXT_WIDTH)))
     return "\n\n".join(paragraphs)
 

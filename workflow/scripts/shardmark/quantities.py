@@ -54,6 +54,11 @@ def describe_gpus(device: str, count: int) -> str:
     return f"{count} GPU{'' if count == 1 else 's'}"
 
 
+def replicas_noun(device: str) -> str:
+    """Return what one replica runs on: a GPU, or a process on CPUs."""
+    return "process" if device == "cpu" else "GPU"
+
+
 def replicas_heading(device: str) -> str:
     """Return what a column or an axis of GPU counts is called; on CPUs they are processes."""
     return "Processes" if device == "cpu" else "GPUs"

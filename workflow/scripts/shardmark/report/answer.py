@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from shardmark.quantities import describe_gpus, percent
+from shardmark.quantities import describe_gpus, format_number, percent, replicas_noun
 from shardmark.report.sentences import format_quantity, join_names
 from shardmark.results.outcome import Outcome
 from shardmark.results.run_record import RunRecord
@@ -71,6 +71,7 @@ def make_answer(
     record: RunRecord,
     verdicts: Sequence[Verdict],
     scaling: pd.DataFrame,
+    largest: pd.DataFrame,
 ) -> Answer:
     """Return the answer for the largest GPU count that has usable cells.
 
@@ -80,6 +81,7 @@ def make_answer(
         record: facts about the matrix.
         verdicts: the verdicts on the workload, one per GPU count.
         scaling: rows of scaling.csv of the workload.
+        largest: rows of largest_batches.csv of the workload.
     """
     usable = [verdict for verdict in verdicts if verdict.fastest.best is not None]
     if not usable:
@@ -100,6 +102,7 @@ def make_answer(
         *_alternatives(verdict),
         *_outcomes_without_result(cells_there),
         *_elsewhere(usable, verdict, record.device),
+        *_at_largest_batch(largest[largest.gpus == verdict.gpus], record.device),
     ]
     return Answer(badge, lead, rest, _more_runs(verdict))
 
@@ -191,7 +194,9 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
     row = scaling[(scaling.strategy == standing.best) & (scaling.gpus == verdict.gpus)]
     if len(row) and row.iloc[0].reference_gpus != verdict.gpus and pd.notna(row.iloc[0].efficiency):
         speed += f", {100 * row.iloc[0].efficiency:.0f} % efficiency"
-    text = f"{describe_gpus(device, verdict.gpus)} ({speed})"
+    batch = int(cells_there.per_gpu_batch_size.iloc[0])
+    replica = replicas_noun(device)
+    text = f"{describe_gpus(device, verdict.gpus)} with a batch of {batch} per {replica} ({speed})"
     memory = verdict.medians[standing.best or ""].get(MEMORY.column)
     if memory is None:
         return text
@@ -279,6 +284,20 @@ def _elsewhere(
         where = join_names([*map(str, counts), describe_gpus(device, most)])
         likely = any(verdict.fastest.tier == "likely" for verdict in others)
         yield "", f"On {where}, {label_of(best)} is {'likely ' if likely else ''}fastest."
+
+
+def _at_largest_batch(largest: pd.DataFrame, device: str) -> Iterator[tuple[str, str]]:
+    """Yield the fastest strategies at equal memory, each at its own batch."""
+    fits = largest[largest.items_per_s_per_gpu.notna()]
+    fits = fits.sort_values("items_per_s_per_gpu", ascending=False)
+    if len(fits):
+        unit = f"{fits.unit.iloc[0]}/s per {replicas_noun(device)}"
+        names = [
+            f"{label_of(row['strategy'])} {format_number(row['items_per_s_per_gpu'])} {unit} "
+            f"(batch {int(row['per_gpu_batch'])})"
+            for row in fits.head(MOST_NAMES).to_dict("records")
+        ]
+        yield "At the largest batch that fits, measured once:", f"{join_names(names)}."
 
 
 def _more_runs(verdict: Verdict) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from shardmark.lanes import LANES
-from shardmark.quantities import format_number, replicas_heading
+from shardmark.quantities import format_number, replicas_heading, replicas_noun
 from shardmark.report.table import Table
 from shardmark.strategies import label_of
 
@@ -30,7 +30,7 @@ def largest_batch_table(rows: pd.DataFrame, device: str) -> Table:
         device: cuda or cpu.
     """
     unit = next(filter(None, rows.unit), "items")
-    replica = "process" if device == "cpu" else "GPU"
+    replica = replicas_noun(device)
     title = f"{rows.workload.iloc[0]}: largest" if len(rows) else "Largest"
     return Table(
         caption=f"{title}{_CAPTION}",

@@ -183,7 +183,7 @@ def _workload(
         )
     )
     verdicts = [verdict for verdict in findings.verdicts if verdict.workload == name]
-    answer = make_answer(name, cells, record, verdicts, scaling)
+    answer = make_answer(name, cells, record, verdicts, scaling, largest)
     pictures, not_drawn = _figures(cells, findings, answer, record.baseline, figures)
     placed = {"answer", *(figure for names in SECTIONS.values() for figure in names)}
     sections = {
