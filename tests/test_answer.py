@@ -191,7 +191,7 @@ def test_the_largest_batches_are_a_sentence_of_their_own_at_the_same_gpu_count()
     without, found = answer_of(two_gpus(SPEEDS)), answer_of(two_gpus(SPEEDS), largest=largest)
     (added,) = [part for part in found.rest if part not in without.rest]
     assert added == (
-        "At the largest batch that fits, measured once:",
-        "FSDP2 34,100 tokens/s per GPU (batch 16) and DDP 24,900 tokens/s per GPU (batch 8).",
+        "At the largest batch that fits (tokens/s per GPU, measured once):",
+        "FSDP2 34,100 (batch 16) and DDP 24,900 (batch 8).",
     )
     assert (found.badge, found.lead) == (without.badge, without.lead)

@@ -196,7 +196,7 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
         speed += f", {100 * row.iloc[0].efficiency:.0f} % efficiency"
     batch = int(cells_there.per_gpu_batch_size.iloc[0])
     replica = replicas_noun(device)
-    text = f"{describe_gpus(device, verdict.gpus)} with a batch of {batch} per {replica} ({speed})"
+    text = f"{describe_gpus(device, verdict.gpus)} with a batch of {batch:,} per {replica} ({speed})"
     memory = verdict.medians[standing.best or ""].get(MEMORY.column)
     if memory is None:
         return text
@@ -293,11 +293,11 @@ def _at_largest_batch(largest: pd.DataFrame, device: str) -> Iterator[tuple[str,
     if len(fits):
         unit = f"{fits.unit.iloc[0]}/s per {replicas_noun(device)}"
         names = [
-            f"{label_of(row['strategy'])} {format_number(row['items_per_s_per_gpu'])} {unit} "
-            f"(batch {int(row['per_gpu_batch'])})"
+            f"{label_of(row['strategy'])} {format_number(row['items_per_s_per_gpu'])} "
+            f"(batch {int(row['per_gpu_batch']):,})"
             for row in fits.head(MOST_NAMES).to_dict("records")
         ]
-        yield "At the largest batch that fits, measured once:", f"{join_names(names)}."
+        yield f"At the largest batch that fits ({unit}, measured once):", f"{join_names(names)}."
 
 
 def _more_runs(verdict: Verdict) -> str:
