@@ -196,7 +196,9 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
         speed += f", {100 * row.iloc[0].efficiency:.0f} % efficiency"
     batch = int(cells_there.per_gpu_batch_size.iloc[0])
     replica = replicas_noun(device)
-    text = f"{describe_gpus(device, verdict.gpus)} with a batch of {batch:,} per {replica} ({speed})"
+    text = (
+        f"{describe_gpus(device, verdict.gpus)} with a batch of {batch:,} per {replica} ({speed})"
+    )
     memory = verdict.medians[standing.best or ""].get(MEMORY.column)
     if memory is None:
         return text
