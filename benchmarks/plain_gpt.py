@@ -29,7 +29,6 @@ DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 CONTEXT, VOCABULARY = 1024, 50_304
 # Layers, width, heads.
 PRESETS = {
-    "gpt_0b35": (24, 1024, 16),
     "gpt_1b4": (24, 2048, 16),
     "gpt_3b9": (32, 3072, 24),
     "gpt_5b1": (36, 3328, 26),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import re
@@ -17,6 +18,7 @@ from shardmark.config.files import read_config_file
 from shardmark.config.loading import load
 from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
+from shardmark.optimizers import OPTIMIZERS
 from small_matrix import RAW, ROOT, changed
 
 W = "workloads.small"
@@ -744,6 +746,16 @@ def test_what_yaml_reads_otherwise_is_named_with_its_place(
     path.write_text(f"run: a\n{written}: 1\n")
     with pytest.raises(ConfigError, match=re.escape(f"{path}:2:1: YAML 1.1 {message}")):
         read_config_file(path)
+
+
+def test_an_optimizer_that_torch_has_no_fused_kernel_for_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = dataclasses.replace(OPTIMIZERS["sgd"], settings=("momentum", "weight_decay"))
+    monkeypatch.setitem(OPTIMIZERS, "sgd", plain)
+    fused = changed(workloads__small__optimizer={"learning_rate": 0.1, "fused": True})
+    with pytest.raises(ConfigError, match=r"optimizer\.fused: torch has no fused sgd"):
+        load(fused, ROOT)
 
 
 def test_a_large_matrix_may_be_asked_for() -> None:

@@ -18,6 +18,7 @@ from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_mo
 from shardmark.parity.oracle import Trajectory, run_oracle
 from shardmark.training.updates import MOST_SKIPPED, taken_until_it_updates
 from shardmark.workload.built_in import make_workload
+from test_language_gate import GPT
 
 
 def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_right(
@@ -75,6 +76,7 @@ def oracles(floor: float) -> dict[str, dict[str, object]]:
     return {"fp32": known, "fp16": known, "fp16 parameters": known}
 
 
+TIED: dict[str, Any] = GPT | {"model": GPT["model"] | {"tied": True}}
 REAL: dict[str, Any] = {"summary": {"loss_0": 1.0}, "floor": 1e-7, "rounding": 0.4}
 
 
@@ -92,7 +94,10 @@ def test_noise_without_a_bound_excuses_nothing() -> None:
         ("ddp", {}, False),
         ("fsdp2_fp16", {}, False),
         ("fsdp_fp16", {}, True),
-        ("fsdp2_fp16", {"batch": {"per_gpu": 16, "accumulate": 2}}, True),
+        ("fsdp_fp16", {"batch": {"per_gpu": 16, "accumulate": 2}}, True),
+        ("fsdp2_fp16", {"batch": {"per_gpu": 16, "accumulate": 2}}, False),
+        ("fsdp2_fp16", TIED | {"batch": {"per_gpu": 4, "accumulate": 2}}, True),
+        ("fsdp2_fp16", TIED, False),
         ("ddp", {"batch": {"per_gpu": 16, "accumulate": 2}}, False),
         ("ddp", {"compile": "block"}, True),
         ("zero3_native_bf16", {}, True),

@@ -23,7 +23,7 @@ from shardmark.cells import ParityCase
 from shardmark.errors import UserError
 from shardmark.metrics import Parity
 from shardmark.parity.judgement import ROUNDING_RMS
-from test_language_gate import language_case
+from test_language_gate import RECOMMENDED, language_case
 
 Gate = Callable[[ParityCase], Parity]
 SABOTAGE = ROOT / "tests/sabotage"
@@ -211,6 +211,24 @@ def test_reduction_in_bf16_is_caught(strategy: str, quick_gate: Gate) -> None:
     assert parity.precisions[0].passed, "in float32 there is nothing to catch"
     assert parity.status == "failed", parity.precisions
     assert "bf16: first update" in (parity.reason or "")
+
+
+def test_gradients_that_are_summed_are_caught_though_every_step_clips(oracles: Path) -> None:
+    parity = gate(language_case("ddp", 2, "as timed"), oracles, SABOTAGE / "train_summing.py")
+    exact, unclipped, _ = parity.precisions
+    assert [part.precision for part in parity.precisions] == ["fp32", "fp32 unclipped", "bf16"]
+    assert exact.passed, "the clipped gradient is the same"
+    assert not unclipped.passed
+
+
+@pytest.mark.parametrize("strategy", [*DISTRIBUTED, *RECOMMENDED])
+def test_a_language_model_as_it_is_timed_matches(strategy: str, quick_gate: Gate) -> None:
+    parity = quick_gate(language_case(strategy, 2, "as timed"))
+    assert_passed(parity)
+    assert parity.real_model is not None
+    if strategy in ("fsdp_bf16", "fsdp2_bf16"):
+        # Compared with an oracle that rounds where they do.
+        assert parity.precisions[-1].deviation.first_update < ROUNDING_RMS["bf16"] / 4
 
 
 @pytest.mark.parametrize("script", ["train_without_averaging.py", "train_other_order.py"])

@@ -115,6 +115,11 @@ def why_not_fitting(state: SearchState, ended: Ended) -> tuple[Outcome, str] | N
         return "oom", failure.exception
     if failure.exception.startswith(HUNG) and state.trying:
         return "stalled", failure.exception
+    if status == "oom":
+        raise UserError(
+            f"{search.title}: memory ran out before the first batch, although {state.largest} had "
+            "fitted: something else may use the GPU. This is no result; give the same command again"
+        )
     size = f"with a batch of {state.trying}" if state.trying else "before the first batch"
     if status == "timeout":
         raise UserError(

@@ -44,7 +44,7 @@ def main(strategy: StrategyClass) -> None:
 
     The process writes ``result.json`` (rank 0) or ``failure.rank<r>.json`` to the scratch folder.
     """
-    parser = argparse.ArgumentParser(description="one rank of a cell; started by run_cell.py")
+    parser = argparse.ArgumentParser(description="one rank; a launcher starts it")
     parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
     parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
     parser.add_argument(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from shardmark.cells import Cell, ParityCase
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS
@@ -11,6 +13,7 @@ from shardmark.workload.precision import AUTOCAST_DTYPES
 STEPS_PER_EPOCH = 4
 REAL_MODEL_STEPS = 2
 REAL_MODEL_BATCH = 4
+UNCLIPPED = "fp32 unclipped"
 # Adam divides a gradient by its own size. Where the true gradient is zero (a bias before a
 # batch-norm, a key bias before a softmax), the update would be full-size and its sign rounding
 # noise, so two correct programs would disagree. A larger eps suppresses these updates.
@@ -18,16 +21,29 @@ SMALLEST_ADAM_EPS = 1e-4
 
 
 def precisions_of(case: ParityCase) -> list[str]:
-    """The precisions to check: float32, then the timed precision if it differs."""
-    timed = case.cell.definition.precision
-    return ["fp32"] if timed == "fp32" else ["fp32", timed]
+    """The precisions to check: float32, then the timed precision if it differs.
+
+    Where the training clips, float32 is also checked without clipping. A gradient that is twice as
+    large as it should be, because ranks add theirs instead of averaging, is the same after
+    clipping; and the surrogate's gradient is clipped in every step.
+    """
+    definition = case.cell.definition
+    unclipped = [] if definition.optimizer.clip_norm is None else [UNCLIPPED]
+    timed = [] if definition.precision == "fp32" else [definition.precision]
+    return ["fp32", *unclipped, *timed]
 
 
 def surrogate_cell(case: ParityCase, precision: str) -> Cell:
     """The cell that trains the surrogate in place of the case's model."""
-    cell = _gate_cell(case.cell, precision, case.gate.per_gpu_batch, surrogate=True)
+    unclipped = precision == UNCLIPPED
+    name = "fp32" if unclipped else precision
+    cell = _gate_cell(case.cell, name, case.gate.per_gpu_batch, surrogate=True)
     assert cell is not None
-    return cell
+    if not unclipped:
+        return cell
+    optimizer = cell.definition.optimizer.model_copy(update={"clip_norm": None})
+    definition = cell.definition.model_copy(update={"optimizer": optimizer})
+    return cell.model_copy(update={"definition": definition})
 
 
 def surrogate_name_of(case: ParityCase) -> str:
@@ -85,6 +101,15 @@ def oracle_of(case: ParityCase, precision: str) -> str:
     """
     low = precision in AUTOCAST_DTYPES and low_parameters(case)
     return name_of_oracle(precision, low_parameters=low)
+
+
+def ties_weights(case: ParityCase) -> bool:
+    """Whether a parameter of the model is used by more than one module."""
+    workload = make_workload(surrogate_cell(case, "fp32").definition)
+    with torch.device("meta"):
+        model = workload.surrogate(case.cell.seed)
+    uses = list(model.named_parameters(remove_duplicate=False))
+    return len(uses) > len(list(model.parameters()))
 
 
 def low_parameters(case: ParityCase) -> bool:

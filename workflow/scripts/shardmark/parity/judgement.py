@@ -8,15 +8,11 @@ from typing import Any
 
 from shardmark.cells import ParityCase
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
-from shardmark.parity.cases import (
-    low_parameters,
-    oracle_of,
-)
+from shardmark.parity.cases import UNCLIPPED, low_parameters, oracle_of, ties_weights
 from shardmark.parity.deviations import deviation, summary_difference
-from shardmark.parity.oracle import (
-    Trajectory,
-)
+from shardmark.parity.oracle import Trajectory
 
+EXACT = ("fp32", UNCLIPPED)
 # Relative root mean square error of rounding to 8 (bf16) or 11 (fp16, tf32) significant bits. The
 # error is uniform, at most half a unit in the last place; mantissas lie between 1 and 2.
 ROUNDING_RMS = {"bf16": 2**-8 / 24**0.5, "fp16": 2**-11 / 24**0.5, "tf32": 2**-11 / 24**0.5}
@@ -45,7 +41,7 @@ def judge(
     if not all(map(math.isfinite, tolerance.model_dump().values())):
         reason = f"{precision}: the oracle does not agree with itself, so the gate cannot judge"
     noisy = max(floor.loss, floor.final_weights) * 10 > case.gate.tolerance
-    if reason is None and precision == "fp32" and noisy:
+    if reason is None and precision in EXACT and noisy:
         reason = (
             f"the oracle's own noise ({floor.loss:.1e} in the loss, {floor.final_weights:.1e} in "
             f"the weights) is not ten times below the tolerance {case.gate.tolerance:.0e}, so this "
@@ -74,9 +70,9 @@ def floor_and_tolerance(
     """The oracle's own noise in one precision, and how far a strategy may deviate in it."""
     gate, oracle = case.gate, oracles[oracle_of(case, precision)]
     floor: Deviation = oracle["floor"]
-    fp32: Deviation = oracles["fp32"]["floor"]
-    first_update = max(gate.tolerance, gate.floor_multiple * fp32.first_update)
-    if precision == "fp32":
+    exact: Deviation = floor if precision in EXACT else oracles["fp32"]["floor"]
+    first_update = max(gate.tolerance, gate.floor_multiple * exact.first_update)
+    if precision in EXACT:
         return floor, Deviation(
             loss=gate.tolerance, first_update=first_update, final_weights=gate.tolerance
         )
@@ -111,9 +107,14 @@ def rounds_elsewhere(case: ParityCase) -> bool:
     """
     cell = case.cell
     reduces = bool(cell.options.get("low_precision_communication", False))
-    casts = cell.base == "fsdp" and cell.definition.batchnorm_statistics != "none"
-    own = low_parameters(case) and (cell.definition.batch.accumulate > 1 or casts)
-    return reduces or own or cell.compilation != "none"
+    if reduces or cell.compilation != "none":
+        return True
+    if not low_parameters(case):
+        return False
+    accumulates = cell.definition.batch.accumulate > 1
+    if cell.base == "fsdp":
+        return accumulates or cell.definition.batchnorm_statistics != "none"
+    return accumulates and ties_weights(case)
 
 
 def judge_real_model(

@@ -8,6 +8,7 @@ neither their loop nor their indexing.
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -148,9 +149,10 @@ class RoundedCopy:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+        self.model = model
         self.copy = copy.deepcopy(model)
-        self.copy.register_forward_pre_hook(self._round_inputs)
+        # Not a method: a cycle would keep the model alive until a collection.
+        self.copy.register_forward_pre_hook(functools.partial(_round_inputs, dtype))
         for module in self.copy.modules():
             if not isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for parameter in module.parameters(recurse=False):
@@ -163,14 +165,6 @@ class RoundedCopy:
             low.copy_(exact)
         return self.copy
 
-    def _round_inputs(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Round the floating-point tensors that the copy is called with."""
-        floats = [isinstance(part, Tensor) and part.is_floating_point() for part in inputs]
-        return tuple(
-            part.to(self.dtype) if is_float else part
-            for part, is_float in zip(inputs, floats, strict=True)
-        )
-
     @torch.no_grad()
     def add_gradients(self) -> None:
         """Add the copy's gradients to the original's, in float32, and clear them."""
@@ -179,6 +173,14 @@ class RoundedCopy:
                 gradient = low.grad.float()
                 exact.grad = gradient if exact.grad is None else exact.grad + gradient
                 low.grad = None
+
+
+def _round_inputs(dtype: torch.dtype, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Round the floating-point tensors that a model is called with."""
+    floats = [isinstance(part, Tensor) and part.is_floating_point() for part in inputs]
+    return tuple(
+        part.to(dtype) if is_float else part for part, is_float in zip(inputs, floats, strict=True)
+    )
 
 
 def _clip(model: nn.Module, norm: float) -> None:

@@ -49,8 +49,8 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
     for precision in precisions_of(case):
         cell = surrogate_cell(case, precision)
         workload = make_workload(cell.definition)
-        for name, run in _runs_of(cell, workload, workload.surrogate, case.gate.steps, device):
-            oracles[name] = _oracle_and_floor(run)
+        runs = _runs_of(precision, cell, workload, workload.surrogate, case.gate.steps, device)
+        oracles |= {name: _oracle_and_floor(run) for name, run in runs}
     exact = oracles["fp32"]["trajectory"]
     for oracle in oracles.values():
         oracle["rounding"] = deviation(oracle["trajectory"], exact)
@@ -64,7 +64,8 @@ def _real_oracles(case: ParityCase, device: torch.device) -> dict[str, Any] | No
     workload = make_workload(cell.definition)
 
     def runs(cell: Cell) -> Iterator[tuple[str, OracleRun]]:
-        return _runs_of(cell, workload, workload.build_model, REAL_MODEL_STEPS, device)
+        precision, build = cell.definition.precision, workload.build_model
+        return _runs_of(precision, cell, workload, build, REAL_MODEL_STEPS, device)
 
     oracles = {name: _summary_and_floor(run) for name, run in runs(cell)}
     definition = cell.definition.model_copy(update={"precision": "fp32"})
@@ -76,6 +77,7 @@ def _real_oracles(case: ParityCase, device: torch.device) -> dict[str, Any] | No
 
 
 def _runs_of(
+    name: str,
     cell: Cell,
     workload: Contract[Any],
     build: Callable[[int], nn.Module],
@@ -96,7 +98,7 @@ def _runs_of(
             device,
             low_parameters=low_parameters,
         )
-        yield name_of_oracle(precision, low_parameters=low_parameters), run
+        yield name_of_oracle(name, low_parameters=low_parameters), run
 
 
 def _oracle_and_floor(run: OracleRun) -> dict[str, Any]:

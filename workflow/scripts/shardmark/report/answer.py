@@ -30,6 +30,7 @@ SHORTEST_WINDOW_S = 2.0
 FAR_BEHIND = 0.7
 # A sentence names at most this many strategies.
 MOST_NAMES = 3
+AT_LEAST = {False: "", True: " or more"}
 # Why a strategy has no run that counts, worst for the reader first.
 _FAILED = {
     Outcome.OOM: "Out of memory",
@@ -102,7 +103,7 @@ def make_answer(
         *_alternatives(verdict),
         *_outcomes_without_result(cells_there),
         *_elsewhere(usable, verdict, record.device),
-        *_at_largest_batch(largest[largest.gpus == verdict.gpus], record.device),
+        *_at_largest_batch(largest[largest.gpus == verdict.gpus], cells_there, record.device),
     ]
     return Answer(badge, lead, rest, _more_runs(verdict))
 
@@ -288,15 +289,22 @@ def _elsewhere(
         yield "", f"On {where}, {label_of(best)} is {'likely ' if likely else ''}fastest."
 
 
-def _at_largest_batch(largest: pd.DataFrame, device: str) -> Iterator[tuple[str, str]]:
-    """Yield the fastest strategies at equal memory, each at its own batch."""
-    fits = largest[largest.items_per_s_per_gpu.notna()]
+def _at_largest_batch(
+    largest: pd.DataFrame, cells_there: pd.DataFrame, device: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the fastest strategies at equal memory, each at its own batch.
+
+    Strategies of another arithmetic, and those that did not pass the parity gate, are left out.
+    """
+    unproven = cells_there[cells_there.parity.isin(["failed", "error"])].strategy
+    fits = largest[largest.items_per_s_per_gpu.notna() & ~largest.strategy.isin(unproven)]
+    fits = fits[fits.lane != "other_arithmetic"]
     fits = fits.sort_values("items_per_s_per_gpu", ascending=False)
     if len(fits):
         unit = f"{fits.unit.iloc[0]}/s per {replicas_noun(device)}"
         names = [
             f"{label_of(row['strategy'])} {format_number(row['items_per_s_per_gpu'])} "
-            f"(batch {int(row['per_gpu_batch']):,})"
+            f"(batch {int(row['per_gpu_batch']):,}{AT_LEAST[row['status'] == 'reached_most']})"
             for row in fits.head(MOST_NAMES).to_dict("records")
         ]
         yield f"At the largest batch that fits ({unit}, measured once):", f"{join_names(names)}."

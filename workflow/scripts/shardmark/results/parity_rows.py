@@ -30,7 +30,9 @@ class ParityRow(Section):
         "first steps of the workload's model).",
         empty=_NO_VERDICT,
     )
-    precision: str | None = column("fp32, tf32, bf16 or fp16.", empty=_NO_VERDICT)
+    precision: str | None = column(
+        "fp32, fp32 unclipped (the same without clipping), tf32, bf16 or fp16.", empty=_NO_VERDICT
+    )
     passed: bool | None = column("Whether this check passed.", empty=_NO_VERDICT)
     loss_deviation: float | None = column(
         "Largest relative deviation of a loss; with the real model also of an update's norm.",

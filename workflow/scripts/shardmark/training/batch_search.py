@@ -175,7 +175,7 @@ class _Trials:
         )
 
     def _free_memory(self) -> None:
-        """Free what the sizes before left, so that a size meets the memory of a new process."""
+        """Free the activations of the sizes before."""
         gc.collect()
         if self.runtime.gpus:
             torch.cuda.empty_cache()

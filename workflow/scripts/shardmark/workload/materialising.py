@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -28,8 +29,12 @@ class Materialiser:
     def __init__(self, model: nn.Module, fill: Fill | None, device: torch.device) -> None:
         self.fill, self.device = fill, device
         self._names = {id(module): name for name, module in model.named_modules()}
-        # By the id of a meta parameter: itself, so that its id is not used again, and what replaces
-        # it everywhere it is used. So tied weights stay tied.
+        uses = Counter(
+            id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)
+        )
+        self._tied = {parameter for parameter, count in uses.items() if count > 1}
+        # Tied parameters, by the id of a meta parameter: itself, so that its id is not used again,
+        # and what replaces it everywhere. No others: a strategy must be able to free them.
         self._made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def whole(self, module: nn.Module) -> nn.Module:
@@ -64,9 +69,11 @@ class Materialiser:
                 module._buffers[name] = buffer.to(self.device)
 
     def _make(self, name: str, old: nn.Parameter) -> nn.Parameter:
-        if id(old) not in self._made:
-            assert self.fill is not None
-            new = nn.Parameter(torch.empty_like(old, device=self.device), old.requires_grad)
-            self.fill(plain_name(name.removeprefix(".")), new)
+        if id(old) in self._made:
+            return self._made[id(old)][1]
+        assert self.fill is not None
+        new = nn.Parameter(torch.empty_like(old, device=self.device), old.requires_grad)
+        self.fill(plain_name(name.removeprefix(".")), new)
+        if id(old) in self._tied:
             self._made[id(old)] = (old, new)
-        return self._made[id(old)][1]
+        return new
