@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from shardmark.launching.site import setup_script
 from small_matrix import ROOT
@@ -76,7 +77,10 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     project = copy_project(tmp_path_factory.mktemp("project"))
     text = MATRIX.replace("device: cpu", "device: cpu, block: pinned")
     images = "name: synthetic, train_images: 64, test_images: 16"
-    (project.folder / CONFIG).write_text(text.replace(images, "name: cifar10", 1))
+    text = text.replace(images, "name: cifar10", 1)
+    name = yaml.safe_load(text)["matrix"]["workloads"][0]
+    search = f"largest_batch: {{workloads: [{name}], most: 2}}\n"
+    (project.folder / CONFIG).write_text(text + search)
     plan = project.matrix("-n", "-p").stdout + project.run("report", "-n", "-p").stdout
     commands = re.findall(r"rule (\w+):\n(?:    .*\n)*Shell command: (.*)\n", plan)
     return {rule: command for rule, command in commands if command != "None"}
