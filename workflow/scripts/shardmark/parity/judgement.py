@@ -103,11 +103,13 @@ def rounds_elsewhere(case: ParityCase) -> bool:
     DeepSpeed's own mixed precision reduces gradients in it. FSDP's adds the gradients of
     micro-batches in it, FSDP2's only those of a weight that is used twice. FSDP1 casts what goes
     into a batch-norm to float32, where torch's kernel reads it as it is. A compiler leaves out the
-    rounding between operations that it fuses.
+    rounding between operations that it fuses. DataParallel divides by the terms of all replicas
+    before the backward pass, which rounds it unless their number is a power of two.
     """
     cell = case.cell
     reduces = bool(cell.options.get("low_precision_communication", False))
-    if reduces or cell.compilation != "none":
+    divides = cell.base == "dp" and cell.gpus & (cell.gpus - 1) > 0
+    if reduces or divides or cell.compilation != "none":
         return True
     if not low_parameters(case):
         return False

@@ -113,7 +113,10 @@ def run_oracle(
                 workload.batch(rows, samples, sample_keys(cell.seed, epoch, samples))
                 for samples in forwards
             ]
-            terms = sum(map(workload.terms, batches))
+            # As ranks do: each divides by its own terms, and the gradients are averaged in float32.
+            # To divide by all terms before a pass in low precision would round it differently
+            # wherever the number of replicas is no power of two.
+            terms = sum(map(workload.terms, batches)) / cell.gpus
             for inputs in batches:
                 if rounded is None:
                     with autocast(definition.precision, device.type):
@@ -124,13 +127,16 @@ def run_oracle(
                 if rounded is not None:
                     rounded.add_gradients()
                 total += loss.item()
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(cell.gpus)
             if definition.optimizer.clip_norm is not None:
                 scaler.unscale_(optimizer)
                 _clip(model, definition.optimizer.clip_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            return total
+            return total / cell.gpus
 
         losses.append(taken_until_it_updates(take))
         if step == 0:
