@@ -13,11 +13,8 @@ step.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import os
 import time
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -25,7 +22,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+from plain_loop import (
+    DEVICE,
+    Step,
+    join_process_group,
+    pause_collector,
+    print_and_leave,
+    seconds_per_step,
+)
+
 CONTEXT, VOCABULARY = 1024, 50_304
 # Layers, width, heads.
 PRESETS = {
@@ -34,7 +39,6 @@ PRESETS = {
     "gpt_5b1": (36, 3328, 26),
     "gpt_8b5": (40, 4096, 32),
 }
-Step = Callable[[Tensor, Tensor], None]
 
 
 class Block(nn.Module):
@@ -133,14 +137,7 @@ def main() -> None:
     marks = {"imports": time.time()}
     launched = float(os.environ.get("LAUNCHED", marks["imports"]))
     torch.cuda.set_device(DEVICE)
-    single = "RANK" not in os.environ
-    dist.init_process_group(
-        "nccl",
-        store=dist.HashStore() if single else None,  # type: ignore[attr-defined]
-        rank=0 if single else -1,
-        world_size=1 if single else -1,
-        device_id=DEVICE,
-    )
+    join_process_group()
     marks["process group"] = time.time()
     step = build(arguments.strategy, arguments.preset, arguments.checkpoint)
     torch.cuda.synchronize()
@@ -158,29 +155,14 @@ def main() -> None:
     run(1)
     marks["first step"] = time.time()
     run(3)
-    # As in a cell: what a collector costs is no strategy's.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    # The same number on every rank: each step is a collective.
-    per_step = torch.tensor(run(3), device=DEVICE)
-    dist.broadcast(per_step, 0)
-    seconds = run(max(5, int(arguments.seconds / float(per_step))))
-    if dist.get_rank() == 0:
-        times = [launched, *marks.values()]
-        phases = {
-            name: round(end - begin, 3)
-            for name, begin, end in zip(marks, times, times[1:], strict=False)
-        }
-        found = {
-            "strategy": arguments.strategy,
-            "items_per_s": arguments.batch * CONTEXT * dist.get_world_size() / seconds,
-            "memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 1),
-            "phases_s": phases,
-            "startup_s": marks["first step"] - launched,
-        }
-        print(json.dumps(found), flush=True)
-    os._exit(0)
+    pause_collector()
+    step_s = seconds_per_step(run, arguments.seconds, warmup=3)
+    measured = {
+        "strategy": arguments.strategy,
+        "items_per_s": arguments.batch * CONTEXT * dist.get_world_size() / step_s,
+        "memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 1),
+    }
+    print_and_leave(launched, marks, measured)
 
 
 if __name__ == "__main__":

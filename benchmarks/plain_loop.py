@@ -17,7 +17,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -203,6 +203,45 @@ def seconds_per_step(run: Callable[[int], float], seconds: float, warmup: int) -
     return run(max(10, int(seconds / float(per_step))))
 
 
+def join_process_group() -> None:
+    """Join torchrun's process group, or make one of this process alone."""
+    single = "RANK" not in os.environ
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed takes its device from it
+    dist.init_process_group(
+        "nccl",
+        store=dist.HashStore() if single else None,  # type: ignore[attr-defined]
+        rank=0 if single else -1,
+        world_size=1 if single else -1,
+        device_id=DEVICE,
+    )
+
+
+def pause_collector() -> None:
+    """Pause Python's garbage collector as a cell does: what it costs is no strategy's."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def print_and_leave(launched: float, marks: Mapping[str, float], measured: dict[str, Any]) -> None:
+    """Print a line of JSON on rank 0, and leave; some frameworks would take seconds.
+
+    Args:
+        launched: when the process was launched, s since the epoch.
+        marks: when each phase ended.
+        measured: the strategy and its speed.
+    """
+    if dist.get_rank() == 0:
+        times = [launched, *marks.values()]
+        phases = {
+            name: round(end - begin, 3)
+            for name, begin, end in zip(marks, times, times[1:], strict=False)
+        }
+        startup = {"phases_s": phases, "startup_s": marks["first step"] - launched}
+        print(json.dumps(measured | startup), flush=True)
+    os._exit(0)
+
+
 def main() -> None:
     """Time the strategy of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -217,15 +256,7 @@ def main() -> None:
     torch.cuda.set_device(DEVICE)
     # See train_dp.py: with several GPUs DataParallel would search in every step.
     torch.backends.cudnn.benchmark = arguments.gpus == 1 or arguments.search
-    single = "RANK" not in os.environ
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed takes its device from it
-    dist.init_process_group(
-        "nccl",
-        store=dist.HashStore() if single else None,  # type: ignore[attr-defined]
-        rank=0 if single else -1,
-        world_size=1 if single else -1,
-        device_id=DEVICE,
-    )
+    join_process_group()
     marks["process group"] = time.time()
     step = build(arguments.strategy, arguments.gpus)
     torch.cuda.synchronize()
@@ -235,20 +266,9 @@ def main() -> None:
     run(1)
     marks["first step"] = time.time()
     run(20)
-    # As in a cell: what a collector costs is no strategy's.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    pause_collector()
     speed = batch * dist.get_world_size() / seconds_per_step(run, arguments.seconds, warmup=20)
-    if dist.get_rank() == 0:
-        times = [launched, *marks.values()]
-        phases = {
-            name: round(end - begin, 3)
-            for name, begin, end in zip(marks, times, times[1:], strict=False)
-        }
-        found = {"strategy": arguments.strategy, "items_per_s": speed, "phases_s": phases}
-        print(json.dumps(found | {"startup_s": marks["first step"] - launched}), flush=True)
-    os._exit(0)  # some frameworks take seconds to leave
+    print_and_leave(launched, marks, {"strategy": arguments.strategy, "items_per_s": speed})
 
 
 if __name__ == "__main__":

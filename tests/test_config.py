@@ -758,6 +758,12 @@ def test_an_optimizer_that_torch_has_no_fused_kernel_for_is_named(
         load(fused, ROOT)
 
 
+def test_a_batch_that_is_too_small_to_search_is_one_mistake() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(changed(largest_batch={"workloads": ["small"], "most": 0}), ROOT)
+    assert str(raised.value).count("largest_batch.most") == 1
+
+
 def test_a_large_matrix_may_be_asked_for() -> None:
     config = load(changed(matrix__seeds=list(range(3000)), matrix__max_cells=20_000), ROOT)
     assert len(config.matrix.seeds) == 3000

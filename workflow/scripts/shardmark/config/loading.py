@@ -350,7 +350,12 @@ def _largest_batch_mistakes(
                     f"largest_batch.{key}[{index}]: {format_value(value)} is not in matrix.{key}; "
                     f"{hint_at_allowed(value, allowed)}"
                 )
-    if cluster and cluster.device == "cpu" and search.get("workloads") and not search.get("most"):
+    if (
+        cluster
+        and cluster.device == "cpu"
+        and search.get("workloads")
+        and search.get("most") is None
+    ):
         yield (
             "largest_batch.most: missing; with cluster.device: cpu it has no default, because "
             "other programs end when the machine runs out of memory. Name a batch that is sure to "
