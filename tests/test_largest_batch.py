@@ -212,6 +212,13 @@ def test_the_report_has_a_section_that_keeps_to_itself(searched: Config, tmp_pat
     assert "3,466" not in others
 
 
+def test_a_damaged_result_is_named(searched: Config, tmp_path: Path) -> None:
+    damaged = tmp_path / batch_search(searched, "w", "ddp", 1).file
+    damaged.write_text('{"x": 1')
+    with pytest.raises(UserError, match=r"ddp/gpus1\.json"):
+        read_all(searched, tmp_path)
+
+
 def test_without_a_search_there_is_no_section_and_the_other_tables_are_the_same(
     searched: Config, tmp_path: Path
 ) -> None:

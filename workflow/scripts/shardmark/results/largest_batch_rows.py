@@ -6,7 +6,6 @@ from pathlib import Path
 
 from shardmark.cells import BatchSearch, batch_searches_of
 from shardmark.config.schema import Config, Section
-from shardmark.errors import UserError
 from shardmark.lanes import Lane, lane_of
 from shardmark.largest_batch import LargestBatch
 from shardmark.metrics import read_record
@@ -58,11 +57,15 @@ class LargestBatchRow(Section):
 
 
 def read_largest_batch(search: BatchSearch, root: Path = Path()) -> LargestBatch | None:
-    """Read the result of a search as it is defined now; None if there is none."""
-    try:
-        largest = read_record(root / search.file, LargestBatch)
-    except UserError:
+    """Read the result of a search as it is defined now; None if there is none.
+
+    Raises:
+        UserError: with the file's name, if it is damaged.
+    """
+    path = root / search.file
+    if not path.exists():
         return None
+    largest = read_record(path, LargestBatch)
     return largest if largest.search_sha256 == search.fingerprint() else None
 
 
