@@ -5,8 +5,8 @@
     python benchmarks/against_plain_loops.py --gpus 2 --model gpt_1b4
 
 The same training in both: ResNet-50 with the CIFAR stem, bf16 autocast, 512 images per GPU,
-synthetic images on the device; or a language model, which has plain loops of DDP and of FSDP2 with
-its own mixed precision. A cell below 0.95 of its plain loop is marked. Where a step waits
+synthetic images on the device; or a language model, also in the frameworks' own mixed precision. A
+cell below 0.95 of its plain loop is marked. Where a step waits
 for its host, moments of one machine differ by 10 to 20 %: more rounds tell noise from a cause. The
 order within a round is reversed from one to the next.
 """
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gpt import gpt_cell
+from gpt import VARIANTS, gpt_cell
 from plain_gpt import PRESETS
 from resnet50 import ROOT, resnet50_cell, run_in
 from shardmark.cells import Cell
@@ -103,8 +103,7 @@ def plain_loop(name: str, cell: Cell, seconds: float, *options: str) -> dict[str
         UserError: if it did not end well.
     """
     strategy, gpus = cell.strategy, cell.gpus
-    known = strategy if name == "plain_gpt.py" else cell.base
-    script = [str(ROOT / "benchmarks" / name), "--strategy", known]
+    script = [str(ROOT / "benchmarks" / name), "--strategy", strategy]
     script += ["--seconds", str(seconds), *options]
     command = [sys.executable]
     if STRATEGIES[cell.base].one_process:
@@ -240,7 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="pairs of cell and plain loop")
     parser.add_argument("--output", type=Path, default=Path("results/bench"))
     arguments = parser.parse_args()
-    known = list(STRATEGIES) if arguments.model == "resnet50" else ["ddp", "fsdp2_bf16"]
+    known = [*STRATEGIES, *(() if arguments.model == "resnet50" else VARIANTS)]
     strategies = arguments.strategies or known
     bench = Bench(
         arguments.model,

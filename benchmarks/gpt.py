@@ -8,8 +8,16 @@ from typing import Any
 from resnet50 import ROOT
 from shardmark.cells import Cell, cell_of
 from shardmark.config.loading import load
+from shardmark.strategies import STRATEGIES
 
-VARIANTS = {"fsdp2_bf16": {"base": "fsdp2", "param_dtype": "bf16"}}
+# The frameworks' own mixed precision, as in config/config.yaml.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fsdp_bf16": {"base": "fsdp", "param_dtype": "bf16"},
+    "fsdp2_bf16": {"base": "fsdp2", "param_dtype": "bf16"},
+    "zero1_native_bf16": {"base": "deepspeed_zero1", "low_precision_communication": True},
+    "zero2_native_bf16": {"base": "deepspeed_zero2", "low_precision_communication": True},
+    "zero3_native_bf16": {"base": "deepspeed_zero3", "low_precision_communication": True},
+}
 
 
 def gpt_cell(
@@ -18,7 +26,7 @@ def gpt_cell(
     """A cell of one epoch of five steps.
 
     Args:
-        strategy: ddp or fsdp2_bf16.
+        strategy: of the matrix, or one of ``VARIANTS``.
         gpus: of the cell, all on this machine.
         measure: as in the configuration.
         preset: the model's size.
@@ -43,7 +51,7 @@ def gpt_cell(
         "run": "benchmark",
         "matrix": {
             "workloads": ["w"],
-            "strategies": ["ddp", *VARIANTS],
+            "strategies": [*STRATEGIES, *VARIANTS],
             "gpus": [gpus],
             "seeds": [0],
         },

@@ -2,6 +2,8 @@
 
     export PYTHONPATH=workflow/scripts:benchmarks
     torchrun --nproc-per-node=2 benchmarks/paired_windows.py --strategy fsdp2 --against loop
+    torchrun --nproc-per-node=2 benchmarks/paired_windows.py --strategy fsdp2_bf16 \
+        --model gpt_1b4 --against loop
     torchrun --nproc-per-node=1 benchmarks/paired_windows.py --strategy dp --gpus 2 --against loop
 
 All windows are of the same processes, and each follows another within a second or two, so that
@@ -10,7 +12,7 @@ step waits for its host, two windows of one kind half a minute apart differ by u
 is reversed from one pair to the next. The cell trains, evaluates, is inspected and profiled first.
 What differs from the cell's window:
 
-    loop         the steps are those of benchmarks/plain_loop.py
+    loop         the steps are those of benchmarks/plain_loop.py or plain_gpt.py
     no_sampler   nothing samples the GPUs
     collector    Python's garbage collector runs
 """
@@ -27,7 +29,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import plain_gpt
 import plain_loop
+from gpt import VARIANTS, gpt_cell
 from resnet50 import resnet50_cell
 from shardmark.measurement.clocks import Phases
 from shardmark.measurement.garbage import collector_paused
@@ -54,7 +58,7 @@ def class_of(strategy: str) -> type[Strategy]:
 
 
 def cell_window(training: CellTraining, *, sampler: bool = True, collector: bool = False) -> float:
-    """Images/s of a window as the cell measures it."""
+    """Images or tokens/s of a window as the cell measures it."""
     runtime, cell = training.runtime, training.cell
     steps = training._endless_steps()
     settings = cell.measure.model_copy(update={"collect_garbage": collector})
@@ -67,17 +71,19 @@ def cell_window(training: CellTraining, *, sampler: bool = True, collector: bool
         window = measure_window(
             runtime, settings, training.phases, lambda: training._step(next(steps))
         )
-    return 1000 * cell.global_batch_size / statistics.fmean(window.steady_ms)
+    return 1000 * cell.items_per_step / statistics.fmean(window.steady_ms)
 
 
 def loop_window(training: CellTraining, run: Callable[[int], float]) -> float:
-    """Images/s of the plain loop."""
+    """Images or tokens/s of the plain loop."""
     with collector_paused():
         step_s = plain_loop.seconds_per_step(run, training.cell.measure.steady_min_s, WARM_UP_STEPS)
-    return training.cell.global_batch_size / step_s
+    return training.cell.items_per_step / step_s
 
 
-def windows_of(training: CellTraining, kinds: list[str]) -> dict[str, Callable[[], float]]:
+def windows_of(
+    training: CellTraining, model: str, kinds: list[str], *, checkpoints: bool
+) -> dict[str, Callable[[], float]]:
     """What measures a window of each kind, the cell's own among them."""
     known: dict[str, Callable[[], float]] = {
         CELL: lambda: cell_window(training),
@@ -86,9 +92,13 @@ def windows_of(training: CellTraining, kinds: list[str]) -> dict[str, Callable[[
     }
     if "loop" in kinds:
         cell = training.cell
-        step = plain_loop.build(cell.strategy, cell.gpus)
-        run = plain_loop.repeated(step, cell.per_gpu_batch_size * len(training.runtime.replicas))
-        run(20)
+        batch = cell.per_gpu_batch_size * len(training.runtime.replicas)
+        if model == "resnet50":
+            run = plain_loop.repeated(plain_loop.build(cell.strategy, cell.gpus), batch)
+        else:
+            step = plain_gpt.build(cell.strategy, cell.gpus, model, checkpoints=checkpoints)
+            run = plain_gpt.repeated(step, batch)
+        run(WARM_UP_STEPS)
         known["loop"] = lambda: loop_window(training, run)
     return {kind: known[kind] for kind in (CELL, *kinds)}
 
@@ -98,7 +108,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--strategy", choices=STRATEGIES, required=True)
+    parser.add_argument("--strategy", choices=[*STRATEGIES, *VARIANTS], required=True)
+    parser.add_argument("--model", choices=("resnet50", *plain_gpt.PRESETS), default="resnet50")
+    parser.add_argument(
+        "--checkpoint", action="store_true", help="a language model computes its blocks again"
+    )
     parser.add_argument(
         "--against", choices=("loop", "no_sampler", "collector"), nargs="+", required=True
     )
@@ -113,10 +127,14 @@ def main() -> None:
         "warmup_min_steps": WARM_UP_STEPS,
         "warmup_max_steps": 2 * WARM_UP_STEPS,
     }
-    cell = resnet50_cell(arguments.strategy, gpus, measure)
-    training = CellTraining(class_of(arguments.strategy), cell, Phases())
+    model, checkpoints = arguments.model, arguments.checkpoint
+    if model == "resnet50":
+        cell = resnet50_cell(arguments.strategy, gpus, measure)
+    else:
+        cell = gpt_cell(arguments.strategy, gpus, measure, model, checkpoint=checkpoints)
+    training = CellTraining(class_of(cell.base), cell, Phases())
     result = training.run()
-    windows = windows_of(training, arguments.against)
+    windows = windows_of(training, model, arguments.against, checkpoints=checkpoints)
     speeds: dict[str, list[float]] = defaultdict(list)
     ratios: dict[str, list[float]] = defaultdict(list)
     for number in range(arguments.rounds):
@@ -128,7 +146,7 @@ def main() -> None:
                 speeds[one].append(found[one])
             if result is not None:
                 said = ", ".join(f"{one} {found[one]:,.0f}" for one in pair)
-                print(f"pair {number + 1}, images/s: {said}", flush=True)
+                print(f"pair {number + 1}, items/s: {said}", flush=True)
     if result is None:  # rank 0 has it
         os._exit(0)
     print("A traced step, ms:", [rank.profile for rank in result.ranks])
@@ -136,7 +154,7 @@ def main() -> None:
     for kind in arguments.against:
         print(
             f"{arguments.strategy} on {gpus} GPUs: cell {statistics.median(speeds[CELL]):,.0f}, "
-            f"{kind} {statistics.median(speeds[kind]):,.0f} images/s; cell/{kind} "
+            f"{kind} {statistics.median(speeds[kind]):,.0f} items/s; cell/{kind} "
             f"{' '.join(f'{ratio:.3f}' for ratio in ratios[kind])}, "
             f"median {statistics.median(ratios[kind]):.3f}",
             flush=True,

@@ -59,10 +59,10 @@ class AutocastInside(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            logits: Tensor = self.inner(images)
-        return logits
+            output: Tensor = self.inner(*inputs)
+        return output
 
 
 def build_dp(gpus: int) -> Step:
