@@ -12,6 +12,9 @@ from parity_cases import ROOT
 from real_cells import cell_named, folder_of_run, metrics_of_run
 from run_cell import run_cell
 from shardmark.metrics import Metrics
+from shardmark.results.exclusion import why_excluded
+from shardmark.results.matrix import PlannedCell
+from shardmark.results.outcome import Outcome
 
 PARTS_OF_OTHERS = ("first_step_s", "warmup_s", "steady_s", "total_s")
 
@@ -39,6 +42,18 @@ def test_the_phases_share_out_the_wall_clock(metrics: Metrics) -> None:
     assert (times.first_step_s or 0) < (times.training_s or 0)
     assert (times.warmup_s or 0) + (times.steady_s or 0) == times.measurement_s
     assert sum(times.epochs_s) <= (times.training_s or 0)
+
+
+@pytest.mark.parametrize(("script", "calls"), [("train_compiled.py", 3), ("train_given_up.py", 0)])
+def test_a_cell_counts_the_blocks_that_run_compiled_after_its_inspection(
+    script: str, calls: int, tmp_path: Path
+) -> None:
+    cell = cell_named("fsdp2", 1, compile="block")
+    metrics = run_cell(cell, tmp_path, script=ROOT / "tests/compiling" / script)
+    assert metrics.throughput is not None
+    assert metrics.throughput.compiled_calls == calls
+    planned = PlannedCell(cell, Outcome.OK, metrics)
+    assert why_excluded(planned, "passed") == ("" if calls else "not compiled")
 
 
 def test_steps_csv_holds_every_step_of_every_rank(metrics: Metrics, folder: Path) -> None:

@@ -517,6 +517,15 @@ def test_a_window_of_steps_that_update_nothing_is_not_the_same_training() -> Non
     assert "the loss scaler had skipped 12 steps" in label
 
 
+def test_a_window_that_ran_no_compiled_code_is_not_compiled() -> None:
+    # torch 2.11 after an inspected step: the window ran uncompiled, at the speed of plain DDP.
+    assert excluded(judge(result(compiled_calls=3))) == ""
+    judgement = judge(result(compiled_calls=0))
+    assert (excluded(judgement), judgement.device_faults) == ("not compiled", [])
+    (label,) = judgement.labels
+    assert label.startswith("not compiled")
+
+
 def control(items_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:
     fed = {"name": "synthetic", "train_images": 64, "test_images": 16} | dataset
     return result(cell=cell_named(strategy, dataset=fed), items_per_s=items_per_s)

@@ -119,7 +119,8 @@ class Throughput(Record):
     ``drift_pct`` is how much slower the last third of the steps is than the first, by a straight
     line through the batch means, and ``drift_error_pct`` its standard error. All three are null if
     there are too few steps. ``gc_collections`` counts collections by Python's garbage collector in
-    the window, on all ranks together.
+    the window, on all ranks together. ``compiled_calls`` counts how often a step after the window
+    ran compiled code, on the rank that did so least; null if nothing is to be compiled.
     """
 
     unit: str = "images"
@@ -138,6 +139,7 @@ class Throughput(Record):
     drift_pct: Change | None = None
     drift_error_pct: Amount | None = None
     gc_collections: Total | None = None
+    compiled_calls: Total | None = None
 
 
 class Probe(Record):

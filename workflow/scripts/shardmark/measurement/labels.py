@@ -68,6 +68,11 @@ def updates_weights(metrics: Metrics) -> bool:
     return metrics.effective_config is None or metrics.effective_config.optimizer is not None
 
 
+def runs_compiled(metrics: Metrics) -> bool:
+    """Whether the timed steps ran compiled code, if they were to."""
+    return metrics.throughput is None or metrics.throughput.compiled_calls != 0
+
+
 def is_control(control: Metrics, cell: Metrics) -> bool:
     """Whether ``control`` is the same training on images that cannot limit its speed."""
     return (
@@ -286,6 +291,14 @@ def _not_training(metrics: Metrics, others: Others) -> Iterator[str]:
         )
 
 
+def _not_compiled(metrics: Metrics, others: Others) -> Iterator[str]:
+    if not runs_compiled(metrics):
+        yield (
+            "a step after the timed window ran no compiled code, although the configuration asks "
+            "for it: torch's compiler gave up, or something made it run uncompiled"
+        )
+
+
 LABELS = (
     Rule(
         "host wait",
@@ -357,6 +370,13 @@ LABELS = (
         "the loss scaler skipped every step that was inspected before the window; such a cell is "
         "also excluded, since it does not train the same model",
         _not_training,
+        never_unknown,
+    ),
+    Rule(
+        "not compiled",
+        "the model should be compiled, and a step right after the window ran no compiled code; "
+        "such a cell is also excluded, since its speed is not that of compiled code",
+        _not_compiled,
         never_unknown,
     ),
 )

@@ -83,7 +83,7 @@ class CellRow(Section):
     )
     excluded: str | None = column(
         "Why comparisons leave the cell out: its device faults, an outcome that is not ok, not "
-        "training, or the parity gate's verdict.",
+        "training, not compiled, or the parity gate's verdict.",
         empty="the cell takes part",
     )
     status: str | None = column(
@@ -303,6 +303,11 @@ class CellRow(Section):
     gc_collections: int | None = column(
         "Number of collections by Python's garbage collector in the steady window, on all ranks "
         "together."
+    )
+    compiled_calls: int | None = column(
+        "How often a step after the steady window ran compiled code, on the rank that did so "
+        "least.",
+        empty=f"{NOT_REACHED}, or nothing is to be compiled",
     )
     torch_allocated_peak_bytes: int | None = column(
         "Peak of the memory that torch allocated on the fullest device, bytes.", empty=_ON_CPU

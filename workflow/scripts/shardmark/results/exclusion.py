@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shardmark.measurement.labels import updates_weights
+from shardmark.measurement.labels import runs_compiled, updates_weights
 from shardmark.measurement.validity import names_of_rules
 from shardmark.results.matrix import PlannedCell
 from shardmark.results.outcome import Outcome
@@ -27,6 +27,8 @@ def why_excluded(planned: PlannedCell, parity: str) -> str:
         return ", ".join(names_of_rules(metrics.device_faults))
     if not updates_weights(metrics):
         return "not training"
+    if not runs_compiled(metrics):
+        return "not compiled"
     return "" if parity == "passed" else f"parity {parity}"
 
 

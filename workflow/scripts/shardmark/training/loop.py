@@ -27,7 +27,7 @@ from shardmark.metrics import Memory, Throughput, Windows
 from shardmark.processes.heartbeat import Heartbeat
 from shardmark.training.inspection import StepObserver, effective_config
 from shardmark.training.probe import probe
-from shardmark.training.profiled_pass import profile_steps
+from shardmark.training.profiled_pass import count_compiled_calls, profile_steps
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.training.steady_window import Window, measure_window
 from shardmark.training.strategy import Strategy, Task
@@ -330,7 +330,11 @@ class CellTraining:
             self._step(micro_batches)
         for micro_batches in self.data.epoch(self.cell.definition.epochs, MOST_INSPECTED_STEPS):
             observer = StepObserver(device.type)
-            with observer.watching(self.strategy.module):
+            # If the compiler meets an observed module, torch 2.11 never runs its graph again.
+            with (
+                torch.compiler.set_stance("force_eager"),
+                observer.watching(self.strategy.module),
+            ):
                 self._step(micro_batches)
             if observer.optimizer is not None:
                 break
@@ -391,8 +395,11 @@ class CellTraining:
             epoch, step = divmod(index, self.data.steps_per_epoch)
             phase = "warmup" if index < len(window.warmup_ms) else "steady"
             self.steps.append((phase, self.cell.definition.epochs + epoch, step, ms))
-        everyone = self._gather((window.steady_ms, window.gc_collections))
-        steps_ms = [steps for steps, _ in everyone]
+        calls = None
+        if self.cell.compilation != "none":
+            calls = count_compiled_calls(self.runtime, lambda: self._step(next(steps)))
+        everyone = self._gather((window.steady_ms, window.gc_collections, calls))
+        steps_ms = [steps for steps, _, _ in everyone]
         summary = summarise_steps(steps_ms, self.cell.items_per_step)
         throughput = Throughput(
             **summary,
@@ -400,7 +407,8 @@ class CellTraining:
             items_per_s_per_gpu=summary["items_per_s"] / self.cell.gpus,
             warmup_steps=len(window.warmup_ms),
             warmup_converged=window.converged,
-            gc_collections=sum(collections for _, collections in everyone),
+            gc_collections=sum(collections for _, collections, _ in everyone),
+            compiled_calls=None if calls is None else min(calls for _, _, calls in everyone),
         )
         self._say(f"steady state: {throughput.items_per_s:.1f} {throughput.unit}/s")
         return throughput, window

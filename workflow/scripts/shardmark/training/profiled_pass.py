@@ -21,6 +21,24 @@ from shardmark.workload.contract import Inputs
 # The first steps under a profiler are slow.
 UNTRACED_STEPS = 2
 PROFILED_STEPS = 5
+# The name under which torch's compiler calls its code where gradients are needed
+# (torch/_functorch/_aot_autograd).
+COMPILED = "CompiledFunction"
+
+
+def count_compiled_calls(runtime: Runtime, take: Callable[[], object]) -> int:
+    """Count how often a step runs compiled code on this rank; a collective.
+
+    The compiler may give up without an error, and the step then runs uncompiled.
+
+    Args:
+        runtime: this process.
+        take: takes one training step.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        take()
+        runtime.synchronise()
+    return sum(event.count for event in profiler.key_averages() if event.key == COMPILED)
 
 
 def profile_steps(
