@@ -181,6 +181,7 @@ def searched(tmp_path: Path) -> Config:
         torch_allocated_bytes=70 * 2**30,
         torch_reserved_bytes=72 * 2**30,
         gpu_memory_bytes=80 * 2**30,
+        allocation_retries=12,
     )
     leave(config, tmp_path, "ddp", status="found", micro_batch=1733, per_gpu_batch=3466)
     for strategy, status, batch in (("ddp", "found", 1733), ("fsdp2", "reached_most", 4096)):
@@ -201,7 +202,8 @@ def test_the_report_has_a_section_that_keeps_to_itself(searched: Config, tmp_pat
     ]
     assert table.headings[3:5] == ["Batch per GPU (samples)", "Images/s per GPU there"]
     assert "not comparable with the rows at equal batch" in to_markdown([table])
-    assert table.notes[0] == "FSDP1, GPUs: 1: OutOfMemoryError: 2 GiB."
+    assert table.notes[0].startswith("DDP, GPUs: 1: in the window, torch 12 times found no free")
+    assert table.notes[2] == "FSDP1, GPUs: 1: OutOfMemoryError: 2 GiB."
     page = build(searched, tmp_path).read_text()
     assert 'href="#largest-batch"' in page
     section = page.partition('<h2 id="largest-batch"')[2].partition("<h2")[0]

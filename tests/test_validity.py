@@ -526,6 +526,12 @@ def test_a_window_that_ran_no_compiled_code_is_not_compiled() -> None:
     assert label.startswith("not compiled")
 
 
+def test_allocations_that_had_to_be_tried_again_are_a_label() -> None:
+    full = result().devices[0].model_copy(update={"torch_allocation_retries": 3})
+    metrics = result().model_copy(update={"devices": [full]})
+    assert_labelled(metrics, "full memory", "3 times found no free memory")
+
+
 def control(items_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:
     fed = {"name": "synthetic", "train_images": 64, "test_images": 16} | dataset
     return result(cell=cell_named(strategy, dataset=fed), items_per_s=items_per_s)

@@ -41,6 +41,8 @@ class Measured(Record):
         torch_allocated_bytes: torch's peak of allocated memory; None on a CPU.
         torch_reserved_bytes: torch's peak of reserved memory; None on a CPU.
         gpu_memory_bytes: memory of that GPU; None on a CPU.
+        allocation_retries: how often an allocation failed on a GPU of the cell, and torch freed its
+            cached memory and tried again; None on a CPU.
     """
 
     unit: str
@@ -50,6 +52,7 @@ class Measured(Record):
     torch_allocated_bytes: Total | None
     torch_reserved_bytes: Total | None
     gpu_memory_bytes: Annotated[Total, Field(ge=1)] | None
+    allocation_retries: Total | None
 
 
 class SearchState(Section):

@@ -261,7 +261,8 @@ class Device(Record):
     """One GPU, or the cell's processes on a node without GPUs, over the steady window.
 
     ``torch_allocated_growth_bytes`` is memory allocated but not freed during the window, while the
-    garbage collector is off.
+    garbage collector is off. ``torch_allocation_retries`` counts how often an allocation failed,
+    and torch freed its cached memory and tried again.
 
     Energy is that of the device alone; ``energy_refused`` says why there is none. Idle figures are
     from before the cell began. Net energy is the energy minus the idle consumption.
@@ -279,6 +280,7 @@ class Device(Record):
     torch_allocated_peak_bytes: Total | None = None
     torch_reserved_peak_bytes: Total | None = None
     torch_allocated_growth_bytes: int | None = None
+    torch_allocation_retries: Total | None = None
     power_mean_w: Amount | None = None
     power_limit_w: Amount | None = None
     power_limit_default_w: Amount | None = None

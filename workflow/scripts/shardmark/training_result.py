@@ -11,12 +11,13 @@ Step = tuple[str, int, int, float]
 
 
 class TorchMemory(Section):
-    """Torch's memory on one GPU in the steady window, bytes: peaks, and the first one's growth."""
+    """Torch's memory on one GPU in the steady window: peaks and growth in bytes, and retries."""
 
     uuid: str
     allocated: int
     reserved: int
     growth: int
+    retries: int
 
 
 class RankResult(Section):

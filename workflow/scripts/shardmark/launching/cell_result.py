@@ -131,6 +131,7 @@ def _summarise_devices(
             "torch_allocated_peak_bytes": used.allocated,
             "torch_reserved_peak_bytes": used.reserved,
             "torch_allocated_growth_bytes": used.growth,
+            "torch_allocation_retries": used.retries,
         }
         own_pids = [rank.pid for rank in ranks if uuid in {one.uuid for one in rank.torch_memory}]
         devices.append(summarise_device(samples.get(uuid, []), begin, end, known, own_pids))

@@ -299,6 +299,15 @@ def _not_compiled(metrics: Metrics, others: Others) -> Iterator[str]:
         )
 
 
+def _memory_is_full(metrics: Metrics, others: Others) -> Iterator[str]:
+    retries = [device.torch_allocation_retries or 0 for device in metrics.devices]
+    if any(retries):
+        yield (
+            f"in the window, torch {sum(retries)} times found no free memory for an allocation, "
+            "freed what it had cached and tried again; that takes time"
+        )
+
+
 LABELS = (
     Rule(
         "host wait",
@@ -344,6 +353,13 @@ LABELS = (
         "a GPU ran at a power limit below its default",
         _low_power_limit,
         _power_limit_unknown,
+    ),
+    Rule(
+        "full memory",
+        "an allocation in the window failed at first, and torch freed its cached memory and tried "
+        "again: the GPU is almost full, which makes steps slower",
+        _memory_is_full,
+        never_unknown,
     ),
     Rule(
         "slow probe",

@@ -41,11 +41,23 @@ def largest_batch_table(rows: pd.DataFrame, device: str) -> Table:
         ],
         rows=[_row(row) for row in rows.to_dict("records")],
         notes=[
-            f"{label_of(row['strategy'])}, {replicas_heading(device)}: {row['gpus']}: "
-            f"{row['reason'].splitlines()[0].rstrip('.')}."
-            for row in rows[rows.reason != ""].to_dict("records")
+            f"{label_of(row['strategy'])}, {replicas_heading(device)}: {row['gpus']}: {note}."
+            for row in rows.to_dict("records")
+            if (note := _note(row))
         ],
     )
+
+
+def _note(row: dict[Any, Any]) -> str:
+    """Why there is no largest batch, or what makes it slow."""
+    if row["reason"]:
+        return str(row["reason"].splitlines()[0].rstrip("."))
+    if row["allocation_retries"] > 0:
+        return (
+            f"in the window, torch {row['allocation_retries']:.0f} times found no free memory, "
+            "freed what it had cached and tried again; a smaller batch may be faster"
+        )
+    return ""
 
 
 def _row(row: dict[Any, Any]) -> list[str]:

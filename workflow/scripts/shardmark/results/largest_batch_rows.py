@@ -48,6 +48,11 @@ class LargestBatchRow(Section):
         "Torch's peak of reserved memory in the window, on the fullest GPU.", empty=_NO_GPU
     )
     gpu_memory_bytes: int | None = column("Memory of that GPU.", empty=_NO_GPU)
+    allocation_retries: int | None = column(
+        "How often an allocation in the window failed on one of the GPUs, and torch freed its "
+        "cached memory and tried again, which takes time.",
+        empty=_NO_GPU,
+    )
     trials: str | None = column(
         "Micro-batches that were tried, in order, and how each ended: fits, oom, stalled (no rank "
         "made progress) or killed. A last one that ended in the steady window is there twice.",

@@ -143,14 +143,14 @@ class _Trials:
             lambda: take_step(self.strategy, next(steps), heart),
         )
         mine = [
-            (memory.reserved, memory.allocated, total)
+            (memory.reserved, memory.allocated, total, memory.retries)
             for memory, total in zip(window.torch_memory, _capacities(self.runtime), strict=True)
         ]
         everyone: list[Any] = [None] * self.runtime.world_size
         dist.all_gather_object(everyone, (window.steady_ms, mine))
         summary = summarise_steps([steps_ms for steps_ms, _ in everyone], cell.items_per_step)
-        fullest = max((memory for _, gpus in everyone for memory in gpus), default=(None,) * 3)
-        reserved, allocated, total = fullest
+        gpus = [memory for _, of_rank in everyone for memory in of_rank]
+        reserved, allocated, total, _ = max(gpus, default=(None,) * 4)
         return Measured(
             unit=cell.definition.unit,
             items_per_s=summary["items_per_s"],
@@ -159,6 +159,7 @@ class _Trials:
             torch_allocated_bytes=allocated,
             torch_reserved_bytes=reserved,
             gpu_memory_bytes=total,
+            allocation_retries=sum(retries for *_, retries in gpus) if gpus else None,
         )
 
     def _data(self, size: int) -> TrainingData:

@@ -92,7 +92,7 @@ def _time_window(
         torch.cuda.reset_peak_memory_stats(device)
     dist.barrier()
     runtime.synchronise()
-    allocated = _allocated(runtime)
+    memory = _allocated(runtime)
     collections, host = collections_so_far(), read_host()
     steps_ms: list[float] = []
     begin = time.monotonic()
@@ -109,7 +109,7 @@ def _time_window(
         steady_ms=steps_ms,
         begin_s=begin,
         end_s=end,
-        torch_memory=_torch_memory(runtime, allocated),
+        torch_memory=_torch_memory(runtime, memory),
         host=host_use(runtime.rank, host, read_host(), torch.get_num_threads()),
         gc_collections=collections_so_far() - collections,
     )
@@ -174,19 +174,26 @@ def _take(take: Callable[[], object], clock: StepClock, count: int) -> None:
         clock.mark()
 
 
-def _allocated(runtime: Runtime) -> list[int]:
-    """Bytes that torch's allocator has allocated on each of this process's GPUs."""
-    return [torch.cuda.memory_allocated(device) for device in runtime.gpus]
+def _allocated(runtime: Runtime) -> list[tuple[int, int]]:
+    """Bytes that torch's allocator has allocated, and its retries, on each of the process's GPUs.
+
+    If an allocation fails, the allocator frees all memory that it caches, and retries.
+    """
+    return [
+        (torch.cuda.memory_allocated(device), torch.cuda.memory_stats(device)["num_alloc_retries"])
+        for device in runtime.gpus
+    ]
 
 
-def _torch_memory(runtime: Runtime, allocated_at_begin: list[int]) -> list[TorchMemory]:
-    now = zip(runtime.gpus, allocated_at_begin, _allocated(runtime), strict=True)
+def _torch_memory(runtime: Runtime, at_begin: list[tuple[int, int]]) -> list[TorchMemory]:
+    now = zip(runtime.gpus, at_begin, _allocated(runtime), strict=True)
     return [
         TorchMemory(
             uuid=uuid_of(torch.device("cuda", device)),
             allocated=torch.cuda.max_memory_allocated(device),
             reserved=torch.cuda.max_memory_reserved(device),
-            growth=after - before,
+            growth=allocated - allocated_before,
+            retries=retries - retries_before,
         )
-        for device, before, after in now
+        for device, (allocated_before, retries_before), (allocated, retries) in now
     ]
