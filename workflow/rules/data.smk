@@ -11,7 +11,17 @@ def data_at(wildcards):
     definition = CONFIG.workloads[wildcards.workload]
     if definition.dataset.name in FETCHED:
         return ancient(f"{RESULTS}/data/{definition.dataset.name}.json")
-    return definition.own_files
+    return definition.own_files or check_at(wildcards)
+
+
+def check_at(wildcards):
+    """The record that a training of the user's own has been checked on one batch."""
+    definition = CONFIG.workloads[wildcards.workload]
+    return f"{RESULTS}/checks/{wildcards.workload}.txt" if isinstance(definition, OwnWorkload) else []
+
+
+def own_file_at(wildcards):
+    return CONFIG.workloads[wildcards.workload].file
 
 
 def all_data(wildcards):
@@ -23,6 +33,7 @@ def all_data(wildcards):
 localrules:
     fetch,
     fetch_data,
+    check_training,
 
 
 # All data sets of the matrix. Fetch them where there is internet; a cluster's nodes may have none.
@@ -48,3 +59,19 @@ rule fetch_data:
     shell:
         "{PYTHON:q} {SCRIPTS:q}/fetch_data.py --dataset {wildcards.dataset} --dir {params.dir:q}"
         " --download {params.download} --output {output:q} > {log:q} 2>&1"
+
+
+# Before any job is queued: a mistake in the user's file is cheapest here.
+rule check_training:
+    input:
+        own_file_at,
+    output:
+        f"{RESULTS}/checks/{{workload}}.txt",
+    log:
+        f"{RESULTS}/checks/{{workload}}.log",
+    params:
+        code=lambda wildcards: code_sha256(code_of_oracle(CONFIG.workloads[wildcards.workload])),
+        definition=lambda wildcards: CONFIG.workloads[wildcards.workload].model_dump_json(),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/check_training.py --config {CONFIG_FILE:q}"
+        " --workload {wildcards.workload} --output {output:q} 2>&1 | tee {log:q}"

@@ -15,6 +15,10 @@ def oracle_sha256_at(wildcards):
     return parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks)).fingerprint()
 
 
+def oracle_code_at(wildcards):
+    return code_sha256(code_of_oracle(CONFIG.workloads[wildcards.workload]))
+
+
 def case_code_at(wildcards):
     return code_sha256(code_of_parity(case_at(wildcards)))
 
@@ -45,6 +49,8 @@ def oracle_threads(wildcards):
 
 
 rule make_oracle:
+    input:
+        check=check_at,
     output:
         f"{ORACLE}.pt",
     log:
@@ -61,7 +67,7 @@ rule make_oracle:
         slurm_extra=lambda wildcards: GATE_EXTRA,
     params:
         case=oracle_sha256_at,
-        code=code_of("make_oracle.py"),
+        code=oracle_code_at,
     shell:
         "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/make_oracle.py --config {CONFIG_FILE:q}"
         " --workload {wildcards.workload} --ranks {wildcards.ranks}"

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shardmark.cells import BatchSearch, Cell, ParityCase
+from shardmark.config.schema import OwnWorkload, Workload
 from shardmark.strategies import STRATEGIES
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -55,7 +56,7 @@ def _all_imported(script: Path) -> frozenset[Path]:
 
 @functools.cache
 def _imported_by_file(path: Path) -> frozenset[Path]:
-    """Return the library files and scripts that one file imports."""
+    """Return the library files and scripts that one file imports, and the files beside it."""
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Import):
@@ -67,7 +68,7 @@ def _imported_by_file(path: Path) -> frozenset[Path]:
     files: set[Path] = set()
     for module in modules:
         parts = module.split(".")
-        files.add(SCRIPTS.joinpath(*parts).with_suffix(".py"))
+        files |= {folder.joinpath(*parts).with_suffix(".py") for folder in {SCRIPTS, path.parent}}
         if parts[0] == PACKAGE:
             # Importing a module runs its packages first.
             files |= {SCRIPTS.joinpath(*parts[:end], "__init__.py") for end in range(1, len(parts))}
@@ -91,28 +92,49 @@ def code_sha256(paths: Iterable[Path]) -> str:
 def _sha256_of(paths: frozenset[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(path.relative_to(SCRIPTS).as_posix().encode())
+        # A file of the user's own is known by its name alone, so a project may be moved.
+        own = not path.is_relative_to(SCRIPTS)
+        digest.update((path.name if own else path.relative_to(SCRIPTS).as_posix()).encode())
         digest.update(b"\0")
         digest.update(_content_sha256(path))
     return digest.hexdigest()
 
 
 def code_of_cell(cell: Cell) -> frozenset[Path]:
-    """Return the code that can change a cell's result: the launcher's and the training script's."""
-    return _with_training("run_cell.py", STRATEGIES[cell.base].script)
+    """Return the code that can change a cell's result.
+
+    It is the launcher's, the training script's, and that of a training of the user's own.
+    """
+    return _with_training("run_cell.py", cell)
 
 
 def code_of_parity(case: ParityCase) -> frozenset[Path]:
     """Return the code that can change a verdict of the parity gate, without the oracle's."""
-    return _with_training("run_parity.py", STRATEGIES[case.cell.base].script)
+    return _with_training("run_parity.py", case.cell)
+
+
+def code_of_oracle(definition: Workload) -> frozenset[Path]:
+    """Return the code that can change the oracle of a workload."""
+    return frozenset(sources(SCRIPTS / "make_oracle.py")) | _own_code(definition)
 
 
 def code_of_search(search: BatchSearch) -> frozenset[Path]:
     """Return the code that can change the largest batch that a search finds."""
-    return _with_training("find_largest_batch.py", STRATEGIES[search.cell.base].script)
+    return _with_training("find_largest_batch.py", search.cell)
+
+
+def _with_training(script: str, cell: Cell) -> frozenset[Path]:
+    # The training script is launched by its name, so no import refers to it.
+    return _of_scripts(script, STRATEGIES[cell.base].script) | _own_code(cell.definition)
 
 
 @functools.cache
-def _with_training(script: str, training: str) -> frozenset[Path]:
-    # The training script is launched by its name, so no import refers to it.
+def _of_scripts(script: str, training: str) -> frozenset[Path]:
     return frozenset({*sources(SCRIPTS / script), *sources(SCRIPTS / training)})
+
+
+def _own_code(definition: Workload) -> frozenset[Path]:
+    """Return the file of a training of the user's own, and what it imports."""
+    if not isinstance(definition, OwnWorkload):
+        return frozenset()
+    return frozenset(sources(Path(definition.file)))

@@ -35,6 +35,7 @@ from shardmark.config.schema import (
     Measure,
     Model,
     Optimizer,
+    OwnData,
     Schedule,
     Section,
     Tokens,
@@ -516,7 +517,9 @@ def _workload_mistakes(
     root: Path,
 ) -> Iterator[str]:
     yield from _optimizer_mistakes(path, raw)
-    if kind_of(raw) == "language":
+    if kind_of(raw) == "own":
+        yield from _own_mistakes(path, raw, root)
+    elif kind_of(raw) == "language":
         yield from _language_mistakes(path, raw, root)
     else:
         yield from _vision_mistakes(path, raw, cluster)
@@ -533,6 +536,12 @@ def _workload_mistakes(
         )
     elif batch:
         yield from _batch_mistakes(path, batch, raw, gpus)
+
+
+def _own_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterator[str]:
+    file = raw["file"]
+    if isinstance(file, str) and not (file.endswith(".py") and _is_file(root / file)):
+        yield f"{path}.file: {format_value(file)} is no Python file of the project"
 
 
 def _language_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterator[str]:
@@ -653,7 +662,10 @@ def _batch_mistakes(
 ) -> Iterator[str]:
     there, least = None, 1
     samples = WORKLOADS[kind_of(raw)].samples
-    if kind_of(raw) == "language":
+    if kind_of(raw) == "own":
+        if own := _section(OwnData, raw, "dataset"):
+            there = own.samples
+    elif kind_of(raw) == "language":
         if tokens := _section(Tokens, raw, "dataset"):
             there = tokens.sequences
     else:

@@ -436,10 +436,79 @@ class LanguageWorkload(Workload):
         )
 
 
-WorkloadKind = Literal["vision", "language"]
+class OwnData(Section):
+    """The samples of a training of the user's own."""
+
+    name: ClassVar[str] = "own"
+
+    samples: Count = Field(description="Training samples; the file must have as many.")
+    test_samples: Annotated[int, Field(ge=0)] = Field(
+        0, description="Samples of one evaluation; 0 without evaluation."
+    )
+    items_per_sample: Count = Field(
+        1, description="Items of a sample that throughput counts, for instance its tokens."
+    )
+    unit: Annotated[str, Field(pattern=r"^[a-z][a-z ]*$", max_length=20)] = Field(
+        "samples", description="What an item is, in the plural: tokens, images, atoms."
+    )
+
+
+class OwnWorkload(Workload):
+    """A training of the user's own, in one file (docs/own_training.md)."""
+
+    samples: ClassVar[str] = "samples"
+
+    file: Annotated[str, Field(min_length=1)] = Field(
+        description="The file that defines the training; a path relative to the project."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="What the file may read as its options; any keys."
+    )
+    dataset: OwnData
+
+    @property
+    def unit(self) -> str:
+        """The configured one."""
+        return self.dataset.unit
+
+    @property
+    def items_per_sample(self) -> int:
+        """The configured number."""
+        return self.dataset.items_per_sample
+
+    @property
+    def train_samples(self) -> int:
+        """The configured number."""
+        return self.dataset.samples
+
+    @property
+    def test_samples(self) -> int:
+        """The configured number."""
+        return self.dataset.test_samples
+
+    @property
+    def generated(self) -> bool:
+        """Unknown, so it is not taken for granted."""
+        return False
+
+    @property
+    def input_shape(self) -> dict[str, Any]:
+        """The options, which may change the samples."""
+        return {"options": self.options, "items_per_sample": self.items_per_sample}
+
+    @property
+    def summary(self) -> str:
+        """File, options and number of samples."""
+        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        given = f" ({options})" if options else ""
+        return f"{self.file}{given} on {self.train_samples:,} samples"
+
+
+WorkloadKind = Literal["vision", "language", "own"]
 WORKLOADS: dict[WorkloadKind, type[Workload]] = {
     "vision": VisionWorkload,
     "language": LanguageWorkload,
+    "own": OwnWorkload,
 }
 
 
@@ -447,13 +516,17 @@ def kind_of(raw: Any) -> WorkloadKind:
     """The kind of workload that a definition, or its raw mapping, describes."""
     if isinstance(raw, Workload):
         return next(kind for kind, model in WORKLOADS.items() if isinstance(raw, model))
+    if isinstance(raw, Mapping) and "file" in raw:
+        return "own"
     model = raw.get("model") if isinstance(raw, Mapping) else None
     name = model.get("name") if isinstance(model, Mapping) else None
     return "language" if name == "gpt" else "vision"
 
 
 AnyWorkload = Annotated[
-    Annotated[VisionWorkload, Tag("vision")] | Annotated[LanguageWorkload, Tag("language")],
+    Annotated[VisionWorkload, Tag("vision")]
+    | Annotated[LanguageWorkload, Tag("language")]
+    | Annotated[OwnWorkload, Tag("own")],
     Discriminator(kind_of),
 ]
 

@@ -1,0 +1,221 @@
+"""Checks of a training of the user's own: one batch on the CPU, and errors in the user's terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from shardmark.config.schema import OwnWorkload
+from shardmark.errors import UserError
+from shardmark.workload.contract import Inputs, Rows
+from shardmark.workload.keyed_random import sample_keys
+from shardmark.workload.own import Training, describe_failure, load_training
+
+SAMPLES = 2
+SEED = 0
+# Sums in another order differ by rounding; a mean instead of a sum by a factor of two.
+TOLERANCE = 1e-3
+
+Result = TypeVar("Result")
+
+
+def check_training(definition: OwnWorkload) -> list[str]:
+    """Check the training on one batch, with its small model if it has one.
+
+    Returns:
+        what was found, one sentence per line.
+
+    Raises:
+        UserError: with the first mistake: the function, what it returned, and what is expected.
+    """
+    training = load_training(definition)
+    small = training.for_gate(definition.dataset.samples, surrogate=True)
+    assert small is not None
+    checked = load_training(small)
+    return _Check(definition.file, checked, training).run()
+
+
+class _Check:
+    """The checks of one file; each says what it found, or raises."""
+
+    def __init__(self, file: str, training: Training, whole: Training) -> None:
+        self.file, self.training, self.whole = file, training, whole
+
+    def run(self) -> list[str]:
+        lines = []
+        model = self._check_model()
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        lines.append(f"build_model: {parameters:,} parameters, the same for the same seed.")
+        units = self._check_units(model)
+        lines.append(f"shard_units: {len(units)} units.")
+        rows = self._check_rows(train=True)
+        lines.append(f"load: {len(rows[0]):,} training samples.")
+        inputs = self._check_batch(rows)
+        loss = self._check_loss(model, rows, inputs)
+        terms = self._check_terms(inputs)
+        lines.append(f"loss: {loss / terms:.4g} per term, {terms} terms in {SAMPLES} samples.")
+        if self.whole.definition.test_samples:
+            self._check_scores(model, self._check_rows(train=False, training=self.whole))
+            lines.append("evaluate: one score per sample.")
+        return [*lines, "checked on one batch"]
+
+    def _check_model(self) -> nn.Module:
+        model = self._call("build_model", lambda: self.training.build_model(SEED))
+        self._expect("build_model", model, nn.Module, "a torch.nn.Module")
+        again = self._call("build_model", lambda: self.training.build_model(SEED))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            self._refuse("build_model", "a model without parameters to train", "some")
+        for (name, mine), other in zip(model.named_parameters(), again.parameters(), strict=True):
+            if mine.dtype != torch.float32:
+                self._refuse(
+                    "build_model",
+                    f"parameter {name} in {_dtype(mine)}",
+                    "float32; the configuration's precision decides in what it computes",
+                )
+            if mine.device.type != "cpu":
+                self._refuse(
+                    "build_model", f"parameter {name} on {mine.device}", "torch's default device"
+                )
+            if not torch.equal(mine, other):
+                self._refuse(
+                    "build_model",
+                    f"other weights at the second call with the same seed (parameter {name})",
+                    "the same: call torch.manual_seed(seed) first",
+                )
+        return model.train()
+
+    def _check_units(self, model: nn.Module) -> list[nn.Module]:
+        units = self._call("shard_units", lambda: list(self.training.shard_units(model)))
+        there = {id(module): name for name, module in model.named_modules()}
+        for index, unit in enumerate(units):
+            self._expect(f"shard_units, element {index}", unit, nn.Module, "a module of the model")
+            if id(unit) not in there:
+                self._refuse(
+                    "shard_units",
+                    f"element {index}, a {type(unit).__name__} that is not in the model",
+                    "modules of the model",
+                )
+            if unit is model:
+                self._refuse("shard_units", "the model itself", "blocks inside it")
+        inside = {id(part): there[id(unit)] for unit in units for part in list(unit.modules())[1:]}
+        for unit in units:
+            if id(unit) in inside:
+                self._refuse(
+                    "shard_units",
+                    f"{there[id(unit)]}, which is inside {inside[id(unit)]}",
+                    "units that do not overlap",
+                )
+        if len({id(unit) for unit in units}) < len(units):
+            self._refuse("shard_units", "a unit twice", "each unit once")
+        return units
+
+    def _check_rows(self, *, train: bool, training: Training | None = None) -> Rows:
+        chosen = training or self.training
+        rows = self._call("load", lambda: chosen.rows(Path(), train=train))
+        for index, part in enumerate(rows):
+            self._expect(f"load, tensor {index}", part, Tensor, "a tensor")
+            if part.device.type != "cpu":
+                self._refuse("load", f"a tensor on {part.device}", "tensors on the CPU")
+        if not rows:
+            self._refuse("load", "no tensor", "at least one")
+        return rows
+
+    def _check_batch(self, rows: Rows, samples: Sequence[int] = range(SAMPLES)) -> Inputs:
+        chosen = torch.tensor(list(samples))
+        keys = sample_keys(SEED, 0, chosen)
+        inputs = self._call("batch", lambda: self.training.batch(rows, chosen, keys))
+        self._expect("batch", inputs, tuple, "a tuple of tensors")
+        for index, part in enumerate(inputs):
+            self._expect(f"batch, element {index}", part, Tensor, "a tensor")
+            if part.ndim == 0 or len(part) != len(chosen):
+                self._refuse(
+                    "batch",
+                    f"a tensor of shape {tuple(part.shape)} for {len(chosen)} samples",
+                    "one entry per sample in the first dimension",
+                )
+            if part.device.type != "cpu":
+                self._refuse(
+                    "batch",
+                    f"a tensor on {part.device}",
+                    f"the device of the rows, {rows[0].device}",
+                )
+        return inputs
+
+    def _check_loss(self, model: nn.Module, rows: Rows, inputs: Inputs) -> float:
+        loss = self._loss(model, inputs)
+        if self._loss(model, inputs).item() != loss.item():
+            self._refuse(
+                "loss",
+                "another value at the second call with the same batch",
+                "the same. Set dropout to 0, or draw it from the samples' keys: strategies would "
+                "draw different numbers, and no longer train the same model",
+            )
+        self._call("loss, backward pass", loss.backward)
+        if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+            alone = sum(
+                self._loss(model, self._check_batch(rows, [sample])).item()
+                for sample in range(SAMPLES)
+            )
+            if not math.isclose(alone, loss.item(), rel_tol=TOLERANCE):
+                self._refuse(
+                    "loss",
+                    f"{loss.item():.6g} for {SAMPLES} samples, and {alone:.6g} for each alone, "
+                    "added",
+                    'the sum over samples, not the mean: reduction="sum"',
+                )
+        return loss.item()
+
+    def _loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        loss = self._call("loss", lambda: self.training.loss(model, inputs))
+        self._expect("loss", loss, Tensor, "a tensor")
+        if loss.shape != ():
+            self._refuse("loss", f"a tensor of shape {tuple(loss.shape)}", "shape (): one number")
+        if not loss.requires_grad:
+            self._refuse("loss", "a value without a gradient", "one that is computed by the model")
+        if not torch.isfinite(loss):
+            self._refuse("loss", f"{loss.item()}", "a finite number")
+        return loss
+
+    def _check_terms(self, inputs: Inputs) -> int:
+        terms = self._call("terms", lambda: self.training.terms(inputs))
+        self._expect("terms", terms, int, "an integer")
+        if terms < 1:
+            self._refuse("terms", f"{terms}", "how many terms the loss is the sum of, at least 1")
+        return terms
+
+    def _check_scores(self, model: nn.Module, rows: Rows) -> None:
+        samples = torch.arange(min(SAMPLES, len(rows[0])))
+        inputs = self._call("batch", lambda: self.training.batch(rows, samples, None))
+        with torch.no_grad():
+            scores = self._call("evaluate", lambda: self.training.evaluate(model.eval(), inputs))
+        self._expect("evaluate", scores, Tensor, "a tensor")
+        if scores.shape != samples.shape:
+            self._refuse(
+                "evaluate",
+                f"a tensor of shape {tuple(scores.shape)} for {len(samples)} samples",
+                "one score per sample",
+            )
+
+    def _call(self, name: str, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(describe_failure(self.file, name, error)) from error
+
+    def _expect(self, name: str, value: object, kind: type, words: str) -> None:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self._refuse(name, f"a {type(value).__name__}", words)
+
+    def _refuse(self, name: str, what: str, expected: str) -> None:
+        raise UserError(f"{self.file}: {name} returned {what}; expected {expected}")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
