@@ -47,7 +47,7 @@ def schemas() -> dict[Path, str]:
 
 
 def _with_kinds_by_model(schema: Any) -> Any:
-    """Return a schema in which the model's name decides what kind of workload is expected.
+    """Return a schema in which a file or the model's name decides which workload is expected.
 
     Where one of several kinds is expected, an editor cannot say which key of a workload is wrong.
     """
@@ -57,10 +57,11 @@ def _with_kinds_by_model(schema: Any) -> Any:
         return schema
     kinds = [{"$ref": f"#/$defs/{model.__name__}"} for model in WORKLOADS.values()]
     if schema.get("oneOf") == kinds:
-        vision, language = kinds
+        vision, language, own = kinds
         is_gpt = {"properties": {"name": {"const": "gpt"}}, "required": ["name"]}
         condition = {"properties": {"model": is_gpt}, "required": ["model"]}
-        return {"if": condition, "then": language, "else": vision}
+        built_in = {"if": condition, "then": language, "else": vision}
+        return {"if": {"required": ["file"]}, "then": own, "else": built_in}
     return {key: _with_kinds_by_model(value) for key, value in schema.items()}
 
 
@@ -116,7 +117,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _workload_rows(prefix: str) -> Iterator[str]:
-    """Yield what all kinds of workload share, then what images and language models add."""
+    """Yield what all kinds of workload share, then what each kind adds."""
     yield from _rows(Workload, prefix)
     for kind, model in WORKLOADS.items():
         for name, field in model.model_fields.items():
