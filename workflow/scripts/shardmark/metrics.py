@@ -166,20 +166,22 @@ class Roofs(Record):
 
     Bytes are those that operations read and write if nothing is cached or fused; null if not all
     operations could be observed (DataParallel's replicas run in threads, compiled graphs do not run
-    in an observed step).
+    in an observed step). If the FLOPs of a user's own model cannot be counted, ``why_uncounted``
+    says why, and the figures that need them are null.
     """
 
-    flops_per_item: Total = _renamed("flops_per_item", "flops_per_image")
+    flops_per_item: Total | None = _renamed("flops_per_item", "flops_per_image")
     hardware_flops_per_item: Total | None = None
+    why_uncounted: str | None = None
     bytes_per_item: Total | None = _renamed("bytes_per_item", "bytes_per_image")
     peak_tflops: Amount
     bandwidth_gb_per_s: Amount
-    achieved_tflops: Amount
-    peak_share_pct: Amount
+    achieved_tflops: Amount | None
+    peak_share_pct: Amount | None
     hardware_share_pct: Amount | None = None
     achieved_gb_per_s: Amount | None
     bandwidth_share_pct: Amount | None
-    compute_roof_items_per_s: Amount = _renamed(
+    compute_roof_items_per_s: Amount | None = _renamed(
         "compute_roof_items_per_s", "compute_roof_images_per_s"
     )
     memory_roof_items_per_s: Amount | None = _renamed(

@@ -48,8 +48,9 @@ class Inspected(Section):
     """What the inspection of one step showed."""
 
     effective_config: EffectiveConfig
-    flops_per_item: int
-    hardware_flops_per_item: int
+    flops_per_item: int | None
+    hardware_flops_per_item: int | None
+    why_uncounted: str | None
     bytes_per_item: int | None
     memory: Memory
 

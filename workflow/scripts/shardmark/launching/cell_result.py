@@ -68,6 +68,7 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
             probes,
             inspected.flops_per_item,
             inspected.hardware_flops_per_item,
+            inspected.why_uncounted,
             inspected.bytes_per_item,
             throughput.items_per_s_per_gpu,
             throughput.unit,

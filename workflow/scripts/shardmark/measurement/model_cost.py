@@ -16,14 +16,15 @@ FLOPs include what checkpointing computes again (HFU).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from shardmark.workload.blocks import wrap_blocks
-from shardmark.workload.contract import Contract
+from shardmark.workload.contract import Contract, Inputs
 
 # Batch-norm needs more than one value per channel.
 _SAMPLES = 2
@@ -35,44 +36,63 @@ class ModelCost:
 
     Attributes:
         parameters: their number.
-        flops_per_item: FLOPs of the forward and the backward pass.
+        flops_per_item: FLOPs of the forward and the backward pass; None if they cannot be counted.
         hardware_flops_per_item: the same with what activation checkpointing computes again.
+        why_uncounted: why the FLOPs cannot be counted; None if they are.
     """
 
     parameters: int
-    flops_per_item: int
-    hardware_flops_per_item: int
+    flops_per_item: int | None
+    hardware_flops_per_item: int | None
+    why_uncounted: str | None = None
 
 
 def parameters_of(workload: Contract[Any]) -> int:
     """Return the number of parameters of the workload's network."""
-    return sum(parameter.numel() for parameter in _on_meta(workload).parameters())
+    return sum(parameter.numel() for parameter in workload.outline(seed=0).parameters())
 
 
 def cost_of(workload: Contract[Any]) -> ModelCost:
-    """Run the workload's network on the meta device, which has shapes but no values."""
+    """Run the workload's network with shapes but no values."""
     alone = workload.without_collectives()
-    model = _on_meta(alone)
-    plain = _flops_per_item(alone, model)
-    checkpointing = workload.definition.activation_checkpointing
-    wrap_blocks(model, alone.shard_units(model), checkpointing, "none")
-    return ModelCost(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        flops_per_item=plain,
-        hardware_flops_per_item=plain if checkpointing == "none" else _flops_per_item(alone, model),
-    )
+    parameters, checkpointing = parameters_of(alone), workload.definition.activation_checkpointing
+    try:
+        plain = again = _flops_per_item(alone, "none")
+        if checkpointing != "none":
+            again = _flops_per_item(alone, checkpointing)
+    except Exception as error:  # a user's own model may do anything
+        return ModelCost(parameters, None, None, _in_one_line(error))
+    return ModelCost(parameters, plain, again)
 
 
-def _flops_per_item(workload: Contract[Any], model: nn.Module) -> int:
-    with torch.device("meta"):
+def _flops_per_item(workload: Contract[Any], checkpointing: Literal["none", "block"]) -> int:
+    """Count on the meta device, or with fake tensors if the model does not run there.
+
+    A model may recognise fake tensors, and then decide nothing by a value that does not exist.
+    """
+    model = workload.outline(seed=0)
+    wrap_blocks(model, workload.shard_units(model), checkpointing, "none")
+    try:
+        with torch.device("meta"):
+            inputs = workload.example(_SAMPLES)
+        flops = _flops_of(workload, model, inputs)
+    except Exception:
         inputs = workload.example(_SAMPLES)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = model.to_empty(device="cpu")
+            flops = _flops_of(workload, fake, tuple(map(mode.from_tensor, inputs)))
+    if not flops:
+        raise NotImplementedError("it has no matrix product, convolution or attention of torch's")
+    return flops // (_SAMPLES * workload.definition.items_per_sample)
+
+
+def _flops_of(workload: Contract[Any], model: nn.Module, inputs: Inputs) -> int:
     with FlopCounterMode(display=False) as counter:
         workload.loss(model, inputs).backward()  # type: ignore[no-untyped-call]
-    items: int = _SAMPLES * workload.definition.items_per_sample
-    flops: int = counter.get_total_flops() // items
+    flops: int = counter.get_total_flops()
     return flops
 
 
-def _on_meta(workload: Contract[Any]) -> nn.Module:
-    with torch.device("meta"):
-        return workload.build_model(seed=0)
+def _in_one_line(error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}".rstrip(".: ")

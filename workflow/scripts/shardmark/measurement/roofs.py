@@ -14,8 +14,9 @@ from shardmark.metrics import Bound, Probe, Roofs
 
 def compute_roofs(
     probes: Sequence[Probe],
-    flops_per_item: int,
-    hardware_flops_per_item: int,
+    flops_per_item: int | None,
+    hardware_flops_per_item: int | None,
+    why_uncounted: str | None,
     bytes_per_item: int | None,
     items_per_s_per_gpu: float,
     unit: str,
@@ -24,8 +25,9 @@ def compute_roofs(
 
     Args:
         probes: one for every device of the cell.
-        flops_per_item: FLOPs of forward and backward pass.
+        flops_per_item: FLOPs of forward and backward pass; None if they could not be counted.
         hardware_flops_per_item: the same with what activation checkpointing computes again.
+        why_uncounted: why they could not be counted.
         bytes_per_item: bytes that operations read and write, each operand once and nothing cached
             or fused; None if not all operations could be observed.
         items_per_s_per_gpu: throughput in steady state.
@@ -33,32 +35,40 @@ def compute_roofs(
     """
     peak = min(one.matmul_tflops for one in probes)
     bandwidth = min(one.copy_gb_per_s for one in probes)
-    achieved = flops_per_item * items_per_s_per_gpu / 1e12
-    compute_roof = peak * 1e12 / flops_per_item
-    moved_gb_per_s = memory_roof = statement = None
+    achieved = _per_s(flops_per_item, items_per_s_per_gpu, 1e12)
+    executed = _per_s(hardware_flops_per_item, items_per_s_per_gpu, 1e12)
+    moved = _per_s(bytes_per_item, items_per_s_per_gpu, 1e9)
+    compute_roof = peak * 1e12 / flops_per_item if flops_per_item else None
+    memory_roof = bandwidth * 1e9 / bytes_per_item if bytes_per_item else None
+    statement = None
     bound: Bound | None = None
-    if bytes_per_item:
-        moved_gb_per_s = bytes_per_item * items_per_s_per_gpu / 1e9
-        memory_roof = bandwidth * 1e9 / bytes_per_item
+    if compute_roof is not None and memory_roof is not None:
         bound, statement = _bound(compute_roof, memory_roof, items_per_s_per_gpu, unit)
     return Roofs(
         flops_per_item=flops_per_item,
         hardware_flops_per_item=hardware_flops_per_item,
+        why_uncounted=why_uncounted,
         bytes_per_item=bytes_per_item,
         peak_tflops=peak,
         bandwidth_gb_per_s=bandwidth,
         achieved_tflops=achieved,
-        peak_share_pct=100 * achieved / peak,
-        hardware_share_pct=100 * hardware_flops_per_item * items_per_s_per_gpu / 1e12 / peak,
-        achieved_gb_per_s=moved_gb_per_s,
-        bandwidth_share_pct=100 * moved_gb_per_s / bandwidth
-        if moved_gb_per_s is not None
-        else None,
+        peak_share_pct=_share_pct(achieved, peak),
+        hardware_share_pct=_share_pct(executed, peak),
+        achieved_gb_per_s=moved,
+        bandwidth_share_pct=_share_pct(moved, bandwidth),
         compute_roof_items_per_s=compute_roof,
         memory_roof_items_per_s=memory_roof,
         bound=bound,
         statement=statement,
     )
+
+
+def _per_s(per_item: int | None, items_per_s: float, unit: float) -> float | None:
+    return per_item * items_per_s / unit if per_item else None
+
+
+def _share_pct(achieved: float | None, peak: float) -> float | None:
+    return None if achieved is None else 100 * achieved / peak
 
 
 def _bound(compute: float, memory: float, measured: float, unit: str) -> tuple[Bound, str]:

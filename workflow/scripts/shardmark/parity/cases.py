@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 
 from shardmark.cells import Cell, ParityCase
 from shardmark.config.schema import BatchSize, Workload
@@ -106,8 +105,7 @@ def oracle_of(case: ParityCase, precision: str) -> str:
 def ties_weights(case: ParityCase) -> bool:
     """Whether a parameter of the model is used by more than one module."""
     workload = make_workload(surrogate_cell(case, "fp32").definition)
-    with torch.device("meta"):
-        model = workload.surrogate(case.cell.seed)
+    model = workload.outline(case.cell.seed, surrogate=True)
     uses = list(model.named_parameters(remove_duplicate=False))
     return len(uses) > len(list(model.parameters()))
 

@@ -102,9 +102,9 @@ def _train(
     driven = strategy(make_task(cell, runtime, workload, surrogate=surrogate))
     driven.train()
     losses: list[float] = []
-    with torch.device("meta"):
-        plain = workload.surrogate(cell.seed) if surrogate else workload.build_model(cell.seed)
-    names = {name for name, _ in plain.named_parameters()}
+    outline = workload.outline(cell.seed, surrogate=surrogate)
+    names = {name for name, _ in outline.named_parameters()}
+    del outline
 
     def weights() -> dict[str, Tensor]:
         """The parameters on rank 0, which alone needs them; a collective."""

@@ -80,10 +80,18 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if unchecked:
         names = ", ".join(f"{rule} ({_runs(count)})" for rule, count in unchecked.most_common())
         yield Caveat(f"Could not be checked: {names}.")
+    for workload, why in _first_reasons(cells):
+        yield Caveat(f"No figures that need the FLOPs of {workload}; counting them ended: {why}.")
     if cuda and 1 in set(cells.gpus) and cells.gpus.nunique() > 1:
         yield Caveat(
             "On 1 GPU nothing is sharded or communicated, so it is only the reference for scaling."
         )
+
+
+def _first_reasons(cells: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield each workload whose FLOPs could not be counted, with the first reason."""
+    reasons = cells[cells.why_uncounted != ""].groupby("workload").why_uncounted.first()
+    return ((str(workload), str(why)) for workload, why in reasons.items())
 
 
 def _names(column: pd.Series) -> Iterator[str]:

@@ -333,6 +333,10 @@ class CellRow(Section):
         "The same with the FLOPs that activation checkpointing computes again, %.",
         empty=_NOT_RECORDED,
     )
+    why_uncounted: str | None = column(
+        "Why the FLOPs of a user's own model could not be counted.",
+        empty="they were counted, or the cell did not get there",
+    )
     datasheet_share_pct: float | None = column(
         "Model FLOPs per second of a GPU, as a share of the peak on its datasheet, %.",
         empty=f"{_NOT_RECORDED}, or the datasheet is not known here",
@@ -538,7 +542,9 @@ def _memory_and_peak(metrics: Metrics) -> dict[str, Any]:
         promised = datasheet_tflops(name, precision)
         values["peak_share_pct"] = roofs.peak_share_pct
         values["hardware_share_pct"] = roofs.hardware_share_pct
-        values["datasheet_share_pct"] = promised and 100 * roofs.achieved_tflops / promised
+        values["why_uncounted"] = roofs.why_uncounted
+        if promised and roofs.achieved_tflops is not None:
+            values["datasheet_share_pct"] = 100 * roofs.achieved_tflops / promised
     return values
 
 

@@ -305,8 +305,7 @@ def _buffers_differ(module: nn.Module, device: torch.device) -> bool | None:
 
 def _unit_parameters(task: Task) -> int:
     """The number of parameters in the network's shard units, before the strategy sharded it."""
-    with torch.device("meta"):
-        units = task.shard_units(task.build_outline())
+    units = task.workload.shard_units(task.workload.outline(task.cell.seed))
     return sum(parameter.numel() for unit in units for parameter in unit.parameters())
 
 

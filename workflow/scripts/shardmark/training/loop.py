@@ -75,8 +75,7 @@ def make_task(
     def dimensions() -> dict[str, int] | None:
         if definition.optimizer.decay == "all":
             return None
-        with torch.device("meta"):
-            return count_dimensions(build(cell.seed))
+        return count_dimensions(workload.outline(cell.seed, surrogate=surrogate))
 
     return Task(
         cell=cell,
@@ -345,6 +344,7 @@ class CellTraining:
             effective_config=settings,
             flops_per_item=cost.flops_per_item,
             hardware_flops_per_item=cost.hardware_flops_per_item,
+            why_uncounted=cost.why_uncounted,
             bytes_per_item=self._bytes_per_item(observer),
             memory=self._model_state(observer, settings, cost),
         )

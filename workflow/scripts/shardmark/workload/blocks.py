@@ -55,7 +55,7 @@ def wrap_blocks(
         setattr(model.get_submodule(parent), child, wrapped)
 
 
-def _checkpoint(block: nn.Module, *inputs: Any) -> Any:
+def _checkpoint(block: nn.Module, *inputs: Any, **named_inputs: Any) -> Any:
     """Run a block and keep only its inputs; the backward pass computes the rest again.
 
     Dropout draws from the samples' keys, so the second pass needs no generator's state. Saving and
@@ -65,7 +65,7 @@ def _checkpoint(block: nn.Module, *inputs: Any) -> Any:
     # The compiler accepts no contexts here; what it compiles updates batch-norm's statistics once.
     if not torch.compiler.is_compiling():
         options["context_fn"] = lambda: (nullcontext(), _freeze_statistics(block))
-    return checkpoint(block, *inputs, **options)
+    return checkpoint(block, *inputs, **named_inputs, **options)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from shardmark.config.schema import Workload
@@ -117,6 +118,11 @@ class Contract(ABC, Generic[Definition]):
     def surrogate(self, seed: int) -> nn.Module:
         """Build the gate's small model, from a definition that ``for_gate`` made."""
         return self.build_model(seed)
+
+    def outline(self, seed: int, *, surrogate: bool = False) -> nn.Module:
+        """The network on the meta device: its names and shapes, without memory for values."""
+        with torch.device("meta"):
+            return self.surrogate(seed) if surrogate else self.build_model(seed)
 
     @property
     @abstractmethod

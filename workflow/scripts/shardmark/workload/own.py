@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shardmark.config.schema import OwnWorkload
 from shardmark.errors import UserError
@@ -57,6 +57,13 @@ class Training(Contract[OwnWorkload]):
                 f"dataset.{key} is {wanted}"
             )
         return tuple(part[:wanted] for part in rows)
+
+    def outline(self, seed: int, *, surrogate: bool = False) -> nn.Module:
+        """On the CPU if the network needs values while it is built, for instance by ``.item()``."""
+        try:
+            return super().outline(seed, surrogate=surrogate)
+        except Exception:
+            return self.build_model(seed)
 
     def batch(self, rows: Rows, samples: Tensor, keys: Tensor | None) -> Inputs:
         """The rows themselves."""
