@@ -14,14 +14,23 @@ def data_at(wildcards):
     return definition.own_files or check_at(wildcards)
 
 
+def check_of(workload):
+    """The record that a training of the user's own has been checked on one batch.
+
+    ancient: checking it again is no reason to run cells again; the checksum of their code is.
+    """
+    own = isinstance(CONFIG.workloads[workload], OwnWorkload)
+    return ancient(f"{RESULTS}/checks/workloads/{workload}.txt") if own else []
+
+
 def check_at(wildcards):
-    """The record that a training of the user's own has been checked on one batch."""
-    definition = CONFIG.workloads[wildcards.workload]
-    return f"{RESULTS}/checks/{wildcards.workload}.txt" if isinstance(definition, OwnWorkload) else []
+    return check_of(wildcards.workload)
 
 
-def own_file_at(wildcards):
-    return CONFIG.workloads[wildcards.workload].file
+def strategy_check_at(wildcards):
+    """The record that a strategy of the user's own has been checked in one step."""
+    own = wildcards.strategy in CONFIG.strategies
+    return ancient(f"{RESULTS}/checks/strategies/{wildcards.strategy}.txt") if own else []
 
 
 def all_data(wildcards):
@@ -34,6 +43,7 @@ localrules:
     fetch,
     fetch_data,
     check_training,
+    check_strategy,
 
 
 # All data sets of the matrix. Fetch them where there is internet; a cluster's nodes may have none.
@@ -63,15 +73,33 @@ rule fetch_data:
 
 # Before any job is queued: a mistake in the user's file is cheapest here.
 rule check_training:
-    input:
-        own_file_at,
     output:
-        f"{RESULTS}/checks/{{workload}}.txt",
+        f"{RESULTS}/checks/workloads/{{workload}}.txt",
     log:
-        f"{RESULTS}/checks/{{workload}}.log",
+        f"{RESULTS}/checks/workloads/{{workload}}.log",
     params:
         code=lambda wildcards: code_sha256(code_of_oracle(CONFIG.workloads[wildcards.workload])),
         definition=lambda wildcards: CONFIG.workloads[wildcards.workload].model_dump_json(),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/check_training.py --config {CONFIG_FILE:q}"
         " --workload {wildcards.workload} --output {output:q} 2>&1 | tee {log:q}"
+
+
+def checked_cell_at(wildcards):
+    return parity_case(CONFIG, CONFIG.matrix.workloads[0], wildcards.strategy, 1).cell
+
+
+rule check_strategy:
+    input:
+        # The strategy trains the matrix's first workload.
+        check_of(CONFIG.matrix.workloads[0]),
+    output:
+        f"{RESULTS}/checks/strategies/{{strategy}}.txt",
+    log:
+        f"{RESULTS}/checks/strategies/{{strategy}}.log",
+    params:
+        code=lambda wildcards: code_sha256(code_of_check(checked_cell_at(wildcards))),
+        cell=lambda wildcards: checked_cell_at(wildcards).fingerprint(),
+    shell:
+        "{PYTHON:q} {SCRIPTS:q}/check_strategy.py --config {CONFIG_FILE:q}"
+        " --strategy {wildcards.strategy} --output {output:q} 2>&1 | tee {log:q}"

@@ -76,6 +76,7 @@ rule make_oracle:
 
 rule check_parity:
     input:
+        check=strategy_check_at,
         oracle=f"{ORACLE}.pt",
     output:
         f"{PARITY}.json",

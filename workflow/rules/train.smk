@@ -52,6 +52,7 @@ if CONFIG.cluster.block == "pinned":
 
 rule train:
     input:
+        check=strategy_check_at,
         data=data_at,
         block=block_at,
     output:

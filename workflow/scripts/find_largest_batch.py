@@ -22,7 +22,7 @@ from shardmark.largest_batch import LargestBatch, Outcome, SearchState, batch_re
 from shardmark.launching.endings import HUNG, Killed, find_failure
 from shardmark.launching.launch import Ended, launch
 from shardmark.launching.scratch import empty_scratch, scratch_folder
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import spec_of
 
 # torch's message if cuDNN finds no kernel whose workspace fits. If a smaller batch ran, there are
 # kernels for the GPU and the operation.
@@ -58,7 +58,7 @@ def find_largest_batch(
             write_text(file, state.model_dump_json(by_alias=True))
             left_s = limit_s - (time.monotonic() - begin)
             ended = launch(
-                script or SCRIPTS / STRATEGIES[search.cell.base].script,
+                script or SCRIPTS / spec_of(search.cell.base).script,
                 ["--largest-batch", str(file), "--scratch", str(scratch)],
                 search.cell,
                 scratch,

@@ -32,7 +32,7 @@ from shardmark.launching.scratch import CONTROLLER_STARTED, empty_scratch, scrat
 from shardmark.measurement.rules import Peers
 from shardmark.measurement.validity import judge, names_of_rules
 from shardmark.metrics import SIDE_FILES, Failure, Metrics, OtherAttempt, read_metrics
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import spec_of
 from shardmark.training_result import TrainingResult
 
 # Folder beside a result for the first of two measurements.
@@ -64,7 +64,7 @@ def run_cell(
         return bare_metrics(cell, "unsupported", Failure.plain(cell.unsupported))
     write_text(folder / "cell.json", cell.model_dump_json(by_alias=True))
     ended = launch(
-        script or SCRIPTS / STRATEGIES[cell.base].script,
+        script or SCRIPTS / spec_of(cell.base).script,
         ["--cell", str(folder / "cell.json"), "--scratch", str(folder)],
         cell,
         folder,

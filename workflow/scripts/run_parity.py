@@ -25,7 +25,7 @@ from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.processes.leaving import leave
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import spec_of
 
 
 def run_parity(
@@ -59,7 +59,7 @@ def run_parity(
     with scratch_folder(result) as scratch:
         write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
         ended = launch(
-            script or SCRIPTS / STRATEGIES[cell.base].script,
+            script or SCRIPTS / spec_of(cell.base).script,
             ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
             cell,
             scratch,

@@ -23,7 +23,7 @@ from shardmark.config.schema import (
     base_and_options,
 )
 from shardmark.config.values import Count, Name, RunName, Seed
-from shardmark.strategies import STRATEGIES, Place
+from shardmark.strategies import Place, spec_of
 
 
 class Cell(Section):
@@ -49,9 +49,11 @@ class Cell(Section):
 
     @model_validator(mode="after")
     def _is_one_that_a_configuration_defines(self) -> Cell:
-        if self.base not in STRATEGIES:
-            raise ValueError(f"base: {self.base!r} is not a strategy")
-        STRATEGIES[self.base].options.model_validate(self.options)
+        try:
+            spec = spec_of(self.base)
+        except KeyError:
+            raise ValueError(f"base: {self.base!r} is not a strategy") from None
+        spec.options.model_validate(self.options)
         if self.gpus != self.nodes * self.gpus_per_node:
             raise ValueError("gpus is not nodes times gpus_per_node")
         if self.global_batch_size != self.gpus * self.per_gpu_batch_size:
@@ -73,7 +75,12 @@ class Cell(Section):
     @property
     def processes(self) -> int:
         """Training processes of the cell, over all its nodes."""
-        return 1 if STRATEGIES[self.base].one_process else self.gpus
+        return 1 if spec_of(self.base).one_process else self.gpus
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages besides torch whose versions may change the result."""
+        return (*spec_of(self.base).packages, *self.options.get("packages", ()))
 
     @property
     def micro_batch_size(self) -> int:
@@ -110,7 +117,7 @@ class Cell(Section):
             decay=self.definition.optimizer.decay,
             clips=self.definition.optimizer.clip_norm is not None,
         )
-        return STRATEGIES[self.base].why_unsupported(self.options, place)
+        return spec_of(self.base).why_unsupported(self.options, place)
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the result; the folder of the data does not."""

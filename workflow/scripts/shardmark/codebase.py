@@ -11,15 +11,14 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shardmark.cells import BatchSearch, Cell, ParityCase
 from shardmark.config.schema import OwnWorkload, Workload
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import OWN, spec_of
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-PACKAGE = "shardmark"
 # File beside a cell's result with the checksum of the code that made it; it is missing if the cell
 # must run again.
 STAMP = "code.sha256"
@@ -48,31 +47,37 @@ def _all_imported(script: Path) -> frozenset[Path]:
     files = {script}
     unread = [script]
     while unread:
-        for path in _imported_by_file(unread.pop()) - files:
+        for path in _imported_by_file(unread.pop(), script.parent) - files:
             files.add(path)
             unread.append(path)
     return frozenset(files)
 
 
 @functools.cache
-def _imported_by_file(path: Path) -> frozenset[Path]:
-    """Return the library files and scripts that one file imports, and the files beside it."""
-    modules: set[str] = set()
+def _imported_by_file(path: Path, root: Path) -> frozenset[Path]:
+    """Return the files that one file imports from the scripts' folder or from ``root``."""
+    files: set[Path] = set()
+    for module in _imported_modules(path, root):
+        parts = module.split(".")
+        for folder in {SCRIPTS, root}:
+            files.add(folder.joinpath(*parts).with_suffix(".py"))
+            # Importing a module runs its packages first.
+            files |= {
+                folder.joinpath(*parts[:end], "__init__.py") for end in range(1, len(parts) + 1)
+            }
+    return frozenset(file for file in files if file.is_file())
+
+
+def _imported_modules(path: Path, root: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = () if not node.level else path.parents[node.level - 1].relative_to(root).parts
+            module = ".".join((*parents, *filter(None, [node.module])))
             # ``from shardmark import cells`` imports a module, ``from shardmark.cells import Cell``
             # an attribute. Only the module has a file.
-            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    files: set[Path] = set()
-    for module in modules:
-        parts = module.split(".")
-        files |= {folder.joinpath(*parts).with_suffix(".py") for folder in {SCRIPTS, path.parent}}
-        if parts[0] == PACKAGE:
-            # Importing a module runs its packages first.
-            files |= {SCRIPTS.joinpath(*parts[:end], "__init__.py") for end in range(1, len(parts))}
-    return frozenset(file for file in files if file.is_file())
+            yield from filter(None, (module, *(f"{module}.{alias.name}" for alias in node.names)))
 
 
 @functools.cache
@@ -103,7 +108,7 @@ def _sha256_of(paths: frozenset[Path]) -> str:
 def code_of_cell(cell: Cell) -> frozenset[Path]:
     """Return the code that can change a cell's result.
 
-    It is the launcher's, the training script's, and that of a training of the user's own.
+    It is the launcher's, the training script's, and that of the user's own files.
     """
     return _with_training("run_cell.py", cell)
 
@@ -118,6 +123,11 @@ def code_of_oracle(definition: Workload) -> frozenset[Path]:
     return frozenset(sources(SCRIPTS / "make_oracle.py")) | _own_code(definition)
 
 
+def code_of_check(cell: Cell) -> frozenset[Path]:
+    """Return the code that decides whether a strategy of the user's own passes its check."""
+    return _with_training("check_strategy.py", cell)
+
+
 def code_of_search(search: BatchSearch) -> frozenset[Path]:
     """Return the code that can change the largest batch that a search finds."""
     return _with_training("find_largest_batch.py", search.cell)
@@ -125,7 +135,8 @@ def code_of_search(search: BatchSearch) -> frozenset[Path]:
 
 def _with_training(script: str, cell: Cell) -> frozenset[Path]:
     # The training script is launched by its name, so no import refers to it.
-    return _of_scripts(script, STRATEGIES[cell.base].script) | _own_code(cell.definition)
+    code = _of_scripts(script, spec_of(cell.base).script) | _own_code(cell.definition)
+    return code | _code_of_file(cell.options["file"]) if cell.base == OWN else code
 
 
 @functools.cache
@@ -134,7 +145,15 @@ def _of_scripts(script: str, training: str) -> frozenset[Path]:
 
 
 def _own_code(definition: Workload) -> frozenset[Path]:
-    """Return the file of a training of the user's own, and what it imports."""
     if not isinstance(definition, OwnWorkload):
         return frozenset()
-    return frozenset(sources(Path(definition.file)))
+    return _code_of_file(definition.file)
+
+
+def _code_of_file(file: str) -> frozenset[Path]:
+    """Return a file of the user's own, and what it imports."""
+    path = Path(file)
+    try:
+        return frozenset(sources(path))
+    except (SyntaxError, ValueError):  # the check of the file says where, before any job
+        return frozenset({path.resolve()})

@@ -27,7 +27,10 @@ _OTHER = {
 
 
 def lane_of(options: Mapping[str, Any]) -> Lane:
-    """Return the lane that a strategy's options put it in."""
+    """Return the lane that a strategy's options put it in; a user's own strategy names its lane."""
+    if "lane" in options:
+        lane: Lane = options["lane"]
+        return lane
     if _differs(options, _OTHER):
         return "other_arithmetic"
     return "as_recommended" if _differs(options, _RECOMMENDED) else "same_arithmetic"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from shardmark.config.values import Count, Flag, Number
+from shardmark.lanes import Lane
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -118,6 +119,27 @@ class DeepspeedOptions(Options):
         None,
         description="model compiles the whole model by the engine's own compile(); null follows "
         "the workload",
+    )
+
+
+class OwnOptions(Options):
+    """A strategy of the user's own, in one file."""
+
+    file: Annotated[str, Field(min_length=1)] = Field(
+        description="The file that defines the strategy; a path relative to the project."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="What the file may read as its options; any keys."
+    )
+    packages: list[str] = Field(
+        default_factory=list,
+        description="Packages that it uses besides torch. Runs with different versions of them are "
+        "not compared.",
+    )
+    lane: Lane = Field(
+        "same_arithmetic",
+        description="Whether it computes what every strategy computes (docs/method.md); "
+        "as_recommended for a framework's own mixed precision, other_arithmetic for anything else.",
     )
 
 
@@ -320,6 +342,22 @@ STRATEGIES: dict[str, StrategySpec] = {
         why_unsupported=_zero3_unsupported,
     ),
 }
+
+# The base of every strategy of the user's own; its name in the matrix is its label.
+OWN = "own"
+_OWN_SPEC = StrategySpec(
+    script="train_own.py", options=OwnOptions, label="own", colour="#5B5B5B", marker="p"
+)
+
+
+def spec_of(base: str) -> StrategySpec:
+    """Return the record of a strategy that variants are based on, or of the user's own ones.
+
+    Raises:
+        KeyError: if there is no such strategy.
+    """
+    return _OWN_SPEC if base == OWN else STRATEGIES[base]
+
 
 # Every package that some strategy uses besides torch.
 PACKAGES = tuple(dict.fromkeys(name for spec in STRATEGIES.values() for name in spec.packages))

@@ -47,7 +47,7 @@ from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.quantities import describe_gpus
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import STRATEGIES, OwnOptions
 
 # Keys of earlier versions, and what took their place.
 REPLACED = {
@@ -71,7 +71,16 @@ MOST_CHARACTERS = 80
 BYTES = 256
 # Names that results/<run>/ uses for something else, and that parity/<workload>/ has beside the
 # strategies' folders.
-RESERVED_WORKLOADS = ("blocks", "data", "figures", "largest_batch", "parity", "reruns", "tables")
+RESERVED_WORKLOADS = (
+    "blocks",
+    "checks",
+    "data",
+    "figures",
+    "largest_batch",
+    "parity",
+    "reruns",
+    "tables",
+)
 RESERVED_VARIANTS = ("oracle",)
 
 # Variables that the launcher and torchrun set for each rank.
@@ -245,6 +254,8 @@ def _keys_at(location: Sequence[int | str], workload_kind: WorkloadKind | None) 
     model: type[BaseModel] = Config
     if workload_kind is not None:
         model, location = WORKLOADS[workload_kind], location[2:]
+    elif location[:1] == ["strategies"] and len(location) > 1:
+        model, location = OwnOptions, location[2:]
     for part in location:
         field = model.model_fields.get(str(part))
         assert field is not None
@@ -288,8 +299,10 @@ def _section(kind: type[S], raw: Mapping[str, Any], key: str) -> S | None:
 def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     variants, workloads = _mapping(raw, "variants"), _mapping(raw, "workloads")
     matrix, cluster = _mapping(raw, "matrix"), _section(Cluster, raw, "cluster")
+    own = _mapping(raw, "strategies")
     yield from _variant_mistakes(variants)
-    yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants])
+    yield from _own_strategy_mistakes(own, variants, root)
+    yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants, *own])
     yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
     yield from _repeated_entries(matrix)
     baseline = raw.get("baseline", Config.model_fields["baseline"].default)
@@ -476,10 +489,7 @@ def _is_file(path: Path) -> bool:
 def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
     for name, variant in variants.items():
         path = f"variants.{name}"
-        if name in STRATEGIES:
-            yield f"{path}: is the name of a strategy; choose another"
-        if name in RESERVED_VARIANTS:
-            yield f"{path}: names something else among the results; choose another"
+        yield from _name_mistakes(path, name)
         if not isinstance(variant, Mapping):
             continue
         base = variant.get("base")
@@ -491,6 +501,25 @@ def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
         else:
             options = {key: value for key, value in variant.items() if key != "base"}
             yield from _option_mistakes(path, base, options)
+
+
+def _own_strategy_mistakes(
+    own: Mapping[str, Any], variants: Mapping[str, Any], root: Path
+) -> Iterator[str]:
+    for name, strategy in own.items():
+        path = f"strategies.{name}"
+        yield from _name_mistakes(path, name)
+        if name in variants:
+            yield f"{path}: is also the name of a variant; choose another"
+        if isinstance(strategy, Mapping):
+            yield from _own_file_mistakes(path, strategy.get("file"), root)
+
+
+def _name_mistakes(path: str, name: object) -> Iterator[str]:
+    if name in STRATEGIES:
+        yield f"{path}: is the name of a strategy; choose another"
+    if name in RESERVED_VARIANTS:
+        yield f"{path}: names something else among the results; choose another"
 
 
 def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator[str]:
@@ -518,7 +547,7 @@ def _workload_mistakes(
 ) -> Iterator[str]:
     yield from _optimizer_mistakes(path, raw)
     if kind_of(raw) == "own":
-        yield from _own_mistakes(path, raw, root)
+        yield from _own_file_mistakes(path, raw["file"], root)
     elif kind_of(raw) == "language":
         yield from _language_mistakes(path, raw, root)
     else:
@@ -538,8 +567,7 @@ def _workload_mistakes(
         yield from _batch_mistakes(path, batch, raw, gpus)
 
 
-def _own_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterator[str]:
-    file = raw["file"]
+def _own_file_mistakes(path: str, file: object, root: Path) -> Iterator[str]:
     if isinstance(file, str) and not (file.endswith(".py") and _is_file(root / file)):
         yield f"{path}.file: {format_value(file)} is no Python file of the project"
 

@@ -20,7 +20,7 @@ from shardmark.architectures import GPT_PRESETS, MODELS, WITH_BATCH_NORM, GptPre
 from shardmark.config.values import Count, Flag, Name, Number, RunName, Seed
 from shardmark.datasets import DATASETS, DatasetName
 from shardmark.optimizers import OptimizerName
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import OWN, OwnOptions, spec_of
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
@@ -538,7 +538,7 @@ class Matrix(Section):
         description="Names that are defined under workloads."
     )
     strategies: Annotated[list[str], Field(min_length=1)] = Field(
-        description="Strategies, and variants that are defined under variants."
+        description="Strategies, and those that are defined under variants and strategies."
     )
     gpus: Annotated[list[Count], Field(min_length=1)] = Field(
         description="GPU counts of the cells; each GPU has one replica."
@@ -764,6 +764,9 @@ class Config(Section):
         default_factory=dict,
         description="By name, a strategy with other options: {base: strategy, option: value, ...}.",
     )
+    strategies: dict[Name, OwnOptions] = Field(
+        default_factory=dict, description="By name, a strategy of the user's own."
+    )
     cluster: Cluster = Field(default_factory=lambda: Cluster())
     site: Site = Field(default_factory=lambda: Site())
     data: Data = Field(default_factory=lambda: Data())
@@ -784,6 +787,8 @@ class Config(Section):
 
 def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]]:
     """Return the base strategy of a name in the matrix, and its options with their defaults."""
+    if strategy in config.strategies:
+        return OWN, config.strategies[strategy].model_dump()
     variant = dict(config.variants.get(strategy, {"base": strategy}))
     base = variant.pop("base")
-    return base, STRATEGIES[base].options(**variant).model_dump()
+    return base, spec_of(base).options(**variant).model_dump()

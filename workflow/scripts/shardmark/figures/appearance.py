@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import STRATEGIES, spec_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def looks(bases: Mapping[str, str]) -> dict[str, Look]:
     result = {}
     variants = 0
     for name, base in bases.items():
-        record = STRATEGIES[base]
+        record = spec_of(base)
         if name in STRATEGIES:
             result[name] = Look(record.colour, record.marker)
         else:

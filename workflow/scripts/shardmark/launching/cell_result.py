@@ -47,7 +47,7 @@ def bare_metrics(cell: Cell, status: Any, failure: Failure) -> Metrics:
         code_sha256=code_sha256(code_of_cell(cell)),
         status=status,
         failure=failure,
-        environment=_with_site(cell, host_environment()),
+        environment=_with_site(cell, host_environment(cell.packages)),
         provenance=provenance(ROOT),
     )
 

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,14 @@ _PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "UCX_", "FI_")
 _SLURM = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES")
 
 
-def software_versions() -> dict[str, str | None]:
-    """Return installed versions of what can change a result; None for a missing package."""
+def software_versions(packages: Sequence[str] = ()) -> dict[str, str | None]:
+    """Return installed versions of what can change a result; None for a missing package.
+
+    Args:
+        packages: those that a strategy of the user's own uses.
+    """
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *packages):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -59,7 +64,7 @@ def software_versions() -> dict[str, str | None]:
     return versions
 
 
-def host_environment() -> Environment:
+def host_environment(packages: Sequence[str] = ()) -> Environment:
     """Return facts about the machine: name, kernel, processor, cores, memory."""
     return {
         "host": platform.node(),
@@ -67,7 +72,7 @@ def host_environment() -> Environment:
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
         "memory_total_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "versions": software_versions(),
+        "versions": software_versions(packages),
         "variables": variables(),
     }
 
@@ -81,7 +86,7 @@ def variables() -> dict[str, str]:
     }
 
 
-def torch_environment(device: Any, backend: str) -> dict[str, Any]:
+def torch_environment(device: Any, backend: str, packages: Sequence[str] = ()) -> dict[str, Any]:
     """Return what only a rank knows: CUDA, cuDNN, NCCL, devices, their topology, variables."""
     import torch
 
@@ -90,7 +95,7 @@ def torch_environment(device: Any, backend: str) -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
         # The rank's own versions: in a container they differ from the launcher's.
-        "versions": software_versions(),
+        "versions": software_versions(packages),
         "variables": variables(),
     }
     if device.type == "cuda":

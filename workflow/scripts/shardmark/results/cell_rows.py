@@ -26,7 +26,6 @@ from shardmark.measurement.validity import names_of_rules, unchecked_rules
 from shardmark.metrics import Device, HostUse, Metrics, ModelState, StepSplit
 from shardmark.quantities import Quantity
 from shardmark.results.matrix import PlannedCell
-from shardmark.strategies import STRATEGIES
 
 HOST_COLUMNS = ("launching_cpu_pct", "involuntary_switches_per_s", "cpu_pressure_pct")
 # The parts of a profiled step; they add up to it.
@@ -137,10 +136,12 @@ class CellRow(Section):
     batchnorm: str = column("local or sync; none if the model has no batch-norm.")
     device: str = column("cuda or cpu.")
     epochs: int = column("Number of epochs that the workload defines.")
-    unit: str = column("What throughput and energy count: images or tokens.")
+    unit: str = column(
+        "What throughput and energy count: images, tokens, or what a user's own training counts."
+    )
     items_per_s: float | None = column(
-        "Throughput of all replicas in the steady window, set by the slowest rank, items/s (images "
-        "or tokens, see the column unit).",
+        "Throughput of all replicas in the steady window, set by the slowest rank, items/s (see "
+        "the column unit).",
         Quantity("Throughput", "items/s", "throughput", better="higher"),
     )
     training_s: float | None = column(
@@ -161,8 +162,7 @@ class CellRow(Section):
         empty=_NO_SAMPLE,
     )
     energy_per_item_j: float | None = column(
-        "Energy of all devices per item (image or token, see the column unit), by their energy "
-        "counters, J.",
+        "Energy of all devices per item (see the column unit), by their energy counters, J.",
         Quantity("Energy", "J/item", "energy", better="lower"),
         empty=_NO_ENERGY,
     )
@@ -185,8 +185,7 @@ class CellRow(Section):
         Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher"),
     )
     items_per_s_per_gpu: float | None = column(
-        "Throughput of one replica in the steady window, items/s (images or tokens, see the column "
-        "unit)."
+        "Throughput of one replica in the steady window, items/s (see the column unit)."
     )
     step_ms_mean: float | None = column(
         "Mean step time of the slowest rank in the steady window, ms."
@@ -342,8 +341,7 @@ class CellRow(Section):
         empty=f"{_NOT_RECORDED}, or the datasheet is not known here",
     )
     energy_net_per_item_j: float | None = column(
-        "Energy of all devices per item (image or token, see the column unit), less their idle "
-        "energy, J.",
+        "Energy of all devices per item (see the column unit), less their idle energy, J.",
         empty=_NO_ENERGY,
     )
     energy_per_epoch_j: float | None = column(
@@ -452,7 +450,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
     steady = metrics.windows.steady_monotonic_s if metrics.windows else (None, None)
     loss, accuracy = metrics.loss, metrics.accuracy
     versions = metrics.environment.get("versions", {})
-    packages = STRATEGIES[metrics.cell.base].packages
+    packages = metrics.cell.packages
     epochs_s = times.epochs_s if times else []
     values = {
         **_shared(metrics.throughput),

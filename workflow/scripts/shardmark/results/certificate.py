@@ -21,7 +21,7 @@ from shardmark.metrics import Metrics
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.results.communication_volume import FLOAT32_BYTES, allowed_slack, expected_volume
 from shardmark.results.surroundings import Fact, facts_to_compare
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import spec_of
 
 _AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
 
@@ -123,13 +123,13 @@ def _tf32(cell: Cell) -> bool:
 
 
 def _replicas_in_one_process(cell: Cell) -> bool:
-    return STRATEGIES[cell.base].one_process and cell.gpus > 1
+    return spec_of(cell.base).one_process and cell.gpus > 1
 
 
 def _gathers_nothing(cell: Cell) -> Exemption | None:
     if cell.gpus == 1:
         return Exemption(None, "one replica has nobody to gather from")
-    if not STRATEGIES[cell.base].gathers:
+    if not spec_of(cell.base).gathers:
         return Exemption(None, "whole parameters on every rank need no gathering")
     return None
 
@@ -171,7 +171,7 @@ def _has_no_state(cell: Cell) -> Exemption | None:
 
 
 def _has_no_units(cell: Cell) -> Exemption | None:
-    if STRATEGIES[cell.base].shards_units:
+    if spec_of(cell.base).shards_units:
         return None
     return Exemption(None, "it shards nothing, or parameter by parameter")
 
@@ -546,8 +546,12 @@ def _most_common(
 
 def _variant_in_words(cell: Cell) -> str:
     """Return the options of a variant in words: they may explain a flagged difference."""
-    defaults = STRATEGIES[cell.base].options().model_dump()
-    chosen = {key: value for key, value in cell.options.items() if value != defaults[key]}
+    fields = spec_of(cell.base).options.model_fields
+    chosen = {
+        key: value
+        for key, value in cell.options.items()
+        if value != fields[key].get_default(call_default_factory=True)
+    }
     if not chosen:
         return ""
     options = ", ".join(f"{key}: {_text(value)}" for key, value in chosen.items())

@@ -32,7 +32,9 @@ class LargestBatchRow(Section):
     per_gpu_batch: int | None = column(
         "Samples per replica and step at this micro-batch, with the accumulated ones.", empty=_NONE
     )
-    unit: str | None = column("What throughput counts: images or tokens.", empty=_NONE)
+    unit: str | None = column(
+        "What throughput counts: images, tokens, or what a user's own training counts.", empty=_NONE
+    )
     items_per_s: float | None = column(
         "Throughput of all replicas at this batch, in the steady window.", empty=_NONE
     )

@@ -21,7 +21,7 @@ from shardmark.results.result_set import (
     Verification,
     differences,
 )
-from shardmark.strategies import PACKAGES, STRATEGIES
+from shardmark.strategies import PACKAGES
 
 Prefer = Literal["none", "first", "last"]
 # If sets disagree on parity, the worst verdict counts: one machine on which a strategy does not
@@ -194,7 +194,7 @@ def version_notes(sets: Sequence[ResultSet]) -> list[str]:
 
 def _versions(metrics: Metrics) -> dict[str, str | None]:
     versions = metrics.environment.get("versions", {})
-    used = ("torch", *STRATEGIES[metrics.cell.base].packages)
+    used = ("torch", *metrics.cell.packages)
     return {
         **dict.fromkeys(PACKAGES),
         **{name: versions.get(name) for name in used},

@@ -111,10 +111,10 @@ class ScalingRow(Section):
     strategy: str = column("name of the strategy or variant")
     gpus: int = column("replicas of the cells")
     reference_gpus: int = column("the strategy's smallest GPU count")
-    unit: str = column("what throughput counts: images or tokens")
-    items_per_s: float = column(
-        "median throughput, in items/s (images or tokens, see the column unit)"
+    unit: str = column(
+        "what throughput counts: images, tokens, or what a user's own training counts"
     )
+    items_per_s: float = column("median throughput, in items/s (see the column unit)")
     speedup: float | None = column(
         "ratio of the geometric means of throughput at the two GPU counts", empty=_NO_RATIO
     )

@@ -233,7 +233,9 @@ class CellTraining:
             throughput=throughput,
             ranks=ranks,
             inspected=inspected,
-            environment=torch_environment(self.runtime.device, self.runtime.backend),
+            environment=torch_environment(
+                self.runtime.device, self.runtime.backend, self.cell.packages
+            ),
             phases_s=self.phases.so_far(),
             left_at=time.time(),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.processes.gpu_sharing import SHARED_DEVICE
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import spec_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def start_runtime(cell: Cell) -> Runtime:
         world_size=world,
         device_id=device if backend == "nccl" else None,
     )
-    one_process = STRATEGIES[cell.base].one_process
+    one_process = spec_of(cell.base).one_process
     return Runtime(
         rank=rank,
         world_size=world,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +55,12 @@ class Task:
         return self.materialiser(outline).whole(outline)
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """``options`` of a strategy of the user's own, in the configuration."""
+        options: Mapping[str, Any] = self.cell.options["options"]
+        return options
+
+    @property
     def precision(self) -> str:
         """The workload's precision."""
         return self.cell.definition.precision
@@ -79,6 +85,8 @@ class Strategy(ABC):
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
+    # True if a user's own strategy cannot be checked on a CPU before its jobs are queued.
+    needs_gpus = False
     # False if the framework's own mixed precision replaces autocast.
     autocasts = True
 

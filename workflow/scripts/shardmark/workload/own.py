@@ -1,15 +1,10 @@
-"""A training of the user's own: the base class of its file, and how the file is loaded."""
+"""A training of the user's own: the base class that its file subclasses."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
-import traceback
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +12,7 @@ from torch import Tensor, nn
 
 from shardmark.config.schema import OwnWorkload
 from shardmark.errors import UserError
+from shardmark.own_file import describe_failure, load_class
 from shardmark.workload.contract import Contract, Inputs, Rows
 
 
@@ -47,9 +43,15 @@ class Training(Contract[OwnWorkload]):
         """As many samples as the configuration says."""
         data = self.definition.dataset
         loaded = self.load(train=train)
-        rows = (loaded,) if isinstance(loaded, Tensor) else tuple(loaded)
+        rows = (loaded,) if isinstance(loaded, Tensor) else loaded
+        several = isinstance(rows, tuple | list) and len(rows) > 0
+        if not several or not all(isinstance(part, Tensor) and part.ndim for part in rows):
+            raise UserError(
+                f"{self.definition.file}: load(train={train}) returned a {type(loaded).__name__}; "
+                "expected a tensor, or a tuple of tensors, with one row per sample"
+            )
         wanted = data.samples if train else data.test_samples
-        fewest = min(map(len, rows), default=0)
+        fewest = min(map(len, rows))
         if fewest < wanted:
             key = "samples" if train else "test_samples"
             raise UserError(
@@ -78,7 +80,7 @@ class Training(Contract[OwnWorkload]):
         device = torch.get_default_device()
         with torch.device("cpu"):
             rows = self.rows(Path(), train=True)
-            inputs = self.batch(rows, torch.arange(samples), None)
+            inputs = self.batch(rows, torch.arange(samples) % len(rows[0]), None)
         return tuple(part.to(device) for part in inputs)
 
     def for_gate(self, samples: int, *, surrogate: bool) -> OwnWorkload | None:
@@ -107,59 +109,10 @@ def load_training(definition: OwnWorkload) -> Training:
     """Make the training that a file defines.
 
     Raises:
-        UserError: if the file cannot be run, or does not define one training.
+        UserError: if the file does not define one, or its constructor fails.
     """
-    module = _run(Path(definition.file))
-    own = [
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type)
-        and issubclass(kind, Training)
-        and kind.__module__ == module.__name__
-    ]
-    if len(own) != 1:
-        names = ", ".join(kind.__name__ for kind in own) or "none"
-        raise UserError(
-            f"{definition.file}: must define one subclass of shardmark.workload.own.Training; it "
-            f"defines {names}"
-        )
-    (kind,) = own
-    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise UserError(f"{definition.file}: {kind.__name__} lacks {', '.join(missing)}")
+    kind = load_class(definition.file, Training)
     try:
         return kind(definition)
     except Exception as error:
         raise UserError(describe_failure(definition.file, kind.__name__, error)) from error
-
-
-def _run(path: Path) -> ModuleType:
-    name = f"shardmark_own_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.absolute().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # so that the file can import what is beside it
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise UserError(describe_failure(str(path), "the file", error)) from error
-    return module
-
-
-def describe_failure(file: str, what: str, error: Exception) -> str:
-    """What the user's own code raised, with its line."""
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).name == Path(file).name
-    ]
-    where = f"line {own[-1].lineno}: " if own else ""
-    if isinstance(error, SyntaxError):
-        where = f"line {error.lineno}: "
-    return f"{file}: {where}{what} raised {type(error).__name__}: {error}"

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from shardmark.config.schema import OwnWorkload
 from shardmark.errors import UserError
+from shardmark.own_file import describe_failure
 from shardmark.workload.contract import Inputs, Rows
 from shardmark.workload.keyed_random import sample_keys
-from shardmark.workload.own import Training, describe_failure, load_training
+from shardmark.workload.own import Training, load_training
 
 SAMPLES = 2
 SEED = 0

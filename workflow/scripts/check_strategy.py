@@ -1,0 +1,33 @@
+"""Check a strategy of the user's own by one step on the CPU, before a job is queued for it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardmark.cells import parity_case
+from shardmark.command import one_message
+from shardmark.config.saved import read_config
+from shardmark.files import write_text
+from shardmark.parity.own_strategy_check import check_strategy
+from shardmark.processes.leaving import leave
+
+
+@one_message
+def main() -> None:
+    """Check the strategy that the command line names, with the matrix's first workload."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--strategy", required=True, help="a strategy of one's own")
+    parser.add_argument("--output", type=Path, required=True, help="text to write")
+    arguments = parser.parse_args()
+    config, name = arguments.config, arguments.strategy
+    case = parity_case(config, config.matrix.workloads[0], name, 1)
+    checked = check_strategy(case, device=config.cluster.device)
+    write_text(arguments.output, f"{checked}\n")
+    print(f"[{name}] {case.cell.options['file']}: {checked}", flush=True)
+    leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A file of the user's own: run it, find the class that it defines, describe its mistakes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from shardmark.errors import UserError
+
+Base = TypeVar("Base")
+
+
+def load_class(file: str, base: type[Base]) -> type[Base]:
+    """Return the one subclass of ``base`` that a file defines.
+
+    Raises:
+        UserError: if the file cannot be run, or does not define one complete subclass.
+    """
+    module = _run(Path(file))
+    defined = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, base) and kind.__module__ == module.__name__
+    ]
+    if len(defined) != 1:
+        names = ", ".join(kind.__name__ for kind in defined) or "none"
+        raise UserError(
+            f"{file}: must define one subclass of {base.__module__}.{base.__name__}; it defines "
+            f"{names}"
+        )
+    (kind,) = defined
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise UserError(f"{file}: {kind.__name__} lacks {', '.join(missing)}")
+    return kind
+
+
+def _run(path: Path) -> ModuleType:
+    name = f"shardmark_own_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # so that the file can import what is beside it
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(describe_failure(str(path), "the file", error)) from error
+    return module
+
+
+def describe_failure(file: str, what: str, error: BaseException) -> str:
+    """Return what the user's own code raised, with its line."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).name == Path(file).name
+    ]
+    if isinstance(error, SyntaxError):
+        lines.append(error.lineno)
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{file}: {where}{what} raised {type(error).__name__}: {error}"

@@ -1,0 +1,16 @@
+"""A strategy of the user's own, in the file that the cell's options name."""
+
+from __future__ import annotations
+
+from shardmark.launching.rank import main
+from shardmark.own_file import load_class
+from shardmark.training.strategy import Strategy, Task
+
+
+def make_own(task: Task) -> Strategy:
+    """Make the strategy that the file defines."""
+    return load_class(task.cell.options["file"], Strategy)(task)
+
+
+if __name__ == "__main__":
+    main(make_own)
