@@ -9,7 +9,8 @@ from shardmark.training.strategy import Strategy, Task
 
 def make_own(task: Task) -> Strategy:
     """Make the strategy that the file defines."""
-    return load_class(task.cell.options["file"], Strategy)(task)
+    kind = load_class(task.cell.options["file"], Strategy)  # type: ignore[type-abstract]
+    return kind(task)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def _flops_per_item(workload: Contract[Any], checkpointing: Literal["none", "blo
             flops = _flops_of(workload, fake, tuple(map(mode.from_tensor, inputs)))
     if not flops:
         raise NotImplementedError("it has no matrix product, convolution or attention of torch's")
-    return flops // (_SAMPLES * workload.definition.items_per_sample)
+    items: int = _SAMPLES * workload.definition.items_per_sample
+    return flops // items
 
 
 def _flops_of(workload: Contract[Any], model: nn.Module, inputs: Inputs) -> int:

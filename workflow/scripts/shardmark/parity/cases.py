@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from shardmark.cells import Cell, ParityCase
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS

@@ -41,7 +41,7 @@ def check_strategy(case: ParityCase, *, device: str) -> str:
         UserError: with the first mistake: the function, what it did, and what is expected.
     """
     file = case.cell.options["file"]
-    kind = load_class(file, Strategy)
+    kind = load_class(file, Strategy)  # type: ignore[type-abstract]
     if not kind.needs_gpus:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         try:

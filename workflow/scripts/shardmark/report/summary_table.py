@@ -24,7 +24,7 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "gpus": "replicas of the cells",
     "strategy": "name of the strategy or variant",
     "device": "cuda or cpu",
-    "unit": "what throughput and energy count: images, tokens, or what a user's own training counts",
+    "unit": "what throughput and energy count",
     "cells": "planned cells",
     "runs": "cells in the medians",
     "faulty": "cells excluded for a device fault",

@@ -111,7 +111,7 @@ def load_training(definition: OwnWorkload) -> Training:
     Raises:
         UserError: if the file does not define one, or its constructor fails.
     """
-    kind = load_class(definition.file, Training)
+    kind = load_class(definition.file, Training)  # type: ignore[type-abstract]
     try:
         return kind(definition)
     except Exception as error:
