@@ -122,7 +122,8 @@ def test_a_full_disk_leaves_the_previous_result_and_no_scratch_folder(disk: Path
 def test_a_disk_that_fills_while_a_cell_trains_is_no_failure_of_it(gpus: int, disk: Path) -> None:
     # The strategy's own script, but for what its last rank does in the fourth step.
     code = (
-        "import sys; from pathlib import Path; import run_cell, shardmark.strategies as records; sys.argv[0] = run_cell.__file__; "
+        "import sys; from pathlib import Path; import run_cell, shardmark.strategies as records; "
+        "sys.argv[0] = run_cell.__file__; "
         f"changed = {{'script': {str(SCRIPT)!r}}}; records.STRATEGIES['ddp'] = "
         "records.STRATEGIES['ddp'].model_copy(update=changed)"
         "; run_cell.main()"

@@ -66,7 +66,9 @@ def describe_failure(file: str, what: str, error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).name == Path(file).name
     ]
-    if isinstance(error, SyntaxError):
+    text = str(error)
+    if isinstance(error, SyntaxError) and error.filename and error.filename.endswith(file):
         lines.append(error.lineno)
+        text = error.msg
     where = f"line {lines[-1]}: " if lines else ""
-    return f"{file}: {where}{what} raised {type(error).__name__}: {error}"
+    return f"{file}: {where}{what} raised {type(error).__name__}: {text}"

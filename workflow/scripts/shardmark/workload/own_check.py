@@ -71,7 +71,8 @@ class _Check:
         again = self._call("build_model", lambda: self.training.build_model(SEED))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             self._refuse("build_model", "a model without parameters to train", "some")
-        for (name, mine), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        others = dict(again.named_parameters())
+        for name, mine in model.named_parameters():
             if mine.dtype != torch.float32:
                 self._refuse(
                     "build_model",
@@ -82,7 +83,7 @@ class _Check:
                 self._refuse(
                     "build_model", f"parameter {name} on {mine.device}", "torch's default device"
                 )
-            if not torch.equal(mine, other):
+            if name not in others or not torch.equal(mine, others[name]):
                 self._refuse(
                     "build_model",
                     f"other weights at the second call with the same seed (parameter {name})",
@@ -91,7 +92,8 @@ class _Check:
         return model.train()
 
     def _check_units(self, model: nn.Module) -> list[nn.Module]:
-        units = self._call("shard_units", lambda: list(self.training.shard_units(model)))
+        units = self._call("shard_units", lambda: self.training.shard_units(model))
+        self._expect("shard_units", units, list, "a list of modules")
         there = {id(module): name for name, module in model.named_modules()}
         for index, unit in enumerate(units):
             self._expect(f"shard_units, element {index}", unit, nn.Module, "a module of the model")

@@ -1,0 +1,281 @@
+"""A training of the user's own: mistakes in its file, the parity gate, cells, and the example."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from built_pages import read_all
+from gpu_matrix import write as write_metrics
+from own_files import ROOT, TRAINING, config_with, own_workload
+from parity_cases import forked_gate, make_oracle
+from run_cell import run_cell
+from run_parity import run_parity
+from saved_cells import saved
+from shardmark.cells import ParityCase, cell_of, parity_case
+from shardmark.config.files import read_config_file
+from shardmark.config.schema import OwnWorkload
+from shardmark.errors import ConfigError, UserError
+from shardmark.measurement.model_cost import cost_of
+from shardmark.metrics import Parity
+from shardmark.report.caveats import caveats
+from shardmark.workload.own import load_training
+from shardmark.workload.own_check import check_training
+
+Gate = Callable[[ParityCase], Parity]
+LOSS = 'reduction="sum")'
+LOAD = "return rows, torch.randint(4, (256,), generator=generator)"
+UNITS = "return [model[0], model[1]]"
+SEED = "torch.manual_seed(seed)"
+BATCH = "    def batch(self, rows, samples, keys):\n        "
+EVALUATE = "    def evaluate"
+EXAMPLE = ROOT / "docs/examples/hugging_face"
+
+
+def write(folder: Path, *changes: tuple[str, str]) -> Path:
+    """The small file with changes, each to a text that it contains once."""
+    text = TRAINING
+    for before, after in changes:
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    file = folder / "mine.py"
+    file.write_text(text)
+    return file
+
+
+def definition_of(file: Path, **changes: Any) -> OwnWorkload:
+    return OwnWorkload.model_validate(own_workload(file, **changes))
+
+
+def test_a_right_file_passes_its_check(tmp_path: Path) -> None:
+    lines = check_training(definition_of(write(tmp_path)))
+    assert lines[0] == "build_model: 612 parameters, the same for the same seed."
+    assert lines[-2:] == ["evaluate: one score per sample.", "checked on one batch"]
+
+
+# What the message says after the file's name, and the changes to a right file.
+MISTAKES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
+    "a syntax error": (
+        "line 22: the file raised SyntaxError: unmatched ')'",
+        ("def loss(self", "def loss self"),
+    ),
+    "a module that is missing": (
+        "line 3: the file raised ModuleNotFoundError: No module named 'no_such_module'",
+        ("import torch\n", "import torch\nimport no_such_module\n"),
+    ),
+    "a program with arguments of its own": (
+        "line 8: the file raised SystemExit: 2",
+        ("class Mine", "raise SystemExit(2)\n\n\nclass Mine"),
+    ),
+    "no subclass": (
+        "must define one subclass of shardmark.workload.own.Training; it defines none",
+        ("class Mine(Training)", "class Mine"),
+    ),
+    "a function that is missing": ("Mine lacks shard_units", ("def shard_units", "def units")),
+    "a model that is none": (
+        "build_model returned a list; expected a torch.nn.Module",
+        ("return nn.Sequential(*blocks, nn.Linear(16, 4))", "return blocks"),
+    ),
+    "weights that are not of the seed": (
+        "build_model returned other weights at the second call with the same seed (parameter 0.",
+        (SEED, ""),
+    ),
+    "a model that grows": (
+        "build_model returned other weights at the second call with the same seed (parameter 2.",
+        ("class Mine", "BUILT = []\n\n\nclass Mine"),
+        ("for _ in range(2)]", "for _ in range(2 + len(BUILT))]; BUILT.append(1)"),
+    ),
+    "a model without parameters": (
+        "build_model returned a model without parameters to train",
+        ("return nn.Sequential(*blocks, nn.Linear(16, 4))", "return nn.Tanh()"),
+    ),
+    "half precision": (
+        "build_model returned parameter 0.0.weight in float16; expected float32",
+        ("nn.Linear(16, 4))", "nn.Linear(16, 4)).half()"),
+    ),
+    "units inside each other": (
+        "shard_units returned 0.0, which is inside 0; expected units that do not overlap",
+        (UNITS, "return [model[0], model[0][0]]"),
+    ),
+    "a unit twice": (
+        "shard_units returned a unit twice; expected each unit once",
+        (UNITS, "return [model[0], model[0]]"),
+    ),
+    "a unit of another model": (
+        "shard_units returned element 0, a Linear that is not in the model",
+        (UNITS, "return [nn.Linear(1, 1)]"),
+    ),
+    "no units": ("shard_units returned a NoneType; expected a list", (UNITS, "pass")),
+    "no samples": ("load(train=True) returned a NoneType; expected a tensor", (LOAD, "pass")),
+    "too few samples": (
+        "load(train=True) returned 100 samples, and dataset.samples is 256",
+        (LOAD, "return rows[:100]"),
+    ),
+    "a batch on another device": (
+        "batch returned a tensor on meta; expected the device of the rows, cpu",
+        (EVALUATE, f"{BATCH}return tuple(part[samples].to('meta') for part in rows)\n\n{EVALUATE}"),
+    ),
+    "a batch that is no tuple": (
+        "batch returned a Tensor; expected a tuple of tensors",
+        (EVALUATE, f"{BATCH}return rows[0][samples]\n\n{EVALUATE}"),
+    ),
+    "all samples as the batch": (
+        "batch returned a tensor of shape (256, 16) for 2 samples; expected one entry per sample",
+        (EVALUATE, f"{BATCH}return rows\n\n{EVALUATE}"),
+    ),
+    "one loss per sample": (
+        "loss returned a tensor of shape (2,); expected shape (): one number",
+        (LOSS, 'reduction="none")'),
+    ),
+    "a mean": ("the sum over samples, not the mean", (LOSS, 'reduction="mean")')),
+    "a number": ("loss returned a float; expected a tensor", (LOSS, LOSS + ".item()")),
+    "a loss without a gradient": (
+        "loss returned a value without a gradient",
+        (LOSS, LOSS + ".detach()"),
+    ),
+    "an infinite loss": ("loss returned inf; expected a finite number", (LOSS, LOSS + " / 0")),
+    "an exception within the loss": (
+        "line 24: loss raised RuntimeError: addmm: mat1 and mat2 shapes cannot be multiplied",
+        ("model(rows), classes", "model(rows[:, :3]), classes"),
+    ),
+    "dropout": (
+        "loss returned another value at the second call with the same batch",
+        ("nn.Tanh())", "nn.Tanh(), nn.Dropout())"),
+    ),
+    "no terms": (
+        "terms returned 0; expected how many terms the loss is the sum of, at least 1",
+        (EVALUATE, f"    def terms(self, inputs):\n        return 0\n\n{EVALUATE}"),
+    ),
+    "one score for all": (
+        "evaluate returned a tensor of shape () for 2 samples; expected one score per sample",
+        (".float()", ".float().mean()"),
+    ),
+    "no evaluation": ("evaluate raised NotImplementedError", (EVALUATE, "    def test")),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_the_file_is_named_in_one_message(name: str, tmp_path: Path) -> None:
+    message, *changes = MISTAKES[name]
+    file = write(tmp_path, *changes)
+    with pytest.raises(UserError) as raised:
+        check_training(definition_of(file))
+    assert str(raised.value).startswith(f"{file}: ")
+    assert message in str(raised.value)
+
+
+def test_mistakes_beside_the_file_are_mistakes_of_the_configuration(tmp_path: Path) -> None:
+    missing = own_workload(tmp_path / "none.py")
+    with pytest.raises(ConfigError, match=r"workloads\.w\.file: .*none\.py' is no Python file"):
+        config_with(missing, ["ddp"])
+    empty = own_workload(write(tmp_path), dataset={"samples": 0})
+    with pytest.raises(ConfigError, match=r"workloads\.w\.dataset\.samples: got 0; it "):
+        config_with(empty, ["ddp"])
+
+
+def test_the_check_ends_with_the_message_alone(tmp_path: Path) -> None:
+    file = write(tmp_path, (LOSS, LOSS + ".item()"))
+    script = ROOT / "workflow/scripts/check_training.py"
+    config = saved(config_with(own_workload(file), ["ddp"]))
+    command = [sys.executable, script, "--config", config, "--workload", "w"]
+    output = tmp_path / "check.txt"
+    done = subprocess.run([*command, "--output", output], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"shardmark: {file}: loss returned a float")
+    assert "Traceback" not in done.stderr
+    assert not output.exists()
+
+
+# A model that asks for values: as a number while it is built, as a condition unless the tensor is a
+# fake one.
+ASKING = (
+    ("nn.Linear(16, 4))", "nn.Linear(16, int(torch.linspace(0, 4, 5)[-1].item())))"),
+    ("        rows, classes = inputs\n", "        rows, classes = inputs\n        {}\n"),
+)
+
+
+def asking(folder: Path, question: str) -> OwnWorkload:
+    built, asked = ASKING
+    return definition_of(write(folder, built, (asked[0], asked[1].format(question))))
+
+
+def test_flops_are_counted_where_the_meta_device_has_no_values(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    plain = cost_of(load_training(definition_of(write(tmp_path / "plain"))))
+    question = "assert 'Fake' in type(rows).__name__ or bool((rows == rows).all())"
+    asked = cost_of(load_training(asking(tmp_path, question)))
+    assert plain.flops_per_item == 2 * (3 * (2 * 16 * 16 + 16 * 4) - 16 * 16)
+    assert asked == plain
+
+
+def test_flops_that_cannot_be_counted_are_null_with_a_reason(tmp_path: Path) -> None:
+    cost = cost_of(load_training(asking(tmp_path, "assert (rows == rows).all().item()")))
+    assert (cost.parameters, cost.flops_per_item, cost.hardware_flops_per_item) == (612, None, None)
+    assert cost.why_uncounted is not None
+    assert cost.why_uncounted.startswith("DataDependentOutputException")
+    assert "\n" not in cost.why_uncounted
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    with forked_gate(tmp_path_factory.mktemp("oracles")) as judge:
+        yield judge
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_zero3"])
+def test_the_gate_passes_with_a_small_file(strategy: str, gate: Gate, tmp_path: Path) -> None:
+    config = config_with(own_workload(write(tmp_path), precision="bf16"), ["ddp", strategy][-1:])
+    parity = gate(parity_case(config, "w", strategy, 2))
+    assert parity.status == "passed", parity.reason
+    assert parity.surrogate == "the model itself"
+
+
+def test_a_cell_whose_flops_cannot_be_counted_is_ok_and_the_page_says_why(tmp_path: Path) -> None:
+    definition = asking(tmp_path, "assert (rows == rows).all().item()")
+    config = config_with(own_workload(Path(definition.file)), ["ddp"])
+    cell = cell_of(config, "w", "ddp", 1, 0)
+    metrics = run_cell(cell, tmp_path)
+    assert metrics.status == "ok", metrics.failure
+    assert metrics.throughput is not None
+    assert metrics.throughput.unit == "rows"
+    assert metrics.roofs is not None
+    assert metrics.roofs.peak_share_pct is metrics.roofs.compute_roof_items_per_s is None
+    write_metrics(metrics, tmp_path)
+    tables, _ = read_all(config, tmp_path)
+    texts = [caveat.text for caveat in caveats(tables)]
+    why = "No figures that need the FLOPs of w; counting them ended: DataDependentOutputException"
+    assert any(text.startswith(why) for text in texts), texts
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
+def test_the_example_of_hugging_face_trains_and_passes_the_gate(tmp_path: Path) -> None:
+    raw = read_config_file(EXAMPLE.with_suffix(".yaml"))
+    workload = raw["workloads"]["llama"]
+    workload["activation_checkpointing"] = "block"
+    strategies = raw["matrix"]["strategies"]
+    config = config_with(workload, strategies)
+    definition = config.workloads["w"]
+    assert isinstance(definition, OwnWorkload)
+    assert check_training(definition)[-1] == "checked on one batch"
+    case = parity_case(config, "w", "fsdp2", 2)
+    parity = run_parity(case, make_oracle(case, tmp_path), tmp_path / "w/fsdp2/verdict.json")
+    assert parity.status == "passed", parity.reason
+    metrics = run_cell(cell_of(config, "w", "ddp", 2, 0), tmp_path)
+    assert metrics.status == "ok", metrics.failure
+    assert metrics.throughput is not None
+    assert metrics.throughput.unit == "tokens"
+    assert metrics.roofs is not None
+    assert metrics.roofs.why_uncounted is None
+    assert metrics.roofs.flops_per_item is not None
+    # The backward pass computes the four layers again, but not the output layer.
+    assert metrics.roofs.hardware_flops_per_item == pytest.approx(
+        metrics.roofs.flops_per_item * (4 / 3 - 1 / 12), rel=0.01
+    )
