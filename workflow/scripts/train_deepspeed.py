@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -43,10 +43,6 @@ class Zero(Strategy):
         )
         if task.cell.compilation == "model":
             self.module.compile(compile_kwargs={"dynamic": False})
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """None: the engine disables an outer autocast and enters its own."""
-        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient; the engine itself divides the loss by the number of micro-batches."""
@@ -122,11 +118,11 @@ def _sharded(task: Task, config: dict[str, Any]) -> nn.Module:
 def engine_config(task: Task, stage: int) -> dict[str, Any]:
     """DeepSpeed's configuration, with every setting that would change the training set explicitly.
 
-    Clipping defaults to 1.0 since DeepSpeed 0.19.3. The engine disables an outer autocast. With its
-    own autocast, it reduces the gradients of convolutions and linear layers in the low precision
-    unless ``lower_precision_safe_modules`` is empty. Stage 3 replaces torch's linear layer with its
-    own, whose backward pass rounds differently under autocast: with it, the first update was off by
-    2.6e-4 on an H200, while every other strategy matched the oracle bit for bit.
+    Clipping defaults to 1.0 since DeepSpeed 0.19.3. Within its forward pass, the engine replaces
+    autocast by its own, which reduces the gradients of convolutions and linear layers in the low
+    precision unless ``lower_precision_safe_modules`` is empty. Stage 3 replaces torch's linear
+    layer with its own, whose backward pass rounds differently under autocast: with it, the first
+    update was off by 2.6e-4 on an H200, while every other strategy matched the oracle bit for bit.
 
     DeepSpeed 0.19.8 has no reduce-scatter in stages 1 and 2: with its defaults and with every
     option here, they average gradients by all-reduce.
