@@ -73,14 +73,20 @@ class _Check:
         name, cell = self.kind.__name__, self.cell
         task = make_task(cell, self.runtime, self.workload, surrogate=True)
         strategy: Strategy = self._call(f"{name}(task)", lambda: self.kind(task))
-        for attribute, kind in (("module", nn.Module), ("optimizer", torch.optim.Optimizer)):
-            value = getattr(strategy, attribute, None)
-            if not isinstance(value, kind):
-                self._refuse(
-                    f"{name}(task)",
-                    f"left self.{attribute} as a {type(value).__name__}",
-                    f"a {kind.__module__.removesuffix('.module')}.{kind.__name__}",
-                )
+        module = getattr(strategy, "module", None)
+        if not isinstance(module, nn.Module):
+            self._refuse(
+                f"{name}(task)",
+                f"left self.module as a {type(module).__name__}",
+                "the network, or what the framework wraps it in",
+            )
+        optimizer = getattr(strategy, "optimizer", None)
+        if not hasattr(optimizer, "param_groups"):
+            self._refuse(
+                f"{name}(task)",
+                f"left self.optimizer as a {type(optimizer).__name__}",
+                "an optimizer",
+            )
         before = self._weights(strategy, task)
         data = training_data(
             self.workload,

@@ -1,0 +1,106 @@
+"""Files of the user's own in a real Snakemake: their checks come first, an edit reruns their cells.
+
+Stand-ins take the place of the scripts that train and that aggregate.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from own_files import ONE_ALL_REDUCE, TRAINING
+from test_workflow import CELL, CONFIG, WORKLOAD, Project, copy_project
+
+MATRIX = f"""
+run: t
+matrix:
+  workloads: [small, mine]
+  strategies: [ddp, by_hand]
+  gpus: [2]
+  seeds: [1]
+cluster: {{device: cpu}}
+strategies:
+  by_hand: {{file: by_hand.py}}
+workloads:
+  small: {WORKLOAD.format(0.1)}
+  mine:
+    file: training.py
+    dataset: {{samples: 256}}
+    batch: {{global: 16}}
+    optimizer: {{learning_rate: 0.1}}
+    precision: fp32
+"""
+CELLS = {
+    (workload, strategy): CELL.format(workload, strategy, 2, 1)
+    for workload in ("small", "mine")
+    for strategy in ("ddp", "by_hand")
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = copy_project(tmp_path_factory.mktemp("whole"))
+    (project.folder / CONFIG).write_text(MATRIX)
+    (project.folder / "training.py").write_text("from parts.layers import WIDTH\n" + TRAINING)
+    parts = project.folder / "parts"
+    parts.mkdir()
+    (parts / "__init__.py").write_text("")
+    (parts / "layers.py").write_text("from .sizes import WIDTH\n")
+    (parts / "sizes.py").write_text("WIDTH = 16\n")
+    shutil.copy(ONE_ALL_REDUCE, project.folder / "by_hand.py")
+    result = project.matrix()
+    assert result.returncode == 0, result.stdout
+    assert len(project.ran()) == 4
+    return project.folder
+
+
+@pytest.fixture
+def project(whole: Path, tmp_path: Path) -> Project:
+    return Project(Path(shutil.copytree(whole, tmp_path / "project", symlinks=True)))
+
+
+@pytest.mark.parametrize(
+    ("file", "edited"),
+    [
+        ("training.py", "mine"),
+        ("parts/layers.py", "mine"),
+        ("parts/sizes.py", "mine"),
+        ("by_hand.py", "by_hand"),
+    ],
+)
+def test_an_edit_reruns_the_cells_of_the_file_and_only_those(
+    file: str, edited: str, project: Project
+) -> None:
+    assert "train" not in project.planned()
+    project.edit(file)
+    planned = project.planned()
+    assert planned["train"] == {path for names, path in CELLS.items() if edited in names}
+    check = "check_training" if edited == "mine" else "check_strategy"
+    assert check in planned
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("training.py", ('reduction="sum")', 'reduction="sum").item()'), "loss returned a float"),
+        ("training.py", ("def loss(", "def loss "), "the file raised SyntaxError"),
+        ("by_hand.py", ("self.optimizer = task", "optimizer = task"), "left self.optimizer as a"),
+        ("by_hand.py", ("def step(", "def step "), "the file raised SyntaxError"),
+    ],
+)
+def test_a_mistake_ends_before_any_job_of_its_cells(
+    file: str, change: tuple[str, str], message: str, project: Project
+) -> None:
+    path = project.folder / file
+    path.write_text(path.read_text().replace(*change))
+    (project.folder / "ran.log").unlink(missing_ok=True)
+    result = project.matrix()
+    assert result.returncode != 0
+    lines = [line for line in result.stdout.splitlines() if line.startswith("shardmark: ")]
+    assert len(lines) == 1, result.stdout
+    assert lines[0].startswith(f"shardmark: {file}: ")
+    assert message in lines[0]
+    assert "Traceback" not in result.stdout
+    assert project.ran() == []
