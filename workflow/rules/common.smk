@@ -17,7 +17,7 @@ from shardmark.cells import batch_searches_of, cells_of, parity_case, start_orde
 from shardmark.codebase import (
     STAMP,
     code_of_cell,
-    code_of_check,
+    code_of_file,
     code_of_oracle,
     code_of_parity,
     code_of_search,

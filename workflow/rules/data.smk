@@ -14,23 +14,23 @@ def data_at(wildcards):
     return definition.own_files or check_at(wildcards)
 
 
-def check_of(workload):
-    """The record that a training of the user's own has been checked on one batch.
-
-    ancient: checking it again is no reason to run cells again; the checksum of their code is.
-    """
-    own = isinstance(CONFIG.workloads[workload], OwnWorkload)
-    return ancient(f"{RESULTS}/checks/workloads/{workload}.txt") if own else []
-
-
+# Not ancient: Snakemake does not look at the parameters of a job whose ancient input is made anew, so
+# an edit would not run its cells again.
 def check_at(wildcards):
-    return check_of(wildcards.workload)
+    """The record that a training of the user's own has been checked on one batch."""
+    own = isinstance(CONFIG.workloads[wildcards.workload], OwnWorkload)
+    return f"{RESULTS}/checks/{wildcards.workload}.txt" if own else []
 
 
 def strategy_check_at(wildcards):
     """The record that a strategy of the user's own has been checked in one step."""
     own = wildcards.strategy in CONFIG.strategies
-    return ancient(f"{RESULTS}/checks/strategies/{wildcards.strategy}.txt") if own else []
+    return f"{RESULTS}/checks/{wildcards.workload}/{wildcards.strategy}.txt" if own else []
+
+
+def training_at(wildcards):
+    """The definition of a training of the user's own."""
+    return CONFIG.workloads[wildcards.workload]
 
 
 def all_data(wildcards):
@@ -74,32 +74,28 @@ rule fetch_data:
 # Before any job is queued: a mistake in the user's file is cheapest here.
 rule check_training:
     output:
-        f"{RESULTS}/checks/workloads/{{workload}}.txt",
+        f"{RESULTS}/checks/{{workload}}.txt",
     log:
-        f"{RESULTS}/checks/workloads/{{workload}}.log",
+        f"{RESULTS}/checks/{{workload}}.log",
     params:
-        code=lambda wildcards: code_sha256(code_of_oracle(CONFIG.workloads[wildcards.workload])),
-        definition=lambda wildcards: CONFIG.workloads[wildcards.workload].model_dump_json(),
+        code=lambda wildcards: code_sha256(code_of_file(training_at(wildcards).file)),
+        definition=lambda wildcards: training_at(wildcards).model_dump_json(),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/check_training.py --config {CONFIG_FILE:q}"
-        " --workload {wildcards.workload} --output {output:q} 2>&1 | tee {log:q}"
-
-
-def checked_cell_at(wildcards):
-    return parity_case(CONFIG, CONFIG.matrix.workloads[0], wildcards.strategy, 1).cell
+        " --workload {wildcards.workload} --output {output:q} > {log:q} 2>&1"
 
 
 rule check_strategy:
     input:
-        # The strategy trains the matrix's first workload.
-        check_of(CONFIG.matrix.workloads[0]),
+        check_at,
     output:
-        f"{RESULTS}/checks/strategies/{{strategy}}.txt",
+        f"{RESULTS}/checks/{{workload}}/{{strategy}}.txt",
     log:
-        f"{RESULTS}/checks/strategies/{{strategy}}.log",
+        f"{RESULTS}/checks/{{workload}}/{{strategy}}.log",
     params:
-        code=lambda wildcards: code_sha256(code_of_check(checked_cell_at(wildcards))),
-        cell=lambda wildcards: checked_cell_at(wildcards).fingerprint(),
+        code=lambda wildcards: code_sha256(code_of_file(CONFIG.strategies[wildcards.strategy].file)),
+        definition=lambda wildcards: CONFIG.strategies[wildcards.strategy].model_dump_json(),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/check_strategy.py --config {CONFIG_FILE:q}"
-        " --strategy {wildcards.strategy} --output {output:q} 2>&1 | tee {log:q}"
+        " --workload {wildcards.workload} --strategy {wildcards.strategy}"
+        " --output {output:q} > {log:q} 2>&1"

@@ -15,17 +15,18 @@ from shardmark.processes.leaving import leave
 
 @one_message
 def main() -> None:
-    """Check the strategy that the command line names, with the matrix's first workload."""
+    """Check the strategy and the workload that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
+    parser.add_argument("--workload", required=True, help="what it trains")
     parser.add_argument("--strategy", required=True, help="a strategy of one's own")
     parser.add_argument("--output", type=Path, required=True, help="text to write")
     arguments = parser.parse_args()
     config, name = arguments.config, arguments.strategy
-    case = parity_case(config, config.matrix.workloads[0], name, 1)
+    case = parity_case(config, arguments.workload, name, 1)
     checked = check_strategy(case, device=config.cluster.device)
     write_text(arguments.output, f"{checked}\n")
-    print(f"[{name}] {case.cell.options['file']}: {checked}", flush=True)
+    print(f"[{arguments.workload} {name}] {case.cell.options['file']}: {checked}", flush=True)
     leave()
 
 

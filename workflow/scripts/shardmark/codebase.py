@@ -123,11 +123,6 @@ def code_of_oracle(definition: Workload) -> frozenset[Path]:
     return frozenset(sources(SCRIPTS / "make_oracle.py")) | _own_code(definition)
 
 
-def code_of_check(cell: Cell) -> frozenset[Path]:
-    """Return the code that decides whether a strategy of the user's own passes its check."""
-    return _with_training("check_strategy.py", cell)
-
-
 def code_of_search(search: BatchSearch) -> frozenset[Path]:
     """Return the code that can change the largest batch that a search finds."""
     return _with_training("find_largest_batch.py", search.cell)
@@ -136,7 +131,7 @@ def code_of_search(search: BatchSearch) -> frozenset[Path]:
 def _with_training(script: str, cell: Cell) -> frozenset[Path]:
     # The training script is launched by its name, so no import refers to it.
     code = _of_scripts(script, spec_of(cell.base).script) | _own_code(cell.definition)
-    return code | _code_of_file(cell.options["file"]) if cell.base == OWN else code
+    return code | code_of_file(cell.options["file"]) if cell.base == OWN else code
 
 
 @functools.cache
@@ -147,10 +142,10 @@ def _of_scripts(script: str, training: str) -> frozenset[Path]:
 def _own_code(definition: Workload) -> frozenset[Path]:
     if not isinstance(definition, OwnWorkload):
         return frozenset()
-    return _code_of_file(definition.file)
+    return code_of_file(definition.file)
 
 
-def _code_of_file(file: str) -> frozenset[Path]:
+def code_of_file(file: str) -> frozenset[Path]:
     """Return a file of the user's own, and what it imports."""
     path = Path(file)
     try:
