@@ -16,7 +16,7 @@ from shardmark.config.values import LARGEST
 from shardmark.largest_batch import LargestBatch
 from shardmark.metrics import Metrics, Parity
 from shardmark.report.data_dictionary import dictionary
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import STRATEGIES, OwnOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS: dict[str, type[BaseModel]] = {
@@ -110,6 +110,8 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         key = f"{prefix}{field.alias or name}"
         if field.annotation == Config.model_fields["workloads"].annotation:
             yield from _workload_rows(f"{key}.<name>.")
+        elif field.annotation == Config.model_fields["strategies"].annotation:
+            yield from _rows(OwnOptions, f"{key}.<name>.")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _rows(field.annotation, f"{key}.")
         else:

@@ -454,7 +454,7 @@ class OwnData(Section):
 
 
 class OwnWorkload(Workload):
-    """A training of the user's own, in one file (docs/own_training.md)."""
+    """A training of the user's own, in one file (docs/adding.md)."""
 
     samples: ClassVar[str] = "samples"
 
