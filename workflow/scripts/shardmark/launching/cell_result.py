@@ -68,10 +68,10 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
             probes,
             inspected.flops_per_item,
             inspected.hardware_flops_per_item,
-            inspected.why_uncounted,
             inspected.bytes_per_item,
             throughput.items_per_s_per_gpu,
             throughput.unit,
+            inspected.why_uncounted,
         )
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result.loss, final=_last(result.loss)),

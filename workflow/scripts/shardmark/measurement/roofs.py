@@ -16,10 +16,10 @@ def compute_roofs(
     probes: Sequence[Probe],
     flops_per_item: int | None,
     hardware_flops_per_item: int | None,
-    why_uncounted: str | None,
     bytes_per_item: int | None,
     items_per_s_per_gpu: float,
     unit: str,
+    why_uncounted: str | None = None,
 ) -> Roofs:
     """Return the figures and roofs of the slowest GPU, which sets the pace.
 
@@ -27,11 +27,11 @@ def compute_roofs(
         probes: one for every device of the cell.
         flops_per_item: FLOPs of forward and backward pass; None if they could not be counted.
         hardware_flops_per_item: the same with what activation checkpointing computes again.
-        why_uncounted: why they could not be counted.
         bytes_per_item: bytes that operations read and write, each operand once and nothing cached
             or fused; None if not all operations could be observed.
         items_per_s_per_gpu: throughput in steady state.
         unit: what an item is.
+        why_uncounted: why the FLOPs could not be counted.
     """
     peak = min(one.matmul_tflops for one in probes)
     bandwidth = min(one.copy_gb_per_s for one in probes)
