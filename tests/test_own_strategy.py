@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from built_pages import build, read_all
 from find_largest_batch import find_largest_batch
+from gpu_matrix import failed
 from gpu_matrix import write as write_metrics
 from own_files import ONE_ALL_REDUCE, ROOT, TRAINING, config_with, own_workload
 from parity_cases import make_oracle
@@ -187,3 +190,21 @@ def test_its_largest_batch_is_found(tmp_path: Path) -> None:
     search = batch_search(config.model_copy(update={"largest_batch": largest}), "w", "mine", 2)
     result = find_largest_batch(search, tmp_path / "gpus2.json", limit_s=SECONDS)
     assert result.micro_batch == 8, result
+
+
+def test_a_rerun_of_a_result_asks_before_it_runs_the_files_that_it_names(tmp_path: Path) -> None:
+    config = config_of(write(tmp_path), tmp_path / "training.py")
+    metrics = failed(cell_of(config, "w", "mine", 2, 0), "oom", "why")
+    path = tmp_path / "metrics.json"
+    path.write_text(metrics.model_dump_json(by_alias=True))
+    command = [sys.executable, str(ROOT / "workflow/scripts/rerun.py"), str(path)]
+    asked = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path)
+    assert asked.returncode == 1
+    named = [f"  {tmp_path}/training.py", f"  {tmp_path}/mine.py"]
+    assert asked.stdout.splitlines()[1:] == ["  the code in:", *named]
+    assert "nothing was run" in asked.stderr
+    (tmp_path / "mine.py").unlink()
+    agreed = subprocess.run([*command, "--yes"], text=True, capture_output=True, cwd=tmp_path)
+    assert agreed.returncode == 1
+    assert agreed.stderr.startswith(f"shardmark: {tmp_path}/mine.py: ")
+    assert "No such file or directory" in agreed.stderr

@@ -63,14 +63,16 @@ def compare(old: Metrics, new: Metrics) -> Iterator[str]:
             yield f"{key}: {_difference(before, after)}"
 
 
-def site_lines(cell: Cell) -> str:
-    """The cell's set-up, variables and container as lines of text; empty if it has none."""
+def foreign_lines(cell: Cell) -> str:
+    """What the file alone makes this machine run or use, as lines of text; empty if nothing."""
     site = cell.site
     lines = ["site.setup:", *site.setup.rstrip().split("\n")] if site.setup else []
     if site.environment:
         lines += ["site.environment:", *(f"{key}={val}" for key, val in site.environment.items())]
     if site.container is not None:
         lines += ["site.container:", site.container]
+    if cell.own_code:
+        lines += ["the code in:", *cell.own_code]
     return for_terminal("\n".join(f"  {line}" for line in lines))
 
 
@@ -93,14 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("metrics", type=Path, help="metrics.json of a cell")
     parser.add_argument(
-        "--yes", action="store_true", help="run the file's set-up, variables and image"
+        "--yes", action="store_true", help="run the file's set-up, variables, image and code"
     )
     arguments = parser.parse_args()
     try:
         old = read_metrics(arguments.metrics)
         cell = old.cell
-        if site := site_lines(cell):
-            print(f"{cell.title} runs on this machine with\n{site}", flush=True)
+        if foreign := foreign_lines(cell):
+            print(f"{cell.title} runs on this machine with\n{foreign}", flush=True)
             if not arguments.yes:
                 raise UserError(
                     "nothing was run; if you trust all of the above, repeat the command with "

@@ -23,7 +23,7 @@ from shardmark.config.schema import (
     base_and_options,
 )
 from shardmark.config.values import Count, Name, RunName, Seed
-from shardmark.strategies import Place, spec_of
+from shardmark.strategies import OWN, Place, spec_of
 
 
 class Cell(Section):
@@ -81,6 +81,12 @@ class Cell(Section):
     def packages(self) -> tuple[str, ...]:
         """The packages besides torch whose versions may change the result."""
         return (*spec_of(self.base).packages, *self.options.get("packages", ()))
+
+    @property
+    def own_code(self) -> list[str]:
+        """The user's own files with code: the training's, the strategy's."""
+        strategy = [self.options["file"]] if self.base == OWN else []
+        return [*self.definition.own_code, *strategy]
 
     @property
     def micro_batch_size(self) -> int:

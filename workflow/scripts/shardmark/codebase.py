@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shardmark.cells import BatchSearch, Cell, ParityCase
-from shardmark.config.schema import OwnWorkload, Workload
-from shardmark.strategies import OWN, spec_of
+from shardmark.config.schema import Workload
+from shardmark.errors import UserError
+from shardmark.strategies import spec_of
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 # File beside a cell's result with the checksum of the code that made it; it is missing if the cell
@@ -120,7 +121,8 @@ def code_of_parity(case: ParityCase) -> frozenset[Path]:
 
 def code_of_oracle(definition: Workload) -> frozenset[Path]:
     """Return the code that can change the oracle of a workload."""
-    return frozenset(sources(SCRIPTS / "make_oracle.py")) | _own_code(definition)
+    code = frozenset(sources(SCRIPTS / "make_oracle.py"))
+    return code.union(*map(code_of_file, definition.own_code))
 
 
 def code_of_search(search: BatchSearch) -> frozenset[Path]:
@@ -130,8 +132,7 @@ def code_of_search(search: BatchSearch) -> frozenset[Path]:
 
 def _with_training(script: str, cell: Cell) -> frozenset[Path]:
     # The training script is launched by its name, so no import refers to it.
-    code = _of_scripts(script, spec_of(cell.base).script) | _own_code(cell.definition)
-    return code | code_of_file(cell.options["file"]) if cell.base == OWN else code
+    return _of_scripts(script, spec_of(cell.base).script).union(*map(code_of_file, cell.own_code))
 
 
 @functools.cache
@@ -139,16 +140,16 @@ def _of_scripts(script: str, training: str) -> frozenset[Path]:
     return frozenset({*sources(SCRIPTS / script), *sources(SCRIPTS / training)})
 
 
-def _own_code(definition: Workload) -> frozenset[Path]:
-    if not isinstance(definition, OwnWorkload):
-        return frozenset()
-    return code_of_file(definition.file)
-
-
 def code_of_file(file: str) -> frozenset[Path]:
-    """Return a file of the user's own, and what it imports."""
+    """Return a file of the user's own, and what it imports.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     path = Path(file)
     try:
         return frozenset(sources(path))
     except (SyntaxError, ValueError):  # the check of the file says where, before any job
         return frozenset({path.resolve()})
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error

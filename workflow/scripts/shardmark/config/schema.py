@@ -303,6 +303,11 @@ class Workload(Section, ABC):
         return []
 
     @property
+    def own_code(self) -> list[str]:
+        """The user's own files with code that trains."""
+        return []
+
+    @property
     @abstractmethod
     def generated(self) -> bool:
         """Whether the samples are generated, so that nothing has to be read."""
@@ -485,6 +490,11 @@ class OwnWorkload(Workload):
     def test_samples(self) -> int:
         """The configured number."""
         return self.dataset.test_samples
+
+    @property
+    def own_code(self) -> list[str]:
+        """The training."""
+        return [self.file]
 
     @property
     def generated(self) -> bool:
