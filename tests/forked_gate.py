@@ -1,14 +1,15 @@
 """The parity gate for many cases: their ranks are forks of this process, which imports once.
 
 The ranks, their process groups and the training are those of run_parity.py; only the launcher is
-not. Usage: ``forked_gate.py FOLDER``. It reads one case per line from its input, as JSON, and
-writes one verdict per line.
+not. Usage: ``forked_gate.py FOLDER``. It reads one case per line from its input, as JSON, with the
+script that trains it in place of its own, or null. It writes one verdict per line.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import socket
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from shardmark.launching.rank import main as rank_main
 from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.leaving import leave
+from shardmark.training.strategy import Strategy
 from train_ddp import Ddp
 from train_deepspeed import Zero
 from train_dp import Dp
@@ -41,12 +43,19 @@ def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what ranks print is no verdict
     for line in sys.stdin:
-        found = verdict(ParityCase.model_validate_json(line), folder)
+        case, script = json.loads(line)
+        found = verdict(ParityCase.model_validate_json(json.dumps(case)), script, folder)
         answers.write(f"{json.dumps(found)}\n")
         answers.flush()
 
 
-def verdict(case: ParityCase, folder: Path) -> dict[str, object]:
+def strategy_of(script: str) -> type[Strategy]:
+    """The strategy that a script defines."""
+    defined = runpy.run_path(script, run_name="sabotage").values()
+    return next(one for one in defined if isinstance(one, type) and one.__module__ == "sabotage")
+
+
+def verdict(case: ParityCase, script: str | None, folder: Path) -> dict[str, object]:
     """The gate's verdict on one case."""
     cell = case.cell
     like = cell.model_copy(update={"strategy": "", "base": "ddp", "options": {}})
@@ -67,7 +76,7 @@ def verdict(case: ParityCase, folder: Path) -> dict[str, object]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            rank_main(CLASSES.get(cell.base, Zero))
+            rank_main(strategy_of(script) if script else CLASSES.get(cell.base, Zero))
 
         run_forks(cell.processes, train)
         parity = run_parity._judged(case, Path(scratch, "trajectories.pt"), oracle, False)

@@ -40,6 +40,16 @@ VARIANTS = {
     "zero1_compiled": {"base": "deepspeed_zero1", "compile": "model"},
     "fsdp_zero2": {"base": "fsdp", "sharding": "shard_grad_op"},
     "fsdp2_zero2": {"base": "fsdp2", "reshard_after_forward": False},
+    "fsdp_hsdp": {"base": "fsdp", "shard_size": 2},
+    "fsdp2_hsdp": {"base": "fsdp2", "shard_size": 2},
+    "fsdp2_pairs": {"base": "fsdp2", "reshard_after_forward": 2},
+    "zero3_pairs": {"base": "deepspeed_zero3", "reshard_after_forward": 2},
+    "fsdp2_offload": {"base": "fsdp2", "offload": "all"},
+    "zero1_offload": {"base": "deepspeed_zero1", "offload": "optimizer"},
+    "zero2_offload": {"base": "deepspeed_zero2", "offload": "optimizer"},
+    "zero3_offload": {"base": "deepspeed_zero3", "offload": "all"},
+    "zero3_offload_optimizer": {"base": "deepspeed_zero3", "offload": "optimizer"},
+    "ddp_zero1": {"base": "ddp", "zero_redundancy": True},
     "fairscale_zero2": {"base": "fairscale_fsdp", "reshard_after_forward": False},
 }
 
@@ -92,11 +102,11 @@ def make_oracle(case: ParityCase, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def forked_gate(folder: Path) -> Iterator[Callable[[ParityCase], Parity]]:
+def forked_gate(folder: Path) -> Iterator[Callable[..., Parity]]:
     """The gate by processes that are forked from one, which has imported torch and the frameworks.
 
     Yields:
-        the verdict on a case.
+        the verdict on a case, which another script may train than its own.
     """
     environment = {"PYTHONPATH": f"{ROOT}/workflow/scripts:{ROOT}/tests", "PATH": "/usr/bin:/bin"}
     with subprocess.Popen(
@@ -110,8 +120,9 @@ def forked_gate(folder: Path) -> Iterator[Callable[[ParityCase], Parity]]:
         assert process.stdout is not None
         cases, verdicts = process.stdin, process.stdout
 
-        def judge(case: ParityCase) -> Parity:
-            cases.write(f"{case.model_dump_json(by_alias=True)}\n")
+        def judge(case: ParityCase, script: Path | None = None) -> Parity:
+            raw = case.model_dump(mode="json", by_alias=True)
+            cases.write(f"{json.dumps([raw, script and str(script)])}\n")
             cases.flush()
             line = verdicts.readline()
             assert line, f"{case.cell.title}: a process of the gate failed"

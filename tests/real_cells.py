@@ -35,7 +35,7 @@ def cell_named(
         "matrix": {
             "workloads": ["w"],
             "strategies": [*STRATEGIES, *VARIANTS],
-            "gpus": [1, 2],
+            "gpus": sorted({1, 2, gpus}),
             "seeds": [0],
         },
         "workloads": {"w": workload},

@@ -236,6 +236,51 @@ def test_low_precision_communication_needs_autocast(precision: str) -> None:
     assert (cell.unsupported is None) == (precision in ("bf16", "fp16"))
 
 
+@pytest.mark.parametrize(
+    ("base", "options", "gpus", "groups", "reason"),
+    [
+        ("fsdp2", {}, 8, (8, 8), None),
+        ("fsdp", {"shard_size": "node"}, 8, (4, 4), None),
+        ("fsdp", {"shard_size": "node"}, 4, (4, 4), None),
+        ("fsdp2", {"shard_size": "node"}, 1, (1, 1), None),
+        ("fsdp2", {"shard_size": 2}, 4, (2, 2), None),
+        ("fsdp2", {"shard_size": 2}, 1, (2, 2), "shard_size is 2, which does not divide 1 GPU"),
+        ("fsdp2", {"reshard_after_forward": "node"}, 8, (8, 4), None),
+        ("fsdp2", {"reshard_after_forward": False}, 8, (8, 8), None),
+        ("fsdp2", {"shard_size": 4, "reshard_after_forward": 2}, 8, (4, 2), None),
+        (
+            "fsdp2",
+            {"shard_size": 2, "reshard_after_forward": 4},
+            8,
+            (2, 4),
+            "is 4, which does not divide the 2 GPUs that share a copy",
+        ),
+        ("deepspeed_zero3", {"reshard_after_forward": "node"}, 8, (8, 4), None),
+        (
+            "deepspeed_zero3",
+            {"reshard_after_forward": 2},
+            1,
+            (1, 2),
+            "is 2, which does not divide the 1 GPU",
+        ),
+    ],
+)
+def test_groups_of_gpus_must_divide_the_cell(
+    base: str, options: dict[str, Any], gpus: int, groups: tuple[int, int], reason: str | None
+) -> None:
+    variants = {"slim": {"base": base} | options}
+    cell = cell_at("slim", gpus=gpus, matrix__gpus=[1, 4, 8], variants=variants)
+    assert cell.groups == groups
+    assert (reason or "") in (cell.unsupported or "")
+    assert (cell.unsupported is None) == (reason is None)
+
+
+def test_a_node_with_one_gpu_has_no_group() -> None:
+    variants = {"slim": {"base": "fsdp2", "shard_size": "node"}}
+    cell = cell_at("slim", gpus=4, cluster__gpus_per_node=1, variants=variants)
+    assert "shard nothing" in (cell.unsupported or "")
+
+
 def test_a_variants_own_compilation_goes_before_the_workloads() -> None:
     variant = {"variants": {"slim": {"base": "ddp", "compile": "model"}}}
     block = {"workloads__small__compile": "block"}

@@ -23,6 +23,7 @@ def volumes(metrics: Any) -> dict[str, Row]:
 @pytest.mark.parametrize(
     ("strategy", "reduced", "gathered"),
     [
+        ("ddp_zero1", "1.00", "1.00"),
         ("ddp", "1.00", "0.00"),
         ("ddp_bf16_hook", "0.50", "0.00"),
         # Two micro-batches: blocks (0.2) are gathered four times, the rest (0.8) twice.
@@ -47,6 +48,43 @@ def test_two_micro_batches_move_what_the_strategy_must(
     rows = volumes(metrics_of_run(strategy, **WIDE))
     assert (rows["reduced"].values, rows["reduced"].flagged) == ({strategy: reduced}, {})
     assert (rows["gathered"].values, rows["gathered"].flagged) == ({strategy: gathered}, {})
+
+
+def test_copies_average_their_shards_on_top() -> None:
+    result = metrics_of_run("fsdp2_hsdp", 4, **WIDE)
+    rows = volumes(result)
+    assert (rows["reduced"].values, rows["reduced"].flagged) == ({"fsdp2_hsdp": "1.50"}, {})
+    assert (rows["gathered"].values, rows["gathered"].flagged) == ({"fsdp2_hsdp": "2.40"}, {})
+    certificate = certify([result], "ddp")
+    values = {row.setting: (row.values["fsdp2_hsdp"], row.flagged) for row in certificate.rows}
+    assert values["replicas that share one copy of it"] == ("2", {})
+    assert values["replicas that gather parameters together"] == ("[2]", {})
+    # Each rank holds half of the state, not a quarter.
+    assert result.memory is not None
+    half = result.memory.parameters * 4 // 2
+    assert result.memory.predicted.parameters_bytes == half
+    assert result.memory.measured[0].parameters_bytes == pytest.approx(half, rel=0.05)
+
+
+def test_copies_that_do_not_average_are_flagged() -> None:
+    result = metrics_of_run("fsdp2_hsdp", 4, **WIDE)
+    config = result.effective_config
+    assert config is not None
+    apart = [one for one in config.collectives if one.kind != "all_reduce"]
+    without = config.model_copy(update={"collectives": apart})
+    rows = volumes(result.model_copy(update={"effective_config": without}))
+    assert rows["reduced"].flagged.keys() == {"fsdp2_hsdp"}
+
+
+def test_groups_of_another_size_than_the_options_say_are_flagged() -> None:
+    result = metrics_of_run("fsdp2_hsdp", 4, **WIDE)
+    options = result.cell.options | {"shard_size": None, "reshard_after_forward": 2}
+    cell = result.cell.model_copy(update={"options": options})
+    flagged = {row.setting for row in certify([result.model_copy(update={"cell": cell})]).flagged}
+    assert flagged >= {
+        "replicas that share one copy of it",
+        "replicas that gather parameters together",
+    }
 
 
 def test_one_replica_is_judged_by_nothing() -> None:

@@ -537,6 +537,31 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "variants.slim.static_graph",
         ("crashes with gradient accumulation", "workloads.small.batch.accumulate is 2"),
     ),
+    "a group of one GPU": (
+        changed(variants__other={"base": "fsdp", "shard_size": 1}),
+        "variants.other.shard_size",
+        ("got 1; it must be node, or a whole number of GPUs that is at least 2",),
+    ),
+    "a group of a node's GPUs by another name": (
+        changed(variants__other={"base": "fsdp2", "reshard_after_forward": "nodes"}),
+        "variants.other.reshard_after_forward",
+        ("got 'nodes'; it must be true, false, node, or a whole number",),
+    ),
+    "ZeRO-3 that keeps everything gathered": (
+        changed(variants__other={"base": "deepspeed_zero3", "reshard_after_forward": False}),
+        "variants.other.reshard_after_forward",
+        ("got false; it must be true, node, or a whole number",),
+    ),
+    "groups that divide no GPU count": (
+        changed(variants={"slim": {"base": "fsdp2", "shard_size": 3}}),
+        "variants.slim.shard_size",
+        ("divides none of matrix.gpus", "would run nowhere", "or node"),
+    ),
+    "parameters of DDP in host memory": (
+        changed(variants__other={"base": "deepspeed_zero1", "offload": "all"}),
+        "variants.other.offload",
+        ("got 'all'", "allowed: none, optimizer"),
+    ),
     "a gate of too few steps": (changed(parity={"steps": 4}), "parity.steps", ("got 4",)),
     "a small rate in text": (
         changed(workloads__small__optimizer__learning_rate=yaml.safe_load("2e-7")),

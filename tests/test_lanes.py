@@ -26,6 +26,10 @@ def test_a_strategy_without_options_computes_as_the_others(strategy: str) -> Non
         ("deepspeed_zero3", {"memory_efficient_linear": True}, "other_arithmetic"),
         ("ddp", {"comm_hook": "bf16_compress"}, "other_arithmetic"),
         ("ddp", {"compile": "model"}, "as_recommended"),
+        ("ddp", {"zero_redundancy": True}, "same_arithmetic"),
+        ("fsdp2", {"shard_size": 2, "offload": "all"}, "same_arithmetic"),
+        ("fsdp2", {"shard_size": "node", "param_dtype": "bf16"}, "as_recommended"),
+        ("deepspeed_zero3", {"reshard_after_forward": 2, "offload": "all"}, "same_arithmetic"),
     ],
 )
 def test_options_that_change_the_arithmetic_change_the_lane(

@@ -8,7 +8,7 @@ import torch
 from real_cells import cell_named, metrics_of_run
 from shardmark.config.schema import Optimizer
 from shardmark.measurement.model_cost import cost_of
-from shardmark.measurement.model_state import float32_bytes, predicted, storages
+from shardmark.measurement.model_state import float32_bytes, host_bytes, predicted, storages
 from shardmark.metrics import Memory, ModelState
 from shardmark.workload.built_in import make_workload
 
@@ -50,6 +50,32 @@ def test_torchs_own_strategies_hold_what_is_predicted(strategy: str) -> None:
     for state in memory.measured:
         for name, found in state:
             assert found == pytest.approx(getattr(expected, name), rel=1e-3), name
+
+
+def test_what_is_offloaded_is_not_in_the_devices_memory() -> None:
+    on_device = torch.zeros(1000, device="meta")
+    offloaded, counter = torch.zeros(500), torch.zeros(())
+    assert host_bytes([on_device, offloaded, offloaded[:10], counter, None], "cuda") == 2000
+    assert host_bytes([offloaded], "cpu") == 0, "there it is the device's memory"
+    sizes = {
+        offload: predicted(1000, 3, 2, (4, 4, 8), offload)
+        for offload in ("none", "optimizer", "all")
+    }
+    assert {name: state.host_bytes for name, state in sizes.items()} == {
+        "none": 0,
+        "optimizer": 6000,
+        "all": 8000,
+    }
+    assert sizes["optimizer"].device_bytes == 2000
+
+
+def test_a_sharded_optimizer_holds_part_of_its_state() -> None:
+    memory = metrics_of_run("ddp_zero1", accumulate=2, hidden_units=4096).memory
+    assert memory is not None
+    whole = memory.parameters * 4
+    assert (memory.zero_stage, memory.predicted.optimizer_state_bytes) == (1, whole // 2)
+    # Each parameter's momentum is on one rank.
+    assert sum(state.optimizer_state_bytes for state in memory.measured) == whole
 
 
 def test_what_zero_holds_beside_its_formula_is_seen() -> None:

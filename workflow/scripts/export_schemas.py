@@ -91,18 +91,18 @@ def reference() -> str:
     parts = [BEGIN, "", "## Every key", "", HEAD, keys, "", "## Options of a variant", ""]
     parts += ["`variants.<name>: {base: <strategy>, <option>: <value>, ...}`", ""]
     parts += ["| base, option | allowed | default | meaning |\n|---|---|---|---|"]
-    for names, options in _options():
-        parts += [_row(f"{names}: `{key}`", options, key) for key in options.model_fields]
+    parts += _option_rows()
     return "\n".join(parts) + "\n"
 
 
-def _options() -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield each model of options with the strategies that share it."""
-    shared: dict[type[BaseModel], list[str]] = {}
+def _option_rows() -> list[str]:
+    """Return one row for each option, with all strategies that have the same."""
+    shared: dict[str, list[str]] = {}
     for name, strategy in STRATEGIES.items():
-        shared.setdefault(strategy.options, []).append(name)
-    for options, names in shared.items():
-        yield ", ".join(names), options
+        for key in strategy.options.model_fields:
+            row = _row(f"`{key}`", strategy.options, key)
+            shared.setdefault(row, []).append(name)
+    return [row.replace("| ", f"| {', '.join(names)}: ", 1) for row, names in shared.items()]
 
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _allowed(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_allowed(part) for part in schema["anyOf"])
     if "const" in schema:
-        return str(schema["const"])
+        return schema["const"] if isinstance(schema["const"], str) else json.dumps(schema["const"])
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     if schema.get("type") == "array":

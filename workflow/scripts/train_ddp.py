@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from shardmark.launching.rank import main
@@ -52,6 +53,10 @@ class Ddp(Strategy):
         if task.cell.compilation == "model":
             self.module.compile(dynamic=False)
         self.optimizer = task.build_optimizer(model)
+        if options["zero_redundancy"]:
+            # The groups have all of the optimizer's settings.
+            groups: Any = self.optimizer.param_groups
+            self.optimizer = ZeroRedundancyOptimizer(groups, type(self.optimizer))
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
         """Average gradients over the ranks in the last micro-batch only."""
@@ -65,7 +70,10 @@ class Ddp(Strategy):
         """The settings, with DDP's own."""
         logged = cast(Any, self.module)._get_ddp_logging_data()
         buckets = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
+        sharded = isinstance(self.optimizer, ZeroRedundancyOptimizer)
         return super().effective_config() | {
+            "zero_stage": 1 if sharded else 0,
+            "shard_ranks": cast(Any, self.optimizer).world_size if sharded else 1,
             "bucket_bytes": [int(size) for size in buckets.split(",")],
             "buffers_broadcast": cast(Any, self.module).will_sync_module_buffers(),
             "own": {
@@ -73,6 +81,7 @@ class Ddp(Strategy):
                 "gradient_as_bucket_view": self.module.gradient_as_bucket_view,
                 "static_graph": self.module.static_graph,
                 "comm_hook": logged.get("comm_hook", "none"),
+                "optimizer_wrapper": type(self.optimizer).__name__ if sharded else "none",
             },
         }
 

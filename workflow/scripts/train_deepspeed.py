@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from shardmark.launching.rank import main
@@ -19,6 +20,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.utils import groups
 
 
 class Zero(Strategy):
@@ -92,11 +94,18 @@ class Zero(Strategy):
             "loss_scale": scaler.get_scale() if scaler is not None else None,
             "accumulate": engine.gradient_accumulation_steps(),
             "zero_stage": engine.zero_optimization_stage(),
+            "shard_ranks": dist.get_world_size(cast(Any, self.optimizer).dp_process_group),
             "own": {
                 "zero_optimizer": type(self.optimizer).__name__,
                 "autocast": str(engine.torch_autocast_dtype())
                 if engine.torch_autocast_enabled()
                 else "none",
+                "offload": [
+                    name
+                    for name in ("offload_optimizer", "offload_param")
+                    if (part := getattr(zero, name)) and part.device != "none"
+                ],
+                "secondary_partition_ranks": zero.zero_hpz_partition_size,
                 "overlap_comm": zero.overlap_comm,
                 "reduce_bucket_elements": zero.reduce_bucket_size,
                 "parameter_persistence_threshold": (
@@ -110,9 +119,23 @@ def _sharded(task: Task, config: dict[str, Any]) -> nn.Module:
     """The network, each unit sharded as soon as it has its values."""
     model = task.build_outline()
     materialiser = task.materialiser(model)
+    size = config["zero_optimization"].get("zero_hpz_partition_size")
+    group = _group_of(size) if size else None
     for unit in (*task.shard_units(model), model):
-        deepspeed.zero.Init(module=materialiser.whole(unit), config_dict_or_path=config)
+        deepspeed.zero.Init(
+            module=materialiser.whole(unit),
+            config_dict_or_path=config,
+            zero_param_parallel_group=group,
+        )
     return model
+
+
+def _group_of(size: int) -> Any:
+    """This rank's group of so many neighbours; DeepSpeed refuses to make it twice in a process."""
+    if groups._get_zero_param_intra_parallel_group() is None:
+        deepspeed.init_distributed()
+        groups._create_zero_param_parallel_group(size)
+    return groups._get_zero_param_intra_parallel_group()
 
 
 def engine_config(task: Task, stage: int) -> dict[str, Any]:
@@ -135,6 +158,12 @@ def engine_config(task: Task, stage: int) -> dict[str, Any]:
     }
     if options["overlap_comm"] is not None:
         zero["overlap_comm"] = options["overlap_comm"]
+    if options["offload"] != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if options["offload"] == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    if cell.groups.reshard < cell.gpus:
+        zero["zero_hpz_partition_size"] = cell.groups.reshard
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": cell.micro_batch_size,
         "gradient_accumulation_steps": cell.definition.batch.accumulate,

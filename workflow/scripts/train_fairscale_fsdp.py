@@ -84,6 +84,7 @@ class FairscaleFsdp(Strategy):
         # The outermost unit always keeps its own parameters gathered, so check all units.
         reshards = any(unit.reshard_after_forward for unit in units)
         return super().effective_config() | {
+            "shard_ranks": cast(Any, self.module).process_group.size(),
             "zero_stage": 3 if reshards else 2,
             "sharded_units": len(units),
             "bucket_bytes": [module.bucket_cap_mb * 2**20],

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import (
     BackwardPrefetch,
     FullStateDictConfig,
@@ -18,16 +19,22 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.fsdp.wrap import CustomPolicy
 
 from shardmark.launching.rank import main
+from shardmark.training.device_mesh import data_mesh
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 
+# Whether there are several copies of the model's state, and the option.
 _SHARDING = {
-    "full_shard": ShardingStrategy.FULL_SHARD,
-    "shard_grad_op": ShardingStrategy.SHARD_GRAD_OP,
+    (False, "full_shard"): ShardingStrategy.FULL_SHARD,
+    (False, "shard_grad_op"): ShardingStrategy.SHARD_GRAD_OP,
+    (True, "full_shard"): ShardingStrategy.HYBRID_SHARD,
+    (True, "shard_grad_op"): ShardingStrategy._HYBRID_SHARD_ZERO2,
 }
 # With one rank FSDP shards nothing (NO_SHARD), whatever is configured.
 _ZERO_STAGE = {
     ShardingStrategy.FULL_SHARD: 3,
     ShardingStrategy.SHARD_GRAD_OP: 2,
+    ShardingStrategy.HYBRID_SHARD: 3,
+    ShardingStrategy._HYBRID_SHARD_ZERO2: 2,
     ShardingStrategy.NO_SHARD: 0,
 }
 _PREFETCH = {
@@ -51,9 +58,12 @@ class Fsdp(Strategy):
         self.autocasts = param_dtype is None
         # FSDP itself keeps batch-norm in float32.
         mixed = MixedPrecision(param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32)
+        mesh = data_mesh(task)
         self.module = FullyShardedDataParallel(
             model,
-            sharding_strategy=_SHARDING[options["sharding"]],
+            # Without copies FSDP uses all ranks by itself.
+            device_mesh=mesh if mesh.ndim == 2 else None,
+            sharding_strategy=_SHARDING[mesh.ndim == 2, options["sharding"]],
             auto_wrap_policy=CustomPolicy(lambda module: module in units),
             backward_prefetch=_PREFETCH[options["backward_prefetch"]],
             mixed_precision=mixed if param_dtype or reduce_dtype else None,
@@ -88,6 +98,7 @@ class Fsdp(Strategy):
         mixed = self.module.mixed_precision
         return super().effective_config() | {
             "zero_stage": _ZERO_STAGE[self.module.sharding_strategy],
+            "shard_ranks": dist.get_world_size(self.module.process_group),
             "sharded_units": len(units),
             "own": {
                 "sharding": self.module.sharding_strategy.name.lower(),

@@ -10,11 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from shardmark.launching.rank import main
+from shardmark.training.device_mesh import data_mesh
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 
 
@@ -24,16 +29,20 @@ class Fsdp2(Strategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         options = task.cell.options
-        mesh = init_device_mesh(self.device.type, (task.runtime.world_size,))
+        mesh = data_mesh(task)
         param_dtype, reduce_dtype = task.low_dtype("param_dtype"), task.low_dtype("reduce_dtype")
         self.autocasts = param_dtype is None
         settings: dict[str, Any] = {
             "mesh": mesh,
-            "reshard_after_forward": options["reshard_after_forward"],
+            "reshard_after_forward": _reshard_after_forward(task),
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32
             ),
         }
+        if options["offload"] == "all":
+            # Without a GPU there is no memory to pin.
+            pinned = self.device.type == "cuda"
+            settings["offload_policy"] = CPUOffloadPolicy(pin_memory=pinned)
         model = task.build_outline()
         materialiser = task.materialiser(model)
         for unit in task.shard_units(model):
@@ -70,17 +79,29 @@ class Fsdp2(Strategy):
         """The settings, with the number of units and the configured options."""
         options = self.task.cell.options
         units = [part for part in self.module.modules() if isinstance(part, FSDPModule)]
+        shard = next(one for one in self.module.parameters() if isinstance(one, DTensor))
         return super().effective_config() | {
             "wrapper": "fully_shard",
             "zero_stage": 3 if options["reshard_after_forward"] else 2,
+            "shard_ranks": shard.device_mesh.size(-1),
             "sharded_units": len(units),
             # torch has no public way to read these back; the collectives show their effect.
             "own": {
                 "reshard_after_forward": options["reshard_after_forward"],
+                "parameters_on": shard.to_local().device.type,
                 "param_dtype": str(self.task.low_dtype("param_dtype") or torch.float32),
                 "reduce_dtype": str(self.task.low_dtype("reduce_dtype") or torch.float32),
             },
         }
+
+
+def _reshard_after_forward(task: Task) -> bool | int:
+    """The option; true if its groups are the ranks that share a copy anyway."""
+    wanted: bool | int | str = task.cell.options["reshard_after_forward"]
+    groups = task.cell.groups
+    if isinstance(wanted, bool):
+        return wanted
+    return True if groups.reshard == groups.shard else groups.reshard
 
 
 def _keep_batchnorm(module: nn.Module, settings: dict[str, Any]) -> None:
@@ -99,15 +120,16 @@ def _keep_batchnorm(module: nn.Module, settings: dict[str, Any]) -> None:
 
 
 def _joined(tensor: Tensor) -> Tensor:
-    """Join the rows of all ranks into the whole tensor, on the CPU.
+    """Join the rows of the ranks that share a copy into the whole tensor, on the CPU.
 
     DTensor's own gathering ends with a segmentation fault if the tensors are on a GPU and the
     process group is gloo (seen with torch 2.11, two ranks on one GPU).
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    rows: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(rows, tensor.to_local().cpu())
+    shared = tensor.device_mesh.get_group(tensor.device_mesh.ndim - 1)
+    rows: list[Any] = [None] * dist.get_world_size(shared)
+    dist.all_gather_object(rows, tensor.to_local().cpu(), shared)
     return torch.cat(rows)
 
 

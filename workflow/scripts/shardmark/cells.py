@@ -23,7 +23,7 @@ from shardmark.config.schema import (
     base_and_options,
 )
 from shardmark.config.values import Count, Name, RunName, Seed
-from shardmark.strategies import OWN, Place, spec_of
+from shardmark.strategies import OWN, Groups, Place, groups_of, spec_of
 
 
 class Cell(Section):
@@ -107,6 +107,11 @@ class Cell(Section):
     def compilation(self) -> Literal["none", "block", "model"]:
         """What torch compiles: as the workload says, unless the variant has its own advice."""
         return self.options.get("compile") or self.definition.compile
+
+    @property
+    def groups(self) -> Groups:
+        """The sizes of the groups of GPUs that the strategy's options ask for."""
+        return groups_of(self.options, self.gpus, self.nodes)
 
     @property
     def unsupported(self) -> str | None:

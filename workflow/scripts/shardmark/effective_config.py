@@ -20,12 +20,15 @@ class Collective(Record):
 
     ``bytes`` is the larger of a call's input and output, as nccl-tests count it: the whole tensor
     for an all-reduce, the gathered one for an all-gather, the unreduced one for a reduce-scatter.
+    ``ranks`` is the size of the group that took part; null for the transfers of one process, and in
+    older results, which did not record it.
     """
 
     kind: str
     dtype: str
     calls: Total
     bytes: Total
+    ranks: Total | None = None
 
 
 class EffectiveConfig(Record):
@@ -37,8 +40,8 @@ class EffectiveConfig(Record):
     used in its step. ``loader_workers`` counts those of one replica. ``unit_parameters`` counts the
     parameters in the workload's shard units. ``recomputed_units`` counts the blocks that the
     backward pass of one micro-batch computed again. ``compiled_graphs`` counts the graphs that
-    torch has compiled in the whole process. All three are null in older results, which did not
-    record them.
+    torch has compiled in the whole process. ``shard_ranks`` counts the ranks that share one copy of
+    what is sharded. All four are null in older results, which did not record them.
     """
 
     wrapper: str
@@ -72,6 +75,7 @@ class EffectiveConfig(Record):
     zero_stage: Total
     sharded_units: Total | None
     bucket_bytes: list[Total] | None
+    shard_ranks: Total | None = None
     unit_parameters: Total | None = None
     recomputed_units: Total | None = None
     compiled_graphs: Total | None = None
@@ -81,3 +85,16 @@ class EffectiveConfig(Record):
     def bytes_of(self, kinds: tuple[str, ...]) -> int:
         """Return the bytes that the observed step moved in collectives of these kinds."""
         return sum(one.bytes for one in self.collectives if one.kind in kinds)
+
+    def ranks_of(self, kinds: tuple[str, ...]) -> list[int] | None:
+        """Return the sizes of the groups in which collectives of these kinds moved parameters.
+
+        Groups that move less than a hundredth of the bytes exchange something else, such as a norm
+        or statistics of batch-norm. None if nothing moved, or if the sizes were not recorded.
+        """
+        moved: dict[int, int] = {}
+        for one in self.collectives:
+            if one.kind in kinds and one.ranks is not None:
+                moved[one.ranks] = moved.get(one.ranks, 0) + one.bytes
+        least = sum(moved.values()) / 100
+        return sorted(ranks for ranks, size in moved.items() if size > least) or None

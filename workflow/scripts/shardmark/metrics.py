@@ -238,11 +238,20 @@ class HostUse(Record):
 class ModelState(Record):
     """Bytes of the model's state on one rank: parameters, gradients when the optimizer steps, and
     the optimizer's state with its own copies of parameters.
+
+    ``host_bytes`` is the part of all three that is in host memory while the rank computes on a GPU.
     """
 
     parameters_bytes: Total
     gradients_bytes: Total
     optimizer_state_bytes: Total
+    host_bytes: Total = 0
+
+    @property
+    def device_bytes(self) -> int:
+        """The part that is in the memory of the device that computes."""
+        everything = self.parameters_bytes + self.gradients_bytes + self.optimizer_state_bytes
+        return everything - self.host_bytes
 
 
 class Memory(Record):

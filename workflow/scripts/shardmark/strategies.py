@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shardmark.config.values import Count, Flag, Number
+from shardmark.config.values import Count, Flag, FlagOrGroupSize, GroupSize, Number, TrueOrGroupSize
 from shardmark.lanes import Lane
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -46,6 +46,11 @@ class DdpOptions(Options):
     )
     bucket_cap_mb: Count = Field(25, description="gradient bucket size, MiB")
     static_graph: Flag = Field(False, description="promise DDP that the graph never changes")
+    zero_redundancy: Flag = Field(
+        False,
+        description="torch's ZeroRedundancyOptimizer: each rank updates some of the parameters and "
+        "broadcasts them, so that optimizer state is sharded, as in ZeRO-1",
+    )
     compile: Literal["model"] | None = Field(
         None,
         description="model compiles the whole model after DDP has wrapped it, as torch's "
@@ -64,9 +69,17 @@ class MixedPrecisionOptions(Options):
     reduce_dtype: Dtype = Field("fp32", description="precision in which gradients are reduced")
 
 
+_SHARD_SIZE = Field(
+    None,
+    description="HSDP: GPUs that share one copy of the model's state; gradients are also averaged "
+    "between the copies. node: those of one node; null: all. It must divide the GPU count",
+)
+
+
 class FsdpOptions(MixedPrecisionOptions):
     """FullyShardedDataParallel (FSDP1)."""
 
+    shard_size: GroupSize | None = _SHARD_SIZE
     sharding: Literal["full_shard", "shard_grad_op"] = Field(
         "full_shard", description="full_shard is ZeRO-3-like, shard_grad_op ZeRO-2-like"
     )
@@ -78,7 +91,18 @@ class FsdpOptions(MixedPrecisionOptions):
 class Fsdp2Options(MixedPrecisionOptions):
     """fully_shard (FSDP2)."""
 
-    reshard_after_forward: Flag = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
+    shard_size: GroupSize | None = _SHARD_SIZE
+    reshard_after_forward: FlagOrGroupSize = Field(
+        True,
+        description="true is ZeRO-3-like, false ZeRO-2-like. With a number of GPUs, or node, each "
+        "group of so many keeps a copy from the forward to the backward pass, which gathers within "
+        "the group. It must divide the GPU count, and shard_size if there is one",
+    )
+    offload: Literal["none", "all"] = Field(
+        "none",
+        description="all: parameters, gradients and optimizer state are in host memory, and the "
+        "CPU updates them",
+    )
     compile: Literal["block"] | None = Field(
         None,
         description="block compiles each block before it is sharded, as torch's maintainers "
@@ -97,7 +121,7 @@ class FairscaleOptions(Options):
     )
 
 
-class DeepspeedOptions(Options):
+class _ZeroOptions(Options):
     """DeepSpeed ZeRO, stages 1, 2 and 3."""
 
     gradient_clipping: Annotated[Number, Field(ge=0)] | None = Field(
@@ -143,6 +167,32 @@ class OwnOptions(Options):
     )
 
 
+class DeepspeedOptions(_ZeroOptions):
+    """DeepSpeed ZeRO, stages 1 and 2."""
+
+    offload: Literal["none", "optimizer"] = Field(
+        "none",
+        description="optimizer: optimizer state and gradients are in host memory, and the CPU "
+        "updates the parameters, with torch's optimizer",
+    )
+
+
+class Zero3Options(_ZeroOptions):
+    """DeepSpeed ZeRO, stage 3."""
+
+    reshard_after_forward: TrueOrGroupSize = Field(
+        True,
+        description="with a number of GPUs, or node, each group of so many keeps a copy from the "
+        "first gather of a step to its end, and gathers within the group (DeepSpeed's "
+        "zero_hpz_partition_size). It must divide the GPU count",
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none",
+        description="optimizer: optimizer state and gradients are in host memory, and the CPU "
+        "updates the parameters, with torch's optimizer. all: the parameters' shards too",
+    )
+
+
 class Place(NamedTuple):
     """Where and how a cell is to run.
 
@@ -172,7 +222,49 @@ class Place(NamedTuple):
 Unsupported = Callable[[Mapping[str, Any], Place], str | None]
 
 
+class Groups(NamedTuple):
+    """The sizes of the groups of GPUs that a strategy's options ask for.
+
+    Attributes:
+        shard: GPUs that share one copy of the model's state.
+        reshard: GPUs that keep a copy of the parameters after the forward pass and gather it among
+            themselves; as many as ``shard`` if the option names no group.
+    """
+
+    shard: int
+    reshard: int
+
+
+def groups_of(options: Mapping[str, Any], gpus: int, nodes: int) -> Groups:
+    """Return the sizes of the groups that these options ask for; null asks for all GPUs."""
+
+    def size(wanted: int | str) -> int:
+        return gpus // nodes if isinstance(wanted, str) else wanted
+
+    shard, reshard = options.get("shard_size"), options.get("reshard_after_forward")
+    whole = gpus if shard is None else size(shard)
+    return Groups(whole, whole if reshard is None or isinstance(reshard, bool) else size(reshard))
+
+
 def _runs_everywhere(options: Mapping[str, Any], place: Place) -> None:
+    return None
+
+
+def _groups_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
+    groups = groups_of(options, place.gpus, place.nodes)
+    if min(groups) == 1 < place.gpus:
+        return "a node has one of its GPUs, so groups of one node shard nothing"
+    if place.gpus % groups.shard:
+        counted = "1 GPU" if place.gpus == 1 else f"{place.gpus} GPUs"
+        return (
+            f"its shard_size is {groups.shard}, which does not divide {counted}; it runs at GPU "
+            f"counts that are multiples of {groups.shard}"
+        )
+    if groups.shard % groups.reshard:
+        return (
+            f"its reshard_after_forward is {groups.reshard}, which does not divide the "
+            f"{groups.shard} GPUs that share a copy of the model; choose a divisor, or true"
+        )
     return None
 
 
@@ -201,7 +293,7 @@ def _fsdp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
             f"with param_dtype {options['param_dtype']}, batch-norm stays in fp32 and is sharded "
             "apart from its block; a compiled or checkpointed block must be sharded as a whole"
         )
-    return None
+    return _groups_unsupported(options, place)
 
 
 def _deepspeed_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
@@ -225,7 +317,7 @@ def _zero3_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
         # DeepSpeed 0.19.8 with torch 2.15: a compiled block ends with an AttributeError in a hook;
         # of a compiled model, torch gives up to compile more after eight versions of each hook.
         return "torch.compile cannot trace the hooks with which ZeRO-3 gathers each module"
-    return _deepspeed_unsupported(options, place)
+    return _deepspeed_unsupported(options, place) or _groups_unsupported(options, place)
 
 
 def _fairscale_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
@@ -249,6 +341,7 @@ class StrategySpec(BaseModel):
         gathers: whether parameters travel between ranks in a step.
         shards_units: whether it shards one unit (a block of the model) at a time.
         one_process: whether one process holds all replicas.
+        offloads_collectives: whether ranks exchange tensors in host memory if it offloads them.
         why_unsupported: returns why it cannot run with these options at that place; None if it can.
     """
 
@@ -263,6 +356,7 @@ class StrategySpec(BaseModel):
     gathers: bool = False
     shards_units: bool = False
     one_process: bool = False
+    offloads_collectives: bool = False
     why_unsupported: Unsupported = _runs_everywhere
 
 
@@ -298,6 +392,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="v",
         gathers=True,
         shards_units=True,
+        offloads_collectives=True,
         why_unsupported=_fsdp_unsupported,
     ),
     "fairscale_fsdp": StrategySpec(
@@ -333,7 +428,7 @@ STRATEGIES: dict[str, StrategySpec] = {
     ),
     "deepspeed_zero3": StrategySpec(
         script="train_deepspeed.py",
-        options=DeepspeedOptions,
+        options=Zero3Options,
         label="DeepSpeed ZeRO-3",
         colour="#009E73",
         marker="h",

@@ -227,6 +227,7 @@ def _explain_error(detail: Any) -> str:
             return f"{path}: got {format_value(given)}, which is text; write {plain} without quotes"
         case _:
             rule = detail["msg"].removeprefix("Input ").removeprefix("String ")
+            rule = rule.removeprefix("Value error, ")
             reason = _EXPECTED.get(kind, f"it {rule}")
             return f"{path}: got {format_value(given)}; {reason}"
 
@@ -385,6 +386,7 @@ def _combination_mistakes(
     for name, variant in variants.items():
         if name not in selected or not isinstance(variant, Mapping):
             continue
+        yield from _group_mistakes(f"variants.{name}", variant, matrix)
         for _, workload in _entries(matrix, "workloads", str):
             batch = _section(BatchSize, _mapping(workloads, workload), "batch")
             if variant.get("static_graph") is True and batch and batch.accumulate > 1:
@@ -393,6 +395,21 @@ def _combination_mistakes(
                     f"accumulation (workloads.{workload}.batch.accumulate is {batch.accumulate}); "
                     "leave one of the two out"
                 )
+
+
+def _group_mistakes(
+    path: str, variant: Mapping[str, Any], matrix: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield sizes of groups that divide no GPU count, so that the variant would run nowhere."""
+    counts = [count for _, count in _entries(matrix, "gpus", int)]
+    for option in ("shard_size", "reshard_after_forward"):
+        size = variant.get(option)
+        if type(size) is int and size > 1 and counts and all(count % size for count in counts):
+            yield (
+                f"{path}.{option}: got {size}; it divides none of matrix.gpus "
+                f"({', '.join(map(str, counts))}), so the variant would run nowhere. Choose a "
+                "divisor of one of them, or node for the GPUs of one node"
+            )
 
 
 def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:

@@ -6,9 +6,9 @@ them; if it read a value differently from what the writer meant, an error is bet
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict
+from pydantic import BeforeValidator, Field, Strict
 
 # Counts and seeds reach programs with 32-bit integers; torch seeds its generators from them.
 LARGEST = 2**31 - 1
@@ -16,6 +16,30 @@ LARGEST = 2**31 - 1
 Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST)]
 Seed = Annotated[int, Strict(), Field(ge=0, le=LARGEST)]
 Flag = Annotated[bool, Strict()]
+
+
+def _group_size_or(*flags: bool) -> BeforeValidator:
+    """Accept a group's size or one of these flags.
+
+    The errors of a union are one line for each of its types.
+    """
+    words = ", ".join([*(str(flag).lower() for flag in flags), "node"])
+
+    def require(value: Any) -> Any:
+        if type(value) is int and 2 <= value <= LARGEST:
+            return value
+        if value == "node" or any(value is flag for flag in flags):
+            return value
+        raise ValueError(f"must be {words}, or a whole number of GPUs that is at least 2")
+
+    return BeforeValidator(require)
+
+
+_Group = Annotated[int, Strict(), Field(ge=2, le=LARGEST)] | Literal["node"]
+# A number of GPUs that work together; "node" is those of the cell on one node.
+GroupSize = Annotated[_Group, _group_size_or()]
+TrueOrGroupSize = Annotated[Literal[True] | _Group, _group_size_or(True)]
+FlagOrGroupSize = Annotated[Flag | _Group, _group_size_or(True, False)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 # Measured values. The limits are far beyond any machine; they keep ratios and sums finite.
 Total = Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)]

@@ -28,15 +28,39 @@ def storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
     for tensor in tensors:
         if tensor is None:
             continue
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        memory = local.untyped_storage()
+        memory = _local(tensor).untyped_storage()
         if memory.nbytes():
             found[memory.data_ptr()] = memory.nbytes()
     return found
 
 
+def host_bytes(tensors: Iterable[Tensor | None], device_type: str) -> int:
+    """Return the bytes that were offloaded to host memory by a rank that computes on this device.
+
+    Tensors of one number, such as the optimizer's step counters, are in host memory anyway.
+    """
+    if device_type == "cpu":
+        return 0
+    offloaded = (
+        tensor
+        for tensor in tensors
+        if tensor is not None and tensor.numel() > 1 and _local(tensor).device.type == "cpu"
+    )
+    return sum(storages(offloaded).values())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a DTensor, or the tensor itself."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
 def held(
-    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, gradients_bytes: int
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    gradients_bytes: int,
+    gradients_host_bytes: int,
+    device_type: str,
 ) -> ModelState:
     """Return the state that this process holds between two steps.
 
@@ -46,6 +70,8 @@ def held(
         optimizer: the torch optimizer that steps. If its parameters are not the module's, they are
             copies and count as its state.
         gradients_bytes: bytes of the gradients when it stepped; between steps there are none.
+        gradients_host_bytes: those of them that were offloaded to host memory.
+        device_type: the device that computes, ``cuda`` or ``cpu``.
     """
     module = list(parameters)
     shards = [getattr(parameter, "ds_tensor", None) for parameter in module]
@@ -61,11 +87,17 @@ def held(
         parameters_bytes=sum(whole.values()),
         gradients_bytes=gradients_bytes,
         optimizer_state_bytes=sum(own.values()),
+        host_bytes=gradients_host_bytes
+        + host_bytes([*module, *shards, *stepped, *state], device_type),
     )
 
 
 def predicted(
-    parameters: int, stage: int, ranks: int, bytes_each: tuple[int, int, int]
+    parameters: int,
+    stage: int,
+    ranks: int,
+    bytes_each: tuple[int, int, int],
+    offload: str = "none",
 ) -> ModelState:
     """Return what a rank holds according to ZeRO's formulas.
 
@@ -78,12 +110,20 @@ def predicted(
         ranks: number of ranks that share the shards.
         bytes_each: bytes per parameter of the parameter, its gradient and its optimizer state; in
             the paper 2, 2 and 12.
+        offload: what is in host memory: ``none``, the ``optimizer``'s state with the gradients, or
+            ``all``.
     """
-    parameter, gradient, state = (parameters * size for size in bytes_each)
+    whole = [parameters * size for size in bytes_each]
+    parameter, gradient, state = (
+        -(-size // ranks) if stage >= sharded_from else size
+        for size, sharded_from in zip(whole, (3, 2, 1), strict=True)
+    )
+    host = {"none": 0, "optimizer": gradient + state, "all": parameter + gradient + state}
     return ModelState(
-        parameters_bytes=-(-parameter // ranks) if stage >= 3 else parameter,
-        gradients_bytes=-(-gradient // ranks) if stage >= 2 else gradient,
-        optimizer_state_bytes=-(-state // ranks) if stage >= 1 else state,
+        parameters_bytes=parameter,
+        gradients_bytes=gradient,
+        optimizer_state_bytes=state,
+        host_bytes=host[offload],
     )
 
 

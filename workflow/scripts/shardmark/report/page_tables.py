@@ -158,6 +158,8 @@ def memory_table(cells: pd.DataFrame) -> Table:
         "state_predicted_bytes": "predicted",
         "memory_capacity_bytes": "Capacity",
     }
+    if (cells.state_host_bytes > 0).any():
+        columns["state_host_bytes"] = "Model state in host memory"
     return _medians(cells, "Memory (GiB), medians over runs", columns, 2**-30, [])
 
 

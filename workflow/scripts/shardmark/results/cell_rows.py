@@ -23,7 +23,7 @@ from shardmark.measurement.labels import (
     throttled_periods_pct,
 )
 from shardmark.measurement.validity import names_of_rules, unchecked_rules
-from shardmark.metrics import Device, HostUse, Metrics, ModelState, StepSplit
+from shardmark.metrics import Device, HostUse, Metrics, StepSplit
 from shardmark.quantities import Quantity
 from shardmark.results.matrix import PlannedCell
 
@@ -319,10 +319,17 @@ class CellRow(Section):
         "Memory of the smallest device, bytes.", empty=_NOT_RECORDED
     )
     state_bytes: int | None = column(
-        "Parameters, gradients and optimizer state on the fullest rank, bytes.", empty=_NOT_RECORDED
+        "Parameters, gradients and optimizer state in the memory of the device, on the fullest "
+        "rank, bytes.",
+        empty=_NOT_RECORDED,
     )
     state_predicted_bytes: int | None = column(
         "What ZeRO's formulas predict for state_bytes, bytes.", empty=_NOT_RECORDED
+    )
+    state_host_bytes: int | None = column(
+        "The part of parameters, gradients and optimizer state that is offloaded to host memory, "
+        "on the rank with the most, bytes.",
+        empty=_NOT_RECORDED,
     )
     peak_share_pct: float | None = column(
         "Model FLOPs per second of a GPU, as a share of the peak that the probe measured, %.",
@@ -532,8 +539,10 @@ def _memory_and_peak(metrics: Metrics) -> dict[str, Any]:
     capacities = _all_known(device.memory_total_bytes for device in metrics.devices)
     values: dict[str, Any] = {"memory_capacity_bytes": min(capacities, default=None)}
     if memory := metrics.memory:
-        values["state_bytes"] = max(map(_state, memory.measured), default=None)
-        values["state_predicted_bytes"] = _state(memory.predicted)
+        measured = memory.measured
+        values["state_bytes"] = max((state.device_bytes for state in measured), default=None)
+        values["state_predicted_bytes"] = memory.predicted.device_bytes
+        values["state_host_bytes"] = max((state.host_bytes for state in measured), default=None)
     if metrics.roofs and metrics.devices:
         roofs = metrics.roofs
         name, precision = metrics.devices[0].name, metrics.cell.definition.precision
@@ -544,10 +553,6 @@ def _memory_and_peak(metrics: Metrics) -> dict[str, Any]:
         if promised and roofs.achieved_tflops is not None:
             values["datasheet_share_pct"] = 100 * roofs.achieved_tflops / promised
     return values
-
-
-def _state(state: ModelState) -> int:
-    return state.parameters_bytes + state.gradients_bytes + state.optimizer_state_bytes
 
 
 def _peak(devices: Sequence[Device], key: str) -> int | None:

@@ -170,6 +170,16 @@ def _has_no_state(cell: Cell) -> Exemption | None:
     return None
 
 
+def _shares_nothing(cell: Cell) -> Exemption | None:
+    return Exemption(None, "it shards nothing, or an older result does not say")
+
+
+def _gathers_in_groups(cell: Cell) -> Exemption | None:
+    if cell.base == "deepspeed_zero3" and cell.groups.reshard < cell.gpus:
+        return Exemption(ANY, "ZeRO-3 gathers within a group what it gathered before in the step")
+    return Exemption(None, "it gathers nothing, or an older result does not say")
+
+
 def _has_no_units(cell: Cell) -> Exemption | None:
     if spec_of(cell.base).shards_units:
         return None
@@ -326,6 +336,18 @@ SETTINGS = (
         inherent="it is what sets the strategies apart",
     ),
     Setting(
+        "replicas that share one copy of it",
+        lambda effective: effective.shard_ranks if effective.zero_stage else None,
+        lambda cell: cell.groups.shard,
+        exemption=_shares_nothing,
+    ),
+    Setting(
+        "replicas that gather parameters together",
+        lambda effective: effective.ranks_of(GATHERS),
+        lambda cell: sorted(set(cell.groups)),
+        exemption=_gathers_in_groups,
+    ),
+    Setting(
         "units sharded one at a time",
         lambda effective: effective.sharded_units,
         exemption=_has_no_units,
@@ -340,6 +362,7 @@ SETTINGS = (
         lambda effective: (
             "; ".join(
                 f"{one.calls} {one.kind} {one.dtype}, {one.bytes:,} B"
+                + (f" among {one.ranks}" if one.ranks not in (None, 1) else "")
                 for one in effective.collectives
             )
             or "none"

@@ -88,7 +88,9 @@ def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) ->
         case "ddp":
             compressed = options["comm_hook"] != "none"
             reduced = once.halved(all_of_it=True) if compressed else once
-            return StepVolume(reduced, gathered=Volume.exactly(0))
+            # With it, each rank broadcasts the parameters that it updated.
+            broadcast = options["zero_redundancy"]
+            return StepVolume(reduced, gathered=once if broadcast else Volume.exactly(0))
         case "deepspeed_zero1":
             volume = StepVolume(reduced=once, gathered=once)
         case "deepspeed_zero2":
@@ -129,7 +131,8 @@ def _fully_sharded(cell: Cell, parameters: int, unit_parameters: int | None) -> 
     A unit that reshards after the forward pass is gathered twice per micro-batch. The root unit,
     which holds the parameters outside the blocks, stays gathered until the backward pass ends.
     Between micro-batches FSDP2 always reshards. The other two keep what the forward pass kept,
-    except for FSDP1's root, which reshards with its units.
+    except for FSDP1's root, which reshards with its units. How many ranks gather together does not
+    change the bytes.
     """
     micro_batches, options = cell.definition.batch.accumulate, cell.options
     full_shard = options.get("sharding") == "full_shard"
@@ -144,7 +147,9 @@ def _fully_sharded(cell: Cell, parameters: int, unit_parameters: int | None) -> 
     else:
         share = unit_parameters / parameters
         gathered = Volume.exactly(unit * share + root * (1 - share))
-    reduced = Volume.exactly(1)
+    # Ranks that share a copy reduce all gradients; then each averages its shard over the copies.
+    copies = cell.gpus // cell.groups.shard
+    reduced = Volume.exactly(1 if copies == 1 else 1 + 1 / cell.groups.shard)
     if options.get("reduce_dtype", "fp32") != "fp32":
         reduced = reduced.halved(all_of_it=True)
     if options.get("param_dtype", "fp32") != "fp32":

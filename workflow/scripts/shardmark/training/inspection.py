@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shardmark.effective_config import GATHERS, REDUCTIONS, Collective, EffectiveConfig
-from shardmark.measurement.model_state import storages
+from shardmark.measurement.model_state import host_bytes, storages
 from shardmark.optimizers import GROUP_SETTINGS
 from shardmark.training.strategy import Strategy, Task
 from shardmark.workload.data import TrainingData
@@ -80,6 +80,7 @@ class StepObserver:
     Attributes:
         optimizer: the torch optimizer that stepped; None if none did.
         gradients_bytes: size of the gradients when it stepped, the optimizer's and the module's.
+        gradients_host_bytes: those of them that are in host memory, away from the device.
         operand_bytes: bytes that the operations read and wrote, without collectives. Each operand
             of each operation counts once, as if nothing were cached or fused.
         clipping: the norm or value that torch's clipping, or the module's, was called with; 0.0
@@ -93,7 +94,7 @@ class StepObserver:
         self.optimizer: Optimizer | None = None
         self.settings: dict[str, Any] = {}
         self.learning_rate: float | None = None
-        self.gradients_bytes = 0
+        self.gradients_bytes = self.gradients_host_bytes = 0
         self.operand_bytes = 0
         self.clipping = 0.0
         self.recomputed = 0
@@ -101,8 +102,9 @@ class StepObserver:
         self.buffers_broadcast = False
         self.seen: dict[str, set[str]] = {name: set() for name in _SETS}
         self.tf32_matmul = self.tf32_convolution = False
-        self._calls: Counter[tuple[str, str]] = Counter()
-        self._bytes: Counter[tuple[str, str]] = Counter()
+        # By kind, data type and number of ranks.
+        self._calls: Counter[tuple[str, str, int | None]] = Counter()
+        self._bytes: Counter[tuple[str, str, int | None]] = Counter()
         self._parameters: list[nn.Parameter] = []
         self._buffers: list[Tensor] = []
 
@@ -130,8 +132,8 @@ class StepObserver:
             stack.enter_context(_Operations(self))
             yield
 
-    def note_collective(self, kind: str, tensors: list[Tensor]) -> None:
-        """Count a call that moves these tensors, once per data type.
+    def note_collective(self, kind: str, tensors: list[Tensor], ranks: int | None = None) -> None:
+        """Count a call that moves these tensors among so many ranks, once per data type.
 
         Integers, such as batch-norm's counter, are not listed as data types of gathers and
         reductions: they have no precision to lose.
@@ -139,8 +141,8 @@ class StepObserver:
         part = "gather" if kind in GATHERS else "reduction" if kind in REDUCTIONS else None
         for dtype in {tensor.dtype for tensor in tensors}:
             alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-            self._calls[kind, _name(dtype)] += 1
-            self._bytes[kind, _name(dtype)] += _nbytes(alike)
+            self._calls[kind, _name(dtype), ranks] += 1
+            self._bytes[kind, _name(dtype), ranks] += _nbytes(alike)
             numbers = sum(tensor.numel() for tensor in alike)
             if part and dtype.is_floating_point and numbers > 1:
                 self.seen[part].add(_name(dtype))
@@ -152,8 +154,8 @@ class StepObserver:
     def collectives(self) -> list[Collective]:
         """The collectives that were counted, largest bytes first."""
         return [
-            Collective(kind=kind, dtype=dtype, calls=self._calls[kind, dtype], bytes=size)
-            for (kind, dtype), size in self._bytes.most_common()
+            Collective(kind=key[0], dtype=key[1], calls=self._calls[key], bytes=size, ranks=key[2])
+            for key, size in self._bytes.most_common()
         ]
 
     def _note_in_process(self, kind: str, arguments: dict[str, Any]) -> None:
@@ -199,6 +201,7 @@ class StepObserver:
         gradients = [parameter.grad for parameter in [*owned, *self._parameters]]
         self.seen["gradient"] |= {_name(grad.dtype) for grad in gradients if grad is not None}
         self.gradients_bytes = sum(storages(gradients).values())
+        self.gradients_host_bytes = host_bytes(gradients, self.device_type)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # One-element tensors are torch's step counters, which may be on any device.
@@ -223,7 +226,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             moved = [_tensors(part) for part in (*args, output)]
             largest = max(moved, key=_nbytes)
             if kind and largest:
-                self._observer.note_collective(kind, largest)
+                self._observer.note_collective(kind, largest, _ranks_in((args, kwargs)))
         elif not func.is_view and not name.startswith(_ALLOCATIONS):
             operands = _tensors((args, kwargs, output))
             self._observer.operand_bytes += _nbytes(operands)
@@ -330,6 +333,14 @@ def _observe_calls(
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _ranks_in(arguments: Any) -> int | None:
+    """The size of the process group among a collective's arguments."""
+    for leaf in tree_leaves(arguments):
+        if isinstance(leaf, torch.ScriptObject) and "ProcessGroup" in str(leaf._type()):
+            return dist.ProcessGroup.unbox(leaf).size()
+    return None
 
 
 def _nbytes(tensors: list[Tensor]) -> int:

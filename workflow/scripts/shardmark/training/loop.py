@@ -371,17 +371,25 @@ class CellTraining:
         """The parameter count, and the bytes of the model's state, predicted and measured."""
         mine = None
         if observer.optimizer is not None:
-            parameters = self.strategy.module.parameters()
-            mine = held(parameters, observer.optimizer, observer.gradients_bytes)
+            mine = held(
+                self.strategy.module.parameters(),
+                observer.optimizer,
+                observer.gradients_bytes,
+                observer.gradients_host_bytes,
+                observer.device_type,
+            )
         at_rest = None
         if self.runtime.device.type == "cuda":
             at_rest = torch.cuda.memory_allocated(self.runtime.device)
         everyone = self._gather((mine, at_rest))
         stage, each = settings.zero_stage, float32_bytes(self.cell.definition.optimizer)
+        offload = "none"
+        if self.runtime.device.type == "cuda":
+            offload = self.cell.options.get("offload", "none")
         return Memory(
             parameters=cost.parameters,
             zero_stage=stage,
-            predicted=predicted(cost.parameters, stage, self.cell.processes, each),
+            predicted=predicted(cost.parameters, stage, settings.shard_ranks or 1, each, offload),
             measured=[state for state, _ in everyone if state],
             at_rest_bytes=[size for _, size in everyone],
         )

@@ -92,8 +92,10 @@ def start_runtime(cell: Cell) -> Runtime:
     else:
         device = torch.device("cpu")
     backend = "nccl" if cell.device == "cuda" and not shared else "gloo"
+    # Clipping and saving then communicate tensors in host memory, too.
+    offloads = spec_of(cell.base).offloads_collectives and cell.options["offload"] != "none"
     dist.init_process_group(
-        backend,
+        "cpu:gloo,cuda:nccl" if backend == "nccl" and offloads else backend,
         # A single process needs no rendezvous, so it uses no port.
         store=dist.HashStore() if world == 1 else None,  # type: ignore[attr-defined]
         rank=rank,

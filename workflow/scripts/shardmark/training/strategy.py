@@ -163,6 +163,7 @@ class Strategy(ABC):
             "loss_scale": self.scaler.get_scale() if self.scaler.is_enabled() else None,
             "accumulate": self.accumulate,
             "zero_stage": 0,
+            "shard_ranks": 1,
             "sharded_units": None,
             "bucket_bytes": None,
             "buffers_broadcast": False,
