@@ -64,7 +64,13 @@ def skip_without_gpus(count: int) -> None:
 
 
 def case_of(strategy: str, ranks: int, **changes: Any) -> ParityCase:
-    """A case with momentum, weight decay, augmentation and dropout; ``changes`` to its workload."""
+    """A case with momentum, weight decay, augmentation and dropout.
+
+    Args:
+        strategy: a strategy, or one of VARIANTS.
+        ranks: the number of replicas.
+        **changes: the keys of the workload that differ; None removes a key.
+    """
     workload: dict[str, Any] = {
         "model": {"name": "resnet8", "hidden_units": 32, "dropout": 0.3},
         "dataset": {"name": "synthetic", "train_images": 4096, "augment": True},
@@ -81,7 +87,7 @@ def case_of(strategy: str, ranks: int, **changes: Any) -> ParityCase:
             "gpus": [1, 2, 3, 4],
             "seeds": [0],
         },
-        "workloads": {"w": workload},
+        "workloads": {"w": {key: value for key, value in workload.items() if value is not None}},
         "variants": VARIANTS,
         "cluster": {"device": DEVICE},
     }

@@ -46,6 +46,9 @@ class Ddp(Strategy):
             bucket_cap_mb=options["bucket_cap_mb"],
             static_graph=options["static_graph"],
             gradient_as_bucket_view=True,
+            # Costs a walk over the graph in each step, so only where the model needs it. A static
+            # graph finds unused parameters by itself.
+            find_unused_parameters=bool(task.uses.unused) and not options["static_graph"],
             **_BUFFERS_STAY,
         )
         if options["comm_hook"] != "none":
@@ -80,6 +83,7 @@ class Ddp(Strategy):
                 "bucket_cap_mb": self.module.bucket_bytes_cap / 2**20,
                 "gradient_as_bucket_view": self.module.gradient_as_bucket_view,
                 "static_graph": self.module.static_graph,
+                "find_unused_parameters": self.module.find_unused_parameters,
                 "comm_hook": logged.get("comm_hook", "none"),
                 "optimizer_wrapper": type(self.optimizer).__name__ if sharded else "none",
             },

@@ -34,8 +34,11 @@ class FairscaleFsdp(Strategy):
             fairscale_gloo.allow_cpu()
         self.settings = {
             "reshard_after_forward": task.cell.options["reshard_after_forward"],
-            # One flat parameter would mix a block's norms and biases with its matrices.
-            "flatten_parameters": task.cell.definition.optimizer.decay == "all",
+            # One flat parameter would mix a block's norms and biases with its matrices, or what is
+            # trained with what is frozen.
+            "flatten_parameters": (
+                task.cell.definition.optimizer.decay == "all" and not task.uses.frozen
+            ),
             "compute_device": self.device,
             "state_dict_device": torch.device("cpu"),
         }
@@ -74,7 +77,15 @@ class FairscaleFsdp(Strategy):
         return nullcontext() if last else cast(Any, self.module).no_sync()
 
     def full_state_dict(self) -> StateDict:
-        """The parameters and buffers, gathered on every rank."""
+        """The parameters and buffers, gathered on every rank.
+
+        After a backward pass, FairScale 0.4.13 frees the parameters of a unit one by one, but not
+        those that are frozen. It then refuses to gather the unit again.
+        """
+        for part in self.module.modules():
+            if isinstance(part, FullyShardedDataParallel) and part._is_root is not None:
+                part._free_full_params()
+                part._use_fp32_param_shard()
         return unwrap_state(self.module.state_dict())
 
     def effective_config(self) -> dict[str, Any]:

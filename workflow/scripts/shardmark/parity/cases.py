@@ -6,6 +6,7 @@ from shardmark.cells import Cell, ParityCase
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.workload.built_in import make_workload
+from shardmark.workload.parameter_uses import ParameterUses, parameter_uses
 from shardmark.workload.precision import AUTOCAST_DTYPES
 
 STEPS_PER_EPOCH = 4
@@ -46,7 +47,13 @@ def surrogate_cell(case: ParityCase, precision: str) -> Cell:
 
 def surrogate_name_of(case: ParityCase) -> str:
     """A description of the case's surrogate, in words."""
-    return make_workload(case.cell.definition).surrogate_name
+    name = make_workload(case.cell.definition).surrogate_name
+    habits = {kind: names for kind, names in _surrogate_uses(case)._asdict().items() if names}
+    counts = ", ".join(
+        f"{len(names)} {kind}{' and not compared' if kind == 'unused' else ''}"
+        for kind, names in habits.items()
+    )
+    return f"{name}; parameters: {counts}" if counts else name
 
 
 def real_model_cell(case: ParityCase) -> Cell | None:
@@ -101,12 +108,15 @@ def oracle_of(case: ParityCase, precision: str) -> str:
     return name_of_oracle(precision, low_parameters=low)
 
 
-def ties_weights(case: ParityCase) -> bool:
-    """Whether a parameter of the model is used by more than one module."""
+def uses_weights_twice(case: ParityCase) -> bool:
+    """Whether a parameter of the model is used more than once in a forward pass."""
+    uses = _surrogate_uses(case)
+    return bool(uses.tied or uses.reused)
+
+
+def _surrogate_uses(case: ParityCase) -> ParameterUses:
     workload = make_workload(surrogate_cell(case, "fp32").definition)
-    model = workload.outline(case.cell.seed, surrogate=True)
-    uses = list(model.named_parameters(remove_duplicate=False))
-    return len(uses) > len(list(model.parameters()))
+    return parameter_uses(workload, surrogate=True)
 
 
 def low_parameters(case: ParityCase) -> bool:

@@ -102,7 +102,7 @@ def _train(
     driven.train()
     losses: list[float] = []
     outline = workload.outline(cell.seed, surrogate=surrogate)
-    names = {name for name, _ in outline.named_parameters()}
+    names = {name for name, _ in outline.named_parameters()} - driven.task.uses.unused
     del outline
 
     def weights() -> dict[str, Tensor]:

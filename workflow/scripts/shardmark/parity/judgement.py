@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmark.cells import ParityCase
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
-from shardmark.parity.cases import UNCLIPPED, low_parameters, oracle_of, ties_weights
+from shardmark.parity.cases import UNCLIPPED, low_parameters, oracle_of, uses_weights_twice
 from shardmark.parity.deviations import deviation, summary_difference
 from shardmark.parity.oracle import Trajectory
 
@@ -116,7 +116,7 @@ def rounds_elsewhere(case: ParityCase) -> bool:
     accumulates = cell.definition.batch.accumulate > 1
     if cell.base == "fsdp":
         return accumulates or cell.definition.batchnorm_statistics != "none"
-    return accumulates and ties_weights(case)
+    return accumulates and uses_weights_twice(case)
 
 
 def judge_real_model(

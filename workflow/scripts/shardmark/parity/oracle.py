@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -52,7 +52,9 @@ class Trajectory:
 
     Attributes:
         losses: mean loss over the global batch, one per step that changed weights.
-        initial: parameters by name, on the CPU, before the first step.
+        initial: parameters by name, on the CPU, before the first step; without those on which the
+            loss does not depend. FSDP1, FairScale and DeepSpeed give these a gradient of zero, so
+            that weight decay shrinks them; other strategies and plain torch leave them alone.
         after_first_update: the same after the first step.
         final: the same at the end.
     """
@@ -73,6 +75,7 @@ def run_oracle(
     order: SummationOrder = "natural",
     *,
     low_parameters: bool = False,
+    unused: Collection[str] = (),
 ) -> Trajectory:
     """Train a cell for ``steps`` steps on ``rows``, without any distribution.
 
@@ -86,6 +89,7 @@ def run_oracle(
         order: the order of the sums; any order but natural serves to measure rounding.
         low_parameters: compute with parameters and inputs rounded to the low precision, as FSDP's
             mixed precision does, instead of under autocast.
+        unused: names of parameters on which the loss does not depend.
     """
     definition = cell.definition
     set_math_mode(definition.precision)
@@ -97,7 +101,7 @@ def run_oracle(
     rows = tuple(part.to(device) for part in rows)
     per_epoch = len(rows[0]) // cell.global_batch_size
     losses: list[float] = []
-    initial = updated = _parameters(model)
+    initial = updated = _parameters(model, unused)
     for step in range(steps):
         epoch, step_in_epoch = divmod(step, per_epoch)
         shuffled = epoch_order(cell.seed, epoch, len(rows[0])).to(device)
@@ -140,8 +144,8 @@ def run_oracle(
 
         losses.append(taken_until_it_updates(take))
         if step == 0:
-            updated = _parameters(model)
-    return Trajectory(losses, initial, updated, _parameters(model))
+            updated = _parameters(model, unused)
+    return Trajectory(losses, initial, updated, _parameters(model, unused))
 
 
 class RoundedCopy:
@@ -216,5 +220,9 @@ def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tens
     return passes
 
 
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.named_parameters()}
+def _parameters(model: nn.Module, unused: Collection[str]) -> dict[str, Tensor]:
+    return {
+        name: value.detach().cpu().clone()
+        for name, value in model.named_parameters()
+        if name not in unused
+    }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from shardmark.cells import Cell, ParityCase
 from shardmark.metrics import Deviation
@@ -28,6 +27,7 @@ from shardmark.parity.oracle import (
 )
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.contract import Contract
+from shardmark.workload.parameter_uses import parameter_uses
 from shardmark.workload.precision import AUTOCAST_DTYPES
 
 # Other orders of the same sums; the largest difference that they cause is the noise floor.
@@ -49,7 +49,7 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
     for precision in precisions_of(case):
         cell = surrogate_cell(case, precision)
         workload = make_workload(cell.definition)
-        runs = _runs_of(precision, cell, workload, workload.surrogate, case.gate.steps, device)
+        runs = _runs_of(precision, cell, workload, case.gate.steps, device, surrogate=True)
         oracles |= {name: _oracle_and_floor(run) for name, run in runs}
     exact = oracles["fp32"]["trajectory"]
     for oracle in oracles.values():
@@ -64,8 +64,8 @@ def _real_oracles(case: ParityCase, device: torch.device) -> dict[str, Any] | No
     workload = make_workload(cell.definition)
 
     def runs(cell: Cell) -> Iterator[tuple[str, OracleRun]]:
-        precision, build = cell.definition.precision, workload.build_model
-        return _runs_of(precision, cell, workload, build, REAL_MODEL_STEPS, device)
+        precision = cell.definition.precision
+        return _runs_of(precision, cell, workload, REAL_MODEL_STEPS, device, surrogate=False)
 
     oracles = {name: _summary_and_floor(run) for name, run in runs(cell)}
     definition = cell.definition.model_copy(update={"precision": "fp32"})
@@ -80,12 +80,15 @@ def _runs_of(
     name: str,
     cell: Cell,
     workload: Contract[Any],
-    build: Callable[[int], nn.Module],
     steps: int,
     device: torch.device,
+    *,
+    surrogate: bool,
 ) -> Iterator[tuple[str, OracleRun]]:
     """The oracles of a cell: under autocast, and with low parameters where the precision is low."""
     rows = workload.rows(Path(cell.data_dir), train=True)
+    build = workload.surrogate if surrogate else workload.build_model
+    unused = parameter_uses(workload, surrogate=surrogate).unused
     precision = cell.definition.precision
     for low_parameters in (False, True) if precision in AUTOCAST_DTYPES else (False,):
         run = functools.partial(
@@ -97,6 +100,7 @@ def _runs_of(
             steps,
             device,
             low_parameters=low_parameters,
+            unused=unused,
         )
         yield name_of_oracle(name, low_parameters=low_parameters), run
 

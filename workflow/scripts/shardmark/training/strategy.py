@@ -16,6 +16,7 @@ from shardmark.training.runtime import Runtime
 from shardmark.workload.blocks import plain_name
 from shardmark.workload.contract import Contract, Inputs
 from shardmark.workload.materialising import Fill, Materialiser
+from shardmark.workload.parameter_uses import ParameterUses
 from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler
 
 StateDict = dict[str, Tensor]
@@ -35,6 +36,7 @@ class Task:
         fill: fills them; None if they have their values.
         build_optimizer: builds the workload's optimizer for a network, sharded or not.
         shard_units: returns the modules of a built network that are gathered one by one.
+        uses: the parameters that the network shares, leaves out or does not train.
     """
 
     cell: Cell
@@ -44,6 +46,7 @@ class Task:
     fill: Fill | None
     build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     shard_units: Callable[[nn.Module], list[nn.Module]]
+    uses: ParameterUses
 
     def materialiser(self, outline: nn.Module) -> Materialiser:
         """What puts the parts of the outline on this process's device, with their values."""
