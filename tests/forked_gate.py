@@ -22,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 import run_parity
+from parity_cases import oracle_file
 from shardmark.cells import ParityCase
 from shardmark.launching.rank import main as rank_main
 from shardmark.parity.oracles import make_oracles
@@ -58,10 +59,9 @@ def strategy_of(script: str) -> type[Strategy]:
 def verdict(case: ParityCase, script: str | None, folder: Path) -> dict[str, object]:
     """The gate's verdict on one case."""
     cell = case.cell
-    like = cell.model_copy(update={"strategy": "", "base": "ddp", "options": {}})
-    oracle = folder / f"{case.model_copy(update={'cell': like}).fingerprint()}.pt"
+    oracle = oracle_file(case, folder)
     if not oracle.exists():
-        run_forks(1, lambda rank: write_plain(make_oracles(case, torch.device("cpu")), oracle))
+        run_forks(1, lambda rank: write_plain(make_oracles([case], torch.device("cpu")), oracle))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         file = Path(scratch, "case.json")
         file.write_text(case.model_dump_json(by_alias=True))

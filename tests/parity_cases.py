@@ -94,12 +94,16 @@ def case_of(strategy: str, ranks: int, **changes: Any) -> ParityCase:
     return parity_case(load(raw, ROOT), "w", strategy, ranks)
 
 
+def oracle_file(case: ParityCase, folder: Path) -> Path:
+    """The file of a case's oracle; cases that differ in nothing but the strategy may share it."""
+    like = case.cell.model_copy(update={"strategy": "", "base": "ddp", "options": {}})
+    name = case.model_copy(update={"cell": like}).fingerprint()
+    return folder / f"{name}_{case.rounding.replace(' ', '_')}.pt"
+
+
 def make_oracle(case: ParityCase, folder: Path) -> Path:
     """The oracle of a case, by its own script, made once for equal cases."""
-    like = case.model_copy(
-        update={"cell": case.cell.model_copy(update={"strategy": "", "base": "ddp", "options": {}})}
-    )
-    target = folder / f"{like.fingerprint()}.pt"
+    target = oracle_file(case, folder)
     if not target.exists():
         script = ROOT / "workflow/scripts/make_oracle.py"
         arguments = [*oracle_arguments(case), "--output", str(target)]

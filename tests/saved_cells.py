@@ -34,16 +34,19 @@ def oracle_arguments(case: ParityCase) -> list[str]:
 
 
 def _config_of(cell: Cell, gate: ParityGate) -> Config:
+    plain = cell.strategy == cell.base
+    variants = {} if plain else {cell.strategy: {"base": cell.base} | cell.options}
     return Config.model_validate(
         {
             "run": cell.run,
             "matrix": {
                 "workloads": [cell.workload],
-                "strategies": [cell.base],
+                "strategies": [cell.strategy],
                 "gpus": [cell.gpus],
                 "seeds": [cell.seed],
             },
             "workloads": {cell.workload: cell.definition},
+            "variants": variants,
             "cluster": {"device": cell.device, "gpus_per_node": cell.gpus_per_node},
             "site": cell.site.model_dump(),
             "data": {"dir": cell.data_dir},

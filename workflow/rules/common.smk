@@ -13,7 +13,7 @@ from snakemake.utils import update_config
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from shardmark.cells import batch_searches_of, cells_of, parity_case, start_order
+from shardmark.cells import batch_searches_of, cells_of, oracle_cases, parity_case, start_order
 from shardmark.codebase import (
     STAMP,
     code_of_cell,

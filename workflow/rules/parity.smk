@@ -15,6 +15,12 @@ def oracle_sha256_at(wildcards):
     return parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks)).fingerprint()
 
 
+def roundings_at(wildcards):
+    """Where the strategies round weights; each place takes an oracle of its own."""
+    cases = oracle_cases(CONFIG, wildcards.workload, int(wildcards.ranks))
+    return sorted({case.rounding for case in cases})
+
+
 def oracle_code_at(wildcards):
     return code_sha256(code_of_oracle(CONFIG.workloads[wildcards.workload]))
 
@@ -67,6 +73,7 @@ rule make_oracle:
         slurm_extra=lambda wildcards: GATE_EXTRA,
     params:
         case=oracle_sha256_at,
+        roundings=roundings_at,
         code=oracle_code_at,
     shell:
         "{OWN_THREADS} {PYTHON:q} {SCRIPTS:q}/make_oracle.py --config {CONFIG_FILE:q}"

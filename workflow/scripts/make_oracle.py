@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from shardmark.cells import parity_case
+from shardmark.cells import oracle_cases
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.launching.site import enter
@@ -28,12 +28,11 @@ def main() -> None:
     arguments = parser.parse_args()
     # The same value as the launcher sets for the ranks; it is read when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # The oracle does not depend on the strategy; ddp is used because it runs at any replica count.
-    case = parity_case(arguments.config, arguments.workload, "ddp", arguments.ranks)
-    cell = case.cell
+    cases = oracle_cases(arguments.config, arguments.workload, arguments.ranks)
+    cell = cases[0].cell
     folders = [arguments.output.parent, Path(cell.data_dir)]
     enter(cell.site, cuda=cell.device == "cuda", folders=folders)
-    oracles = make_oracles(case, torch.device(case.cell.device))
+    oracles = make_oracles(cases, torch.device(cell.device))
     write_plain(oracles, arguments.output)
     real = oracles.pop("real") or {}
     for name, oracle in oracles.items():

@@ -224,6 +224,11 @@ def start_order(config: Config) -> dict[tuple[str, str, int, int], int]:
     return order
 
 
+# Where low precision rounds weights: under autocast, once in a forward pass or at each use of a
+# weight; or all parameters before it.
+Rounding = Literal["autocast", "each use", "parameters"]
+
+
 class ParityCase(Section):
     """One run of the parity gate: a strategy of the matrix at one replica count."""
 
@@ -237,6 +242,24 @@ class ParityCase(Section):
         return Path("results", cell.run, "parity", cell.workload, cell.strategy) / (
             f"ranks{cell.gpus}.json"
         )
+
+    @property
+    def rounding(self) -> Rounding:
+        """Where the strategy rounds weights to the timed precision, as far as planning can know.
+
+        Autocast keeps the rounded weight for other uses in the same forward pass only if the weight
+        is a leaf of autograd's graph. Then their gradients are added in low precision. A view of a
+        flat parameter is no leaf, nor is a replica's copy, so each use rounds it anew and their
+        gradients are added in float32.
+        """
+        cell = self.cell
+        if cell.definition.precision not in ("bf16", "fp16"):
+            return "autocast"
+        if cell.options.get("param_dtype", "fp32") != "fp32":
+            return "parameters"
+        flat = cell.base == "fairscale_fsdp" and cell.definition.optimizer.decay == "all"
+        copied = cell.base == "dp" and cell.gpus > 1
+        return "each use" if flat or copied or cell.base == "fsdp" else "autocast"
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the verdict, without the run's name and the folder of the data.
@@ -253,6 +276,14 @@ def parity_case(config: Config, workload: str, strategy: str, ranks: int) -> Par
     return ParityCase(
         cell=cell_of(config, workload, strategy, ranks, config.parity.seed), gate=config.parity
     )
+
+
+def oracle_cases(config: Config, workload: str, ranks: int) -> list[ParityCase]:
+    """Return the gate's cases that share an oracle: the strategies that can run."""
+    cases = [
+        parity_case(config, workload, strategy, ranks) for strategy in config.matrix.strategies
+    ]
+    return [case for case in cases if not case.cell.unsupported]
 
 
 # Largest micro-batch that is tried on GPUs; largest_batch.most can change it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, Rounding
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.workload.built_in import make_workload
@@ -98,14 +98,26 @@ def _gate_cell(cell: Cell, precision: str, batch: int, *, surrogate: bool) -> Ce
     )
 
 
-def oracle_of(case: ParityCase, precision: str) -> str:
-    """The name of the oracle that rounds where the case's strategy does in this precision.
+def rounding_of(case: ParityCase, precision: str) -> Rounding:
+    """Where the oracle must round weights to round where the case's strategy does.
 
     Under autocast, the parameters of an embedding or a norm stay in float32. A low ``param_dtype``
     rounds them all, so that a whole forward pass differs.
     """
-    low = precision in AUTOCAST_DTYPES and low_parameters(case)
-    return name_of_oracle(precision, low_parameters=low)
+    rounding = case.rounding
+    if precision not in AUTOCAST_DTYPES:
+        return "autocast"
+    if rounding == "each use":
+        uses = _surrogate_uses(case)
+        # FairScale does not flatten parameters if some are frozen.
+        flat = case.cell.base != "fairscale_fsdp" or not uses.frozen
+        return "each use" if flat and (uses.tied or uses.reused) else "autocast"
+    return rounding
+
+
+def oracle_of(case: ParityCase, precision: str) -> str:
+    """The name of the oracle that rounds where the case's strategy does in this precision."""
+    return name_of_oracle(precision, rounding_of(case, precision))
 
 
 def uses_weights_twice(case: ParityCase) -> bool:
@@ -119,11 +131,6 @@ def _surrogate_uses(case: ParityCase) -> ParameterUses:
     return parameter_uses(workload, surrogate=True)
 
 
-def low_parameters(case: ParityCase) -> bool:
-    """Whether the strategy computes with parameters that it rounds to the timed precision."""
-    return bool(case.cell.options.get("param_dtype", "fp32") != "fp32")
-
-
-def name_of_oracle(precision: str, *, low_parameters: bool) -> str:
-    """The name of an oracle, by the precision and by what it rounds."""
-    return f"{precision} parameters" if low_parameters else precision
+def name_of_oracle(precision: str, rounding: Rounding) -> str:
+    """The name of an oracle, by the precision and by where it rounds weights."""
+    return precision if rounding == "autocast" else f"{precision} {rounding}"

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from shardmark.cells import Cell
+from shardmark.cells import Cell, Rounding
 from shardmark.training.updates import taken_until_it_updates
 from shardmark.workload.contract import Contract, Rows
 from shardmark.workload.data import epoch_order
@@ -74,7 +74,7 @@ def run_oracle(
     device: torch.device,
     order: SummationOrder = "natural",
     *,
-    low_parameters: bool = False,
+    rounding: Rounding = "autocast",
     unused: Collection[str] = (),
 ) -> Trajectory:
     """Train a cell for ``steps`` steps on ``rows``, without any distribution.
@@ -87,14 +87,14 @@ def run_oracle(
         steps: number of optimizer steps, over as many epochs as they need.
         device: where to compute.
         order: the order of the sums; any order but natural serves to measure rounding.
-        low_parameters: compute with parameters and inputs rounded to the low precision, as FSDP's
-            mixed precision does, instead of under autocast.
+        rounding: where a low precision rounds weights. "parameters" computes with parameters and
+            inputs in low precision, as FSDP's mixed precision does, instead of under autocast.
         unused: names of parameters on which the loss does not depend.
     """
     definition = cell.definition
     set_math_mode(definition.precision)
     model = build_model().to(device).train()
-    low_dtype = AUTOCAST_DTYPES[definition.precision] if low_parameters else None
+    low_dtype = AUTOCAST_DTYPES[definition.precision] if rounding == "parameters" else None
     rounded = RoundedCopy(model, low_dtype) if low_dtype else None
     optimizer = build_optimizer(model, definition.optimizer, 0.0)
     scaler = grad_scaler(definition.precision, device)
@@ -123,7 +123,9 @@ def run_oracle(
             terms = sum(map(workload.terms, batches)) / cell.gpus
             for inputs in batches:
                 if rounded is None:
-                    with autocast(definition.precision, device.type):
+                    with autocast(
+                        definition.precision, device.type, keep_weights=rounding != "each use"
+                    ):
                         loss = workload.loss(model, inputs) / terms
                 else:
                     loss = workload.loss(rounded.refresh(), inputs) / terms

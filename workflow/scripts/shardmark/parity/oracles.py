@@ -1,21 +1,22 @@
-"""The oracles of a case, one for each way to round, and the noise of each."""
+"""The oracles of cases, one for each way to round, and the noise of each."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, Rounding
 from shardmark.metrics import Deviation
 from shardmark.parity.cases import (
     REAL_MODEL_STEPS,
     name_of_oracle,
     precisions_of,
     real_model_cell,
+    rounding_of,
     surrogate_cell,
 )
 from shardmark.parity.deviations import deviation, summary_difference, summary_of, worst
@@ -26,17 +27,19 @@ from shardmark.parity.oracle import (
     run_oracle,
 )
 from shardmark.workload.built_in import make_workload
-from shardmark.workload.contract import Contract
 from shardmark.workload.parameter_uses import parameter_uses
-from shardmark.workload.precision import AUTOCAST_DTYPES
 
 # Other orders of the same sums; the largest difference that they cause is the noise floor.
 OTHER_ORDERS: tuple[SummationOrder, ...] = ("replicas_reversed", "samples_reversed")
 OracleRun = Callable[[SummationOrder], Trajectory]
 
 
-def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
-    """Train the oracles of a case and measure their noise floors.
+def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str, Any]:
+    """Train the oracles of cases and measure their noise floors.
+
+    Args:
+        cases: strategies of one workload at one replica count.
+        device: where to compute.
 
     Returns:
         by the name of the oracle (``oracle_of``) ``{"trajectory": Trajectory, "floor": Deviation,
@@ -45,64 +48,63 @@ def make_oracles(case: ParityCase, device: torch.device) -> dict[str, Any]:
         by the same names, or None.
     """
     compute_alike()
+    case = cases[0]
     oracles: dict[str, Any] = {}
     for precision in precisions_of(case):
-        cell = surrogate_cell(case, precision)
-        workload = make_workload(cell.definition)
-        runs = _runs_of(precision, cell, workload, case.gate.steps, device, surrogate=True)
-        oracles |= {name: _oracle_and_floor(run) for name, run in runs}
+        run = _runner(surrogate_cell(case, precision), case.gate.steps, device, surrogate=True)
+        oracles |= {
+            name_of_oracle(precision, rounding): _oracle_and_floor(run(rounding))
+            for rounding in _roundings(cases, precision)
+        }
     exact = oracles["fp32"]["trajectory"]
     for oracle in oracles.values():
         oracle["rounding"] = deviation(oracle["trajectory"], exact)
-    return oracles | {"real": _real_oracles(case, device)}
+    return oracles | {"real": _real_oracles(cases, device)}
 
 
-def _real_oracles(case: ParityCase, device: torch.device) -> dict[str, Any] | None:
-    cell = real_model_cell(case)
+def _roundings(cases: Sequence[ParityCase], precision: str) -> list[Rounding]:
+    """The ways to round that some case needs; each once."""
+    return sorted({rounding_of(case, precision) for case in cases})
+
+
+def _real_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str, Any] | None:
+    cell = real_model_cell(cases[0])
     if cell is None:
         return None
-    workload = make_workload(cell.definition)
-
-    def runs(cell: Cell) -> Iterator[tuple[str, OracleRun]]:
-        precision = cell.definition.precision
-        return _runs_of(precision, cell, workload, REAL_MODEL_STEPS, device, surrogate=False)
-
-    oracles = {name: _summary_and_floor(run) for name, run in runs(cell)}
+    precision = cell.definition.precision
+    run = _runner(cell, REAL_MODEL_STEPS, device, surrogate=False)
+    oracles = {
+        name_of_oracle(precision, rounding): _summary_and_floor(run(rounding))
+        for rounding in _roundings(cases, precision)
+    }
     definition = cell.definition.model_copy(update={"precision": "fp32"})
-    _, run_exact = next(runs(cell.model_copy(update={"definition": definition})))
+    exact_cell = cell.model_copy(update={"definition": definition})
+    run_exact = _runner(exact_cell, REAL_MODEL_STEPS, device, surrogate=False)("autocast")
     exact = summary_of(run_exact("natural"))
     for oracle in oracles.values():
         oracle["rounding"] = summary_difference(oracle["summary"], exact)
     return oracles
 
 
-def _runs_of(
-    name: str,
-    cell: Cell,
-    workload: Contract[Any],
-    steps: int,
-    device: torch.device,
-    *,
-    surrogate: bool,
-) -> Iterator[tuple[str, OracleRun]]:
-    """The oracles of a cell: under autocast, and with low parameters where the precision is low."""
+def _runner(
+    cell: Cell, steps: int, device: torch.device, *, surrogate: bool
+) -> Callable[[Rounding], OracleRun]:
+    """Return what trains a cell's oracle with one way to round."""
+    workload = make_workload(cell.definition)
     rows = workload.rows(Path(cell.data_dir), train=True)
     build = workload.surrogate if surrogate else workload.build_model
     unused = parameter_uses(workload, surrogate=surrogate).unused
-    precision = cell.definition.precision
-    for low_parameters in (False, True) if precision in AUTOCAST_DTYPES else (False,):
-        run = functools.partial(
-            run_oracle,
-            cell,
-            workload,
-            rows,
-            lambda: build(cell.seed),
-            steps,
-            device,
-            low_parameters=low_parameters,
-            unused=unused,
-        )
-        yield name_of_oracle(name, low_parameters=low_parameters), run
+    return lambda rounding: functools.partial(
+        run_oracle,
+        cell,
+        workload,
+        rows,
+        lambda: build(cell.seed),
+        steps,
+        device,
+        rounding=rounding,
+        unused=unused,
+    )
 
 
 def _oracle_and_floor(run: OracleRun) -> dict[str, Any]:

@@ -21,10 +21,20 @@ def set_math_mode(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def autocast(precision: str, device_type: str) -> AbstractContextManager[object]:
-    """The autocast region of a forward pass; for fp32 and tf32 it exists but is disabled."""
+def autocast(
+    precision: str, device_type: str, *, keep_weights: bool = True
+) -> AbstractContextManager[object]:
+    """The autocast region of a forward pass; for fp32 and tf32 it exists but is disabled.
+
+    Args:
+        precision: the workload's.
+        device_type: cuda or cpu.
+        keep_weights: whether a rounded weight is kept for other uses in the region.
+    """
     dtype = AUTOCAST_DTYPES.get(precision)
-    return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
+    return torch.autocast(
+        device_type, dtype=dtype, enabled=dtype is not None, cache_enabled=keep_weights
+    )
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
