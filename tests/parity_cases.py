@@ -18,6 +18,7 @@ from shardmark.cells import ParityCase, parity_case
 from shardmark.config.loading import load
 from shardmark.measurement.telemetry import visible_gpus
 from shardmark.metrics import Parity
+from shardmark.parity.cases import rounding_of
 from shardmark.strategies import STRATEGIES as RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +99,8 @@ def oracle_file(case: ParityCase, folder: Path) -> Path:
     """The file of a case's oracle; cases that differ in nothing but the strategy may share it."""
     like = case.cell.model_copy(update={"strategy": "", "base": "ddp", "options": {}})
     name = case.model_copy(update={"cell": like}).fingerprint()
-    return folder / f"{name}_{case.rounding.replace(' ', '_')}.pt"
+    rounding = rounding_of(case, case.cell.definition.precision)
+    return folder / f"{name}_{rounding.replace(' ', '_')}.pt"
 
 
 def make_oracle(case: ParityCase, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A training of one's own whose small network does what language models do to their parameters.
+"""A training of one's own whose small network does what language models do with their parameters.
 
 Each option changes one thing, once inside a block and once outside of all blocks, because sharded
 strategies treat the two differently.
@@ -70,14 +70,14 @@ class Network(nn.Module):
         return logits
 
 
-class FourHabits(Training):
+class OddUses(Training):
     """Predicts each next token of a generated sequence."""
 
     def build_model(self, seed: int) -> nn.Module:
-        """The network with the habits of the options."""
+        """The network with the uses that the options name."""
         torch.manual_seed(seed)
         names = ("tied", "reused", "unused", "frozen")
-        model = Network(**{name: name in self.options["habits"] for name in names})
+        model = Network(**{name: name in self.options["uses"] for name in names})
         with torch.no_grad():
             model.head.weight.mul_(3.0)
         return model
