@@ -77,7 +77,15 @@ def oracles(floor: float) -> dict[str, dict[str, object]]:
 
 
 TIED: dict[str, Any] = GPT | {"model": GPT["model"] | {"tied": True}}
-REAL: dict[str, Any] = {"summary": {"loss_0": 1.0}, "floor": 1e-7, "rounding": 0.4}
+SUMMARY: dict[str, dict[Any, float]] = {
+    "losses": {0: 1.0, 1: 0.5},
+    "update norms": {"a": 3.0, "b": 4.0},
+}
+REAL: dict[str, Any] = {
+    "summary": SUMMARY,
+    "floor": dict.fromkeys(SUMMARY, 1e-7),
+    "rounding": dict.fromkeys(SUMMARY, 0.4),
+}
 
 
 def test_noise_without_a_bound_excuses_nothing() -> None:
@@ -121,15 +129,22 @@ def test_only_what_rounds_elsewhere_may_deviate_as_far_as_rounding(
 def test_no_number_anywhere_passes(losses: tuple[float, float]) -> None:
     case = case_of("ddp", 2, precision="fp16")
     assert not judge("fp16", trajectory(*losses), oracles(1e-7), case).passed
-    summary = {"loss_0": 1.0, "loss_1": 0.5, "first_update_norm": 2.0}
-    for name in summary:
-        assert summary_difference(summary | {name: math.nan}, summary) == math.inf
+    for part, name in [("losses", 0), ("losses", 1), ("update norms", "a")]:
+        lost = SUMMARY | {part: SUMMARY[part] | {name: math.nan}}
+        assert summary_difference(lost, SUMMARY)[part] == math.inf
+        assert not judge_real_model(lost, {"fp16": REAL}, case).passed
 
 
 def test_a_summary_without_an_update_or_a_step_agrees_with_nothing() -> None:
-    still = {"loss_0": 1.0, "first_update_norm": 0.0}
-    assert summary_difference(still, still) == math.inf
-    assert summary_difference(still, {"loss_0": 1.0}) == math.inf
+    still = SUMMARY | {"update norms": {"a": 0.0, "b": 0.0}}
+    assert summary_difference(still, still)["update norms"] == math.inf
+    shorter = SUMMARY | {"losses": {0: 1.0}}
+    assert set(summary_difference(shorter, SUMMARY).values()) == {math.inf}
+
+
+def test_errors_of_parameters_that_cancel_in_the_norm_of_the_update_are_seen() -> None:
+    other = SUMMARY | {"update norms": {"a": 4.0, "b": 3.0}}
+    assert summary_difference(other, SUMMARY)["update norms"] == pytest.approx(2**0.5 / 5)
 
 
 def test_a_verdict_on_no_numbers_can_be_read_back(tmp_path: Path) -> None:

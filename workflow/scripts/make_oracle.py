@@ -38,7 +38,7 @@ def main() -> None:
     for name, oracle in oracles.items():
         print(f"oracle {name}: noise floor {oracle['floor']}")
     for name, oracle in real.items():
-        print(f"oracle {name}, real model: noise floor {oracle['floor']:.1e}")
+        print(f"oracle {name}, real model: noise floor {oracle['floor']}")
     leave()
 
 

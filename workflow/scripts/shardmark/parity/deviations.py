@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from shardmark.metrics import Deviation
-from shardmark.parity.oracle import (
-    Trajectory,
-)
+from shardmark.parity.oracle import Trajectory
+
+Summary = Mapping[str, Mapping[Any, float]]
 
 
 def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
@@ -34,19 +35,40 @@ def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
     )
 
 
-def summary_of(trajectory: Trajectory) -> dict[str, float]:
-    """A trajectory in a few numbers: each loss, and the norm of the first update."""
-    losses = {f"loss_{step}": loss for step, loss in enumerate(trajectory.losses)}
-    return losses | {
-        "first_update_norm": _norm(_difference(trajectory.after_first_update, trajectory.initial))
+def summary_of(trajectory: Trajectory) -> Summary:
+    """A trajectory in a few numbers: each loss, and the norm of each parameter's first update."""
+    update = _difference(trajectory.after_first_update, trajectory.initial)
+    return {
+        "losses": dict(enumerate(trajectory.losses)),
+        "update norms": {name: _norm({name: value}) for name, value in update.items()},
     }
 
 
-def summary_difference(found: Mapping[str, float], oracle: Mapping[str, float]) -> float:
-    """The largest relative difference between two summaries; infinite if they can't be compared."""
-    if found.keys() != oracle.keys() or not all(oracle.values()):
-        return math.inf
-    return worst(abs(found[name] - its) / abs(its) for name, its in oracle.items())
+def summary_difference(found: Summary, oracle: Summary) -> dict[str, float]:
+    """How far two summaries are apart; infinite if they can't be compared.
+
+    For ``losses``, this is the largest relative difference. ``update norms`` are one vector with a
+    number for each parameter: the L2 norm of the difference, relative. The norm of the whole update
+    would be a single number, in which the errors of the parameters may cancel.
+    """
+    if any(found[part].keys() != oracle[part].keys() for part in oracle):
+        return dict.fromkeys(oracle, math.inf)
+    pairs = [(found["losses"][step], loss) for step, loss in oracle["losses"].items()]
+    return {
+        "losses": worst(abs(mine - its) / abs(its) if its else math.inf for mine, its in pairs),
+        "update norms": relative_l2(
+            (found["update norms"][name] for name in oracle["update norms"]),
+            oracle["update norms"].values(),
+        ),
+    }
+
+
+def relative_l2(found: Iterable[float], oracle: Iterable[float]) -> float:
+    """The L2 norm of the difference of two vectors, relative to the second one's."""
+    wanted = list(oracle)
+    size = math.hypot(*wanted)
+    distance = math.hypot(*(mine - its for mine, its in zip(found, wanted, strict=True)))
+    return worst([distance / size]) if size else math.inf
 
 
 def worst(values: Iterable[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from shardmark.cells import ParityCase
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.parity.cases import UNCLIPPED, oracle_of, uses_weights_twice
-from shardmark.parity.deviations import deviation, summary_difference
+from shardmark.parity.deviations import Summary, deviation, summary_difference
 from shardmark.parity.oracle import Trajectory
 
 EXACT = ("fp32", UNCLIPPED)
@@ -120,19 +120,24 @@ def rounds_elsewhere(case: ParityCase) -> bool:
 
 
 def judge_real_model(
-    found: dict[str, float], oracles: Mapping[str, Any], case: ParityCase
+    found: Summary, oracles: Mapping[str, Any], case: ParityCase
 ) -> RealModelParity:
-    """The verdict on the real model's first steps, by each loss and the first update's norm."""
+    """The verdict on the real model's first steps, by the part of its summary that is worst."""
     precision = case.cell.definition.precision
     oracle = oracles[oracle_of(case, precision)]
     measured = summary_difference(found, oracle["summary"])
-    tolerance = max(case.gate.tolerance, case.gate.floor_multiple * oracle["floor"])
-    if rounds_elsewhere(case):
-        tolerance = max(tolerance, 2 * oracle["rounding"])
-    return RealModelParity(
-        precision=precision,
-        deviation=measured,
-        noise_floor=oracle["floor"],
-        tolerance=tolerance,
-        passed=measured <= tolerance < math.inf,
-    )
+    verdicts = []
+    for part, value in measured.items():
+        tolerance = max(case.gate.tolerance, case.gate.floor_multiple * oracle["floor"][part])
+        if rounds_elsewhere(case):
+            tolerance = max(tolerance, 2 * oracle["rounding"][part])
+        verdicts.append(
+            RealModelParity(
+                precision=precision,
+                deviation=value,
+                noise_floor=oracle["floor"][part],
+                tolerance=tolerance,
+                passed=value <= tolerance < math.inf,
+            )
+        )
+    return min(verdicts, key=lambda one: (one.passed, -one.deviation / one.tolerance))

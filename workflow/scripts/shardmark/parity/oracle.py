@@ -11,7 +11,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -57,12 +57,14 @@ class Trajectory:
             that weight decay shrinks them; other strategies and plain torch leave them alone.
         after_first_update: the same after the first step.
         final: the same at the end.
+        pass_losses: the oracle's mean loss of each forward pass.
     """
 
     losses: list[float]
     initial: dict[str, Tensor]
     after_first_update: dict[str, Tensor]
     final: dict[str, Tensor]
+    pass_losses: list[float] = field(default_factory=list)
 
 
 def run_oracle(
@@ -101,6 +103,8 @@ def run_oracle(
     rows = tuple(part.to(device) for part in rows)
     per_epoch = len(rows[0]) // cell.global_batch_size
     losses: list[float] = []
+    pass_losses: list[float] = []
+    passes: list[float] = []
     initial = updated = _parameters(model, unused)
     for step in range(steps):
         epoch, step_in_epoch = divmod(step, per_epoch)
@@ -112,7 +116,7 @@ def run_oracle(
         forwards = _forwards(shuffled[start : start + cell.global_batch_size], cell, order)
 
         def take(forwards: Sequence[Tensor] = forwards, epoch: int = epoch) -> float:
-            total = 0.0
+            passes.clear()  # of a step that was skipped
             batches = [
                 workload.batch(rows, samples, sample_keys(cell.seed, epoch, samples))
                 for samples in forwards
@@ -132,7 +136,7 @@ def run_oracle(
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if rounded is not None:
                     rounded.add_gradients()
-                total += loss.item()
+                passes.append(loss.item())
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.div_(cell.gpus)
@@ -142,12 +146,13 @@ def run_oracle(
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            return total / cell.gpus
+            return sum(passes) / cell.gpus
 
         losses.append(taken_until_it_updates(take))
+        pass_losses += passes
         if step == 0:
             updated = _parameters(model, unused)
-    return Trajectory(losses, initial, updated, _parameters(model, unused))
+    return Trajectory(losses, initial, updated, _parameters(model, unused), pass_losses)
 
 
 class RoundedCopy:

@@ -19,7 +19,14 @@ from shardmark.parity.cases import (
     rounding_of,
     surrogate_cell,
 )
-from shardmark.parity.deviations import deviation, summary_difference, summary_of, worst
+from shardmark.parity.deviations import (
+    Summary,
+    deviation,
+    relative_l2,
+    summary_difference,
+    summary_of,
+    worst,
+)
 from shardmark.parity.oracle import (
     SummationOrder,
     Trajectory,
@@ -45,7 +52,7 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
         by the name of the oracle (``oracle_of``) ``{"trajectory": Trajectory, "floor": Deviation,
         "first_update_floor": float, "rounding": Deviation}``; ``rounding`` is the deviation from
         the oracle in float32. Under ``real``, the real model's ``{"summary", "floor", "rounding"}``
-        by the same names, or None.
+        by the same names, or None; the latter two by the parts of a summary.
     """
     compute_alike()
     case = cases[0]
@@ -73,17 +80,14 @@ def _real_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str
         return None
     precision = cell.definition.precision
     run = _runner(cell, REAL_MODEL_STEPS, device, surrogate=False)
-    oracles = {
-        name_of_oracle(precision, rounding): _summary_and_floor(run(rounding))
-        for rounding in _roundings(cases, precision)
-    }
     definition = cell.definition.model_copy(update={"precision": "fp32"})
     exact_cell = cell.model_copy(update={"definition": definition})
     run_exact = _runner(exact_cell, REAL_MODEL_STEPS, device, surrogate=False)("autocast")
-    exact = summary_of(run_exact("natural"))
-    for oracle in oracles.values():
-        oracle["rounding"] = summary_difference(oracle["summary"], exact)
-    return oracles
+    exact = _condensed(run_exact("natural"))
+    return {
+        name_of_oracle(precision, rounding): _summary_and_floor(run(rounding), *exact)
+        for rounding in _roundings(cases, precision)
+    }
 
 
 def _runner(
@@ -123,11 +127,24 @@ def _oracle_and_floor(run: OracleRun) -> dict[str, Any]:
     }
 
 
-def _summary_and_floor(run: OracleRun) -> dict[str, Any]:
-    """One trajectory at a time: the real model may fill the machine's memory."""
-    natural = summary_of(run("natural"))
-    others = [summary_of(run(order)) for order in OTHER_ORDERS]
+def _condensed(trajectory: Trajectory) -> tuple[Summary, list[float]]:
+    """A trajectory's summary and the losses of its forward passes.
+
+    The real model may fill the machine's memory, so only one of its trajectories exists at a time.
+    """
+    return summary_of(trajectory), trajectory.pass_losses
+
+
+def _summary_and_floor(
+    run: OracleRun, exact: Summary, exact_passes: Sequence[float]
+) -> dict[str, Any]:
+    summary, passes = _condensed(run("natural"))
+    floors = [summary_difference(summary_of(run(order)), summary) for order in OTHER_ORDERS]
     return {
-        "summary": natural,
-        "floor": worst(summary_difference(other, natural) for other in others),
+        "summary": summary,
+        "floor": {part: worst(floor[part] for floor in floors) for part in summary},
+        # A loss is the mean of a few forward passes, whose errors may cancel. The root mean square
+        # over the passes is the largest error that the mean can have.
+        "rounding": summary_difference(summary, exact)
+        | {"losses": relative_l2(passes, exact_passes)},
     }
