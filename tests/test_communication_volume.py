@@ -48,6 +48,10 @@ def test_two_micro_batches_move_what_the_strategy_must(
     rows = volumes(metrics_of_run(strategy, **WIDE))
     assert (rows["reduced"].values, rows["reduced"].flagged) == ({strategy: reduced}, {})
     assert (rows["gathered"].values, rows["gathered"].flagged) == ({strategy: gathered}, {})
+    config = metrics_of_run(strategy, **WIDE).effective_config
+    assert config is not None
+    # FSDP1 adds the gradients of micro-batches in the type of the gathered parameters.
+    assert config.accumulation_dtype == ("bfloat16" if strategy == "fsdp_bf16" else "float32")
 
 
 def test_copies_average_their_shards_on_top() -> None:

@@ -74,6 +74,11 @@ class Zero(Strategy):
         """The engine's own scaler; it has one only in float16."""
         return getattr(self.optimizer, "torch_autocast_gradscaler", None)
 
+    def accumulation_dtype(self) -> torch.dtype:
+        """The one that ZeRO's optimizer adds in."""
+        dtype: torch.dtype = cast(Any, self.optimizer).gradient_accumulation_dtype
+        return dtype
+
     def full_state_dict(self) -> StateDict:
         """The full parameters and buffers; only stage 3 has to gather the parameters first."""
         network = self.module.module

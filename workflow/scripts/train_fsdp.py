@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -83,6 +83,17 @@ class Fsdp(Strategy):
     def clip(self, norm: float) -> None:
         """Clip by the norm over the shards of all ranks."""
         self.module.clip_grad_norm_(norm)
+
+    def accumulation_dtype(self) -> torch.dtype:
+        """That of the gathered parameter: FSDP1 reduces only the sum, and rounds it before that.
+
+        Seen with torch 2.15: after a micro-batch in ``no_sync``, the flat parameter's gradient is
+        in ``param_dtype``. FSDP2 keeps it in ``reduce_dtype``.
+        """
+        units = FullyShardedDataParallel.fsdp_modules(self.module)
+        # torch has no public way to read it.
+        handle = next(unit._handle for unit in units if unit._handle is not None)
+        return cast(torch.dtype, handle._fwd_bwd_param_dtype)
 
     def full_state_dict(self) -> StateDict:
         """The parameters and buffers, gathered on rank 0."""

@@ -37,11 +37,13 @@ class EffectiveConfig(Record):
     Data types are sorted lists of those observed, empty if there were none. Compute types are those
     of the outputs of convolutions and linear layers. Gather and reduction types are those of
     collectives of more than one floating-point number. Gradient types are those that the optimizer
-    used in its step. ``loader_workers`` counts those of one replica. ``unit_parameters`` counts the
-    parameters in the workload's shard units. ``recomputed_units`` counts the blocks that the
-    backward pass of one micro-batch computed again. ``compiled_graphs`` counts the graphs that
-    torch has compiled in the whole process. ``shard_ranks`` counts the ranks that share one copy of
-    what is sharded. All four are null in older results, which did not record them.
+    used in its step. ``accumulation_dtype`` is the type in which the gradients of micro-batches are
+    added; null if there is one micro-batch. ``loader_workers`` counts those of one replica.
+    ``unit_parameters`` counts the parameters in the workload's shard units. ``recomputed_units``
+    counts the blocks that the backward pass of one micro-batch computed again. ``compiled_graphs``
+    counts the graphs that torch has compiled in the whole process. ``shard_ranks`` counts the ranks
+    that share one copy of what is sharded. These four counts and ``accumulation_dtype`` are null in
+    older results, which did not record them.
     """
 
     wrapper: str
@@ -53,6 +55,7 @@ class EffectiveConfig(Record):
     loss_scale: Amount | None
     skipped_steps: Total
     accumulate: Total
+    accumulation_dtype: str | None = None
     autocast: list[str]
     parameter_dtypes: list[str]
     compute_dtypes: list[str]

@@ -252,6 +252,11 @@ SETTINGS = (
         lambda cell: cell.definition.batch.accumulate,
     ),
     Setting(
+        "precision in which the gradients of micro-batches are added",
+        lambda effective: effective.accumulation_dtype,
+        exemption=_own_precision,
+    ),
+    Setting(
         "autocast in the forward pass",
         lambda effective: effective.autocast,
         _autocast,

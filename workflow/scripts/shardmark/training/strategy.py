@@ -149,6 +149,10 @@ class Strategy(ABC):
         """Switch to evaluation: batch-norm uses the running statistics."""
         self.module.eval()
 
+    def accumulation_dtype(self) -> torch.dtype:
+        """The type in which the gradients of micro-batches are added: that of the parameters."""
+        return next(self.module.parameters()).dtype
+
     @abstractmethod
     def full_state_dict(self) -> StateDict:
         """Unsharded CPU tensors under the network's own names, on rank 0; a collective."""
@@ -165,6 +169,9 @@ class Strategy(ABC):
             "loss_scaler": type(self.scaler).__name__ if self.scaler.is_enabled() else None,
             "loss_scale": self.scaler.get_scale() if self.scaler.is_enabled() else None,
             "accumulate": self.accumulate,
+            "accumulation_dtype": (
+                _name(self.accumulation_dtype()) if self.accumulate > 1 else None
+            ),
             "zero_stage": 0,
             "shard_ranks": 1,
             "sharded_units": None,
@@ -172,6 +179,10 @@ class Strategy(ABC):
             "buffers_broadcast": False,
             "own": {},
         }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def unwrap_state(state: StateDict, prefix: str = "module.") -> StateDict:
