@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parity_cases import DEVICE, STRATEGIES, case_of, forked_gate
+from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, forked_gate
 from shardmark.cells import ParityCase
+from shardmark.config.schema import OwnWorkload
+from shardmark.errors import UserError
 from shardmark.metrics import Parity
 from shardmark.parity.cases import rounding_of, surrogate_name_of
 from shardmark.parity.judgement import ROUNDING_RMS
 from shardmark.workload.built_in import make_workload
+from shardmark.workload.own_check import check_training
 from shardmark.workload.parameter_uses import ParameterUses, parameter_uses
 from test_language_gate import RECOMMENDED
 
@@ -63,6 +67,22 @@ def test_what_is_tied_reused_unused_or_frozen_is_seen_without_memory() -> None:
 def test_the_verdict_names_what_is_not_compared() -> None:
     words = surrogate_name_of(case_with("ddp", 1, "tied", "unused"))
     assert words == "the model itself; parameters: 1 tied, 8 unused and not compared"
+
+
+def test_the_check_before_any_job_names_the_uses(tmp_path: Path) -> None:
+    definition = case_with("ddp", 1, "tied", "unused").cell.definition
+    assert isinstance(definition, OwnWorkload)
+    lines = check_training(definition)
+    assert "parameters that are tied: 1, among them embedding.weight." in lines
+    assert "parameters that are unused: 8, among them blocks.0.spare.bias." in lines
+    text = (ROOT / definition.file).read_text()
+    reading = text.replace(
+        "x = self.embedding", "assert tokens.max().item() < 64; x = self.embedding"
+    )
+    file = tmp_path / "reads_values.py"
+    file.write_text(reading)
+    with pytest.raises(UserError, match=r"loss, on the meta device without values raised"):
+        check_training(definition.model_copy(update={"file": str(file)}))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from shardmark.own_file import describe_failure
 from shardmark.workload.contract import Inputs, Rows
 from shardmark.workload.keyed_random import sample_keys
 from shardmark.workload.own import Training, load_training
+from shardmark.workload.parameter_uses import parameter_uses
 
 SAMPLES = 2
 SEED = 0
@@ -60,6 +61,7 @@ class _Check:
         loss = self._check_loss(model, rows, inputs)
         terms = self._check_terms(inputs)
         lines.append(f"loss: {loss / terms:.4g} per term, {terms} terms in {SAMPLES} samples.")
+        lines += self._describe_uses()
         if self.whole.definition.test_samples:
             self._check_scores(model, self._check_rows(train=False, training=self.whole))
             lines.append("evaluate: one score per sample.")
@@ -90,6 +92,16 @@ class _Check:
                     "the same: call torch.manual_seed(seed) first",
                 )
         return model.train()
+
+    def _describe_uses(self) -> list[str]:
+        uses = self._call(
+            "loss, on the meta device without values", lambda: parameter_uses(self.training)
+        )
+        return [
+            f"parameters that are {kind}: {len(names)}, among them {min(names)}."
+            for kind, names in uses._asdict().items()
+            if names
+        ]
 
     def _check_units(self, model: nn.Module) -> list[nn.Module]:
         units = self._call("shard_units", lambda: self.training.shard_units(model))
