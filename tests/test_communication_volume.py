@@ -116,6 +116,19 @@ def test_zero3_gathers_part_of_it_in_16_bits_if_it_communicates_in_them() -> Non
     assert expected_volume(low, 100, None).reduced == Volume(0.5, 1)
 
 
+def test_what_is_not_trained_may_stay_and_what_is_used_again_may_be_gathered_again() -> None:
+    plain = expected_volume(cell_named("fsdp2"), 100, 50)
+    assert plain.with_uses(untrained=0, reuses=False) == plain
+    volume = plain.with_uses(untrained=0.4, reuses=True)
+    assert volume.reduced == Volume(0.6, 1)
+    assert volume.reduced.allows(0.6, slack=0.1)
+    assert not volume.reduced.allows(0.4, slack=0.1)
+    assert volume.gathered.allows(9, slack=0.1)
+    assert str(volume.gathered) == "0.90 or more"
+    ddp = expected_volume(cell_named("ddp"), 100, 50).with_uses(untrained=0.4, reuses=True)
+    assert not ddp.gathered.allows(1, slack=0.1), "DDP gathers nothing, however often it is used"
+
+
 def test_a_volume_allows_padding_and_no_more() -> None:
     assert Volume(1, 2).allows(2.2, slack=0.1)
     assert not Volume(1, 2).allows(2.3, slack=0.1)

@@ -39,11 +39,13 @@ class EffectiveConfig(Record):
     collectives of more than one floating-point number. Gradient types are those that the optimizer
     used in its step. ``accumulation_dtype`` is the type in which the gradients of micro-batches are
     added; null if there is one micro-batch. ``loader_workers`` counts those of one replica.
-    ``unit_parameters`` counts the parameters in the workload's shard units. ``recomputed_units``
-    counts the blocks that the backward pass of one micro-batch computed again. ``compiled_graphs``
-    counts the graphs that torch has compiled in the whole process. ``shard_ranks`` counts the ranks
-    that share one copy of what is sharded. These four counts and ``accumulation_dtype`` are null in
-    older results, which did not record them.
+    ``unit_parameters`` counts the parameters in the workload's shard units,
+    ``untrained_parameters`` those that are frozen or that the loss does not depend on,
+    ``reused_parameters`` those of modules that are called more than once in a forward pass.
+    ``recomputed_units`` counts the blocks that the backward pass of one micro-batch computed again.
+    ``compiled_graphs`` counts the graphs that torch has compiled in the whole process.
+    ``shard_ranks`` counts the ranks that share one copy of what is sharded. These six counts and
+    ``accumulation_dtype`` are null in older results, which did not record them.
     """
 
     wrapper: str
@@ -80,6 +82,8 @@ class EffectiveConfig(Record):
     bucket_bytes: list[Total] | None
     shard_ranks: Total | None = None
     unit_parameters: Total | None = None
+    untrained_parameters: Total | None = None
+    reused_parameters: Total | None = None
     recomputed_units: Total | None = None
     compiled_graphs: Total | None = None
     collectives: list[Collective]

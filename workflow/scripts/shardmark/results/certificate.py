@@ -493,6 +493,11 @@ def _judge_volume(
             multiple = config.bytes_of(kinds) / (FLOAT32_BYTES * memory.parameters)
             multiples[f"{multiple:.2f}"] = None
             volume = expected_volume(cell, memory.parameters, config.unit_parameters)
+            if volume is not None:
+                volume = volume.with_uses(
+                    untrained=(config.untrained_parameters or 0) / memory.parameters,
+                    reuses=bool(config.reused_parameters),
+                )
             if volume is None:
                 continue
             expected = volume.reduced if what == "reduced" else volume.gathered

@@ -14,6 +14,7 @@ does not import torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shardmark.cells import Cell
@@ -51,6 +52,8 @@ class Volume:
         return self.least - below <= multiple <= self.most + above
 
     def __str__(self) -> str:
+        if math.isinf(self.most):
+            return f"{self.least:.2f} or more"
         if self.least == self.most:
             return f"{self.most:.2f}"
         return f"{self.least:.2f} to {self.most:.2f}"
@@ -62,6 +65,24 @@ class StepVolume:
 
     reduced: Volume
     gathered: Volume
+
+    def with_uses(self, *, untrained: float, reuses: bool) -> StepVolume:
+        """Return the volume of a model that does not simply train each parameter once per step.
+
+        Args:
+            untrained: share of the parameters that are frozen or that the loss does not depend on.
+                Strategies need not move them, but some do.
+            reuses: whether a module is called more than once in a forward pass. It may be gathered
+                for each call.
+        """
+        reduced, gathered = self.reduced, self.gathered
+        return StepVolume(
+            reduced=Volume(reduced.least * (1 - untrained), reduced.most),
+            gathered=Volume(
+                gathered.least * (1 - untrained),
+                math.inf if reuses and gathered.most else gathered.most,
+            ),
+        )
 
 
 def allowed_slack(cell: Cell) -> float:

@@ -287,7 +287,7 @@ def effective_config(
             for part in module.modules()
         ),
         cudnn_benchmark=torch.backends.cudnn.benchmark,
-        unit_parameters=_unit_parameters(strategy.task),
+        **_parameter_counts(strategy.task),
         recomputed_units=observed.recomputed // (strategy.accumulate * len(data.replicas)),
         compiled_graphs=cast(Any, torch._dynamo).utils.counters["stats"]["unique_graphs"],
         collectives=observed.collectives(),
@@ -306,10 +306,16 @@ def _buffers_differ(module: nn.Module, device: torch.device) -> bool | None:
     return bool((extremes[0] != -extremes[1]).item())
 
 
-def _unit_parameters(task: Task) -> int:
-    """The number of parameters in the network's shard units, before the strategy sharded it."""
-    units = task.workload.shard_units(task.workload.outline(task.cell.seed))
-    return sum(parameter.numel() for unit in units for parameter in unit.parameters())
+def _parameter_counts(task: Task) -> dict[str, Any]:
+    """The numbers of parameters that decide what a step must move, before they are sharded."""
+    model = task.workload.outline(task.cell.seed)
+    sizes = {name: value.numel() for name, value in model.named_parameters()}
+    units = task.workload.shard_units(model)
+    return {
+        "unit_parameters": sum(value.numel() for unit in units for value in unit.parameters()),
+        "untrained_parameters": sum(sizes[name] for name in task.uses.unused | task.uses.frozen),
+        "reused_parameters": sum(sizes[name] for name in task.uses.reused),
+    }
 
 
 @contextmanager
