@@ -48,7 +48,9 @@ class Ddp(Strategy):
             gradient_as_bucket_view=True,
             # Costs a walk over the graph in each step, so only where the model needs it. A static
             # graph finds unused parameters by itself.
-            find_unused_parameters=bool(task.uses.unused) and not options["static_graph"],
+            find_unused_parameters=(
+                bool(task.uses.unused or task.uses.why_unknown) and not options["static_graph"]
+            ),
             **_BUFFERS_STAY,
         )
         if options["comm_hook"] != "none":

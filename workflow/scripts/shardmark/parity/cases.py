@@ -48,10 +48,9 @@ def surrogate_cell(case: ParityCase, precision: str) -> Cell:
 def surrogate_name_of(case: ParityCase) -> str:
     """A description of the case's surrogate, in words."""
     name = make_workload(case.cell.definition).surrogate_name
-    habits = {kind: names for kind, names in _surrogate_uses(case)._asdict().items() if names}
     counts = ", ".join(
         f"{len(names)} {kind}{' and not compared' if kind == 'unused' else ''}"
-        for kind, names in habits.items()
+        for kind, names in _surrogate_uses(case).kinds.items()
     )
     return f"{name}; parameters: {counts}" if counts else name
 

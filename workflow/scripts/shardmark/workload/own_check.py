@@ -94,14 +94,17 @@ class _Check:
         return model.train()
 
     def _describe_uses(self) -> list[str]:
-        uses = self._call(
-            "loss, on the meta device without values", lambda: parameter_uses(self.training)
-        )
-        return [
+        uses = parameter_uses(self.training)
+        lines = [
             f"parameters that are {kind}: {len(names)}, among them {min(names)}."
-            for kind, names in uses._asdict().items()
-            if names
+            for kind, names in uses.kinds.items()
         ]
+        if uses.why_unknown is not None:
+            lines.append(
+                "parameters that are unused or reused: unknown, because the model does not run "
+                f"without values ({uses.why_unknown})."
+            )
+        return lines
 
     def _check_units(self, model: nn.Module) -> list[nn.Module]:
         units = self._call("shard_units", lambda: self.training.shard_units(model))
