@@ -72,6 +72,7 @@ def test_every_strategy_trains_the_oracles_language_model(gate: Gate) -> None:
     chosen = [("dp", 1, "plain"), ("fsdp2", 3, "accumulation"), ("deepspeed_zero1", 4, "plain")]
     chosen += [(name, 2, "tied, accumulation") for name in STRATEGIES if name != "dp"]
     chosen += [("fsdp2_fp16", 2, "fp16"), ("ddp", 3, "as timed"), ("fsdp2_bf16", 3, "as timed")]
+    chosen += [("fsdp_bf16", 1, "bf16, tied, accumulation")]
     assert_all_pass([language_case(*names) for names in chosen], gate)
 
 

@@ -77,8 +77,13 @@ class Fsdp(Strategy):
         self.optimizer = task.build_optimizer(self.module)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """Reduce gradients in the last micro-batch only."""
-        return nullcontext() if last else self.module.no_sync()
+        """Reduce gradients in the last micro-batch only.
+
+        One rank has nobody to reduce with. There FSDP1's ``no_sync`` refuses tied parameters in low
+        precision: it assigns the low gradient of one to the other in float32 (torch 2.15).
+        """
+        alone = self.task.runtime.world_size == 1
+        return nullcontext() if last or alone else self.module.no_sync()
 
     def clip(self, norm: float) -> None:
         """Clip by the norm over the shards of all ranks."""
@@ -88,8 +93,10 @@ class Fsdp(Strategy):
         """That of the gathered parameter: FSDP1 reduces only the sum, and rounds it before that.
 
         Seen with torch 2.15: after a micro-batch in ``no_sync``, the flat parameter's gradient is
-        in ``param_dtype``. FSDP2 keeps it in ``reduce_dtype``.
+        in ``param_dtype``. FSDP2 keeps it in ``reduce_dtype``. One rank never enters ``no_sync``.
         """
+        if self.task.runtime.world_size == 1:
+            return super().accumulation_dtype()
         units = FullyShardedDataParallel.fsdp_modules(self.module)
         # torch has no public way to read it.
         handle = next(unit._handle for unit in units if unit._handle is not None)

@@ -115,7 +115,7 @@ def rounds_elsewhere(case: ParityCase) -> bool:
         return False
     accumulates = cell.definition.batch.accumulate > 1
     if cell.base == "fsdp":
-        return accumulates or cell.definition.batchnorm_statistics != "none"
+        return (accumulates and cell.gpus > 1) or cell.definition.batchnorm_statistics != "none"
     return accumulates and uses_weights_twice(case)
 
 
