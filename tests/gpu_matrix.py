@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity_cases import STRATEGIES
-from shardmark.cells import Cell, cells_of, parity_case
+from shardmark.cells import Cell, cells_of, parity_case, sizes_of
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config.loading import load
 from shardmark.config.schema import Config
@@ -339,10 +339,8 @@ def write_matrix(config: Config, root: Path, *, side_files: bool = True) -> list
     for result in results:
         if side_files and result.throughput:
             write_side_files(result, root)
-    for workload in config.matrix.workloads:
-        for strategy in config.matrix.strategies:
-            for ranks in config.matrix.gpus:
-                write_parity(config, strategy, ranks, root, workload=workload)
+    for workload, strategy, ranks in sizes_of(config):
+        write_parity(config, strategy, ranks, root, workload=workload)
     return paths
 
 

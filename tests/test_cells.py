@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shardmark.cells import Cell, cells_of, parity_case, start_order
+from shardmark.cells import Cell, cells_of, oracle_cases, parity_case, sizes_of, start_order
 from small_matrix import ROOT, cell_at, matrix
 
 STRATEGIES = ["dp", "ddp", "fsdp", "fsdp2", "deepspeed_zero1"]
@@ -74,6 +74,23 @@ def test_every_cell_has_its_place() -> None:
     order = start_order(config)
     assert sorted(order.values()) == list(range(45))
     assert {(c.workload, c.strategy, c.gpus, c.seed) for c in cells_of(config)} == order.keys()
+
+
+def test_parts_of_the_matrix_leave_out_all_other_cells() -> None:
+    parts = [{"gpus": [4, 2]}, {"gpus": [1], "strategies": ["ddp", "fsdp"], "seeds": [0]}]
+    config = matrix(**MANY, matrix__only=parts)
+    cells = list(cells_of(config))
+    assert len(cells) == 2 * 5 * 3 + 2
+    assert {(cell.strategy, cell.seed) for cell in cells if cell.gpus == 1} == {
+        ("ddp", 0),
+        ("fsdp", 0),
+    }
+    order = start_order(config)
+    assert {(c.workload, c.strategy, c.gpus, c.seed) for c in cells} == order.keys()
+    assert [case.cell.strategy for case in oracle_cases(config, "small", 1)] == ["ddp", "fsdp"]
+    assert list(sizes_of(config)) == list(
+        dict.fromkeys((cell.workload, cell.strategy, cell.gpus) for cell in cells)
+    )
 
 
 def test_gpu_counts_descend_and_a_block_stays_together() -> None:

@@ -71,6 +71,24 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "matrix.workloads[0]",
         ("unknown workload 'smal'", "did you mean 'small'?"),
     ),
+    "a part of the matrix that names what is not in it": (
+        changed(matrix__only=[{"strategies": ["ddp"]}, {"strategies": ["fdsp"]}]),
+        "matrix.only[1].strategies",
+        ("'fdsp' is not in matrix.strategies",),
+    ),
+    "a seed that no part of the matrix allows": (
+        changed(matrix__seeds=[0, 1], matrix__only=[{"seeds": [0]}]),
+        "matrix.seeds",
+        ("1 has no cell", "matrix.only"),
+    ),
+    "a part of the matrix without the baseline": (
+        changed(
+            matrix__strategies=["ddp", "fsdp"],
+            matrix__only=[{"gpus": [1]}, {"gpus": [2], "strategies": ["fsdp"]}],
+        ),
+        "matrix.only",
+        ("small at 2 GPUs has no cell of the baseline ddp",),
+    ),
     "a largest batch of a workload that is not trained": (
         changed(largest_batch={"workloads": ["smal"], "most": 8}),
         "largest_batch.workloads[0]",
@@ -701,7 +719,7 @@ def shipped(*overlays: str) -> dict[str, Any]:
         (("incumbent",), "incumbent", 7 * 2 * 10),
         (("pilot",), "pilot", 2 * 9 * 2),
         (("one_gpu",), "one_gpu", 2 * 8 * 6),
-        (("two_gpus",), "two_gpus", 2 * 13 * 6),
+        (("two_gpus",), "two_gpus", 13 * (6 + 1) + 8 * (6 + 1) + 4 * 3 + 2 * 3),
         (("checks",), "checks", 4 * 8),
     ],
 )

@@ -15,6 +15,7 @@ from shardmark.report.contents import FIGURES, caption
 from shardmark.report.exports import tables_to_export
 from shardmark.report.page_tables import comparison_tables, parity_table, raw_table, scaling_table
 from shardmark.report.summary_table import summarise, summary_tables
+from shardmark.results.outcome import Outcome
 from shardmark.statistics.comparisons import compare
 
 
@@ -124,3 +125,21 @@ def test_captions_name_both_units_or_none() -> None:
     for name in FIGURES:
         text = caption(name)
         assert ("image" in text.lower()) == ("token" in text.lower()), text
+
+
+def test_cells_that_the_matrix_leaves_out_are_not_missing(tmp_path: Path) -> None:
+    parts = [{"gpus": [2]}, {"gpus": [1], "strategies": ["ddp"], "seeds": [0, 1]}]
+    config = config_of(strategies=["ddp", "fsdp2"], only=parts)
+    write_matrix(config, tmp_path)
+    (table,) = [
+        table
+        for table in tables_to_export(*read_all(config, tmp_path))["outcomes"]
+        if "one sign per seed" in table.caption
+    ]
+    assert table.caption.endswith("(0, 1, 2); · is not in the matrix")
+    ok = Outcome.OK.sign
+    assert table.rows == [
+        ["DDP", f"{ok} {ok} ·", f"{ok} {ok} {ok}"],
+        ["FSDP2", "· · ·", f"{ok} {ok} {ok}"],
+    ]
+    assert "no result" not in build(config, tmp_path).read_text()

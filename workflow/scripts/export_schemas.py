@@ -162,7 +162,9 @@ def _allowed(schema: dict[str, Any]) -> str:
             return f"{len(parts)} numbers"
         return f"list of {_allowed(schema['items'])}"
     words = {"integer": "integer", "number": "number", "boolean": "true, false", "null": "null"}
-    word = words.get(schema.get("type", ""), schema.get("type", "any"))
+    word = words.get(
+        schema.get("type", ""), schema.get("type", "mapping" if "$ref" in schema else "any")
+    )
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = {limit: schema[limit] for limit in signs if schema.get(limit, LARGEST) != LARGEST}
     limits = [f"{signs[limit]} {bound:g}" for limit, bound in bounds.items()]

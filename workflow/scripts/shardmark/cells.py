@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -203,7 +204,18 @@ def cells_of(config: Config) -> Iterator[Cell]:
         for strategy in matrix.strategies:
             for gpus in matrix.gpus:
                 for seed in matrix.seeds:
-                    yield cell_of(config, workload, strategy, gpus, seed)
+                    if matrix.has(workload, strategy, gpus, seed):
+                        yield cell_of(config, workload, strategy, gpus, seed)
+
+
+def sizes_of(config: Config) -> Iterator[tuple[str, str, int]]:
+    """Yield each workload, strategy and GPU count of the matrix, in its order."""
+    matrix = config.matrix
+    for workload, strategy, gpus in itertools.product(
+        matrix.workloads, matrix.strategies, matrix.gpus
+    ):
+        if matrix.has(workload, strategy, gpus):
+            yield workload, strategy, gpus
 
 
 def start_order(config: Config) -> dict[tuple[str, str, int, int], int]:
@@ -217,7 +229,7 @@ def start_order(config: Config) -> dict[tuple[str, str, int, int], int]:
     for gpus in sorted(matrix.gpus, reverse=True):
         for workload in matrix.workloads:
             for seed in matrix.seeds:
-                block = list(matrix.strategies)
+                block = [one for one in matrix.strategies if matrix.has(workload, one, gpus, seed)]
                 random.Random(f"{config.order_seed}/{workload}/{seed}/{gpus}").shuffle(block)
                 for strategy in block:
                     order[(workload, strategy, gpus, seed)] = len(order)
@@ -281,7 +293,9 @@ def parity_case(config: Config, workload: str, strategy: str, ranks: int) -> Par
 def oracle_cases(config: Config, workload: str, ranks: int) -> list[ParityCase]:
     """Return the gate's cases that share an oracle: the strategies that can run."""
     cases = [
-        parity_case(config, workload, strategy, ranks) for strategy in config.matrix.strategies
+        parity_case(config, workload, strategy, ranks)
+        for strategy in config.matrix.strategies
+        if config.matrix.has(workload, strategy, ranks)
     ]
     return [case for case in cases if not case.cell.unsupported]
 
@@ -355,9 +369,7 @@ def batch_search(config: Config, workload: str, strategy: str, gpus: int) -> Bat
 
 def batch_searches_of(config: Config) -> Iterator[BatchSearch]:
     """Yield every search for the largest batch, in the order of the matrix."""
-    matrix, wanted = config.matrix, config.largest_batch
-    for workload in filter(wanted.workloads.__contains__, matrix.workloads):
-        for strategy in matrix.strategies:
-            for gpus in matrix.gpus:
-                if gpus in (wanted.gpus or matrix.gpus):
-                    yield batch_search(config, workload, strategy, gpus)
+    wanted = config.largest_batch
+    for workload, strategy, gpus in sizes_of(config):
+        if workload in wanted.workloads and (not wanted.gpus or gpus in wanted.gpus):
+            yield batch_search(config, workload, strategy, gpus)

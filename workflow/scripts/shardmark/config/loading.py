@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 import shlex
@@ -306,6 +307,7 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants, *own])
     yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
     yield from _repeated_entries(matrix)
+    yield from _part_mistakes(raw)
     baseline = raw.get("baseline", Config.model_fields["baseline"].default)
     names = [name for _, name in _entries(matrix, "strategies", str)]
     if isinstance(baseline, str) and names and baseline not in names:
@@ -472,6 +474,42 @@ def _repeated_entries(matrix: Mapping[str, Any]) -> Iterator[str]:
         for value, count in Counter[object](values).items():
             if count > 1:
                 yield f"matrix.{key}: {value!r} is named {count} times; name each once"
+
+
+def _part_mistakes(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Report parts of the matrix that name what is not in it, and groups without the baseline."""
+    matrix = _section(Matrix, raw, "matrix")
+    if matrix is None or not matrix.only:
+        return
+    lists: dict[str, list[Any]] = {key: getattr(matrix, key) for key in AXES}
+    if math.prod(map(len, lists.values())) > matrix.max_cells:
+        return
+    unknown = [
+        f"matrix.only[{index}].{key}: {format_value(value)} is not in matrix.{key}; "
+        f"{hint_at_allowed(str(value), list(map(str, values)))}"
+        for index, part in enumerate(matrix.only)
+        for key, values in lists.items()
+        for value in getattr(part, key) or ()
+        if value not in values
+    ]
+    yield from unknown
+    if unknown:
+        return
+    kept = [place for place in itertools.product(*lists.values()) if matrix.has(*place)]
+    for (key, values), used in zip(lists.items(), zip(*kept, strict=True), strict=True):
+        for value in values:
+            if value not in used:
+                yield (
+                    f"matrix.{key}: {format_value(value)} has no cell, because no entry of "
+                    "matrix.only allows one; add it to an entry, or take it out of the list"
+                )
+    baseline = raw.get("baseline", Config.model_fields["baseline"].default)
+    for workload, gpus in dict.fromkeys((workload, gpus) for workload, _, gpus, _ in kept):
+        if not matrix.has(workload, baseline, gpus):
+            yield (
+                f"matrix.only: {workload} at {gpus} GPUs has no cell of the baseline {baseline}, "
+                "with which the others are compared; add it to an entry for them"
+            )
 
 
 def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:

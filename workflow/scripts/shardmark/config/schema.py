@@ -541,6 +541,32 @@ AnyWorkload = Annotated[
 ]
 
 
+class MatrixPart(Section):
+    """Some cells of the matrix. A list that is left out allows all of the matrix's."""
+
+    workloads: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="Some of matrix.workloads."
+    )
+    strategies: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="Some of matrix.strategies."
+    )
+    gpus: Annotated[list[Count], Field(min_length=1)] | None = Field(
+        None, description="Some of matrix.gpus."
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = Field(
+        None, description="Some of matrix.seeds."
+    )
+
+    def has(self, workload: str, strategy: str, gpus: int, seed: int | None) -> bool:
+        """Whether it allows this cell, or for seed None one with any seed."""
+        return (
+            (self.workloads is None or workload in self.workloads)
+            and (self.strategies is None or strategy in self.strategies)
+            and (self.gpus is None or gpus in self.gpus)
+            and (self.seeds is None or seed is None or seed in self.seeds)
+        )
+
+
 class Matrix(Section):
     """The cells: every strategy x GPU count x seed of every workload named here."""
 
@@ -557,9 +583,19 @@ class Matrix(Section):
         description="Seeds of the runs; a seed sets the initial weights, data order, augmentation "
         "and dropout."
     )
+    only: list[MatrixPart] = Field(
+        default_factory=list,
+        description="If it is given, only the cells that at least one of its entries allows. An "
+        "entry may name some of the workloads, strategies, gpus and seeds, so that, for instance, "
+        "one workload has fewer seeds than another.",
+    )
     max_cells: Count = Field(
         10_000, description="A matrix of more cells is refused, because it is probably a mistake."
     )
+
+    def has(self, workload: str, strategy: str, gpus: int, seed: int | None = None) -> bool:
+        """Whether there is such a cell, or for seed None one with any seed."""
+        return not self.only or any(part.has(workload, strategy, gpus, seed) for part in self.only)
 
 
 class Cluster(Section):

@@ -42,7 +42,7 @@ def _reasons(cell: dict[str, str], config: Config) -> Iterator[str]:
     if cell["run"] != config.run:
         yield f"the configuration's run is {config.run}; give that of {cell['run']} (--configfile)"
         return
-    matrix = config.matrix
+    matrix, in_lists = config.matrix, True
     for what, key, allowed in (
         ("workload", "workloads", matrix.workloads),
         ("strategy", "strategies", matrix.strategies),
@@ -53,3 +53,7 @@ def _reasons(cell: dict[str, str], config: Config) -> Iterator[str]:
         if given is not None and given not in map(str, allowed):
             hint = hint_at_allowed(given, list(map(str, allowed)))
             yield f"{what} {given} is not in matrix.{key}; {hint}"
+            in_lists = False
+    seed = int(cell["seed"]) if in_lists and "seed" in cell else None
+    if in_lists and not matrix.has(cell["workload"], cell["strategy"], int(cell["gpus"]), seed):
+        yield "no entry of matrix.only allows it"

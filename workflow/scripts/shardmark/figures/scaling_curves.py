@@ -59,10 +59,11 @@ def efficiency_figure(data: Data) -> Figure:
     lines = {
         str(name): 100 * part.set_index("gpus").efficiency.sort_index()
         for name, part in known.groupby("strategy")
+        if part.gpus.nunique() > 1
     }
     for name, axes in panels:
         axes.axhline(100, **_IDEAL_LINE)
-        _draw(axes, data, name, lines)
+        _draw(axes, data, name, lines, absent="not at two GPU counts")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[2.5, 5, 10]))
         own = known[(known.strategy == name) & known.efficiency_low.notna()]
         if len(own):
@@ -103,11 +104,13 @@ def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
     return figure, panels
 
 
-def _draw(axes: Axes, data: Data, name: str, lines: dict[str, pd.Series]) -> None:
+def _draw(
+    axes: Axes, data: Data, name: str, lines: dict[str, pd.Series], absent: str = "no result"
+) -> None:
     for _, line in _others(lines, name):
         axes.plot(line.index, line, color=OTHERS, linewidth=0.5, zorder=1)
     if name not in lines:
-        axes.text(0.5, 0.5, "no result", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.5, absent, transform=axes.transAxes, ha="center", color=GREY)
         return
     look, own = data.looks[name], lines[name]
     axes.plot(own.index, own, color=look.colour, linewidth=1.3)

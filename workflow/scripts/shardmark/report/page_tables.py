@@ -17,6 +17,8 @@ from shardmark.results.outcome import Outcome
 from shardmark.statistics.eligibility import counted
 from shardmark.strategies import label_of
 
+# The sign of a cell that matrix.only leaves out.
+_NOT_PLANNED = "\N{MIDDLE DOT}"
 _COMPARED = {
     "items_per_s": "Throughput",
     "memory_used_peak_bytes": "Memory peak",
@@ -32,17 +34,21 @@ def outcome_table(cells: pd.DataFrame) -> Table:
     Args:
         cells: rows of cells.csv of one workload.
     """
-    counts = sorted(cells.gpus.unique())
-    seeds = ", ".join(map(str, cells.seed.unique()))
+    counts, seeds = sorted(cells.gpus.unique()), cells.seed.unique()
     signs = cells.outcome.map({outcome.value: outcome.sign for outcome in Outcome})
-    grid = signs.groupby([cells.strategy, cells.gpus], sort=False).agg(" ".join)
+    signs.index = pd.MultiIndex.from_frame(cells[["strategy", "gpus", "seed"]])
+
+    def signs_at(strategy: str, count: int) -> str:
+        return " ".join(signs.get((strategy, count, seed), _NOT_PLANNED) for seed in seeds)
+
+    names = cells.strategy.unique()
+    is_whole = len(cells) == len(names) * len(counts) * len(seeds)
+    remark = "" if is_whole else f"; {_NOT_PLANNED} is not in the matrix"
     return Table(
-        caption=f"{cells.workload.iloc[0]}: one sign per seed ({seeds})",
+        caption=f"{cells.workload.iloc[0]}: one sign per seed "
+        f"({', '.join(map(str, seeds))}){remark}",
         headings=["Strategy", *(describe_gpus(cells.device.iloc[0], count) for count in counts)],
-        rows=[
-            [label_of(name), *(grid[name, count] for count in counts)]
-            for name in cells.strategy.unique()
-        ],
+        rows=[[label_of(name), *(signs_at(name, count) for count in counts)] for name in names],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,14 +74,15 @@ def read_verdict(case: ParityCase, root: Path = Path()) -> Parity | None:
 
 def read_verdicts(config: Config, root: Path = Path()) -> dict[tuple[str, str, int], Parity | None]:
     """Read the gate's results by workload, strategy and GPU count, GPU counts ascending."""
-    matrix = config.matrix
     return {
         (workload, strategy, gpus): read_verdict(
             parity_case(config, workload, strategy, gpus), root
         )
-        for workload in matrix.workloads
-        for strategy in matrix.strategies
-        for gpus in sorted(matrix.gpus)
+        for workload, strategy in itertools.product(
+            config.matrix.workloads, config.matrix.strategies
+        )
+        for gpus in sorted(config.matrix.gpus)
+        if config.matrix.has(workload, strategy, gpus)
     }
 
 

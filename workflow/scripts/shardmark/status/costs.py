@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from shardmark.cells import Cell, batch_searches_of, parity_case
+from shardmark.cells import Cell, batch_searches_of, parity_case, sizes_of
 from shardmark.config.schema import Cluster, Config
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, read_metrics, read_parity
@@ -134,14 +134,12 @@ def _charged_gpus(cluster: Cluster, gpus: int) -> int:
 def _gate_jobs(config: Config, root: Path) -> Iterator[Job]:
     """Yield the parity cases without a current verdict, and one oracle per workload and size."""
     sizes: set[tuple[str, int]] = set()
-    for workload in config.matrix.workloads:
-        for strategy in config.matrix.strategies:
-            for gpus in config.matrix.gpus:
-                case = parity_case(config, workload, strategy, gpus)
-                if case.cell.unsupported or _has_verdict(root / case.file, case.fingerprint()):
-                    continue
-                sizes.add((workload, gpus))
-                yield _gate_job(gpus)
+    for workload, strategy, gpus in sizes_of(config):
+        case = parity_case(config, workload, strategy, gpus)
+        if case.cell.unsupported or _has_verdict(root / case.file, case.fingerprint()):
+            continue
+        sizes.add((workload, gpus))
+        yield _gate_job(gpus)
     for _ in sizes:
         yield _gate_job(1)
 

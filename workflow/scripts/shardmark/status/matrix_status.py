@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shardmark.cells import Cell, cells_of, parity_case
+from shardmark.cells import Cell, cells_of, parity_case, sizes_of
 from shardmark.codebase import STAMP
 from shardmark.config.schema import Config
 from shardmark.controller.progress import TRAIN, case_title
@@ -283,22 +283,19 @@ def _last_slurm_log(cell: Cell, root: Path) -> tuple[str | None, Path | None]:
 
 
 def _failed_parity(config: Config, root: Path) -> Iterator[str]:
-    matrix = config.matrix
-    for workload in matrix.workloads:
-        for strategy in matrix.strategies:
-            for gpus in matrix.gpus:
-                case = parity_case(config, workload, strategy, gpus)
-                if not (root / case.file).exists():
-                    continue
-                try:
-                    verdict = read_parity(root / case.file)
-                except UserError as error:
-                    yield str(error)
-                    continue
-                current = verdict.case_sha256 == case.fingerprint()
-                if current and verdict.status in ("failed", "error"):
-                    title = case_title(workload, strategy, gpus)
-                    yield f"{title}: {verdict.status} ({verdict.reason}); {case.file}"
+    for workload, strategy, gpus in sizes_of(config):
+        case = parity_case(config, workload, strategy, gpus)
+        if not (root / case.file).exists():
+            continue
+        try:
+            verdict = read_parity(root / case.file)
+        except UserError as error:
+            yield str(error)
+            continue
+        current = verdict.case_sha256 == case.fingerprint()
+        if current and verdict.status in ("failed", "error"):
+            title = case_title(workload, strategy, gpus)
+            yield f"{title}: {verdict.status} ({verdict.reason}); {case.file}"
 
 
 def parse_slurm_time(text: str) -> float | None:

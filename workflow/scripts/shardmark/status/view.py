@@ -131,7 +131,7 @@ class View:
                 yield _line("" if digit else "seed", names, columns)
             for strategy in matrix.strategies:
                 columns = (
-                    "".join(marks[strategy, gpus, seed] for seed in matrix.seeds)
+                    "".join(marks.get((strategy, gpus, seed), " ") for seed in matrix.seeds)
                     + " " * (seeds[gpus] - len(matrix.seeds))
                     + speeds.get((strategy, gpus), "").rjust(widths[gpus] - seeds[gpus])
                     for gpus in part
