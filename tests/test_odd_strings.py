@@ -37,6 +37,7 @@ VALID = {
 }
 BASE = copy.deepcopy(RAW)
 BASE["workloads"]["small"]["dataset"] = {"name": "cifar10", "train_images": 64}
+BASE["strategies"] = {"NAME": {"file": "mine.py"}}
 BASE["matrix"] |= {"strategies": ["ddp"], "gpus": [1], "seeds": [0]}
 
 Path_ = tuple[str | int, ...]
@@ -113,6 +114,7 @@ def make_files(folder: Path) -> None:
     (folder / "config").mkdir(exist_ok=True)
     (folder / TEXT).mkdir()
     (folder / "images").mkdir()
+    (folder / "mine.py").touch()
     (folder / VALID["site.container"]).touch()
 
 
