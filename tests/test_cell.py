@@ -52,6 +52,8 @@ def test_a_cell_counts_the_blocks_that_run_compiled_after_its_inspection(
     metrics = run_cell(cell, tmp_path, script=ROOT / "tests/compiling" / script)
     assert metrics.throughput is not None
     assert metrics.throughput.compiled_calls == calls
+    assert metrics.effective_config is not None
+    assert metrics.effective_config.compiled
     planned = PlannedCell(cell, Outcome.OK, metrics)
     assert why_excluded(planned, "passed") == ("" if calls else "not compiled")
 

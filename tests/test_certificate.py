@@ -291,6 +291,17 @@ def test_checkpointing_clipping_and_two_groups_are_read_back() -> None:
     assert metrics.cell_sha256 != unwrapped.cell_sha256
 
 
+def test_an_optimizer_that_steps_once_for_each_group_shows_all_groups() -> None:
+    settings = {"optimizer": {"learning_rate": 0.05, "weight_decay": 5e-4, "decay": "matrices"}}
+    metrics = metrics_of_run("deepspeed_zero1", settings=json.dumps(settings))
+    assert certify([metrics]).flagged == []
+    assert metrics.effective_config.optimizer_settings["weight_decay"] == [0.0, 5e-4]
+    assert metrics.memory is not None
+    one_group = metrics_of_run("deepspeed_zero1").memory.measured
+    for state, alike in zip(metrics.memory.measured, one_group, strict=True):
+        assert state.gradients_bytes == pytest.approx(alike.gradients_bytes, rel=0.01)
+
+
 def test_all_strategies_wrong_alike_are_flagged_all() -> None:
     config = metrics_of_run("ddp").effective_config
     assert config is not None

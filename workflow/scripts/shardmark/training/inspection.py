@@ -105,7 +105,10 @@ class StepObserver:
         # By kind, data type and number of ranks.
         self._calls: Counter[tuple[str, str, int | None]] = Counter()
         self._bytes: Counter[tuple[str, str, int | None]] = Counter()
+        self._decays: set[float] = set()
         self._parameters: list[nn.Parameter] = []
+        # Those whose gradients are counted, by identity.
+        self._counted: set[int] = set()
         self._buffers: list[Tensor] = []
 
     @contextmanager
@@ -191,17 +194,21 @@ class StepObserver:
             self.seen["weight_formats"] |= _memory_format(module.weight)
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Note what the optimizer updates; ZeRO-1 and ZeRO-2 let it step once for each group."""
         self.optimizer = optimizer
         group = optimizer.param_groups[0]
         self.settings = {key: group[key] for key in GROUP_SETTINGS if key in group}
-        decays = sorted({float(group["weight_decay"]) for group in optimizer.param_groups})
+        self._decays |= {float(group["weight_decay"]) for group in optimizer.param_groups}
+        decays = sorted(self._decays)
         self.settings["weight_decay"] = decays[0] if len(decays) == 1 else decays
         self.learning_rate = float(group["lr"])
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in [*owned, *self._parameters]]
+        new = [one for one in (*owned, *self._parameters) if id(one) not in self._counted]
+        self._counted |= set(map(id, new))
+        gradients = [parameter.grad for parameter in new]
         self.seen["gradient"] |= {_name(grad.dtype) for grad in gradients if grad is not None}
-        self.gradients_bytes = sum(storages(gradients).values())
-        self.gradients_host_bytes = host_bytes(gradients, self.device_type)
+        self.gradients_bytes += sum(storages(gradients).values())
+        self.gradients_host_bytes += host_bytes(gradients, self.device_type)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # One-element tensors are torch's step counters, which may be on any device.
@@ -271,19 +278,14 @@ def effective_config(
         tf32_convolution=observed.tf32_convolution,
         input_formats=seen["input_formats"],
         weight_formats=seen["weight_formats"],
-        # fully_shard gives a module that it shards a class of its own.
         normalisation=sorted(
-            {
-                type(part).__name__.removeprefix("FSDP")
-                for part in module.modules()
-                if "Norm" in type(part).__name__
-            }
+            {name for name in map(_class_name, module.modules()) if "Norm" in name}
         ),
         buffers_differ_between_ranks=_buffers_differ(module, strategy.device),
         loader=type(data).__name__,
         loader_workers=data.workers // len(data.replicas),
         compiled=any(
-            type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
+            _class_name(part) == "OptimizedModule" or part._compiled_call_impl is not None
             for part in module.modules()
         ),
         cudnn_benchmark=torch.backends.cudnn.benchmark,
@@ -292,6 +294,11 @@ def effective_config(
         compiled_graphs=cast(Any, torch._dynamo).utils.counters["stats"]["unique_graphs"],
         collectives=observed.collectives(),
     )
+
+
+def _class_name(module: nn.Module) -> str:
+    """Its class; fully_shard gives a module that it shards a class of its own."""
+    return type(module).__name__.removeprefix("FSDP")
 
 
 def _buffers_differ(module: nn.Module, device: torch.device) -> bool | None:
