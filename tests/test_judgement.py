@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from parity_cases import case_of
+from parity_cases import ROOT, case_of
+from shardmark.cells import oracle_cases
+from shardmark.config.loading import load
 from shardmark.metrics import Deviation, Parity, PrecisionParity, read_parity
 from shardmark.parity import oracle
 from shardmark.parity.cases import surrogate_cell
@@ -123,6 +125,27 @@ def test_only_what_rounds_elsewhere_may_deviate_as_far_as_rounding(
     assert (judge_real_model(REAL["summary"], real, case).tolerance == 0.8) == wide
     _, exact = floor_and_tolerance("fp32", oracles(1e-7), case)
     assert exact.loss == exact.final_weights == case.gate.tolerance
+
+
+def test_only_the_oracles_that_the_matrix_needs_are_trained() -> None:
+    raw: dict[str, Any] = {
+        "run": "test",
+        "matrix": {
+            "workloads": ["a", "b"],
+            "strategies": ["ddp", "low"],
+            "gpus": [2],
+            "seeds": [0],
+        },
+        "workloads": dict.fromkeys("ab", GPT | {"precision": "bf16"}),
+        "variants": {"low": {"base": "fsdp2", "param_dtype": "bf16"}},
+        "cluster": {"device": "cpu"},
+    }
+    raw["matrix"]["only"] = [{"workloads": ["a"]}, {"workloads": ["b"], "strategies": ["ddp"]}]
+    config = load(raw, ROOT)
+    needed = {
+        name: {case.rounding for case in oracle_cases(config, name, ranks=2)} for name in "ab"
+    }
+    assert needed == {"a": {"autocast", "parameters"}, "b": {"autocast"}}
 
 
 @pytest.mark.parametrize("losses", [(math.nan, 0.5), (1.0, math.nan)])
