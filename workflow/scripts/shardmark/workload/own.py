@@ -15,6 +15,9 @@ from shardmark.errors import UserError
 from shardmark.own_file import describe_failure, load_class
 from shardmark.workload.contract import Contract, Inputs, Rows
 
+# Rows that are kept to make an example batch from, which repeats them.
+_EXAMPLES = 16
+
 
 class Training(Contract[OwnWorkload]):
     """The base class of a training of one's own. A file defines one subclass of it.
@@ -30,6 +33,7 @@ class Training(Contract[OwnWorkload]):
     def __init__(self, definition: OwnWorkload) -> None:
         super().__init__(definition)
         self.options: Mapping[str, Any] = definition.options
+        self._first_rows: Rows | None = None
 
     @abstractmethod
     def load(self, *, train: bool) -> Tensor | Rows:
@@ -58,6 +62,8 @@ class Training(Contract[OwnWorkload]):
                 f"{self.definition.file}: load(train={train}) returned {fewest} samples, and "
                 f"dataset.{key} is {wanted}"
             )
+        if train:
+            self._first_rows = tuple(part[: min(wanted, _EXAMPLES)].clone() for part in rows)
         return tuple(part[:wanted] for part in rows)
 
     def outline(self, seed: int, *, surrogate: bool = False) -> nn.Module:
@@ -79,7 +85,8 @@ class Training(Contract[OwnWorkload]):
         """The first rows, without their values on the meta device."""
         device = torch.get_default_device()
         with torch.device("cpu"):
-            rows = self.rows(Path(), train=True)
+            # Loading all samples again may take long.
+            rows = self._first_rows or self.rows(Path(), train=True)
             inputs = self.batch(rows, torch.arange(samples) % len(rows[0]), None)
         return tuple(part.to(device) for part in inputs)
 
