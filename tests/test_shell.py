@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from own_files import ONE_ALL_REDUCE, TRAINING, own_workload
 from shardmark.launching.site import setup_script
 from small_matrix import ROOT
 from test_workflow import CONFIG, MATRIX, copy_project
@@ -79,8 +80,14 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     images = "name: synthetic, train_images: 64, test_images: 16"
     text = text.replace(images, "name: cifar10", 1)
     name = yaml.safe_load(text)["matrix"]["workloads"][0]
-    search = f"largest_batch: {{workloads: [{name}], most: 2}}\n"
-    (project.folder / CONFIG).write_text(text + search)
+    (project.folder / "training.py").write_text(TRAINING)
+    matrix = yaml.safe_load(text)
+    matrix["workloads"]["mine"] = own_workload(Path("training.py"))
+    matrix["matrix"]["workloads"].append("mine")
+    matrix["strategies"] = {"by_hand": {"file": str(ONE_ALL_REDUCE)}}
+    matrix["matrix"]["strategies"].append("by_hand")
+    matrix["largest_batch"] = {"workloads": [name], "most": 2}
+    (project.folder / CONFIG).write_text(yaml.safe_dump(matrix))
     plan = project.matrix("-n", "-p").stdout + project.run("report", "-n", "-p").stdout
     commands = re.findall(r"rule (\w+):\n(?:    .*\n)*Shell command: (.*)\n", plan)
     return {rule: command for rule, command in commands if command != "None"}
