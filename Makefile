@@ -55,7 +55,8 @@ test: installed
 
 # The last one alone: it asks what a failed cell leaves on the GPUs.
 ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py \
-  tests/test_materialising.py tests/test_roofs.py
+  tests/test_materialising.py tests/test_roofs.py tests/test_ways_to_distribute.py \
+  tests/test_parameter_uses.py
 test-gpu: export SHARDMARK_TEST_DEVICE := cuda
 test-gpu: installed
 	@python -m pytest -n 8 $(ON_GPUS)
