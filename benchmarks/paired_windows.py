@@ -94,10 +94,10 @@ def windows_of(
         cell = training.cell
         batch = cell.per_gpu_batch_size * len(training.runtime.replicas)
         if model == "resnet50":
-            run = plain_loop.repeated(plain_loop.build(cell.strategy, cell.gpus), batch)
+            run = plain_loop.make_timer(plain_loop.build(cell.strategy, cell.gpus), batch)
         else:
             step = plain_gpt.build(cell.strategy, cell.gpus, model, checkpoints=checkpoints)
-            run = plain_gpt.repeated(step, batch)
+            run = plain_gpt.make_timer(step, batch)
         run(WARM_UP_STEPS)
         known["loop"] = lambda: loop_window(training, run)
     return {kind: known[kind] for kind in (CELL, *kinds)}

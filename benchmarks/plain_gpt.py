@@ -235,7 +235,7 @@ def build(strategy: str, gpus: int, preset: str, *, checkpoints: bool) -> Step:
     return build_dp(make(), gpus) if strategy == "dp" else BUILDERS[strategy](make)
 
 
-def repeated(step: Step, batch: int) -> Callable[[int], float]:
+def make_timer(step: Step, batch: int) -> Callable[[int], float]:
     """A function that takes so many steps and returns the seconds of one.
 
     Args:
@@ -278,7 +278,7 @@ def main() -> None:
     torch.cuda.synchronize()
     marks["build"] = time.time()
     batch = arguments.batch * arguments.gpus
-    run = repeated(step, batch)
+    run = make_timer(step, batch)
     run(1)
     marks["first step"] = time.time()
     run(3)

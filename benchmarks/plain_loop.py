@@ -167,7 +167,7 @@ def build(strategy: str, gpus: int) -> Step:
     return build_dp(gpus) if strategy == "dp" else BUILDERS[strategy]()
 
 
-def repeated(step: Step, batch: int) -> Callable[[int], float]:
+def make_timer(step: Step, batch: int) -> Callable[[int], float]:
     """A function that takes so many steps and returns the seconds of one.
 
     Args:
@@ -217,7 +217,7 @@ def join_process_group() -> None:
 
 
 def pause_collector() -> None:
-    """Pause Python's garbage collector as a cell does: what it costs is no strategy's."""
+    """Pause Python's garbage collector as a cell does, because no strategy causes its cost."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -262,7 +262,7 @@ def main() -> None:
     torch.cuda.synchronize()
     marks["build"] = time.time()
     batch = arguments.batch * arguments.gpus
-    run = repeated(step, batch)
+    run = make_timer(step, batch)
     run(1)
     marks["first step"] = time.time()
     run(20)

@@ -1,9 +1,11 @@
-"""One folder for the real cells of a test run, whichever of its processes runs them."""
+"""What tests share: a folder for real cells, whichever process runs them, and the gate."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,3 +16,14 @@ def pytest_configure(config: pytest.Config) -> None:
         runs = tempfile.TemporaryDirectory(prefix="shardmark-test-")
         config.add_cleanup(runs.cleanup)
         os.environ["SHARDMARK_TEST_RUNS"] = runs.name
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """The parity gate's verdict on a case, by processes that need not import torch again."""
+    from parity_cases import DEVICE, forked_gate  # imports torch, which few tests need
+
+    if DEVICE == "cuda":
+        pytest.skip("forks of a process that has a GPU lose it")
+    with forked_gate(tmp_path_factory.mktemp("gate")) as judge:
+        yield judge

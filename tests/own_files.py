@@ -41,6 +41,16 @@ class Mine(Training):
 """
 
 
+def write_changed(text: str, folder: Path, *changes: tuple[str, str]) -> Path:
+    """Write a file with changes, each to a part of the text that is in it once."""
+    for before, after in changes:
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    file = folder / "mine.py"
+    file.write_text(text)
+    return file
+
+
 def own_workload(file: Path, **changes: Any) -> dict[str, Any]:
     """The section of a workload that a file defines."""
     return {

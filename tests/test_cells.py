@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
 import yaml
 
-from shardmark.cells import Cell, cells_of, oracle_cases, parity_case, sizes_of, start_order
+from shardmark.cells import (
+    Cell,
+    _sha256,
+    cells_of,
+    oracle_cases,
+    parity_case,
+    recorded_fingerprint,
+    sizes_of,
+    start_order,
+)
 from small_matrix import ROOT, cell_at, matrix
 
 STRATEGIES = ["dp", "ddp", "fsdp", "fsdp2", "deepspeed_zero1"]
@@ -67,6 +77,17 @@ def test_a_fingerprint_survives_the_way_to_the_job_and_back() -> None:
     assert Cell.model_validate_json(cell.model_dump_json(by_alias=True)) == cell
     again = Cell.model_validate_json(cell.model_dump_json(by_alias=True, indent=1))
     assert again.fingerprint() == cell.fingerprint()
+
+
+def test_a_result_that_is_older_than_an_option_has_its_default_and_its_fingerprint() -> None:
+    raw = cell_at(gpus=2).model_dump(mode="json", by_alias=True)
+    del raw["options"]["zero_redundancy"]
+    cell = Cell.model_validate_json(json.dumps(raw))
+    assert cell.options["zero_redundancy"] is False
+    assert recorded_fingerprint(cell, raw) == _sha256(
+        {name: value for name, value in cell.defining().items() if name != "options"}
+        | {"options": raw["options"]}
+    )
 
 
 def test_every_cell_has_its_place() -> None:

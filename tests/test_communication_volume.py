@@ -61,7 +61,7 @@ def test_copies_average_their_shards_on_top() -> None:
     assert (rows["gathered"].values, rows["gathered"].flagged) == ({"fsdp2_hsdp": "2.40"}, {})
     certificate = certify([result], "ddp")
     values = {row.setting: (row.values["fsdp2_hsdp"], row.flagged) for row in certificate.rows}
-    assert values["replicas that share one copy of it"] == ("2", {})
+    assert values["replicas that share one copy of what is sharded"] == ("2", {})
     assert values["replicas that gather parameters together"] == ("[2]", {})
     # Each rank holds half of the state, not a quarter.
     assert result.memory is not None
@@ -86,7 +86,7 @@ def test_groups_of_another_size_than_the_options_say_are_flagged() -> None:
     cell = result.cell.model_copy(update={"options": options})
     flagged = {row.setting for row in certify([result.model_copy(update={"cell": cell})]).flagged}
     assert flagged >= {
-        "replicas that share one copy of it",
+        "replicas that share one copy of what is sharded",
         "replicas that gather parameters together",
     }
 

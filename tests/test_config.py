@@ -76,6 +76,11 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "matrix.only[1].strategies",
         ("'fdsp' is not in matrix.strategies",),
     ),
+    "an unknown key of a part of the matrix": (
+        changed(matrix__only=[{"strategy": ["ddp"]}]),
+        "matrix.only[0].strategy",
+        ("unknown key", "did you mean 'strategies'?"),
+    ),
     "a seed that no part of the matrix allows": (
         changed(matrix__seeds=[0, 1], matrix__only=[{"seeds": [0]}]),
         "matrix.seeds",
@@ -87,7 +92,7 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
             matrix__only=[{"gpus": [1]}, {"gpus": [2], "strategies": ["fsdp"]}],
         ),
         "matrix.only",
-        ("small at 2 GPUs has no cell of the baseline ddp",),
+        ("small at 2 GPUs has no cell of the baseline ddp with seed 0",),
     ),
     "a largest batch of a workload that is not trained": (
         changed(largest_batch={"workloads": ["smal"], "most": 8}),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from parity_cases import DEVICE, STRATEGIES, case_of, forked_gate
+from parity_cases import STRATEGIES, case_of
 from shardmark.cells import ParityCase
 from shardmark.metrics import Parity
 from shardmark.parity.judgement import ROUNDING_RMS
@@ -44,14 +44,6 @@ RECOMMENDED = ["fsdp_bf16", "fsdp2_bf16", "zero1_bf16_reduction", "zero3_native_
 
 def language_case(strategy: str, ranks: int, kind: str) -> ParityCase:
     return case_of(strategy, ranks, **(GPT | KINDS[kind]))
-
-
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    if DEVICE == "cuda":
-        pytest.skip("forks of a process that has a GPU lose it")
-    with forked_gate(tmp_path_factory.mktemp("gate")) as gate:
-        yield gate
 
 
 def assert_all_pass(cases: list[ParityCase], gate: Gate) -> None:

@@ -202,7 +202,7 @@ def test_the_report_has_a_section_that_keeps_to_itself(searched: Config, tmp_pat
     ]
     assert table.headings[3:5] == ["Batch per GPU (samples)", "Images/s per GPU there"]
     assert "not comparable with the rows at equal batch" in to_markdown([table])
-    assert table.notes[0].startswith("DDP, GPUs: 1: in the window, torch 12 times found no free")
+    assert table.notes[0].startswith("DDP, GPUs: 1: in the window, an allocation failed 12 times")
     assert table.notes[2] == "FSDP1, GPUs: 1: OutOfMemoryError: 2 GiB."
     page = build(searched, tmp_path).read_text()
     assert 'href="#largest-batch"' in page

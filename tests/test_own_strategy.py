@@ -12,7 +12,7 @@ from built_pages import build, read_all
 from find_largest_batch import find_largest_batch
 from gpu_matrix import failed
 from gpu_matrix import write as write_metrics
-from own_files import ONE_ALL_REDUCE, ROOT, TRAINING, config_with, own_workload
+from own_files import ONE_ALL_REDUCE, ROOT, TRAINING, config_with, own_workload, write_changed
 from parity_cases import make_oracle
 from run_cell import run_cell
 from run_parity import run_parity
@@ -32,13 +32,7 @@ SECONDS = 120
 
 def write(folder: Path, *changes: tuple[str, str]) -> Path:
     """The example with changes, each to a text that it contains once."""
-    text = ONE_ALL_REDUCE.read_text()
-    for before, after in changes:
-        assert text.count(before) == 1, before
-        text = text.replace(before, after)
-    file = folder / "mine.py"
-    file.write_text(text)
-    return file
+    return write_changed(ONE_ALL_REDUCE.read_text(), folder, *changes)
 
 
 def config_of(file: Path, training: Path) -> Config:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, forked_gate
+from parity_cases import ROOT, STRATEGIES, case_of
 from shardmark.cells import ParityCase
 from shardmark.config.schema import OwnWorkload
 from shardmark.metrics import Parity
@@ -39,14 +39,6 @@ def case_with(strategy: str, ranks: int, *uses: str, **changes: Any) -> ParityCa
 
 def uses_of(*uses: str) -> ParameterUses:
     return parameter_uses(make_workload(case_with("ddp", 1, *uses).cell.definition))
-
-
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    if DEVICE == "cuda":
-        pytest.skip("forks of a process that has a GPU lose it")
-    with forked_gate(tmp_path_factory.mktemp("gate")) as gate:
-        yield gate
 
 
 def test_what_is_tied_reused_unused_or_frozen_is_seen_without_memory() -> None:

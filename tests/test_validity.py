@@ -529,7 +529,7 @@ def test_a_window_that_ran_no_compiled_code_is_not_compiled() -> None:
 def test_allocations_that_had_to_be_tried_again_are_a_label() -> None:
     full = result().devices[0].model_copy(update={"torch_allocation_retries": 3})
     metrics = result().model_copy(update={"devices": [full]})
-    assert_labelled(metrics, "full memory", "3 times found no free memory")
+    assert_labelled(metrics, "full memory", "an allocation failed 3 times")
 
 
 def control(items_per_s: float, strategy: str = "ddp", **dataset: Any) -> Metrics:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from parity_cases import DEVICE, ROOT, case_of, forked_gate
+from parity_cases import ROOT, case_of
 from shardmark.cells import ParityCase
 from shardmark.metrics import Parity
 from test_language_gate import GPT
@@ -42,14 +42,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "tokens, accumulation, clipping, checkpoints, bf16": CLIPPED
     | {"precision": "bf16", "activation_checkpointing": "block"},
 }
-
-
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    if DEVICE == "cuda":
-        pytest.skip("forks of a process that has a GPU lose it")
-    with forked_gate(tmp_path_factory.mktemp("gate")) as gate:
-        yield gate
 
 
 def assert_passes(case: ParityCase, gate: Gate) -> None:

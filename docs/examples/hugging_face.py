@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model of one's own size, with random weights.
+"""A Hugging Face causal language model of your own size, with random weights.
 
 docs/examples/hugging_face.yaml runs it; ``pip install transformers`` first.
 """

@@ -1,4 +1,4 @@
-"""A training of one's own whose small network does what language models do with their parameters.
+"""The user's own training, whose small network does what language models do with their parameters.
 
 Each option changes one thing, once inside a block and once outside of all blocks, because sharded
 strategies treat the two differently.

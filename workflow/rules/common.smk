@@ -26,7 +26,6 @@ from shardmark.codebase import (
 )
 from shardmark.config.loading import load
 from shardmark.config.files import read_config_file, read_arguments
-from shardmark.config.schema import OwnWorkload
 from shardmark.disk import why_no_folder, why_no_room
 from shardmark.datasets import FETCHED
 from shardmark.errors import ConfigError, UserError

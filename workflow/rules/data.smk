@@ -14,11 +14,11 @@ def data_at(wildcards):
     return definition.own_files or check_at(wildcards)
 
 
-# Not ancient: Snakemake does not look at the parameters of a job whose ancient input is made anew, so
-# an edit would not run its cells again.
+# The check must not be ancient. If a job's ancient input is made again, Snakemake ignores the job's
+# parameters, so an edit of the user's file would not rerun its cells.
 def check_at(wildcards):
     """The record that a training of the user's own has been checked on one batch."""
-    own = isinstance(CONFIG.workloads[wildcards.workload], OwnWorkload)
+    own = CONFIG.workloads[wildcards.workload].own_code
     return f"{RESULTS}/checks/{wildcards.workload}.txt" if own else []
 
 
@@ -26,11 +26,6 @@ def strategy_check_at(wildcards):
     """The record that a strategy of the user's own has been checked in one step."""
     own = wildcards.strategy in CONFIG.strategies
     return f"{RESULTS}/checks/{wildcards.workload}/{wildcards.strategy}.txt" if own else []
-
-
-def training_at(wildcards):
-    """The definition of a training of the user's own."""
-    return CONFIG.workloads[wildcards.workload]
 
 
 def all_data(wildcards):
@@ -78,8 +73,8 @@ rule check_training:
     log:
         f"{RESULTS}/checks/{{workload}}.log",
     params:
-        code=lambda wildcards: code_sha256(code_of_file(training_at(wildcards).file)),
-        definition=lambda wildcards: training_at(wildcards).model_dump_json(),
+        code=lambda wildcards: code_sha256(code_of_file(CONFIG.workloads[wildcards.workload].file)),
+        definition=lambda wildcards: CONFIG.workloads[wildcards.workload].model_dump_json(),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/check_training.py --config {CONFIG_FILE:q}"
         " --workload {wildcards.workload} --output {output:q} > {log:q} 2>&1"
@@ -94,7 +89,10 @@ rule check_strategy:
         f"{RESULTS}/checks/{{workload}}/{{strategy}}.log",
     params:
         code=lambda wildcards: code_sha256(code_of_file(CONFIG.strategies[wildcards.strategy].file)),
-        definition=lambda wildcards: CONFIG.strategies[wildcards.strategy].model_dump_json(),
+        # The check trains the gate's model, by the strategy's options and for the cells' device.
+        case=lambda wildcards: parity_case(
+            CONFIG, wildcards.workload, wildcards.strategy, 1
+        ).fingerprint(),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/check_strategy.py --config {CONFIG_FILE:q}"
         " --workload {wildcards.workload} --strategy {wildcards.strategy}"

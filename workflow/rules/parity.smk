@@ -11,7 +11,7 @@ def case_sha256_at(wildcards):
 
 
 def oracle_sha256_at(wildcards):
-    """The fingerprint of the case that make_oracle.py uses."""
+    """What the oracle depends on besides roundings; all strategies share it, so it is ddp's."""
     return parity_case(CONFIG, wildcards.workload, "ddp", int(wildcards.ranks)).fingerprint()
 
 

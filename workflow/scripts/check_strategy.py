@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
     parser.add_argument("--workload", required=True, help="what it trains")
-    parser.add_argument("--strategy", required=True, help="a strategy of one's own")
+    parser.add_argument("--strategy", required=True, help="the user's own strategy")
     parser.add_argument("--output", type=Path, required=True, help="text to write")
     arguments = parser.parse_args()
     config, name = arguments.config, arguments.strategy

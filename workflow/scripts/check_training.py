@@ -18,7 +18,7 @@ def main() -> None:
     """Check the training of the workload that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=read_config, required=True, help="the saved configuration")
-    parser.add_argument("--workload", required=True, help="a training of one's own")
+    parser.add_argument("--workload", required=True, help="the user's own training")
     parser.add_argument("--output", type=Path, required=True, help="text to write")
     arguments = parser.parse_args()
     definition = arguments.config.workloads[arguments.workload]

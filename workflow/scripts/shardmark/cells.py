@@ -54,7 +54,9 @@ class Cell(Section):
             spec = spec_of(self.base)
         except KeyError:
             raise ValueError(f"base: {self.base!r} is not a strategy") from None
-        spec.options.model_validate(self.options)
+        # A result that is older than an option has run with its default.
+        for name, value in spec.options.model_validate(self.options).model_dump().items():
+            self.options.setdefault(name, value)
         if self.gpus != self.nodes * self.gpus_per_node:
             raise ValueError("gpus is not nodes times gpus_per_node")
         if self.global_batch_size != self.gpus * self.per_gpu_batch_size:
@@ -199,13 +201,10 @@ def cell_of(config: Config, workload: str, strategy: str, gpus: int, seed: int) 
 
 def cells_of(config: Config) -> Iterator[Cell]:
     """Yield every cell of the matrix, in the order of the configuration."""
-    matrix = config.matrix
-    for workload in matrix.workloads:
-        for strategy in matrix.strategies:
-            for gpus in matrix.gpus:
-                for seed in matrix.seeds:
-                    if matrix.has(workload, strategy, gpus, seed):
-                        yield cell_of(config, workload, strategy, gpus, seed)
+    for workload, strategy, gpus in sizes_of(config):
+        for seed in config.matrix.seeds:
+            if config.matrix.has(workload, strategy, gpus, seed):
+                yield cell_of(config, workload, strategy, gpus, seed)
 
 
 def sizes_of(config: Config) -> Iterator[tuple[str, str, int]]:
@@ -236,8 +235,8 @@ def start_order(config: Config) -> dict[tuple[str, str, int, int], int]:
     return order
 
 
-# Where low precision rounds weights: under autocast, once in a forward pass or at each use of a
-# weight; or all parameters before it.
+# When weights are rounded to low precision: by autocast once per forward pass ("autocast"), by
+# autocast at each use of a weight ("each use"), or all before the forward pass ("parameters").
 Rounding = Literal["autocast", "each use", "parameters"]
 
 

@@ -52,7 +52,7 @@ class Measured(Record):
     torch_allocated_bytes: Total | None
     torch_reserved_bytes: Total | None
     gpu_memory_bytes: Annotated[Total, Field(ge=1)] | None
-    allocation_retries: Total | None
+    allocation_retries: Total | None = None
 
 
 class SearchState(Section):

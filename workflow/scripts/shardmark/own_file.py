@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 from shardmark.errors import UserError
 
 Base = TypeVar("Base")
+Result = TypeVar("Result")
 
 
 def load_class(file: str, base: type[Base]) -> type[Base]:
@@ -59,16 +61,39 @@ def _run(path: Path) -> ModuleType:
     return module
 
 
+def call_own(file: str, name: str, work: Callable[[], Result]) -> Result:
+    """Run code of the user's file, and return its result.
+
+    Args:
+        file: the file.
+        name: the function, for the message.
+        work: calls it.
+
+    Raises:
+        UserError: with the function and its line, if it raises.
+    """
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(describe_failure(file, name, error)) from error
+
+
 def describe_failure(file: str, what: str, error: BaseException) -> str:
     """Return what the user's own code raised, with its line."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).name == Path(file).name
+        if _is_same(frame.filename, file)
     ]
     text = str(error)
-    if isinstance(error, SyntaxError) and error.filename and error.filename.endswith(file):
+    if isinstance(error, SyntaxError) and error.filename and _is_same(error.filename, file):
         lines.append(error.lineno)
         text = error.msg
     where = f"line {lines[-1]}: " if lines else ""
     return f"{file}: {where}{what} raised {type(error).__name__}: {text}"
+
+
+def _is_same(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()

@@ -94,9 +94,10 @@ class Fsdp2Options(MixedPrecisionOptions):
     shard_size: GroupSize | None = _SHARD_SIZE
     reshard_after_forward: FlagOrGroupSize = Field(
         True,
-        description="true is ZeRO-3-like, false ZeRO-2-like. With a number of GPUs, or node, each "
-        "group of so many keeps a copy from the forward to the backward pass, which gathers within "
-        "the group. It must divide the GPU count, and shard_size if there is one",
+        description="true is ZeRO-3-like, false ZeRO-2-like. A number makes groups of that many "
+        "GPUs, node one group per node: each group keeps a copy of the parameters from the forward "
+        "to the backward pass, so the backward pass gathers within the group. The number must "
+        "divide the GPU count, and shard_size if there is one",
     )
     offload: Literal["none", "all"] = Field(
         "none",
@@ -146,6 +147,33 @@ class _ZeroOptions(Options):
     )
 
 
+class DeepspeedOptions(_ZeroOptions):
+    """DeepSpeed ZeRO, stages 1 and 2."""
+
+    offload: Literal["none", "optimizer"] = Field(
+        "none",
+        description="optimizer: optimizer state and gradients are in host memory, and the CPU "
+        "updates the parameters, with torch's optimizer",
+    )
+
+
+class Zero3Options(_ZeroOptions):
+    """DeepSpeed ZeRO, stage 3."""
+
+    reshard_after_forward: TrueOrGroupSize = Field(
+        True,
+        description="A number makes groups of that many GPUs, node one group per node: each group "
+        "keeps a copy of the parameters from the first gather of a step to the step's end, and "
+        "gathers within the group (DeepSpeed's zero_hpz_partition_size). The number must divide "
+        "the GPU count",
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none",
+        description="optimizer: optimizer state and gradients are in host memory, and the CPU "
+        "updates the parameters, with torch's optimizer. all: the parameters' shards too",
+    )
+
+
 class OwnOptions(Options):
     """A strategy of the user's own, in one file."""
 
@@ -164,32 +192,6 @@ class OwnOptions(Options):
         "same_arithmetic",
         description="Whether it computes what every strategy computes (docs/method.md); "
         "as_recommended for a framework's own mixed precision, other_arithmetic for anything else.",
-    )
-
-
-class DeepspeedOptions(_ZeroOptions):
-    """DeepSpeed ZeRO, stages 1 and 2."""
-
-    offload: Literal["none", "optimizer"] = Field(
-        "none",
-        description="optimizer: optimizer state and gradients are in host memory, and the CPU "
-        "updates the parameters, with torch's optimizer",
-    )
-
-
-class Zero3Options(_ZeroOptions):
-    """DeepSpeed ZeRO, stage 3."""
-
-    reshard_after_forward: TrueOrGroupSize = Field(
-        True,
-        description="with a number of GPUs, or node, each group of so many keeps a copy from the "
-        "first gather of a step to its end, and gathers within the group (DeepSpeed's "
-        "zero_hpz_partition_size). It must divide the GPU count",
-    )
-    offload: Literal["none", "optimizer", "all"] = Field(
-        "none",
-        description="optimizer: optimizer state and gradients are in host memory, and the CPU "
-        "updates the parameters, with torch's optimizer. all: the parameters' shards too",
     )
 
 
@@ -440,9 +442,11 @@ STRATEGIES: dict[str, StrategySpec] = {
 
 # The base of every strategy of the user's own; its name in the matrix is its label.
 OWN = "own"
-_OWN_SPEC = StrategySpec(
-    script="train_own.py", options=OwnOptions, label="own", colour="#5B5B5B", marker="p"
-)
+_SPECS = STRATEGIES | {
+    OWN: StrategySpec(
+        script="train_own.py", options=OwnOptions, label="own", colour="#5B5B5B", marker="p"
+    )
+}
 
 
 def spec_of(base: str) -> StrategySpec:
@@ -451,7 +455,7 @@ def spec_of(base: str) -> StrategySpec:
     Raises:
         KeyError: if there is no such strategy.
     """
-    return _OWN_SPEC if base == OWN else STRATEGIES[base]
+    return _SPECS[base]
 
 
 # Every package that some strategy uses besides torch.

@@ -48,7 +48,7 @@ from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.quantities import describe_gpus
-from shardmark.strategies import STRATEGIES, OwnOptions
+from shardmark.strategies import STRATEGIES
 
 # Keys of earlier versions, and what took their place.
 REPLACED = {
@@ -256,11 +256,10 @@ def _keys_at(location: Sequence[int | str], workload_kind: WorkloadKind | None) 
     model: type[BaseModel] = Config
     if workload_kind is not None:
         model, location = WORKLOADS[workload_kind], location[2:]
-    elif location[:1] == ["strategies"] and len(location) > 1:
-        model, location = OwnOptions, location[2:]
     for part in location:
         field = model.model_fields.get(str(part))
-        assert field is not None
+        if field is None:  # the index or the name of an entry
+            continue
         for candidate in (field.annotation, *get_args(field.annotation)):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
@@ -501,15 +500,17 @@ def _part_mistakes(raw: Mapping[str, Any]) -> Iterator[str]:
             if value not in used:
                 yield (
                     f"matrix.{key}: {format_value(value)} has no cell, because no entry of "
-                    "matrix.only allows one; add it to an entry, or take it out of the list"
+                    f"matrix.only allows one; add it to an entry, or remove it from matrix.{key}"
                 )
     baseline = raw.get("baseline", Config.model_fields["baseline"].default)
-    for workload, gpus in dict.fromkeys((workload, gpus) for workload, _, gpus, _ in kept):
-        if not matrix.has(workload, baseline, gpus):
+    for workload, gpus, seed in dict.fromkeys((place[0], *place[2:]) for place in kept):
+        if not matrix.has(workload, baseline, gpus, seed):
             yield (
-                f"matrix.only: {workload} at {gpus} GPUs has no cell of the baseline {baseline}, "
-                "with which the others are compared; add it to an entry for them"
+                f"matrix.only: {workload} at {gpus} GPUs has no cell of the baseline {baseline} "
+                f"with seed {seed}, with which the others are compared; add the baseline to an "
+                "entry for these"
             )
+            return
 
 
 def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:
@@ -523,7 +524,7 @@ def _size_mistakes(matrix: Mapping[str, Any]) -> Iterator[str]:
         )
         yield (
             f"matrix: {counts} are {cells:,} cells, more than matrix.max_cells ({max_cells:,}); "
-            "raise that if you want them all"
+            "raise that if you mean it; this does not count matrix.only"
         )
 
 
@@ -624,7 +625,10 @@ def _workload_mistakes(
 
 def _own_file_mistakes(path: str, file: object, root: Path) -> Iterator[str]:
     if isinstance(file, str) and not (file.endswith(".py") and _is_file(root / file)):
-        yield f"{path}.file: {format_value(file)} is no Python file of the project"
+        yield (
+            f"{path}.file: {format_value(file)} is no Python file; give a path relative to the "
+            "project"
+        )
 
 
 def _language_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterator[str]:

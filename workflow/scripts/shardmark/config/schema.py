@@ -585,9 +585,9 @@ class Matrix(Section):
     )
     only: list[MatrixPart] = Field(
         default_factory=list,
-        description="If it is given, only the cells that at least one of its entries allows. An "
-        "entry may name some of the workloads, strategies, gpus and seeds, so that, for instance, "
-        "one workload has fewer seeds than another.",
+        description="Restricts the matrix to the cells that at least one entry allows; without "
+        "entries, all cells run. An entry names some of the workloads, strategies, gpus and seeds, "
+        "so that, for instance, one workload has fewer seeds than another.",
     )
     max_cells: Count = Field(
         10_000, description="A matrix of more cells is refused, because it is probably a mistake."

@@ -303,8 +303,8 @@ def _memory_is_full(metrics: Metrics, others: Others) -> Iterator[str]:
     retries = [device.torch_allocation_retries or 0 for device in metrics.devices]
     if any(retries):
         yield (
-            f"in the window, torch {sum(retries)} times found no free memory for an allocation, "
-            "freed what it had cached and tried again; that takes time"
+            f"in the window, an allocation failed {sum(retries)} times, and torch freed its cached "
+            "memory and tried again; that takes time"
         )
 
 

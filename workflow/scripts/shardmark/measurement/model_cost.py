@@ -18,16 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from shardmark.workload.blocks import wrap_blocks
 from shardmark.workload.contract import Contract, Inputs
-
-# Batch-norm needs more than one value per channel.
-_SAMPLES = 2
+from shardmark.workload.without_values import SAMPLES, run_without_values, why_not
 
 
 @dataclass(frozen=True)
@@ -61,39 +57,22 @@ def cost_of(workload: Contract[Any]) -> ModelCost:
         if checkpointing != "none":
             again = _flops_per_item(alone, checkpointing)
     except Exception as error:  # a user's own model may do anything
-        return ModelCost(parameters, None, None, _in_one_line(error))
+        return ModelCost(parameters, None, None, why_not(error))
+    if not plain:
+        why = "it has no matrix product, convolution or attention of torch's"
+        return ModelCost(parameters, None, None, why)
     return ModelCost(parameters, plain, again)
 
 
 def _flops_per_item(workload: Contract[Any], checkpointing: Literal["none", "block"]) -> int:
-    """Count on the meta device, or with fake tensors if the model does not run there.
-
-    A model may recognise fake tensors, and then decide nothing by a value that does not exist.
-    """
     model = workload.outline(seed=0)
     wrap_blocks(model, workload.shard_units(model), checkpointing, "none")
-    try:
-        with torch.device("meta"):
-            inputs = workload.example(_SAMPLES)
-        flops = _flops_of(workload, model, inputs)
-    except Exception:
-        inputs = workload.example(_SAMPLES)
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = model.to_empty(device="cpu")
-            flops = _flops_of(workload, fake, tuple(map(mode.from_tensor, inputs)))
-    if not flops:
-        raise NotImplementedError("it has no matrix product, convolution or attention of torch's")
-    items: int = _SAMPLES * workload.definition.items_per_sample
-    return flops // items
 
+    def count(model: nn.Module, inputs: Inputs) -> int:
+        with FlopCounterMode(display=False) as counter:
+            workload.loss(model, inputs).backward()  # type: ignore[no-untyped-call]
+        flops: int = counter.get_total_flops()
+        return flops
 
-def _flops_of(workload: Contract[Any], model: nn.Module, inputs: Inputs) -> int:
-    with FlopCounterMode(display=False) as counter:
-        workload.loss(model, inputs).backward()  # type: ignore[no-untyped-call]
-    flops: int = counter.get_total_flops()
-    return flops
-
-
-def _in_one_line(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first}".rstrip(".: ")
+    items: int = SAMPLES * workload.definition.items_per_sample
+    return run_without_values(workload, model, count) // items

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from shardmark.cells import Cell, ParityCase, Rounding
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS
@@ -98,7 +100,7 @@ def _gate_cell(cell: Cell, precision: str, batch: int, *, surrogate: bool) -> Ce
 
 
 def rounding_of(case: ParityCase, precision: str) -> Rounding:
-    """Where the oracle must round weights to round where the case's strategy does.
+    """Return where the case's strategy rounds weights, which its oracle must copy.
 
     Under autocast, the parameters of an embedding or a norm stay in float32. A low ``param_dtype``
     rounds them all, so that a whole forward pass differs.
@@ -126,7 +128,13 @@ def uses_weights_twice(case: ParityCase) -> bool:
 
 
 def _surrogate_uses(case: ParityCase) -> ParameterUses:
-    workload = make_workload(surrogate_cell(case, "fp32").definition)
+    return _uses_in(surrogate_cell(case, "fp32").model_dump_json(by_alias=True))
+
+
+@functools.cache
+def _uses_in(cell: str) -> ParameterUses:
+    """Cached, because the user's own training loads its samples for it."""
+    workload = make_workload(Cell.model_validate_json(cell).definition)
     return parameter_uses(workload, surrogate=True)
 
 

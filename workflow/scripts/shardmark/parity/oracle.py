@@ -121,9 +121,9 @@ def run_oracle(
                 workload.batch(rows, samples, sample_keys(cell.seed, epoch, samples))
                 for samples in forwards
             ]
-            # As ranks do: each divides by its own terms, and the gradients are averaged in float32.
-            # To divide by all terms before a pass in low precision would round it differently
-            # wherever the number of replicas is no power of two.
+            # Ranks divide by their own number of terms, and average gradients in float32. So does
+            # the oracle. If it divided by the terms of all replicas before a pass in low precision,
+            # the pass would round differently unless the number of replicas is a power of two.
             terms = sum(map(workload.terms, batches)) / cell.gpus
             for inputs in batches:
                 if rounded is None:

@@ -83,7 +83,7 @@ def _real_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str
     definition = cell.definition.model_copy(update={"precision": "fp32"})
     exact_cell = cell.model_copy(update={"definition": definition})
     run_exact = _runner(exact_cell, REAL_MODEL_STEPS, device, surrogate=False)("autocast")
-    exact = _condensed(run_exact("natural"))
+    exact = _summary_and_pass_losses(run_exact("natural"))
     return {
         name_of_oracle(precision, rounding): _summary_and_floor(run(rounding), *exact)
         for rounding in _roundings(cases, precision)
@@ -127,7 +127,7 @@ def _oracle_and_floor(run: OracleRun) -> dict[str, Any]:
     }
 
 
-def _condensed(trajectory: Trajectory) -> tuple[Summary, list[float]]:
+def _summary_and_pass_losses(trajectory: Trajectory) -> tuple[Summary, list[float]]:
     """A trajectory's summary and the losses of its forward passes.
 
     The real model may fill the machine's memory, so only one of its trajectories exists at a time.
@@ -138,7 +138,7 @@ def _condensed(trajectory: Trajectory) -> tuple[Summary, list[float]]:
 def _summary_and_floor(
     run: OracleRun, exact: Summary, exact_passes: Sequence[float]
 ) -> dict[str, Any]:
-    summary, passes = _condensed(run("natural"))
+    summary, passes = _summary_and_pass_losses(run("natural"))
     floors = [summary_difference(summary_of(run(order)), summary) for order in OTHER_ORDERS]
     return {
         "summary": summary,

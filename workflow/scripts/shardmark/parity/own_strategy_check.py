@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shardmark.cells import ParityCase
 from shardmark.errors import UserError
 from shardmark.measurement.clocks import Phases
-from shardmark.own_file import describe_failure, load_class
+from shardmark.own_file import call_own, load_class
 from shardmark.parity.cases import surrogate_cell
 from shardmark.training.inspection import StepObserver, effective_config
 from shardmark.training.loop import make_task, take_step
@@ -121,7 +121,7 @@ class _Check:
                     f"returned no tensor {name}, but {', '.join(list(weights)[:3])}, ...",
                     "the network's own names; unwrap_state removes what wrappers add",
                 )
-            elif value.shape != parameter.shape:
+            if value.shape != parameter.shape:
                 self._refuse(
                     "full_state_dict",
                     f"returned {name} in shape {tuple(value.shape)}",
@@ -130,12 +130,7 @@ class _Check:
         return {name: value.clone() for name, value in weights.items()}
 
     def _call(self, name: str, work: Callable[[], Result]) -> Result:
-        try:
-            return work()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(describe_failure(self.file, name, error)) from error
+        return call_own(self.file, name, work)
 
-    def _refuse(self, name: str, what: str, expected: str) -> None:
+    def _refuse(self, name: str, what: str, expected: str) -> NoReturn:
         raise UserError(f"{self.file}: {name} {what}; expected {expected}")

@@ -81,7 +81,10 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         names = ", ".join(f"{rule} ({_runs(count)})" for rule, count in unchecked.most_common())
         yield Caveat(f"Could not be checked: {names}.")
     for workload, why in _first_reasons(cells):
-        yield Caveat(f"No figures that need the FLOPs of {workload}; counting them ended: {why}.")
+        yield Caveat(
+            f"The FLOPs of {workload} could not be counted ({why}), so the figures that need them "
+            "are missing."
+        )
     if cuda and 1 in set(cells.gpus) and cells.gpus.nunique() > 1:
         yield Caveat(
             "On 1 GPU nothing is sharded or communicated, so it is only the reference for scaling."

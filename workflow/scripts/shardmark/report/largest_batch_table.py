@@ -54,8 +54,8 @@ def _note(row: dict[Any, Any]) -> str:
         return str(row["reason"].splitlines()[0].rstrip("."))
     if row["allocation_retries"] > 0:
         return (
-            f"in the window, torch {row['allocation_retries']:.0f} times found no free memory, "
-            "freed what it had cached and tried again; a smaller batch may be faster"
+            f"in the window, an allocation failed {row['allocation_retries']:.0f} times, and torch "
+            "freed its cached memory and tried again; a smaller batch may be faster"
         )
     return ""
 

@@ -21,7 +21,7 @@ from shardmark.metrics import Metrics
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.results.communication_volume import FLOAT32_BYTES, allowed_slack, expected_volume
 from shardmark.results.surroundings import Fact, facts_to_compare
-from shardmark.strategies import spec_of
+from shardmark.strategies import OWN, spec_of
 
 _AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
 
@@ -85,6 +85,9 @@ class Exemption:
     required: bool = False
 
 
+_OWN_DECIDES = Exemption(ANY, "the user's own strategy decides this")
+
+
 @dataclass(frozen=True)
 class Setting:
     """How to judge one setting.
@@ -129,6 +132,8 @@ def _replicas_in_one_process(cell: Cell) -> bool:
 def _gathers_nothing(cell: Cell) -> Exemption | None:
     if cell.gpus == 1:
         return Exemption(None, "one replica has nobody to gather from")
+    if cell.base == OWN:
+        return _OWN_DECIDES
     if not spec_of(cell.base).gathers:
         return Exemption(None, "whole parameters on every rank need no gathering")
     return None
@@ -171,10 +176,14 @@ def _has_no_state(cell: Cell) -> Exemption | None:
 
 
 def _shares_nothing(cell: Cell) -> Exemption | None:
+    if cell.base == OWN:
+        return _OWN_DECIDES
     return Exemption(None, "it shards nothing, or an older result does not say")
 
 
 def _gathers_in_groups(cell: Cell) -> Exemption | None:
+    if cell.base == OWN:
+        return _OWN_DECIDES
     if cell.base == "deepspeed_zero3" and cell.groups.reshard < cell.gpus:
         return Exemption(ANY, "ZeRO-3 gathers within a group what it gathered before in the step")
     return Exemption(None, "it gathers nothing, or an older result does not say")
@@ -341,7 +350,7 @@ SETTINGS = (
         inherent="it is what sets the strategies apart",
     ),
     Setting(
-        "replicas that share one copy of it",
+        "replicas that share one copy of what is sharded",
         lambda effective: effective.shard_ranks if effective.zero_stage else None,
         lambda cell: cell.groups.shard,
         exemption=_shares_nothing,
@@ -493,13 +502,12 @@ def _judge_volume(
             multiple = config.bytes_of(kinds) / (FLOAT32_BYTES * memory.parameters)
             multiples[f"{multiple:.2f}"] = None
             volume = expected_volume(cell, memory.parameters, config.unit_parameters)
-            if volume is not None:
-                volume = volume.with_uses(
-                    untrained=(config.untrained_parameters or 0) / memory.parameters,
-                    reuses=bool(config.reused_parameters),
-                )
             if volume is None:
                 continue
+            volume = volume.with_uses(
+                untrained=(config.untrained_parameters or 0) / memory.parameters,
+                reuses=bool(config.reused_parameters),
+            )
             expected = volume.reduced if what == "reduced" else volume.gathered
             if cell.gpus > 1 and not expected.allows(multiple, allowed_slack(cell)):
                 flagged[name] = (

@@ -42,7 +42,6 @@ from shardmark.workload.optimizers import (
     learning_rate_at,
     peak_learning_rate,
 )
-from shardmark.workload.parameter_uses import parameter_uses
 from shardmark.workload.precision import set_math_mode
 
 StrategyClass = Callable[[Task], Strategy]
@@ -88,7 +87,7 @@ def make_task(
             model, definition.optimizer, rate, dimensions()
         ),
         shard_units=lambda model: outermost_modules(model, workload.shard_units(model)),
-        uses=parameter_uses(workload, surrogate=surrogate),
+        surrogate=surrogate,
     )
 
 

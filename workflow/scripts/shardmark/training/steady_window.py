@@ -92,7 +92,7 @@ def _time_window(
         torch.cuda.reset_peak_memory_stats(device)
     dist.barrier()
     runtime.synchronise()
-    memory = _allocated(runtime)
+    memory = _allocated_and_retries(runtime)
     collections, host = collections_so_far(), read_host()
     steps_ms: list[float] = []
     begin = time.monotonic()
@@ -174,7 +174,7 @@ def _take(take: Callable[[], object], clock: StepClock, count: int) -> None:
         clock.mark()
 
 
-def _allocated(runtime: Runtime) -> list[tuple[int, int]]:
+def _allocated_and_retries(runtime: Runtime) -> list[tuple[int, int]]:
     """Bytes that torch's allocator has allocated, and its retries, on each of the process's GPUs.
 
     If an allocation fails, the allocator frees all memory that it caches, and retries.
@@ -186,7 +186,7 @@ def _allocated(runtime: Runtime) -> list[tuple[int, int]]:
 
 
 def _torch_memory(runtime: Runtime, at_begin: list[tuple[int, int]]) -> list[TorchMemory]:
-    now = zip(runtime.gpus, at_begin, _allocated(runtime), strict=True)
+    now = zip(runtime.gpus, at_begin, _allocated_and_retries(runtime), strict=True)
     return [
         TorchMemory(
             uuid=uuid_of(torch.device("cuda", device)),

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from shardmark.training.runtime import Runtime
 from shardmark.workload.blocks import plain_name
 from shardmark.workload.contract import Contract, Inputs
 from shardmark.workload.materialising import Fill, Materialiser
-from shardmark.workload.parameter_uses import ParameterUses
+from shardmark.workload.parameter_uses import ParameterUses, parameter_uses
 from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler
 
 StateDict = dict[str, Tensor]
@@ -36,7 +37,7 @@ class Task:
         fill: fills them; None if they have their values.
         build_optimizer: builds the workload's optimizer for a network, sharded or not.
         shard_units: returns the modules of a built network that are gathered one by one.
-        uses: the parameters that the network shares, leaves out or does not train.
+        surrogate: whether the network is the workload's surrogate.
     """
 
     cell: Cell
@@ -46,7 +47,15 @@ class Task:
     fill: Fill | None
     build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     shard_units: Callable[[nn.Module], list[nn.Module]]
-    uses: ParameterUses
+    surrogate: bool
+
+    @cached_property
+    def uses(self) -> ParameterUses:
+        """The parameters that the network shares, leaves out or does not train.
+
+        Lazy, because most strategies need not know, and it takes a forward and a backward pass.
+        """
+        return parameter_uses(self.workload, surrogate=self.surrogate)
 
     def materialiser(self, outline: nn.Module) -> Materialiser:
         """What puts the parts of the outline on this process's device, with their values."""

@@ -17,10 +17,10 @@ Result = TypeVar("Result")
 def taken_until_it_updates(step: Callable[[], Result]) -> Result:
     """Take a step, and repeat it as long as the loss scaler skips it.
 
-    Each rank and the oracle scale the loss of a replica, DataParallel a replica's share of the
-    total loss, which is smaller by a factor of the number of replicas. So they may overflow at
-    other scales and skip other numbers of steps. Without the repetition, their first updates would
-    come from different batches.
+    Each rank and the oracle scale the loss of one replica. DataParallel scales a replica's share of
+    the total loss, which is smaller by a factor of the number of replicas. So DataParallel may
+    overflow at another scale and skip another number of steps than the oracle. Without the
+    repetition, their first updates would come from different batches.
 
     Args:
         step: takes a step on the same batch each time.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shardmark.config.schema import OwnWorkload
 from shardmark.errors import UserError
-from shardmark.own_file import describe_failure, load_class
+from shardmark.own_file import call_own, load_class
 from shardmark.workload.contract import Contract, Inputs, Rows
 
 # Rows that are kept to make an example batch from, which repeats them.
@@ -20,7 +20,7 @@ _EXAMPLES = 16
 
 
 class Training(Contract[OwnWorkload]):
-    """The base class of a training of one's own. A file defines one subclass of it.
+    """The base class of the user's own training. A file defines one subclass of it.
 
     Attributes:
         options: ``options`` of the workload's section in the configuration.
@@ -119,7 +119,4 @@ def load_training(definition: OwnWorkload) -> Training:
         UserError: if the file does not define one, or its constructor fails.
     """
     kind = load_class(definition.file, Training)  # type: ignore[type-abstract]
-    try:
-        return kind(definition)
-    except Exception as error:
-        raise UserError(describe_failure(definition.file, kind.__name__, error)) from error
+    return call_own(definition.file, kind.__name__, lambda: kind(definition))

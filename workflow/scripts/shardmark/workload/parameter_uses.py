@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from shardmark.workload.contract import Contract
-
-# Batch-norm needs more than one value per channel.
-_SAMPLES = 2
+from shardmark.workload.contract import Contract, Inputs
+from shardmark.workload.without_values import run_without_values, why_not
 
 
 class ParameterUses(NamedTuple):
@@ -60,57 +56,29 @@ def parameter_uses(workload: Contract[Any], *, surrogate: bool = False) -> Param
         tied=frozenset(mine[0] for mine in names.values() if len(mine) > 1),
         frozen=frozenset(mine[0] for part, mine in names.items() if not part.requires_grad),
     )
+    calls: Counter[str] = Counter()
+    for name, module in outline.named_modules():
+        module.register_forward_pre_hook(lambda _, __, name=name: calls.update([name]))
+
+    def names_with_gradient(model: nn.Module, inputs: Inputs) -> set[str]:
+        calls.clear()
+        model.zero_grad()
+        alone.loss(model, inputs).backward()  # type: ignore[no-untyped-call]
+        parameters = model.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in parameters if parameter.grad is not None}
+
     try:
-        run = _run(alone, outline)
-    except Exception as error:  # a user's own model may do anything
-        first = next(iter(str(error).splitlines()), "")
-        return known._replace(why_unknown=f"{type(error).__name__}: {first}".rstrip(".: "))
+        with_gradient = run_without_values(alone, outline, names_with_gradient)
+    except Exception as error:
+        return known._replace(why_unknown=why_not(error))
+    called_again = {
+        f"{place}.{name}".removeprefix(".")
+        for place, module in outline.named_modules()
+        for name in module._parameters
+        if calls[place] > 1
+    }
     trained = [mine for part, mine in names.items() if part.requires_grad]
     return known._replace(
-        reused=frozenset(mine[0] for mine in names.values() if run.reused & set(mine)),
-        unused=frozenset(mine[0] for mine in trained if not run.with_gradient & set(mine)),
-    )
-
-
-class _Run(NamedTuple):
-    """Names of parameters after a forward and backward pass.
-
-    Attributes:
-        with_gradient: those that have a gradient.
-        reused: those of modules that were called more than once.
-    """
-
-    with_gradient: set[str]
-    reused: set[str]
-
-
-def _run(workload: Contract[Any], model: nn.Module) -> _Run:
-    """On the meta device, or with fake tensors if the model does not run there."""
-    calls: Counter[str] = Counter()
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda _, __, name=name: calls.update([name]))
-    try:
-        with torch.device("meta"):
-            inputs = workload.example(_SAMPLES)
-        workload.loss(model, inputs).backward()  # type: ignore[no-untyped-call]
-    except Exception:
-        calls.clear()
-        inputs = workload.example(_SAMPLES)
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = tuple(map(mode.from_tensor, inputs))
-            model = model.to_empty(device="cpu")
-            model.zero_grad()
-            workload.loss(model, fake).backward()  # type: ignore[no-untyped-call]
-    return _Run(
-        with_gradient={
-            name
-            for name, value in model.named_parameters(remove_duplicate=False)
-            if value.grad is not None
-        },
-        reused={
-            f"{place}.{name}".removeprefix(".")
-            for place, module in model.named_modules()
-            for name in module._parameters
-            if calls[place] > 1
-        },
+        reused=frozenset(mine[0] for mine in names.values() if called_again & set(mine)),
+        unused=frozenset(mine[0] for mine in trained if not with_gradient & set(mine)),
     )
