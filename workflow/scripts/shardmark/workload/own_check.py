@@ -179,8 +179,8 @@ class _Check:
             if not math.isclose(alone, loss.item(), rel_tol=TOLERANCE):
                 self._refuse(
                     "loss",
-                    f"{loss.item():.6g} for {SAMPLES} samples, and {alone:.6g} for each alone, "
-                    "added",
+                    f"{loss.item():.6g} for {SAMPLES} samples together, and {alone:.6g} as the sum "
+                    "over samples one by one",
                     'the sum over samples, not the mean: reduction="sum"',
                 )
         return loss.item()
