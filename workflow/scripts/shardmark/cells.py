@@ -119,8 +119,13 @@ class Cell(Section):
     @property
     def unsupported(self) -> str | None:
         """Why the strategy cannot run this cell, or None."""
+        return spec_of(self.base).why_unsupported(self.options, self.place)
+
+    @property
+    def place(self) -> Place:
+        """Where and how the strategy runs."""
         statistics = self.definition.batchnorm_statistics
-        place = Place(
+        return Place(
             gpus=self.gpus,
             nodes=self.nodes,
             device=self.device,
@@ -131,7 +136,6 @@ class Cell(Section):
             decay=self.definition.optimizer.decay,
             clips=self.definition.optimizer.clip_norm is not None,
         )
-        return spec_of(self.base).why_unsupported(self.options, place)
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the result; the folder of the data does not."""
@@ -268,9 +272,7 @@ class ParityCase(Section):
             return "autocast"
         if cell.options.get("param_dtype", "fp32") != "fp32":
             return "parameters"
-        flat = cell.base == "fairscale_fsdp" and cell.definition.optimizer.decay == "all"
-        copied = cell.base == "dp" and cell.gpus > 1
-        return "each use" if flat or copied or cell.base == "fsdp" else "autocast"
+        return "each use" if spec_of(cell.base).copies_weights(cell.place) else "autocast"
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the verdict, without the run's name and the folder of the data.

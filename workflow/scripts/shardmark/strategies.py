@@ -344,6 +344,8 @@ class StrategySpec(BaseModel):
         shards_units: whether it shards one unit (a block of the model) at a time.
         one_process: whether one process holds all replicas.
         offloads_collectives: whether ranks exchange tensors in host memory if it offloads them.
+        copies_weights: whether the weights of a forward pass are views of a flat parameter or a
+            replica's copies, so no leaves of autograd's graph.
         why_unsupported: returns why it cannot run with these options at that place; None if it can.
     """
 
@@ -359,6 +361,7 @@ class StrategySpec(BaseModel):
     shards_units: bool = False
     one_process: bool = False
     offloads_collectives: bool = False
+    copies_weights: Callable[[Place], bool] = lambda place: False
     why_unsupported: Unsupported = _runs_everywhere
 
 
@@ -371,6 +374,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="s",
         gathers=True,
         one_process=True,
+        copies_weights=lambda place: place.gpus > 1,
         why_unsupported=_dp_unsupported,
     ),
     "ddp": StrategySpec(
@@ -384,6 +388,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="^",
         gathers=True,
         shards_units=True,
+        copies_weights=lambda place: True,
         why_unsupported=_fsdp_unsupported,
     ),
     "fsdp2": StrategySpec(
@@ -406,6 +411,8 @@ STRATEGIES: dict[str, StrategySpec] = {
         packages=("fairscale",),
         gathers=True,
         shards_units=True,
+        # It flattens parameters only if all of them decay.
+        copies_weights=lambda place: place.decay == "all",
         why_unsupported=_fairscale_unsupported,
     ),
     "deepspeed_zero1": StrategySpec(

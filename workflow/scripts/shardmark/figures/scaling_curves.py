@@ -63,7 +63,7 @@ def efficiency_figure(data: Data) -> Figure:
     }
     for name, axes in panels:
         axes.axhline(100, **_IDEAL_LINE)
-        _draw(axes, data, name, lines, absent="not at two GPU counts")
+        _draw(axes, data, name, lines, absent="one GPU count only")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[2.5, 5, 10]))
         own = known[(known.strategy == name) & known.efficiency_low.notna()]
         if len(own):
