@@ -122,11 +122,9 @@ def test_a_full_disk_leaves_the_previous_result_and_no_scratch_folder(disk: Path
 def test_a_disk_that_fills_while_a_cell_trains_is_no_failure_of_it(gpus: int, disk: Path) -> None:
     # The strategy's own script, but for what its last rank does in the fourth step.
     code = (
-        "import sys; from pathlib import Path; import run_cell, shardmark.strategies as records; "
-        "sys.argv[0] = run_cell.__file__; "
-        f"changed = {{'script': {str(SCRIPT)!r}}}; records.STRATEGIES['ddp'] = "
-        "records.STRATEGIES['ddp'].model_copy(update=changed)"
-        "; run_cell.main()"
+        "import functools, sys; from pathlib import Path; import run_cell as cells; "
+        f"sys.argv[0] = cells.__file__; script = Path({str(SCRIPT)!r}); "
+        "cells.run_cell = functools.partial(cells.run_cell, script=script); cells.main()"
     )
     command = [sys.executable, "-c", code, *cell_command(disk, gpus)[2:]]
     env = os.environ | PYTHONPATH
