@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -51,6 +52,12 @@ def data(crowded: tuple[Config, Path], request: pytest.FixtureRequest) -> Data:
     return data_of(of_width(config, request.param), root)
 
 
+@pytest.fixture(scope="module")
+def drawn(data: Data) -> Callable[[str], Figure]:
+    """Each figure of the data, drawn once: for tests that only read it."""
+    return functools.cache(lambda name: draw(name, data))
+
+
 def texts(figure: Figure) -> Iterator[Text]:
     """What is written in a figure, ticks beyond the axes left out."""
     beyond = set()
@@ -82,8 +89,10 @@ def check_legible(figure: Figure) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_text_of_a_figure_stands_over_another_or_is_too_small(name: str, data: Data) -> None:
-    check_legible(draw(name, data))
+def test_no_text_of_a_figure_stands_over_another_or_is_too_small(
+    name: str, drawn: Callable[[str], Figure]
+) -> None:
+    check_legible(drawn(name))
 
 
 def test_where_processes_take_the_place_of_gpus_names_are_longer_and_stand_apart(
@@ -189,8 +198,10 @@ def test_strategies_differ_without_colour(data: Data) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_axes_say_their_scale_and_all_panels_have_the_same(name: str, data: Data) -> None:
-    figure = draw(name, data)
+def test_axes_say_their_scale_and_all_panels_have_the_same(
+    name: str, drawn: Callable[[str], Figure]
+) -> None:
+    figure = drawn(name)
     panels = figure.axes
     # The lower panels of the losses are differences, around 0; trade-offs say it once for all axes.
     assert len({panel.get_xscale() for panel in panels}) == 1
@@ -214,8 +225,8 @@ ONE_AXIS_OF_NUMBERS = set(FIGURES) - {"answer", "trade_off", "scaling", "timelin
 
 
 @pytest.mark.parametrize("name", sorted(ONE_AXIS_OF_NUMBERS))
-def test_an_axis_that_starts_at_0_says_so(name: str, data: Data) -> None:
-    figure = draw(name, data)
+def test_an_axis_that_starts_at_0_says_so(name: str, drawn: Callable[[str], Figure]) -> None:
+    figure = drawn(name)
     words = " ".join(text.get_text() for text in texts(figure))
     if figure.axes[0].get_xscale() == "log" and name == "step_time":
         return
@@ -254,15 +265,19 @@ def smaller(data: Data) -> Data:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_fits_on_a_printed_page(name: str, data: Data) -> None:
-    figure = draw(name, smaller(data) if data.width_mm == COLUMN_MM else data)
+def test_a_figure_fits_on_a_printed_page(
+    name: str, data: Data, drawn: Callable[[str], Figure]
+) -> None:
+    figure = draw(name, smaller(data)) if data.width_mm == COLUMN_MM else drawn(name)
     width, height = 25.4 * figure.get_size_inches()
     assert width == pytest.approx(data.width_mm)
     assert height <= TALLEST_MM
 
 
-def test_the_grid_of_outcomes_has_a_sign_for_every_kind_of_gap(data: Data) -> None:
-    figure = draw(OUTCOMES, data)
+def test_the_grid_of_outcomes_has_a_sign_for_every_kind_of_gap(
+    drawn: Callable[[str], Figure],
+) -> None:
+    figure = drawn(OUTCOMES)
     check_legible(figure)
     words = {text.get_text() for text in texts(figure)}
     for sign in ("M", "D", "T", "·", "–", "●"):
@@ -291,8 +306,10 @@ def test_a_timeline_begins_with_the_steady_window(data: Data) -> None:
     assert timeline.samples.at_s.min() == -40
 
 
-def test_a_strategy_that_another_beats_is_pale_in_the_trade_off(data: Data) -> None:
-    panels = [axes for axes in draw("trade_off", data).axes if axes.get_title("left") == "4 GPUs"]
+def test_a_strategy_that_another_beats_is_pale_in_the_trade_off(
+    data: Data, drawn: Callable[[str], Figure]
+) -> None:
+    panels = [axes for axes in drawn("trade_off").axes if axes.get_title("left") == "4 GPUs"]
     assert len(panels) == 3
     for axes in panels:
         alpha = {line.get_marker(): line.get_alpha() for line in axes.lines if line.get_alpha()}
@@ -301,8 +318,8 @@ def test_a_strategy_that_another_beats_is_pale_in_the_trade_off(data: Data) -> N
                 assert (alpha[look.marker] == 1) == (name in data.pareto(4)), name
 
 
-def test_parts_that_no_cell_has_are_not_in_the_legend(data: Data) -> None:
-    legend = draw("wall_clock", data).legends[0]
+def test_parts_that_no_cell_has_are_not_in_the_legend(drawn: Callable[[str], Figure]) -> None:
+    legend = drawn("wall_clock").legends[0]
     named = [text.get_text() for text in legend.get_texts()]
     assert "training" in named
     assert "inspection, profile" not in named

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -136,11 +137,15 @@ def _name_points(panel: Panel, data: Data, points: Points) -> None:
     nearer to another point; the legend has all names.
     """
     axes, pareto = panel.axes, data.pareto(panel.gpus)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     places = {name: (own[panel.x.column], own[panel.y.column]) for name, own in points.items()}
     pixels = {name: tuple(axes.transData.transform(place)) for name, place in places.items()}
-    scale = axes.figure.dpi / 72
+    scale = figure.dpi / 72
     half = MARKER_PT / 2 * scale
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in pixels.values()]
+    canvas: Any = FigureCanvasAgg(figure)
+    renderer = canvas.get_renderer()
     for name in sorted(points, key=lambda name: name not in pareto):
         text = axes.annotate(
             data.labels[name],
@@ -151,10 +156,13 @@ def _name_points(panel: Panel, data: Data, points: Points) -> None:
             color="black" if name in pareto else GREY,
         )
         text.set_in_layout(False)
+        size = np.asarray(text.get_window_extent(renderer).size)
         for distance, (dx, dy) in itertools.product(DISTANCES_PT, SIDES):
             offset = (distance * dx, distance * dy)
-            text.set(ha=_ACROSS[round(dx)], va=_UP[round(dy)], position=offset)
-            box = text.get_window_extent()
+            # The side of the name that is towards the point, or its middle, is at the offset.
+            near = np.add(pixels[name], np.multiply(offset, scale))
+            lowest = near - size * (1 - np.round((dx, dy))) / 2
+            box = Bbox([lowest, lowest + size])
             corners_inside = all(axes.bbox.contains(*corner) for corner in (box.min, box.max))
             if not corners_inside or box.count_overlaps(taken):
                 continue
@@ -167,6 +175,7 @@ def _name_points(panel: Panel, data: Data, points: Points) -> None:
                 axes.annotate(
                     "", places[name], offset, textcoords="offset points", arrowprops=line
                 ).set_in_layout(False)
+            text.set(ha=_ACROSS[round(dx)], va=_UP[round(dy)], position=offset)
             taken.append(box)
             break
         else:
