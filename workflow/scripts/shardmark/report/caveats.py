@@ -52,7 +52,8 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         yield Caveat(f"{_runs(bad)} did not end well.", "failures")
     flagged = sum(len(certificate.flagged) for certificate in record.certificates)
     if flagged:
-        yield Caveat(f"{flagged} differences in settings are not explained.", "settings")
+        differences = "difference" if flagged == 1 else "differences"
+        yield Caveat(f"Settings: {flagged} unexplained {differences}.", "settings")
     if cells.seed.nunique() == 1:
         yield Caveat("One run per strategy: any difference may be chance.")
     if imprecise := list(_names(cells.labels)).count("imprecise"):
