@@ -446,7 +446,7 @@ class OwnData(Section):
 
     name: ClassVar[str] = "own"
 
-    samples: Count = Field(description="Training samples; the file must have as many.")
+    samples: Count = Field(description="Training samples: the first of those that the file loads.")
     test_samples: Annotated[int, Field(ge=0)] = Field(
         0, description="Samples of one evaluation; 0 without evaluation."
     )
