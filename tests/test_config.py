@@ -41,6 +41,42 @@ def test_the_configuration_that_the_mistakes_are_made_in_has_none() -> None:
 
 # What is changed, the path that the message must name, and words that it must hold.
 ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
+    # labels and colours
+    "a label of two lines": (
+        changed(variants__slim={"base": "ddp", "label": "a\nb"}),
+        "variants.slim.label",
+        ("on one line",),
+    ),
+    "a label that is too long": (
+        changed(variants__slim={"base": "ddp", "label": "a" * 41}),
+        "variants.slim.label",
+        ("at most 40 characters",),
+    ),
+    "a label that turns the direction of text": (
+        changed(strategies__mine={"file": "docs/examples/one_all_reduce.py", "label": "a\u202eb"}),
+        "strategies.mine.label",
+        ("printable",),
+    ),
+    "another strategy's label": (
+        changed(variants__slim={"base": "ddp", "label": "DDP"}),
+        "variants.slim.label",
+        ("'DDP' is also the label of ddp",),
+    ),
+    "a colour without quotes, which is a comment": (
+        changed(variants__slim={"base": "ddp", "color": None}),
+        "variants.slim.color",
+        ("got null", "in quotes"),
+    ),
+    "a colour that cannot be seen on white": (
+        changed(strategies__mine={"file": "docs/examples/one_all_reduce.py", "color": "#FFFF00"}),
+        "strategies.mine.color",
+        ("contrast on white is 1.1:1", "3:1"),
+    ),
+    "a colour of another spelling": (
+        changed(variants__slim={"base": "ddp", "colour": "#AA0000"}),
+        "variants.slim.colour",
+        ("did you mean 'color'?",),
+    ),
     # keys
     "a misspelt section": (
         changed(measur={}),

@@ -9,6 +9,7 @@ from shardmark.command import one_message
 from shardmark.report.exports import tables_to_export, write_exports
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings
+from shardmark.strategies import use_labels
 
 
 @one_message
@@ -17,7 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     folder = parser.parse_args().tables
-    write_exports(tables_to_export(read_tables(folder), read_findings(folder)), folder)
+    tables, findings = read_tables(folder), read_findings(folder)
+    with use_labels(tables.record.labels):
+        write_exports(tables_to_export(tables, findings), folder)
 
 
 if __name__ == "__main__":

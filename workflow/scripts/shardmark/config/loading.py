@@ -26,6 +26,7 @@ from shardmark.architectures import (
 )
 from shardmark.config.schema import (
     WORKLOADS,
+    Appearance,
     BatchSize,
     Cluster,
     Config,
@@ -43,12 +44,13 @@ from shardmark.config.schema import (
     Workload,
     WorkloadKind,
     kind_of,
+    split_variant,
 )
 from shardmark.datasets import DATASETS
 from shardmark.errors import ConfigError
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.quantities import describe_gpus
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import STRATEGIES, label_of
 
 # Keys of earlier versions, and what took their place.
 REPLACED = {
@@ -303,6 +305,7 @@ def _mistakes(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     own = _mapping(raw, "strategies")
     yield from _variant_mistakes(variants)
     yield from _own_strategy_mistakes(own, variants, root)
+    yield from _repeated_labels(matrix, variants, own)
     yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants, *own])
     yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
     yield from _repeated_entries(matrix)
@@ -555,8 +558,9 @@ def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
             hint = hint_at_allowed(base, list(STRATEGIES))
             yield f"{path}.base: unknown strategy {format_value(base)}; {hint}"
         else:
-            options = {key: value for key, value in variant.items() if key != "base"}
+            looks, options = split_variant(variant)
             yield from _option_mistakes(path, base, options)
+            yield from _appearance_mistakes(path, looks)
 
 
 def _own_strategy_mistakes(
@@ -569,6 +573,35 @@ def _own_strategy_mistakes(
             yield f"{path}: is also the name of a variant; choose another"
         if isinstance(strategy, Mapping):
             yield from _own_file_mistakes(path, strategy.get("file"), root)
+
+
+def _appearance_mistakes(path: str, looks: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        Appearance.model_validate(looks)
+    except ValidationError as error:
+        for detail in error.errors():
+            yield _explain_error({**detail, "loc": (path, *detail["loc"])})
+
+
+def _repeated_labels(
+    matrix: Mapping[str, Any], variants: Mapping[str, Any], own: Mapping[str, Any]
+) -> Iterator[str]:
+    """Report labels that readers could not tell apart."""
+    owners: dict[str, str] = {}
+    names = [name for _, name in _entries(matrix, "strategies", str)]
+    # A label that was chosen is the one to change, so it comes last.
+    labels = {name: label_of(name) for name in names}
+    for section, definitions in (("variants", variants), ("strategies", own)):
+        for name in names:
+            label = _mapping(definitions, name).get("label")
+            if isinstance(label, str) and label:
+                del labels[name]
+                labels[f"{section}.{name}.label"] = label
+    for place, label in labels.items():
+        if label in owners and place.endswith(".label"):
+            owner = owners[label].removesuffix(".label").rpartition(".")[2]
+            yield f"{place}: {format_value(label)} is also the label of {owner}; choose another"
+        owners.setdefault(label, place)
 
 
 def _name_mistakes(path: str, name: object) -> Iterator[str]:
@@ -588,7 +621,7 @@ def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator
             if detail["type"] == "extra_forbidden" and key in REPLACED_OPTIONS:
                 yield f"{path}.{key}: {REPLACED_OPTIONS[str(key)]}"
             elif detail["type"] == "extra_forbidden":
-                allowed = list(options.model_fields)
+                allowed = [*options.model_fields, *Appearance.model_fields]
                 yield f"{path}.{key}: unknown option of {base}; {hint_at_allowed(key, allowed)}"
             else:
                 yield _explain_error({**detail, "loc": (path, *detail["loc"])})

@@ -20,11 +20,12 @@ class Look:
 _VARIANT_MARKERS = ("<", ">", "p", "*", "d", "8")
 
 
-def looks(bases: Mapping[str, str]) -> dict[str, Look]:
+def looks(bases: Mapping[str, str], colours: Mapping[str, str]) -> dict[str, Look]:
     """Return the look of each strategy of a matrix.
 
     Args:
         bases: the base of each strategy. A variant has the colour of its base.
+        colours: the colours that the configuration chooses instead.
     """
     result = {}
     variants = 0
@@ -34,6 +35,6 @@ def looks(bases: Mapping[str, str]) -> dict[str, Look]:
             result[name] = Look(record.colour, record.marker)
         else:
             marker = _VARIANT_MARKERS[variants % len(_VARIANT_MARKERS)]
-            result[name] = Look(record.colour, marker, open_face=True)
+            result[name] = Look(colours.get(name, record.colour), marker, open_face=True)
             variants += 1
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Data:
         width_mm: width of a figure.
         findings: the statistics; None for figures that do not show them.
         root: the project's folder, to which the paths in cells.csv are relative.
+        colours: the colours that the configuration chooses, by strategy.
     """
 
     cells: pd.DataFrame
@@ -45,6 +46,7 @@ class Data:
     width_mm: float
     findings: Findings | None = None
     root: Path = Path()
+    colours: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -59,7 +61,8 @@ class Data:
         cells, epochs = (
             table[table.workload == workload] for table in (tables.cells, tables.epochs)
         )
-        return cls(cells, epochs, tables.record.baseline, width_mm, findings, root)
+        record = tables.record
+        return cls(cells, epochs, record.baseline, width_mm, findings, root, record.colours)
 
     @cached_property
     def labels(self) -> Mapping[str, str]:
@@ -70,7 +73,7 @@ class Data:
     def looks(self) -> Mapping[str, Look]:
         """Colour and marker of each strategy."""
         bases = self.cells.drop_duplicates("strategy").set_index("strategy").base
-        return looks({str(name): str(base) for name, base in bases.items()})
+        return looks({str(name): str(base) for name, base in bases.items()}, self.colours)
 
     @property
     def ok(self) -> pd.DataFrame:
