@@ -26,7 +26,7 @@ from shardmark.codebase import (
 )
 from shardmark.config.loading import load
 from shardmark.config.files import read_config_file, read_arguments
-from shardmark.disk import why_no_folder, why_no_room
+from shardmark.disk import why_no_folder, why_no_room, why_not_writable
 from shardmark.datasets import FETCHED
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
