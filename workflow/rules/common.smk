@@ -1,6 +1,5 @@
 import functools
 import hashlib
-import json
 import math
 import os
 import shlex
@@ -60,6 +59,7 @@ from shardmark.slurm.groups import (
     name_cells_of_groups,
     why_no_groups,
 )
+from shardmark.slurm.pinned_nodes import read_nodes, restore_record
 from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, build_request
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
