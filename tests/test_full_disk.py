@@ -146,6 +146,21 @@ def test_a_full_local_disk_is_no_failure_of_the_cell(disk: Path, tmp_path: Path)
 
 
 @needs_mounts
+def test_a_full_shared_memory_is_no_failure_of_the_cell(tmp_path: Path) -> None:
+    dataset = {"name": "synthetic", "train_images": 256, "loader": "dataloader"}
+    cell = case_of("ddp", 1, dataset=dataset).cell
+    command = [sys.executable, str(RUN_CELL), *cell_arguments(cell)]
+    command += ["--output", str(tmp_path / "metrics.json")]
+    # Room for two batches, while the loader's workers prefetch more.
+    done = on_small_disk(command, Path("/dev/shm"), size="200k")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "No space left on device" in last
+    assert last.endswith("This is no result; make room and run it again")
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@needs_mounts
 def test_a_full_disk_is_no_verdict_of_the_gate(
     disk: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

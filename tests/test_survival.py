@@ -87,6 +87,14 @@ def test_a_rank_that_is_asked_to_end_leaves_no_result(
         misbehaving(name, tmp_path, monkeypatch)
 
 
+def test_a_rank_that_dies_of_a_full_shared_memory_leaves_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The signal of a write to mapped memory for which the disk has no room.
+    with pytest.raises(Interrupted, match=r"rank 1 died of SIGBUS: /dev/shm .* run it again"):
+        misbehaving("SIGBUS", tmp_path, monkeypatch)
+
+
 def test_a_scratch_folder_that_is_removed_leaves_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
