@@ -3,6 +3,7 @@ import hashlib
 import math
 import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path

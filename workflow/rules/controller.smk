@@ -31,6 +31,8 @@ onstart:
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if trained:
+        if reason := fetch_again(trained):
+            sys.exit(reason)
         try:
             reason = why_not_at_site(CONFIG.site)
         except UserError as error:
