@@ -72,6 +72,23 @@ def test_a_rank_that_ends_without_an_exception_is_a_failure(
     assert words in metrics.failure.exception
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("exit without a word", "ended with exit code 0 before the training was over"),
+        ("sys.exit", "SystemExit: 0"),
+    ],
+)
+def test_a_training_that_ends_its_own_process_is_a_failure(
+    how: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MISBEHAVIOUR", how)
+    metrics = run_cell.run_cell(cell_of(gpus=1), tmp_path, script=SCRIPT)
+    assert metrics.status == "failed"
+    assert metrics.failure is not None
+    assert words in metrics.failure.exception
+
+
 def test_a_rank_that_is_killed_leaves_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

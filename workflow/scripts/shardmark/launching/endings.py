@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+from pathlib import Path
 from typing import Any
 
 from shardmark.cells import Cell
@@ -39,15 +40,25 @@ class Killed(Interrupted):
     """SIGKILL ended a rank, and the kernel's out-of-memory killer did not send it."""
 
 
-def find_failure(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
+def find_failure(
+    cell: Cell, ended: Ended, result: Path | None = None
+) -> tuple[Status, Failure] | None:
     """Return the status and failure of processes that did not end well; None if they did.
+
+    Args:
+        cell: the cell.
+        ended: how they ended.
+        result: the file that they had to leave.
 
     Raises:
         UserError: for a mistake of the user's.
         Interrupted: if something other than the training ended them, or the cause is unknown.
     """
     if ended.exit_code == 0 and not ended.failures:
-        return None
+        if result is None or result.exists():
+            return None
+        reason = "the process ended with exit code 0 before the training was over"
+        return _outcome(ended, "failed", None, None, reason)
     title = cell.title
     outcome_of_watch = _outcome_of_watch(title, ended)
     if outcome_of_watch is not None:
