@@ -808,6 +808,18 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
         "'gpus' stands in line 3 already",
     ),
     "a section that stands twice": ("run: a\nrun: b\n", ":2:1", "'run' stands in line 1"),
+    "aliases that stand for a billion values": (
+        "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)),
+        ":1:1",
+        "more than 100,000 values, once every alias (*name) is written out",
+    ),
+    "an alias inside the value that it names": ("a: &a {b: *a}\n", ":1:1", "more than 100,000"),
+    "merge keys that stand for a billion values": (
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 30)),
+        ":1:1",
+        "more than 100,000 values",
+    ),
     "a key twice in a list's entry": ("- {a: 1, a: 2}\n", "", "holds a list"),
 }
 
@@ -884,7 +896,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         "a: &x {k: 1}\nb: {<<: *x, k: 2}\nc: {<<: *x, k: 3}\n",
         "a: &x {k: 1}\nb: &y {l: 1}\nc: {<<: *x, <<: *y}\n",
         "a: {gpus: 1}\nb: {gpus: 1}\n",
-        "a: &loop [*loop]\n",
         "a: ['010', \"1:30\", 'yes', 08, 0, 0.10, 1_000, 0x10, -1, !!str 010]\n",
         "a: |\n  yes\nb: no such thing\n",
     ],
