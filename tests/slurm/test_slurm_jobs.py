@@ -67,7 +67,7 @@ def test_the_cells_of_a_pinned_block_run_on_the_same_nodes(project: SlurmProject
     ran = last_jobs(project)
     for seed in (0, 1):
         block = f"results/t/blocks/small/gpus2/seed{seed}.json"
-        (pinned,) = re.findall(r'"nodes": \["(n\d)"\]', (project.folder / block).read_text())
+        (pinned,) = re.findall(r'"nodes": ?\["(n\d)"\]', (project.folder / block).read_text())
         for strategy in ("ddp", "fsdp", "fsdp2"):
             assert ran[comment(strategy, 2, seed)]["NodeList"] == pinned
 
