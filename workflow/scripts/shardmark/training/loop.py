@@ -95,12 +95,17 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Inputs], heart: Heartb
     """Take one optimizer step.
 
     Returns:
-        this process's mean loss before the update: float32, shape (), on the device. Every process
-        has the same number of terms, so the mean over processes is the mean over all terms.
+        this process's sum of losses before the update, divided by the mean number of terms per
+        process: float32, shape (), on the device. The mean over processes is the mean over all
+        terms.
     """
     heart.step()
     total = torch.zeros((), device=strategy.device)
     terms = sum(map(strategy.task.workload.terms, micro_batches)) / len(micro_batches)
+    if isinstance(terms, Tensor):
+        # A rank that hangs before this reduction has one beat less, as below.
+        heart.alive()
+        terms = strategy.task.runtime.mean_over_ranks(terms.float())
     for index, inputs in enumerate(micro_batches):
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
             loss = strategy.forward(inputs) / terms

@@ -92,11 +92,15 @@ class Contract(ABC, Generic[Definition]):
         """
 
     @abstractmethod
-    def terms(self, inputs: Inputs) -> int:
-        """The number of terms in that sum, the same for equal batch sizes.
+    def terms(self, inputs: Inputs) -> int | Tensor:
+        """The number of terms in that sum, or their total weight.
 
         It is known before the forward pass, because the first micro-batch of a step must already be
         divided by the terms of all micro-batches.
+
+        Returns:
+            an int if it is the same for equal batch sizes. If it depends on the samples, a tensor
+            of shape () on their device; then each step begins with an all-reduce of one number.
         """
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> Tensor:
