@@ -184,6 +184,11 @@ MISTAKES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
         "evaluate returned a tensor of shape () for 2 samples; expected one score per sample",
         (".float()", ".float().mean()"),
     ),
+    "a loss as the accuracy": (
+        "evaluate returned the score 7; expected an accuracy of 0 to 1 per sample; or set "
+        "dataset.test_score to loss",
+        (".float()", ".float() * 0 + 7"),
+    ),
     "no evaluation": ("evaluate raised NotImplementedError", (EVALUATE, "    def test")),
 }
 

@@ -104,7 +104,10 @@ class Contract(ABC, Generic[Definition]):
         """
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """The score of each test sample, float32 (b,); needed if there are test samples."""
+        """The score of each test sample, float32 (b,); needed if there are test samples.
+
+        The definition's ``test_score`` says what it is: an accuracy, or a mean loss per item.
+        """
         raise NotImplementedError(f"{type(self).__name__} has test samples but no evaluation")
 
     @abstractmethod

@@ -266,6 +266,15 @@ class _Check:
                 f"a tensor of shape {tuple(scores.shape)} for {len(samples)} samples",
                 "one score per sample",
             )
+        if (
+            self.whole.definition.test_score == "accuracy"
+            and not ((scores >= 0) & (scores <= 1)).all()
+        ):
+            self._refuse(
+                "evaluate",
+                f"the score {scores.max().item():g}",
+                "an accuracy of 0 to 1 per sample; or set dataset.test_score to loss",
+            )
 
     def _call(self, name: str, work: Callable[[], Result]) -> Result:
         return call_own(self.file, name, work)
