@@ -332,7 +332,7 @@ def test_what_was_not_measured_is_said_and_not_drawn(tmp_path: Path) -> None:
         path.with_name("telemetry.csv").unlink()
     data = data_of(config, tmp_path)
     not_drawn = draw_all(data, tmp_path / "figures", (*FIGURES, OUTCOMES))
-    assert set(not_drawn) == {"scaling", "efficiency", "step_time", "timeline", "test_loss"}
+    assert set(not_drawn) == {"scaling", "efficiency", "step_time", "timeline"}
     files = {path.name for path in (tmp_path / "figures").iterdir()}
     drawn = {*FIGURES, OUTCOMES} - not_drawn.keys()
     assert files == {f"{name}.{kind}" for name in drawn for kind in FIGURE_KINDS} | {
