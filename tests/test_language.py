@@ -172,7 +172,7 @@ def test_the_last_sequences_of_a_text_are_held_out(tmp_path: Path) -> None:
 
 def test_generated_test_sequences_are_other_paths_through_the_same_successors() -> None:
     training = synthetic_sequences(2000, 17, 64)
-    test = synthetic_sequences(100, 17, 64, train=False)
+    test = synthetic_sequences(2000, 17, 64, train=False)
     pairs = {(int(a), int(b)) for row in training for a, b in itertools.pairwise(row)}
     assert all((int(a), int(b)) in pairs for row in test for a, b in itertools.pairwise(row))
     assert not {tuple(row.tolist()) for row in training} & {tuple(row.tolist()) for row in test}
