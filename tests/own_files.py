@@ -40,6 +40,40 @@ class Mine(Training):
         return (model(inputs[0]).argmax(1) == inputs[1]).float()
 """
 
+# Sequences of 1 to 12 tokens: what follows is padding, which the loss ignores.
+PADDED = """
+import torch
+from torch import nn
+
+from shardmark.workload.own import Training
+
+
+class Mine(Training):
+    def build_model(self, seed):
+        torch.manual_seed(seed)
+        block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        return nn.Sequential(nn.Embedding(16, 8), block, nn.Linear(8, 16))
+
+    def shard_units(self, model):
+        return [model[1]]
+
+    def load(self, *, train):
+        generator = torch.Generator().manual_seed(int(train))
+        tokens = torch.randint(16, (256, 13), generator=generator)
+        targets = tokens[:, 1:].clone()
+        lengths = torch.randint(1, 13, (256, 1), generator=generator)
+        targets[torch.arange(12) >= lengths] = -100
+        return tokens[:, :-1].clone(), targets
+
+    def loss(self, model, inputs):
+        tokens, targets = inputs
+        logits = model(tokens).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
+
+    def terms(self, inputs):
+        return (inputs[1] != -100).sum()
+"""
+
 
 def write_changed(text: str, folder: Path, *changes: tuple[str, str]) -> Path:
     """Write a file with changes, each to a part of the text that is in it once."""

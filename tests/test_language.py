@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,18 @@ import pytest
 import torch
 
 from parity_cases import case_of
+from real_cells import cell_named
+from run_cell import run_cell
 from shardmark.architectures import GPT_PRESETS
 from shardmark.config.loading import load
 from shardmark.config.schema import LanguageWorkload
 from shardmark.errors import ConfigError, UserError
 from shardmark.measurement.model_cost import cost_of, parameters_of
+from shardmark.metrics import Metrics
 from shardmark.parity.cases import real_model_cell, surrogate_cell
+from shardmark.results.cell_rows import QUANTITIES, cell_row, epoch_rows
+from shardmark.results.matrix import PlannedCell
+from shardmark.results.outcome import Outcome
 from shardmark.training.loop import make_task
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
@@ -152,6 +159,77 @@ def test_a_text_is_cut_into_sequences_of_its_bytes(tmp_path: Path) -> None:
         text_sequences(tmp_path / "none", 1, 5)
 
 
+def test_the_last_sequences_of_a_text_are_held_out(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(bytes(range(18)))
+    assert text_sequences(text, 2, 5, held_out=2).tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
+    last = text_sequences(text, 2, 5, held_out=2, train=False)
+    assert last.tolist() == [[9, 10, 11, 12, 13], [13, 14, 15, 16, 17]]
+    for train in (True, False):
+        with pytest.raises(UserError, match="has 18 bytes, and 5 sequences need 21"):
+            text_sequences(text, 3, 5, held_out=2, train=train)
+
+
+def test_generated_test_sequences_are_other_paths_through_the_same_successors() -> None:
+    training = synthetic_sequences(2000, 17, 64)
+    test = synthetic_sequences(2000, 17, 64, train=False)
+    pairs = {(int(a), int(b)) for row in training for a, b in itertools.pairwise(row)}
+    assert all((int(a), int(b)) in pairs for row in test for a, b in itertools.pairwise(row))
+    assert not {tuple(row.tolist()) for row in training} & {tuple(row.tolist()) for row in test}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metrics]:
+    """Cells of the same training by several strategies; 7 test sequences do not divide evenly."""
+    workload = GPT | {
+        "dataset": {"name": "synthetic_tokens", "sequences": 128, "test_sequences": 7},
+        "batch": {"global": 8, "per_gpu": None},
+        "epochs": 2,
+    }
+    results = {}
+    for strategy, gpus in (("dp", 1), ("ddp", 2), ("fsdp2", 2), ("deepspeed_zero3", 2)):
+        cell = cell_named(strategy, gpus, **workload)
+        metrics = run_cell(cell, tmp_path_factory.mktemp(strategy))
+        assert metrics.status == "ok", metrics.failure
+        results[strategy] = metrics
+    return results
+
+
+def test_every_strategy_measures_the_same_loss_of_the_test_sequences(
+    evaluated: dict[str, Metrics],
+) -> None:
+    losses = []
+    for metrics in evaluated.values():
+        assert metrics.test_loss is not None
+        assert metrics.accuracy is None
+        losses.append(metrics.test_loss.per_epoch)
+    assert all(after < before < math.log(80) for before, after in losses)
+    for each in losses[1:]:
+        assert each == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_test_loss_is_the_mean_over_tokens() -> None:
+    workload = language(SMALL, dataset={"name": "synthetic_tokens", "test_sequences": 6})
+    rows = workload.rows(Path(), train=False)
+    model = workload.build_model(0)
+    inputs = workload.batch(rows, torch.arange(6), None)
+    scores = workload.evaluate(model, inputs)
+    mean = workload.loss(model, inputs).item() / workload.terms(inputs)
+    assert scores.shape == (6,)
+    assert scores.mean().item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_test_loss_is_shown_as_a_loss_per_token(evaluated: dict[str, Metrics]) -> None:
+    metrics = evaluated["ddp"]
+    assert metrics.test_loss is not None
+    row = cell_row(PlannedCell(metrics.cell, Outcome.OK, metrics), "passed", "")
+    assert row.final_test_loss == metrics.test_loss.final
+    assert row.final_accuracy is None
+    assert [one.test_loss for one in epoch_rows(metrics)] == metrics.test_loss.per_epoch
+    heading = QUANTITIES["final_test_loss"].of(row.unit).heading
+    assert heading == "Test loss (per token)"
+
+
 @pytest.mark.parametrize("kind", ["plain", "tied"])
 def test_a_surrogate_has_gradients_that_a_framework_would_clip(kind: str) -> None:
     workload = make_workload(surrogate_cell(language_case("ddp", 1, kind), "fp32").definition)
@@ -209,6 +287,17 @@ GPT_WORKLOAD = {
         (
             {"dataset": {"name": "text", "file": "LICENSE", "sequences": 10_000}},
             f"{W}.dataset.sequences: got 10000; LICENSE has ",
+        ),
+        (
+            {
+                "dataset": {
+                    "name": "text",
+                    "file": "LICENSE",
+                    "sequences": 16,
+                    "test_sequences": 9_000,
+                }
+            },
+            f"{W}.dataset.sequences: got 16 and 9000 test_sequences; LICENSE has ",
         ),
         (
             {"dataset": {"name": "text", "file": "LICENSE", "sequences": 16}},

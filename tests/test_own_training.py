@@ -13,18 +13,19 @@ import pytest
 
 from built_pages import read_all
 from gpu_matrix import write as write_metrics
-from own_files import ROOT, TRAINING, config_with, own_workload, write_changed
+from own_files import PADDED, ROOT, TRAINING, config_with, own_workload, write_changed
 from parity_cases import make_oracle
 from run_cell import run_cell
 from run_parity import run_parity
 from saved_cells import saved
 from shardmark.cells import ParityCase, cell_of, parity_case
 from shardmark.config.files import read_config_file
-from shardmark.config.schema import OwnWorkload
+from shardmark.config.schema import Config, OwnWorkload
 from shardmark.errors import ConfigError, UserError
 from shardmark.measurement.model_cost import cost_of
 from shardmark.metrics import Parity
 from shardmark.report.caveats import caveats
+from shardmark.results.certificate import certify
 from shardmark.workload.own import load_training
 from shardmark.workload.own_check import check_training
 
@@ -41,6 +42,11 @@ EXAMPLE = ROOT / "docs/examples/hugging_face"
 def write(folder: Path, *changes: tuple[str, str]) -> Path:
     """The small file with changes, each to a text that it contains once."""
     return write_changed(TRAINING, folder, *changes)
+
+
+def terms_returning(value: str) -> tuple[str, str]:
+    """The change that gives the small file its own terms."""
+    return EVALUATE, f"    def terms(self, inputs):\n        return {value}\n\n{EVALUATE}"
 
 
 def definition_of(file: Path, **changes: Any) -> OwnWorkload:
@@ -147,12 +153,45 @@ MISTAKES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
         ("nn.Tanh())", "nn.Tanh(), nn.Dropout())"),
     ),
     "no terms": (
-        "terms returned 0; expected how many terms the loss is the sum of, at least 1",
-        (EVALUATE, f"    def terms(self, inputs):\n        return 0\n\n{EVALUATE}"),
+        "terms returned 0 for samples 0 and 1; expected how many terms the loss is the sum of",
+        terms_returning("0"),
+    ),
+    "no terms in a tensor": (
+        "terms returned 0 for samples 0 and 1; expected how many terms the loss is the sum of",
+        terms_returning("(inputs[1] > 4).sum()"),
+    ),
+    "terms in words": (
+        "terms returned a str; expected an integer, or a tensor of shape ()",
+        terms_returning("'two'"),
+    ),
+    "a mean of terms": (
+        "terms returned 1 for 2 samples together, and 2 as the sum over samples one by one",
+        terms_returning("1"),
+    ),
+    "an integer that depends on the samples": (
+        "terms returned the integer 5 for samples 0 and 1, and ",
+        terms_returning("(inputs[1] + 1).sum().item()"),
+    ),
+    "terms of each sample": (
+        "terms returned a tensor of shape (2,); expected shape ()",
+        terms_returning("inputs[1] + 1"),
+    ),
+    "terms in half precision": (
+        "terms returned a tensor in float16; expected int64 or float32",
+        terms_returning("(inputs[1] + 1).sum().half()"),
+    ),
+    "terms on the CPU": (
+        "terms returned a tensor on the CPU for any inputs; expected one on the inputs' device",
+        terms_returning("torch.tensor(len(inputs[0]))"),
     ),
     "one score for all": (
         "evaluate returned a tensor of shape () for 2 samples; expected one score per sample",
         (".float()", ".float().mean()"),
+    ),
+    "a loss as the accuracy": (
+        "evaluate returned the score 7; expected an accuracy of 0 to 1 per sample; or set "
+        "dataset.test_score to loss",
+        (".float()", ".float() * 0 + 7"),
     ),
     "no evaluation": ("evaluate raised NotImplementedError", (EVALUATE, "    def test")),
 }
@@ -228,6 +267,53 @@ def test_the_gate_passes_with_a_small_file(strategy: str, gate: Gate, tmp_path: 
     parity = gate(parity_case(config, "w", strategy, 2))
     assert parity.status == "passed", parity.reason
     assert parity.surrogate == "the model itself"
+
+
+def padded_config(folder: Path, strategies: list[str], accumulate: int = 1) -> Config:
+    """A workload whose batches have different numbers of terms."""
+    file = write_changed(PADDED, folder)
+    batch = {"per_gpu": 8, "accumulate": accumulate}
+    dataset = {"samples": 256, "items_per_sample": 12, "unit": "tokens"}
+    return config_with(own_workload(file, batch=batch, dataset=dataset), strategies)
+
+
+def test_terms_may_depend_on_the_samples(tmp_path: Path) -> None:
+    (definition,) = padded_config(tmp_path, ["ddp"]).workloads.values()
+    assert isinstance(definition, OwnWorkload)
+    (line,) = [line for line in check_training(definition) if line.startswith("loss: ")]
+    assert line.endswith(" per term, 22 terms in 2 samples.")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("strategy", ["dp", "ddp", "fsdp2", "deepspeed_zero2"])
+def test_batches_with_different_numbers_of_terms_pass_the_gate(
+    strategy: str, accumulate: int, gate: Gate, tmp_path: Path
+) -> None:
+    config = padded_config(tmp_path, [strategy], accumulate)
+    parity = gate(parity_case(config, "w", strategy, 2))
+    assert parity.status == "passed", parity.reason
+    assert max(parity.precisions[0].deviation.model_dump().values()) < 1e-5
+    assert parity.losses == pytest.approx(parity.oracle_losses, rel=1e-5)
+
+
+def test_the_gate_fails_ranks_that_divide_by_their_own_terms(gate: Gate, tmp_path: Path) -> None:
+    case = parity_case(padded_config(tmp_path, ["ddp"]), "w", "ddp", 2)
+    parity = gate(case, ROOT / "tests/sabotage/train_with_local_terms.py")
+    assert parity.status == "failed"
+
+
+def test_the_certificate_accepts_the_reduction_of_the_terms(tmp_path: Path) -> None:
+    config = padded_config(tmp_path, ["ddp"])
+    metrics = run_cell(cell_of(config, "w", "ddp", 2, 0), tmp_path)
+    assert metrics.status == "ok", metrics.failure
+    assert metrics.throughput is not None
+    assert metrics.throughput.unit == "tokens"
+    assert metrics.effective_config is not None
+    reductions = metrics.effective_config.collectives
+    assert [(one.kind, one.calls, one.bytes) for one in reductions] == [
+        ("all_reduce", 2, 4 * (metrics.memory.parameters + 1))
+    ]
+    assert certify([metrics], "ddp").flagged == []
 
 
 def test_a_cell_whose_flops_cannot_be_counted_is_ok_and_the_page_says_why(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def figures_to_compare(metrics: Metrics) -> dict[str, float | None]:
     losses = metrics.loss.per_epoch if metrics.loss else []
     return {f"loss of epoch {index + 1}": loss for index, loss in enumerate(losses)} | {
         "final accuracy": metrics.accuracy.final if metrics.accuracy else None,
+        "final test loss": metrics.test_loss.final if metrics.test_loss else None,
         f"{metrics.cell.definition.unit}/s": throughput.items_per_s if throughput else None,
         "step p50, ms": throughput.step_ms_p50 if throughput else None,
         "energy per item, J": efficiency.energy_per_item_j if efficiency else None,

@@ -65,11 +65,21 @@ class Loss(Record):
 class Accuracy(Record):
     """Share of test images classified correctly, with replica 0's batch-norm statistics.
 
-    Language models have none.
+    Language models have ``test_loss`` instead.
     """
 
     per_epoch: list[Share]
     final: Share | None
+
+
+class HeldOutLoss(Record):
+    """Mean loss per item (token) of the test samples, which no step has trained on.
+
+    The perplexity of a language model is exp of it.
+    """
+
+    per_epoch: list[MaybeInfinite]
+    final: MaybeInfinite | None
 
 
 class Times(Record):
@@ -418,6 +428,7 @@ class Metrics(Record):
     other_attempt: OtherAttempt | None = None
     loss: Loss | None = None
     accuracy: Accuracy | None = None
+    test_loss: HeldOutLoss | None = None
     time_s: Times | None = None
     windows: Windows | None = None
     throughput: Throughput | None = None

@@ -19,6 +19,7 @@ class Quantity:
         better: which direction is better; None if neither is.
         figure: name of the figure that shows one dot per run.
         label_on_cpu: its name in a matrix on CPUs, if something else is measured there.
+        optional: whether a workload may be without it, so that no note calls it missing.
         column: its name in cells.csv; ``cell_rows.QUANTITIES`` fills it in.
     """
 
@@ -28,6 +29,7 @@ class Quantity:
     scale: float = 1.0
     better: Literal["higher", "lower"] | None = None
     label_on_cpu: str | None = None
+    optional: bool = False
     column: str = ""
 
     @property

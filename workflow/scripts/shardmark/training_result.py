@@ -68,7 +68,7 @@ class TrainingResult(Section):
     Attributes:
         diverged: set if the loss diverged; then there is no window.
         loss: mean training loss of each epoch.
-        accuracy: test accuracy after each epoch; empty without evaluation.
+        scores: the workload's test score after each epoch; empty without evaluation.
         epochs_s: training time of each epoch.
         windows: windows of rank 0.
         throughput: throughput of the slowest rank.
@@ -81,7 +81,7 @@ class TrainingResult(Section):
 
     diverged: Divergence | None
     loss: list[float]
-    accuracy: list[float]
+    scores: list[float]
     epochs_s: list[float]
     windows: Windows | None
     throughput: Throughput | None

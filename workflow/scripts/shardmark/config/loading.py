@@ -682,9 +682,12 @@ def _language_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterato
     elif model:
         # The last token of a sequence is only predicted: it begins the next one.
         there = ((root / tokens.file).stat().st_size - 1) // model.context
-        if there < tokens.sequences:
+        needed = tokens.sequences + tokens.test_sequences
+        if there < needed:
+            held_out = f" and {tokens.test_sequences} test_sequences"
             yield (
-                f"{path}.dataset.sequences: got {tokens.sequences}; {tokens.file} has {there} of "
+                f"{path}.dataset.sequences: got {tokens.sequences}"
+                f"{held_out if tokens.test_sequences else ''}; {tokens.file} has {there} of "
                 f"{model.context} tokens (model.context)"
             )
     if model and model.vocabulary < BYTES:

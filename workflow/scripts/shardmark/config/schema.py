@@ -120,6 +120,11 @@ class Tokens(Section):
         description="Sequences of an epoch, each as long as the model's context; of a text, the "
         "first ones.",
     )
+    test_sequences: Annotated[int, Strict(), Field(ge=0)] = Field(
+        0,
+        description="Further sequences, never trained on, whose loss per token is measured after "
+        "each epoch; of a text, the last ones. 0 without evaluation.",
+    )
 
 
 class Dataset(Section):
@@ -230,6 +235,10 @@ class Schedule(Section):
     )
 
 
+# Mean over the test samples: the share that is predicted right, or the mean loss per item.
+TestScore = Literal["accuracy", "loss"]
+
+
 class Workload(Section, ABC):
     """What is trained, whatever its kind. Every strategy of a workload trains exactly this."""
 
@@ -281,6 +290,11 @@ class Workload(Section, ABC):
     def test_samples(self) -> int:
         """Samples of one evaluation; 0 without evaluation."""
         return 0
+
+    @property
+    def test_score(self) -> TestScore:
+        """What the evaluation measures."""
+        return "accuracy"
 
     @property
     def batchnorm_statistics(self) -> Literal["local", "sync", "none"]:
@@ -415,6 +429,16 @@ class LanguageWorkload(Workload):
         return self.dataset.sequences
 
     @property
+    def test_samples(self) -> int:
+        """Sequences on which the loss per token is measured."""
+        return self.dataset.test_sequences
+
+    @property
+    def test_score(self) -> TestScore:
+        """The loss per token."""
+        return "loss"
+
+    @property
     def own_files(self) -> list[str]:
         """The text."""
         return [self.dataset.file] if self.dataset.file is not None else []
@@ -449,6 +473,11 @@ class OwnData(Section):
     samples: Count = Field(description="Training samples: the first of those that the file loads.")
     test_samples: Annotated[int, Field(ge=0)] = Field(
         0, description="Samples of one evaluation; 0 without evaluation."
+    )
+    test_score: TestScore = Field(
+        "accuracy",
+        description="What the file's evaluation returns for each sample: accuracy (0 to 1), or its "
+        "mean loss per item.",
     )
     items_per_sample: Count = Field(
         1, description="Items of a sample that throughput counts, for instance its tokens."
@@ -490,6 +519,11 @@ class OwnWorkload(Workload):
     def test_samples(self) -> int:
         """The configured number."""
         return self.dataset.test_samples
+
+    @property
+    def test_score(self) -> TestScore:
+        """The configured one."""
+        return self.dataset.test_score
 
     @property
     def own_code(self) -> list[str]:

@@ -21,6 +21,7 @@ from shardmark.metrics import (
     Device,
     Environment,
     Failure,
+    HeldOutLoss,
     Loss,
     Metrics,
     SlurmJob,
@@ -73,9 +74,14 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
             throughput.unit,
             inspected.why_uncounted,
         )
+    scores: dict[str, Any] = {"per_epoch": result.scores, "final": _last(result.scores)}
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result.loss, final=_last(result.loss)),
-        "accuracy": Accuracy(per_epoch=result.accuracy, final=_last(result.accuracy)),
+        **(
+            {"test_loss": HeldOutLoss(**scores)}
+            if cell.definition.test_score == "loss"
+            else {"accuracy": Accuracy(**scores)}
+        ),
         "time_s": _phase_times(result, ended.nodes),
         "windows": result.windows,
         "throughput": throughput,

@@ -121,10 +121,11 @@ def run_oracle(
                 workload.batch(rows, samples, sample_keys(cell.seed, epoch, samples))
                 for samples in forwards
             ]
-            # Ranks divide by their own number of terms, and average gradients in float32. So does
-            # the oracle. If it divided by the terms of all replicas before a pass in low precision,
-            # the pass would round differently unless the number of replicas is a power of two.
-            terms = sum(map(workload.terms, batches)) / cell.gpus
+            # Ranks divide by the mean number of terms per rank, and average gradients in float32.
+            # So does the oracle. If it divided by the terms of all replicas before a pass in low
+            # precision, the pass would round differently unless the number of replicas is a power
+            # of two.
+            terms = float(sum(map(workload.terms, batches))) / cell.gpus
             for inputs in batches:
                 if rounded is None:
                     with autocast(

@@ -320,6 +320,7 @@ _RAW = [
     "step_ms_p99",
     "final_loss",
     "final_accuracy",
+    "final_test_loss",
     "training_s",
     "total_s",
     "memory_used_peak_bytes",

@@ -113,7 +113,11 @@ def _table(group: pd.DataFrame, baseline: str, ranges: bool) -> Table:
     quantities = [
         quantity.on(device).of(unit) for name, quantity in QUANTITIES.items() if name in measured
     ]
-    lacking = [item.label.lower() for name, item in QUANTITIES.items() if name not in measured]
+    lacking = [
+        item.label.lower()
+        for name, item in QUANTITIES.items()
+        if name not in measured and not item.optional
+    ]
     runs = sorted({count for count in group.runs if count})
     return Table(
         caption=_caption(group.iloc[0], baseline, runs),

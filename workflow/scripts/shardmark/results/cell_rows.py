@@ -41,6 +41,7 @@ _NO_QUOTA = f"{NOT_REACHED}, a rank has no quota, or its quota could not be read
 _NO_RESULT = "the cell has no result"
 _NO_SLURM = "the cell did not run in a Slurm job"
 _NOT_RECORDED = f"{NOT_REACHED}, or it was not recorded"
+_NO_TEST_LOSS = f"{NOT_REACHED}, or the workload has an accuracy, or no test samples"
 _NOT_EVALUATED = "the evaluation after it did not end"
 
 
@@ -182,7 +183,13 @@ class CellRow(Section):
     )
     final_accuracy: float | None = column(
         "Test accuracy after the last epoch, 0 to 1.",
-        Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher"),
+        Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher", optional=True),
+    )
+    final_test_loss: float | None = column(
+        "Mean loss per item (see the column unit) of the test samples after the last epoch; exp of "
+        "a loss per token is the perplexity.",
+        Quantity("Test loss", "per item", "test_loss", better="lower", optional=True),
+        empty=_NO_TEST_LOSS,
     )
     items_per_s_per_gpu: float | None = column(
         "Throughput of one replica in the steady window, items/s (see the column unit)."
@@ -398,6 +405,10 @@ class EpochRow(Section):
         "Mean training loss of the epoch, each sample's before the update of its step."
     )
     accuracy: float | None = column("Test accuracy after the epoch, 0 to 1.", empty=_NOT_EVALUATED)
+    test_loss: float | None = column(
+        "Mean loss per item of the test samples after the epoch.",
+        empty=f"{_NOT_EVALUATED}, or the workload has no test loss",
+    )
     epoch_s: float | None = column("Training time of the epoch, s.", empty="it was not measured")
     evaluation_begin_monotonic_s: float | None = column(
         "Begin of the evaluation after the epoch, on the clock of telemetry.csv, s.",
@@ -455,7 +466,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
     """Return the columns that come from a result."""
     failure, times = metrics.failure, metrics.time_s
     steady = metrics.windows.steady_monotonic_s if metrics.windows else (None, None)
-    loss, accuracy = metrics.loss, metrics.accuracy
+    loss, accuracy, test_loss = metrics.loss, metrics.accuracy, metrics.test_loss
     versions = metrics.environment.get("versions", {})
     packages = metrics.cell.packages
     epochs_s = times.epochs_s if times else []
@@ -478,6 +489,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         "steady_end_monotonic_s": steady[1],
         "final_loss": loss.final if loss else None,
         "final_accuracy": accuracy.final if accuracy else None,
+        "final_test_loss": test_loss.final if test_loss else None,
         "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
         **{part: _mean_over_ranks(metrics.profile, part) for part in STEP_PARTS},
         "host_wait_pct": host_wait_pct(metrics),
@@ -509,6 +521,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
 def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:
     """Yield one row per epoch whose loss is known."""
     accuracies = metrics.accuracy.per_epoch if metrics.accuracy else []
+    test_losses = metrics.test_loss.per_epoch if metrics.test_loss else []
     seconds = metrics.time_s.epochs_s if metrics.time_s else []
     evaluations = metrics.windows.evaluations_monotonic_s if metrics.windows else []
     for index, loss in enumerate(metrics.loss.per_epoch if metrics.loss else []):
@@ -520,6 +533,7 @@ def epoch_rows(metrics: Metrics) -> Iterator[EpochRow]:
             epoch=index + 1,
             loss=loss,
             accuracy=_at(accuracies, index),
+            test_loss=_at(test_losses, index),
             epoch_s=_at(seconds, index),
             evaluation_begin_monotonic_s=_at([begin for begin, _ in evaluations], index),
             evaluation_end_monotonic_s=_at([end for _, end in evaluations], index),

@@ -95,12 +95,17 @@ def take_step(strategy: Strategy, micro_batches: Sequence[Inputs], heart: Heartb
     """Take one optimizer step.
 
     Returns:
-        this process's mean loss before the update: float32, shape (), on the device. Every process
-        has the same number of terms, so the mean over processes is the mean over all terms.
+        this process's sum of losses before the update, divided by the mean number of terms per
+        process: float32, shape (), on the device. The mean over processes is the mean over all
+        terms.
     """
     heart.step()
     total = torch.zeros((), device=strategy.device)
     terms = sum(map(strategy.task.workload.terms, micro_batches)) / len(micro_batches)
+    if isinstance(terms, Tensor):
+        # A rank that hangs before this reduction has one beat less, as below.
+        heart.alive()
+        terms = strategy.task.runtime.mean_over_ranks(terms.float())
     for index, inputs in enumerate(micro_batches):
         with strategy.micro_batch(last=index == len(micro_batches) - 1):
             loss = strategy.forward(inputs) / terms
@@ -179,7 +184,7 @@ class CellTraining:
         self.updates: set[int] = set()
         self.steps: list[Step] = []
         self.losses: list[float] = []
-        self.accuracies: list[float] = []
+        self.scores: list[float] = []
         self.epochs_s: list[float] = []
 
     def run(self) -> TrainingResult | None:
@@ -199,7 +204,7 @@ class CellTraining:
                         with self.phases("evaluation"):
                             begin = time.monotonic()
                             with torch.compiler.set_stance("force_eager"):
-                                self.accuracies.append(self._evaluate(self.test_data))
+                                self.scores.append(self._evaluate(self.test_data))
                             evaluations.append((begin, time.monotonic()))
                 with self.phases("inspection"):
                     inspected = self._inspect()
@@ -227,7 +232,7 @@ class CellTraining:
         return TrainingResult(
             diverged=diverged,
             loss=self.losses,
-            accuracy=self.accuracies,
+            scores=self.scores,
             epochs_s=self.epochs_s,
             windows=steady
             and Windows(steady_monotonic_s=steady, evaluations_monotonic_s=evaluations),
@@ -320,7 +325,8 @@ class CellTraining:
             scores = self.strategy.evaluate(inputs)
             sums += torch.stack([(scores * counted).sum(), counted.sum()])
         score, samples = self.runtime.sum_over_ranks(sums).tolist()
-        self._say(f"accuracy {score / samples:.4f} on {int(samples)} test samples")
+        name = self.cell.definition.test_score
+        self._say(f"{name} {score / samples:.4f} on {int(samples)} test samples")
         return float(score / samples)
 
     def _inspect(self) -> Inspected:

@@ -54,6 +54,10 @@ class Runtime:
         dist.all_reduce(total)
         return total
 
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of the value over all ranks, on every rank."""
+        return self.sum_over_ranks(value) / self.world_size
+
     def largest_over_ranks(self, number: float) -> float:
         """The largest of all ranks' numbers, on every rank."""
         largest = torch.tensor([number], dtype=torch.float64, device=self.device)

@@ -92,15 +92,22 @@ class Contract(ABC, Generic[Definition]):
         """
 
     @abstractmethod
-    def terms(self, inputs: Inputs) -> int:
-        """The number of terms in that sum, the same for equal batch sizes.
+    def terms(self, inputs: Inputs) -> int | Tensor:
+        """The number of terms in that sum, or their total weight.
 
         It is known before the forward pass, because the first micro-batch of a step must already be
         divided by the terms of all micro-batches.
+
+        Returns:
+            an int if it is the same for equal batch sizes. If it depends on the samples, a tensor
+            of shape () on their device; then each step begins with an all-reduce of one number.
         """
 
     def evaluate(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """The score of each test sample, float32 (b,); needed if there are test samples."""
+        """The score of each test sample, float32 (b,); needed if there are test samples.
+
+        The definition's ``test_score`` says what it is: an accuracy, or a mean loss per item.
+        """
         raise NotImplementedError(f"{type(self).__name__} has test samples but no evaluation")
 
     @abstractmethod

@@ -77,7 +77,7 @@ class Training(Contract[OwnWorkload]):
         """The rows themselves."""
         return tuple(part[samples] for part in rows)
 
-    def terms(self, inputs: Inputs) -> int:
+    def terms(self, inputs: Inputs) -> int | Tensor:
         """One per item."""
         return len(inputs[0]) * self.definition.items_per_sample
 

@@ -20,6 +20,8 @@ from shardmark.workload.parameter_uses import parameter_uses
 
 SAMPLES = 2
 SEED = 0
+# Samples whose terms are compared.
+LOOKED_AT = 16
 # Sums in another order differ by rounding; a mean instead of a sum by a factor of two.
 TOLERANCE = 1e-3
 
@@ -59,8 +61,8 @@ class _Check:
         lines.append(f"load: {len(rows[0]):,} training samples.")
         inputs = self._check_batch(rows)
         loss = self._check_loss(model, rows, inputs)
-        terms = self._check_terms(inputs)
-        lines.append(f"loss: {loss / terms:.4g} per term, {terms} terms in {SAMPLES} samples.")
+        terms = self._check_terms(rows, inputs)
+        lines.append(f"loss: {loss / terms:.4g} per term, {terms:g} terms in {SAMPLES} samples.")
         lines += self._describe_uses()
         if self.whole.definition.test_samples:
             self._check_scores(model, self._check_rows(train=False, training=self.whole))
@@ -196,12 +198,61 @@ class _Check:
             self._refuse("loss", f"{loss.item()}", "a finite number")
         return loss
 
-    def _check_terms(self, inputs: Inputs) -> int:
-        terms = self._call("terms", lambda: self.training.terms(inputs))
-        self._expect("terms", terms, int, "an integer")
-        if terms < 1:
-            self._refuse("terms", f"{terms}", "how many terms the loss is the sum of, at least 1")
+    def _check_terms(self, rows: Rows, inputs: Inputs) -> float:
+        terms = self._terms(inputs)
+        if not terms > 0 or math.isinf(terms):
+            self._refuse(
+                "terms",
+                f"{terms:g} for samples 0 and 1",
+                "how many terms the loss is the sum of, more than 0",
+            )
+        alone = sum(self._terms(self._check_batch(rows, [sample])) for sample in range(SAMPLES))
+        if not math.isclose(alone, terms, rel_tol=TOLERANCE):
+            self._refuse(
+                "terms",
+                f"{terms:g} for {SAMPLES} samples together, and {alone:g} as the sum over samples "
+                "one by one",
+                "the sum over samples, as in the loss",
+            )
+        if isinstance(terms, int):
+            self._check_equal_terms(rows, terms)
         return terms
+
+    def _check_equal_terms(self, rows: Rows, terms: int) -> None:
+        """Check that an integer does not depend on the samples: no step adds it up over ranks."""
+        for first in range(SAMPLES, min(len(rows[0]), LOOKED_AT) - SAMPLES + 1, SAMPLES):
+            samples = range(first, first + SAMPLES)
+            others = self._terms(self._check_batch(rows, samples))
+            if others != terms:
+                self._refuse(
+                    "terms",
+                    f"the integer {terms} for samples 0 and 1, and {others} for samples {first} "
+                    f"and {first + 1}",
+                    "the same for equal batch sizes, or a tensor of shape () if the number depends "
+                    "on the samples: without .item() or int()",
+                )
+
+    def _terms(self, inputs: Inputs) -> int | float:
+        """The terms of a batch; a float if they are a tensor."""
+        terms = self._call("terms", lambda: self.training.terms(inputs))
+        if not isinstance(terms, Tensor):
+            self._expect("terms", terms, int, "an integer, or a tensor of shape ()")
+            return terms
+        if terms.shape != ():
+            self._refuse("terms", f"a tensor of shape {tuple(terms.shape)}", "shape ()")
+        if terms.dtype in (torch.bool, torch.float16, torch.bfloat16) or terms.is_complex():
+            self._refuse("terms", f"a tensor in {_dtype(terms)}", "int64 or float32")
+        if self._ignores_device(inputs):
+            self._refuse("terms", "a tensor on the CPU for any inputs", "one on the inputs' device")
+        return float(terms)
+
+    def _ignores_device(self, inputs: Inputs) -> bool:
+        """Whether the terms are on the CPU although the inputs are elsewhere."""
+        try:
+            terms = self.training.terms(tuple(part.to("meta") for part in inputs))
+        except Exception:
+            return False  # the meta device has no values, which the function may need
+        return isinstance(terms, Tensor) and terms.device.type != "meta"
 
     def _check_scores(self, model: nn.Module, rows: Rows) -> None:
         samples = torch.arange(min(SAMPLES, len(rows[0])))
@@ -214,6 +265,15 @@ class _Check:
                 "evaluate",
                 f"a tensor of shape {tuple(scores.shape)} for {len(samples)} samples",
                 "one score per sample",
+            )
+        if (
+            self.whole.definition.test_score == "accuracy"
+            and not ((scores >= 0) & (scores <= 1)).all()
+        ):
+            self._refuse(
+                "evaluate",
+                f"the score {scores.max().item():g}",
+                "an accuracy of 0 to 1 per sample; or set dataset.test_score to loss",
             )
 
     def _call(self, name: str, work: Callable[[], Result]) -> Result:

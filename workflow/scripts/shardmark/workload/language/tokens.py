@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from shardmark.errors import UserError
 SUCCESSORS = 4
 
 
-def synthetic_sequences(count: int, length: int, vocabulary: int) -> Tensor:
+def synthetic_sequences(count: int, length: int, vocabulary: int, *, train: bool = True) -> Tensor:
     """Generate learnable sequences, int32 (count, length).
 
     Each token has four possible successors, the same in all sequences; a sequence takes one of them
@@ -25,9 +26,13 @@ def synthetic_sequences(count: int, length: int, vocabulary: int) -> Tensor:
         count: number of sequences.
         length: tokens per sequence.
         vocabulary: number of different tokens.
+        train: whether to generate training sequences. Test sequences have the same successors, but
+            take them in another order.
     """
     numbers = np.random.default_rng(20_240_229)
     successors = numbers.integers(vocabulary, size=(vocabulary, SUCCESSORS), dtype=np.int32)
+    if not train:
+        numbers = np.random.default_rng(20_240_301)
     choices = numbers.integers(SUCCESSORS, size=(length, count), dtype=np.int8)
     sequences = np.empty((length, count), dtype=np.int32)
     sequences[0] = numbers.integers(vocabulary, size=count)
@@ -36,22 +41,36 @@ def synthetic_sequences(count: int, length: int, vocabulary: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(sequences.T))
 
 
-def text_sequences(file: Path, count: int, length: int) -> Tensor:
-    """The first sequences of a text, uint8 (count, length); each byte is a token.
+def text_sequences(
+    file: Path, count: int, length: int, *, held_out: int = 0, train: bool = True
+) -> Tensor:
+    """The first sequences of a text, or the last ones, uint8 (sequences, length).
 
-    The last token of a sequence is the first of the next one.
+    Each byte is a token. The last token of a sequence is the first of the next one.
+
+    Args:
+        file: the text.
+        count: number of training sequences, the first ones.
+        length: tokens per sequence.
+        held_out: number of test sequences, the last ones.
+        train: which of the two to read.
 
     Raises:
-        UserError: if the file cannot be read or is too short.
+        UserError: if the file cannot be read, or is too short for both.
     """
-    size = count * (length - 1) + 1
+    step = length - 1
+    needed = (count + held_out) * step + 1
+    size = (count if train else held_out) * step + 1
     try:
         with file.open("rb") as text:
+            there = text.seek(0, os.SEEK_END)
+            text.seek(0 if train else max(0, there - size))
             content = bytearray(text.read(size))
     except OSError as error:
         raise UserError(f"dataset.file: {file} cannot be read ({error.strerror})") from None
-    if len(content) < size:
+    if there < needed:
         raise UserError(
-            f"dataset.sequences: {file} has {len(content)} bytes, and {count} sequences need {size}"
+            f"dataset.sequences: {file} has {there} bytes, and {count + held_out} sequences need "
+            f"{needed}"
         )
-    return torch.frombuffer(content, dtype=torch.uint8).unfold(0, length, length - 1)
+    return torch.frombuffer(content, dtype=torch.uint8).unfold(0, length, step)

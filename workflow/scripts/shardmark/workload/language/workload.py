@@ -64,9 +64,12 @@ class Language(Contract[LanguageWorkload]):
     def rows(self, data_dir: Path, *, train: bool) -> Rows:
         """The sequences of the workload."""
         data, model = self.definition.dataset, self.definition.model
+        length = model.context + 1
         if data.file is not None:
-            return (text_sequences(Path(data.file), data.sequences, model.context + 1),)
-        return (synthetic_sequences(data.sequences, model.context + 1, model.vocabulary),)
+            file, held_out = Path(data.file), data.test_sequences
+            return (text_sequences(file, data.sequences, length, held_out=held_out, train=train),)
+        count = data.sequences if train else data.test_sequences
+        return (synthetic_sequences(count, length, model.vocabulary, train=train),)
 
     def batch(self, rows: Rows, samples: Tensor, keys: Tensor | None) -> Sequences:
         """The sequences as they are, without random changes."""
@@ -87,6 +90,13 @@ class Language(Contract[LanguageWorkload]):
     def terms(self, inputs: Inputs) -> int:
         """One per token."""
         return inputs[1].numel()
+
+    def evaluate(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """The loss per token of each sequence."""
+        tokens, targets = inputs
+        logits = model(tokens).flatten(0, 1)
+        losses = nn.functional.cross_entropy(logits.float(), targets.flatten(), reduction="none")
+        return losses.reshape(targets.shape).mean(dim=1)
 
     def for_gate(self, samples: int, *, surrogate: bool) -> LanguageWorkload | None:
         """Generated sequences, and the first blocks of the model.
