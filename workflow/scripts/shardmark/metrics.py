@@ -13,8 +13,7 @@ from pydantic import AliasChoices, ConfigDict, Field, ValidationError, with_conf
 from typing_extensions import TypedDict
 
 from shardmark.cells import Cell, recorded_fingerprint
-from shardmark.config.schema import Record
-from shardmark.config.values import Amount, Change, Count, Name, Positive, Total
+from shardmark.config.values import Amount, Change, Count, Name, Positive, Record, Total
 from shardmark.effective_config import EffectiveConfig
 from shardmark.errors import UserError
 from shardmark.escaping import for_terminal

@@ -1,4 +1,6 @@
-"""The types of values in a configuration. None of them converts what was written.
+"""The types of values in a configuration, and of the sections that contain them.
+
+None of them converts what was written.
 
 A boolean is not a number, text is not a number, and 2.0 is not a count. YAML already distinguishes
 them; if it read a value differently from what the writer meant, an error is better than a guess.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 # Counts and seeds reach programs with 32-bit integers; torch seeds its generators from them.
 LARGEST = 2**31 - 1
@@ -49,3 +51,16 @@ Positive = Annotated[float, Strict(), Field(ge=1e-12, le=1e18, allow_inf_nan=Fal
 # Names occur in paths and in Snakemake's wildcards.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A mapping of the configuration: unknown keys are errors, values are immutable."""
+
+    # Write "Infinity" and "NaN", which can be read back. A failed gate's null could not be.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Record(Section):
+    """A part of a result. It is read strictly: no value is converted to another type."""
+
+    model_config = ConfigDict(strict=True)

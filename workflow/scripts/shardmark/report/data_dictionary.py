@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.measurement.telemetry import COLUMNS
 from shardmark.metrics import (
     Accuracy,

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from shardmark.cells import Cell
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.lanes import Lane, lane_of
 from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
