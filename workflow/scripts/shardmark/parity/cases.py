@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
-from shardmark.cells import Cell, ParityCase, Rounding
+from shardmark.cells import Cell, ParityCase
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS
+from shardmark.strategies import spec_of
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.parameter_uses import ParameterUses, parameter_uses
 from shardmark.workload.precision import AUTOCAST_DTYPES
@@ -19,6 +21,10 @@ UNCLIPPED = "fp32 unclipped"
 # batch-norm, a key bias before a softmax), the update would be full-size and its sign rounding
 # noise, so two correct programs would disagree. A larger eps suppresses these updates.
 SMALLEST_ADAM_EPS = 1e-4
+
+# When weights are rounded to low precision: by autocast once per forward pass ("autocast"), by
+# autocast at each use of a weight ("each use"), or all before the forward pass ("parameters").
+Rounding = Literal["autocast", "each use", "parameters"]
 
 
 def precisions_of(case: ParityCase) -> list[str]:
@@ -104,16 +110,21 @@ def rounding_of(case: ParityCase, precision: str) -> Rounding:
 
     Under autocast, the parameters of an embedding or a norm stay in float32. A low ``param_dtype``
     rounds them all, so that a whole forward pass differs.
+
+    Autocast keeps the rounded weight for other uses in the same forward pass only if the weight is
+    a leaf of autograd's graph. Then their gradients are added in low precision. A view of a flat
+    parameter is no leaf, nor is a replica's copy, so each use rounds it anew and their gradients
+    are added in float32.
     """
-    rounding = case.rounding
+    cell = case.cell
     if precision not in AUTOCAST_DTYPES:
         return "autocast"
-    if rounding == "each use":
-        uses = _surrogate_uses(case)
-        # FairScale does not flatten parameters if some are frozen.
-        flat = case.cell.base != "fairscale_fsdp" or not uses.frozen
-        return "each use" if flat and (uses.tied or uses.reused) else "autocast"
-    return rounding
+    if cell.options.get("param_dtype", "fp32") != "fp32":
+        return "parameters"
+    copies = spec_of(cell.base).copies_weights(
+        cell.place, lambda: bool(_surrogate_uses(case).frozen)
+    )
+    return "each use" if copies and uses_weights_twice(case) else "autocast"
 
 
 def oracle_of(case: ParityCase, precision: str) -> str:

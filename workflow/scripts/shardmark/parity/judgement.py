@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmark.cells import ParityCase
 from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
-from shardmark.parity.cases import UNCLIPPED, oracle_of, uses_weights_twice
+from shardmark.parity.cases import UNCLIPPED, oracle_of, rounding_of, uses_weights_twice
 from shardmark.parity.deviations import Summary, deviation, summary_difference
 from shardmark.parity.oracle import Trajectory
 
@@ -111,7 +111,7 @@ def rounds_elsewhere(case: ParityCase) -> bool:
     divides = cell.base == "dp" and cell.gpus & (cell.gpus - 1) > 0
     if reduces or divides or cell.compilation != "none":
         return True
-    if case.rounding != "parameters":
+    if rounding_of(case, cell.definition.precision) != "parameters":
         return False
     accumulates = cell.definition.batch.accumulate > 1
     if cell.base == "fsdp":
