@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
 from shardmark.config.values import Section
-from shardmark.measurement.telemetry import COLUMNS
+from shardmark.launching.cell_result import STEP_COLUMNS
+from shardmark.measurement.telemetry import SAMPLE_COLUMNS
 from shardmark.metrics import (
     Accuracy,
     Device,
@@ -58,6 +59,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
 UNITS = {
     "gb_per_s": "GB/s",
     "tflops": "TFLOP/s",
+    "per_s": "1/s",
     "items_per_s": "items/s",
     "items_per_s_per_gpu": "items/s",
     "bytes_per_item": "bytes",
@@ -79,13 +81,6 @@ The meaning of every column of the tables and every field of metrics.json. `make
 from the models in the code; a test fails where it is out of date. Units are in the names. An empty
 value in a table, or null in a file, means that the quantity was not measured; it is never zero.
 """
-_STEPS = (
-    ("rank", "the process"),
-    ("phase", "training, warmup or steady"),
-    ("epoch", "counted from 0; the measurement goes on counting after the training"),
-    ("step", "within the epoch, counted from 0"),
-    ("step_ms", "its duration on the device, ms"),
-)
 
 
 def dictionary() -> str:
@@ -106,21 +101,19 @@ def dictionary() -> str:
         ),
     ):
         parts.append(f"## {title}\n\n{what}\n\n{_columns(model)}")
-    parts.append("## summary.csv\n\nOne row per strategy, workload and GPU count.\n")
-    parts.append(
-        _table(
-            ["column", "unit", "meaning"],
-            [[f"`{name}`", unit_of(name), text] for name, text in SUMMARY_COLUMNS.items()],
-        )
-    )
-    parts.append("## steps.csv\n\nBeside each metrics.json: every timed step on every rank.\n")
-    parts.append(_table(["column", "meaning"], [[f"`{name}`", text] for name, text in _STEPS]))
-    parts.append(
-        "## telemetry.csv\n\nBeside each metrics.json: one row per sample of a device. "
-        "`monotonic_s` is the clock of `windows` in metrics.json; `idle` is 1 before the cell "
-        "began; `processes` are the process ids on the device, `-` where there are none.\n"
-    )
-    parts.append(_table(["column", "unit"], [[f"`{name}`", unit_of(name)] for name in COLUMNS]))
+    for columns, title, what in (
+        (SUMMARY_COLUMNS, "summary.csv", "One row per strategy, workload and GPU count."),
+        (STEP_COLUMNS, "steps.csv", "Beside each metrics.json: every timed step on every rank."),
+        (
+            SAMPLE_COLUMNS,
+            "telemetry.csv",
+            "Beside each metrics.json: one row per sample of a device. A value is empty where the "
+            "device does not have it, or where it was not due yet.",
+        ),
+    ):
+        rows = [[f"`{name}`", unit_of(name), text] for name, text in columns.items()]
+        parts.append(f"## {title}\n\n{what}\n")
+        parts.append(_table(["column", "unit", "meaning"], rows))
     parts.append(
         "## metrics.json\n\nBy section; its JSON Schema is "
         "[metrics.schema.json](../workflow/schemas/metrics.schema.json), and `cell`, "
@@ -156,13 +149,14 @@ def _columns(model: type[Section]) -> str:
 
 def _fields(model: type[BaseModel]) -> str:
     return _table(
-        ["field", "type", "unit", "null"],
+        ["field", "type", "unit", "meaning", "null where"],
         [
             [
                 f"`{field.alias or name}`",
                 _type(field.annotation),
                 unit_of(name),
-                "where not measured" if _nullable(field) else "never",
+                field.description or "",
+                extra(model, name, "empty") or "not measured" if _nullable(field) else "never",
             ]
             for name, field in model.model_fields.items()
         ],
