@@ -10,7 +10,7 @@ from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.files import write_text
 from shardmark.parity.own_strategy_check import check_strategy
-from shardmark.processes.leaving import leave
+from shardmark.processes.ending import leave
 
 
 @one_message

@@ -9,7 +9,7 @@ from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.config.schema import OwnWorkload
 from shardmark.files import write_text
-from shardmark.processes.leaving import leave
+from shardmark.processes.ending import leave
 from shardmark.workload.own_check import check_training
 
 

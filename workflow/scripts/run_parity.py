@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmark.cells import Cell, ParityCase, parity_case
-from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
+from shardmark.codebase import SCRIPTS, code_of_parity, code_sha256
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.errors import UserError
@@ -23,8 +23,8 @@ from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure, Parity
+from shardmark.processes.ending import leave
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
-from shardmark.processes.leaving import leave
 from shardmark.strategies import spec_of
 
 
@@ -166,7 +166,7 @@ def verdict(case: ParityCase, **fields: Any) -> Parity:
         device=cell.device,
         backend=fields.pop("backend", None),
         case_sha256=case.fingerprint(),
-        code_sha256=code_sha256(code_of_cell(cell)),
+        code_sha256=code_sha256(code_of_parity(case)),
         **fields,
     )
 

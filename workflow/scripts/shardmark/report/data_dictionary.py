@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
-from shardmark.config.values import Section
 from shardmark.launching.cell_result import STEP_COLUMNS
 from shardmark.measurement.telemetry import SAMPLE_COLUMNS
 from shardmark.metrics import (
@@ -100,8 +99,9 @@ def dictionary() -> str:
             "What `compare_runs.py` writes: the columns of comparisons.csv, and four more.",
         ),
     ):
-        parts.append(f"## {title}\n\n{what}\n\n{_columns(model)}")
-    for columns, title, what in (
+        columns = _fields(model, "column", "empty when")
+        parts.append(f"## {title}\n\n{what}\n\n{columns}")
+    for table, title, what in (
         (SUMMARY_COLUMNS, "summary.csv", "One row per strategy, workload and GPU count."),
         (STEP_COLUMNS, "steps.csv", "Beside each metrics.json: every timed step on every rank."),
         (
@@ -111,7 +111,7 @@ def dictionary() -> str:
             "device does not have it, or where it was not due yet.",
         ),
     ):
-        rows = [[f"`{name}`", unit_of(name), text] for name, text in columns.items()]
+        rows = [[f"`{name}`", unit_of(name), text] for name, text in table.items()]
         parts.append(f"## {title}\n\n{what}\n")
         parts.append(_table(["column", "unit", "meaning"], rows))
     parts.append(
@@ -120,7 +120,8 @@ def dictionary() -> str:
         "`effective_config`, `environment` and `provenance` are described there.\n"
     )
     for section in SECTIONS:
-        parts.append(f"### {section.__name__}\n\n{_prose(section)}\n\n{_fields(section)}")
+        fields = _fields(section, "field", "null where")
+        parts.append(f"### {section.__name__}\n\n{_prose(section)}\n\n{fields}")
     return "\n".join(parts)
 
 
@@ -131,25 +132,9 @@ def unit_of(name: str) -> str:
     return UNITS[max(fits, key=len)] if fits else ""
 
 
-def _columns(model: type[Section]) -> str:
+def _fields(model: type[BaseModel], name_heading: str, empty_heading: str) -> str:
     return _table(
-        ["column", "type", "unit", "meaning", "empty when"],
-        [
-            [
-                f"`{name}`",
-                _type(field.annotation),
-                unit_of(name),
-                field.description or "",
-                extra(model, name, "empty") if _nullable(field) else "never",
-            ]
-            for name, field in model.model_fields.items()
-        ],
-    )
-
-
-def _fields(model: type[BaseModel]) -> str:
-    return _table(
-        ["field", "type", "unit", "meaning", "null where"],
+        [name_heading, "type", "unit", "meaning", empty_heading],
         [
             [
                 f"`{field.alias or name}`",
