@@ -22,9 +22,9 @@ from shardmark.config.schema import LargestBatch as Wanted
 from shardmark.errors import UserError
 from shardmark.files import write_text
 from shardmark.largest_batch import LargestBatch, Measured, SearchState, batch_result
-from shardmark.metrics import read_record
 from shardmark.report.exports import tables_to_export
 from shardmark.report.table import to_markdown
+from shardmark.result_files import read_record
 from small_matrix import ROOT
 from test_schemas import errors
 from test_workflow import CONFIG, copy_project

@@ -1,33 +1,26 @@
-"""metrics.json: the result of a cell, whatever its outcome, and the result of the parity gate.
+"""metrics.json: the result of a cell, whatever its outcome.
 
 Names contain units. A value that was not measured is null, never 0.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field, ValidationError, with_config
+from pydantic import AliasChoices, ConfigDict, Field, with_config
 from pydantic.config import JsonDict
 from typing_extensions import TypedDict
 
 from shardmark.cells import Cell, recorded_fingerprint
-from shardmark.config.values import Amount, Change, Count, Name, Positive, Record, Total
+from shardmark.config.values import Amount, Change, MaybeInfinite, Positive, Record, Total
 from shardmark.effective_config import EffectiveConfig
 from shardmark.errors import UserError
-from shardmark.escaping import for_terminal
+from shardmark.result_files import read_json, validate
 
-SCHEMA_VERSION = 1
-# Our own files have seven levels. Much deeper nesting would exhaust the stack when written again.
-DEEPEST = 30
-T = TypeVar("T", bound=Record)
 Status = Literal["ok", "oom", "timeout", "diverged", "failed", "unsupported"]
 Bound = Literal["compute", "memory"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-# NaN and infinity are results too; JSON stores them as text.
-MaybeInfinite = Annotated[float, Field(strict=False)]
 # JSON stores it as a list.
 Interval = Annotated[tuple[Change, Change], Field(strict=False)]
 
@@ -669,57 +662,6 @@ class Metrics(Record):
     )
 
 
-class Deviation(Record):
-    """Largest relative differences from the oracle over the gate's steps."""
-
-    loss: MaybeInfinite
-    first_update: MaybeInfinite
-    final_weights: MaybeInfinite
-
-
-class PrecisionParity(Record):
-    """The gate in one precision."""
-
-    precision: str
-    deviation: Deviation
-    noise_floor: Deviation
-    tolerance: Deviation
-    passed: bool
-    reason: str | None = None
-
-
-class RealModelParity(Record):
-    """First steps of the real model: largest relative difference in a loss or an update's norm."""
-
-    precision: str
-    deviation: MaybeInfinite
-    noise_floor: MaybeInfinite
-    tolerance: MaybeInfinite
-    passed: bool
-
-
-class Parity(Record):
-    """Whether a strategy trains the oracle's model on its cells' device and in their precision."""
-
-    schema_version: Literal[1] = 1
-    workload: Name
-    strategy: Name
-    ranks: Count
-    device: str
-    backend: str | None
-    shared_device: bool = False
-    status: Literal["passed", "failed", "unsupported", "error"]
-    reason: str | None = None
-    surrogate: str | None = None
-    steps: Total | None = None
-    losses: list[MaybeInfinite] = []
-    oracle_losses: list[MaybeInfinite] = []
-    precisions: list[PrecisionParity] = []
-    real_model: RealModelParity | None = None
-    case_sha256: str
-    code_sha256: str
-
-
 def read_metrics(path: Path) -> Metrics:
     """Read and validate a metrics.json.
 
@@ -727,74 +669,11 @@ def read_metrics(path: Path) -> Metrics:
         UserError: naming the path, if the file is not JSON, has another schema version, does not
             match the schema, or its cell does not match its checksum.
     """
-    raw = _read_json(path)
-    metrics = _validate(path, raw, Metrics)
+    raw = read_json(path)
+    metrics = validate(path, raw, Metrics)
     if recorded_fingerprint(metrics.cell, raw["cell"]) != metrics.cell_sha256:
         raise UserError(
             f"{path}: cell_sha256 is not the checksum of its cell, so the file was edited; "
             "delete it to run it again"
         )
     return metrics
-
-
-def read_parity(path: Path) -> Parity:
-    """Read and validate a result of the parity gate; raises UserError as read_metrics does."""
-    return read_record(path, Parity)
-
-
-def read_record(path: Path, model: type[T]) -> T:
-    """Read and validate a result of this model; raises UserError as read_metrics does."""
-    return _validate(path, _read_json(path), model)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read the mapping in a file and check its schema version."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        # JSON can contain lone surrogates, which cannot be encoded when we write text.
-        json.dumps(raw, ensure_ascii=False).encode()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not readable as JSON ({error}); delete it to run it again"
-        ) from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    # True == 1 in Python.
-    if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise UserError(
-            f"{path}: schema version {version!r}, this shardmark reads {SCHEMA_VERSION}; "
-            "delete it to run it again"
-        )
-    if _is_deeper(raw, DEEPEST):
-        raise UserError(
-            f"{path}: is nested more than {DEEPEST} levels deep; delete it to run it again"
-        )
-    return {name: _printable(value) if name != "cell" else value for name, value in raw.items()}
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
-
-
-def _printable(value: Any) -> Any:
-    """Make all texts in a value safe to print. Not for a cell, whose exact texts define it."""
-    if isinstance(value, str):
-        return for_terminal(value)
-    if isinstance(value, list):
-        return [_printable(one) for one in value]
-    if isinstance(value, dict):
-        return {for_terminal(name): _printable(one) for name, one in value.items()}
-    return value
-
-
-def _validate(path: Path, raw: dict[str, Any], model: type[T]) -> T:
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}; delete it to run it again") from None

@@ -48,6 +48,8 @@ Total = Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)]
 Change = Annotated[float, Strict(), Field(ge=-1e18, le=1e18, allow_inf_nan=False)]
 Amount = Annotated[float, Strict(), Field(ge=0, le=1e18, allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(ge=1e-12, le=1e18, allow_inf_nan=False)]
+# NaN and infinity are results too; JSON stores them as text.
+MaybeInfinite = Annotated[float, Field(strict=False)]
 # Names occur in paths and in Snakemake's wildcards.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]

@@ -9,7 +9,7 @@ from shardmark.config.schema import Config
 from shardmark.config.values import Section
 from shardmark.lanes import Lane, lane_of
 from shardmark.largest_batch import LargestBatch
-from shardmark.metrics import read_record
+from shardmark.result_files import read_record
 from shardmark.results.cell_rows import column
 
 _NONE = "there is no such batch"
