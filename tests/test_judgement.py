@@ -13,7 +13,7 @@ from parity_cases import ROOT, case_of
 from shardmark.cells import oracle_cases
 from shardmark.config.loading import load
 from shardmark.parity import oracle
-from shardmark.parity.cases import rounding_of, surrogate_cell
+from shardmark.parity.cases import surrogate_cell
 from shardmark.parity.deviations import deviation, summary_difference
 from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_model
 from shardmark.parity.oracle import Trajectory, run_oracle
@@ -143,8 +143,7 @@ def test_only_the_oracles_that_the_matrix_needs_are_trained() -> None:
     raw["matrix"]["only"] = [{"workloads": ["a"]}, {"workloads": ["b"], "strategies": ["ddp"]}]
     config = load(raw, ROOT)
     needed = {
-        name: {rounding_of(case, "bf16") for case in oracle_cases(config, name, ranks=2)}
-        for name in "ab"
+        name: {case.rounding for case in oracle_cases(config, name, ranks=2)} for name in "ab"
     }
     assert needed == {"a": {"autocast", "parameters"}, "b": {"autocast"}}
 

@@ -238,6 +238,11 @@ def start_order(config: Config) -> dict[tuple[str, str, int, int], int]:
     return order
 
 
+# When weights are rounded to low precision: by autocast once per forward pass ("autocast"), by
+# autocast at each use of a weight ("each use"), or all before the forward pass ("parameters").
+Rounding = Literal["autocast", "each use", "parameters"]
+
+
 class ParityCase(Section):
     """One run of the parity gate: a strategy of the matrix at one replica count."""
 
@@ -251,6 +256,24 @@ class ParityCase(Section):
         return Path("results", cell.run, "parity", cell.workload, cell.strategy) / (
             f"ranks{cell.gpus}.json"
         )
+
+    @property
+    def rounding(self) -> Rounding:
+        """Where the strategy rounds weights to the timed precision, as far as planning can know.
+
+        Autocast keeps the rounded weight for other uses in the same forward pass only if the weight
+        is a leaf of autograd's graph. Then their gradients are added in low precision. A view of a
+        flat parameter is no leaf, nor is a replica's copy, so each use rounds it anew and their
+        gradients are added in float32.
+        """
+        cell = self.cell
+        if cell.definition.precision not in ("bf16", "fp16"):
+            return "autocast"
+        if cell.options.get("param_dtype", "fp32") != "fp32":
+            return "parameters"
+        # Planning does not know whether parameters are frozen, so it expects none.
+        copies = spec_of(cell.base).copies_weights(cell.place, lambda: False)
+        return "each use" if copies else "autocast"
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the verdict, without the run's name and the folder of the data.

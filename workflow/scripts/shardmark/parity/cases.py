@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, Rounding
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.strategies import spec_of
@@ -21,10 +20,6 @@ UNCLIPPED = "fp32 unclipped"
 # batch-norm, a key bias before a softmax), the update would be full-size and its sign rounding
 # noise, so two correct programs would disagree. A larger eps suppresses these updates.
 SMALLEST_ADAM_EPS = 1e-4
-
-# When weights are rounded to low precision: by autocast once per forward pass ("autocast"), by
-# autocast at each use of a weight ("each use"), or all before the forward pass ("parameters").
-Rounding = Literal["autocast", "each use", "parameters"]
 
 
 def precisions_of(case: ParityCase) -> list[str]:
@@ -110,20 +105,13 @@ def rounding_of(case: ParityCase, precision: str) -> Rounding:
 
     Under autocast, the parameters of an embedding or a norm stay in float32. A low ``param_dtype``
     rounds them all, so that a whole forward pass differs.
-
-    Autocast keeps the rounded weight for other uses in the same forward pass only if the weight is
-    a leaf of autograd's graph. Then their gradients are added in low precision. A view of a flat
-    parameter is no leaf, nor is a replica's copy, so each use rounds it anew and their gradients
-    are added in float32.
     """
-    cell = case.cell
     if precision not in AUTOCAST_DTYPES:
         return "autocast"
-    if cell.options.get("param_dtype", "fp32") != "fp32":
-        return "parameters"
-    copies = spec_of(cell.base).copies_weights(
-        cell.place, lambda: bool(_surrogate_uses(case).frozen)
-    )
+    if case.rounding != "each use":
+        return case.rounding
+    freezes = bool(_surrogate_uses(case).frozen)
+    copies = spec_of(case.cell.base).copies_weights(case.cell.place, lambda: freezes)
     return "each use" if copies and uses_weights_twice(case) else "autocast"
 
 

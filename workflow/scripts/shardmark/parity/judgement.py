@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardmark.cells import ParityCase
-from shardmark.parity.cases import UNCLIPPED, oracle_of, rounding_of, uses_weights_twice
+from shardmark.parity.cases import UNCLIPPED, oracle_of, uses_weights_twice
 from shardmark.parity.deviations import Summary, deviation, summary_difference
 from shardmark.parity.oracle import Trajectory
 from shardmark.parity_result import Deviation, PrecisionParity, RealModelParity
@@ -111,7 +111,7 @@ def rounds_elsewhere(case: ParityCase) -> bool:
     divides = cell.base == "dp" and cell.gpus & (cell.gpus - 1) > 0
     if reduces or divides or cell.compilation != "none":
         return True
-    if rounding_of(case, cell.definition.precision) != "parameters":
+    if case.rounding != "parameters":
         return False
     accumulates = cell.definition.batch.accumulate > 1
     if cell.base == "fsdp":

@@ -17,8 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from shardmark.cells import Cell
-from shardmark.parity.cases import Rounding
+from shardmark.cells import Cell, Rounding
 from shardmark.training.updates import taken_until_it_updates
 from shardmark.workload.contract import Contract, Rows
 from shardmark.workload.data import epoch_order

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, Rounding
 from shardmark.parity.cases import (
     REAL_MODEL_STEPS,
-    Rounding,
     name_of_oracle,
     precisions_of,
     real_model_cell,
