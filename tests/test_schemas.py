@@ -15,6 +15,7 @@ from snakemake.utils import update_config
 import export_schemas
 from mark_unsupported import unsupported_cell, unsupported_parity
 from run_cell import run_cell
+from run_parity import run_parity
 from shardmark.cells import parity_case
 from shardmark.report.data_dictionary import SECTIONS, dictionary, unit_of
 from shardmark.results.cell_rows import CellRow, EpochRow
@@ -176,6 +177,11 @@ def test_what_cannot_run_fits_the_schemas_too() -> None:
     assert errors("metrics", json.loads(metrics.model_dump_json(by_alias=True))) == []
     verdict = unsupported_parity(parity_case(matrix(), "small", "dp", 2))
     assert errors("parity", json.loads(verdict.model_dump_json(by_alias=True))) == []
+
+
+def test_a_case_that_cannot_run_has_one_result_whoever_writes_it() -> None:
+    case = parity_case(matrix(), "small", "dp", 2)
+    assert run_parity(case, Path("no oracle"), Path("v.json")) == unsupported_parity(case)
 
 
 def test_the_schema_says_the_version_that_is_read() -> None:
