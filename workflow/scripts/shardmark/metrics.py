@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, with_config
-from pydantic.config import JsonDict
 from typing_extensions import TypedDict
 
 from shardmark.cells import Cell, recorded_fingerprint
@@ -25,31 +24,34 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Interval = Annotated[tuple[Change, Change], Field(strict=False)]
 
 
-def _renamed(
-    name: str,
-    before: str,
-    description: str,
-    default: Any = ...,
-    empty: JsonDict | None = None,
+def _value(
+    description: str, empty: str = "", *, names: tuple[str, ...] = (), default: Any = None
 ) -> Any:
-    """A field that results from before language models have under another name."""
+    """Return the field of a value that may be null.
+
+    Args:
+        description: what it is.
+        empty: when it is null although the cell got that far; empty for never.
+        names: in the file; more than one if older results call it differently.
+        default: what it is where the file does not have it.
+    """
     return Field(
         default,
         description=description,
-        validation_alias=AliasChoices(name, before),
-        json_schema_extra=empty,
+        validation_alias=AliasChoices(*names) if names else None,
+        json_schema_extra={"empty": empty} if empty else None,
     )
 
 
 # When a value is null, besides where the cell did not get that far.
-_FEW_STEPS: JsonDict = {"empty": "the window has fewer than 20 steps"}
-_ON_CPU: JsonDict = {"empty": "it ran on a CPU"}
-_NO_ENERGY: JsonDict = {"empty": "no energy counter could be read (CPUs, short windows)"}
-_NO_SAMPLE: JsonDict = {"empty": "no sample fell into the window"}
-_NO_PROFILE: JsonDict = {"empty": "measure.profile is false"}
-_NOT_COUNTED: JsonDict = {"empty": "it could not be counted"}
-_NO_QUOTA_READ: JsonDict = {"empty": "the quota could not be read"}
-_ENERGY: JsonDict = {"empty": "there is energy"}
+_FEW_STEPS = "the window has fewer than 20 steps"
+_ON_CPU = "it ran on a CPU"
+_NO_ENERGY = "no energy counter could be read (CPUs, short windows)"
+_NO_SAMPLE = "no sample fell into the window"
+_NO_PROFILE = "measure.profile is false"
+_NOT_COUNTED = "it could not be counted"
+_NO_QUOTA_READ = "the quota could not be read"
+_ENERGY = "there is energy"
 
 
 # Files in the folder of a metrics.json that belong to it.
@@ -94,45 +96,32 @@ class Times(Record):
     belongs to the training, and the warm-up and the steady state belong to the measurement.
     """
 
-    imports_s: Amount | None = Field(
-        None, description="Time for starting the process and importing its libraries, s."
+    imports_s: Amount | None = _value(
+        "Time for starting the process and importing its libraries, s."
     )
-    process_group_s: Amount | None = Field(
-        None, description="Time for joining the process group, s."
+    process_group_s: Amount | None = _value("Time for joining the process group, s.")
+    probe_s: Amount | None = _value("Time of the short probe of the devices, s.")
+    data_s: Amount | None = _value("Time for loading the samples, s.")
+    build_s: Amount | None = _value("Time for building and wrapping the model, s.")
+    compilation_s: Amount | None = _value(
+        "Time of the first step of a compiled model, which compiles it, s; it is no part of the "
+        "training, and there is no first_step_s."
     )
-    probe_s: Amount | None = Field(None, description="Time of the short probe of the devices, s.")
-    data_s: Amount | None = Field(None, description="Time for loading the samples, s.")
-    build_s: Amount | None = Field(None, description="Time for building and wrapping the model, s.")
-    compilation_s: Amount | None = Field(
-        None,
-        description="Time of the first step of a compiled model, which compiles it, s; it is no "
-        "part of the training, and there is no first_step_s.",
+    training_s: Amount | None = _value("Time of all epochs without their evaluations, s.")
+    first_step_s: Amount | None = _value("Time of the first step, which training_s includes, s.")
+    evaluation_s: Amount | None = _value("Time of all evaluations, s.")
+    inspection_s: Amount | None = _value(
+        "Time of the steps from which the settings are read back, s."
     )
-    training_s: Amount | None = Field(
-        None, description="Time of all epochs without their evaluations, s."
+    measurement_s: Amount | None = _value("Time of the warm-up and the steady window, s.")
+    warmup_s: Amount | None = _value("Time of the warm-up, s.")
+    steady_s: Amount | None = _value("Time of the steady window, s.")
+    profile_s: Amount | None = _value("Time of the profiled steps, s.", _NO_PROFILE)
+    shutdown_s: Change | None = _value(
+        "Time from writing the result to the end of the processes, s."
     )
-    first_step_s: Amount | None = Field(
-        None, description="Time of the first step, which training_s includes, s."
-    )
-    evaluation_s: Amount | None = Field(None, description="Time of all evaluations, s.")
-    inspection_s: Amount | None = Field(
-        None, description="Time of the steps from which the settings are read back, s."
-    )
-    measurement_s: Amount | None = Field(
-        None, description="Time of the warm-up and the steady window, s."
-    )
-    warmup_s: Amount | None = Field(None, description="Time of the warm-up, s.")
-    steady_s: Amount | None = Field(None, description="Time of the steady window, s.")
-    profile_s: Amount | None = Field(
-        None, description="Time of the profiled steps, s.", json_schema_extra=_NO_PROFILE
-    )
-    shutdown_s: Change | None = Field(
-        None, description="Time from writing the result to the end of the processes, s."
-    )
-    other_s: Change | None = Field(None, description="Time that belongs to no phase, s.")
-    total_s: Amount | None = Field(
-        None, description="Time from the launch to the end of the last process, s."
-    )
+    other_s: Change | None = _value("Time that belongs to no phase, s.")
+    total_s: Amount | None = _value("Time from the launch to the end of the last process, s.")
     epochs_s: list[Amount] = Field([], description="Training time of each epoch, s.")
 
 
@@ -154,16 +143,16 @@ class Throughput(Record):
     """
 
     unit: str = Field("images", description="What an item is: images, tokens.")
-    items_per_s: Positive = _renamed(
-        "items_per_s",
-        "images_per_s",
+    items_per_s: Positive = _value(
         "Throughput of all replicas in the steady window, set by the slowest rank, items/s (see "
         "unit).",
+        names=("items_per_s", "images_per_s"),
+        default=...,
     )
-    items_per_s_per_gpu: Positive = _renamed(
-        "items_per_s_per_gpu",
-        "images_per_s_per_gpu",
+    items_per_s_per_gpu: Positive = _value(
         "Throughput of one replica in the steady window, items/s (see unit).",
+        names=("items_per_s_per_gpu", "images_per_s_per_gpu"),
+        default=...,
     )
     step_ms_mean: Positive = Field(
         description="Mean step time of the slowest rank in the steady window, ms."
@@ -179,36 +168,30 @@ class Throughput(Record):
     )
     steps: Total = Field(description="Number of steps in the steady window.")
     window_s: Positive = Field(description="Length of the steady window, s.")
-    half_width_pct: Amount | None = Field(
-        None,
-        description="Half-width of the 95 % confidence interval of the mean step time, from 20 "
-        "batch means, as % of that mean.",
-        json_schema_extra=_FEW_STEPS,
+    half_width_pct: Amount | None = _value(
+        "Half-width of the 95 % confidence interval of the mean step time, from 20 batch means, as "
+        "% of that mean.",
+        _FEW_STEPS,
     )
     warmup_steps: Total = Field(description="Number of warm-up steps before the steady window.")
     warmup_converged: bool = Field(
         description="Whether the step times settled before measure.warmup_max_steps."
     )
     slowest_rank: Total = Field(description="Rank whose steps took longest together.")
-    drift_pct: Change | None = Field(
-        None,
-        description="How much slower the last third of the steady window is than the first, by a "
-        "straight line through the batch means, %.",
-        json_schema_extra=_FEW_STEPS,
+    drift_pct: Change | None = _value(
+        "How much slower the last third of the steady window is than the first, by a straight line "
+        "through the batch means, %.",
+        _FEW_STEPS,
     )
-    drift_error_pct: Amount | None = Field(
-        None, description="Standard error of drift_pct, %.", json_schema_extra=_FEW_STEPS
+    drift_error_pct: Amount | None = _value("Standard error of drift_pct, %.", _FEW_STEPS)
+    gc_collections: Total | None = _value(
+        "Number of collections by Python's garbage collector in the steady window, on all ranks "
+        "together."
     )
-    gc_collections: Total | None = Field(
-        None,
-        description="Number of collections by Python's garbage collector in the steady window, on "
-        "all ranks together.",
-    )
-    compiled_calls: Total | None = Field(
-        None,
-        description="How often a step after the steady window ran compiled code, on the rank that "
-        "did so least.",
-        json_schema_extra={"empty": "nothing is to be compiled"},
+    compiled_calls: Total | None = _value(
+        "How often a step after the steady window ran compiled code, on the rank that did so "
+        "least.",
+        "nothing is to be compiled",
     )
 
 
@@ -216,16 +199,17 @@ class Probe(Record):
     """Speed of one device in a short probe before the training."""
 
     device: Total = Field(description="Index of the device.")
-    uuid: str | None = Field(description="Its UUID.", json_schema_extra=_ON_CPU)
+    uuid: str | None = _value("Its UUID.", _ON_CPU, default=...)
     matmul_tflops: Amount = Field(
         description="Speed of a dense matrix product in the workload's precision, TFLOP/s."
     )
     copy_gb_per_s: Amount = Field(
         description="Speed of a copy within the device, bytes read plus written, GB/s."
     )
-    all_reduce_gb_per_s: Amount | None = Field(
-        description="Bus bandwidth of an all-reduce over the whole cell, GB/s.",
-        json_schema_extra={"empty": "the cell is one process"},
+    all_reduce_gb_per_s: Amount | None = _value(
+        "Bus bandwidth of an all-reduce over the whole cell, GB/s.",
+        "the cell is one process",
+        default=...,
     )
 
 
@@ -238,69 +222,62 @@ class Roofs(Record):
     observed step.
     """
 
-    flops_per_item: Total | None = _renamed(
-        "flops_per_item", "flops_per_image", "Model FLOPs of an item.", empty=_NOT_COUNTED
+    flops_per_item: Total | None = _value(
+        "Model FLOPs of an item.",
+        _NOT_COUNTED,
+        names=("flops_per_item", "flops_per_image"),
+        default=...,
     )
-    hardware_flops_per_item: Total | None = Field(
-        None,
-        description="The same with the FLOPs that activation checkpointing computes again.",
-        json_schema_extra=_NOT_COUNTED,
+    hardware_flops_per_item: Total | None = _value(
+        "The same with the FLOPs that activation checkpointing computes again.", _NOT_COUNTED
     )
-    why_uncounted: str | None = Field(
-        None,
-        description="Why the FLOPs of a user's own model could not be counted.",
-        json_schema_extra={"empty": "they were counted"},
+    why_uncounted: str | None = _value(
+        "Why the FLOPs of a user's own model could not be counted.", "they were counted"
     )
-    bytes_per_item: Total | None = _renamed(
-        "bytes_per_item",
-        "bytes_per_image",
+    bytes_per_item: Total | None = _value(
         "Bytes that the operations on an item read and write.",
-        empty=_NOT_COUNTED,
+        _NOT_COUNTED,
+        names=("bytes_per_item", "bytes_per_image"),
+        default=...,
     )
     peak_tflops: Amount = Field(
         description="Peak of the slowest GPU that the probe measured, TFLOP/s."
     )
     bandwidth_gb_per_s: Amount = Field(description="Bandwidth that the probe measured, GB/s.")
-    achieved_tflops: Amount | None = Field(
-        description="Model FLOPs per second of a GPU, TFLOP/s.", json_schema_extra=_NOT_COUNTED
+    achieved_tflops: Amount | None = _value(
+        "Model FLOPs per second of a GPU, TFLOP/s.", _NOT_COUNTED, default=...
     )
-    peak_share_pct: Amount | None = Field(
-        description="Model FLOPs per second of a GPU, as a share of the peak that the probe "
-        "measured (MFU), %.",
-        json_schema_extra=_NOT_COUNTED,
+    peak_share_pct: Amount | None = _value(
+        "Model FLOPs per second of a GPU, as a share of the peak that the probe measured (MFU), %.",
+        _NOT_COUNTED,
+        default=...,
     )
-    hardware_share_pct: Amount | None = Field(
-        None,
-        description="The same with the FLOPs that activation checkpointing computes again (HFU), "
-        "%.",
-        json_schema_extra=_NOT_COUNTED,
+    hardware_share_pct: Amount | None = _value(
+        "The same with the FLOPs that activation checkpointing computes again (HFU), %.",
+        _NOT_COUNTED,
     )
-    achieved_gb_per_s: Amount | None = Field(
-        description="Bytes per second of a GPU, GB/s.", json_schema_extra=_NOT_COUNTED
+    achieved_gb_per_s: Amount | None = _value(
+        "Bytes per second of a GPU, GB/s.", _NOT_COUNTED, default=...
     )
-    bandwidth_share_pct: Amount | None = Field(
-        description="Bytes per second of a GPU, as a share of the bandwidth that the probe "
-        "measured, %.",
-        json_schema_extra=_NOT_COUNTED,
+    bandwidth_share_pct: Amount | None = _value(
+        "Bytes per second of a GPU, as a share of the bandwidth that the probe measured, %.",
+        _NOT_COUNTED,
+        default=...,
     )
-    compute_roof_items_per_s: Amount | None = _renamed(
-        "compute_roof_items_per_s",
-        "compute_roof_images_per_s",
+    compute_roof_items_per_s: Amount | None = _value(
         "Throughput of a GPU if compute at the measured peak were the only limit, items/s.",
-        empty=_NOT_COUNTED,
+        _NOT_COUNTED,
+        names=("compute_roof_items_per_s", "compute_roof_images_per_s"),
+        default=...,
     )
-    memory_roof_items_per_s: Amount | None = _renamed(
-        "memory_roof_items_per_s",
-        "memory_roof_images_per_s",
+    memory_roof_items_per_s: Amount | None = _value(
         "Throughput of a GPU if the measured bandwidth were the only limit, items/s.",
-        empty=_NOT_COUNTED,
+        _NOT_COUNTED,
+        names=("memory_roof_items_per_s", "memory_roof_images_per_s"),
+        default=...,
     )
-    bound: Bound | None = Field(
-        description="Which of the two is lower.", json_schema_extra=_NOT_COUNTED
-    )
-    statement: str | None = Field(
-        description="The comparison in words.", json_schema_extra=_NOT_COUNTED
-    )
+    bound: Bound | None = _value("Which of the two is lower.", _NOT_COUNTED, default=...)
+    statement: str | None = _value("The comparison in words.", _NOT_COUNTED, default=...)
 
 
 class StepSplit(Record):
@@ -343,30 +320,25 @@ class HostUse(Record):
         description="How many times per second the kernel took the CPU away from the launching "
         "threads."
     )
-    cpu_pressure_pct: Amount | None = Field(
-        description="Share of the window in which some task of the machine waited for a CPU (Linux "
-        "PSI), %.",
-        json_schema_extra={"empty": "the kernel does not count it"},
+    cpu_pressure_pct: Amount | None = _value(
+        "Share of the window in which some task of the machine waited for a CPU (Linux PSI), %.",
+        "the kernel does not count it",
+        default=...,
     )
-    cpus: Total | None = Field(None, description="Number of CPUs that the rank may run on.")
-    cpu_list: str | None = Field(None, description="These CPUs.")
-    cpu_quota: Amount | None = Field(
-        None,
-        description="CPU time per wall-clock time that the rank's control groups (cgroup v1 and "
-        "v2) allow, in CPUs.",
-        json_schema_extra={"empty": "there is no quota, or it could not be read"},
+    cpus: Total | None = _value("Number of CPUs that the rank may run on.")
+    cpu_list: str | None = _value("These CPUs.")
+    cpu_quota: Amount | None = _value(
+        "CPU time per wall-clock time that the rank's control groups (cgroup v1 and v2) allow, in "
+        "CPUs.",
+        "there is no quota, or it could not be read",
     )
-    cpu_periods: Total | None = Field(
-        None,
-        description="Periods of the quota in the window; 0 without a quota.",
-        json_schema_extra=_NO_QUOTA_READ,
+    cpu_periods: Total | None = _value(
+        "Periods of the quota in the window; 0 without a quota.", _NO_QUOTA_READ
     )
-    cpu_periods_throttled: Total | None = Field(
-        None,
-        description="Those in which the quota ran out.",
-        json_schema_extra=_NO_QUOTA_READ,
+    cpu_periods_throttled: Total | None = _value(
+        "Those in which the quota ran out.", _NO_QUOTA_READ
     )
-    torch_threads: Total | None = Field(None, description="Number of torch's CPU threads.")
+    torch_threads: Total | None = _value("Number of torch's CPU threads.")
 
 
 class ModelState(Record):
@@ -413,77 +385,61 @@ class Device(Record):
     node: str = Field(description="Name of its node.")
     kind: Literal["gpu", "cpu"] = Field(description="gpu, or cpu for the cell's processes.")
     name: str = Field(description="Name of the model of the device.")
-    uuid: str | None = Field(None, description="UUID of the GPU.", json_schema_extra=_ON_CPU)
-    utilization_pct: Amount | None = Field(
-        None, description="Mean utilisation, %: NVML's on a GPU, the share of all cores on a CPU."
+    uuid: str | None = _value("UUID of the GPU.", _ON_CPU)
+    utilization_pct: Amount | None = _value(
+        "Mean utilisation, %: NVML's on a GPU, the share of all cores on a CPU."
     )
-    memory_used_peak_bytes: Total | None = Field(
-        None,
-        description="Peak memory, bytes: NVML's memory in use on a GPU, the resident memory of the "
-        "cell's processes on a CPU.",
+    memory_used_peak_bytes: Total | None = _value(
+        "Peak memory, bytes: NVML's memory in use on a GPU, the resident memory of the cell's "
+        "processes on a CPU."
     )
-    memory_total_bytes: Total | None = Field(None, description="Memory of the device, bytes.")
-    torch_allocated_peak_bytes: Total | None = Field(
-        None,
-        description="Peak of the memory that torch allocated, bytes.",
-        json_schema_extra=_ON_CPU,
+    memory_total_bytes: Total | None = _value("Memory of the device, bytes.")
+    torch_allocated_peak_bytes: Total | None = _value(
+        "Peak of the memory that torch allocated, bytes.", _ON_CPU
     )
-    torch_reserved_peak_bytes: Total | None = Field(
-        None,
-        description="Peak of the memory that torch's allocator reserved, bytes.",
-        json_schema_extra=_ON_CPU,
+    torch_reserved_peak_bytes: Total | None = _value(
+        "Peak of the memory that torch's allocator reserved, bytes.", _ON_CPU
     )
-    torch_allocated_growth_bytes: int | None = Field(
-        None,
-        description="Memory allocated but not freed during the window, while the garbage collector "
-        "is off, bytes.",
-        json_schema_extra=_ON_CPU,
+    torch_allocated_growth_bytes: int | None = _value(
+        "Memory allocated but not freed during the window, while the garbage collector is off, "
+        "bytes.",
+        _ON_CPU,
     )
-    torch_allocation_retries: Total | None = Field(
-        None,
-        description="How often an allocation failed, and torch freed its cached memory and tried "
-        "again.",
-        json_schema_extra=_ON_CPU,
+    torch_allocation_retries: Total | None = _value(
+        "How often an allocation failed, and torch freed its cached memory and tried again.",
+        _ON_CPU,
     )
-    power_mean_w: Amount | None = Field(None, description="Mean power, W.")
-    power_limit_w: Amount | None = Field(None, description="Limit of the power, W.")
-    power_limit_default_w: Amount | None = Field(None, description="Its default, W.")
-    energy_counter_j: Amount | None = Field(None, description="Energy by the counter, J.")
-    energy_integral_j: Amount | None = Field(None, description="Integral of the sampled power, J.")
-    energy_disagreement_pct: Change | None = Field(
-        None, description="Difference of the integral from the counter, as % of the counter."
+    power_mean_w: Amount | None = _value("Mean power, W.")
+    power_limit_w: Amount | None = _value("Limit of the power, W.")
+    power_limit_default_w: Amount | None = _value("Its default, W.")
+    energy_counter_j: Amount | None = _value("Energy by the counter, J.")
+    energy_integral_j: Amount | None = _value("Integral of the sampled power, J.")
+    energy_disagreement_pct: Change | None = _value(
+        "Difference of the integral from the counter, as % of the counter."
     )
-    energy_net_j: Change | None = Field(None, description="Energy minus the idle consumption, J.")
-    energy_ticks: Total | None = Field(
-        None, description="How often the counter changed in the window."
+    energy_net_j: Change | None = _value("Energy minus the idle consumption, J.")
+    energy_ticks: Total | None = _value("How often the counter changed in the window.")
+    energy_refused: str | None = _value("Why there is no energy.", _ENERGY)
+    idle_power_w: Amount | None = _value("Power when idle, W.")
+    idle_memory_bytes: Total | None = _value("Memory in use when idle, bytes.")
+    idle_utilization_pct: Amount | None = _value("Utilisation when idle, %.")
+    sm_clock_mean_mhz: Amount | None = _value("Mean clock of the multiprocessors, MHz.")
+    sm_clock_min_mhz: Amount | None = _value("The lowest, MHz.")
+    sm_clock_limit_mhz: Amount | None = _value("Highest that is possible, MHz.")
+    temperature_max_c: Change | None = _value("Highest temperature, °C.")
+    throttle_reasons: list[str] | None = _value("NVML's reasons for which the clocks were lowered.")
+    throttled_pct: dict[str, Amount] | None = _value(
+        "By reason, the share of the samples in which it held, %."
     )
-    energy_refused: str | None = Field(
-        None, description="Why there is no energy.", json_schema_extra=_ENERGY
+    ecc_errors: Total | None = _value(
+        "Number of uncorrected memory errors while the device was sampled."
     )
-    idle_power_w: Amount | None = Field(None, description="Power when idle, W.")
-    idle_memory_bytes: Total | None = Field(None, description="Memory in use when idle, bytes.")
-    idle_utilization_pct: Amount | None = Field(None, description="Utilisation when idle, %.")
-    sm_clock_mean_mhz: Amount | None = Field(
-        None, description="Mean clock of the multiprocessors, MHz."
-    )
-    sm_clock_min_mhz: Amount | None = Field(None, description="The lowest, MHz.")
-    sm_clock_limit_mhz: Amount | None = Field(None, description="Highest that is possible, MHz.")
-    temperature_max_c: Change | None = Field(None, description="Highest temperature, °C.")
-    throttle_reasons: list[str] | None = Field(
-        None, description="NVML's reasons for which the clocks were lowered."
-    )
-    throttled_pct: dict[str, Amount] | None = Field(
-        None, description="By reason, the share of the samples in which it held, %."
-    )
-    ecc_errors: Total | None = Field(
-        None, description="Number of uncorrected memory errors while the device was sampled."
-    )
-    foreign_processes: Total | None = Field(
-        None, description="Most processes at once on the device that are not the cell's."
+    foreign_processes: Total | None = _value(
+        "Most processes at once on the device that are not the cell's."
     )
     samples: Total = Field(0, description="Number of samples in the window.")
-    longest_gap_pct: Amount | None = Field(
-        None, description="Longest stretch without a sample, as a share of the window, %."
+    longest_gap_pct: Amount | None = _value(
+        "Longest stretch without a sample, as a share of the window, %."
     )
 
     @property
@@ -500,50 +456,34 @@ class Efficiency(Record):
     each device still records both of its values.
     """
 
-    energy_per_item_j: Amount | None = _renamed(
-        "energy_per_item_j",
-        "energy_per_image_j",
+    energy_per_item_j: Amount | None = _value(
         "Energy of all devices per item (see unit), by their energy counters, J.",
-        None,
         _NO_ENERGY,
+        names=("energy_per_item_j", "energy_per_image_j"),
     )
-    energy_per_epoch_j: Amount | None = Field(
-        None,
-        description="Energy of all devices for the steps of one epoch, J.",
-        json_schema_extra=_NO_ENERGY,
+    energy_per_epoch_j: Amount | None = _value(
+        "Energy of all devices for the steps of one epoch, J.", _NO_ENERGY
     )
-    energy_net_per_item_j: Change | None = _renamed(
-        "energy_net_per_item_j",
-        "energy_net_per_image_j",
+    energy_net_per_item_j: Change | None = _value(
         "Energy of all devices per item (see unit), less their idle energy, J.",
-        None,
+        _NO_ENERGY,
+        names=("energy_net_per_item_j", "energy_net_per_image_j"),
+    )
+    energy_disagreement_pct: Change | None = _value(
+        "Difference of the integral of sampled power from the energy counter, as % of the counter.",
         _NO_ENERGY,
     )
-    energy_disagreement_pct: Change | None = Field(
-        None,
-        description="Difference of the integral of sampled power from the energy counter, as % of "
-        "the counter.",
-        json_schema_extra=_NO_ENERGY,
+    energy_refused: str | None = _value("Why there is no energy.", _ENERGY)
+    power_w: Amount | None = _value("Sum of the mean powers of all devices, W.", _NO_ENERGY)
+    utilization_pct: Amount | None = _value(
+        "Mean utilisation of all devices in the steady window, %: NVML's on a GPU, the share of "
+        "all cores on a CPU.",
+        _NO_SAMPLE,
     )
-    energy_refused: str | None = Field(
-        None, description="Why there is no energy.", json_schema_extra=_ENERGY
-    )
-    power_w: Amount | None = Field(
-        None,
-        description="Sum of the mean powers of all devices, W.",
-        json_schema_extra=_NO_ENERGY,
-    )
-    utilization_pct: Amount | None = Field(
-        None,
-        description="Mean utilisation of all devices in the steady window, %: NVML's on a GPU, the "
-        "share of all cores on a CPU.",
-        json_schema_extra=_NO_SAMPLE,
-    )
-    memory_peak_bytes: Total | None = Field(
-        None,
-        description="Peak memory of the fullest device in the steady window, bytes: NVML's memory "
-        "in use on a GPU, the resident memory of the cell's processes on a CPU.",
-        json_schema_extra=_NO_SAMPLE,
+    memory_peak_bytes: Total | None = _value(
+        "Peak memory of the fullest device in the steady window, bytes: NVML's memory in use on a "
+        "GPU, the resident memory of the cell's processes on a CPU.",
+        _NO_SAMPLE,
     )
 
 
@@ -613,11 +553,7 @@ class Metrics(Record):
     status: Status = Field(
         description="Outcome of the run: ok, oom, timeout, diverged, failed or unsupported."
     )
-    failure: Failure | None = Field(
-        None,
-        description="What ended the cell.",
-        json_schema_extra={"empty": "the cell is ok"},
-    )
+    failure: Failure | None = _value("What ended the cell.", "the cell is ok")
     device_faults: list[str] = Field(
         [], description="Reasons that exclude the cell, each as `<rule>: <reason>`."
     )
@@ -627,35 +563,25 @@ class Metrics(Record):
         "`<rule>: <reason>`.",
     )
     unknown: list[str] = Field([], description="Each rule that could not be evaluated, and why.")
-    other_attempt: OtherAttempt | None = Field(
-        None,
-        description="The other measurement of the cell.",
-        json_schema_extra={"empty": "it was measured once"},
+    other_attempt: OtherAttempt | None = _value(
+        "The other measurement of the cell.", "it was measured once"
     )
-    loss: Loss | None = Field(None, description="Training loss.")
-    accuracy: Accuracy | None = Field(
-        None,
-        description="Test accuracy.",
-        json_schema_extra={"empty": "the workload has none"},
-    )
-    time_s: Times | None = Field(None, description="Time of each phase, s.")
-    windows: Windows | None = Field(None, description="When the cell was measured.")
-    throughput: Throughput | None = Field(None, description="The steady state.")
+    loss: Loss | None = _value("Training loss.")
+    accuracy: Accuracy | None = _value("Test accuracy.", "the workload has none")
+    time_s: Times | None = _value("Time of each phase, s.")
+    windows: Windows | None = _value("When the cell was measured.")
+    throughput: Throughput | None = _value("The steady state.")
     probes: list[Probe] = Field([], description="Speed of each device.")
-    roofs: Roofs | None = Field(None, description="The speed compared with the devices' peaks.")
+    roofs: Roofs | None = _value("The speed compared with the devices' peaks.")
     profile: list[StepSplit] = Field([], description="How the step splits up on each rank.")
     host: list[HostUse] = Field([], description="CPU use of each rank.")
-    memory: Memory | None = Field(None, description="The model's state in memory.")
+    memory: Memory | None = _value("The model's state in memory.")
     devices: list[Device] = Field([], description="Each device over the steady window.")
-    efficiency: Efficiency | None = Field(None, description="All devices together.")
-    effective_config: EffectiveConfig | None = Field(
-        None, description="Settings that were read back from the live objects."
+    efficiency: Efficiency | None = _value("All devices together.")
+    effective_config: EffectiveConfig | None = _value(
+        "Settings that were read back from the live objects."
     )
-    slurm: SlurmJob | None = Field(
-        None,
-        description="The Slurm job.",
-        json_schema_extra={"empty": "the cell did not run in a Slurm job"},
-    )
+    slurm: SlurmJob | None = _value("The Slurm job.", "the cell did not run in a Slurm job")
     environment: Environment = Field(Environment(), description="What the cell ran on.")
     provenance: Provenance = Field(
         Provenance(), description="Which code ran, and how it was started."
