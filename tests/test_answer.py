@@ -48,6 +48,8 @@ def answer_of(
         steady_min_s=30.0,
         workloads={"w": "resnet50 on cifar10 (...)"},
         chance_accuracy={"w": 0.1},
+        labels={},
+        colours={},
         config={},
         certificates=[],
         environment=[],

@@ -41,6 +41,42 @@ def test_the_configuration_that_the_mistakes_are_made_in_has_none() -> None:
 
 # What is changed, the path that the message must name, and words that it must hold.
 ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
+    # labels and colours
+    "a label of two lines": (
+        changed(variants__slim={"base": "ddp", "label": "a\nb"}),
+        "variants.slim.label",
+        ("on one line",),
+    ),
+    "a label that is too long": (
+        changed(variants__slim={"base": "ddp", "label": "a" * 41}),
+        "variants.slim.label",
+        ("at most 40 characters",),
+    ),
+    "a label that turns the direction of text": (
+        changed(strategies__mine={"file": "docs/examples/one_all_reduce.py", "label": "a\u202eb"}),
+        "strategies.mine.label",
+        ("printable",),
+    ),
+    "another strategy's label": (
+        changed(variants__slim={"base": "ddp", "label": "DDP"}),
+        "variants.slim.label",
+        ("'DDP' is also the label of ddp",),
+    ),
+    "a colour without quotes, which is a comment": (
+        changed(variants__slim={"base": "ddp", "color": None}),
+        "variants.slim.color",
+        ("got null", "in quotes"),
+    ),
+    "a colour that cannot be seen on white": (
+        changed(strategies__mine={"file": "docs/examples/one_all_reduce.py", "color": "#FFFF00"}),
+        "strategies.mine.color",
+        ("contrast on white is 1.1:1", "3:1"),
+    ),
+    "a colour of another spelling": (
+        changed(variants__slim={"base": "ddp", "colour": "#AA0000"}),
+        "variants.slim.colour",
+        ("did you mean 'color'?",),
+    ),
     # keys
     "a misspelt section": (
         changed(measur={}),
@@ -725,6 +761,8 @@ def shipped(*overlays: str) -> dict[str, Any]:
         (("pilot",), "pilot", 2 * 9 * 2),
         (("one_gpu",), "one_gpu", 2 * 8 * 6),
         (("two_gpus",), "two_gpus", 13 * (6 + 1) + 8 * (6 + 1) + 4 * 3 + 2 * 3),
+        (("eight_gpus",), "eight_gpus", 2 * 42 + 18 + 4 * 12 + 2 * 14 + 2 * 24 + 12),
+        (("eight_gpus", "four_gpus"), "four_gpus", 42 + 18 + 3 * 12 + 14 + 24 + 12),
         (("checks",), "checks", 4 * 8),
     ],
 )
@@ -770,6 +808,18 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
         "'gpus' stands in line 3 already",
     ),
     "a section that stands twice": ("run: a\nrun: b\n", ":2:1", "'run' stands in line 1"),
+    "aliases that stand for a billion values": (
+        "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)),
+        ":1:1",
+        "more than 100,000 values, once every alias (*name) is written out",
+    ),
+    "an alias inside the value that it names": ("a: &a {b: *a}\n", ":1:1", "more than 100,000"),
+    "merge keys that stand for a billion values": (
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 30)),
+        ":1:1",
+        "more than 100,000 values",
+    ),
     "a key twice in a list's entry": ("- {a: 1, a: 2}\n", "", "holds a list"),
 }
 
@@ -846,7 +896,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         "a: &x {k: 1}\nb: {<<: *x, k: 2}\nc: {<<: *x, k: 3}\n",
         "a: &x {k: 1}\nb: &y {l: 1}\nc: {<<: *x, <<: *y}\n",
         "a: {gpus: 1}\nb: {gpus: 1}\n",
-        "a: &loop [*loop]\n",
         "a: ['010', \"1:30\", 'yes', 08, 0, 0.10, 1_000, 0x10, -1, !!str 010]\n",
         "a: |\n  yes\nb: no such thing\n",
     ],

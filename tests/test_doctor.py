@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -438,3 +439,10 @@ def test_the_command_with_mistakes_in_the_configuration(tmp_path: Path) -> None:
     assert "matrix.gpus[0]: got 0" in gpus
     assert "matrix.seeds: is empty" in seeds
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_command_names_the_line_where_an_overlay_is_not_valid_yaml(tmp_path: Path) -> None:
+    done = run_doctor(tmp_path, "strategies:\n  mine: {file: mine.py, color: #AA0000}\nrun: t\n")
+    assert done.returncode == 1
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert re.search(r"\.yaml:3:\d+: not valid YAML", line)

@@ -23,7 +23,7 @@ from parity_cases import case_of
 from shardmark.errors import UserError
 from shardmark.workload.vision.data_files import why_outdated
 from shardmark.workload.vision.images import load_images
-from test_workflow import CONFIG, SCRIPTS, Project, copy_project
+from test_workflow import CELL, CONFIG, SCRIPTS, Project, copy_project
 
 BATCHES = [f"data_batch_{index}" for index in range(1, 6)]
 
@@ -139,9 +139,51 @@ def test_a_data_set_that_was_purged_or_changed_is_fetched_again(
     assert project.planned() == {}
     batch = project.folder / "resources/data_batch_1"
     batch.unlink() if purged else batch.write_text("other")
-    assert set(project.planned()) == {"fetch_data"}, "and no cell is trained again"
-    assert project.matrix("fetch").returncode == 0
+    assert project.planned() == {}, "nothing needs it"
+    missing = project.folder / CELL.format("other", "ddp", 2, 1)
+    missing.unlink()
+    project.ran()
+    done = project.matrix()
+    assert done.returncode == 0, done.stdout
+    change = "is missing" if purged else "has changed"
+    assert f"resources/data_batch_1 {change}; cifar10 is fetched again" in done.stdout
     assert len((project.folder / "fetched.log").read_text().splitlines()) == 2
+    assert project.ran() == ["other ddp gpus2 seed1"]
+    assert missing.exists()
+
+
+def test_a_matrix_does_not_start_without_its_data(project: Project) -> None:
+    assert project.matrix().returncode == 0
+    (project.folder / "resources/data_batch_1").unlink()
+    (project.folder / CELL.format("other", "ddp", 2, 1)).unlink()
+    project.ran()
+    fetch = project.folder / SCRIPTS / "fetch_data.py"
+    fetch.write_text("import sys; sys.exit('shardmark: data.dir: no internet here')")
+    done = project.matrix()
+    assert done.returncode != 0
+    assert done.stdout.strip().splitlines()[-1] == "shardmark: data.dir: no internet here"
+    assert project.ran() == []
+
+
+def test_fetch_checks_files_whose_size_and_time_are_as_they_were(
+    mirror: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "resources"
+    record = tmp_path / "cifar10.json"
+    record.write_text(json.dumps(fetch("cifar10", folder, download=True)))
+    batch = folder / CIFAR10.base_folder / "data_batch_2"
+    content, before = batch.read_bytes(), batch.stat()
+    batch.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(batch, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert why_outdated(record) == "", "a glance does not see it"
+    assert json.loads(json.dumps(fetch("cifar10", folder, download=True)))
+    assert batch.read_bytes() == content
+
+
+def test_fetch_looks_at_the_files_each_time(project: Project) -> None:
+    for times in (1, 2):
+        assert project.matrix("fetch").returncode == 0
+        assert len((project.folder / "fetched.log").read_text().splitlines()) == times
 
 
 def test_a_record_says_which_file_has_gone(mirror: Path, tmp_path: Path) -> None:

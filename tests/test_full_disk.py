@@ -19,7 +19,7 @@ from shardmark.doctor.place_findings import check_caches
 from shardmark.errors import UserError
 from small_disk import needs_mounts, on_small_disk
 from test_survival import RUN_CELL, SCRIPT, cell_of
-from test_workflow import CONFIG, SCRIPTS, Project, copy_project
+from test_workflow import CONFIG, DDP_CELL, SCRIPTS, Project, copy_project
 
 FULL = "No space left on device; make room and give the same command again"
 PYTHONPATH = {"PYTHONPATH": str(ROOT / SCRIPTS)}
@@ -142,6 +142,21 @@ def test_a_full_local_disk_is_no_failure_of_the_cell(disk: Path, tmp_path: Path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"shardmark: {disk}/")
     assert FULL in done.stderr
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@needs_mounts
+def test_a_full_shared_memory_is_no_failure_of_the_cell(tmp_path: Path) -> None:
+    dataset = {"name": "synthetic", "train_images": 256, "loader": "dataloader"}
+    cell = case_of("ddp", 1, dataset=dataset).cell
+    command = [sys.executable, str(RUN_CELL), *cell_arguments(cell)]
+    command += ["--output", str(tmp_path / "metrics.json")]
+    # Room for two batches, while the loader's workers prefetch more.
+    done = on_small_disk(command, Path("/dev/shm"), size="200k")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "No space left on device" in last
+    assert last.endswith("This is no result; make room and run it again")
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -276,6 +291,28 @@ def test_results_that_are_a_link_to_nothing(link: str, project: Project) -> None
     assert done.returncode == 1
     assert "results: is no folder, or a link that leads to none; move it away" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("place", ["small", "other/ddp", "parity/small", "tables"])
+def test_a_file_in_the_place_of_a_results_folder_is_one_line(place: str, project: Project) -> None:
+    (project.folder / "results/t" / place).parent.mkdir(parents=True)
+    (project.folder / "results/t" / place).touch()
+    done = project.matrix()
+    assert done.returncode == 1
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == f"results/t/{place}: is no folder, or a link that leads to none; move it away"
+    assert project.ran() == []
+
+
+def test_a_folder_in_the_place_of_a_result_is_named_before_its_cell_trains(
+    project: Project,
+) -> None:
+    (project.folder / DDP_CELL).mkdir(parents=True)
+    done = project.matrix()
+    assert done.returncode == 1
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == f"{DDP_CELL}: is a folder where a file belongs; move it away"
+    assert project.ran() == []
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:

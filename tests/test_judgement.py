@@ -158,6 +158,11 @@ def test_no_number_anywhere_passes(losses: tuple[float, float]) -> None:
         assert not judge_real_model(lost, {"fp16": REAL}, case).passed
 
 
+def test_a_deviation_just_above_the_tolerance_is_not_written_like_it() -> None:
+    verdict = judge("fp32", trajectory(1 + 1.01e-5, 0.5), oracles(1e-7), case_of("ddp", 2))
+    assert verdict.reason == "fp32: loss deviates by 1.01e-05, tolerance 1.00e-05"
+
+
 def test_a_summary_without_an_update_or_a_step_agrees_with_nothing() -> None:
     still = SUMMARY | {"update norms": {"a": 0.0, "b": 0.0}}
     assert summary_difference(still, still)["update norms"] == math.inf
@@ -180,7 +185,7 @@ def test_a_verdict_on_no_numbers_can_be_read_back(tmp_path: Path) -> None:
         device="cpu",
         backend="gloo",
         status="failed",
-        reason="fp32: loss deviates by inf, tolerance 1.0e-05",
+        reason="fp32: loss deviates by inf, tolerance 1.00e-05",
         losses=[math.nan],
         precisions=[
             PrecisionParity(

@@ -72,6 +72,15 @@ def search(most: int = 16, **changes: Any) -> BatchSearch:
     return batch_search(config, "gpt", "ddp", 2)
 
 
+def test_a_search_whose_processes_end_before_it_is_over_does_not_begin_again(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "train_ends.py"
+    script.write_text("import os\nos._exit(0)\n")
+    with pytest.raises(UserError, match="ended with exit code 0 before the search was over"):
+        find_largest_batch(search(16), tmp_path / "gpus2.json", script=script, limit_s=60.0)
+
+
 @pytest.fixture
 def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Searches with ranks that fail above a limit."""

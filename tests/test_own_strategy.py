@@ -96,7 +96,9 @@ MISTAKES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
         (UPDATE, "        self.optimizer.zero_grad()\n"),
     ),
     "a state of other names": (
-        "full_state_dict returned no tensor 0.0.weight, but mine.0.0.weight, ",
+        "full_state_dict returned no tensor 0.0.weight, but mine.0.0.weight, mine.0.0.bias, "
+        "mine.1.0.weight, ...; expected the network's own names; unwrap_state from "
+        "shardmark.training.strategy removes what wrappers add",
         (STATE, 'return {f"mine.{k}": v for k, v in self.module.state_dict().items()}'),
     ),
     "a state in parts": (

@@ -105,6 +105,10 @@ MISTAKES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
         "shard_units returned element 0, a Linear that is not in the model",
         (UNITS, "return [nn.Linear(1, 1)]"),
     ),
+    "units that are no list": (
+        "shard_units returned a ModuleList; expected a list of modules, such as list(model.blocks)",
+        (UNITS, "return nn.ModuleList([model[0], model[1]])"),
+    ),
     "no units": ("shard_units returned a NoneType; expected a list", (UNITS, "pass")),
     "no samples": ("load(train=True) returned a NoneType; expected a tensor", (LOAD, "pass")),
     "too few samples": (

@@ -116,6 +116,11 @@ def test_a_network_that_does_all_four_is_trained_as_by_the_oracle(
     assert_passed(gate(case_with(strategy, 2, *USES)))
 
 
+def test_such_a_network_is_trained_by_copies_in_groups(gate: Gate) -> None:
+    parity = gate(case_with("fsdp2_hsdp", 4, *USES, precision="fp32"))
+    assert parity.status == "passed", parity.reason
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "fairscale_fsdp"])
 def test_flat_parameters_that_are_used_twice_match_an_oracle_bit_by_bit(
     strategy: str, gate: Gate
@@ -161,3 +166,24 @@ def test_all_ranks_strategies_and_uses_agree(uses: str, ranks: int, gate: Gate) 
             failed[strategy] = parity.reason
     print(f"{uses}, {ranks} ranks:", ", ".join(f"{name} {row[name]}" for name in row))
     assert not failed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("strategy", "ranks"),
+    [("ddp", 2), ("fsdp2", 2), ("fsdp", 2), ("fsdp2_hsdp", 4), ("fsdp_hsdp", 4)],
+)
+@pytest.mark.parametrize("compilation", ["none", "block"])
+@pytest.mark.parametrize("uses", ["tied", "reused", "unused", "frozen", "all"])
+def test_compiled_blocks_and_copies_in_groups_agree(
+    uses: str, compilation: str, strategy: str, ranks: int, gate: Gate
+) -> None:
+    """Print a cell of the table: ``pytest -m long tests/test_parameter_uses.py -rP``."""
+    names = USES if uses == "all" else (uses,)
+    parity = gate(case_with(strategy, ranks, *names, compile=compilation))
+    print(f"{uses}, compile: {compilation}, {strategy} at {ranks} ranks: {parity.status}")
+    assert parity.status == "passed", parity.reason
+    if compilation == "none":
+        # A compiler leaves out roundings, for which the gate has a tolerance of its own.
+        assert_passed(parity)

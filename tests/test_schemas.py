@@ -126,7 +126,18 @@ def test_a_schema_is_valid_2020_12(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "overlay", [None, "demo", "incumbent", "pilot", "one_gpu", "two_gpus", "checks"]
+    "overlay",
+    [
+        None,
+        "demo",
+        "incumbent",
+        "pilot",
+        "one_gpu",
+        "two_gpus",
+        "eight_gpus",
+        "four_gpus",
+        "checks",
+    ],
 )
 def test_the_shipped_configurations_fit_the_schema(overlay: str | None) -> None:
     raw: dict[str, Any] = {}

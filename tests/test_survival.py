@@ -72,6 +72,23 @@ def test_a_rank_that_ends_without_an_exception_is_a_failure(
     assert words in metrics.failure.exception
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("exit without a word", "ended with exit code 0 before the training was over"),
+        ("sys.exit", "SystemExit: 0"),
+    ],
+)
+def test_a_training_that_ends_its_own_process_is_a_failure(
+    how: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MISBEHAVIOUR", how)
+    metrics = run_cell.run_cell(cell_of(gpus=1), tmp_path, script=SCRIPT)
+    assert metrics.status == "failed"
+    assert metrics.failure is not None
+    assert words in metrics.failure.exception
+
+
 def test_a_rank_that_is_killed_leaves_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +102,14 @@ def test_a_rank_that_is_asked_to_end_leaves_no_result(
 ) -> None:
     with pytest.raises(Interrupted, match=f"something else ended rank 1 .{name}"):
         misbehaving(name, tmp_path, monkeypatch)
+
+
+def test_a_rank_that_dies_of_a_full_shared_memory_leaves_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The signal of a write to mapped memory for which the disk has no room.
+    with pytest.raises(Interrupted, match=r"rank 1 died of SIGBUS: /dev/shm .* run it again"):
+        misbehaving("SIGBUS", tmp_path, monkeypatch)
 
 
 def test_a_scratch_folder_that_is_removed_leaves_no_result(

@@ -321,6 +321,17 @@ def test_on_failure_stop_starts_nothing_after_a_failed_cell_and_goes_on_when_ask
     assert sorted([*ran, *fresh.ran()]) == sorted(cells)
 
 
+@pytest.mark.parametrize(
+    ("deleted", "rule"),
+    [(DDP_CELL, "train"), ("results/t/parity/small/ddp/ranks1.json", "check_parity")],
+)
+def test_a_result_that_was_deleted_is_made_again(deleted: str, rule: str, project: Project) -> None:
+    (project.folder / deleted).unlink()
+    planned = project.planned()
+    assert planned[rule] == {deleted}
+    assert "collect" in planned
+
+
 def test_report_never_trains(project: Project) -> None:
     shutil.rmtree(project.folder / "results/t/small/fsdp")
     (project.folder / "results/t/parity/small/ddp/ranks1.json").unlink()

@@ -5,6 +5,7 @@ import ctypes
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -51,6 +52,10 @@ def misbehave(how: str, loss: Tensor) -> float:
             ctypes.string_at(0)
         case "exit":
             os._exit(3)
+        case "exit without a word":
+            os._exit(0)
+        case "sys.exit":
+            sys.exit(0)
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "lose the folder":

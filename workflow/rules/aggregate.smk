@@ -143,7 +143,7 @@ def figure_labels(wildcards):
     return {
         "workload": wildcards.workload,
         "figure": FIGURE_TITLES.get(wildcards.figure, "Outcomes"),
-        "baseline": label_of(CONFIG.baseline),
+        "baseline": chosen_labels(CONFIG).get(CONFIG.baseline, label_of(CONFIG.baseline)),
         "seeds": len(CONFIG.matrix.seeds),
         "scaling": cell.scaling,
     }

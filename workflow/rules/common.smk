@@ -1,9 +1,9 @@
 import functools
 import hashlib
-import json
 import math
 import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,8 +25,9 @@ from shardmark.codebase import (
     sources,
 )
 from shardmark.config.loading import load
+from shardmark.config.schema import chosen_labels
 from shardmark.config.files import read_config_file, read_arguments
-from shardmark.disk import why_no_folder, why_no_room
+from shardmark.disk import why_no_folder, why_no_room, why_not_writable
 from shardmark.datasets import FETCHED
 from shardmark.errors import ConfigError, UserError
 from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
@@ -60,6 +61,7 @@ from shardmark.slurm.groups import (
     name_cells_of_groups,
     why_no_groups,
 )
+from shardmark.slurm.pinned_nodes import read_nodes, restore_record
 from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, build_request
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of

@@ -17,6 +17,9 @@ onstart:
     except OSError as error:
         sys.exit(f"{CONFIG_FILE}: cannot be written ({error.strerror})")
     jobs = list(workflow.dag.needrun_jobs())
+    files = {path for job in jobs for path in [*job.output, *job.log] if not path.is_directory}
+    if reason := why_not_writable(files):
+        sys.exit(reason)
     planned = [cell_at(job.wildcards) for job in jobs if job.rule.name == "train"]
     gate = [case_at(job.wildcards) for job in jobs if job.rule.name == "check_parity"]
     searches = [
@@ -28,6 +31,8 @@ onstart:
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if trained:
+        if reason := fetch_again(trained):
+            sys.exit(reason)
         try:
             reason = why_not_at_site(CONFIG.site)
         except UserError as error:

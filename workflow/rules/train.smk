@@ -11,7 +11,24 @@ def block_at(wildcards):
 
     ancient: choosing nodes again is no reason to run the cells again.
     """
-    return ancient(BLOCK) if CONFIG.cluster.block == "pinned" else []
+    if CONFIG.cluster.block != "pinned":
+        return []
+    restore_nodes(BLOCK.format(**wildcards), metrics_of_block(wildcards))
+    return ancient(BLOCK)
+
+
+def metrics_of_block(wildcards):
+    block = (wildcards.workload, int(wildcards.gpus), int(wildcards.seed))
+    cells = [cell for cell in CELLS.values() if (cell.workload, cell.gpus, cell.seed) == block]
+    return tuple(metrics_path(cell) for cell in cells)
+
+
+@functools.cache
+def restore_nodes(record, results):
+    """Mend a damaged record of nodes before Snakemake decides what to run."""
+    if workflow.is_main_process:
+        if message := restore_record(Path(record), map(Path, results)):
+            print(message, file=sys.stderr)
 
 
 def place_at(wildcards):
@@ -29,8 +46,7 @@ def slurm_extra_at(wildcards, input):
     """A cell's sbatch options that Snakemake has no resource for."""
     options = [SBATCH_OPTIONS]
     if "block" in input.keys() and input.block:
-        nodes = json.loads(Path(input.block).read_text())["nodes"]
-        options.append(f"--nodelist={','.join(nodes)}")
+        options.append(f"--nodelist={','.join(read_nodes(Path(input.block)))}")
     return " ".join(filter(None, options))
 
 

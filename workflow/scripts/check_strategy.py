@@ -8,9 +8,8 @@ from pathlib import Path
 from shardmark.cells import parity_case
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
-from shardmark.files import write_text
+from shardmark.launching.own_check import write_check
 from shardmark.parity.own_strategy_check import check_strategy
-from shardmark.processes.ending import leave
 
 
 @one_message
@@ -24,10 +23,11 @@ def main() -> None:
     arguments = parser.parse_args()
     config, name = arguments.config, arguments.strategy
     case = parity_case(config, arguments.workload, name, 1)
-    checked = check_strategy(case, device=config.cluster.device)
-    write_text(arguments.output, f"{checked}\n")
-    print(f"[{arguments.workload} {name}] {case.cell.options['file']}: {checked}", flush=True)
-    leave()
+    file = case.cell.options["file"]
+    device = config.cluster.device
+    write_check(file, lambda: f"{check_strategy(case, device=device)}\n", arguments.output)
+    words = arguments.output.read_text().strip()
+    print(f"[{arguments.workload} {name}] {file}: {words}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from pathlib import Path
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.config.schema import OwnWorkload
-from shardmark.files import write_text
-from shardmark.processes.ending import leave
+from shardmark.launching.own_check import write_check
 from shardmark.workload.own_check import check_training
 
 
@@ -23,10 +22,10 @@ def main() -> None:
     arguments = parser.parse_args()
     definition = arguments.config.workloads[arguments.workload]
     assert isinstance(definition, OwnWorkload)
-    lines = check_training(definition)
-    write_text(arguments.output, "".join(f"{line}\n" for line in lines))
-    print(f"[{arguments.workload}] {definition.file}: {lines[-1]}", flush=True)
-    leave()
+    file = definition.file
+    write_check(file, lambda: "\n".join(check_training(definition)) + "\n", arguments.output)
+    words = arguments.output.read_text().splitlines()[-1]
+    print(f"[{arguments.workload}] {file}: {words}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from shardmark.cells import Cell
-from shardmark.config.schema import WORKLOADS, Config, VisionWorkload, Workload
+from shardmark.config.schema import WORKLOADS, Config, OwnStrategy, VisionWorkload, Workload
 from shardmark.config.values import LARGEST
 from shardmark.largest_batch import LargestBatch
 from shardmark.metrics import Metrics
 from shardmark.parity_result import Parity
 from shardmark.report.data_dictionary import dictionary
-from shardmark.strategies import STRATEGIES, OwnOptions
+from shardmark.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS: dict[str, type[BaseModel]] = {
@@ -112,7 +112,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         if field.annotation == Config.model_fields["workloads"].annotation:
             yield from _workload_rows(f"{key}.<name>.")
         elif field.annotation == Config.model_fields["strategies"].annotation:
-            yield from _rows(OwnOptions, f"{key}.<name>.")
+            yield from _rows(OwnStrategy, f"{key}.<name>.")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _rows(field.annotation, f"{key}.")
         else:

@@ -21,6 +21,7 @@ from shardmark.report.table import Table, to_latex, to_markdown
 from shardmark.results.collected import Tables, read_tables
 from shardmark.results.table_checksums import record_checksums
 from shardmark.statistics.findings import Findings, read_findings
+from shardmark.strategies import use_labels
 
 
 def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table]]:
@@ -67,7 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="folder of the tables")
     folder = parser.parse_args().tables
-    write_exports(tables_to_export(read_tables(folder), read_findings(folder)), folder)
+    tables, findings = read_tables(folder), read_findings(folder)
+    with use_labels(tables.record.labels):
+        write_exports(tables_to_export(tables, findings), folder)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ def find_largest_batch(
             state = SearchState.model_validate_json(file.read_text())
             failed = why_not_fitting(state, ended)
             if failed is None:
+                if state.measured is None:
+                    raise UserError(
+                        f"{search.title}: its processes ended with exit code 0 before the search "
+                        "was over; code of the training or strategy ended them"
+                    )
                 continue
             outcome, reason = failed
             size = state.trying or search.least

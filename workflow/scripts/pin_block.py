@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from shardmark.command import one_message
-from shardmark.files import write_text
 from shardmark.measurement.telemetry import node_name
 from shardmark.slurm import allocation, queue
+from shardmark.slurm.pinned_nodes import write_nodes
 
 
 @one_message
@@ -20,7 +19,7 @@ def main() -> None:
     arguments = parser.parse_args()
     job = queue.job_id()
     nodes = allocation.read_allocation(job).nodes if job else (node_name(),)
-    write_text(arguments.output, json.dumps({"nodes": nodes}))
+    write_nodes(arguments.output, nodes)
     print(f"nodes: {', '.join(nodes)}")
 
 

@@ -15,6 +15,7 @@ from shardmark.files import write_text
 from shardmark.report.contents import FIGURE_KINDS, GROUPS, NOT_DRAWN
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings
+from shardmark.strategies import use_labels
 
 
 def draw_all(
@@ -54,7 +55,8 @@ def main() -> None:
     tables = read_tables(arguments.tables)
     findings = read_findings(arguments.tables) if arguments.group == "compared" else None
     data = Data.of(arguments.workload, tables, arguments.width_mm, findings)
-    draw_all(data, arguments.output, GROUPS[arguments.group])
+    with use_labels(tables.record.labels):
+        draw_all(data, arguments.output, GROUPS[arguments.group])
 
 
 if __name__ == "__main__":

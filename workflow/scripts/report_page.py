@@ -13,6 +13,7 @@ from shardmark.report.contents import PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import read_tables
 from shardmark.statistics.findings import read_findings
+from shardmark.strategies import use_labels
 
 
 def render(template: Path, context: dict[str, object]) -> str:
@@ -38,9 +39,10 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.results / "tables"
     tables, findings = read_tables(folder), read_findings(folder)
-    context = page_context(
-        tables, findings, arguments.results / "figures", arguments.margin, arguments.command
-    )
+    with use_labels(tables.record.labels):
+        context = page_context(
+            tables, findings, arguments.results / "figures", arguments.margin, arguments.command
+        )
     write_text(arguments.output, render(PAGE_TEMPLATE, context))
 
 

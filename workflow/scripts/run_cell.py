@@ -72,7 +72,7 @@ def run_cell(
         limit_s=limit_s,
         stall_s=stall_s,
     )
-    failure = find_failure(cell, ended)
+    failure = find_failure(cell, ended, folder / "result.json")
     if failure is not None:
         metrics = bare_metrics(cell, *failure)
     else:

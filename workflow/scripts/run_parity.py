@@ -66,7 +66,7 @@ def run_parity(
             stall_s=stall_s,
             extra_env=variables,
         )
-        failed = find_failure(cell, ended)
+        failed = find_failure(cell, ended, scratch / "trajectories.pt")
         if failed is not None:
             return parity_result(case, status="error", reason=_why(failed[1]), shared_device=shared)
         return _judged(case, scratch / "trajectories.pt", oracle, shared)

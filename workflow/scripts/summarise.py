@@ -15,6 +15,7 @@ from shardmark.report.table import TEXT_WIDTH, to_latex, to_markdown, to_text
 from shardmark.results.collected import Tables, read_tables
 from shardmark.results.table_checksums import record_checksums
 from shardmark.statistics.findings import Findings, read_findings
+from shardmark.strategies import use_labels
 
 
 def _answers(results: Tables, findings: Findings) -> str:
@@ -40,13 +41,15 @@ def main() -> None:
     arguments = parser.parse_args()
     results, findings = read_tables(arguments.tables), read_findings(arguments.tables)
     summary = summarise(results.cells, findings.comparisons, arguments.baseline)
-    tables = list(summary_tables(summary, arguments.baseline))
-    medians = list(summary_tables(summary, arguments.baseline, ranges=False))
+    with use_labels(results.record.labels):
+        tables = list(summary_tables(summary, arguments.baseline))
+        medians = list(summary_tables(summary, arguments.baseline, ranges=False))
+        answers = _answers(results, findings)
     texts = {
         "summary.csv": csv_text(summary[list(SUMMARY_COLUMNS)]),
         "summary.md": to_markdown(tables),
         "summary.tex": to_latex(tables),
-        "summary.txt": f"{_answers(results, findings)}\n\n{to_text(medians)}",
+        "summary.txt": f"{answers}\n\n{to_text(medians)}",
     }
     for name, text in texts.items():
         write_text(arguments.tables / name, text)

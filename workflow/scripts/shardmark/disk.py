@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from shardmark.errors import UserError
@@ -69,6 +69,18 @@ def why_no_folder(path: Path) -> str:
     if os.path.lexists(path) and not path.is_dir():
         return f"{path}: is no folder, or a link that leads to none; move it away"
     return ""
+
+
+def why_not_writable(files: Collection[str]) -> str:
+    """Return what occupies the paths of files to write, or of their folders; empty if nothing."""
+    folders = {folder for file in files for folder in Path(file).parents}
+    reasons = [reason for folder in sorted(folders) if (reason := why_no_folder(folder))]
+    reasons += [
+        f"{file}: is a folder where a file belongs; move it away"
+        for file in sorted(files)
+        if Path(file).is_dir()
+    ]
+    return "\n".join(reasons)
 
 
 def why_no_room(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -54,8 +55,9 @@ def _run(path: Path) -> ModuleType:
         sys.path.append(folder)  # so that the file can import what is beside it
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        with contextlib.chdir(Path.cwd()):  # the file may change it, and paths may be relative
+            spec.loader.exec_module(module)
+    except BaseException as error:  # SystemExit too: it would end the process without a word
         del sys.modules[name]
         raise UserError(describe_failure(str(path), "the file", error)) from error
     return module
@@ -76,7 +78,7 @@ def call_own(file: str, name: str, work: Callable[[], Result]) -> Result:
         return work()
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: it would end the process without a word
         raise UserError(describe_failure(file, name, error)) from error
 
 
@@ -87,7 +89,10 @@ def describe_failure(file: str, what: str, error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if _is_same(frame.filename, file)
     ]
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:
+        text = "(an exception that cannot be printed)"
     if isinstance(error, SyntaxError) and error.filename and _is_same(error.filename, file):
         lines.append(error.lineno)
         text = error.msg

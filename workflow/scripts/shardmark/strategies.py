@@ -5,7 +5,10 @@ A login node plans a matrix with these records, so this module must not import t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -461,7 +464,7 @@ STRATEGIES: dict[str, StrategySpec] = {
     ),
 }
 
-# The base of every strategy of the user's own; its name in the matrix is its label.
+# The base of every strategy of the user's own.
 OWN = "own"
 _SPECS = STRATEGIES | {
     OWN: StrategySpec(
@@ -483,6 +486,21 @@ def spec_of(base: str) -> StrategySpec:
 PACKAGES = tuple(dict.fromkeys(name for spec in STRATEGIES.values() for name in spec.packages))
 
 
+_chosen_labels: ContextVar[Mapping[str, str]] = ContextVar("labels", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def use_labels(labels: Mapping[str, str]) -> Iterator[None]:
+    """Use the labels that a configuration chooses, by name, for everything written inside."""
+    token = _chosen_labels.set(labels)
+    try:
+        yield
+    finally:
+        _chosen_labels.reset(token)
+
+
 def label_of(strategy: str) -> str:
-    """Return the label of a strategy of the matrix; a variant's label is its own name."""
-    return STRATEGIES[strategy].label if strategy in STRATEGIES else strategy
+    """Return the label of a strategy of the matrix, which may be its name."""
+    if strategy in STRATEGIES:
+        return STRATEGIES[strategy].label
+    return _chosen_labels.get().get(strategy, strategy)

@@ -25,6 +25,8 @@ BASE = Path("config/config.yaml")
 _SURPRISES = re.compile(
     r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?|yes|no|on|off", re.I
 )
+# A few lines of aliases that name aliases can stand for billions of values.
+MOST_VALUES = 100_000
 
 
 def load_files(overlays: Sequence[Path], root: Path = Path()) -> Config:
@@ -102,9 +104,30 @@ def _parse(text: str) -> tuple[object, list[str]]:
         # Snakemake tries JSON first too, which allows tabs, unlike YAML.
         return json.loads(text), []
     except ValueError:
-        content = yaml.safe_load(text)
-        nodes = list(_nodes(yaml.compose(text, yaml.SafeLoader)))
-        return content, [*_keys_named_twice(nodes), *_misleading_values(nodes)]
+        root = yaml.compose(text, yaml.SafeLoader)
+        # Before safe_load, which already writes out the aliases of merge keys (<<).
+        if root is not None and _count_values(root, {}) > MOST_VALUES:
+            where = _position(root.start_mark)
+            excess = f"more than {MOST_VALUES:,} values, once every alias (*name) is written out"
+            return {}, [f"{where}: {excess}; name fewer"]
+        nodes = list(_nodes(root))
+        return yaml.safe_load(text), [*_keys_named_twice(nodes), *_misleading_values(nodes)]
+
+
+def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Count the keys and values of a node, with every alias in it written out."""
+    if id(node) not in counts:
+        counts[id(node)] = MOST_VALUES  # an alias inside the node that it names never ends
+        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in _parts(node))
+    return counts[id(node)]
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return []
 
 
 def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
@@ -117,10 +140,7 @@ def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
             continue
         seen.add(id(node))
         yield node
-        if isinstance(node, yaml.SequenceNode):
-            unvisited += node.value
-        elif isinstance(node, yaml.MappingNode):
-            unvisited += [part for pair in node.value for part in pair]
+        unvisited += _parts(node)
 
 
 def _keys_named_twice(nodes: Iterable[yaml.Node]) -> Iterator[str]:

@@ -15,9 +15,18 @@ from pydantic import ValidationError
 
 from shardmark.config.messages import explain_error, format_value, hint_at_allowed, key_path
 from shardmark.config.raw_values import entries_at, is_file, is_folder, mapping_at, section_at
-from shardmark.config.schema import BatchSize, Cluster, Config, Data, Matrix, Measure
+from shardmark.config.schema import (
+    Appearance,
+    BatchSize,
+    Cluster,
+    Config,
+    Data,
+    Matrix,
+    Measure,
+    split_variant,
+)
 from shardmark.config.workload_mistakes import own_file_mistakes, workload_mistakes
-from shardmark.strategies import STRATEGIES
+from shardmark.strategies import STRATEGIES, label_of
 
 # Options of variants of earlier versions, and what took their place.
 REPLACED_OPTIONS = {
@@ -65,6 +74,7 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     own = mapping_at(raw, "strategies")
     yield from _variant_mistakes(variants)
     yield from _own_strategy_mistakes(own, variants, root)
+    yield from _repeated_labels(matrix, variants, own)
     yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants, *own])
     yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
     yield from _repeated_entries(matrix)
@@ -201,8 +211,38 @@ def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
             hint = hint_at_allowed(base, list(STRATEGIES))
             yield f"{path}.base: unknown strategy {format_value(base)}; {hint}"
         else:
-            options = {key: value for key, value in variant.items() if key != "base"}
+            looks, options = split_variant(variant)
             yield from _option_mistakes(path, base, options)
+            yield from _appearance_mistakes(path, looks)
+
+
+def _appearance_mistakes(path: str, looks: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        Appearance.model_validate(looks)
+    except ValidationError as error:
+        for detail in error.errors():
+            yield explain_error({**detail, "loc": (path, *detail["loc"])})
+
+
+def _repeated_labels(
+    matrix: Mapping[str, Any], variants: Mapping[str, Any], own: Mapping[str, Any]
+) -> Iterator[str]:
+    """Report labels that readers could not tell apart."""
+    owners: dict[str, str] = {}
+    names = [name for _, name in entries_at(matrix, "strategies", str)]
+    # A label that was chosen is the one to change, so it comes last.
+    labels = {name: label_of(name) for name in names}
+    for section, definitions in (("variants", variants), ("strategies", own)):
+        for name in names:
+            label = mapping_at(definitions, name).get("label")
+            if isinstance(label, str) and label:
+                del labels[name]
+                labels[f"{section}.{name}.label"] = label
+    for place, label in labels.items():
+        if label in owners and place.endswith(".label"):
+            owner = owners[label].removesuffix(".label").rpartition(".")[2]
+            yield f"{place}: {format_value(label)} is also the label of {owner}; choose another"
+        owners.setdefault(label, place)
 
 
 def _name_mistakes(path: str, name: object) -> Iterator[str]:
@@ -222,7 +262,7 @@ def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator
             if detail["type"] == "extra_forbidden" and key in REPLACED_OPTIONS:
                 yield f"{path}.{key}: {REPLACED_OPTIONS[str(key)]}"
             elif detail["type"] == "extra_forbidden":
-                allowed = list(options.model_fields)
+                allowed = [*options.model_fields, *Appearance.model_fields]
                 yield f"{path}.{key}: unknown option of {base}; {hint_at_allowed(key, allowed)}"
             else:
                 yield explain_error({**detail, "loc": (path, *detail["loc"])})

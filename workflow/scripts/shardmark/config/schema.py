@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -16,7 +16,17 @@ from pydantic import (
 )
 
 from shardmark.architectures import GPT_PRESETS, MODELS, WITH_BATCH_NORM, GptPreset
-from shardmark.config.values import Count, Flag, Name, Number, RunName, Section, Seed
+from shardmark.config.values import (
+    Colour,
+    Count,
+    Flag,
+    Label,
+    Name,
+    Number,
+    RunName,
+    Section,
+    Seed,
+)
 from shardmark.datasets import DATASETS, DatasetName
 from shardmark.optimizers import Optimizer
 from shardmark.strategies import OWN, OwnOptions, spec_of
@@ -398,7 +408,7 @@ class OwnData(Section):
 
     name: ClassVar[str] = "own"
 
-    samples: Count = Field(description="Training samples; the file must have as many.")
+    samples: Count = Field(description="Training samples: the first of those that the file loads.")
     test_samples: Annotated[int, Field(ge=0)] = Field(
         0, description="Samples of one evaluation; 0 without evaluation."
     )
@@ -491,6 +501,28 @@ AnyWorkload = Annotated[
     | Annotated[OwnWorkload, Tag("own")],
     Discriminator(kind_of),
 ]
+
+
+class Appearance(Section):
+    """How pages, tables and figures present a variant or a strategy of the user's own.
+
+    No cell contains it, so that no cell runs again for another label.
+    """
+
+    label: Label = Field(
+        "",
+        description="What the report, its tables and figures call it; empty for its name. Files "
+        "and the columns of CSV files always have the name.",
+    )
+    color: Colour = Field(
+        "",
+        description='Its colour in figures, "#rrggbb" in quotes, with a contrast of at least 3:1 '
+        "on white; empty for the colour of a variant's base, or for grey.",
+    )
+
+
+class OwnStrategy(Appearance, OwnOptions):
+    """A strategy of the user's own: its options, and how it is presented."""
 
 
 class MatrixPart(Section):
@@ -760,9 +792,10 @@ class Config(Section):
     )
     variants: dict[Name, dict[str, Any]] = Field(
         default_factory=dict,
-        description="By name, a strategy with other options: {base: strategy, option: value, ...}.",
+        description="By name, a strategy with other options: {base: strategy, option: value, ...}; "
+        "also label and color, as in strategies.",
     )
-    strategies: dict[Name, OwnOptions] = Field(
+    strategies: dict[Name, OwnStrategy] = Field(
         default_factory=dict, description="By name, a strategy of the user's own."
     )
     cluster: Cluster = Field(default_factory=lambda: Cluster())
@@ -786,7 +819,32 @@ class Config(Section):
 def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]]:
     """Return the base strategy of a name in the matrix, and its options with their defaults."""
     if strategy in config.strategies:
-        return OWN, config.strategies[strategy].model_dump()
-    variant = dict(config.variants.get(strategy, {"base": strategy}))
-    base = variant.pop("base")
-    return base, spec_of(base).options(**variant).model_dump()
+        return OWN, config.strategies[strategy].model_dump(include=set(OwnOptions.model_fields))
+    variant = config.variants.get(strategy, {"base": strategy})
+    _, options = split_variant(variant)
+    return variant["base"], spec_of(variant["base"]).options(**options).model_dump()
+
+
+def split_variant(variant: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a variant says about its appearance, and its options."""
+    looks = {key: value for key, value in variant.items() if key in Appearance.model_fields}
+    options = {key: value for key, value in variant.items() if key not in ("base", *looks)}
+    return looks, options
+
+
+def chosen_labels(config: Config) -> dict[str, str]:
+    """Return the labels that the configuration chooses, by strategy of the matrix."""
+    return {name: look.label for name, look in _appearances(config) if look.label}
+
+
+def chosen_colours(config: Config) -> dict[str, str]:
+    """Return the colours that it chooses."""
+    return {name: look.color for name, look in _appearances(config) if look.color}
+
+
+def _appearances(config: Config) -> Iterator[tuple[str, Appearance]]:
+    for name in config.matrix.strategies:
+        if name in config.strategies:
+            yield name, config.strategies[name]
+        elif name in config.variants:
+            yield name, Appearance.model_validate(split_variant(config.variants[name])[0])

@@ -8,9 +8,10 @@ them; if it read a value differently from what the writer meant, an error is bet
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 # Counts and seeds reach programs with 32-bit integers; torch seeds its generators from them.
 LARGEST = 2**31 - 1
@@ -53,6 +54,34 @@ MaybeInfinite = Annotated[float, Field(strict=False)]
 # Names occur in paths and in Snakemake's wildcards.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+def _require_one_line(text: str) -> str:
+    # Unprintable are also changes of text direction, and spaces that only look like one.
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable text on one line, with no space before or after it")
+    return text
+
+
+def _require_visible(colour: object) -> object:
+    """Accept no colour, or one whose lines can be seen on white (WCAG 2.2, non-text contrast)."""
+    if colour == "":
+        return colour
+    if not isinstance(colour, str) or not re.fullmatch("#[0-9A-Fa-f]{6}", colour):
+        raise ValueError('must be like "#0072B2", in quotes because YAML takes # for a comment')
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    if (contrast := 1.05 / (luminance + 0.05)) < 3:
+        raise ValueError(
+            f"must be darker: its contrast on white is {contrast:.1f}:1, and lines need 3:1"
+        )
+    return colour
+
+
+# Either may be empty.
+Label = Annotated[str, Field(max_length=40), AfterValidator(_require_one_line)]
+Colour = Annotated[str, Field(pattern="^(#[0-9A-Fa-f]{6})?$"), BeforeValidator(_require_visible)]
 
 
 class Section(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,11 +35,12 @@ class Look:
     open_face: bool = False
 
 
-def looks(bases: Mapping[str, str]) -> dict[str, Look]:
+def looks(bases: Mapping[str, str], colours: Mapping[str, str]) -> dict[str, Look]:
     """Return the look of each strategy of a matrix.
 
     Args:
         bases: the base of each strategy. A variant has the colour of its base.
+        colours: the colours that the configuration chooses instead.
     """
     result = {}
     variants = 0
@@ -49,7 +50,7 @@ def looks(bases: Mapping[str, str]) -> dict[str, Look]:
             result[name] = Look(record.colour, record.marker)
         else:
             marker = _VARIANT_MARKERS[variants % len(_VARIANT_MARKERS)]
-            result[name] = Look(record.colour, marker, open_face=True)
+            result[name] = Look(colours.get(name, record.colour), marker, open_face=True)
             variants += 1
     return result
 
@@ -65,6 +66,7 @@ class Data:
         width_mm: width of a figure.
         findings: the statistics; None for figures that do not show them.
         root: the project's folder, to which the paths in cells.csv are relative.
+        colours: the colours that the configuration chooses, by strategy.
     """
 
     cells: pd.DataFrame
@@ -73,6 +75,7 @@ class Data:
     width_mm: float
     findings: Findings | None = None
     root: Path = Path()
+    colours: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -87,7 +90,8 @@ class Data:
         cells, epochs = (
             table[table.workload == workload] for table in (tables.cells, tables.epochs)
         )
-        return cls(cells, epochs, tables.record.baseline, width_mm, findings, root)
+        record = tables.record
+        return cls(cells, epochs, record.baseline, width_mm, findings, root, record.colours)
 
     @cached_property
     def labels(self) -> Mapping[str, str]:
@@ -98,7 +102,7 @@ class Data:
     def looks(self) -> Mapping[str, Look]:
         """Colour and marker of each strategy."""
         bases = self.cells.drop_duplicates("strategy").set_index("strategy").base
-        return looks({str(name): str(base) for name, base in bases.items()})
+        return looks({str(name): str(base) for name, base in bases.items()}, self.colours)
 
     @property
     def ok(self) -> pd.DataFrame:

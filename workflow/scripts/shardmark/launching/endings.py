@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+from pathlib import Path
 from typing import Any
 
 from shardmark.cells import Cell
@@ -20,7 +21,7 @@ from shardmark.processes.last_signal import FROM_OUTSIDE
 # ignores SIGTERM is killed 30 s later.
 SAME_MOMENT_S = 5.0
 # A rank that dies of one of these crashed by itself; its peers' errors follow.
-CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE)
 
 
 # What to do when the machine failed, not the training.
@@ -39,15 +40,25 @@ class Killed(Interrupted):
     """SIGKILL ended a rank, and the kernel's out-of-memory killer did not send it."""
 
 
-def find_failure(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
+def find_failure(
+    cell: Cell, ended: Ended, result: Path | None = None
+) -> tuple[Status, Failure] | None:
     """Return the status and failure of processes that did not end well; None if they did.
+
+    Args:
+        cell: the cell.
+        ended: how they ended.
+        result: the file that they had to leave.
 
     Raises:
         UserError: for a mistake of the user's.
         Interrupted: if something other than the training ended them, or the cause is unknown.
     """
     if ended.exit_code == 0 and not ended.failures:
-        return None
+        if result is None or result.exists():
+            return None
+        reason = "the process ended with exit code 0 before the training was over"
+        return _outcome(ended, "failed", None, None, reason)
     title = cell.title
     outcome_of_watch = _outcome_of_watch(title, ended)
     if outcome_of_watch is not None:
@@ -56,6 +67,13 @@ def find_failure(cell: Cell, ended: Ended) -> tuple[Status, Failure] | None:
     killed = [death for death in deaths if death["exit_code"] == -signal.SIGKILL]
     if killed:
         return _outcome_of_sigkill(title, killed[0]["rank"], ended)
+    for death in deaths:
+        if death["exit_code"] == -signal.SIGBUS:
+            raise Interrupted(
+                f"{title}: rank {death['rank']} died of SIGBUS: /dev/shm or another disk of its "
+                "node is full, a file that it had mapped became shorter, or memory is faulty. This "
+                "is no result; make room and run it again"
+            )
     crashed = [death for death in deaths if -death["exit_code"] in CRASHES]
     if crashed:
         name = signal.Signals(-crashed[0]["exit_code"]).name
@@ -107,8 +125,11 @@ def _outcome_of_exception(
         reason = f"the kernel's out-of-memory killer ended a process: {first['exception']}"
         return _outcome(ended, "oom", first["phase"], first["rank"], reason)
     if first["kind"] in REMEDIES:
+        cause = first["exception"].strip()
+        if "Original Traceback" in cause:  # of a DataLoader's worker: its last line is the error
+            cause = cause.splitlines()[-1]
         raise Interrupted(
-            f"{title}: {first['exception']} (rank {first['rank']}, {first['phase']}). This is no "
+            f"{title}: {cause} (rank {first['rank']}, {first['phase']}). This is no "
             f"result; {REMEDIES[first['kind']]} and run it again"
         )
     return _outcome(ended, first["kind"], first["phase"], first["rank"], first["exception"])

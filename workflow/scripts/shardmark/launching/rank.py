@@ -68,7 +68,7 @@ def main(strategy: StrategyClass) -> None:
             result = CellTraining(strategy, cell, phases).run()
             if result is not None:
                 write_text(arguments.scratch / "result.json", result.model_dump_json())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         record_failure(error, phases.current, arguments.scratch)
         # The other ranks may wait in a collective for ever. Leave at once, so that the launcher
         # ends them; an orderly exit would first wait for the process group.
@@ -78,7 +78,7 @@ def main(strategy: StrategyClass) -> None:
     leave()
 
 
-def failure_kind(error: Exception) -> str:
+def failure_kind(error: Exception | SystemExit) -> str:
     """Return the kind of an exception: oom, user, full_disk, machine or failed."""
     if is_out_of_memory(error):
         return "oom"
@@ -89,7 +89,7 @@ def failure_kind(error: Exception) -> str:
     return "user" if isinstance(error, UserError) else "failed"
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the device or on the host.
 
     Only torch's caching allocator has its own class for this; the CUDA runtime, cuBLAS, NCCL and
@@ -103,7 +103,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def is_machine_fault(error: Exception) -> bool:
+def is_machine_fault(error: BaseException) -> bool:
     """Whether the machine made a training fail, so that it may succeed elsewhere or later.
 
     Examples: a broken GPU, a folder that cannot be read or written, a path that is too long, a
@@ -121,7 +121,7 @@ def is_machine_fault(error: Exception) -> bool:
     return any(sign in words for sign in BROKEN_GPU)
 
 
-def record_failure(error: Exception, phase: str, scratch: Path) -> None:
+def record_failure(error: Exception | SystemExit, phase: str, scratch: Path) -> None:
     """Write what happened to this rank to a file, for the launcher to read."""
     rank = int(os.environ.get("RANK", "0"))
     if not isinstance(error, UserError):

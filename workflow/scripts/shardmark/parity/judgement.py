@@ -53,7 +53,7 @@ def judge(
         # `not <=` instead of `>`, so that NaN fails.
         if reason is None and not value <= limit:
             words = name.replace("_", " ")
-            reason = f"{precision}: {words} deviates by {value:.1e}, tolerance {limit:.1e}"
+            reason = f"{precision}: {words} deviates by {value:.2e}, tolerance {limit:.2e}"
     return PrecisionParity(
         precision=precision,
         deviation=measured,

@@ -119,7 +119,8 @@ class _Check:
                 self._refuse(
                     "full_state_dict",
                     f"returned no tensor {name}, but {', '.join(list(weights)[:3])}, ...",
-                    "the network's own names; unwrap_state removes what wrappers add",
+                    "the network's own names; unwrap_state from shardmark.training.strategy "
+                    "removes what wrappers add",
                 )
             if value.shape != parameter.shape:
                 self._refuse(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shardmark.config.schema import Config
+from shardmark.config.schema import Config, chosen_colours, chosen_labels
 from shardmark.config.values import Section
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import Certificate, certificates
@@ -47,6 +47,8 @@ class RunRecord(Section):
         workloads: each workload in one sentence.
         chance_accuracy: by workload, the accuracy of guessing; without generated data, from which
             nothing can be learned.
+        labels: the labels that the configuration chooses, by strategy.
+        colours: the colours that it chooses.
         config: the sections of the configuration that define the results.
         certificates: the settings of each workload and GPU count.
         environment: what is known of the machines and versions.
@@ -58,6 +60,8 @@ class RunRecord(Section):
     steady_min_s: float
     workloads: dict[str, str]
     chance_accuracy: dict[str, float]
+    labels: dict[str, str]
+    colours: dict[str, str]
     config: dict[str, Any]
     certificates: list[Certificate]
     environment: list[Fact]
@@ -76,6 +80,8 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
             for name in config.matrix.workloads
             if (chance := config.workloads[name].chance_accuracy) is not None
         },
+        labels=chosen_labels(config),
+        colours=chosen_colours(config),
         config=config.model_dump(mode="json", by_alias=True, include=_DEFINING),
         certificates=certificates(results, config.baseline),
         environment=environment_facts(results),

@@ -173,7 +173,10 @@ class _MicroBatches(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, item: int) -> tuple[Tensor, ...]:
         samples = self.index[item]
-        return samples, *(part[samples] for part in self.rows)
+        batch = (samples, *(part[samples] for part in self.rows))
+        # The queue to the rank would do this too, but drop the batch if /dev/shm is full, and the
+        # rank would wait for ever. An error here reaches the rank.
+        return tuple(part.share_memory_() for part in batch)  # type: ignore[no-untyped-call]
 
 
 def training_data(

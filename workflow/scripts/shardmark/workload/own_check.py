@@ -108,7 +108,7 @@ class _Check:
 
     def _check_units(self, model: nn.Module) -> list[nn.Module]:
         units = self._call("shard_units", lambda: self.training.shard_units(model))
-        self._expect("shard_units", units, list, "a list of modules")
+        self._expect("shard_units", units, list, "a list of modules, such as list(model.blocks)")
         there = {id(module): name for name, module in model.named_modules()}
         for index, unit in enumerate(units):
             self._expect(f"shard_units, element {index}", unit, nn.Module, "a module of the model")

@@ -1,0 +1,79 @@
+"""Checks of the user's own files whose code ends, leaves or holds up the process that checks it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from own_files import ROOT, TRAINING, config_with, own_workload
+from saved_cells import saved
+from shardmark.errors import UserError
+from shardmark.launching.own_check import write_check
+from shardmark.own_file import load_class
+from shardmark.workload.own import Training
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os._exit(0)", "its code ended the process (exit code 0) before the check"),
+        ("import os; os._exit(5)", "its code ended the process (exit code 5) before the check"),
+        ("import os; os.kill(os.getpid(), 11)", "its code ended the process (SIGSEGV) before the"),
+        ("raise SystemExit(0)", "line 1: the file raised SystemExit: 0"),
+        ("raise KeyboardInterrupt", "line 1: the file raised KeyboardInterrupt"),
+        ("class E(Exception): __str__ = None\nraise E", "the file raised E: (an exception that"),
+    ],
+)
+def test_code_that_ends_the_check_is_one_message(code: str, words: str, tmp_path: Path) -> None:
+    file, output = tmp_path / "mine.py", tmp_path / "checked.txt"
+    file.write_text(f"{code}\n{TRAINING}")
+    config = saved(config_with(own_workload(file), ["ddp"]))
+    command = [sys.executable, str(ROOT / "workflow/scripts/check_training.py")]
+    command += ["--config", str(config), "--workload", "w", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"shardmark: {file}: ")
+    assert words in line
+    assert not output.exists()
+
+
+def test_a_check_that_does_not_end_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+
+    def check() -> str:
+        child.write_text(str(os.fork() or os.getpid()))
+        while True:
+            time.sleep(60)
+
+    with pytest.raises(UserError, match=r"mine\.py: its check was ended after 2 s"):
+        write_check("mine.py", check, tmp_path / "checked.txt", limit_s=2.0)
+    assert not psutil.Process().children()
+    assert not psutil.pid_exists(int(child.read_text()))
+
+
+def test_a_check_writes_where_it_was_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def check() -> str:
+        os.chdir("/")
+        return "checked"
+
+    write_check("mine.py", check, Path("checked.txt"))
+    assert (tmp_path / "checked.txt").read_text() == "checked"
+
+
+def test_a_file_does_not_change_the_folder_that_paths_are_relative_to(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"import os\nos.chdir('/')\n{TRAINING}")
+    before = Path.cwd()
+    load_class(str(file), Training)  # type: ignore[type-abstract]
+    assert Path.cwd() == before
