@@ -400,14 +400,7 @@ def draw_coverage(rates: pd.DataFrame, path: Path) -> None:
         draw_by_scenario(axes, rows)
         axes.set_ylim(70, 100.5)
         tidy(axes, "paired" if paired else "unpaired, four nodes", "all seven hold the truth, %")
-    figure.legend(
-        *both[0].get_legend_handles_labels(),
-        fontsize=7,
-        frameon=False,
-        loc="outside lower center",
-        ncols=4,
-    )
-    save(figure, path)
+    save_with_legend(figure, both[0], path)
 
 
 def draw_errors(rates: pd.DataFrame, path: Path) -> None:
@@ -426,14 +419,7 @@ def draw_errors(rates: pd.DataFrame, path: Path) -> None:
         draw_by_scenario(axes, rows)
         tidy(axes, title, ylabel)
     grid[0].set_ylim(0, 30)
-    figure.legend(
-        *grid[0].get_legend_handles_labels(),
-        fontsize=7,
-        frameon=False,
-        loc="outside lower center",
-        ncols=4,
-    )
-    save(figure, path)
+    save_with_legend(figure, grid[0], path)
 
 
 def draw_power(rates: pd.DataFrame, path: Path) -> None:
@@ -450,6 +436,18 @@ def draw_power(rates: pd.DataFrame, path: Path) -> None:
         where = "paired" if paired else "unpaired, four nodes"
         tidy(axes, f"{where}, {100 * RUN_SD:g} % from run to run", "of the simulations, %")
     axes.legend(fontsize=7, frameon=False, loc="lower right")
+    save(figure, path)
+
+
+def save_with_legend(figure: Figure, axes: Axes, path: Path) -> None:
+    """As ``save``, with a legend of what is in ``axes`` below the figure."""
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        fontsize=7,
+        frameon=False,
+        loc="outside lower center",
+        ncols=4,
+    )
     save(figure, path)
 
 

@@ -27,7 +27,7 @@ from shardmark.cells import ParityCase
 from shardmark.launching.rank import main as rank_main
 from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
-from shardmark.processes.leaving import leave
+from shardmark.processes.ending import leave
 from shardmark.training.strategy import Strategy
 from train_ddp import Ddp
 from train_deepspeed import Zero

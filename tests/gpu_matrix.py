@@ -16,7 +16,6 @@ from shardmark.config.schema import Config
 from shardmark.effective_config import EffectiveConfig
 from shardmark.metrics import (
     Accuracy,
-    Deviation,
     Device,
     Efficiency,
     Failure,
@@ -24,14 +23,13 @@ from shardmark.metrics import (
     HostUse,
     Loss,
     Metrics,
-    Parity,
-    PrecisionParity,
     Probe,
     StepSplit,
     Throughput,
     Times,
     Windows,
 )
+from shardmark.parity_result import Deviation, Parity, PrecisionParity
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = {

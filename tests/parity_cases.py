@@ -17,8 +17,8 @@ from saved_cells import oracle_arguments
 from shardmark.cells import ParityCase, parity_case
 from shardmark.config.loading import load
 from shardmark.measurement.telemetry import visible_gpus
-from shardmark.metrics import Parity
 from shardmark.parity.cases import rounding_of
+from shardmark.parity_result import Parity
 from shardmark.strategies import STRATEGIES as RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,8 @@ import numpy as np
 
 from shardmark.cells import Cell, cell_of
 from shardmark.config.loading import load
-from shardmark.metrics import Device, Efficiency, Failure, Metrics, Parity, Throughput, Times
+from shardmark.metrics import Device, Efficiency, Failure, Metrics, Throughput, Times
+from shardmark.parity_result import Parity
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30

@@ -87,8 +87,7 @@ def test_an_added_data_set_is_loaded_at_its_own_size(project: Path) -> None:
 def test_an_added_optimizer_trains_and_the_certificate_knows_its_settings(project: Path) -> None:
     code = """
         import torch
-        from shardmark.config.schema import Optimizer
-        from shardmark.optimizers import OPTIMIZERS
+        from shardmark.optimizers import OPTIMIZERS, Optimizer
         from shardmark.workload.optimizers import build_optimizer
         section = Optimizer(name="nadam", learning_rate=0.1)
         optimizer = build_optimizer(torch.nn.Linear(1, 2, bias=False), section, 0.1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from shardmark.config.schema import Optimizer
+from shardmark.optimizers import Optimizer
 from shardmark.training.loop import make_task
 from shardmark.workload.blocks import outermost_modules, plain_name, wrap_blocks
 from shardmark.workload.built_in import make_workload

@@ -36,7 +36,7 @@ rerun.main()
 PARITY = """
 import sys
 from pathlib import Path
-from shardmark.metrics import Parity
+from shardmark.parity_result import Parity
 output = Path(next(word for word in sys.argv if "/parity/" in word and word.endswith(".json")))
 parity = Parity(
     workload=output.parts[-3], strategy=output.parts[-2], ranks=int(output.stem[5:]), device="cpu",

@@ -12,12 +12,12 @@ import torch
 from parity_cases import ROOT, case_of
 from shardmark.cells import oracle_cases
 from shardmark.config.loading import load
-from shardmark.metrics import Deviation, Parity, PrecisionParity, read_parity
 from shardmark.parity import oracle
 from shardmark.parity.cases import surrogate_cell
 from shardmark.parity.deviations import deviation, summary_difference
 from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_model
 from shardmark.parity.oracle import Trajectory, run_oracle
+from shardmark.parity_result import Deviation, Parity, PrecisionParity, read_parity
 from shardmark.training.updates import MOST_SKIPPED, taken_until_it_updates
 from shardmark.workload.built_in import make_workload
 from test_language_gate import GPT

@@ -10,8 +10,8 @@ import pytest
 
 from parity_cases import STRATEGIES, case_of
 from shardmark.cells import ParityCase
-from shardmark.metrics import Parity
 from shardmark.parity.judgement import ROUNDING_RMS
+from shardmark.parity_result import Parity
 
 Gate = Callable[[ParityCase], Parity]
 GPT: dict[str, Any] = {

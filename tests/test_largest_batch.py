@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from built_pages import build, draw_figures, read_all, write_page
+from export_tables import tables_to_export
 from find_largest_batch import find_largest_batch
 from gpu_matrix import config_of, write_matrix
 from shardmark.cells import BatchSearch, batch_search
@@ -22,9 +23,8 @@ from shardmark.config.schema import LargestBatch as Wanted
 from shardmark.errors import UserError
 from shardmark.files import write_text
 from shardmark.largest_batch import LargestBatch, Measured, SearchState, batch_result
-from shardmark.metrics import read_record
-from shardmark.report.exports import tables_to_export
 from shardmark.report.table import to_markdown
+from shardmark.result_files import read_record
 from small_matrix import ROOT
 from test_schemas import errors
 from test_workflow import CONFIG, copy_project

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from real_cells import cell_named, metrics_of_run
-from shardmark.config.schema import Optimizer
 from shardmark.measurement.model_cost import cost_of
 from shardmark.measurement.model_state import float32_bytes, host_bytes, predicted, storages
 from shardmark.metrics import Memory, ModelState
+from shardmark.optimizers import Optimizer
 from shardmark.workload.built_in import make_workload
 
 WHOLE = 78_042 * 4  # ResNet-8's parameters in float32

@@ -21,7 +21,8 @@ from shardmark.cells import batch_search
 from shardmark.config.schema import LargestBatch
 from shardmark.files import write_text
 from shardmark.largest_batch import batch_result
-from shardmark.metrics import read_metrics, read_parity
+from shardmark.metrics import read_metrics
+from shardmark.parity_result import read_parity
 from shardmark.results.largest_batch_rows import largest_batch_rows
 from shardmark.results.matrix import read_matrix
 from shardmark.results.result_set import cells_of_set, read_result_set

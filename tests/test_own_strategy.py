@@ -20,8 +20,8 @@ from shardmark.cells import batch_search, cell_of, parity_case
 from shardmark.config.loading import load
 from shardmark.config.schema import Config
 from shardmark.errors import ConfigError, UserError
-from shardmark.metrics import Parity
 from shardmark.parity.own_strategy_check import check_strategy
+from shardmark.parity_result import Parity
 
 INIT = "        self.module = task.build_model()\n"
 REDUCE = "        dist.all_reduce(together)\n        together /= self.task.runtime.world_size\n"

@@ -23,7 +23,7 @@ from shardmark.config.files import read_config_file
 from shardmark.config.schema import Config, OwnWorkload
 from shardmark.errors import ConfigError, UserError
 from shardmark.measurement.model_cost import cost_of
-from shardmark.metrics import Parity
+from shardmark.parity_result import Parity
 from shardmark.report.caveats import caveats
 from shardmark.results.certificate import certify
 from shardmark.workload.own import load_training

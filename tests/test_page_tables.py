@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 from built_pages import build, read_all
+from export_tables import tables_to_export
 from gpu_matrix import ROOT, WORKLOAD, config_of, metrics_of, write, write_matrix, write_parity
 from result_tables import GPU, cells_table
 from shardmark.cells import cell_of
 from shardmark.config.loading import load
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import FIGURES, caption
-from shardmark.report.exports import tables_to_export
 from shardmark.report.page_tables import comparison_tables, parity_table, raw_table, scaling_table
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.results.outcome import Outcome

@@ -11,9 +11,9 @@ import pytest
 from parity_cases import ROOT, STRATEGIES, case_of
 from shardmark.cells import ParityCase
 from shardmark.config.schema import OwnWorkload
-from shardmark.metrics import Parity
 from shardmark.parity.cases import rounding_of, surrogate_name_of
 from shardmark.parity.judgement import ROUNDING_RMS
+from shardmark.parity_result import Parity
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.own_check import check_training
 from shardmark.workload.parameter_uses import ParameterUses, parameter_uses

@@ -21,8 +21,8 @@ from parity_cases import (
 )
 from shardmark.cells import ParityCase
 from shardmark.errors import UserError
-from shardmark.metrics import Parity
 from shardmark.parity.judgement import ROUNDING_RMS
+from shardmark.parity_result import Parity
 from test_language_gate import RECOMMENDED, language_case
 
 Gate = Callable[[ParityCase], Parity]

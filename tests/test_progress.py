@@ -22,7 +22,8 @@ from shardmark.cells import Cell, ParityCase, cells_of, parity_case
 from shardmark.controller import progress
 from shardmark.controller.progress import Progress, duration, needs_the_console, outcome
 from shardmark.files import write_text
-from shardmark.metrics import Failure, Loss, Metrics, Parity, Throughput
+from shardmark.metrics import Failure, Loss, Metrics, Throughput
+from shardmark.parity_result import Parity
 from small_matrix import cell_at, matrix
 
 CELLS = list(cells_of(matrix(matrix__strategies=["ddp"], matrix__gpus=[1])))

@@ -15,8 +15,9 @@ from snakemake.utils import update_config
 import export_schemas
 from mark_unsupported import unsupported_cell, unsupported_parity
 from run_cell import run_cell
+from run_parity import run_parity
 from shardmark.cells import parity_case
-from shardmark.report.data_dictionary import dictionary, unit_of
+from shardmark.report.data_dictionary import SECTIONS, dictionary, unit_of
 from shardmark.results.cell_rows import CellRow, EpochRow
 from shardmark.results.failure_rows import FailureRow
 from shardmark.results.largest_batch_rows import LargestBatchRow
@@ -60,7 +61,8 @@ def test_the_data_dictionary_is_what_the_models_say() -> None:
 
 
 def test_the_data_dictionary_tells_each_column_its_unit_and_when_it_is_empty() -> None:
-    lines = [line.split(" | ") for line in dictionary().splitlines() if line.startswith("| `")]
+    tables = dictionary().partition("## metrics.json")[0]
+    lines = [line.split(" | ") for line in tables.splitlines() if line.startswith("| `")]
     columns = {line[0].strip("| `"): line[1:] for line in lines if len(line) == 5}
     models = (CellRow, EpochRow, FailureRow, ParityRow, LargestBatchRow)
     compared = (SetComparisonRow, ScalingRow)
@@ -71,9 +73,25 @@ def test_the_data_dictionary_tells_each_column_its_unit_and_when_it_is_empty() -
     assert columns["compute_ms"][3].endswith("or measure.profile is false |")
 
 
+def test_the_data_dictionary_describes_each_field_of_a_result() -> None:
+    for section in SECTIONS:
+        nameless = [name for name, field in section.model_fields.items() if not field.description]
+        assert nameless == [], section
+    described = dictionary().partition("### Times")[2]
+    assert (
+        "| `profile_s` | number | s | Time of the profiled steps, s. | measure.profile" in described
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("items_per_s", "items/s"), ("window_s", "s"), ("step_ms_p50", "ms"), ("seed", "")],
+    [
+        ("switches_per_s", "1/s"),
+        ("items_per_s", "items/s"),
+        ("window_s", "s"),
+        ("step_ms_p50", "ms"),
+        ("seed", ""),
+    ],
 )
 def test_a_name_carries_its_unit(name: str, unit: str) -> None:
     assert unit_of(name) == unit
@@ -170,6 +188,11 @@ def test_what_cannot_run_fits_the_schemas_too() -> None:
     assert errors("metrics", json.loads(metrics.model_dump_json(by_alias=True))) == []
     verdict = unsupported_parity(parity_case(matrix(), "small", "dp", 2))
     assert errors("parity", json.loads(verdict.model_dump_json(by_alias=True))) == []
+
+
+def test_a_case_that_cannot_run_has_one_result_whoever_writes_it() -> None:
+    case = parity_case(matrix(), "small", "dp", 2)
+    assert run_parity(case, Path("no oracle"), Path("v.json")) == unsupported_parity(case)
 
 
 def test_the_schema_says_the_version_that_is_read() -> None:

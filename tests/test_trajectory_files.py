@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from shardmark.errors import UserError
-from shardmark.metrics import Deviation
 from shardmark.parity.oracle import Trajectory
 from shardmark.parity.trajectory_files import read_oracles, read_trajectories, write_plain
+from shardmark.parity_result import Deviation
 
 WEIGHTS = {"w": torch.tensor([1.0, 2.0])}
 TRAJECTORY = Trajectory([1.0, 0.5], WEIGHTS, WEIGHTS, WEIGHTS)

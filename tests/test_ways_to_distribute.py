@@ -9,7 +9,7 @@ import pytest
 
 from parity_cases import ROOT, case_of
 from shardmark.cells import ParityCase
-from shardmark.metrics import Parity
+from shardmark.parity_result import Parity
 from test_language_gate import GPT
 
 Gate = Callable[..., Parity]

@@ -121,6 +121,13 @@ class SlurmProject:
             stderr=subprocess.STDOUT,
         )
 
+    def status(self) -> str:
+        """What the status view prints."""
+        command = [sys.executable, f"{SCRIPTS}/status.py", "--configfile", CONFIG]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     @staticmethod
     def environment() -> dict[str, str]:
         """The user's own; gloo must not look for the network that the machine's name stands for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -37,13 +36,6 @@ def submit(project: SlurmProject, *targets: str) -> str:
     ).strip()
 
 
-def status(project: SlurmProject) -> str:
-    command = [sys.executable, f"{SCRIPTS}/status.py", "--configfile", CONFIG]
-    done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
     project: SlurmProject,
 ) -> None:
@@ -62,14 +54,14 @@ def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
     until(lambda: "RUNNING" in run("squeue", f"--jobs={other}", "--format=%T"), "taken nodes")
     job = submit(project, *targets)
     until(lambda: run("squeue", f"--jobs={job}", "--noheader", "--format=%T"), "controller's job")
-    assert f"controller: none yet; Slurm job {job} waits" in status(project)
+    assert f"controller: none yet; Slurm job {job} waits" in project.status()
     run("scancel", other)
     log = project.folder / f"shardmark-{job}.log"
     until(lambda: len(jobs(project)) > 1, "job of a cell")
     owner = json.loads((project.folder / "results/t/.controller/owner.json").read_text())
     assert owner["slurm_job_id"] == job
     # All nodes are one machine here.
-    assert f"of this machine, in Slurm job {job}" in status(project)
+    assert f"of this machine, in Slurm job {job}" in project.status()
     until(lambda: not run("squeue", "--noheader"), "end of the controller")
     log_text = log.read_text()
     ran = last_jobs(project)
@@ -98,7 +90,7 @@ def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: Sl
     assert f"To end them too: scancel {cell}" in log_text
     assert "Traceback" not in log_text
     assert queue()[comment("ddp", 1)]["State"] == "RUNNING"
-    assert "controller: none is running" in status(project)
+    assert "controller: none is running" in project.status()
     # No --unlock.
     again = project.run(target)
     assert again.returncode == 0, again.stdout

@@ -10,7 +10,6 @@ from accounting import jobs, options, queue
 from cluster import run
 from slurm_project import SCRIPTS, SlurmProject
 from test_slurm_faults import controller, until
-from test_slurm_status import status
 from test_slurm_submission import cells_that_last
 
 GROUPS = ("--groups", "train=gpus{gpus}", "--group-components", "gpus{gpus}=3")
@@ -41,7 +40,7 @@ def test_a_lost_group_keeps_what_its_cells_had_ended_and_the_next_run_does_the_o
         until(lambda: ended(project), "first result")
         first = ended(project)
         (number,) = (job["JobIDRaw"] for job in queue().values())
-        text = status(project)
+        text = project.status()
         assert "1 ok, 2 queued" in text
         assert "queued (Slurm's reasons): 2 with 2 others in one job, which runs" in text
         run("scancel", number)
@@ -68,7 +67,7 @@ def test_a_group_of_a_killed_controller_is_waited_for(project: SlurmProject) -> 
         first = ended(project)
         process.kill()
     (orphan,) = (job["JobIDRaw"] for job in queue().values())
-    assert f"orphaned: {orphan}" in status(project)
+    assert f"orphaned: {orphan}" in project.status()
     project.run("--unlock")
     result = project.run(*targets(project), *GROUPS)
     assert result.returncode == 0, result.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accounting import jobs, options
 from shardmark.largest_batch import LargestBatch
-from shardmark.metrics import read_record
+from shardmark.result_files import read_record
 from shardmark.slurm.queue import comments_of
 from slurm_project import CONFIG, SCRIPTS, SlurmProject
 from small_matrix import cell_at

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 from accounting import comment, queue
 from cluster import run
-from slurm_project import CONFIG, SCRIPTS, SlurmProject
+from slurm_project import SlurmProject
 from test_slurm_faults import controller, trains, until
-
-
-def status(project: SlurmProject) -> str:
-    command = [sys.executable, f"{SCRIPTS}/status.py", "--configfile", CONFIG]
-    done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def line(text: str, state: str) -> str:
@@ -37,7 +28,7 @@ def test_the_status_shows_what_runs_what_waits_and_what_a_killed_controller_left
         until(lambda: len(queue()) == 3, "two jobs")
         first = 0 if trains_first(project) else 1
         jobs = {seed: queue()[comment("ddp", 1, seed)]["JobIDRaw"] for seed in (0, 1)}
-        text = status(project)
+        text = project.status()
         assert f"controller: process {process.pid} of this machine" in text
         assert "orphaned" not in text
         assert f"seed{first}  job {jobs[first]}" in line(text, "running")
@@ -47,12 +38,12 @@ def test_the_status_shows_what_runs_what_waits_and_what_a_killed_controller_left
         )
         process.kill()
         process.wait()
-    text = status(project)
+    text = project.status()
     assert f"controller: killed (it was process {process.pid} of this machine)" in text
     assert f"orphaned: {', '.join(sorted(jobs.values(), reverse=True))}." in text
     run("scancel", *jobs.values(), nodes)
     until(lambda: not queue(), "end of the jobs")
-    text = status(project)
+    text = project.status()
     assert f"seed{first}  job {jobs[first]}" in line(text, "interrupted")
     assert "orphaned" not in text
 

@@ -10,7 +10,7 @@ import pytest
 from accounting import assert_asked_and_given, comment, last_jobs
 from cluster import PARTITION
 from parity_cases import STRATEGIES
-from shardmark.metrics import read_parity
+from shardmark.parity_result import read_parity
 from slurm_project import SlurmProject
 
 

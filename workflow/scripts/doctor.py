@@ -19,8 +19,7 @@ from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
 from shardmark.doctor.gpu_findings import check_gpus
 from shardmark.doctor.link_findings import check_all_reduce
-from shardmark.doctor.place_findings import check_caches, check_data_sets, check_folder
-from shardmark.doctor.site_findings import check_site
+from shardmark.doctor.place_findings import check_caches, check_data_sets, check_folder, check_site
 from shardmark.doctor.slurm_findings import DONE, check_requests, run_on_nodes
 from shardmark.doctor.software_findings import check_packages, check_torch
 from shardmark.errors import ConfigError, UserError

@@ -14,7 +14,8 @@ from shardmark.cells import Cell
 from shardmark.config.schema import WORKLOADS, Config, OwnStrategy, VisionWorkload, Workload
 from shardmark.config.values import LARGEST
 from shardmark.largest_batch import LargestBatch
-from shardmark.metrics import Metrics, Parity
+from shardmark.metrics import Metrics
+from shardmark.parity_result import Parity
 from shardmark.report.data_dictionary import dictionary
 from shardmark.strategies import STRATEGIES
 

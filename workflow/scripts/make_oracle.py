@@ -14,7 +14,7 @@ from shardmark.config.saved import read_config
 from shardmark.launching.site import enter
 from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
-from shardmark.processes.leaving import leave
+from shardmark.processes.ending import leave
 
 
 @one_message

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from shardmark.cells import Cell, ParityCase, batch_searches_of, cells_of, parity_case
-from shardmark.codebase import code_of_cell, code_of_parity, code_sha256
+from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.config.schema import Config
 from shardmark.files import write_text
 from shardmark.largest_batch import batch_result
-from shardmark.metrics import Failure, Metrics, Parity
+from shardmark.metrics import Failure, Metrics
+from shardmark.parity_result import Parity, parity_result
 
 
 def unsupported_cell(cell: Cell) -> Metrics:
@@ -35,18 +36,7 @@ def unsupported_parity(case: ParityCase) -> Parity:
     Raises:
         ValueError: if the case can run.
     """
-    cell = case.cell
-    return Parity(
-        workload=cell.workload,
-        strategy=cell.strategy,
-        ranks=cell.gpus,
-        device=cell.device,
-        backend=None,
-        status="unsupported",
-        reason=_reason(cell),
-        case_sha256=case.fingerprint(),
-        code_sha256=code_sha256(code_of_parity(case)),
-    )
+    return parity_result(case, status="unsupported", reason=_reason(case.cell))
 
 
 def _reason(cell: Cell) -> str:

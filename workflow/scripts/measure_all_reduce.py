@@ -11,7 +11,7 @@ import torch.distributed as dist
 from shardmark.cells import Cell
 from shardmark.files import write_text
 from shardmark.launching.rank import record_failure
-from shardmark.processes.leaving import leave
+from shardmark.processes.ending import leave
 from shardmark.training.probe import all_reduce_gb_per_s
 from shardmark.training.runtime import start_runtime
 

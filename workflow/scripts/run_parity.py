@@ -10,10 +10,9 @@ import argparse
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 from shardmark.cells import Cell, ParityCase, parity_case
-from shardmark.codebase import SCRIPTS, code_of_cell, code_sha256
+from shardmark.codebase import SCRIPTS
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.errors import UserError
@@ -22,9 +21,10 @@ from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
-from shardmark.metrics import Failure, Parity
+from shardmark.metrics import Failure
+from shardmark.parity_result import Parity, parity_result
+from shardmark.processes.ending import leave
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
-from shardmark.processes.leaving import leave
 from shardmark.strategies import spec_of
 
 
@@ -50,7 +50,7 @@ def run_parity(
     """
     cell = case.cell
     if cell.unsupported:
-        return verdict(case, status="unsupported", reason=cell.unsupported)
+        return parity_result(case, status="unsupported", reason=cell.unsupported)
     require_whole(oracle)
     variables: dict[str, str] = {}
     if cell.device == "cuda" and cell.nodes == 1:
@@ -68,7 +68,7 @@ def run_parity(
         )
         failed = find_failure(cell, ended, scratch / "trajectories.pt")
         if failed is not None:
-            return verdict(case, status="error", reason=_why(failed[1]), shared_device=shared)
+            return parity_result(case, status="error", reason=_why(failed[1]), shared_device=shared)
         return _judged(case, scratch / "trajectories.pt", oracle, shared)
 
 
@@ -141,7 +141,7 @@ def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool)
             f"{real.precision}: the first steps of the real model "
             f"deviate by {real.deviation:.1e}, tolerance {real.tolerance:.1e}"
         )
-    return verdict(
+    return parity_result(
         case,
         status="failed" if reasons else "passed",
         reason="; ".join(reasons) or None,
@@ -153,21 +153,6 @@ def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool)
         oracle_losses=oracle["fp32"]["trajectory"].losses,
         precisions=precisions,
         real_model=real,
-    )
-
-
-def verdict(case: ParityCase, **fields: Any) -> Parity:
-    """The content of the gate's result file for a case."""
-    cell = case.cell
-    return Parity(
-        workload=cell.workload,
-        strategy=cell.strategy,
-        ranks=cell.gpus,
-        device=cell.device,
-        backend=fields.pop("backend", None),
-        case_sha256=case.fingerprint(),
-        code_sha256=code_sha256(code_of_cell(cell)),
-        **fields,
     )
 
 

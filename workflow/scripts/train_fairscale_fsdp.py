@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     from fairscale.optim.grad_scaler import ShardedGradScaler
 
 from shardmark.launching.rank import main
+from shardmark.strategies import fairscale_flattens
 from shardmark.training import fairscale_gloo
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 
@@ -34,10 +35,8 @@ class FairscaleFsdp(Strategy):
             fairscale_gloo.allow_cpu()
         self.settings = {
             "reshard_after_forward": task.cell.options["reshard_after_forward"],
-            # One flat parameter would mix a block's norms and biases with its matrices, or what is
-            # trained with what is frozen.
-            "flatten_parameters": (
-                task.cell.definition.optimizer.decay == "all" and not task.uses.frozen
+            "flatten_parameters": fairscale_flattens(
+                task.cell.place, lambda: bool(task.uses.frozen)
             ),
             "compute_device": self.device,
             "state_dict_device": torch.device("cpu"),

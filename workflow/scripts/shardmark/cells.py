@@ -20,10 +20,9 @@ from shardmark.config.schema import (
     Config,
     Measure,
     ParityGate,
-    Section,
     base_and_options,
 )
-from shardmark.config.values import Count, Name, RunName, Seed
+from shardmark.config.values import Count, Name, RunName, Section, Seed
 from shardmark.strategies import OWN, Groups, Place, groups_of, spec_of
 
 
@@ -272,7 +271,9 @@ class ParityCase(Section):
             return "autocast"
         if cell.options.get("param_dtype", "fp32") != "fp32":
             return "parameters"
-        return "each use" if spec_of(cell.base).copies_weights(cell.place) else "autocast"
+        # Planning does not know whether parameters are frozen, so it expects none.
+        copies = spec_of(cell.base).copies_weights(cell.place, lambda: False)
+        return "each use" if copies else "autocast"
 
     def fingerprint(self) -> str:
         """SHA-256 over what defines the verdict, without the run's name and the folder of the data.

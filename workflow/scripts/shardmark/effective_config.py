@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardmark.config.schema import Record
-from shardmark.config.values import Amount, Total
+from shardmark.config.values import Amount, Record, Total
 
 # Kinds of collectives: GATHERS gather parameters, REDUCTIONS reduce gradients.
 GATHERS = ("all_gather", "broadcast")

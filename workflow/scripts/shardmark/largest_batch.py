@@ -12,8 +12,7 @@ from pydantic import Field, model_validator
 
 from shardmark.cells import BatchSearch
 from shardmark.codebase import code_of_search, code_sha256
-from shardmark.config.schema import Record, Section
-from shardmark.config.values import Count, Name, Positive, Total
+from shardmark.config.values import Count, Name, Positive, Record, Section, Total
 
 # How a trial of a size ended. ``stalled``: no rank made progress. ``killed``: something killed a
 # rank, and the kernel counted no process that it killed for lack of memory.

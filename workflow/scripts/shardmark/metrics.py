@@ -1,40 +1,57 @@
-"""metrics.json: the result of a cell, whatever its outcome, and the result of the parity gate.
+"""metrics.json: the result of a cell, whatever its outcome.
 
 Names contain units. A value that was not measured is null, never 0.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field, ValidationError, with_config
+from pydantic import AliasChoices, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from shardmark.cells import Cell, recorded_fingerprint
-from shardmark.config.schema import Record
-from shardmark.config.values import Amount, Change, Count, Name, Positive, Total
+from shardmark.config.values import Amount, Change, MaybeInfinite, Positive, Record, Total
 from shardmark.effective_config import EffectiveConfig
 from shardmark.errors import UserError
-from shardmark.escaping import for_terminal
+from shardmark.result_files import read_json, validate
 
-SCHEMA_VERSION = 1
-# Our own files have seven levels. Much deeper nesting would exhaust the stack when written again.
-DEEPEST = 30
-T = TypeVar("T", bound=Record)
 Status = Literal["ok", "oom", "timeout", "diverged", "failed", "unsupported"]
 Bound = Literal["compute", "memory"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-# NaN and infinity are results too; JSON stores them as text.
-MaybeInfinite = Annotated[float, Field(strict=False)]
 # JSON stores it as a list.
 Interval = Annotated[tuple[Change, Change], Field(strict=False)]
 
 
-def _renamed(name: str, before: str, default: Any = ...) -> Any:
-    """A field that results from before language models have under another name."""
-    return Field(default, validation_alias=AliasChoices(name, before))
+def _value(
+    description: str, empty: str = "", *, names: tuple[str, ...] = (), default: Any = None
+) -> Any:
+    """Return the field of a value that may be null.
+
+    Args:
+        description: what it is.
+        empty: when it is null although the cell got that far; empty for never.
+        names: in the file; more than one if older results call it differently.
+        default: what it is where the file does not have it.
+    """
+    return Field(
+        default,
+        description=description,
+        validation_alias=AliasChoices(*names) if names else None,
+        json_schema_extra={"empty": empty} if empty else None,
+    )
+
+
+# When a value is null, besides where the cell did not get that far.
+_FEW_STEPS = "the window has fewer than 20 steps"
+_ON_CPU = "it ran on a CPU"
+_NO_ENERGY = "no energy counter could be read (CPUs, short windows)"
+_NO_SAMPLE = "no sample fell into the window"
+_NO_PROFILE = "measure.profile is false"
+_NOT_COUNTED = "it could not be counted"
+_NO_QUOTA_READ = "the quota could not be read"
+_ENERGY = "there is energy"
 
 
 # Files in the folder of a metrics.json that belong to it.
@@ -44,10 +61,10 @@ SIDE_FILES = ("steps.csv", "telemetry*.csv")
 class Failure(Record):
     """What ended a cell that is not ok."""
 
-    phase: str | None
-    rank: Total | None
-    exception: str
-    log_tail: list[str]
+    phase: str | None = Field(description="Phase in which the cell failed.")
+    rank: Total | None = Field(description="Rank that failed first.")
+    exception: str = Field(description="Why the cell is not ok.")
+    log_tail: list[str] = Field(description="Last lines of the cell's log.")
 
     @classmethod
     def plain(cls, reason: str) -> Failure:
@@ -58,8 +75,8 @@ class Failure(Record):
 class Loss(Record):
     """Mean training loss over all images or tokens of an epoch, before each step's update."""
 
-    per_epoch: list[MaybeInfinite]
-    final: MaybeInfinite | None
+    per_epoch: list[MaybeInfinite] = Field(description="Loss of each epoch.")
+    final: MaybeInfinite | None = Field(description="Mean training loss of the last epoch.")
 
 
 class Accuracy(Record):
@@ -68,8 +85,8 @@ class Accuracy(Record):
     Language models have ``test_loss`` instead.
     """
 
-    per_epoch: list[Share]
-    final: Share | None
+    per_epoch: list[Share] = Field(description="Accuracy after each epoch.")
+    final: Share | None = Field(description="Test accuracy after the last epoch, 0 to 1.")
 
 
 class HeldOutLoss(Record):
@@ -78,144 +95,225 @@ class HeldOutLoss(Record):
     The perplexity of a language model is exp of it.
     """
 
-    per_epoch: list[MaybeInfinite]
-    final: MaybeInfinite | None
+    per_epoch: list[MaybeInfinite] = Field(description="Loss per item after each epoch.")
+    final: MaybeInfinite | None = _value(
+        "Mean loss per item (see the column unit) of the test samples after the last epoch; exp of "
+        "a loss per token is the perplexity.",
+        "the workload has an accuracy, or no test samples",
+    )
 
 
 class Times(Record):
     """Wall-clock seconds on rank 0, from the launch to the end of the last process.
 
     The values add up to ``total_s``, except for three that are parts of others: the first step
-    belongs to the training, and the warm-up and the steady state belong to the measurement. If
-    the model is compiled, ``compilation_s`` is the first step, which compiles it, and is no part of
-    the training; then there is no ``first_step_s``.
+    belongs to the training, and the warm-up and the steady state belong to the measurement.
     """
 
-    imports_s: Amount | None = None
-    process_group_s: Amount | None = None
-    probe_s: Amount | None = None
-    data_s: Amount | None = None
-    build_s: Amount | None = None
-    compilation_s: Amount | None = None
-    training_s: Amount | None = None
-    first_step_s: Amount | None = None
-    evaluation_s: Amount | None = None
-    inspection_s: Amount | None = None
-    measurement_s: Amount | None = None
-    warmup_s: Amount | None = None
-    steady_s: Amount | None = None
-    profile_s: Amount | None = None
-    shutdown_s: Change | None = None
-    other_s: Change | None = None
-    total_s: Amount | None = None
-    epochs_s: list[Amount] = []
+    imports_s: Amount | None = _value(
+        "Time for starting the process and importing its libraries, s."
+    )
+    process_group_s: Amount | None = _value("Time for joining the process group, s.")
+    probe_s: Amount | None = _value("Time of the short probe of the devices, s.")
+    data_s: Amount | None = _value("Time for loading the samples, s.")
+    build_s: Amount | None = _value("Time for building and wrapping the model, s.")
+    compilation_s: Amount | None = _value(
+        "Time of the first step of a compiled model, which compiles it, s; it is no part of the "
+        "training, and there is no first_step_s."
+    )
+    training_s: Amount | None = _value("Time of all epochs without their evaluations, s.")
+    first_step_s: Amount | None = _value("Time of the first step, which training_s includes, s.")
+    evaluation_s: Amount | None = _value("Time of all evaluations, s.")
+    inspection_s: Amount | None = _value(
+        "Time of the steps from which the settings are read back, s."
+    )
+    measurement_s: Amount | None = _value("Time of the warm-up and the steady window, s.")
+    warmup_s: Amount | None = _value("Time of the warm-up, s.")
+    steady_s: Amount | None = _value("Time of the steady window, s.")
+    profile_s: Amount | None = _value("Time of the profiled steps, s.", _NO_PROFILE)
+    shutdown_s: Change | None = _value(
+        "Time from writing the result to the end of the processes, s."
+    )
+    other_s: Change | None = _value("Time that belongs to no phase, s.")
+    total_s: Amount | None = _value("Time from the launch to the end of the last process, s.")
+    epochs_s: list[Amount] = Field([], description="Training time of each epoch, s.")
 
 
 class Windows(Record):
-    """Begin and end of the steady window and of each evaluation on rank 0, in seconds on the
-    monotonic clock of its node, which telemetry.csv uses too.
+    """When rank 0 measured and evaluated, in seconds on the monotonic clock of its node, which
+    telemetry.csv uses too.
     """
 
-    steady_monotonic_s: Interval
-    evaluations_monotonic_s: list[Interval]
+    steady_monotonic_s: Interval = Field(description="Begin and end of the steady window, s.")
+    evaluations_monotonic_s: list[Interval] = Field(
+        description="Begin and end of each evaluation, s."
+    )
 
 
 class Throughput(Record):
     """Steady state: uninterrupted steps after the training, on the slowest rank.
 
-    ``unit`` is what an item is: images, tokens.
-    ``half_width_pct`` is the half-width of the 95 % confidence interval of the mean step, from 20
-    batch means, as a share of that mean; the window ended when it was small enough, or at its cap.
-    ``drift_pct`` is how much slower the last third of the steps is than the first, by a straight
-    line through the batch means, and ``drift_error_pct`` its standard error. All three are null if
-    there are too few steps. ``gc_collections`` counts collections by Python's garbage collector in
-    the window, on all ranks together. ``compiled_calls`` counts how often a step after the window
-    ran compiled code, on the rank that did so least; null if nothing is to be compiled.
+    The window ends when the mean step time is precise enough, or at its longest time.
     """
 
-    unit: str = "images"
-    items_per_s: Positive = _renamed("items_per_s", "images_per_s")
-    items_per_s_per_gpu: Positive = _renamed("items_per_s_per_gpu", "images_per_s_per_gpu")
-    step_ms_mean: Positive
-    step_ms_p50: Positive
-    step_ms_p90: Positive
-    step_ms_p99: Positive
-    steps: Total
-    window_s: Positive
-    half_width_pct: Amount | None = None
-    warmup_steps: Total
-    warmup_converged: bool
-    slowest_rank: Total
-    drift_pct: Change | None = None
-    drift_error_pct: Amount | None = None
-    gc_collections: Total | None = None
-    compiled_calls: Total | None = None
+    unit: str = Field("images", description="What an item is: images, tokens.")
+    items_per_s: Positive = _value(
+        "Throughput of all replicas in the steady window, set by the slowest rank, items/s (see "
+        "unit).",
+        names=("items_per_s", "images_per_s"),
+        default=...,
+    )
+    items_per_s_per_gpu: Positive = _value(
+        "Throughput of one replica in the steady window, items/s (see unit).",
+        names=("items_per_s_per_gpu", "images_per_s_per_gpu"),
+        default=...,
+    )
+    step_ms_mean: Positive = Field(
+        description="Mean step time of the slowest rank in the steady window, ms."
+    )
+    step_ms_p50: Positive = Field(
+        description="Median step time of the slowest rank in the steady window, ms."
+    )
+    step_ms_p90: Positive = Field(
+        description="90th percentile of the slowest rank's step times in the steady window, ms."
+    )
+    step_ms_p99: Positive = Field(
+        description="99th percentile of the slowest rank's step times in the steady window, ms."
+    )
+    steps: Total = Field(description="Number of steps in the steady window.")
+    window_s: Positive = Field(description="Length of the steady window, s.")
+    half_width_pct: Amount | None = _value(
+        "Half-width of the 95 % confidence interval of the mean step time, from 20 batch means, as "
+        "% of that mean.",
+        _FEW_STEPS,
+    )
+    warmup_steps: Total = Field(description="Number of warm-up steps before the steady window.")
+    warmup_converged: bool = Field(
+        description="Whether the step times settled before measure.warmup_max_steps."
+    )
+    slowest_rank: Total = Field(description="Rank whose steps took longest together.")
+    drift_pct: Change | None = _value(
+        "How much slower the last third of the steady window is than the first, by a straight line "
+        "through the batch means, %.",
+        _FEW_STEPS,
+    )
+    drift_error_pct: Amount | None = _value("Standard error of drift_pct, %.", _FEW_STEPS)
+    gc_collections: Total | None = _value(
+        "Number of collections by Python's garbage collector in the steady window, on all ranks "
+        "together."
+    )
+    compiled_calls: Total | None = _value(
+        "How often a step after the steady window ran compiled code, on the rank that did so "
+        "least.",
+        "nothing is to be compiled",
+    )
 
 
 class Probe(Record):
-    """Speed of one device in a short probe before the training.
+    """Speed of one device in a short probe before the training."""
 
-    The probe runs a dense matrix product in the workload's precision, a copy within the device
-    (bytes read plus written), and an all-reduce over the whole cell (bus bandwidth; null for one
-    process).
-    """
-
-    device: Total
-    uuid: str | None
-    matmul_tflops: Amount
-    copy_gb_per_s: Amount
-    all_reduce_gb_per_s: Amount | None
+    device: Total = Field(description="Index of the device.")
+    uuid: str | None = _value("Its UUID.", _ON_CPU, default=...)
+    matmul_tflops: Amount = Field(
+        description="Speed of a dense matrix product in the workload's precision, TFLOP/s."
+    )
+    copy_gb_per_s: Amount = Field(
+        description="Speed of a copy within the device, bytes read plus written, GB/s."
+    )
+    all_reduce_gb_per_s: Amount | None = _value(
+        "Bus bandwidth of an all-reduce over the whole cell, GB/s.",
+        "the cell is one process",
+        default=...,
+    )
 
 
 class Roofs(Record):
     """What one GPU achieves compared with the peaks that the cell's probe measured.
 
     FLOPs are those of the model's forward and backward pass, by ``measurement/model_cost.py``.
-    ``peak_share_pct`` is the model FLOPs utilisation (MFU) against the measured peak.
-    ``hardware_share_pct`` (HFU) also counts what activation checkpointing computes again.
-
-    Bytes are those that operations read and write if nothing is cached or fused; null if not all
-    operations could be observed (DataParallel's replicas run in threads, compiled graphs do not run
-    in an observed step). If the FLOPs of a user's own model cannot be counted, ``why_uncounted``
-    says why, and the figures that need them are null.
+    Bytes are those that operations read and write if nothing is cached or fused. Not all operations
+    can be observed: DataParallel's replicas run in threads, and compiled graphs do not run in an
+    observed step.
     """
 
-    flops_per_item: Total | None = _renamed("flops_per_item", "flops_per_image")
-    hardware_flops_per_item: Total | None = None
-    why_uncounted: str | None = None
-    bytes_per_item: Total | None = _renamed("bytes_per_item", "bytes_per_image")
-    peak_tflops: Amount
-    bandwidth_gb_per_s: Amount
-    achieved_tflops: Amount | None
-    peak_share_pct: Amount | None
-    hardware_share_pct: Amount | None = None
-    achieved_gb_per_s: Amount | None
-    bandwidth_share_pct: Amount | None
-    compute_roof_items_per_s: Amount | None = _renamed(
-        "compute_roof_items_per_s", "compute_roof_images_per_s"
+    flops_per_item: Total | None = _value(
+        "Model FLOPs of an item.",
+        _NOT_COUNTED,
+        names=("flops_per_item", "flops_per_image"),
+        default=...,
     )
-    memory_roof_items_per_s: Amount | None = _renamed(
-        "memory_roof_items_per_s", "memory_roof_images_per_s"
+    hardware_flops_per_item: Total | None = _value(
+        "The same with the FLOPs that activation checkpointing computes again.", _NOT_COUNTED
     )
-    bound: Bound | None
-    statement: str | None
+    why_uncounted: str | None = _value(
+        "Why the FLOPs of a user's own model could not be counted.", "they were counted"
+    )
+    bytes_per_item: Total | None = _value(
+        "Bytes that the operations on an item read and write.",
+        _NOT_COUNTED,
+        names=("bytes_per_item", "bytes_per_image"),
+        default=...,
+    )
+    peak_tflops: Amount = Field(
+        description="Peak of the slowest GPU that the probe measured, TFLOP/s."
+    )
+    bandwidth_gb_per_s: Amount = Field(description="Bandwidth that the probe measured, GB/s.")
+    achieved_tflops: Amount | None = _value(
+        "Model FLOPs per second of a GPU, TFLOP/s.", _NOT_COUNTED, default=...
+    )
+    peak_share_pct: Amount | None = _value(
+        "Model FLOPs per second of a GPU, as a share of the peak that the probe measured (MFU), %.",
+        _NOT_COUNTED,
+        default=...,
+    )
+    hardware_share_pct: Amount | None = _value(
+        "The same with the FLOPs that activation checkpointing computes again (HFU), %.",
+        _NOT_COUNTED,
+    )
+    achieved_gb_per_s: Amount | None = _value(
+        "Bytes per second of a GPU, GB/s.", _NOT_COUNTED, default=...
+    )
+    bandwidth_share_pct: Amount | None = _value(
+        "Bytes per second of a GPU, as a share of the bandwidth that the probe measured, %.",
+        _NOT_COUNTED,
+        default=...,
+    )
+    compute_roof_items_per_s: Amount | None = _value(
+        "Throughput of a GPU if compute at the measured peak were the only limit, items/s.",
+        _NOT_COUNTED,
+        names=("compute_roof_items_per_s", "compute_roof_images_per_s"),
+        default=...,
+    )
+    memory_roof_items_per_s: Amount | None = _value(
+        "Throughput of a GPU if the measured bandwidth were the only limit, items/s.",
+        _NOT_COUNTED,
+        names=("memory_roof_items_per_s", "memory_roof_images_per_s"),
+        default=...,
+    )
+    bound: Bound | None = _value("Which of the two is lower.", _NOT_COUNTED, default=...)
+    statement: str | None = _value("The comparison in words.", _NOT_COUNTED, default=...)
 
 
 class StepSplit(Record):
-    """How one rank's step time splits up, ms: mean of a few profiled steps outside the window.
+    """How one rank's step time splits up: mean of a few profiled steps outside the window.
 
     Compute, exposed communication, data and host gaps add up to the step.
-    ``communication_ms`` includes communication that overlaps with compute.
     """
 
-    rank: Total
-    steps: Total
-    step_ms: Positive
-    compute_ms: Amount
-    exposed_communication_ms: Amount
-    data_ms: Amount
-    host_gap_ms: Amount
-    communication_ms: Amount
+    rank: Total = Field(description="The rank.")
+    steps: Total = Field(description="Number of profiled steps.")
+    step_ms: Positive = Field(description="The step, ms.")
+    compute_ms: Amount = Field(description="Part in which the device computes, ms.")
+    exposed_communication_ms: Amount = Field(
+        description="Part in which the device communicates and computes nothing, ms."
+    )
+    data_ms: Amount = Field(
+        description="Part in which the device makes the batch or waits for it, ms."
+    )
+    host_gap_ms: Amount = Field(description="Part in which the device is idle, ms.")
+    communication_ms: Amount = Field(
+        description="All communication, including what overlaps with compute, ms."
+    )
 
 
 class HostUse(Record):
@@ -223,39 +321,53 @@ class HostUse(Record):
 
     Launching threads give the device its work: the rank's main thread, and autograd's. Threads of
     DataParallel's replicas count only for the process. 100 % is one core that is always busy.
-    Pressure is the share of the window in which some task of the machine waited for a CPU (Linux
-    PSI); null if the kernel does not count it.
-
-    ``cpus`` is the number of CPUs the rank may run on, ``cpu_list`` names them. ``cpu_quota`` is
-    the limit of its control groups (cgroup v1 and v2) on CPU time, in CPUs. ``cpu_periods`` counts
-    the quota's periods in the window, ``cpu_periods_throttled`` those in which it ran out. Without
-    a quota, ``cpu_quota`` is null and the periods are 0; if it is unknown, all three are null.
     """
 
-    rank: Total
-    launching_cpu_pct: Amount
-    process_cpu_pct: Amount
-    involuntary_switches_per_s: Amount
-    cpu_pressure_pct: Amount | None
-    cpus: Total | None = None
-    cpu_list: str | None = None
-    cpu_quota: Amount | None = None
-    cpu_periods: Total | None = None
-    cpu_periods_throttled: Total | None = None
-    torch_threads: Total | None = None
+    rank: Total = Field(description="The rank.")
+    launching_cpu_pct: Amount = Field(
+        description="CPU time per wall-clock time of the threads that launch the device's work, %."
+    )
+    process_cpu_pct: Amount = Field(
+        description="CPU time per wall-clock time of all threads of the process, %."
+    )
+    involuntary_switches_per_s: Amount = Field(
+        description="How many times per second the kernel took the CPU away from the launching "
+        "threads."
+    )
+    cpu_pressure_pct: Amount | None = _value(
+        "Share of the window in which some task of the machine waited for a CPU (Linux PSI), %.",
+        "the kernel does not count it",
+        default=...,
+    )
+    cpus: Total | None = _value("Number of CPUs that the rank may run on.")
+    cpu_list: str | None = _value("These CPUs.")
+    cpu_quota: Amount | None = _value(
+        "CPU time per wall-clock time that the rank's control groups (cgroup v1 and v2) allow, in "
+        "CPUs.",
+        "there is no quota, or it could not be read",
+    )
+    cpu_periods: Total | None = _value(
+        "Periods of the quota in the window; 0 without a quota.", _NO_QUOTA_READ
+    )
+    cpu_periods_throttled: Total | None = _value(
+        "Those in which the quota ran out.", _NO_QUOTA_READ
+    )
+    torch_threads: Total | None = _value("Number of torch's CPU threads.")
 
 
 class ModelState(Record):
-    """Bytes of the model's state on one rank: parameters, gradients when the optimizer steps, and
-    the optimizer's state with its own copies of parameters.
+    """Bytes of the model's state on one rank."""
 
-    ``host_bytes`` is the part of all three that is in host memory while the rank computes on a GPU.
-    """
-
-    parameters_bytes: Total
-    gradients_bytes: Total
-    optimizer_state_bytes: Total
-    host_bytes: Total = 0
+    parameters_bytes: Total = Field(description="Parameters, bytes.")
+    gradients_bytes: Total = Field(description="Gradients when the optimizer steps, bytes.")
+    optimizer_state_bytes: Total = Field(
+        description="The optimizer's state with its own copies of parameters, bytes."
+    )
+    host_bytes: Total = Field(
+        0,
+        description="The part of all three that is in host memory while the rank computes on a "
+        "GPU, bytes.",
+    )
 
     @property
     def device_bytes(self) -> int:
@@ -265,65 +377,84 @@ class ModelState(Record):
 
 
 class Memory(Record):
-    """The model's state on each rank, and what ZeRO's formulas predict for a rank.
+    """The model's state on each rank, and what ZeRO's formulas predict for a rank."""
 
-    ``at_rest_bytes`` is all memory that torch's allocator has allocated on a rank's device between
-    two steps: the state, the samples, and the framework's own buffers; null on a CPU.
-    """
-
-    parameters: Total
-    zero_stage: Total
-    predicted: ModelState
-    measured: list[ModelState]
-    at_rest_bytes: list[Total | None]
+    parameters: Total = Field(description="Number of the model's parameters.")
+    zero_stage: Total = Field(description="Stage of ZeRO that shards the state; 0 for none.")
+    predicted: ModelState = Field(description="What ZeRO's formulas predict.")
+    measured: list[ModelState] = Field(description="The state on each rank.")
+    at_rest_bytes: list[Total | None] = Field(
+        description="All memory that torch's allocator has allocated on each rank's device between "
+        "two steps, bytes: the state, the samples, and the framework's own buffers; null on a CPU."
+    )
 
 
 class Device(Record):
     """One GPU, or the cell's processes on a node without GPUs, over the steady window.
 
-    ``torch_allocated_growth_bytes`` is memory allocated but not freed during the window, while the
-    garbage collector is off. ``torch_allocation_retries`` counts how often an allocation failed,
-    and torch freed its cached memory and tried again.
-
-    Energy is that of the device alone; ``energy_refused`` says why there is none. Idle figures are
-    from before the cell began. Net energy is the energy minus the idle consumption.
-    ``longest_gap_pct`` is the longest stretch without a sample, as a share of the window.
+    Energy is that of the device alone. Idle figures are from before the cell began.
     """
 
-    index: Total
-    node: str
-    kind: Literal["gpu", "cpu"]
-    name: str
-    uuid: str | None = None
-    utilization_pct: Amount | None = None
-    memory_used_peak_bytes: Total | None = None
-    memory_total_bytes: Total | None = None
-    torch_allocated_peak_bytes: Total | None = None
-    torch_reserved_peak_bytes: Total | None = None
-    torch_allocated_growth_bytes: int | None = None
-    torch_allocation_retries: Total | None = None
-    power_mean_w: Amount | None = None
-    power_limit_w: Amount | None = None
-    power_limit_default_w: Amount | None = None
-    energy_counter_j: Amount | None = None
-    energy_integral_j: Amount | None = None
-    energy_disagreement_pct: Change | None = None
-    energy_net_j: Change | None = None
-    energy_ticks: Total | None = None
-    energy_refused: str | None = None
-    idle_power_w: Amount | None = None
-    idle_memory_bytes: Total | None = None
-    idle_utilization_pct: Amount | None = None
-    sm_clock_mean_mhz: Amount | None = None
-    sm_clock_min_mhz: Amount | None = None
-    sm_clock_limit_mhz: Amount | None = None
-    temperature_max_c: Change | None = None
-    throttle_reasons: list[str] | None = None
-    throttled_pct: dict[str, Amount] | None = None
-    ecc_errors: Total | None = None
-    foreign_processes: Total | None = None
-    samples: Total = 0
-    longest_gap_pct: Amount | None = None
+    index: Total = Field(description="Index of the device on its node.")
+    node: str = Field(description="Name of its node.")
+    kind: Literal["gpu", "cpu"] = Field(description="gpu, or cpu for the cell's processes.")
+    name: str = Field(description="Name of the model of the device.")
+    uuid: str | None = _value("UUID of the GPU.", _ON_CPU)
+    utilization_pct: Amount | None = _value(
+        "Mean utilisation, %: NVML's on a GPU, the share of all cores on a CPU."
+    )
+    memory_used_peak_bytes: Total | None = _value(
+        "Peak memory, bytes: NVML's memory in use on a GPU, the resident memory of the cell's "
+        "processes on a CPU."
+    )
+    memory_total_bytes: Total | None = _value("Memory of the device, bytes.")
+    torch_allocated_peak_bytes: Total | None = _value(
+        "Peak of the memory that torch allocated, bytes.", _ON_CPU
+    )
+    torch_reserved_peak_bytes: Total | None = _value(
+        "Peak of the memory that torch's allocator reserved, bytes.", _ON_CPU
+    )
+    torch_allocated_growth_bytes: int | None = _value(
+        "Memory allocated but not freed during the window, while the garbage collector is off, "
+        "bytes.",
+        _ON_CPU,
+    )
+    torch_allocation_retries: Total | None = _value(
+        "How often an allocation failed, and torch freed its cached memory and tried again.",
+        _ON_CPU,
+    )
+    power_mean_w: Amount | None = _value("Mean power, W.")
+    power_limit_w: Amount | None = _value("Limit of the power, W.")
+    power_limit_default_w: Amount | None = _value("Its default, W.")
+    energy_counter_j: Amount | None = _value("Energy by the counter, J.")
+    energy_integral_j: Amount | None = _value("Integral of the sampled power, J.")
+    energy_disagreement_pct: Change | None = _value(
+        "Difference of the integral from the counter, as % of the counter."
+    )
+    energy_net_j: Change | None = _value("Energy minus the idle consumption, J.")
+    energy_ticks: Total | None = _value("How often the counter changed in the window.")
+    energy_refused: str | None = _value("Why there is no energy.", _ENERGY)
+    idle_power_w: Amount | None = _value("Power when idle, W.")
+    idle_memory_bytes: Total | None = _value("Memory in use when idle, bytes.")
+    idle_utilization_pct: Amount | None = _value("Utilisation when idle, %.")
+    sm_clock_mean_mhz: Amount | None = _value("Mean clock of the multiprocessors, MHz.")
+    sm_clock_min_mhz: Amount | None = _value("The lowest, MHz.")
+    sm_clock_limit_mhz: Amount | None = _value("Highest that is possible, MHz.")
+    temperature_max_c: Change | None = _value("Highest temperature, °C.")
+    throttle_reasons: list[str] | None = _value("NVML's reasons for which the clocks were lowered.")
+    throttled_pct: dict[str, Amount] | None = _value(
+        "By reason, the share of the samples in which it held, %."
+    )
+    ecc_errors: Total | None = _value(
+        "Number of uncorrected memory errors while the device was sampled."
+    )
+    foreign_processes: Total | None = _value(
+        "Most processes at once on the device that are not the cell's."
+    )
+    samples: Total = Field(0, description="Number of samples in the window.")
+    longest_gap_pct: Amount | None = _value(
+        "Longest stretch without a sample, as a share of the window, %."
+    )
 
     @property
     def title(self) -> str:
@@ -335,20 +466,39 @@ class Efficiency(Record):
     """Energy, power, utilisation and memory of all the cell's devices, over the steady window.
 
     Energy is that of the devices alone: gross, and net of their idle consumption. If a device's
-    energy counter contradicts the integral of its power, ``energy_refused`` says so, and the cell
-    has neither energy nor power; each device still records both of its values.
+    energy counter contradicts the integral of its power, the cell has neither energy nor power;
+    each device still records both of its values.
     """
 
-    energy_per_item_j: Amount | None = _renamed("energy_per_item_j", "energy_per_image_j", None)
-    energy_per_epoch_j: Amount | None = None
-    energy_net_per_item_j: Change | None = _renamed(
-        "energy_net_per_item_j", "energy_net_per_image_j", None
+    energy_per_item_j: Amount | None = _value(
+        "Energy of all devices per item (see unit), by their energy counters, J.",
+        _NO_ENERGY,
+        names=("energy_per_item_j", "energy_per_image_j"),
     )
-    energy_disagreement_pct: Change | None = None
-    energy_refused: str | None = None
-    power_w: Amount | None = None
-    utilization_pct: Amount | None = None
-    memory_peak_bytes: Total | None = None
+    energy_per_epoch_j: Amount | None = _value(
+        "Energy of all devices for the steps of one epoch, J.", _NO_ENERGY
+    )
+    energy_net_per_item_j: Change | None = _value(
+        "Energy of all devices per item (see unit), less their idle energy, J.",
+        _NO_ENERGY,
+        names=("energy_net_per_item_j", "energy_net_per_image_j"),
+    )
+    energy_disagreement_pct: Change | None = _value(
+        "Difference of the integral of sampled power from the energy counter, as % of the counter.",
+        _NO_ENERGY,
+    )
+    energy_refused: str | None = _value("Why there is no energy.", _ENERGY)
+    power_w: Amount | None = _value("Sum of the mean powers of all devices, W.", _NO_ENERGY)
+    utilization_pct: Amount | None = _value(
+        "Mean utilisation of all devices in the steady window, %: NVML's on a GPU, the share of "
+        "all cores on a CPU.",
+        _NO_SAMPLE,
+    )
+    memory_peak_bytes: Total | None = _value(
+        "Peak memory of the fullest device in the steady window, bytes: NVML's memory in use on a "
+        "GPU, the resident memory of the cell's processes on a CPU.",
+        _NO_SAMPLE,
+    )
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -390,110 +540,69 @@ class Provenance(TypedDict, total=False):
 
 
 class OtherAttempt(Record):
-    """The other of a cell's two measurements; a device fault made the cell run again.
+    """The other of a cell's two measurements; a device fault made the cell run again."""
 
-    ``attempt`` is 1 if the second measurement counts, 2 if the first does.
-    """
-
-    attempt: Literal[1, 2]
-    status: Status
-    device_faults: list[str]
+    attempt: Literal[1, 2] = Field(
+        description="1 if the second measurement counts, 2 if the first does."
+    )
+    status: Status = Field(description="Outcome of the other one.")
+    device_faults: list[str] = Field(description="Its device faults.")
 
 
 class SlurmJob(Record):
     """The Slurm job in which a cell ran; the cells of a group share one."""
 
-    job_id: str
-    partition: str | None
-    nodes: list[str]
+    job_id: str = Field(description="Number of the job.")
+    partition: str | None = Field(description="Its partition.")
+    nodes: list[str] = Field(description="Slurm's names of its nodes.")
 
 
 class Metrics(Record):
-    """The result of one cell.
+    """The result of one cell."""
 
-    ``device_faults`` are the reasons that exclude it, ``labels`` what explains its figures and
-    excludes nothing; each is ``<rule>: <reason>``. ``unknown`` names each rule that could not be
-    evaluated, and says why.
-    """
-
-    schema_version: Literal[1] = 1
-    cell: Cell
-    cell_sha256: str
-    code_sha256: str
-    status: Status
-    failure: Failure | None = None
-    device_faults: list[str] = []
-    labels: list[str] = []
-    unknown: list[str] = []
-    other_attempt: OtherAttempt | None = None
-    loss: Loss | None = None
-    accuracy: Accuracy | None = None
-    test_loss: HeldOutLoss | None = None
-    time_s: Times | None = None
-    windows: Windows | None = None
-    throughput: Throughput | None = None
-    probes: list[Probe] = []
-    roofs: Roofs | None = None
-    profile: list[StepSplit] = []
-    host: list[HostUse] = []
-    memory: Memory | None = None
-    devices: list[Device] = []
-    efficiency: Efficiency | None = None
-    effective_config: EffectiveConfig | None = None
-    slurm: SlurmJob | None = None
-    environment: Environment = {}
-    provenance: Provenance = {}
-
-
-class Deviation(Record):
-    """Largest relative differences from the oracle over the gate's steps."""
-
-    loss: MaybeInfinite
-    first_update: MaybeInfinite
-    final_weights: MaybeInfinite
-
-
-class PrecisionParity(Record):
-    """The gate in one precision."""
-
-    precision: str
-    deviation: Deviation
-    noise_floor: Deviation
-    tolerance: Deviation
-    passed: bool
-    reason: str | None = None
-
-
-class RealModelParity(Record):
-    """First steps of the real model: largest relative difference in a loss or an update's norm."""
-
-    precision: str
-    deviation: MaybeInfinite
-    noise_floor: MaybeInfinite
-    tolerance: MaybeInfinite
-    passed: bool
-
-
-class Parity(Record):
-    """Whether a strategy trains the oracle's model on its cells' device and in their precision."""
-
-    schema_version: Literal[1] = 1
-    workload: Name
-    strategy: Name
-    ranks: Count
-    device: str
-    backend: str | None
-    shared_device: bool = False
-    status: Literal["passed", "failed", "unsupported", "error"]
-    reason: str | None = None
-    surrogate: str | None = None
-    steps: Total | None = None
-    losses: list[MaybeInfinite] = []
-    oracle_losses: list[MaybeInfinite] = []
-    precisions: list[PrecisionParity] = []
-    real_model: RealModelParity | None = None
-    case_sha256: str
-    code_sha256: str
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
+    cell: Cell = Field(description="Definition of the cell.")
+    cell_sha256: str = Field(description="Checksum of the cell's definition.")
+    code_sha256: str = Field(description="Checksum of the code that ran.")
+    status: Status = Field(
+        description="Outcome of the run: ok, oom, timeout, diverged, failed or unsupported."
+    )
+    failure: Failure | None = _value("What ended the cell.", "the cell is ok")
+    device_faults: list[str] = Field(
+        [], description="Reasons that exclude the cell, each as `<rule>: <reason>`."
+    )
+    labels: list[str] = Field(
+        [],
+        description="What explains the cell's figures without excluding it, each as "
+        "`<rule>: <reason>`.",
+    )
+    unknown: list[str] = Field([], description="Each rule that could not be evaluated, and why.")
+    other_attempt: OtherAttempt | None = _value(
+        "The other measurement of the cell.", "it was measured once"
+    )
+    loss: Loss | None = _value("Training loss.")
+    accuracy: Accuracy | None = _value("Test accuracy.", "the workload has none")
+    test_loss: HeldOutLoss | None = _value(
+        "Loss of the test samples.", "the workload has an accuracy, or no test samples"
+    )
+    time_s: Times | None = _value("Time of each phase, s.")
+    windows: Windows | None = _value("When the cell was measured.")
+    throughput: Throughput | None = _value("The steady state.")
+    probes: list[Probe] = Field([], description="Speed of each device.")
+    roofs: Roofs | None = _value("The speed compared with the devices' peaks.")
+    profile: list[StepSplit] = Field([], description="How the step splits up on each rank.")
+    host: list[HostUse] = Field([], description="CPU use of each rank.")
+    memory: Memory | None = _value("The model's state in memory.")
+    devices: list[Device] = Field([], description="Each device over the steady window.")
+    efficiency: Efficiency | None = _value("All devices together.")
+    effective_config: EffectiveConfig | None = _value(
+        "Settings that were read back from the live objects."
+    )
+    slurm: SlurmJob | None = _value("The Slurm job.", "the cell did not run in a Slurm job")
+    environment: Environment = Field(Environment(), description="What the cell ran on.")
+    provenance: Provenance = Field(
+        Provenance(), description="Which code ran, and how it was started."
+    )
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -503,74 +612,11 @@ def read_metrics(path: Path) -> Metrics:
         UserError: naming the path, if the file is not JSON, has another schema version, does not
             match the schema, or its cell does not match its checksum.
     """
-    raw = _read_json(path)
-    metrics = _validate(path, raw, Metrics)
+    raw = read_json(path)
+    metrics = validate(path, raw, Metrics)
     if recorded_fingerprint(metrics.cell, raw["cell"]) != metrics.cell_sha256:
         raise UserError(
             f"{path}: cell_sha256 is not the checksum of its cell, so the file was edited; "
             "delete it to run it again"
         )
     return metrics
-
-
-def read_parity(path: Path) -> Parity:
-    """Read and validate a result of the parity gate; raises UserError as read_metrics does."""
-    return read_record(path, Parity)
-
-
-def read_record(path: Path, model: type[T]) -> T:
-    """Read and validate a result of this model; raises UserError as read_metrics does."""
-    return _validate(path, _read_json(path), model)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read the mapping in a file and check its schema version."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        # JSON can contain lone surrogates, which cannot be encoded when we write text.
-        json.dumps(raw, ensure_ascii=False).encode()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not readable as JSON ({error}); delete it to run it again"
-        ) from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    # True == 1 in Python.
-    if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise UserError(
-            f"{path}: schema version {version!r}, this shardmark reads {SCHEMA_VERSION}; "
-            "delete it to run it again"
-        )
-    if _is_deeper(raw, DEEPEST):
-        raise UserError(
-            f"{path}: is nested more than {DEEPEST} levels deep; delete it to run it again"
-        )
-    return {name: _printable(value) if name != "cell" else value for name, value in raw.items()}
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
-
-
-def _printable(value: Any) -> Any:
-    """Make all texts in a value safe to print. Not for a cell, whose exact texts define it."""
-    if isinstance(value, str):
-        return for_terminal(value)
-    if isinstance(value, list):
-        return [_printable(one) for one in value]
-    if isinstance(value, dict):
-        return {for_terminal(name): _printable(one) for name, one in value.items()}
-    return value
-
-
-def _validate(path: Path, raw: dict[str, Any], model: type[T]) -> T:
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}; delete it to run it again") from None

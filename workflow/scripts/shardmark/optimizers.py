@@ -1,4 +1,4 @@
-"""One record per optimizer: its class, settings, state, and its limit in the parity gate.
+"""The optimizers: their section of the configuration, and one record for each.
 
 A login node plans a matrix with these records, so this module must not import torch.
 """
@@ -7,12 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-if TYPE_CHECKING:
-    from shardmark.config.schema import Optimizer
+from pydantic import Field
+
+from shardmark.config.values import Flag, Number, Section
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class Optimizer(Section):
+    """The torch optimizer that every strategy uses."""
+
+    name: OptimizerName = Field("sgd", description="An optimizer of torch.optim.")
+    learning_rate: Annotated[Number, Field(gt=0)] = Field(description="Peak learning rate.")
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
+    nesterov: Flag = Field(False, description="Whether sgd uses Nesterov momentum.")
+    weight_decay: Annotated[Number, Field(ge=0)] = Field(
+        0.0,
+        description="Weight decay: sgd and adam add it to the gradient, adamw applies it "
+        "separately.",
+    )
+    decay: Literal["all", "matrices"] = Field(
+        "all",
+        description="Parameters that weight_decay applies to: all, or those of two or more "
+        "dimensions (matrices), so neither norms nor biases.",
+    )
+    clip_norm: Annotated[Number, Field(gt=0)] | None = Field(
+        None,
+        description="Largest norm of the gradient of all parameters together: a larger gradient "
+        "is scaled down to it. null clips nothing.",
+    )
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Betas of adam and adamw.")
+    eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="Epsilon of adam and adamw.")
+    fused: Flag = Field(
+        False,
+        description="Whether torch updates all parameters in one kernel. Its default needs another "
+        "4 bytes per parameter during the step.",
+    )
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,21 @@ def groups_of(options: Mapping[str, Any], gpus: int, nodes: int) -> Groups:
     return Groups(whole, whole if reshard is None or isinstance(reshard, bool) else size(reshard))
 
 
+# Whether a network has frozen parameters. Called only where it matters, because the answer takes a
+# pass through the network.
+Freezes = Callable[[], bool]
+CopiesWeights = Callable[[Place, Freezes], bool]
+
+
+def fairscale_flattens(place: Place, freezes: Freezes) -> bool:
+    """Whether FairScale makes one flat parameter of the parameters of each unit.
+
+    It would mix a block's norms and biases with its matrices, or what is trained with what is
+    frozen.
+    """
+    return place.decay == "all" and not freezes()
+
+
 def _runs_everywhere(options: Mapping[str, Any], place: Place) -> None:
     return None
 
@@ -364,7 +379,7 @@ class StrategySpec(BaseModel):
     shards_units: bool = False
     one_process: bool = False
     offloads_collectives: bool = False
-    copies_weights: Callable[[Place], bool] = lambda place: False
+    copies_weights: CopiesWeights = lambda place, freezes: False
     why_unsupported: Unsupported = _runs_everywhere
 
 
@@ -377,7 +392,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="s",
         gathers=True,
         one_process=True,
-        copies_weights=lambda place: place.gpus > 1,
+        copies_weights=lambda place, freezes: place.gpus > 1,
         why_unsupported=_dp_unsupported,
     ),
     "ddp": StrategySpec(
@@ -391,7 +406,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="^",
         gathers=True,
         shards_units=True,
-        copies_weights=lambda place: True,
+        copies_weights=lambda place, freezes: True,
         why_unsupported=_fsdp_unsupported,
     ),
     "fsdp2": StrategySpec(
@@ -414,8 +429,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         packages=("fairscale",),
         gathers=True,
         shards_units=True,
-        # It flattens parameters only if all of them decay.
-        copies_weights=lambda place: place.decay == "all",
+        copies_weights=fairscale_flattens,
         why_unsupported=_fairscale_unsupported,
     ),
     "deepspeed_zero1": StrategySpec(

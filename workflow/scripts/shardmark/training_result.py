@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.effective_config import EffectiveConfig
 from shardmark.metrics import Environment, HostUse, Memory, Probe, StepSplit, Throughput, Windows
 

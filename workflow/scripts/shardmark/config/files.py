@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 from snakemake.utils import update_config
 
-from shardmark.config.loading import format_value, load
+from shardmark.config.loading import load
+from shardmark.config.messages import format_value
 from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
 

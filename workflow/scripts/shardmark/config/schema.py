@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
@@ -17,27 +16,24 @@ from pydantic import (
 )
 
 from shardmark.architectures import GPT_PRESETS, MODELS, WITH_BATCH_NORM, GptPreset
-from shardmark.config.values import Colour, Count, Flag, Label, Name, Number, RunName, Seed
+from shardmark.config.values import (
+    Colour,
+    Count,
+    Flag,
+    Label,
+    Name,
+    Number,
+    RunName,
+    Section,
+    Seed,
+)
 from shardmark.datasets import DATASETS, DatasetName
-from shardmark.optimizers import OptimizerName
+from shardmark.optimizers import Optimizer
 from shardmark.strategies import OWN, OwnOptions, spec_of
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 SMALLEST_SIDE_PX, LARGEST_SIDE_PX, USUAL_SIDE_PX = 8, 1024, 32
-
-
-class Section(BaseModel):
-    """A mapping of the configuration: unknown keys are errors, values are immutable."""
-
-    # Write "Infinity" and "NaN", which can be read back. A failed gate's null could not be.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-
-class Record(Section):
-    """A part of a result. It is read strictly: no value is converted to another type."""
-
-    model_config = ConfigDict(strict=True)
 
 
 class Model(Section):
@@ -184,40 +180,6 @@ class BatchSize(Section):
     )
     accumulate: Count = Field(
         1, description="Micro-batches per step, whose gradients are accumulated."
-    )
-
-
-Beta = Annotated[Number, Field(ge=0, lt=1)]
-
-
-class Optimizer(Section):
-    """The torch optimizer that every strategy uses."""
-
-    name: OptimizerName = Field("sgd", description="An optimizer of torch.optim.")
-    learning_rate: Annotated[Number, Field(gt=0)] = Field(description="Peak learning rate.")
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
-    nesterov: Flag = Field(False, description="Whether sgd uses Nesterov momentum.")
-    weight_decay: Annotated[Number, Field(ge=0)] = Field(
-        0.0,
-        description="Weight decay: sgd and adam add it to the gradient, adamw applies it "
-        "separately.",
-    )
-    decay: Literal["all", "matrices"] = Field(
-        "all",
-        description="Parameters that weight_decay applies to: all, or those of two or more "
-        "dimensions (matrices), so neither norms nor biases.",
-    )
-    clip_norm: Annotated[Number, Field(gt=0)] | None = Field(
-        None,
-        description="Largest norm of the gradient of all parameters together: a larger gradient "
-        "is scaled down to it. null clips nothing.",
-    )
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Betas of adam and adamw.")
-    eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="Epsilon of adam and adamw.")
-    fused: Flag = Field(
-        False,
-        description="Whether torch updates all parameters in one kernel. Its default needs another "
-        "4 bytes per parameter during the step.",
     )
 
 

@@ -1,4 +1,6 @@
-"""The types of values in a configuration. None of them converts what was written.
+"""The types of values in a configuration, and of the sections that contain them.
+
+None of them converts what was written.
 
 A boolean is not a number, text is not a number, and 2.0 is not a count. YAML already distinguishes
 them; if it read a value differently from what the writer meant, an error is better than a guess.
@@ -9,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 # Counts and seeds reach programs with 32-bit integers; torch seeds its generators from them.
 LARGEST = 2**31 - 1
@@ -47,6 +49,8 @@ Total = Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)]
 Change = Annotated[float, Strict(), Field(ge=-1e18, le=1e18, allow_inf_nan=False)]
 Amount = Annotated[float, Strict(), Field(ge=0, le=1e18, allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(ge=1e-12, le=1e18, allow_inf_nan=False)]
+# NaN and infinity are results too; JSON stores them as text.
+MaybeInfinite = Annotated[float, Field(strict=False)]
 # Names occur in paths and in Snakemake's wildcards.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -78,3 +82,16 @@ def _require_visible(colour: object) -> object:
 # Either may be empty.
 Label = Annotated[str, Field(max_length=40), AfterValidator(_require_one_line)]
 Colour = Annotated[str, Field(pattern="^(#[0-9A-Fa-f]{6})?$"), BeforeValidator(_require_visible)]
+
+
+class Section(BaseModel):
+    """A mapping of the configuration: unknown keys are errors, values are immutable."""
+
+    # Write "Infinity" and "NaN", which can be read back. A failed gate's null could not be.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Record(Section):
+    """A part of a result. It is read strictly: no value is converted to another type."""
+
+    model_config = ConfigDict(strict=True)

@@ -22,7 +22,9 @@ from shardmark.cells import Cell, ParityCase
 from shardmark.disk import why_no_room
 from shardmark.errors import UserError
 from shardmark.largest_batch import LargestBatch
-from shardmark.metrics import read_metrics, read_parity, read_record
+from shardmark.metrics import read_metrics
+from shardmark.parity_result import read_parity
+from shardmark.result_files import read_record
 
 REFRESH_S = 1.0
 BAR_WIDTH = 24

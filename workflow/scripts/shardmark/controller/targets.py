@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shardmark.config.loading import hint_at_allowed
+from shardmark.config.messages import hint_at_allowed
 from shardmark.config.schema import Config
 
 _CELL = r"results/(?P<run>[^/]+)/(?P<workload>[^/]+)/(?P<strategy>[^/]+)/gpus(?P<gpus>[^/]+)/seed"

@@ -1,4 +1,4 @@
-"""Check the folders and data sets of a matrix, as this machine sees them."""
+"""Check the folders, data sets and site of a matrix, as this machine sees them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardmark.codebase import SCRIPTS
-from shardmark.config.schema import Config
+from shardmark.config.schema import Config, Site
 from shardmark.datasets import FETCHED
 from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
+from shardmark.launching.site import make_local_folder, site_environment, why_not_in_image
 
 # Free space below which the doctor warns, and below which it fails. A cell writes some megabytes; a
 # full disk ruins a matrix.
@@ -83,3 +84,21 @@ def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
         message = (check.stderr.strip().splitlines() or ["fetch_data.py failed"])[-1]
         problem = message.removeprefix("shardmark: data.dir: ").split("; ")[0]
         yield Finding(level, "data", problem, "make fetch, where there is internet")
+
+
+def check_site(site: Site) -> Iterator[Finding]:
+    """Check whether the set-up and the image run here, and whether the local disk is writable."""
+    settings = [name for name in Site.model_fields if getattr(site, name)]
+    if not settings:
+        return
+    try:
+        reason = why_not_in_image(site, site_environment(site, os.environ))
+        folder = make_local_folder(site.scratch)
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        yield Finding("FAIL", "site", reason, "mend site: in the configuration")
+        return
+    yield Finding("ok", "site", f"{', '.join(settings)} can be used")
+    if folder is not None:
+        yield from check_folder("site.scratch", folder)

@@ -1,4 +1,4 @@
-"""The data for the figures of one workload."""
+"""The data for the figures of one workload, and how each strategy looks in them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,50 @@ from pathlib import Path
 
 import pandas as pd
 
-from shardmark.figures.appearance import Look, looks
 from shardmark.figures.side_files import DamagedFiles, Timeline, read_steps, read_timelines
 from shardmark.quantities import describe_gpus
 from shardmark.results.collected import Tables
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
-from shardmark.strategies import label_of
+from shardmark.strategies import STRATEGIES, label_of, spec_of
 
 # A figure narrower than this has few ticks on its x axes.
 NARROW_MM = 130.0
+_VARIANT_MARKERS = ("<", ">", "p", "*", "d", "8")
 
 
 class NothingToDraw(Exception):
     """Why a figure cannot be drawn: its data were not measured."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A strategy's colour (hex) and matplotlib marker; variants have open markers."""
+
+    colour: str
+    marker: str
+    open_face: bool = False
+
+
+def looks(bases: Mapping[str, str], colours: Mapping[str, str]) -> dict[str, Look]:
+    """Return the look of each strategy of a matrix.
+
+    Args:
+        bases: the base of each strategy. A variant has the colour of its base.
+        colours: the colours that the configuration chooses instead.
+    """
+    result = {}
+    variants = 0
+    for name, base in bases.items():
+        record = spec_of(base)
+        if name in STRATEGIES:
+            result[name] = Look(record.colour, record.marker)
+        else:
+            marker = _VARIANT_MARKERS[variants % len(_VARIANT_MARKERS)]
+            result[name] = Look(colours.get(name, record.colour), marker, open_face=True)
+            variants += 1
+    return result
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from shardmark.figures.appearance import Look
-from shardmark.figures.data import Data
+from shardmark.figures.data import Data, Look
 from shardmark.files import replacing
 
 MM = 1 / 25.4

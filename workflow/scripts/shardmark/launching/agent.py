@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardmark.command import one_message
 from shardmark.files import write_text
-from shardmark.processes.leaving import leave
+from shardmark.processes.ending import leave
 from shardmark.processes.tether import tether
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from shardmark.cells import Cell
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.files import write_text
 from shardmark.processes.heartbeat import Beat
 

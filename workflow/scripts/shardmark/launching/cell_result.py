@@ -30,6 +30,14 @@ from shardmark.metrics import (
 from shardmark.training_result import RankResult, TrainingResult
 
 ROOT = SCRIPTS.parents[1]
+# The columns of steps.csv, and what each means.
+STEP_COLUMNS = {
+    "rank": "the process",
+    "phase": "training, warmup or steady",
+    "epoch": "counted from 0; the measurement goes on counting after the training",
+    "step": "within the epoch, counted from 0",
+    "step_ms": "its duration on the device",
+}
 
 
 def _with_site(cell: Cell, environment: Environment) -> Environment:
@@ -170,7 +178,7 @@ def write_steps(path: Path, ranks: Sequence[RankResult]) -> None:
     """Write every step of the training, the warm-up and the steady window, on every rank."""
     with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["rank", "phase", "epoch", "step", "step_ms"])
+        writer.writerow(STEP_COLUMNS)
         for rank, result in enumerate(ranks):
             for phase, epoch, step, duration in result.steps:
                 writer.writerow([rank, phase, epoch, step, f"{duration:.4f}"])

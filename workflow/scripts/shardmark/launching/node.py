@@ -26,7 +26,7 @@ from pydantic import Field
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
 from shardmark.command import one_message
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.disk import disk_errors_explained, require_room
 from shardmark.errors import UserError
 from shardmark.files import write_text

@@ -13,7 +13,7 @@ from shardmark.command import one_message
 from shardmark.errors import UserError
 from shardmark.files import write_text
 from shardmark.launching.node import no_survivors
-from shardmark.processes.leaving import leave
+from shardmark.processes.ending import leave
 
 # A check takes seconds; a large model may be slow to build or to load.
 LIMIT_S = 30 * 60.0

@@ -22,8 +22,8 @@ from shardmark.errors import UserError
 from shardmark.files import write_text
 from shardmark.measurement.clocks import Phases
 from shardmark.parity.gate import run_case
+from shardmark.processes.ending import leave
 from shardmark.processes.last_signal import leave_trace_of_signals
-from shardmark.processes.leaving import leave
 from shardmark.training.batch_search import search_largest_batch
 from shardmark.training.loop import CellTraining, StrategyClass
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from shardmark.config.schema import Optimizer
 from shardmark.metrics import ModelState
-from shardmark.optimizers import OPTIMIZERS
+from shardmark.optimizers import OPTIMIZERS, Optimizer
 
 _FLOAT32_BYTES = 4
 

@@ -32,21 +32,22 @@ from shardmark.processes.tether import tether
 P = ParamSpec("P")
 T = TypeVar("T")
 
-COLUMNS = (
-    "monotonic_s",
-    "device",
-    "idle",
-    "utilization_pct",
-    "memory_used_bytes",
-    "power_w",
-    "energy_j",
-    "sm_clock_mhz",
-    "temperature_c",
-    "throttle_mask",
-    "power_limit_w",
-    "ecc_errors",
-    "processes",
-)
+# The columns of telemetry.csv, and what each means.
+SAMPLE_COLUMNS = {
+    "monotonic_s": "time on the clock of windows in metrics.json",
+    "device": "UUID of the GPU; cpu for the cell's processes",
+    "idle": "1 where the device was idle before the cell began, else 0",
+    "utilization_pct": "NVML's utilisation; of a CPU, the share of all cores",
+    "memory_used_bytes": "memory in use; of a CPU, the resident memory of the cell's processes",
+    "power_w": "power",
+    "energy_j": "the energy counter",
+    "sm_clock_mhz": "clock of the multiprocessors",
+    "temperature_c": "temperature",
+    "throttle_mask": "NVML's reasons for lower clocks, as bits",
+    "power_limit_w": "limit of the power",
+    "ecc_errors": "counter of uncorrected memory errors",
+    "processes": "ids of the processes on the device; - where there are none",
+}
 # Interval for values that change rarely and that NVML is slow to return.
 SLOW_S = 1.0
 # NVML averages utilisation, so a device reads as busy for this long after its last work.
@@ -373,7 +374,7 @@ def main() -> None:
     arguments = parser.parse_args()
     probe = GpuProbe(arguments.gpus) if arguments.gpus else CpuProbe(arguments.parent)
     with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, SAMPLE_COLUMNS)
         writer.writeheader()
         begin = due = time.monotonic()
         idle = arguments.idle > 0

@@ -7,6 +7,7 @@ import functools
 from shardmark.cells import Cell, ParityCase, Rounding
 from shardmark.config.schema import BatchSize, Workload
 from shardmark.optimizers import OPTIMIZERS
+from shardmark.strategies import spec_of
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.parameter_uses import ParameterUses, parameter_uses
 from shardmark.workload.precision import AUTOCAST_DTYPES
@@ -105,15 +106,13 @@ def rounding_of(case: ParityCase, precision: str) -> Rounding:
     Under autocast, the parameters of an embedding or a norm stay in float32. A low ``param_dtype``
     rounds them all, so that a whole forward pass differs.
     """
-    rounding = case.rounding
     if precision not in AUTOCAST_DTYPES:
         return "autocast"
-    if rounding == "each use":
-        uses = _surrogate_uses(case)
-        # FairScale does not flatten parameters if some are frozen.
-        flat = case.cell.base != "fairscale_fsdp" or not uses.frozen
-        return "each use" if flat and (uses.tied or uses.reused) else "autocast"
-    return rounding
+    if case.rounding != "each use":
+        return case.rounding
+    freezes = bool(_surrogate_uses(case).frozen)
+    copies = spec_of(case.cell.base).copies_weights(case.cell.place, lambda: freezes)
+    return "each use" if copies and uses_weights_twice(case) else "autocast"
 
 
 def oracle_of(case: ParityCase, precision: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from shardmark.metrics import Deviation
 from shardmark.parity.oracle import Trajectory
+from shardmark.parity_result import Deviation
 
 Summary = Mapping[str, Mapping[Any, float]]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardmark.cells import ParityCase
-from shardmark.metrics import Deviation, PrecisionParity, RealModelParity
 from shardmark.parity.cases import UNCLIPPED, oracle_of, uses_weights_twice
 from shardmark.parity.deviations import Summary, deviation, summary_difference
 from shardmark.parity.oracle import Trajectory
+from shardmark.parity_result import Deviation, PrecisionParity, RealModelParity
 
 EXACT = ("fp32", UNCLIPPED)
 # Relative root mean square error of rounding to 8 (bf16) or 11 (fp16, tf32) significant bits. The

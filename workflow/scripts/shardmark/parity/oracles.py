@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from shardmark.cells import Cell, ParityCase, Rounding
-from shardmark.metrics import Deviation
 from shardmark.parity.cases import (
     REAL_MODEL_STEPS,
     name_of_oracle,
@@ -33,6 +32,7 @@ from shardmark.parity.oracle import (
     compute_alike,
     run_oracle,
 )
+from shardmark.parity_result import Deviation
 from shardmark.workload.built_in import make_workload
 from shardmark.workload.parameter_uses import parameter_uses
 

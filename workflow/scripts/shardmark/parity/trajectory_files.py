@@ -14,8 +14,8 @@ import torch
 
 from shardmark.errors import UserError
 from shardmark.files import replacing
-from shardmark.metrics import Deviation
 from shardmark.parity.oracle import Trajectory
+from shardmark.parity_result import Deviation
 
 
 def write_plain(found: Mapping[str, Any], path: Path) -> None:

@@ -1,11 +1,13 @@
-"""End a process, even one that is stopped or hangs in a driver."""
+"""End a process: another one, even if it is stopped or hangs in a driver, or this one."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 
 def end(process: subprocess.Popen[Any], grace_s: float) -> None:
@@ -20,3 +22,14 @@ def end(process: subprocess.Popen[Any], grace_s: float) -> None:
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End this process at once, after it has imported torch; all its files must be closed.
+
+    An orderly exit of the interpreter tears down every module of torch and torch._dynamo. That
+    takes each process a second (measured, torch 2.15) and has no use.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
-from shardmark.config.schema import Section
-from shardmark.measurement.telemetry import COLUMNS
+from shardmark.launching.cell_result import STEP_COLUMNS
+from shardmark.measurement.telemetry import SAMPLE_COLUMNS
 from shardmark.metrics import (
     Accuracy,
     Device,
@@ -60,6 +60,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
 UNITS = {
     "gb_per_s": "GB/s",
     "tflops": "TFLOP/s",
+    "per_s": "1/s",
     "items_per_s": "items/s",
     "items_per_s_per_gpu": "items/s",
     "bytes_per_item": "bytes",
@@ -81,13 +82,6 @@ The meaning of every column of the tables and every field of metrics.json. `make
 from the models in the code; a test fails where it is out of date. Units are in the names. An empty
 value in a table, or null in a file, means that the quantity was not measured; it is never zero.
 """
-_STEPS = (
-    ("rank", "the process"),
-    ("phase", "training, warmup or steady"),
-    ("epoch", "counted from 0; the measurement goes on counting after the training"),
-    ("step", "within the epoch, counted from 0"),
-    ("step_ms", "its duration on the device, ms"),
-)
 
 
 def dictionary() -> str:
@@ -107,29 +101,29 @@ def dictionary() -> str:
             "What `compare_runs.py` writes: the columns of comparisons.csv, and four more.",
         ),
     ):
-        parts.append(f"## {title}\n\n{what}\n\n{_columns(model)}")
-    parts.append("## summary.csv\n\nOne row per strategy, workload and GPU count.\n")
-    parts.append(
-        _table(
-            ["column", "unit", "meaning"],
-            [[f"`{name}`", unit_of(name), text] for name, text in SUMMARY_COLUMNS.items()],
-        )
-    )
-    parts.append("## steps.csv\n\nBeside each metrics.json: every timed step on every rank.\n")
-    parts.append(_table(["column", "meaning"], [[f"`{name}`", text] for name, text in _STEPS]))
-    parts.append(
-        "## telemetry.csv\n\nBeside each metrics.json: one row per sample of a device. "
-        "`monotonic_s` is the clock of `windows` in metrics.json; `idle` is 1 before the cell "
-        "began; `processes` are the process ids on the device, `-` where there are none.\n"
-    )
-    parts.append(_table(["column", "unit"], [[f"`{name}`", unit_of(name)] for name in COLUMNS]))
+        columns = _fields(model, "column", "empty when")
+        parts.append(f"## {title}\n\n{what}\n\n{columns}")
+    for table, title, what in (
+        (SUMMARY_COLUMNS, "summary.csv", "One row per strategy, workload and GPU count."),
+        (STEP_COLUMNS, "steps.csv", "Beside each metrics.json: every timed step on every rank."),
+        (
+            SAMPLE_COLUMNS,
+            "telemetry.csv",
+            "Beside each metrics.json: one row per sample of a device. A value is empty where the "
+            "device does not have it, or where it was not due yet.",
+        ),
+    ):
+        rows = [[f"`{name}`", unit_of(name), text] for name, text in table.items()]
+        parts.append(f"## {title}\n\n{what}\n")
+        parts.append(_table(["column", "unit", "meaning"], rows))
     parts.append(
         "## metrics.json\n\nBy section; its JSON Schema is "
         "[metrics.schema.json](../workflow/schemas/metrics.schema.json), and `cell`, "
         "`effective_config`, `environment` and `provenance` are described there.\n"
     )
     for section in SECTIONS:
-        parts.append(f"### {section.__name__}\n\n{_prose(section)}\n\n{_fields(section)}")
+        fields = _fields(section, "field", "null where")
+        parts.append(f"### {section.__name__}\n\n{_prose(section)}\n\n{fields}")
     return "\n".join(parts)
 
 
@@ -140,31 +134,16 @@ def unit_of(name: str) -> str:
     return UNITS[max(fits, key=len)] if fits else ""
 
 
-def _columns(model: type[Section]) -> str:
+def _fields(model: type[BaseModel], name_heading: str, empty_heading: str) -> str:
     return _table(
-        ["column", "type", "unit", "meaning", "empty when"],
-        [
-            [
-                f"`{name}`",
-                _type(field.annotation),
-                unit_of(name),
-                field.description or "",
-                extra(model, name, "empty") if _nullable(field) else "never",
-            ]
-            for name, field in model.model_fields.items()
-        ],
-    )
-
-
-def _fields(model: type[BaseModel]) -> str:
-    return _table(
-        ["field", "type", "unit", "null"],
+        [name_heading, "type", "unit", "meaning", empty_heading],
         [
             [
                 f"`{field.alias or name}`",
                 _type(field.annotation),
                 unit_of(name),
-                "where not measured" if _nullable(field) else "never",
+                field.description or "",
+                extra(model, name, "empty") or "not measured" if _nullable(field) else "never",
             ]
             for name, field in model.model_fields.items()
         ],

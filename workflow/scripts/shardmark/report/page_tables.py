@@ -19,10 +19,7 @@ from shardmark.strategies import label_of
 
 # The sign of a cell that matrix.only leaves out.
 _NOT_PLANNED = "\N{MIDDLE DOT}"
-_COMPARED = {
-    "items_per_s": "Throughput",
-    "memory_used_peak_bytes": "Memory peak",
-    "energy_per_item_j": "Energy",
+_COMPARED = {name: quantity.label for name, quantity in QUANTITIES.items()} | {
     "epoch_s_mean": "Time per epoch",
     "total_s": "Time of the whole cell",
 }

@@ -49,13 +49,7 @@ def summarise(cells: pd.DataFrame, comparisons: pd.DataFrame, baseline: str) -> 
         baseline: the strategy that the others are compared with.
 
     Returns:
-        The group's columns and the strategy; ``cells`` planned; ``runs`` in the medians
-        (``eligibility.counted``); ``faulty`` cells, which a device fault excludes;
-        ``faulty_shown``, those of them among the runs;
-        ``comparable``, whether the runs take part in comparisons; ``outcomes`` in words;
-        ``parity``; for each quantity its median under the column's name, and ``<column>_min``,
-        ``<column>_max``; ``ratio``, that of throughput to the baseline in comparisons.csv, and 1
-        for the baseline.
+        ``SUMMARY_COLUMNS``, and ``outcomes`` in words.
     """
     rows = [
         dict(zip([*GROUP, "strategy"], key, strict=True)) | _strategy(part)

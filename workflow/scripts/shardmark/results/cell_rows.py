@@ -11,10 +11,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from shardmark.cells import Cell
-from shardmark.config.schema import Section
+from shardmark.config.values import Record, Section
 from shardmark.lanes import Lane, lane_of
 from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
@@ -23,7 +23,19 @@ from shardmark.measurement.labels import (
     throttled_periods_pct,
 )
 from shardmark.measurement.validity import names_of_rules, unchecked_rules
-from shardmark.metrics import Device, HostUse, Metrics, StepSplit
+from shardmark.metrics import (
+    Accuracy,
+    Device,
+    Efficiency,
+    HeldOutLoss,
+    HostUse,
+    Loss,
+    Metrics,
+    Roofs,
+    StepSplit,
+    Throughput,
+    Times,
+)
 from shardmark.quantities import Quantity
 from shardmark.results.matrix import PlannedCell
 
@@ -32,16 +44,12 @@ HOST_COLUMNS = ("launching_cpu_pct", "involuntary_switches_per_s", "cpu_pressure
 STEP_PARTS = ("compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms")
 
 NOT_REACHED = "the cell did not get this far"
-_NO_ENERGY = f"{NOT_REACHED}, or no energy counter could be read (CPUs, short windows)"
 _NO_PROFILE = f"{NOT_REACHED}, or measure.profile is false"
-_NO_SAMPLE = f"{NOT_REACHED}, or no sample fell into the window"
-_FEW_STEPS = f"{NOT_REACHED}, or the window has fewer than 20 steps"
 _ON_CPU = f"{NOT_REACHED}, or it ran on a CPU"
 _NO_QUOTA = f"{NOT_REACHED}, a rank has no quota, or its quota could not be read"
 _NO_RESULT = "the cell has no result"
 _NO_SLURM = "the cell did not run in a Slurm job"
 _NOT_RECORDED = f"{NOT_REACHED}, or it was not recorded"
-_NO_TEST_LOSS = f"{NOT_REACHED}, or the workload has an accuracy, or no test samples"
 _NOT_EVALUATED = "the evaluation after it did not end"
 
 
@@ -56,6 +64,22 @@ def column(description: str, quantity: Quantity | None = None, *, empty: str = N
     return Field(
         description=description,
         json_schema_extra={"empty": empty, "quantity": quantity},  # type: ignore[dict-item]
+    )
+
+
+def extra(model: type[BaseModel], name: str, key: str) -> Any:
+    """Return the ``empty`` or ``quantity`` of a column, or the ``empty`` of a field."""
+    more = model.model_fields[name].json_schema_extra
+    return more.get(key) if isinstance(more, dict) else None
+
+
+def recorded(section: type[Record], name: str, quantity: Quantity | None = None) -> Any:
+    """Return the field of a column that is a field of metrics.json, described as it is there."""
+    empty = extra(section, name, "empty")
+    return column(
+        section.model_fields[name].description or "",
+        quantity,
+        empty=f"{NOT_REACHED}, or {empty}" if empty else NOT_REACHED,
     )
 
 
@@ -140,18 +164,15 @@ class CellRow(Section):
     unit: str = column(
         "What throughput and energy count: images, tokens, or what a user's own training counts."
     )
-    items_per_s: float | None = column(
-        "Throughput of all replicas in the steady window, set by the slowest rank, items/s (see "
-        "the column unit).",
-        Quantity("Throughput", "items/s", "throughput", better="higher"),
+    items_per_s: float | None = recorded(
+        Throughput, "items_per_s", Quantity("Throughput", "items/s", "throughput", better="higher")
     )
-    training_s: float | None = column(
-        "Time of all epochs without their evaluations, s.",
-        Quantity("Training time", "s", "training_time", better="lower"),
+    training_s: float | None = recorded(
+        Times, "training_s", Quantity("Training time", "s", "training_time", better="lower")
     )
-    memory_used_peak_bytes: int | None = column(
-        "Peak memory of the fullest device in the steady window, bytes: NVML's memory in use on a "
-        "GPU, the resident memory of the cell's processes on a CPU.",
+    memory_used_peak_bytes: int | None = recorded(
+        Efficiency,
+        "memory_peak_bytes",
         Quantity(
             "Memory peak",
             "GiB",
@@ -160,95 +181,59 @@ class CellRow(Section):
             better="lower",
             label_on_cpu="Memory peak (resident)",
         ),
-        empty=_NO_SAMPLE,
     )
-    energy_per_item_j: float | None = column(
-        "Energy of all devices per item (see the column unit), by their energy counters, J.",
-        Quantity("Energy", "J/item", "energy", better="lower"),
-        empty=_NO_ENERGY,
+    energy_per_item_j: float | None = recorded(
+        Efficiency, "energy_per_item_j", Quantity("Energy", "J/item", "energy", better="lower")
     )
-    power_w: float | None = column(
-        "Sum of the mean powers of all devices, W.",
-        Quantity("Power", "W", "power"),
-        empty=_NO_ENERGY,
-    )
-    utilization_pct: float | None = column(
-        "Mean utilisation of all devices in the steady window, %: NVML's on a GPU, the share of "
-        "all cores on a CPU.",
+    power_w: float | None = recorded(Efficiency, "power_w", Quantity("Power", "W", "power"))
+    utilization_pct: float | None = recorded(
+        Efficiency,
+        "utilization_pct",
         Quantity("GPU utilisation", "%", "utilisation", label_on_cpu="CPU utilisation"),
-        empty=_NO_SAMPLE,
     )
-    final_loss: float | None = column(
-        "Mean training loss of the last epoch.", Quantity("Final loss", "", "final_loss")
-    )
-    final_accuracy: float | None = column(
-        "Test accuracy after the last epoch, 0 to 1.",
+    final_loss: float | None = recorded(Loss, "final", Quantity("Final loss", "", "final_loss"))
+    final_accuracy: float | None = recorded(
+        Accuracy,
+        "final",
         Quantity("Test accuracy", "%", "accuracy", scale=100.0, better="higher", optional=True),
     )
-    final_test_loss: float | None = column(
-        "Mean loss per item (see the column unit) of the test samples after the last epoch; exp of "
-        "a loss per token is the perplexity.",
+    final_test_loss: float | None = recorded(
+        HeldOutLoss,
+        "final",
         Quantity("Test loss", "per item", "test_loss", better="lower", optional=True),
-        empty=_NO_TEST_LOSS,
     )
-    items_per_s_per_gpu: float | None = column(
-        "Throughput of one replica in the steady window, items/s (see the column unit)."
-    )
-    step_ms_mean: float | None = column(
-        "Mean step time of the slowest rank in the steady window, ms."
-    )
-    step_ms_p50: float | None = column(
-        "Median step time of the slowest rank in the steady window, ms."
-    )
-    step_ms_p90: float | None = column(
-        "90th percentile of the slowest rank's step times in the steady window, ms."
-    )
-    step_ms_p99: float | None = column(
-        "99th percentile of the slowest rank's step times in the steady window, ms."
-    )
-    steps: int | None = column("Number of steps in the steady window.")
-    window_s: float | None = column("Length of the steady window, s.")
-    drift_pct: float | None = column(
-        "How much slower the last third of the steady window is than the first, by a straight "
-        "line through the batch means, %.",
-        empty=_FEW_STEPS,
-    )
-    drift_error_pct: float | None = column("Standard error of drift_pct, %.", empty=_FEW_STEPS)
+    items_per_s_per_gpu: float | None = recorded(Throughput, "items_per_s_per_gpu")
+    step_ms_mean: float | None = recorded(Throughput, "step_ms_mean")
+    step_ms_p50: float | None = recorded(Throughput, "step_ms_p50")
+    step_ms_p90: float | None = recorded(Throughput, "step_ms_p90")
+    step_ms_p99: float | None = recorded(Throughput, "step_ms_p99")
+    steps: int | None = recorded(Throughput, "steps")
+    window_s: float | None = recorded(Throughput, "window_s")
+    drift_pct: float | None = recorded(Throughput, "drift_pct")
+    drift_error_pct: float | None = recorded(Throughput, "drift_error_pct")
     steady_begin_monotonic_s: float | None = column(
         "Begin of the steady window on the clock of telemetry.csv, s."
     )
     steady_end_monotonic_s: float | None = column(
         "End of the steady window on the clock of telemetry.csv, s."
     )
-    half_width_pct: float | None = column(
-        "Half-width of the 95 % confidence interval of the mean step time, from 20 batch means, "
-        "as % of that mean.",
-        empty=_FEW_STEPS,
-    )
-    warmup_steps: int | None = column("Number of warm-up steps before the steady window.")
-    warmup_converged: bool | None = column(
-        "Whether the step times settled before measure.warmup_max_steps."
-    )
+    half_width_pct: float | None = recorded(Throughput, "half_width_pct")
+    warmup_steps: int | None = recorded(Throughput, "warmup_steps")
+    warmup_converged: bool | None = recorded(Throughput, "warmup_converged")
     epoch_s_mean: float | None = column("Mean training time per epoch, s.")
-    evaluation_s: float | None = column("Time of all evaluations, s.")
-    measurement_s: float | None = column("Time of the warm-up and the steady window, s.")
-    total_s: float | None = column("Time from the launch to the end of the last process, s.")
-    imports_s: float | None = column(
-        "Time for starting the process and importing its libraries, s."
-    )
-    process_group_s: float | None = column("Time for joining the process group, s.")
-    probe_s: float | None = column("Time of the short probe of the devices, s.")
-    data_s: float | None = column("Time for loading the samples, s.")
-    build_s: float | None = column("Time for building and wrapping the model, s.")
-    first_step_s: float | None = column("Time of the first step, which training_s includes, s.")
-    inspection_s: float | None = column(
-        "Time of the steps from which the settings are read back, s."
-    )
-    profile_s: float | None = column("Time of the profiled steps, s.", empty=_NO_PROFILE)
-    other_s: float | None = column("Time that belongs to no phase, s.")
-    shutdown_s: float | None = column(
-        "Time from writing the result to the end of the processes, s."
-    )
+    evaluation_s: float | None = recorded(Times, "evaluation_s")
+    measurement_s: float | None = recorded(Times, "measurement_s")
+    total_s: float | None = recorded(Times, "total_s")
+    imports_s: float | None = recorded(Times, "imports_s")
+    process_group_s: float | None = recorded(Times, "process_group_s")
+    probe_s: float | None = recorded(Times, "probe_s")
+    data_s: float | None = recorded(Times, "data_s")
+    build_s: float | None = recorded(Times, "build_s")
+    first_step_s: float | None = recorded(Times, "first_step_s")
+    inspection_s: float | None = recorded(Times, "inspection_s")
+    profile_s: float | None = recorded(Times, "profile_s")
+    other_s: float | None = recorded(Times, "other_s")
+    shutdown_s: float | None = recorded(Times, "shutdown_s")
     compute_ms: float | None = column(
         "Part of a profiled step in which the device computes, mean over ranks, ms.",
         empty=_NO_PROFILE,
@@ -306,15 +291,8 @@ class CellRow(Section):
         "rank with the largest share, %; 0 without a quota.",
         empty=f"{NOT_REACHED}, or a quota could not be read",
     )
-    gc_collections: int | None = column(
-        "Number of collections by Python's garbage collector in the steady window, on all ranks "
-        "together."
-    )
-    compiled_calls: int | None = column(
-        "How often a step after the steady window ran compiled code, on the rank that did so "
-        "least.",
-        empty=f"{NOT_REACHED}, or nothing is to be compiled",
-    )
+    gc_collections: int | None = recorded(Throughput, "gc_collections")
+    compiled_calls: int | None = recorded(Throughput, "compiled_calls")
     torch_allocated_peak_bytes: int | None = column(
         "Peak of the memory that torch allocated on the fullest device, bytes.", empty=_ON_CPU
     )
@@ -338,33 +316,16 @@ class CellRow(Section):
         "on the rank with the most, bytes.",
         empty=_NOT_RECORDED,
     )
-    peak_share_pct: float | None = column(
-        "Model FLOPs per second of a GPU, as a share of the peak that the probe measured, %.",
-        empty=_NOT_RECORDED,
-    )
-    hardware_share_pct: float | None = column(
-        "The same with the FLOPs that activation checkpointing computes again, %.",
-        empty=_NOT_RECORDED,
-    )
-    why_uncounted: str | None = column(
-        "Why the FLOPs of a user's own model could not be counted.",
-        empty="they were counted, or the cell did not get there",
-    )
+    peak_share_pct: float | None = recorded(Roofs, "peak_share_pct")
+    hardware_share_pct: float | None = recorded(Roofs, "hardware_share_pct")
+    why_uncounted: str | None = recorded(Roofs, "why_uncounted")
     datasheet_share_pct: float | None = column(
         "Model FLOPs per second of a GPU, as a share of the peak on its datasheet, %.",
         empty=f"{_NOT_RECORDED}, or the datasheet is not known here",
     )
-    energy_net_per_item_j: float | None = column(
-        "Energy of all devices per item (see the column unit), less their idle energy, J.",
-        empty=_NO_ENERGY,
-    )
-    energy_per_epoch_j: float | None = column(
-        "Energy of all devices for the steps of one epoch, J.", empty=_NO_ENERGY
-    )
-    energy_disagreement_pct: float | None = column(
-        "Difference of the integral of sampled power from the energy counter, as % of the counter.",
-        empty=_NO_ENERGY,
-    )
+    energy_net_per_item_j: float | None = recorded(Efficiency, "energy_net_per_item_j")
+    energy_per_epoch_j: float | None = recorded(Efficiency, "energy_per_epoch_j")
+    energy_disagreement_pct: float | None = recorded(Efficiency, "energy_disagreement_pct")
     device_names: str | None = column("Names of the devices, separated by ';'.")
     device_uuids: str | None = column(
         "UUIDs of the devices, sorted, separated by ';'.", empty=_ON_CPU
@@ -418,12 +379,6 @@ class EpochRow(Section):
         "End of the evaluation after the epoch, on the clock of telemetry.csv, s.",
         empty=_NOT_EVALUATED,
     )
-
-
-def extra(model: type[Section], name: str, key: str) -> Any:
-    """Return the ``empty`` or ``quantity`` that ``column`` was called with for a column."""
-    more = model.model_fields[name].json_schema_extra
-    return more[key] if isinstance(more, dict) else None
 
 
 # The main quantities of the report, in this order.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardmark.cells import Cell
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
 from shardmark.optimizers import OPTIMIZERS

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.cells import start_order
-from shardmark.config.schema import Config, Section
+from shardmark.config.schema import Config
+from shardmark.config.values import Section
 from shardmark.files import write_text
 from shardmark.results.cell_rows import CellRow, EpochRow, cell_row, epoch_rows
 from shardmark.results.csv_tables import read_csv, to_csv

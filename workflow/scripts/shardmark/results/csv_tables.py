@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 import pandas as pd
 
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.escaping import for_csv
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.results.cell_rows import column
 from shardmark.results.matrix import PlannedCell
 from shardmark.results.outcome import Outcome

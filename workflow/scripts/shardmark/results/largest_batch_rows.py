@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardmark.cells import BatchSearch, batch_searches_of
-from shardmark.config.schema import Config, Section
+from shardmark.config.schema import Config
+from shardmark.config.values import Section
 from shardmark.lanes import Lane, lane_of
 from shardmark.largest_batch import LargestBatch
-from shardmark.metrics import read_record
+from shardmark.result_files import read_record
 from shardmark.results.cell_rows import column
 
 _NONE = "there is no such batch"

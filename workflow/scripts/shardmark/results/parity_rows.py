@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardmark.cells import ParityCase, parity_case
-from shardmark.config.schema import Config, Section
+from shardmark.config.schema import Config
+from shardmark.config.values import Section
 from shardmark.errors import UserError
-from shardmark.metrics import Parity, PrecisionParity, RealModelParity, read_parity
+from shardmark.parity_result import Parity, PrecisionParity, RealModelParity, read_parity
 from shardmark.results.cell_rows import column
 
 _NO_VERDICT = "the gate did not get this far"

@@ -15,7 +15,9 @@ from shardmark.errors import UserError
 from shardmark.largest_batch import LargestBatch
 from shardmark.measurement.rules import Peers
 from shardmark.measurement.validity import judge
-from shardmark.metrics import Metrics, Parity, read_metrics, read_parity, read_record
+from shardmark.metrics import Metrics, read_metrics
+from shardmark.parity_result import Parity, read_parity
+from shardmark.result_files import read_record
 from shardmark.results.cell_rows import CellRow, cell_row
 from shardmark.results.csv_tables import to_frame
 from shardmark.results.exclusion import why_excluded

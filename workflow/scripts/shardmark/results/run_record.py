@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shardmark.config.schema import Config, Section, chosen_colours, chosen_labels
+from shardmark.config.schema import Config, chosen_colours, chosen_labels
+from shardmark.config.values import Section
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import Certificate, certificates
 

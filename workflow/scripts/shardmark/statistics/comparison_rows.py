@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.results.cell_rows import column
 
 Tier = Literal["established", "likely", "open"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from shardmark.config.schema import Section
+from shardmark.config.values import Section
 from shardmark.statistics.comparison_rows import Tier
 
 

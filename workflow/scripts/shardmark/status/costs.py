@@ -11,7 +11,8 @@ from statistics import median
 from shardmark.cells import Cell, batch_searches_of, parity_case, sizes_of
 from shardmark.config.schema import Cluster, Config
 from shardmark.errors import UserError
-from shardmark.metrics import Metrics, read_metrics, read_parity
+from shardmark.metrics import Metrics, read_metrics
+from shardmark.parity_result import read_parity
 from shardmark.results.largest_batch_rows import read_largest_batch
 from shardmark.results.matrix import read_matrix
 from shardmark.slurm.job_request import SPARE_MINUTES

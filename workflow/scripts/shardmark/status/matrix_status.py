@@ -22,7 +22,8 @@ from shardmark.controller.record import controller_of
 from shardmark.errors import UserError
 from shardmark.launching.cell_progress import read_progress
 from shardmark.launching.scratch import owner_of, scratch_path, why_alive
-from shardmark.metrics import Metrics, read_parity
+from shardmark.metrics import Metrics
+from shardmark.parity_result import read_parity
 from shardmark.results.matrix import read_matrix
 from shardmark.slurm import queue
 from shardmark.time_limits import limit_minutes

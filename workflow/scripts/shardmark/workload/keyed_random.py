@@ -48,11 +48,11 @@ def draw(keys: Tensor, purpose: int) -> Tensor:
     return _shift_right(mix(keys + wrapped), 32)
 
 
-class KeyedDropout(nn.Module):
-    """Dropout that draws its mask from the keys of the batch's samples.
+class Keyed(nn.Module):
+    """A layer that draws what it drops from the keys of the batch's samples.
 
     Args:
-        rate: probability that a feature is set to zero.
+        rate: probability that a feature, or the branch, is set to zero.
         layer: number of the layer in its model, so that layers draw independent masks.
     """
 
@@ -61,6 +61,10 @@ class KeyedDropout(nn.Module):
         self.rate = rate
         self.layer = layer
         self.keys: Tensor | None = None
+
+
+class KeyedDropout(Keyed):
+    """Dropout of single features."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (batch, ...) to the same shape; the identity in evaluation."""
@@ -73,14 +77,8 @@ class KeyedDropout(nn.Module):
         return x * kept / (1 - self.rate)
 
 
-class KeyedStochasticDepth(nn.Module):
-    """Stochastic depth per sample (torchvision's mode ``row``), drawn from the samples' keys."""
-
-    def __init__(self, rate: float, layer: int) -> None:
-        super().__init__()
-        self.rate = rate
-        self.layer = layer
-        self.keys: Tensor | None = None
+class KeyedStochasticDepth(Keyed):
+    """Stochastic depth per sample (torchvision's mode ``row``)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (batch, ...) to the same shape; the identity in evaluation."""

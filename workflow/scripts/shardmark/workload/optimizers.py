@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from shardmark.config.schema import Optimizer, Workload
-from shardmark.optimizers import OPTIMIZERS
+from shardmark.config.schema import Workload
+from shardmark.optimizers import OPTIMIZERS, Optimizer
 from shardmark.workload.blocks import plain_name
 
 # Fraction of the peak rate for the steps after the training, which are timed and profiled. It is

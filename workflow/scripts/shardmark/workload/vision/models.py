@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shardmark.architectures import BLOCK_OF_MODEL, CIFAR_RESNETS, is_resnet, is_vit
 from shardmark.config.schema import VisionWorkload
-from shardmark.workload.keyed_random import KeyedDropout, KeyedStochasticDepth
+from shardmark.workload.keyed_random import Keyed, KeyedDropout, KeyedStochasticDepth
 from shardmark.workload.vision.cifar_resnet import CifarResNet
 
 CIFAR_STEM_UP_TO_PX = 64
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
 
 def _draws(module: nn.Module) -> bool:
     """Whether a module draws from keys; at a rate of 0, as in torchvision's ViT, it does not."""
-    return isinstance(module, (KeyedDropout, KeyedStochasticDepth)) and module.rate > 0
+    return isinstance(module, Keyed) and module.rate > 0
 
 
 def build_model(workload: VisionWorkload, seed: int) -> Classifier:
