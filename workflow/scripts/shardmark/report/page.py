@@ -42,6 +42,7 @@ from shardmark.report.page_tables import (
 from shardmark.report.sentences import join_names
 from shardmark.report.summary_table import SCALING
 from shardmark.report.table import Table
+from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.certificate import Certificate
 from shardmark.results.collected import Tables
 from shardmark.results.outcome import Outcome
@@ -254,7 +255,10 @@ def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
 def _figures(
     cells: pd.DataFrame, findings: Findings, answer: Answer, baseline: str, folder: Path
 ) -> tuple[dict[str, Picture], list[str]]:
-    """Return the drawn figures, and for each of the others its title with the reason."""
+    """Return the drawn figures, and for each of the others its title with the reason.
+
+    The figure of a score that the workload does not have is left out without a word.
+    """
     not_drawn: dict[str, str] = {}
     place = {name: folder / group for group, names in GROUPS.items() for name in names}
     for group in GROUPS:
@@ -277,7 +281,9 @@ def _figures(
             size=_size(svg),
             file="/".join(path.with_suffix(".pdf").parts[-4:]),
         )
-    return pictures, [f"{FIGURES[name]}: {reason}" for name, reason in not_drawn.items()]
+    optional = {quantity.figure for quantity in QUANTITIES.values() if quantity.optional}
+    missing = {name: reason for name, reason in not_drawn.items() if name not in optional}
+    return pictures, [f"{FIGURES[name]}: {reason}" for name, reason in missing.items()]
 
 
 def _size(svg: str) -> tuple[int, int]:
