@@ -175,6 +175,13 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "matrix.strategies",
         ("'ddp' is named 2 times",),
     ),
+    "a duplicate variant with a label": (
+        changed(
+            variants__slim={"base": "ddp", "label": "Slim"}, matrix__strategies=["slim", "slim"]
+        ),
+        "matrix.strategies",
+        ("'slim' is named 2 times",),
+    ),
     "a negative seed": (changed(matrix__seeds=[-1]), "matrix.seeds[0]", ("got -1",)),
     "a seed of more bits than torch takes": (
         changed(matrix__seeds=[10**30]),

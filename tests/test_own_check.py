@@ -22,11 +22,11 @@ from shardmark.workload.own import Training
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import os; os._exit(0)", "its code ended the process (exit code 0) before the check"),
-        ("import os; os._exit(5)", "its code ended the process (exit code 5) before the check"),
-        ("import os; os.kill(os.getpid(), 11)", "its code ended the process (SIGSEGV) before the"),
+        ("import os; os._exit(0)", "its code must not end the process, but did (exit code 0)"),
+        ("import os; os._exit(1)", "its code must not end the process, but did (exit code 1)"),
+        ("import os; os.kill(os.getpid(), 11)", "its code must not end the process, but did (SIGS"),
+        ("import os; os.kill(os.getpid(), 9)", "something else ended its check (SIGKILL). If mem"),
         ("raise SystemExit(0)", "line 1: the file raised SystemExit: 0"),
-        ("raise KeyboardInterrupt", "line 1: the file raised KeyboardInterrupt"),
         ("class E(Exception): __str__ = None\nraise E", "the file raised E: (an exception that"),
     ],
 )
@@ -55,6 +55,24 @@ def test_a_check_that_does_not_end_is_ended_with_what_it_started(tmp_path: Path)
     with pytest.raises(UserError, match=r"mine\.py: its check was ended after 2 s"):
         write_check("mine.py", check, tmp_path / "checked.txt", limit_s=2.0)
     assert not psutil.Process().children()
+    assert not psutil.pid_exists(int(child.read_text()))
+
+
+def test_a_check_ends_with_the_command_that_wanted_it(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(child)!r}).write_text(str(os.getpid()))\n"
+        f"time.sleep(600)\n{TRAINING}"
+    )
+    config = saved(config_with(own_workload(file), ["ddp"]))
+    command = [sys.executable, str(ROOT / "workflow/scripts/check_training.py")]
+    command += ["--config", str(config), "--workload", "w", "--output", str(tmp_path / "checked")]
+    with subprocess.Popen(command) as process:
+        while not (child.exists() and child.read_text()):
+            time.sleep(0.1)
+        process.kill()
+    psutil.wait_procs([psutil.Process(int(child.read_text()))], timeout=10)
     assert not psutil.pid_exists(int(child.read_text()))
 
 

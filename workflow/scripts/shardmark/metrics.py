@@ -73,7 +73,7 @@ class Failure(Record):
 
 
 class Loss(Record):
-    """Mean training loss over all images or tokens of an epoch, before each step's update."""
+    """Training loss: the mean over an epoch's steps of the loss per term, before each update."""
 
     per_epoch: list[MaybeInfinite] = Field(description="Loss of each epoch.")
     final: MaybeInfinite | None = Field(description="Mean training loss of the last epoch.")
@@ -97,9 +97,10 @@ class HeldOutLoss(Record):
 
     per_epoch: list[MaybeInfinite] = Field(description="Loss per item after each epoch.")
     final: MaybeInfinite | None = _value(
-        "Mean loss per item (see the column unit) of the test samples after the last epoch; exp of "
-        "a loss per token is the perplexity.",
+        "Mean loss per item of the test samples after the last epoch; exp of a loss per token is "
+        "the perplexity.",
         "the workload has an accuracy, or no test samples",
+        default=...,
     )
 
 
@@ -581,7 +582,9 @@ class Metrics(Record):
         "The other measurement of the cell.", "it was measured once"
     )
     loss: Loss | None = _value("Training loss.")
-    accuracy: Accuracy | None = _value("Test accuracy.", "the workload has none")
+    accuracy: Accuracy | None = _value(
+        "Test accuracy.", "the workload has a test loss, or no test samples"
+    )
     test_loss: HeldOutLoss | None = _value(
         "Loss of the test samples.", "the workload has an accuracy, or no test samples"
     )

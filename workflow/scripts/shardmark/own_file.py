@@ -57,7 +57,7 @@ def _run(path: Path) -> ModuleType:
     try:
         with contextlib.chdir(Path.cwd()):  # the file may change it, and paths may be relative
             spec.loader.exec_module(module)
-    except BaseException as error:  # SystemExit too: it would end the process without a word
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(describe_failure(str(path), "the file", error)) from error
     return module
@@ -78,7 +78,7 @@ def call_own(file: str, name: str, work: Callable[[], Result]) -> Result:
         return work()
     except UserError:
         raise
-    except BaseException as error:  # SystemExit too: it would end the process without a word
+    except (Exception, SystemExit) as error:
         raise UserError(describe_failure(file, name, error)) from error
 
 

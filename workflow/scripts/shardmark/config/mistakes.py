@@ -236,7 +236,7 @@ def _repeated_labels(
         for name in names:
             label = mapping_at(definitions, name).get("label")
             if isinstance(label, str) and label:
-                del labels[name]
+                labels.pop(name, None)
                 labels[f"{section}.{name}.label"] = label
     for place, label in labels.items():
         if label in owners and place.endswith(".label"):

@@ -82,14 +82,8 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
             throughput.unit,
             inspected.why_uncounted,
         )
-    scores: dict[str, Any] = {"per_epoch": result.scores, "final": _last(result.scores)}
     update: dict[str, Any] = {
         "loss": Loss(per_epoch=result.loss, final=_last(result.loss)),
-        **(
-            {"test_loss": HeldOutLoss(**scores)}
-            if cell.definition.test_score == "loss"
-            else {"accuracy": Accuracy(**scores)}
-        ),
         "time_s": _phase_times(result, ended.nodes),
         "windows": result.windows,
         "throughput": throughput,
@@ -102,6 +96,12 @@ def completed_metrics(cell: Cell, result: TrainingResult, ended: Ended, telemetr
         "memory": inspected and inspected.memory,
         "environment": _with_site(cell, {**metrics.environment, **result.environment}),
     }
+    if cell.definition.test_samples:
+        scores: dict[str, Any] = {"per_epoch": result.scores, "final": _last(result.scores)}
+        if cell.definition.test_score == "loss":
+            update["test_loss"] = HeldOutLoss(**scores)
+        else:
+            update["accuracy"] = Accuracy(**scores)
     if throughput:
         items = throughput.steps * cell.items_per_step
         epoch = cell.steps_per_epoch * cell.items_per_step

@@ -21,10 +21,17 @@ def tether(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", __file__, str(os.getpid()), *command]
 
 
+def end_with(parent: int) -> bool:
+    """Have the kernel kill this process when its parent ends; whether the parent still runs."""
+    return not ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) and (
+        os.getppid() == parent
+    )
+
+
 def main() -> None:
     """Replace this process by the command on its command line, tied to the parent process."""
     parent, *command = sys.argv[1:]
-    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) or os.getppid() != int(parent):
+    if not end_with(int(parent)):
         sys.exit(f"shardmark: {command[0]}: not started, since what wanted it is gone")
     os.execvp(command[0], command)
 

@@ -266,13 +266,11 @@ class _Check:
                 f"a tensor of shape {tuple(scores.shape)} for {len(samples)} samples",
                 "one score per sample",
             )
-        if (
-            self.whole.definition.test_score == "accuracy"
-            and not ((scores >= 0) & (scores <= 1)).all()
-        ):
+        beyond = scores[~((scores >= 0) & (scores <= 1))]
+        if self.whole.definition.test_score == "accuracy" and len(beyond):
             self._refuse(
                 "evaluate",
-                f"the score {scores.max().item():g}",
+                f"the score {beyond[0].item():g}",
                 "an accuracy of 0 to 1 per sample; or set dataset.test_score to loss",
             )
 
