@@ -177,7 +177,8 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     ),
     "a duplicate variant with a label": (
         changed(
-            variants__slim={"base": "ddp", "label": "Slim"}, matrix__strategies=["slim", "slim"]
+            variants__slim={"base": "ddp", "label": "Slim"},
+            matrix__strategies=["ddp", "slim", "slim"],
         ),
         "matrix.strategies",
         ("'slim' is named 2 times",),
