@@ -95,8 +95,9 @@ class Data:
 
     @cached_property
     def labels(self) -> Mapping[str, str]:
-        """The label of each strategy, in the order of the matrix."""
-        return {name: label_of(name) for name in self.cells.strategy.unique()}
+        """The label of each strategy as matplotlib takes it, in the order of the matrix."""
+        names = self.cells.strategy.unique()
+        return {name: label_of(name).replace("$", r"\$") for name in names}
 
     @cached_property
     def looks(self) -> Mapping[str, Look]:

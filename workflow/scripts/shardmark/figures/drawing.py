@@ -40,8 +40,6 @@ STYLE = mpl.RcParams(
     {
         "font.family": "DejaVu Sans",
         "font.size": 8,
-        # A label may contain dollar signs.
-        "text.parse_math": False,
         "axes.titlesize": 8,
         "axes.labelsize": 8,
         "xtick.labelsize": 7,
