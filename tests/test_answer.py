@@ -99,7 +99,7 @@ def test_a_strategy_far_behind_is_no_equal_choice_for_want_of_runs() -> None:
     found = answer_of(cells)
     assert (found.badge, found.lead) == ("open", "Use DDP.")
     assert "Not ranked yet: FSDP2 (−70 %)." in found.text
-    assert found.more_runs == "It takes at least 1 more run of FSDP2."
+    assert found.more_runs == "Choosing takes at least 1 more run of FSDP2."
 
 
 def test_two_strategies_that_many_runs_cannot_separate_are_both_named() -> None:
@@ -118,7 +118,7 @@ def test_a_strategy_whose_every_run_has_a_device_fault_is_named() -> None:
 def test_too_few_runs_choose_nothing() -> None:
     found = answer_of(two_gpus(SPEEDS, seeds=2))
     assert (found.badge, found.lead) == ("open", "Too few runs to choose.")
-    assert found.more_runs == "It takes at least 1 more run of each."
+    assert found.more_runs == "Choosing takes at least 1 more run of each strategy."
 
 
 def test_equals_are_both_recommended() -> None:

@@ -323,8 +323,8 @@ def _more_runs(verdict: Verdict) -> str:
         more = FEWEST_LIKELY - fewest
         lacking = [label_of(name) for name in runs if runs[name] < FEWEST_LIKELY]
         all_or_many = len(lacking) == len(runs) or len(lacking) > MOST_NAMES
-        whose = "each" if all_or_many else join_names(lacking)
-        return f"It takes at least {more} more run{'' if more == 1 else 's'} of {whose}."
+        whose = "each strategy" if all_or_many else join_names(lacking)
+        return f"Choosing takes at least {more} more run{'' if more == 1 else 's'} of {whose}."
     if standing.seeds_needed is None:
         return "More runs are unlikely to settle it."
     more = standing.seeds_needed - fewest
