@@ -68,7 +68,6 @@ if CONFIG.cluster.block == "pinned":
 
 rule train:
     input:
-        check=strategy_check_at,
         data=data_at,
         block=block_at,
     output:
