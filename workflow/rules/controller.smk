@@ -38,7 +38,7 @@ onstart:
         if reason:
             sys.exit(reason)
         record_controller(Path(RESULTS), CONTROLLER)
-    if not workflow.touch and not prepare(jobs, trained):
+    if runs_jobs() and not prepare(jobs, trained):
         sys.exit(1)
     if workflow.executor_plugin.name == "slurm":
         if workflow.executor_settings.array_jobs:
