@@ -169,19 +169,19 @@ def test_fetch_brings_the_matrixs_data_sets_and_trains_nothing(project: DataProj
     assert project.ran() == [MISSING_TITLE]
 
 
-def test_fetch_and_a_matrix_in_one_command(project: DataProject) -> None:
-    done = project.matrix("fetch", MISSING)
+def test_fetch_and_a_matrix_in_one_command(trained: DataProject) -> None:
+    (trained.folder / MISSING).unlink()
+    done = trained.matrix("fetch", *CELLS)
     assert done.returncode == 0, done.stdout
-    assert project.fetched() == 1
-    assert project.ran() == [MISSING_TITLE]
+    assert trained.fetched() == 2
+    assert trained.ran() == [MISSING_TITLE]
 
 
-def test_touch_fetches_nothing(project: DataProject) -> None:
-    assert project.matrix(MISSING).returncode == 0
-    (project.folder / RECORD).unlink()
-    assert project.matrix("--touch", MISSING).returncode == 0
-    assert project.matrix("--touch", "fetch").returncode == 0
-    assert project.fetched() == 1
+def test_touch_fetches_nothing(trained: DataProject) -> None:
+    purge_the_data(trained)
+    done = trained.matrix("--touch", "--force", MISSING)
+    assert done.returncode == 0, done.stdout
+    assert trained.fetched() == 1
 
 
 def lose_the_record(project: DataProject) -> str:
