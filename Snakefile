@@ -26,9 +26,9 @@ rule all:
     input:
         PAGE,
         SNAKEMAKE_REPORT,
-        # A cell whose forced rerun failed is owed one, though its old result serves the report.
+        # A cell whose forced rerun failed must run again, though the report uses its old result.
         all_stamps,
-        # Snakemake does not miss a deleted file that only finished jobs would read.
+        # Without these, Snakemake does not notice that a result was deleted.
         all_metrics,
         all_verdicts,
         all_largest_batches,

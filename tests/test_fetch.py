@@ -8,9 +8,10 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_data_set_is_downloaded_once_and_checked(mirror: Path, tmp_path: Path) -> None:
     folder = tmp_path / "resources"
     record = fetch("cifar10", folder, download=True)
-    assert record["folder"] == str(folder)
+    assert len(record["files"]) == len(BATCHES) + 2
     (mirror / CIFAR10.filename).unlink()
     # Whole already: neither asked for again, nor needed.
     assert fetch("cifar10", folder, download=True) == record
@@ -98,19 +99,56 @@ def test_a_mirror_that_lacks_the_data_set_is_one_message(mirror: Path, tmp_path:
         fetch("cifar10", tmp_path / "resources", download=True)
 
 
+MISSING = CELL.format("other", "ddp", 2, 1)
+MISSING_TITLE = "other ddp gpus2 seed1"
+CELLS = [MISSING, CELL.format("other", "ddp", 2, 0), CELL.format("other", "fsdp", 2, 1)]
+RECORD = "results/t/data/cifar10.json"
+OFFLINE = "import sys; sys.exit('shardmark: data.dir: no internet here')"
+
+
+class DataProject(Project):
+    """A project whose fetch_data.py writes a log."""
+
+    def fetched(self) -> int:
+        """How often the data set was fetched."""
+        return len((self.folder / "fetched.log").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with three cells on CIFAR-10 that have run."""
+    project = make_project(tmp_path_factory.mktemp("whole"))
+    done = project.matrix(*CELLS)
+    assert done.returncode == 0, done.stdout
+    assert len(project.ran()) == len(CELLS)
+    return project.folder
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def trained(whole: Path, tmp_path: Path) -> DataProject:
+    return DataProject(Path(shutil.copytree(whole, tmp_path / "project")))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> DataProject:
+    return make_project(tmp_path)
+
+
+def make_project(folder: Path) -> DataProject:
     """A matrix of which one workload is on CIFAR-10, and what fetches it stood in for."""
-    project = copy_project(tmp_path)
+    project = DataProject(copy_project(folder).folder)
     (project.folder / SCRIPTS / "fetch_data.py").write_text(
         "import pathlib, sys\n"
         "with open('fetched.log', 'a') as log: print(*sys.argv[1:], file=log)\n"
         "import json\n"
-        "batch = pathlib.Path('resources/data_batch_1')\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--dir') + 1])\n"
+        "folder.mkdir(exist_ok=True)\n"
+        "batch = folder / 'data_batch_1'\n"
         "batch.touch()\n"
         "facts = {'bytes': 0, 'modified_ns': batch.stat().st_mtime_ns}\n"
-        "record = {'folder': 'resources', 'files': {batch.name: facts}}\n"
-        "pathlib.Path(sys.argv[-1]).write_text(json.dumps(record))\n"
+        "record = pathlib.Path(sys.argv[-1])\n"
+        "record.parent.mkdir(parents=True, exist_ok=True)\n"
+        "record.write_text(json.dumps({'files': {batch.name: facts}}))\n"
     )
     config = project.folder / CONFIG
     head, tail = config.read_text().rsplit("name: synthetic", 1)
@@ -118,51 +156,101 @@ def project(tmp_path: Path) -> Project:
     return project
 
 
-def test_fetch_brings_the_matrixs_data_sets_and_trains_nothing(project: Project) -> None:
-    fetched = project.folder / "fetched.log"
+def test_fetch_brings_the_matrixs_data_sets_and_trains_nothing(project: DataProject) -> None:
     done = project.matrix("fetch")
     assert done.returncode == 0, done.stdout
-    assert len(fetched.read_text().splitlines()) == 1
-    assert "--dataset cifar10 --dir resources --download true" in fetched.read_text()
+    assert project.fetched() == 1
+    log = (project.folder / "fetched.log").read_text()
+    assert "--dataset cifar10 --dir resources --download true" in log
     assert project.ran() == []
     # On a node without internet nothing is left to fetch.
-    rules = project.planned()
-    assert "fetch_data" not in rules
-    assert "train" in rules
+    (project.folder / SCRIPTS / "fetch_data.py").write_text(OFFLINE)
+    assert project.matrix(MISSING).returncode == 0
+    assert project.ran() == [MISSING_TITLE]
 
 
-@pytest.mark.parametrize("purged", [True, False])
-def test_a_data_set_that_was_purged_or_changed_is_fetched_again(
-    purged: bool, project: Project
-) -> None:
-    assert project.matrix().returncode == 0
-    assert project.planned() == {}
-    batch = project.folder / "resources/data_batch_1"
-    batch.unlink() if purged else batch.write_text("other")
-    assert project.planned() == {}, "nothing needs it"
-    missing = project.folder / CELL.format("other", "ddp", 2, 1)
-    missing.unlink()
-    project.ran()
-    done = project.matrix()
+def test_fetch_and_a_matrix_in_one_command(trained: DataProject) -> None:
+    (trained.folder / MISSING).unlink()
+    done = trained.matrix("fetch", *CELLS)
     assert done.returncode == 0, done.stdout
-    change = "is missing" if purged else "has changed"
-    assert f"resources/data_batch_1 {change}; cifar10 is fetched again" in done.stdout
-    assert len((project.folder / "fetched.log").read_text().splitlines()) == 2
-    assert project.ran() == ["other ddp gpus2 seed1"]
-    assert missing.exists()
+    assert trained.fetched() == 2
+    assert trained.ran() == [MISSING_TITLE]
 
 
-def test_a_matrix_does_not_start_without_its_data(project: Project) -> None:
-    assert project.matrix().returncode == 0
+def test_touch_fetches_nothing(trained: DataProject) -> None:
+    purge_the_data(trained)
+    done = trained.matrix("--touch", "--force", MISSING)
+    assert done.returncode == 0, done.stdout
+    assert trained.fetched() == 1
+
+
+def lose_the_record(project: DataProject) -> str:
+    (project.folder / RECORD).unlink()
+    return "not checked yet"
+
+
+def spoil_the_record(project: DataProject) -> str:
+    (project.folder / RECORD).write_text("{}")
+    return f"{RECORD} is unreadable, or of an earlier version"
+
+
+def purge_the_data(project: DataProject) -> str:
     (project.folder / "resources/data_batch_1").unlink()
-    (project.folder / CELL.format("other", "ddp", 2, 1)).unlink()
-    project.ran()
-    fetch = project.folder / SCRIPTS / "fetch_data.py"
-    fetch.write_text("import sys; sys.exit('shardmark: data.dir: no internet here')")
-    done = project.matrix()
+    return "resources/data_batch_1 is missing"
+
+
+def change_the_data(project: DataProject) -> str:
+    (project.folder / "resources/data_batch_1").write_text("other")
+    return "resources/data_batch_1 has changed"
+
+
+def name_another_folder(project: DataProject) -> str:
+    (project.folder / "elsewhere").mkdir()
+    project.edit(CONFIG, "data: {dir: elsewhere, download: false}\n")
+    return "elsewhere/data_batch_1 is missing"
+
+
+def fail_to_fetch(project: DataProject) -> str:
+    script = project.folder / SCRIPTS / "fetch_data.py"
+    text = script.read_text()
+    script.write_text(OFFLINE)
+    assert project.matrix("fetch").returncode != 0
+    script.write_text(text)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lose_the_record,
+        spoil_the_record,
+        purge_the_data,
+        change_the_data,
+        name_another_folder,
+        fail_to_fetch,
+    ],
+)
+def test_only_the_missing_cell_runs_whatever_happened_to_its_data(
+    change: Callable[[DataProject], str], trained: DataProject
+) -> None:
+    reason = change(trained)
+    assert trained.planned(*CELLS) == {}, "nothing needs the data"
+    (trained.folder / MISSING).unlink()
+    done = trained.matrix(*CELLS)
+    assert done.returncode == 0, done.stdout
+    assert trained.fetched() == (2 if reason else 1)
+    assert reason == "" or f"cifar10: {reason}; computing checksums" in done.stdout
+    assert trained.ran() == [MISSING_TITLE]
+
+
+def test_a_matrix_does_not_start_without_its_data(trained: DataProject) -> None:
+    purge_the_data(trained)
+    (trained.folder / MISSING).unlink()
+    (trained.folder / SCRIPTS / "fetch_data.py").write_text(OFFLINE)
+    done = trained.matrix(*CELLS)
     assert done.returncode != 0
     assert done.stdout.strip().splitlines()[-1] == "shardmark: data.dir: no internet here"
-    assert project.ran() == []
+    assert trained.ran() == []
 
 
 def test_fetch_checks_files_whose_size_and_time_are_as_they_were(
@@ -175,29 +263,29 @@ def test_fetch_checks_files_whose_size_and_time_are_as_they_were(
     content, before = batch.read_bytes(), batch.stat()
     batch.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(batch, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert why_outdated(record) == "", "a glance does not see it"
+    assert why_outdated(record, folder) == "", "a glance does not see it"
     assert json.loads(json.dumps(fetch("cifar10", folder, download=True)))
     assert batch.read_bytes() == content
 
 
-def test_fetch_looks_at_the_files_each_time(project: Project) -> None:
+def test_fetch_looks_at_the_files_each_time(project: DataProject) -> None:
     for times in (1, 2):
         assert project.matrix("fetch").returncode == 0
-        assert len((project.folder / "fetched.log").read_text().splitlines()) == times
+        assert project.fetched() == times
 
 
 def test_a_record_says_which_file_has_gone(mirror: Path, tmp_path: Path) -> None:
     folder, record = tmp_path / "resources", tmp_path / "cifar10.json"
-    assert why_outdated(record) == "", "never fetched"
+    assert why_outdated(record, folder) == "not checked yet"
     record.write_text(json.dumps(fetch("cifar10", folder, download=True)))
-    assert why_outdated(record) == ""
+    assert why_outdated(record, folder) == ""
     batch = folder / CIFAR10.base_folder / "data_batch_2"
     batch.write_bytes(b"cut short")
-    assert why_outdated(record) == f"{batch} has changed"
+    assert why_outdated(record, folder) == f"{batch} has changed"
     batch.unlink()
-    assert why_outdated(record) == f"{batch} is missing"
+    assert why_outdated(record, folder) == f"{batch} is missing"
     record.write_text("{}")
-    assert "unreadable" in why_outdated(record)
+    assert "unreadable" in why_outdated(record, folder)
 
 
 def test_a_cell_names_the_file_that_is_damaged(mirror: Path, tmp_path: Path) -> None:

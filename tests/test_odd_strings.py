@@ -157,7 +157,10 @@ def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
     raw["site"]["scratch"] = TEXT.replace("${HOME}", "$DISK")
     (tmp_path / CONFIG).write_text(yaml.safe_dump(raw, allow_unicode=True))
     (tmp_path / SCRIPTS / "fetch_data.py").write_text(
-        "import json, pathlib, sys\npathlib.Path(sys.argv[-1]).write_text(json.dumps(sys.argv))\n"
+        "import json, pathlib, sys\n"
+        "record = pathlib.Path(sys.argv[-1])\n"
+        "record.parent.mkdir(parents=True)\n"
+        "record.write_text(json.dumps(sys.argv))\n"
     )
     bin = f"{ROOT / 'tests/stand_ins'}{os.pathsep}{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:

@@ -383,7 +383,6 @@ def test_default_configuration_plans(fresh: Project) -> None:
     result = fresh.run("-n", "--quiet", "rules", config=False)
     assert result.returncode == 0, result.stdout
     assert re.search(r"train +1040", result.stdout)
-    assert re.search(r"fetch_data +1", result.stdout)
 
 
 @pytest.mark.parametrize("arguments", [(), ("-n",), ("report",)])

@@ -38,6 +38,7 @@ from shardmark.controller.stopping import StopAtFailure
 from shardmark.controller.targets import why_not_in_matrix
 from shardmark.controller.termination import Termination
 from shardmark.measurement.gpu_check import count_gate_ranks, why_no_gpus
+from shardmark.measurement.telemetry import node_name
 from shardmark.report.contents import (
     FIGURES as FIGURE_TITLES,
     GROUPS,
@@ -140,6 +141,11 @@ SEARCHES = {
     (search.cell.workload, search.cell.strategy, search.cell.gpus): search
     for search in batch_searches_of(CONFIG)
 }
+
+
+def runs_jobs():
+    """Whether this is no dry run, --touch, --summary or the like, which must not change results."""
+    return workflow.executor_plugin and not workflow.dryrun and not workflow.touch
 
 
 def alternatives(names):

@@ -31,8 +31,6 @@ onstart:
         if reason:
             sys.exit(f"cluster.device is cuda, but {reason}")
     if trained:
-        if reason := fetch_again(trained):
-            sys.exit(reason)
         try:
             reason = why_not_at_site(CONFIG.site)
         except UserError as error:
@@ -40,6 +38,8 @@ onstart:
         if reason:
             sys.exit(reason)
         record_controller(Path(RESULTS), CONTROLLER)
+    if runs_jobs() and not prepare(jobs, trained):
+        sys.exit(1)
     if workflow.executor_plugin.name == "slurm":
         if workflow.executor_settings.array_jobs:
             sys.exit(

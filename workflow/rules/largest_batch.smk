@@ -11,7 +11,6 @@ if SEARCHES:
     # The default priority, so that the cells go first.
     rule find_largest_batch:
         input:
-            check=strategy_check_at,
             data=data_at,
         output:
             f"{LARGEST_BATCH}.json",

@@ -55,8 +55,6 @@ def oracle_threads(wildcards):
 
 
 rule make_oracle:
-    input:
-        check=check_at,
     output:
         f"{ORACLE}.pt",
     log:
@@ -83,7 +81,6 @@ rule make_oracle:
 
 rule check_parity:
     input:
-        check=strategy_check_at,
         oracle=f"{ORACLE}.pt",
     output:
         f"{PARITY}.json",

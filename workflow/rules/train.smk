@@ -13,22 +13,24 @@ def block_at(wildcards):
     """
     if CONFIG.cluster.block != "pinned":
         return []
-    restore_nodes(BLOCK.format(**wildcards), metrics_of_block(wildcards))
+    if workflow.is_main_process and runs_jobs():
+        restore_nodes(BLOCK.format(**wildcards), metrics_of_block(wildcards))
     return ancient(BLOCK)
 
 
 def metrics_of_block(wildcards):
+    """The results of the cells of a block that can run."""
     block = (wildcards.workload, int(wildcards.gpus), int(wildcards.seed))
     cells = [cell for cell in CELLS.values() if (cell.workload, cell.gpus, cell.seed) == block]
-    return tuple(metrics_path(cell) for cell in cells)
+    return tuple(metrics_path(cell) for cell in cells if not cell.unsupported)
 
 
 @functools.cache
 def restore_nodes(record, results):
-    """Mend a damaged record of nodes before Snakemake decides what to run."""
-    if workflow.is_main_process:
-        if message := restore_record(Path(record), map(Path, results)):
-            print(message, file=sys.stderr)
+    """Mend a missing or damaged record of nodes before Snakemake decides what to run."""
+    local = [node_name()] if workflow.local_exec else []
+    if message := restore_record(Path(record), map(Path, results), local):
+        print(message, file=sys.stderr)
 
 
 def place_at(wildcards):
@@ -68,7 +70,6 @@ if CONFIG.cluster.block == "pinned":
 
 rule train:
     input:
-        check=strategy_check_at,
         data=data_at,
         block=block_at,
     output:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shardmark.errors import UserError
 from shardmark.files import write_text
-from shardmark.measurement.telemetry import node_name
 from shardmark.metrics import read_metrics
 
 # Names become part of a command line.
@@ -43,31 +42,34 @@ def read_nodes(record: Path) -> list[str]:
         raise FileNotFoundError(errno.ENOENT, "no record of nodes", str(record)) from None
 
 
-def restore_record(record: Path, results: Iterable[Path]) -> str:
-    """Make a damaged record again from the results of the block's cells; remove it without any.
+def restore_record(record: Path, results: Iterable[Path], local: Sequence[str]) -> str:
+    """Make a missing or damaged record again from the results of the block's cells.
 
-    Snakemake itself cannot make it again: when it runs the rule of an ancient input whose file is
-    there, it runs nothing else that depends on it, not even to make missing results.
+    Without such a result a damaged record is removed, so that the nodes are chosen again. Snakemake
+    would run the finished cells again if the record was missing. If it is there but damaged,
+    Snakemake cannot make it again: when it runs the rule of an ancient input whose file is there,
+    it runs nothing else that depends on it, not even to make missing results.
 
     Args:
-        record: the record; it may be missing.
-        results: the block's metrics.json files; they may be missing.
+        record: the record.
+        results: the metrics.json files of the block's cells that can run; they may be missing.
+        local: the nodes of a result that did not run on Slurm; none if this run is on Slurm, which
+            may not have them.
 
     Returns:
-        what was done, in words; empty if the record was missing or good.
+        what was done, in words; empty if the record is good, or missing before any result.
     """
-    try:
+    with contextlib.suppress(FileNotFoundError):
         read_nodes(record)
-    except FileNotFoundError:
-        if not record.is_file():
-            return ""
-    else:
         return ""
+    damage = "damaged" if record.is_file() else "missing"
     for path in results:
         with contextlib.suppress(UserError):
             slurm = read_metrics(path).slurm
-            nodes = slurm.nodes if slurm else [node_name()]
-            write_nodes(record, nodes)
-            return f"{record}: was damaged; {path} says that the nodes are {', '.join(nodes)}"
+            if nodes := slurm.nodes if slurm else local:
+                write_nodes(record, nodes)
+                return f"{record}: was {damage}; {path} says that the nodes are {', '.join(nodes)}"
+    if damage == "missing":
+        return ""
     record.unlink()
     return f"{record}: was damaged; the nodes of its block are chosen again"

@@ -52,7 +52,6 @@ def record_of(dataset: DatasetName, folder: Path) -> dict[str, Any]:
     stats = {name: (folder / name).stat() for name in sums}
     return {
         "dataset": dataset,
-        "folder": str(folder),
         "files": {
             name: {"md5": md5, "bytes": stats[name].st_size, "modified_ns": stats[name].st_mtime_ns}
             for name, md5 in sums.items()
@@ -60,19 +59,17 @@ def record_of(dataset: DatasetName, folder: Path) -> dict[str, Any]:
     }
 
 
-def why_outdated(record: Path) -> str:
+def why_outdated(record: Path, folder: Path) -> str:
     """Which files are missing or have changed since the record was made; empty if none.
 
-    It compares size and modification time instead of checksums, so it is fast. Without a record,
-    nothing counts as changed.
+    It compares size and modification time instead of checksums, so it is fast.
     """
     if not record.exists():
-        return ""
+        return "not checked yet"
     try:
-        known = json.loads(record.read_text())
-        files = {Path(known["folder"], name): facts for name, facts in known["files"].items()}
         changes = []
-        for path, facts in files.items():
+        for name, facts in json.loads(record.read_text())["files"].items():
+            path = folder / name
             if not path.is_file():
                 changes.append(f"{path} is missing")
             elif (path.stat().st_size, path.stat().st_mtime_ns) != (
