@@ -28,7 +28,11 @@ rule all:
         SNAKEMAKE_REPORT,
         # A cell whose forced rerun failed must run again, though the report uses its old result.
         all_stamps,
-        # Without these, Snakemake does not notice that a result was deleted.
+        # Without these, Snakemake does not notice that a result or a table was deleted.
         all_metrics,
         all_verdicts,
         all_largest_batches,
+        rules.collect.output,
+        rules.compare.output,
+        rules.summarise.output,
+        rules.export_tables.output,

@@ -332,6 +332,16 @@ def test_a_result_that_was_deleted_is_made_again(deleted: str, rule: str, projec
     assert "collect" in planned
 
 
+@pytest.mark.parametrize(
+    ("deleted", "rule"), [("cells.csv", "collect"), ("summary.txt", "summarise")]
+)
+def test_a_table_that_was_deleted_is_made_again(deleted: str, rule: str, project: Project) -> None:
+    (project.folder / "results/t/tables" / deleted).unlink()
+    planned = project.planned()
+    assert rule in planned
+    assert "train" not in planned
+
+
 def test_report_never_trains(project: Project) -> None:
     shutil.rmtree(project.folder / "results/t/small/fsdp")
     (project.folder / "results/t/parity/small/ddp/ranks1.json").unlink()
