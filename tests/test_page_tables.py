@@ -13,7 +13,13 @@ from shardmark.cells import cell_of
 from shardmark.config.loading import load
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import FIGURES, caption
-from shardmark.report.page_tables import comparison_tables, parity_table, raw_table, scaling_table
+from shardmark.report.page_tables import (
+    comparison_tables,
+    parity_table,
+    raw_table,
+    scaling_table,
+    step_table,
+)
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.comparisons import compare
@@ -143,3 +149,13 @@ def test_cells_that_the_matrix_leaves_out_are_not_missing(tmp_path: Path) -> Non
         ["FSDP2", "· · ·", f"{ok} {ok} {ok}"],
     ]
     assert "no result" not in build(config, tmp_path).read_text()
+
+
+def test_a_share_of_a_step_that_is_almost_nothing_is_0(tmp_path: Path) -> None:
+    config = config_of(seeds=[0], strategies=["ddp"], gpus=[1])
+    write_matrix(config, tmp_path, side_files=False)
+    cells = read_all(config, tmp_path)[0].cells.assign(host_wait_pct=0.00219, half_width_pct=1.234)
+    table = step_table(cells)
+    shown = dict(zip(table.headings, table.rows[0], strict=True))
+    assert shown["Waits for its host (% of a step)"] == "0"
+    assert shown["Precision of the mean (± %)"] == "1.23"
