@@ -180,7 +180,7 @@ def step_table(cells: pd.DataFrame) -> Table:
         "launching_cpu_pct": "Launching thread (% of a core)",
         "cpu_pressure_pct": "CPU pressure (%)",
     }
-    # No share of a step is known to more than a hundredth of a percent.
+    # Two decimals at most: 0.002 % of a step is nothing.
     cells = cells.round({name: 2 for name in columns if name.endswith("_pct")})
     return _medians(cells, "Steps, medians over runs", columns, 1.0, ["Labels"])
 
