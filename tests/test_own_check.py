@@ -14,7 +14,7 @@ import pytest
 from own_files import ROOT, TRAINING, config_with, own_workload
 from saved_cells import saved
 from shardmark.errors import UserError
-from shardmark.launching.own_check import write_check
+from shardmark.launching.guarded_check import write_check
 from shardmark.own_file import load_class
 from shardmark.workload.own import Training
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from shardmark.cells import parity_case
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
-from shardmark.launching.own_check import write_check
+from shardmark.launching.guarded_check import write_check
 from shardmark.parity.own_strategy_check import check_strategy
 
 

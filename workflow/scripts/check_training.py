@@ -8,7 +8,7 @@ from pathlib import Path
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.config.schema import OwnWorkload
-from shardmark.launching.own_check import write_check
+from shardmark.launching.guarded_check import write_check
 from shardmark.workload.own_check import check_training
 
 

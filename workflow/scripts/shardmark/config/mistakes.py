@@ -89,16 +89,12 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     if cluster and (reason := _why_no_options(cluster.slurm_extra)):
         yield f"cluster.slurm_extra: got {format_value(cluster.slurm_extra)}; {reason}"
     measure = section_at(Measure, raw, "measure")
-    if measure and measure.warmup_max_steps < measure.warmup_min_steps:
-        yield (
-            f"measure.warmup_max_steps: got {measure.warmup_max_steps}; it must not be less than "
-            f"measure.warmup_min_steps, {measure.warmup_min_steps}"
-        )
-    if measure and measure.steady_max_s < measure.steady_min_s:
-        yield (
-            f"measure.steady_max_s: got {measure.steady_max_s}; it must not be less than "
-            f"measure.steady_min_s, {measure.steady_min_s}"
-        )
+    for most, least in (("warmup_max_steps", "warmup_min_steps"), ("steady_max_s", "steady_min_s")):
+        if measure and getattr(measure, most) < getattr(measure, least):
+            yield (
+                f"measure.{most}: got {getattr(measure, most)}; it must not be less than "
+                f"measure.{least}, {getattr(measure, least)}"
+            )
     gpus = [(index, count) for index, count in entries_at(matrix, "gpus", int) if count > 0]
     for index, count in gpus:
         if cluster and count > cluster.gpus_per_node and count % cluster.gpus_per_node:
