@@ -27,6 +27,7 @@ from shardmark.results.matrix import PlannedCell
 from shardmark.results.outcome import Outcome
 from shardmark.training.loop import make_task
 from shardmark.workload.built_in import make_workload
+from shardmark.workload.language import gpt
 from shardmark.workload.language.tokens import synthetic_sequences, text_sequences
 from shardmark.workload.language.workload import Language
 from shardmark.workload.materialising import Materialiser
@@ -95,6 +96,17 @@ def test_weights_depend_on_seed_and_name_and_not_on_the_order_of_construction() 
     assert all(torch.equal(mine, its) for mine, its in pairs)
     assert not torch.equal(whole.blocks[0].attention_in.weight, part.attention_in.weight)
     assert not torch.equal(workload.build_model(4).head.weight, whole.head.weight)
+
+
+def test_weights_do_not_depend_on_how_many_are_drawn_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = {"name": "gpt", "preset": "gpt_0b12", "layers": 1, "vocabulary": 512}
+    whole = language(model).build_model(0)
+    monkeypatch.setattr(gpt, "_PART_ON_CPU", 1_002)
+    in_small_parts = language(model).build_model(0)
+    pairs = zip(whole.parameters(), in_small_parts.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_initial_weights_have_gpt2s_spread() -> None:

@@ -16,8 +16,10 @@ from shardmark.workload.keyed_random import INCREMENT, mix
 # standard deviation of 0.02. For layers that write to the residual stream it is divided by the root
 # of the number of such layers.
 STD = 0.02
-# Values drawn at a time: few enough for a CPU's cache, enough for several threads; an even number.
-_PART = 2**17
+# Values drawn at a time, an even number. On a CPU: few enough for its cache, enough for several
+# threads. On a GPU: few launches (a dozen for each part), in about 100 MB.
+_PART_ON_CPU = 2**17
+_PART_ON_GPU = 2**22
 
 
 class Block(nn.Module):
@@ -110,8 +112,9 @@ def _fill_uniform(parameter: Tensor, std: float, seed: int, name: str) -> None:
     """
     begin = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], signed=True)
     flat = parameter.view(-1)
-    for start in range(0, len(flat), _PART):
-        part = flat[start : start + _PART]
+    size = _PART_ON_GPU if parameter.is_cuda else _PART_ON_CPU
+    for start in range(0, len(flat), size):
+        part = flat[start : start + size]
         counter = torch.arange(start // 2, (start + len(part) + 1) // 2, device=part.device)
         bits = mix(counter * INCREMENT + begin).view(torch.int32)[: len(part)]
         part.copy_(bits.float() * (math.sqrt(3) * std / 2**31))
