@@ -97,11 +97,20 @@ def test_a_search_for_the_largest_batch_is_counted_until_it_has_a_result(tmp_pat
     search, *_ = batch_searches_of(config)
     text = "\n".join(cost_lines(config, estimate_costs(config, tmp_path), 120))
     assert "4 jobs of the parity gate, and 2 searches for a largest batch" in text
+    # Its limit is the one for all jobs, though the cells' is shorter.
+    assert "largest batch  GPUs  searches  nodes  time limit  likely\nsmall             1" in text
+    assert "         1      1     120 min" in text
+    # Each has a node of four GPUs for 125 minutes.
+    assert "All searches until their limit are 17 GPU-hours of those at worst" in text
     result = batch_result(search, status="does_not_fit", reason="OutOfMemoryError")
     files.write_text(tmp_path / search.file, result.model_dump_json())
     costs = estimate_costs(config, tmp_path)
-    assert (costs.searches, len(costs.jobs)) == (1, 8 + 1)
-    assert costs.jobs[-1].worst_s == (120 + 5) * 60
+    assert (len(costs.searches), len(costs.jobs)) == (1, 8 + 1)
+    assert costs.searches[0].worst_s == (120 + 5) * 60
+    # A damaged result, or one of earlier code, is left to run like a cell's.
+    for broken in ('{"x": 1', result.model_copy(update={"code_sha256": "0"}).model_dump_json()):
+        files.write_text(tmp_path / search.file, broken)
+        assert len(estimate_costs(config, tmp_path).searches) == 2
 
 
 def test_results_of_a_shorter_run_say_how_long_a_cell_takes(tmp_path: Path) -> None:

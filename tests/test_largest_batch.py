@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from built_pages import build, draw_figures, read_all, write_page
+from collect import describe_searches
 from export_tables import tables_to_export
 from find_largest_batch import find_largest_batch
 from gpu_matrix import config_of, write_matrix
@@ -25,6 +28,7 @@ from shardmark.files import write_text
 from shardmark.largest_batch import LargestBatch, Measured, SearchState, batch_result
 from shardmark.report.table import to_markdown
 from shardmark.result_files import read_record
+from shardmark.results.collected import collect
 from small_matrix import ROOT
 from test_schemas import errors
 from test_workflow import CONFIG, copy_project
@@ -223,11 +227,35 @@ def test_the_report_has_a_section_that_keeps_to_itself(searched: Config, tmp_pat
     assert "3,466" not in others
 
 
-def test_a_damaged_result_is_named(searched: Config, tmp_path: Path) -> None:
+def test_a_search_without_a_result_is_named_with_its_reason(
+    searched: Config, tmp_path: Path
+) -> None:
     damaged = tmp_path / batch_search(searched, "w", "ddp", 1).file
     damaged.write_text('{"x": 1')
-    with pytest.raises(UserError, match=r"ddp/gpus1\.json"):
-        read_all(searched, tmp_path)
+    failed = batch_search(searched, "w", "dp", 1)
+    reason = "failed with a batch of 2, and not for lack of memory: ValueError: the wheels"
+    log = f"a warning\nshardmark: {failed.title}: {reason}\nmore of it\n"
+    write_text(tmp_path / failed.file.with_suffix(".log"), log)
+    missing = batch_search(searched, "w", "fsdp2", 1)
+    (tmp_path / missing.file).unlink()
+    lines = describe_searches(collect(searched, tmp_path).largest_batches)
+    assert lines == [
+        "1 of 4 searches for the largest batch have a result",
+        "refused: largest batch of w ddp gpus1: " + lines[1].partition("gpus1: ")[2],
+        "missing: largest batch of w fsdp2 gpus1: there is no result",
+        f"failed: largest batch of w dp gpus1: {reason}\nmore of it",
+    ]
+    assert f"{damaged}: not readable as JSON" in lines[1]
+    page = build(searched, tmp_path).read_text()
+    assert "3 of 4 searches for the largest batch have no result." in page
+    assert f"DataParallel, GPUs: 1: {reason}." in page
+    tables = tmp_path / "results/t/tables"
+    script = ROOT / "workflow/scripts/summarise.py"
+    run = [sys.executable, str(script), "--tables", str(tables), "--baseline", "ddp"]
+    subprocess.run(run, check=True)
+    words = " ".join((tables / "summary.txt").read_text().split())
+    assert f"DataParallel, GPUs: 1: {reason}." in words
+    assert "not comparable with the rows at equal batch" in words
 
 
 def test_without_a_search_there_is_no_section_and_the_other_tables_are_the_same(
@@ -275,4 +303,5 @@ def test_the_workflow_searches_what_is_configured_once(tmp_path: Path) -> None:
     done = project.matrix("report")
     assert done.returncode == 0, done.stdout
     rows = list(csv.DictReader((tmp_path / "results/t/tables/largest_batches.csv").open()))
-    assert [row["status"] for row in rows] == ["missing", "unsupported"]
+    assert [row["status"] for row in rows] == ["refused", "unsupported"]
+    assert "refused: largest batch of gpt ddp gpus2: results/t/largest_batch/" in done.stdout

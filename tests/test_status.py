@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -13,15 +14,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from shardmark import files
-from shardmark.cells import Cell, cells_of
+from shardmark.cells import BatchSearch, Cell, batch_search, cells_of
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config.schema import Config
 from shardmark.controller.record import FOLDER, controller_of
+from shardmark.largest_batch import batch_result
 from shardmark.launching.cell_progress import (
     CellProgress,
     ProgressNote,
@@ -31,7 +34,9 @@ from shardmark.launching.cell_progress import (
 from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run
 from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
-from shardmark.status.matrix_status import CellStatus, exit_code, parse_slurm_time, status_of
+from shardmark.status.cell_status import CellStatus
+from shardmark.status.job_status import parse_slurm_time
+from shardmark.status.matrix_status import exit_code, status_of
 from shardmark.status.view import LOOKS, View
 from small_matrix import ROOT, cell_at, matrix
 from status import fit
@@ -112,6 +117,80 @@ def test_the_matrix_is_a_grid_in_plain_text() -> None:
         "oom  small ddp gpus2 seed1  build, rank 1: OutOfMemoryError: CUDA",
         "    results/t/small/ddp/gpus2/seed1/job.log",
     ]
+
+
+def searching(**changes: object) -> Config:
+    """The matrix with searches for the largest batch."""
+    most = {"workloads": ["small"], "most": 8}
+    return matrix(largest_batch=most, matrix__strategies=["ddp", "dp", "slim"], **changes)
+
+
+def leave_batch(config: Config, strategy: str, gpus: int, **fields: Any) -> BatchSearch:
+    """The result of a search, as it leaves it."""
+    search = batch_search(config, "small", strategy, gpus)
+    found = {"status": "found", "micro_batch": 6, "per_gpu_batch": 6} | fields
+    files.write_text(search.file, batch_result(search, **found).model_dump_json())
+    return search
+
+
+def test_the_searches_for_the_largest_batch_are_a_grid_of_their_own() -> None:
+    config = searching()
+    leave_batch(config, "ddp", 1)
+    nothing = {"micro_batch": None, "per_gpu_batch": None}
+    leave_batch(config, "ddp", 2, status="does_not_fit", reason="OutOfMemoryError", **nothing)
+    failed = batch_search(config, "small", "slim", 1)
+    log = failed.file.with_suffix(".log")
+    reason = "the time limit ended the search with a batch of 4"
+    files.write_text(log, f"noise\nshardmark: {failed.title}: {reason}\n")
+    files.write_text(batch_search(config, "small", "dp", 1).file.with_suffix(".log"), "killed")
+    squeue(
+        "7|PENDING|Priority|rule_find_largest_batch_wildcards_t_small_slim_2||1:00:00",
+        "8|RUNNING|None|rule_check_parity_wildcards_t_small_ddp_2|n1|5:00",
+    )
+    text = text_of(config)
+    assert (
+        "6 searches for the largest batch: 2 ok, 1 queued, 1 failed, 1 interrupted, 1 unsupported"
+        in text
+    )
+    grid = text.partition("small: largest batch per GPU\n")[2].splitlines()
+    assert grid[:4] == [
+        "      1 GPU  2 GPUs",
+        "ddp   + 6    + does not fit",
+        "dp    !      -",
+        "slim  F      q",
+    ]
+    assert f"failed  largest batch of small slim gpus1  {reason}\n    {log}" in text
+    assert "queued (Slurm's reasons): 1 Priority" in text
+    assert "check_parity: 1 running" in text
+    assert "find_largest_batch: 1" not in text
+
+
+def test_a_running_search_shows_the_size_that_it_tries_and_its_limit() -> None:
+    config = searching(cluster__time_limit_minutes=10)
+    search = batch_search(config, "small", "ddp", 2)
+    with scratch_folder(search.file) as scratch:
+        ProgressNote(scratch).take([Beat(1, 0, 9, 3, "a batch of 4", 0.1)])
+        text = text_of(config, width=200)
+    assert "running  largest batch of small ddp gpus2  a batch of 4, 3 steps (process" in text
+    assert "limit in 10 min" in text
+
+
+def test_a_result_of_another_search_or_code_is_no_result_of_this_one() -> None:
+    leave_batch(searching(), "ddp", 1)
+    config = searching(workloads__small__precision="bf16")
+    leave_batch(config, "ddp", 2)
+    path = batch_search(config, "small", "ddp", 2).file
+    path.write_text(re.sub('"code_sha256":"[0-9a-f]*"', '"code_sha256":"0"', path.read_text()))
+    batch_search(config, "small", "slim", 1).file.parent.mkdir(parents=True)
+    batch_search(config, "small", "slim", 1).file.write_text('{"x": 1')
+    states = {
+        (one.search.cell.strategy, one.search.cell.gpus): one for one in status_of(config).searches
+    }
+    assert states["ddp", 1].state == "refused"
+    assert "its definition has changed since" in states["ddp", 1].detail
+    assert (states["ddp", 2].state, states["ddp", 2].batch) == ("stale", "6")
+    assert states["slim", 1].state == "refused"
+    assert "slim/gpus1.json: not readable as JSON" in states["slim", 1].detail
 
 
 def speed(items_per_s: float) -> Throughput:
@@ -425,6 +504,30 @@ def test_the_exit_code_says_whether_all_is_well() -> None:
     assert exit_code(status_of(config)) == (1, "check: 1 diverged, 1 missing (exit code 1)")
     leave(cell_at())
     assert exit_code(status_of(config)) == (2, "check: 1 missing (exit code 2)")
+
+
+def test_the_exit_code_counts_the_searches_for_the_largest_batch() -> None:
+    config = searching()
+    for cell in cells_of(config):
+        leave(cell, "unsupported" if cell.unsupported else "ok")
+    searches = [one.search for one in status_of(config).searches if one.state == "missing"]
+    for search in searches:
+        leave_batch(config, search.cell.strategy, search.cell.gpus)
+    assert exit_code(status_of(config)) == (
+        0,
+        "check: every cell and every search has its result (exit code 0)",
+    )
+    searches[0].file.unlink()
+    assert exit_code(status_of(config)) == (
+        2,
+        "check: searches for the largest batch: 1 missing (exit code 2)",
+    )
+    files.write_text(searches[0].file.with_suffix(".log"), "shardmark: memory ran out\n")
+    cell_at().folder.joinpath("metrics.json").unlink()
+    assert exit_code(status_of(config)) == (
+        1,
+        "check: 1 missing; searches for the largest batch: 1 failed (exit code 1)",
+    )
 
 
 def test_the_command_checks_and_cannot_always_tell(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from shardmark.config.saved import read_config
 from shardmark.errors import UserError
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.collected import collect, write_tables
+from shardmark.results.largest_batch_rows import WITHOUT_RESULT, LargestBatchRow
 from shardmark.results.outcome import Outcome
 
 NAMED = 5
@@ -43,6 +44,19 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
     return lines
 
 
+def describe_searches(rows: Sequence[LargestBatchRow]) -> list[str]:
+    """Say how many searches for the largest batch have a result, and why others have none."""
+    possible = [row for row in rows if row.status != "unsupported"]
+    if not possible:
+        return []
+    lacking = [row for row in possible if row.status in WITHOUT_RESULT]
+    counts = f"{len(possible) - len(lacking)} of {len(possible)}"
+    return [f"{counts} searches for the largest batch have a result"] + [
+        f"{row.status}: largest batch of {row.workload} {row.strategy} gpus{row.gpus}: {row.reason}"
+        for row in lacking
+    ]
+
+
 @one_message
 def main() -> None:
     """Collect the matrix named on the command line."""
@@ -54,7 +68,8 @@ def main() -> None:
     for row in collected.failures:
         if row.outcome == Outcome.REFUSED:
             print(f"refused: {row.reason}")
-    print(*describe_gaps(collected.cells), sep="\n")
+    gaps = [*describe_gaps(collected.cells), *describe_searches(collected.largest_batches)]
+    print(*gaps, sep="\n")
     write_tables(collected, arguments.tables)
 
 

@@ -142,6 +142,14 @@ class LargestBatch(Record):
             raise ValueError("has a batch if and only if one fits")
         return self
 
+    @property
+    def batch_in_words(self) -> str:
+        """The batch per GPU, or why there is none, in two or three words."""
+        if self.per_gpu_batch is None:
+            return self.status.replace("_", " ")
+        more = " or more" if self.status == "reached_most" else ""
+        return f"{self.per_gpu_batch:,}{more}"
+
 
 def batch_result(search: BatchSearch, **fields: Any) -> LargestBatch:
     """Return the result of a search, made with the code of today."""

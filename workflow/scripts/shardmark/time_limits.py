@@ -16,9 +16,9 @@ MOST_TIMES_SLOWER = 10
 # Time limit of a parity gate job: its surrogate and a few steps of the real model.
 GATE_MINUTES = 20
 GATE_S = 30.0
-# A search for the largest batch starts new processes after each size that does not fit. This is a
-# guess: about half of the sizes that it tries do not.
-SEARCH_STARTS = 6
+# A search for the largest batch starts new processes after each size that does not fit. On two
+# H100, searches with gpt_1b4 took 60 to 120 s: two or three starts. A larger batch takes more.
+SEARCH_STARTS = 3
 
 
 def search_s(search: BatchSearch) -> float:

@@ -349,10 +349,9 @@ def found_batch(path: Path) -> str:
     except UserError as error:
         return f"unreadable ({error})"
     if largest.measured is None:
-        return largest.status.replace("_", " ")
-    more = " or more" if largest.status == "reached_most" else ""
+        return largest.batch_in_words
     speed = f"{largest.measured.items_per_s:,.0f} {largest.measured.unit}/s"
-    return f"{largest.per_gpu_batch}{more} per GPU, {speed}"
+    return f"{largest.batch_in_words} per GPU, {speed}"
 
 
 def in_brackets(reason: str) -> str:

@@ -17,7 +17,7 @@ from shardmark.doctor.finding import Finding
 from shardmark.doctor.slurm_submission import Resources
 from shardmark.errors import UserError
 from shardmark.slurm import queue
-from shardmark.status.matrix_status import parse_slurm_time
+from shardmark.status.job_status import parse_slurm_time
 
 # As in the executor, which uses squeue only if Slurm remembers an ended job for three checks.
 FIRST_LOOK_S, LOOKS = 40, 3

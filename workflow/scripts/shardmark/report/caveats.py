@@ -10,6 +10,7 @@ import pandas as pd
 
 from shardmark.config.schema import Measure
 from shardmark.results.collected import Tables
+from shardmark.results.largest_batch_rows import WITHOUT_RESULT
 from shardmark.results.outcome import Outcome
 from shardmark.strategies import label_of
 
@@ -41,6 +42,13 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
     if lacking:
         yield Caveat(f"{lacking} of {len(cells)} runs have no result that counts.", "failures")
+    searches = tables.largest_batches
+    unsearched = searches.status.isin(WITHOUT_RESULT).sum()
+    if unsearched:
+        yield Caveat(
+            f"{unsearched} of {len(searches)} searches for the largest batch have no result.",
+            "largest-batch",
+        )
     faulty = reported[reported.device_faults != ""]
     if len(faulty):
         yield Caveat(

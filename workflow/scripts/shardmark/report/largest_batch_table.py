@@ -18,6 +18,8 @@ _CAPTION = (
 _WORDS = {
     "does_not_fit": "does not fit",
     "unsupported": "unsupported",
+    "failed": "failed",
+    "refused": "no result",
     "missing": "no result",
 }
 

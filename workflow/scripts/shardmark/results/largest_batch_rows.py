@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shardmark.cells import BatchSearch, batch_searches_of
 from shardmark.config.schema import Config
 from shardmark.config.values import Section
 from shardmark.lanes import Lane, lane_of
-from shardmark.largest_batch import LargestBatch
-from shardmark.result_files import read_record
 from shardmark.results.cell_rows import column
+from shardmark.results.searches import PlannedSearch, read_searches
 
+# The statuses of a search that has yet to give a result.
+WITHOUT_RESULT = ("failed", "refused", "missing")
 _NONE = "there is no such batch"
 _NO_GPU = f"{_NONE}, or the cell runs on CPUs"
 
@@ -25,7 +25,8 @@ class LargestBatchRow(Section):
     gpus: int = column("Number of replicas.")
     status: str = column(
         "found, reached_most (the largest batch that is tried fits), does_not_fit (not even the "
-        "smallest fits), unsupported or missing."
+        "smallest fits), unsupported, failed (the last try left no result), refused (the file is "
+        "damaged, or of another definition) or missing."
     )
     micro_batch: int | None = column(
         "Largest samples of one forward pass of a replica that fit.", empty=_NONE
@@ -64,32 +65,21 @@ class LargestBatchRow(Section):
     reason: str | None = column("Why there is no such batch.", empty="there is one")
 
 
-def read_largest_batch(search: BatchSearch, root: Path = Path()) -> LargestBatch | None:
-    """Read the result of a search as it is defined now; None if there is none.
-
-    Raises:
-        UserError: with the file's name, if it is damaged.
-    """
-    path = root / search.file
-    if not path.exists():
-        return None
-    largest = read_record(path, LargestBatch)
-    return largest if largest.search_sha256 == search.fingerprint() else None
-
-
 def largest_batch_rows(config: Config, root: Path = Path()) -> list[LargestBatchRow]:
     """Return one row per search of the configuration, in the order of the matrix."""
-    return [_row(search, read_largest_batch(search, root)) for search in batch_searches_of(config)]
+    return [_row(one) for one in read_searches(config, root)]
 
 
-def _row(search: BatchSearch, largest: LargestBatch | None) -> LargestBatchRow:
+def _row(one: PlannedSearch) -> LargestBatchRow:
+    search, largest = one.search, one.largest
+    status = "refused" if one.refusal else "failed" if one.failure else "missing"
     values = {
         "workload": search.cell.workload,
         "strategy": search.cell.strategy,
         "lane": lane_of(search.cell.options),
         "gpus": search.cell.gpus,
-        "status": "missing",
-        "reason": "there is no result of this definition",
+        "status": status,
+        "reason": one.refusal or one.failure or "there is no result",
     }
     if largest is not None:
         trials = [f"{trial.micro_batch} {trial.outcome}" for trial in largest.trials]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from shardmark.cells import Cell, batch_searches_of, parity_case, sizes_of
+from shardmark.cells import BatchSearch, Cell, parity_case, sizes_of
 from shardmark.config.schema import Cluster, Config
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, read_metrics
 from shardmark.parity_result import read_parity
-from shardmark.results.largest_batch_rows import read_largest_batch
 from shardmark.results.matrix import read_matrix
-from shardmark.slurm.job_request import SPARE_MINUTES
+from shardmark.results.searches import read_searches
+from shardmark.slurm.job_request import PIN_MINUTES, SPARE_MINUTES
 from shardmark.time_limits import (
     GATE_MINUTES,
     GATE_S,
@@ -27,8 +27,6 @@ from shardmark.time_limits import (
 
 # Time that a Slurm job takes before the cell starts, because Snakemake starts twice in it.
 SNAKEMAKE_S = 10.0
-# Time limit of the job that asks Slurm for the nodes of a pinned block: rule pin_block.
-PIN_MINUTES = 5
 
 # Workload, GPU count, strategy; an empty strategy stands for all strategies together.
 Kind = tuple[str, int, str]
@@ -44,6 +42,7 @@ class Job:
         worst_s: seconds until its time limit.
         likely_s: seconds that it probably takes; None if its workload's speed is unknown.
         cell: the cell, if the job is one.
+        search: the search for the largest batch, if the job is one.
         measured: whether the likely time comes from existing results.
     """
 
@@ -52,7 +51,18 @@ class Job:
     worst_s: float
     likely_s: float | None
     cell: Cell | None = None
+    search: BatchSearch | None = None
     measured: bool = False
+
+    @property
+    def trained(self) -> Cell | None:
+        """Return the cell, or the search's cell with the smallest batch; None for other jobs."""
+        return self.search.cell if self.search else self.cell
+
+    @property
+    def limit_minutes(self) -> int:
+        """Return the minutes after which it ends itself; Slurm's limit comes later."""
+        return round(self.worst_s / 60) - SPARE_MINUTES
 
 
 @dataclass(frozen=True)
@@ -75,19 +85,22 @@ class Costs:
     Attributes:
         planned: number of cells of the matrix that can run.
         jobs: the jobs left: cells without a result, the parity gate, pinned blocks, searches.
-        searches: how many of them search for a largest batch.
         cluster: the machines.
     """
 
     planned: int
     jobs: list[Job]
-    searches: int
     cluster: Cluster
 
     @property
     def cells(self) -> list[Job]:
         """Return the jobs that are cells."""
         return [job for job in self.jobs if job.cell is not None]
+
+    @property
+    def searches(self) -> list[Job]:
+        """Return the jobs that search for a largest batch."""
+        return [job for job in self.jobs if job.search is not None]
 
     @property
     def one_by_one_s(self) -> float:
@@ -109,8 +122,8 @@ def estimate_costs(config: Config, root: Path = Path()) -> Costs:
             Job(gpus, _charged_gpus(config.cluster, gpus), PIN_MINUTES * 60, SNAKEMAKE_S)
             for gpus in blocks.values()
         ]
-    searches = list(_search_jobs(config, root))
-    return Costs(len(planned), jobs + searches, len(searches), config.cluster)
+    jobs += _search_jobs(config, root)
+    return Costs(len(planned), jobs, config.cluster)
 
 
 def _cell_job(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
@@ -121,7 +134,7 @@ def _cell_job(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
         pace = Pace(expected, START_S)
     likely = SNAKEMAKE_S + expected_s(cell, pace.items_per_s, pace.start_s) if pace else None
     worst = (limit_minutes(cluster, cell) + SPARE_MINUTES) * 60
-    return Job(cell.gpus, _charged_gpus(cluster, cell.gpus), worst, likely, cell, measured)
+    return Job(cell.gpus, _charged_gpus(cluster, cell.gpus), worst, likely, cell, measured=measured)
 
 
 def _charged_gpus(cluster: Cluster, gpus: int) -> int:
@@ -152,11 +165,12 @@ def _gate_job(gpus: int) -> Job:
 def _search_jobs(config: Config, root: Path) -> Iterator[Job]:
     """Yield the searches for a largest batch that have no current result."""
     worst = (config.cluster.time_limit_minutes + SPARE_MINUTES) * 60
-    for search in batch_searches_of(config):
-        if not search.cell.unsupported and read_largest_batch(search, root) is None:
-            gpus = search.cell.gpus
-            charged = _charged_gpus(config.cluster, gpus)
-            yield Job(gpus, charged, worst, SNAKEMAKE_S + search_s(search))
+    for one in read_searches(config, root):
+        search = one.search
+        if not search.cell.unsupported and (one.largest is None or one.stale):
+            charged = _charged_gpus(config.cluster, search.cell.gpus)
+            likely = SNAKEMAKE_S + search_s(search)
+            yield Job(search.cell.gpus, charged, worst, likely, search=search)
 
 
 def _has_verdict(path: Path, fingerprint: str) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from shardmark.config.schema import Config
 from shardmark.controller.progress import duration
 from shardmark.status.costs import Costs, Job
-from shardmark.time_limits import limit_minutes
 
 
 def cost_lines(config: Config, costs: Costs, width: int) -> Iterator[str]:
@@ -20,20 +19,24 @@ def cost_lines(config: Config, costs: Costs, width: int) -> Iterator[str]:
         costs: its costs.
         width: number of columns.
     """
-    cells = costs.cells
-    others = len(costs.jobs) - len(cells) - costs.searches
+    cells, searches = costs.cells, costs.searches
+    others = len(costs.jobs) - len(cells) - len(searches)
     yield (
         f"results/{config.run}: {len(cells)} of {costs.planned} cells are left to run, and "
         f"{others} jobs of the parity gate"
         + (" and for pinned blocks" if config.cluster.block == "pinned" else "")
-        + (f", and {costs.searches} searches for a largest batch" if costs.searches else "")
+        + (f", and {len(searches)} searches for a largest batch" if searches else "")
     )
     if not costs.jobs:
         return
-    yield ""
-    yield from _table(
-        ("workload", "GPUs", "cells", "nodes", "time limit", "likely"), *_size_rows(config, cells)
-    )
+    for title, kind, jobs in (
+        ("workload", "cells", cells),
+        ("largest batch", "searches", searches),
+    ):
+        if jobs:
+            heads = (title, "GPUs", kind, "nodes", "time limit", "likely")
+            yield ""
+            yield from _table(heads, *_size_rows(config, jobs))
     yield ""
     unit = "GPU-hours" if costs.cluster.device == "cuda" else "process-hours"
     yield from _table(
@@ -46,23 +49,24 @@ def cost_lines(config: Config, costs: Costs, width: int) -> Iterator[str]:
         yield from textwrap.wrap(remark, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _size_rows(config: Config, cells: Iterable[Job]) -> Iterator[tuple[str, ...]]:
+def _size_rows(config: Config, jobs: Sequence[Job]) -> Iterator[tuple[str, ...]]:
+    """Yield a row per workload and GPU count of these cells or searches."""
     for workload in config.matrix.workloads:
         for gpus in config.matrix.gpus:
             same_size = [
-                (job, job.cell)
-                for job in cells
-                if job.cell and (job.cell.workload, job.cell.gpus) == (workload, gpus)
+                (job, cell)
+                for job in jobs
+                if (cell := job.trained) and (cell.workload, cell.gpus) == (workload, gpus)
             ]
             if same_size:
-                cell = same_size[0][1]
+                job, cell = same_size[0]
                 likely = [job.likely_s for job, _ in same_size if job.likely_s is not None]
                 yield (
                     workload,
                     str(gpus),
                     str(len(same_size)),
                     str(cell.nodes),
-                    f"{limit_minutes(config.cluster, cell)} min",
+                    f"{job.limit_minutes} min",
                     duration(median(likely)) if likely else "?",
                 )
 
@@ -94,6 +98,12 @@ def _remarks(costs: Costs, unit: str) -> Iterator[str]:
         f"The likely time of {measured} cells is estimated from results of the same workload and "
         f"GPU count, that of {expected} from cluster.expected_items_per_s"
     )
+    if costs.searches:
+        worst = sum(job.charged * job.worst_s for job in costs.searches) / 3600
+        yield (
+            f"A search may take cluster.time_limit_minutes. All searches until their limit are "
+            f"{_format_hours(worst)} {unit} of those at worst"
+        )
     unknown = {job.cell.workload for job in costs.cells if job.cell and job.likely_s is None}
     for workload in sorted(unknown):
         yield (

@@ -1,6 +1,6 @@
-"""Show the state of a matrix as text: a grid of cells, then the failed and the running cells.
+"""Show the state of a matrix as text: grids of its cells and searches, then what failed or runs.
 
-Queued and stale cells and those with a device fault are only counted, since there may be hundreds.
+Queued and stale ones and those with a device fault are only counted, since there may be hundreds.
 No line is wider than the terminal, except a path, which stays in one piece so that it can be
 copied. In a terminal the grid has symbols and colours, and no two states differ only in colour.
 Elsewhere it is plain ASCII.
@@ -17,7 +17,10 @@ from typing import TypeVar
 
 from shardmark.config.schema import Config
 from shardmark.controller.progress import duration
-from shardmark.status.matrix_status import FAILED, CellStatus, MatrixStatus, State
+from shardmark.status.cell_status import CellStatus
+from shardmark.status.job_status import FAILED, JobStatus, State
+from shardmark.status.matrix_status import MatrixStatus
+from shardmark.status.search_status import SearchStatus
 
 RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN, DIM = 31, 32, 33, 34, 35, 36, 2
 
@@ -46,7 +49,7 @@ LOOKS: dict[State, Look] = {
     "unsupported": Look("-", "–", DIM),
     "missing": Look(".", "·", DIM),
 }
-# Cells in these states are listed one by one, in this order.
+# Cells and searches in these states are listed one by one, in this order.
 LISTED: tuple[State, ...] = (
     *FAILED,  # type: ignore[assignment]
     "interrupted",
@@ -72,14 +75,20 @@ class View:
 
     def lines(self, config: Config, status: MatrixStatus) -> Iterator[str]:
         """Yield the lines of the whole view."""
-        counts = Counter(one.state for one in status.cells)
-        states = [state for state in LOOKS if counts[state]]
-        listed = ", ".join(f"{counts[state]} {state}" for state in states)
-        yield from self._wrapped(f"results/{config.run}: {len(status.cells)} cells: {listed}")
+        number = f"{len(status.cells)} cells"
+        yield from self._wrapped(f"results/{config.run}: {number}: {_count_states(status.cells)}")
+        if status.searches:
+            number = f"{len(status.searches)} searches for the largest batch"
+            yield from self._wrapped(f"{number}: {_count_states(status.searches)}")
         yield from self._wrapped(f"controller: {status.controller}")
         for workload in config.matrix.workloads:
             yield ""
             yield from self._grid(config, workload, status.cells)
+        for workload in dict.fromkeys(one.search.cell.workload for one in status.searches):
+            yield ""
+            yield from self._search_grid(workload, status.searches)
+        everything: list[CellStatus | SearchStatus] = [*status.cells, *status.searches]
+        states = [state for state in LOOKS if any(one.state == state for one in everything)]
         yield ""
         for part in _parts(states, lambda state: len(state) + 2, self.width):
             yield GAP.join(f"{self._mark(state)} {state}" for state in part)
@@ -87,13 +96,13 @@ class View:
             units = {config.workloads[name].unit for name in config.matrix.workloads}
             speeds = " and ".join(f"{unit}/s" for unit in sorted(units))
             yield from self._wrapped(f"{speeds}: the median of the cells that have finished")
-        remarks = [*_count_by_reason(status.cells), *_remarks(status)]
+        remarks = [*_count_by_reason(everything), *_remarks(status)]
         if remarks:
             yield ""
         for remark in remarks:
             yield from self._wrapped(remark)
         for state in LISTED:
-            entries = [one for one in status.cells if one.state == state]
+            entries = [one for one in everything if one.state == state]
             if entries:
                 yield ""
             for one in entries:
@@ -110,7 +119,7 @@ class View:
         speeds = _median_speeds(statuses_of_workload)
         names = max(map(len, matrix.strategies))
         digits = max(len(str(seed)) for seed in matrix.seeds)
-        heads = {gpus: f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in matrix.gpus}
+        heads = {gpus: _heading(gpus) for gpus in matrix.gpus}
         seeds = {gpus: max(len(heads[gpus]), len(matrix.seeds)) for gpus in matrix.gpus}
         measured = {gpus for _, gpus in speeds}
         speed = f"{config.workloads[workload].unit}/s"
@@ -138,15 +147,43 @@ class View:
                 )
                 yield _line(strategy, names, columns)
 
-    def _entry(self, one: CellStatus) -> Iterator[str]:
-        """Yield the lines of one cell: its state, name, job and details, and its log."""
+    def _search_grid(self, workload: str, statuses: Sequence[SearchStatus]) -> Iterator[str]:
+        """Yield the searches of a workload: strategies down, GPU counts across."""
+        searches = {
+            (one.search.cell.strategy, one.search.cell.gpus): one
+            for one in statuses
+            if one.search.cell.workload == workload
+        }
+        strategies = list(dict.fromkeys(strategy for strategy, _ in searches))
+        counts = list(dict.fromkeys(gpus for _, gpus in searches))
+        names = max(map(len, strategies))
+        heads = {gpus: _heading(gpus) for gpus in counts}
+        batches = {
+            gpus: max(len(one.batch) for (_, n), one in searches.items() if n == gpus)
+            for gpus in counts
+        }
+        widths = {gpus: max(len(heads[gpus]), 2 + batches[gpus]) for gpus in counts}
+        yield f"{workload}: largest batch per GPU"
+        for part in _parts(counts, lambda gpus: widths[gpus], self.width - names - len(GAP)):
+            yield _line("", names, (heads[gpus].ljust(widths[gpus]) for gpus in part))
+            for strategy in strategies:
+                columns = (
+                    f"{self._mark(one.state)} {one.batch.ljust(widths[gpus] - 2)}"
+                    if (one := searches.get((strategy, gpus)))
+                    else " " * widths[gpus]
+                    for gpus in part
+                )
+                yield _line(strategy, names, columns)
+
+    def _entry(self, one: CellStatus | SearchStatus) -> Iterator[str]:
+        """Yield the lines of a cell or search: its state, name, job and details, and its log."""
         job = f"job {one.job}" if one.job else ""
         details = [one.detail]
         if one.left_s is not None:
             details.append(f"about {duration(one.left_s)} left")
         if one.limit_s is not None:
             details.append(f"limit in {duration(one.limit_s)}")
-        head = GAP.join(filter(None, [one.state, one.cell.title, job]))
+        head = GAP.join(filter(None, [one.state, one.title, job]))
         detail = "; ".join(filter(None, details))
         is_too_long = len(head) + len(GAP) + len(detail) > self.width
         line = head if is_too_long else f"{head}{GAP}{detail}".rstrip()
@@ -174,14 +211,19 @@ class View:
         return f"\x1b[{LOOKS[state].colour}m{text}\x1b[0m" if self.terminal else text
 
 
-def _count_by_reason(cells: Iterable[CellStatus]) -> Iterator[str]:
-    """Count, by reason, the cells that are not listed one by one."""
+def _count_states(jobs: Sequence[JobStatus]) -> str:
+    counts = Counter(one.state for one in jobs)
+    return ", ".join(f"{counts[state]} {state}" for state in LOOKS if counts[state])
+
+
+def _count_by_reason(jobs: Sequence[JobStatus]) -> Iterator[str]:
+    """Count, by reason, the cells and searches that are not listed one by one."""
     for state, why in (
         ("queued", "Slurm's reasons"),
         ("device fault", "the first of each cell"),
         ("stale", "why"),
     ):
-        reasons = Counter(one.detail.partition(":")[0] for one in cells if one.state == state)
+        reasons = Counter(one.detail.partition(":")[0] for one in jobs if one.state == state)
         if reasons:
             listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
             yield f"{state} ({why}): {listed}"
@@ -213,6 +255,10 @@ def _median_speeds(statuses: Iterable[CellStatus]) -> dict[tuple[str, int], str]
         if one.items_per_s is not None:
             speeds.setdefault((one.cell.strategy, one.cell.gpus), []).append(one.items_per_s)
     return {place: f"{median(each):,.0f}" for place, each in speeds.items()}
+
+
+def _heading(gpus: int) -> str:
+    return f"{gpus} GPU{'s' if gpus > 1 else ''}"
 
 
 def _line(label: str, width: int, columns: Iterable[str]) -> str:
