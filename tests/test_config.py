@@ -140,6 +140,16 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "largest_batch.gpus[1]",
         ("8 is not in matrix.gpus", "allowed: 1, 2"),
     ),
+    "a largest batch of a workload without a cell there": (
+        changed(
+            largest_batch={"workloads": ["small"], "gpus": [2], "most": 8},
+            matrix__only=[{"gpus": [1]}, {"gpus": [2], "workloads": ["other"]}],
+            matrix__workloads=["small", "other"],
+            workloads__other=RAW["workloads"]["small"],
+        ),
+        "largest_batch.workloads[0]",
+        ("'small' has no cell at 2 GPUs", "nothing of it would be searched"),
+    ),
     "a largest batch on a CPU without an end": (
         changed(largest_batch={"workloads": ["small"]}),
         "largest_batch.most",

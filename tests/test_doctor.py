@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from doctor import summarise_matrix
+from shardmark.config.files import load_files
 from shardmark.config.schema import Site
 from shardmark.doctor import (
     link_findings,
@@ -322,6 +324,17 @@ def test_the_cells_of_a_group_need_their_time_together(fake: Slurm) -> None:
     assert cells.detail == words
 
 
+def test_a_search_for_the_largest_batch_needs_the_longest_time(fake: Slurm) -> None:
+    cells = {"matrix__gpus": [1], "cluster__expected_items_per_s": {"small": 10}}
+    limit = {"cluster__time_limit_minutes": 1500}
+    assert all(one.level == "ok" for one in request_findings(fake, **cells, **limit))
+    wanted = {"largest_batch": {"workloads": ["small"]}}
+    findings = request_findings(fake, **cells, **limit, **wanted)
+    (search,) = (one for one in findings if one.level == "FAIL")
+    words = "the time limit of 1505 min is above the partition's 1440 min: 1-GPU searches"
+    assert search.detail == words
+
+
 def test_a_partition_and_an_account_that_are_not_there(fake: Slurm) -> None:
     fake.profile({"slurm_partition": "gpus", "slurm_account": "labs"})
     partition, account = (one for one in request_findings(fake) if one.level == "FAIL")
@@ -421,6 +434,17 @@ def test_the_command_on_a_machine_that_can_run_the_matrix(tmp_path: Path) -> Non
     whats = [line.split()[1] for line in lines]
     assert whats[:3] == ["python", "packages", "configuration"]
     assert whats[-1] == "all-reduce"
+
+
+def test_the_command_counts_the_cells_and_searches_of_a_matrix_with_parts() -> None:
+    two_gpus = load_files([ROOT / "config/two_gpus.yaml"], ROOT)
+    assert "run two_gpus, 165 cells, the largest of 2 GPUs on 1 node(s)" in str(
+        summarise_matrix(two_gpus)
+    )
+    wanted = {"largest_batch": {"workloads": ["small"], "most": 8}}
+    assert "on 1 node(s), and 6 searches for the largest batch" in str(
+        summarise_matrix(matrix(**wanted))
+    )
 
 
 def test_the_command_on_one_that_cannot(tmp_path: Path) -> None:

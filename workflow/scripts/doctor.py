@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from shardmark.cells import batch_searches_of, cells_of
 from shardmark.codebase import SCRIPTS
 from shardmark.config.files import load_files
 from shardmark.config.schema import Config
@@ -32,12 +33,13 @@ KEPT_VARIABLES = ("SLURM_JOB_ID", "SLURM_CONF", "SLURMD_NODENAME")
 
 def summarise_matrix(config: Config) -> Finding:
     """Summarise what the configuration asks for."""
-    shape, largest = config.matrix, max(config.matrix.gpus)
-    cells = len(shape.workloads) * len(shape.strategies) * len(shape.gpus) * len(shape.seeds)
+    largest, cells = max(config.matrix.gpus), len(list(cells_of(config)))
+    searches = len(list(batch_searches_of(config)))
     nodes = -(-largest // config.cluster.gpus_per_node)
     kind = "GPUs" if config.cluster.device == "cuda" else "replicas on CPUs"
-    summary_text = f"valid: run {config.run}, {cells} cells, the largest of {largest} {kind}"
-    return Finding("ok", "configuration", f"{summary_text} on {nodes} node(s)")
+    text = f"valid: run {config.run}, {cells} cells, the largest of {largest} {kind}"
+    searched = f", and {searches} searches for the largest batch" if searches else ""
+    return Finding("ok", "configuration", f"{text} on {nodes} node(s){searched}")
 
 
 def check_places(config: Config) -> Iterator[Finding]:

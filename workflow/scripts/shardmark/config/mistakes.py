@@ -11,10 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from shardmark.config.messages import explain_error, format_value, hint_at_allowed, key_path
-from shardmark.config.raw_values import entries_at, is_file, is_folder, mapping_at, section_at
+from shardmark.config.raw_values import (
+    entries_at,
+    is_file,
+    is_folder,
+    mapping_at,
+    section_at,
+    values_at,
+)
 from shardmark.config.schema import (
     Appearance,
     BatchSize,
@@ -72,20 +79,17 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     variants, workloads = mapping_at(raw, "variants"), mapping_at(raw, "workloads")
     matrix, cluster = mapping_at(raw, "matrix"), section_at(Cluster, raw, "cluster")
     own = mapping_at(raw, "strategies")
+    baseline = raw.get("baseline", Config.model_fields["baseline"].default)
+    names = values_at(matrix, "strategies", str)
     yield from _variant_mistakes(variants)
     yield from _own_strategy_mistakes(own, variants, root)
     yield from _repeated_labels(matrix, variants, own)
     yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants, *own])
     yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
     yield from _repeated_entries(matrix)
-    yield from _part_mistakes(raw)
-    baseline = raw.get("baseline", Config.model_fields["baseline"].default)
-    names = [name for _, name in entries_at(matrix, "strategies", str)]
+    yield from _part_mistakes(section_at(Matrix, raw, "matrix"), baseline)
     if isinstance(baseline, str) and names and baseline not in names:
-        yield (
-            f"baseline: {baseline!r} is not in matrix.strategies; "
-            f"{hint_at_allowed(baseline, names)}"
-        )
+        yield _not_in("matrix.strategies", "baseline", baseline, names)
     if cluster and (reason := _why_no_options(cluster.slurm_extra)):
         yield f"cluster.slurm_extra: got {format_value(cluster.slurm_extra)}; {reason}"
     measure = section_at(Measure, raw, "measure")
@@ -107,7 +111,7 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
             hint = hint_at_allowed(name, [key for key in workloads if isinstance(key, str)])
             yield f"cluster.expected_items_per_s: unknown workload {format_value(name)}; {hint}"
     yield from _size_mistakes(matrix)
-    selected = [name for _, name in entries_at(matrix, "workloads", str)]
+    selected = values_at(matrix, "workloads", str)
     for name, workload in workloads.items():
         counts = [count for _, count in gpus] if name in selected else []
         if name in RESERVED_WORKLOADS:
@@ -116,10 +120,18 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
             yield from workload_mistakes(f"workloads.{name}", workload, counts, cluster, root)
     yield from _combination_mistakes(variants, workloads, matrix)
     yield from _site_mistakes(mapping_at(raw, "site"), root)
-    yield from _largest_batch_mistakes(mapping_at(raw, "largest_batch"), matrix, cluster)
+    search = mapping_at(raw, "largest_batch")
+    yield from _largest_batch_mistakes(search, matrix, cluster)
+    yield from _unsearched_workloads(search, section_at(Matrix, raw, "matrix"))
     data = section_at(Data, raw, "data")
     if data and not is_folder(root / data.dir):
         yield f"data.dir: {format_value(data.dir)} is not a folder; create it or name another"
+
+
+def _not_in(name: str, path: str, value: object, allowed: Sequence[object]) -> str:
+    """Return the message that a value is not in the list of this name."""
+    hint = hint_at_allowed(str(value), list(map(str, allowed)))
+    return f"{path}: {format_value(value)} is not in {name}; {hint}"
 
 
 def _unknown_names(
@@ -135,23 +147,20 @@ def _unknown_names(
 def _repeated_entries(matrix: Mapping[str, Any]) -> Iterator[str]:
     for key in AXES:
         kind: type[int] | type[str] = int if key in ("gpus", "seeds") else str
-        values = [value for _, value in entries_at(matrix, key, kind)]
-        for value, count in Counter[object](values).items():
+        for value, count in Counter[object](values_at(matrix, key, kind)).items():
             if count > 1:
                 yield f"matrix.{key}: {value!r} is named {count} times; name each once"
 
 
-def _part_mistakes(raw: Mapping[str, Any]) -> Iterator[str]:
+def _part_mistakes(matrix: Matrix | None, baseline: Any) -> Iterator[str]:
     """Report parts of the matrix that name what is not in it, and groups without the baseline."""
-    matrix = section_at(Matrix, raw, "matrix")
     if matrix is None or not matrix.only:
         return
     lists: dict[str, list[Any]] = {key: getattr(matrix, key) for key in AXES}
     if math.prod(map(len, lists.values())) > matrix.max_cells:
         return
     unknown = [
-        f"matrix.only[{index}].{key}: {format_value(value)} is not in matrix.{key}; "
-        f"{hint_at_allowed(str(value), list(map(str, values)))}"
+        _not_in(f"matrix.{key}", f"matrix.only[{index}].{key}", value, values)
         for index, part in enumerate(matrix.only)
         for key, values in lists.items()
         for value in getattr(part, key) or ()
@@ -168,7 +177,6 @@ def _part_mistakes(raw: Mapping[str, Any]) -> Iterator[str]:
                     f"matrix.{key}: {format_value(value)} has no cell, because no entry of "
                     f"matrix.only allows one; add it to an entry, or remove it from matrix.{key}"
                 )
-    baseline = raw.get("baseline", Config.model_fields["baseline"].default)
     for workload, gpus, seed in dict.fromkeys((place[0], *place[2:]) for place in kept):
         if not matrix.has(workload, baseline, gpus, seed):
             yield (
@@ -213,11 +221,17 @@ def _variant_mistakes(variants: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _appearance_mistakes(path: str, looks: Mapping[str, Any]) -> Iterator[str]:
+    for detail in _errors_of(Appearance, looks):
+        yield explain_error({**detail, "loc": (path, *detail["loc"])})
+
+
+def _errors_of(model: type[BaseModel], given: Mapping[str, Any]) -> list[Any]:
+    """Return pydantic's errors; none if the model accepts what is given."""
     try:
-        Appearance.model_validate(looks)
+        model.model_validate(given)
     except ValidationError as error:
-        for detail in error.errors():
-            yield explain_error({**detail, "loc": (path, *detail["loc"])})
+        return list(error.errors())
+    return []
 
 
 def _repeated_labels(
@@ -225,7 +239,7 @@ def _repeated_labels(
 ) -> Iterator[str]:
     """Report labels that readers could not tell apart."""
     owners: dict[str, str] = {}
-    names = [name for _, name in entries_at(matrix, "strategies", str)]
+    names = values_at(matrix, "strategies", str)
     # A label that was chosen is the one to change, so it comes last.
     labels = {name: label_of(name) for name in names}
     for section, definitions in (("variants", variants), ("strategies", own)):
@@ -250,18 +264,16 @@ def _name_mistakes(path: str, name: object) -> Iterator[str]:
 
 def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator[str]:
     options = STRATEGIES[base].options
-    try:
-        options.model_validate({key: value for key, value in given.items() if isinstance(key, str)})
-    except ValidationError as error:
-        for detail in error.errors():
-            key = detail["loc"][0]
-            if detail["type"] == "extra_forbidden" and key in REPLACED_OPTIONS:
-                yield f"{path}.{key}: {REPLACED_OPTIONS[str(key)]}"
-            elif detail["type"] == "extra_forbidden":
-                allowed = [*options.model_fields, *Appearance.model_fields]
-                yield f"{path}.{key}: unknown option of {base}; {hint_at_allowed(key, allowed)}"
-            else:
-                yield explain_error({**detail, "loc": (path, *detail["loc"])})
+    named = {key: value for key, value in given.items() if isinstance(key, str)}
+    for detail in _errors_of(options, named):
+        key = detail["loc"][0]
+        if detail["type"] == "extra_forbidden" and key in REPLACED_OPTIONS:
+            yield f"{path}.{key}: {REPLACED_OPTIONS[str(key)]}"
+        elif detail["type"] == "extra_forbidden":
+            allowed = [*options.model_fields, *Appearance.model_fields]
+            yield f"{path}.{key}: unknown option of {base}; {hint_at_allowed(key, allowed)}"
+        else:
+            yield explain_error({**detail, "loc": (path, *detail["loc"])})
 
 
 def _own_strategy_mistakes(
@@ -280,12 +292,12 @@ def _combination_mistakes(
     variants: Mapping[str, Any], workloads: Mapping[str, Any], matrix: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield options of a selected variant that are known to fail with a selected workload."""
-    selected = [name for _, name in entries_at(matrix, "strategies", str)]
+    selected = values_at(matrix, "strategies", str)
     for name, variant in variants.items():
         if name not in selected or not isinstance(variant, Mapping):
             continue
         yield from _group_mistakes(f"variants.{name}", variant, matrix)
-        for _, workload in entries_at(matrix, "workloads", str):
+        for workload in values_at(matrix, "workloads", str):
             batch = section_at(BatchSize, mapping_at(workloads, workload), "batch")
             if variant.get("static_graph") is True and batch and batch.accumulate > 1:
                 yield (
@@ -299,7 +311,7 @@ def _group_mistakes(
     path: str, variant: Mapping[str, Any], matrix: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield sizes of groups that divide no GPU count, so that the variant would run nowhere."""
-    counts = [count for _, count in entries_at(matrix, "gpus", int)]
+    counts = values_at(matrix, "gpus", int)
     for option in ("shard_size", "reshard_after_forward"):
         size = variant.get(option)
         if type(size) is int and size > 1 and counts and all(count % size for count in counts):
@@ -344,13 +356,10 @@ def _largest_batch_mistakes(
 ) -> Iterator[str]:
     kinds: tuple[tuple[str, type[int] | type[str]], ...] = (("workloads", str), ("gpus", int))
     for key, kind in kinds:
-        allowed = [str(value) for _, value in entries_at(matrix, key, kind)]
+        allowed = values_at(matrix, key, kind)
         for index, value in entries_at(search, key, kind):
-            if allowed and str(value) not in allowed:
-                yield (
-                    f"largest_batch.{key}[{index}]: {format_value(value)} is not in matrix.{key}; "
-                    f"{hint_at_allowed(value, allowed)}"
-                )
+            if allowed and value not in allowed:
+                yield _not_in(f"matrix.{key}", f"largest_batch.{key}[{index}]", value, allowed)
     if (
         cluster
         and cluster.device == "cpu"
@@ -362,6 +371,21 @@ def _largest_batch_mistakes(
             "other programs end when the machine runs out of memory. Name a batch that is sure to "
             "fit"
         )
+
+
+def _unsearched_workloads(search: Mapping[str, Any], matrix: Matrix | None) -> Iterator[str]:
+    """Report workloads of a search that have no cell at any of its GPU counts."""
+    if matrix is None:
+        return
+    counts = values_at(search, "gpus", int) or matrix.gpus
+    for index, workload in entries_at(search, "workloads", str):
+        places = itertools.product([workload], matrix.strategies, counts)
+        if workload in matrix.workloads and not any(matrix.has(*place) for place in places):
+            yield (
+                f"largest_batch.workloads[{index}]: {format_value(workload)} has no cell at "
+                f"{' or '.join(map(str, counts))} GPUs, because no entry of matrix.only allows "
+                "one, so nothing of it would be searched; change largest_batch.gpus or matrix.only"
+            )
 
 
 def texts_no_file_can_hold(value: object, location: tuple[int | str, ...] = ()) -> Iterator[str]:

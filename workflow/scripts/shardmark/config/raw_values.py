@@ -36,6 +36,11 @@ def entries_at(raw: Mapping[str, Any], key: str, kind: type[E]) -> list[tuple[in
     ]
 
 
+def values_at(raw: Mapping[str, Any], key: str, kind: type[E]) -> list[E]:
+    """Return the entries of a list that have the right type."""
+    return [value for _, value in entries_at(raw, key, kind)]
+
+
 def section_at(kind: type[S], raw: Mapping[str, Any], key: str) -> S | None:
     """Return a section without its unknown keys, or None if it is wrong in another way."""
     keys = {field.alias or name for name, field in kind.model_fields.items()}

@@ -11,9 +11,10 @@ from typing import Any
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import parse_time_to_minutes, set_gres_string
 
-from shardmark.cells import cells_of
+from shardmark.cells import batch_searches_of, cells_of
 from shardmark.config.files import read_config_file
 from shardmark.config.schema import Cluster, Config
+from shardmark.controller.progress import FIND_LARGEST_BATCH
 from shardmark.slurm.job_request import PIN_MINUTES, build_request, quoted_options
 from shardmark.slurm.queue import TRAIN
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
@@ -31,11 +32,21 @@ def jobs_of_matrix(config: Config, profile: Mapping[str, Any]) -> dict[str, Reso
     options = quoted_options(cluster)
     gate = {"slurm_extra": options if cluster.gpus_unassigned else ""}
     pin = {"slurm_extra": options, "runtime": PIN_MINUTES}
+    searched = {search.cell.gpus for search in batch_searches_of(config)}
     for gpus in sorted(config.matrix.gpus, reverse=True):
         jobs[f"{gpus}-GPU cells"] = resources_of_cell(config, gpus, profile)
         jobs[f"{gpus}-rank parity"] = resources_of("check_parity", cluster, gpus, profile, gate)
         if cluster.block == "pinned":
             jobs[f"{gpus}-GPU blocks"] = resources_of("pin_block", cluster, gpus, profile, pin)
+        if gpus in searched:
+            jobs[f"{gpus}-GPU searches"] = resources_of(
+                FIND_LARGEST_BATCH,
+                cluster,
+                gpus,
+                profile,
+                {"slurm_extra": options},
+                cluster.time_limit_minutes,
+            )
     jobs["the oracle"] = resources_of("make_oracle", cluster, 1, profile, gate)
     return jobs
 
