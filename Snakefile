@@ -6,6 +6,7 @@ min_version("9.27")
 include: "workflow/rules/common.smk"
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/own_files.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/parity.smk"
 include: "workflow/rules/largest_batch.smk"

@@ -89,6 +89,8 @@ def test_a_lost_record_repeats_no_cell(damaged: bool, project: Project) -> None:
     record.write_text("{}") if damaged else record.unlink()
     other = CELL.format("small", "fsdp", 2, 1)
     assert project.planned(DDP_CELL) == {}
+    assert project.planned(DDP_CELL, other)["train"] == {other}
+    assert record.exists() == damaged, "a dry run writes nothing"
     project.ran()
     result = project.matrix(DDP_CELL, other)
     assert result.returncode == 0, result.stdout

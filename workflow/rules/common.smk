@@ -62,12 +62,12 @@ from shardmark.slurm.groups import (
     name_cells_of_groups,
     why_no_groups,
 )
-from shardmark.slurm.pinned_nodes import read_nodes, restore_record
+from shardmark.slurm.pinned_nodes import nodes_of_results, read_nodes, restore_record
 from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, build_request
 from shardmark.slurm.submission import Submission
 from shardmark.strategies import label_of
 from shardmark.time_limits import GATE_MINUTES, limit_minutes
-from shardmark.workload.vision.data_files import why_outdated
+from shardmark.workload.vision.data_files import fetch_command, why_outdated
 
 if workflow.is_main_process:
     # Otherwise Snakemake would fail later, with a traceback.

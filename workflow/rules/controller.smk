@@ -9,6 +9,25 @@ def orphans():
     return queue.jobs_of(Path(), queue.comments_of(CELLS.values()))
 
 
+def prepare(jobs, trained):
+    """Check the user's own files and the data sets that jobs need, before any job starts.
+
+    Args:
+        jobs: the jobs that will run.
+        trained: the cells among them, and those of searches.
+
+    Returns:
+        whether all is well; if not, a script has printed what is wrong.
+    """
+    training = ("train", "find_largest_batch", "make_oracle", "check_parity")
+    fetching = any(job.rule.name == "fetch" for job in jobs)
+    commands = [
+        *check_commands([job.wildcards for job in jobs if job.rule.name in training]),
+        *fetch_commands(CELLS.values() if fetching else trained, verify=fetching),
+    ]
+    return all(subprocess.run(command).returncode == 0 for command in commands)
+
+
 onstart:
     if reason := why_no_room(Path(RESULTS)):
         sys.exit(reason)

@@ -3,8 +3,8 @@ def data_at(wildcards):
     return CONFIG.workloads[wildcards.workload].own_files
 
 
-# Fetching and checking are not rules. As inputs of a job, their records would make Snakemake run
-# finished cells again whenever a record was missing or new.
+# Fetching is no input of a job: its record would make Snakemake run finished cells again whenever it
+# was missing or new. The controller does it before the first job (prepare).
 def fetch_commands(cells, verify):
     """The commands that check the data sets of cells, and download them if necessary.
 
@@ -12,62 +12,13 @@ def fetch_commands(cells, verify):
         verify: whether to compute the checksum of every file. Otherwise a data set needs no command
             if its files have the size and time of the last check.
     """
+    folder = Path(CONFIG.data.dir)
     for name in sorted({cell.definition.dataset.name for cell in cells} & set(FETCHED)):
-        record = f"{RESULTS}/data/{name}.json"
-        reason = why_outdated(Path(record), Path(CONFIG.data.dir))
+        record = Path(f"{RESULTS}/data/{name}.json")
+        reason = why_outdated(record, folder)
         if reason or verify:
             print(f"{name}: {reason or 'complete'}; computing checksums", file=sys.stderr)
-            command = ["fetch_data.py", "--dataset", name, "--dir", CONFIG.data.dir]
-            command += ["--download", str(CONFIG.data.download).lower()]
-            yield [*command, "--output", record]
-
-
-def check_commands(wildcards):
-    """The commands that check the user's own files that jobs with these wildcards run."""
-    for workload in sorted({each.workload for each in wildcards}):
-        definition = CONFIG.workloads[workload]
-        if definition.own_code:
-            names = ["--workload", workload]
-            yield from check_command(
-                "training", definition.file, definition.model_dump_json(), names
-            )
-    pairs = {(each.workload, each.get("strategy")) for each in wildcards}
-    for workload, strategy in sorted(pair for pair in pairs if pair[1] in CONFIG.strategies):
-        # The check trains the gate's model, by the strategy's options and for the cells' device.
-        case = parity_case(CONFIG, workload, strategy, 1).fingerprint()
-        names = ["--workload", workload, "--strategy", strategy]
-        yield from check_command("strategy", CONFIG.strategies[strategy].file, case, names)
-
-
-def check_command(kind, file, settings, names):
-    """The command of one check; none if this file has passed it with these settings.
-
-    The checksum is in the record's name, so that an edit that is undone needs no new check.
-    """
-    checksum = sha256(f"{code_sha256(code_of_file(file))} {settings}")
-    record = f"{RESULTS}/checks/{'.'.join([*names[1::2], checksum[:16]])}.txt"
-    if not Path(record).exists():
-        yield [f"check_{kind}.py", "--config", CONFIG_FILE, *names, "--output", record]
-
-
-def prepare(jobs, trained):
-    """Check the user's own files and the data sets that jobs need, before any job starts.
-
-    Args:
-        jobs: the jobs that will run.
-        trained: the cells among them, and those of searches.
-
-    Returns:
-        whether all is well; if not, a script has printed what is wrong.
-    """
-    training = ("train", "find_largest_batch", "make_oracle", "check_parity")
-    fetching = any(job.rule.name == "fetch" for job in jobs)
-    commands = [
-        *check_commands([job.wildcards for job in jobs if job.rule.name in training]),
-        *fetch_commands(CELLS.values() if fetching else trained, verify=fetching),
-    ]
-    scripts = ([PYTHON, str(SCRIPTS / script), *given] for script, *given in commands)
-    return all(subprocess.run(command).returncode == 0 for command in scripts)
+            yield fetch_command(name, folder, download=CONFIG.data.download, record=record)
 
 
 localrules:
@@ -75,7 +26,6 @@ localrules:
 
 
 # All data sets of the matrix. Fetch them where there is internet; a cluster's nodes may have none.
-# The controller does it before the first job (prepare), so that cells in the same command find them.
 rule fetch:
     message:
         "Fetch the data sets of the matrix."

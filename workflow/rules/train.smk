@@ -13,9 +13,22 @@ def block_at(wildcards):
     """
     if CONFIG.cluster.block != "pinned":
         return []
+    record, results = BLOCK.format(**wildcards), metrics_of_block(wildcards)
     if workflow.is_main_process and runs_jobs():
-        restore_nodes(BLOCK.format(**wildcards), metrics_of_block(wildcards))
+        restore_nodes(record, results)
+    elif workflow.dryrun and not is_current(wildcards) and would_restore_nodes(record, results):
+        # A dry run writes no record. If this cell asked for it, Snakemake would list the block's
+        # finished cells too: ancient does not hold for a file that a job has yet to make.
+        return []
     return ancient(BLOCK)
+
+
+def is_current(wildcards):
+    """Whether a cell has a result of today's code."""
+    folder = cell_at(wildcards).folder
+    stamp = folder / STAMP
+    has_result = (folder / "metrics.json").exists() and stamp.exists()
+    return has_result and stamp.read_text().strip() == cell_code_at(wildcards)
 
 
 def metrics_of_block(wildcards):
@@ -25,12 +38,23 @@ def metrics_of_block(wildcards):
     return tuple(metrics_path(cell) for cell in cells if not cell.unsupported)
 
 
+def nodes_here():
+    """The nodes of a result that did not run on Slurm."""
+    return [node_name()] if workflow.local_exec else []
+
+
 @functools.cache
 def restore_nodes(record, results):
     """Mend a missing or damaged record of nodes before Snakemake decides what to run."""
-    local = [node_name()] if workflow.local_exec else []
-    if message := restore_record(Path(record), map(Path, results), local):
+    if message := restore_record(Path(record), map(Path, results), nodes_here()):
         print(message, file=sys.stderr)
+
+
+@functools.cache
+def would_restore_nodes(record, results):
+    """Whether a run that is no dry run would write a missing record from a result."""
+    missing = not Path(record).exists()
+    return missing and nodes_of_results(map(Path, results), nodes_here()) is not None
 
 
 def place_at(wildcards):

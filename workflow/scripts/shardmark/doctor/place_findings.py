@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import Config, Site
 from shardmark.datasets import FETCHED
 from shardmark.disk import require_room, why_no_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
 from shardmark.launching.site import make_local_folder, site_environment, why_not_in_image
+from shardmark.workload.vision.data_files import fetch_command
 
 # Free space below which the doctor warns, and below which it fails. A cell writes some megabytes; a
 # full disk ruins a matrix.
@@ -74,8 +73,7 @@ def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
             what = "is the user's own file" if name in own else "data are generated"
             yield Finding("ok", "data", f"{name} {what}, nothing to fetch")
             continue
-        command = [sys.executable, str(SCRIPTS / "fetch_data.py"), "--dataset", name]
-        command += ["--dir", str(root / config.data.dir), "--download", "false"]
+        command = fetch_command(name, root / config.data.dir, download=False)
         check = subprocess.run(command, capture_output=True, text=True)
         if check.returncode == 0:
             yield Finding("ok", "data", f"{name} is whole in {config.data.dir}")

@@ -42,6 +42,24 @@ def read_nodes(record: Path) -> list[str]:
         raise FileNotFoundError(errno.ENOENT, "no record of nodes", str(record)) from None
 
 
+def nodes_of_results(
+    results: Iterable[Path], local: Sequence[str]
+) -> tuple[Path, Sequence[str]] | None:
+    """Return the first result that says where its block ran, and the nodes; None if none does.
+
+    Args:
+        results: the metrics.json files of the block's cells that can run; they may be missing.
+        local: the nodes of a result that did not run on Slurm; none if this run is on Slurm, which
+            may not have them.
+    """
+    for path in results:
+        with contextlib.suppress(UserError):
+            slurm = read_metrics(path).slurm
+            if nodes := slurm.nodes if slurm else local:
+                return path, nodes
+    return None
+
+
 def restore_record(record: Path, results: Iterable[Path], local: Sequence[str]) -> str:
     """Make a missing or damaged record again from the results of the block's cells.
 
@@ -52,9 +70,8 @@ def restore_record(record: Path, results: Iterable[Path], local: Sequence[str]) 
 
     Args:
         record: the record.
-        results: the metrics.json files of the block's cells that can run; they may be missing.
-        local: the nodes of a result that did not run on Slurm; none if this run is on Slurm, which
-            may not have them.
+        results: as for ``nodes_of_results``.
+        local: the same.
 
     Returns:
         what was done, in words; empty if the record is good, or missing before any result.
@@ -63,12 +80,10 @@ def restore_record(record: Path, results: Iterable[Path], local: Sequence[str]) 
         read_nodes(record)
         return ""
     damage = "damaged" if record.is_file() else "missing"
-    for path in results:
-        with contextlib.suppress(UserError):
-            slurm = read_metrics(path).slurm
-            if nodes := slurm.nodes if slurm else local:
-                write_nodes(record, nodes)
-                return f"{record}: was {damage}; {path} says that the nodes are {', '.join(nodes)}"
+    if known := nodes_of_results(results, local):
+        path, nodes = known
+        write_nodes(record, nodes)
+        return f"{record}: was {damage}; {path} says that the nodes are {', '.join(nodes)}"
     if damage == "missing":
         return ""
     record.unlink()

@@ -6,6 +6,7 @@ torchvision is imported late, because the workflow itself reads a record and doe
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from shardmark.datasets import DATASETS, DatasetName
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
+
+
+_SCRIPT = Path(__file__).resolve().parents[3] / "fetch_data.py"
 
 
 def torchvision_class(dataset: DatasetName) -> type[CIFAR10]:
@@ -27,6 +31,22 @@ def checksums(kind: type[CIFAR10]) -> dict[str, str]:
     """The published MD5 of each file of a data set, by its path in the data folder."""
     pairs = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     return {f"{kind.base_folder}/{name}": md5 for name, md5 in pairs}
+
+
+def fetch_command(
+    dataset: str, folder: Path, *, download: bool, record: Path | None = None
+) -> list[str]:
+    """Return the command that checks a data set's files against their checksums.
+
+    Args:
+        dataset: its name.
+        folder: folder of the data sets.
+        download: whether to download files that are missing or damaged.
+        record: file to write what it found to.
+    """
+    command = [sys.executable, str(_SCRIPT), "--dataset", dataset, "--dir", str(folder)]
+    command += ["--download", str(download).lower()]
+    return [*command, *(["--output", str(record)] if record else [])]
 
 
 def why_not_whole(dataset: DatasetName, folder: Path) -> str:
