@@ -1,8 +1,8 @@
-"""Show the matrix as a grid: which cells are done, running, queued, failed, stale or missing.
+"""Show the matrix as grids: which cells and searches are done, running, queued, failed or missing.
 
 Works while the matrix runs and afterwards. It trains nothing and locks nothing. With --check its
-exit status is 1 if a cell failed or a strategy did not pass the parity gate, else 2 if a cell has
-no result yet, else 0; 3 if the matrix cannot be read.
+exit status is 1 if a cell or a search for the largest batch failed or a strategy did not pass the
+parity gate, else 2 if one has no result yet, else 0; 3 if the matrix cannot be read.
 """
 
 from __future__ import annotations
