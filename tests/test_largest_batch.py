@@ -21,6 +21,7 @@ from find_largest_batch import find_largest_batch
 from gpu_matrix import config_of, write_matrix
 from shardmark.cells import BatchSearch, batch_search
 from shardmark.config.loading import load
+from shardmark.config.saved import save_config
 from shardmark.config.schema import Config
 from shardmark.config.schema import LargestBatch as Wanted
 from shardmark.errors import UserError
@@ -29,6 +30,7 @@ from shardmark.largest_batch import LargestBatch, Measured, SearchState, batch_r
 from shardmark.report.table import to_markdown
 from shardmark.result_files import read_record
 from shardmark.results.collected import collect
+from shardmark.results.searches import read_searches
 from small_matrix import ROOT
 from test_schemas import errors
 from test_workflow import CONFIG, copy_project
@@ -173,6 +175,24 @@ def test_a_size_whose_window_does_not_fit_is_too_large() -> None:
     assert (state.next_size(), state.largest) == (None, 6)
     state = state.after(6, "oom")
     assert (state.next_size(), state.largest) == (5, 4)
+
+
+def test_the_log_of_a_search_says_why_it_failed(tmp_path: Path) -> None:
+    config = load(raw(), ROOT)
+    (wanted,) = read_searches(config, tmp_path)
+    assert wanted.failure == "", "it was not tried yet"
+    file = tmp_path / "config.json"
+    save_config(config, file)
+    output = tmp_path / wanted.search.file
+    output.parent.mkdir(parents=True)
+    names = ["--workload", "gpt", "--strategy", "ddp", "--gpus", "2", "--output", str(output)]
+    script = str(ROOT / "workflow/scripts/find_largest_batch.py")
+    run = [sys.executable, script, "--config", str(file), *names, "--time-limit-minutes", "0.02"]
+    with output.with_suffix(".log").open("w") as log:
+        done = subprocess.run(run, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    assert done.returncode == 1
+    (failed,) = read_searches(config, tmp_path)
+    assert failed.failure.startswith("the time limit ended the search before the first batch")
 
 
 def leave(config: Config, root: Path, strategy: str, **fields: Any) -> None:

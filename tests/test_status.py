@@ -34,8 +34,8 @@ from shardmark.launching.cell_progress import (
 from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run
 from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
+from shardmark.slurm.queue import parse_time
 from shardmark.status.cell_status import CellStatus
-from shardmark.status.job_status import parse_slurm_time
 from shardmark.status.matrix_status import exit_code, status_of
 from shardmark.status.view import LOOKS, View
 from small_matrix import ROOT, cell_at, matrix
@@ -442,7 +442,7 @@ def test_slurm_that_does_not_answer_is_a_remark() -> None:
     [("1-02:03:04", 93784), ("2:03:04", 7384), ("3:04", 184), ("UNLIMITED", None), ("", None)],
 )
 def test_slurms_times(left: str, seconds: float | None) -> None:
-    assert parse_slurm_time(left) == seconds
+    assert parse_time(left) == seconds
 
 
 def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter(

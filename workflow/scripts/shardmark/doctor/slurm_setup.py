@@ -17,7 +17,6 @@ from shardmark.doctor.finding import Finding
 from shardmark.doctor.slurm_submission import Resources
 from shardmark.errors import UserError
 from shardmark.slurm import queue
-from shardmark.status.job_status import parse_slurm_time
 
 # As in the executor, which uses squeue only if Slurm remembers an ended job for three checks.
 FIRST_LOOK_S, LOOKS = 40, 3
@@ -104,7 +103,7 @@ def longest_limit_minutes(resources: Resources) -> float:
     for line in queue.ask("sinfo", "--noheader", "--format=%P %l").splitlines():
         name, limit = line.split()
         if name in wanted or (not wanted and name.endswith("*")) or name.rstrip("*") in wanted:
-            seconds = parse_slurm_time(limit)
+            seconds = queue.parse_time(limit)
             limits.append(float("inf") if seconds is None else seconds / 60)
     return max(limits)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import subprocess
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ class Job:
     comments: tuple[str, ...]
     nodes: str
     left: str
+
+
+def parse_time(text: str) -> float | None:
+    """Convert Slurm's ``[days-][hours:]minutes:seconds`` to seconds; None for UNLIMITED etc."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
 
 
 def jobs_of(project: Path, comments: Container[str]) -> list[Job]:

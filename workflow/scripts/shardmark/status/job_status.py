@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,7 +99,7 @@ def live_status(
     if job is not None:
         if job.state != "RUNNING":
             return JobStatus("queued", _why_waiting(job), job.job_id, work.log)
-        left = parse_slurm_time(job.left)
+        left = queue.parse_time(job.left)
         if owner is None or owner["slurm_job_id"] != job.job_id:
             if len(job.comments) > 1:
                 # The job is a group, whose cells run one after the other.
@@ -153,12 +152,3 @@ def _last_slurm_log(work: ResultJob, root: Path) -> tuple[str | None, Path | Non
         return None, None
     last = max(logs, key=lambda path: int(path.stem))
     return last.stem, last.relative_to(root)
-
-
-def parse_slurm_time(text: str) -> float | None:
-    """Convert Slurm's ``[days-][hours:]minutes:seconds`` to seconds; None for UNLIMITED etc."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
