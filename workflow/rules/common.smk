@@ -144,7 +144,7 @@ SEARCHES = {
 
 
 def runs_jobs():
-    """Whether this is no dry run, --touch, --summary or the like, which must not change results."""
+    """Whether Snakemake will run jobs. A dry run, --touch or --summary must not change results."""
     return workflow.executor_plugin and not workflow.dryrun and not workflow.touch
 
 

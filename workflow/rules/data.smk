@@ -1,5 +1,5 @@
 def data_at(wildcards):
-    """The user's own files with a workload's samples; after an edit the cells run again."""
+    """The user's own files that contain a workload's samples. If one changes, the cells run again."""
     return CONFIG.workloads[wildcards.workload].own_files
 
 

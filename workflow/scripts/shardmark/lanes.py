@@ -17,6 +17,12 @@ LANES: dict[str, str] = {
     "as_recommended": "as recommended",
     "other_arithmetic": "other arithmetic",
 }
+# What each lane means, where a table has rows of several.
+LANE_MEANINGS: dict[str, str] = {
+    LANES["same_arithmetic"]: "weights, gradients and their reduction in float32",
+    LANES["as_recommended"]: "the framework's own mixed precision (native bf16) or compilation",
+    LANES["other_arithmetic"]: "anything else that changes the arithmetic",
+}
 _RECOMMENDED = {"param_dtype": "fp32", "low_precision_communication": False, "compile": None}
 _OTHER = {
     "comm_hook": "none",

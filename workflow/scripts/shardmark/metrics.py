@@ -291,7 +291,7 @@ class Roofs(Record):
         names=("memory_roof_items_per_s", "memory_roof_images_per_s"),
         default=...,
     )
-    bound: Bound | None = _value("Which of the two is lower.", _NOT_COUNTED, default=...)
+    bound: Bound | None = _value("Which of the two roofs is lower.", _NOT_COUNTED, default=...)
     statement: str | None = _value("The comparison in words.", _NOT_COUNTED, default=...)
 
 
@@ -341,7 +341,7 @@ class HostUse(Record):
         default=...,
     )
     cpus: Total | None = _value("Number of CPUs that the rank may run on.")
-    cpu_list: str | None = _value("These CPUs.")
+    cpu_list: str | None = _value("The CPUs that the rank may run on.")
     cpu_quota: Amount | None = _value(
         "CPU time per wall-clock time that the rank's control groups (cgroup v1 and v2) allow, in "
         "CPUs.",
@@ -351,7 +351,7 @@ class HostUse(Record):
         "Periods of the quota in the window; 0 without a quota.", _NO_QUOTA_READ
     )
     cpu_periods_throttled: Total | None = _value(
-        "Those in which the quota ran out.", _NO_QUOTA_READ
+        "Periods of the window in which the quota ran out.", _NO_QUOTA_READ
     )
     torch_threads: Total | None = _value("Number of torch's CPU threads.")
 
@@ -425,8 +425,8 @@ class Device(Record):
         _ON_CPU,
     )
     power_mean_w: Amount | None = _value("Mean power, W.")
-    power_limit_w: Amount | None = _value("Limit of the power, W.")
-    power_limit_default_w: Amount | None = _value("Its default, W.")
+    power_limit_w: Amount | None = _value("Power limit, W.")
+    power_limit_default_w: Amount | None = _value("Default power limit, W.")
     energy_counter_j: Amount | None = _value("Energy by the counter, J.")
     energy_integral_j: Amount | None = _value("Integral of the sampled power, J.")
     energy_disagreement_pct: Change | None = _value(
@@ -439,12 +439,12 @@ class Device(Record):
     idle_memory_bytes: Total | None = _value("Memory in use when idle, bytes.")
     idle_utilization_pct: Amount | None = _value("Utilisation when idle, %.")
     sm_clock_mean_mhz: Amount | None = _value("Mean clock of the multiprocessors, MHz.")
-    sm_clock_min_mhz: Amount | None = _value("The lowest, MHz.")
-    sm_clock_limit_mhz: Amount | None = _value("Highest that is possible, MHz.")
-    temperature_max_c: Change | None = _value("Highest temperature, °C.")
+    sm_clock_min_mhz: Amount | None = _value("Lowest clock of the multiprocessors, MHz.")
+    sm_clock_limit_mhz: Amount | None = _value("Highest clock that the device allows, MHz.")
+    temperature_max_c: Change | None = _value("Highest temperature in the window, °C.")
     throttle_reasons: list[str] | None = _value("NVML's reasons for which the clocks were lowered.")
     throttled_pct: dict[str, Amount] | None = _value(
-        "By reason, the share of the samples in which it held, %."
+        "For each reason, the share of the samples in which it applied, %."
     )
     ecc_errors: Total | None = _value(
         "Number of uncorrected memory errors while the device was sampled."
@@ -597,7 +597,9 @@ class Metrics(Record):
     host: list[HostUse] = Field([], description="CPU use of each rank.")
     memory: Memory | None = _value("The model's state in memory.")
     devices: list[Device] = Field([], description="Each device over the steady window.")
-    efficiency: Efficiency | None = _value("All devices together.")
+    efficiency: Efficiency | None = _value(
+        "Energy, power, utilisation and memory of all devices together."
+    )
     effective_config: EffectiveConfig | None = _value(
         "Settings that were read back from the live objects."
     )

@@ -115,7 +115,7 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     for name, workload in workloads.items():
         counts = [count for _, count in gpus] if name in selected else []
         if name in RESERVED_WORKLOADS:
-            yield f"workloads.{name}: names something else among the results; choose another"
+            yield f"workloads.{name}: results/ uses this name for something else; choose another"
         if isinstance(workload, Mapping):
             yield from workload_mistakes(f"workloads.{name}", workload, counts, cluster, root)
     yield from _combination_mistakes(variants, workloads, matrix)
@@ -153,7 +153,7 @@ def _repeated_entries(matrix: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _part_mistakes(matrix: Matrix | None, baseline: Any) -> Iterator[str]:
-    """Report parts of the matrix that name what is not in it, and groups without the baseline."""
+    """Report entries of matrix.only that are not in the matrix, and groups without the baseline."""
     if matrix is None or not matrix.only:
         return
     lists: dict[str, list[Any]] = {key: getattr(matrix, key) for key in AXES}
@@ -259,7 +259,7 @@ def _name_mistakes(path: str, name: object) -> Iterator[str]:
     if name in STRATEGIES:
         yield f"{path}: is the name of a strategy; choose another"
     if name in RESERVED_VARIANTS:
-        yield f"{path}: names something else among the results; choose another"
+        yield f"{path}: results/ uses this name for something else; choose another"
 
 
 def _option_mistakes(path: str, base: str, given: Mapping[str, Any]) -> Iterator[str]:

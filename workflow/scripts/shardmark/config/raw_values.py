@@ -52,7 +52,7 @@ def section_at(kind: type[S], raw: Mapping[str, Any], key: str) -> S | None:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path that was written is a folder."""
+    """Whether a path in the configuration is a folder."""
     try:
         return path.is_dir()
     except OSError:  # for example a name that is too long for the file system
@@ -60,7 +60,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path that was written is a file."""
+    """Whether a path in the configuration is a file."""
     try:
         return path.is_file()
     except OSError:

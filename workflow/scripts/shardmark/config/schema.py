@@ -540,7 +540,7 @@ AnyWorkload = Annotated[
 class Appearance(Section):
     """How pages, tables and figures present a variant or a strategy of the user's own.
 
-    No cell contains it, so that no cell runs again for another label.
+    It is no part of a cell, so a new label reruns no cell.
     """
 
     label: Label = Field(
@@ -860,7 +860,7 @@ def base_and_options(config: Config, strategy: str) -> tuple[str, dict[str, Any]
 
 
 def split_variant(variant: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a variant says about its appearance, and its options."""
+    """Split a variant into its appearance and its options."""
     looks = {key: value for key, value in variant.items() if key in Appearance.model_fields}
     options = {key: value for key, value in variant.items() if key not in ("base", *looks)}
     return looks, options
@@ -872,7 +872,7 @@ def chosen_labels(config: Config) -> dict[str, str]:
 
 
 def chosen_colours(config: Config) -> dict[str, str]:
-    """Return the colours that it chooses."""
+    """Return the colours that the configuration chooses, by strategy of the matrix."""
     return {name: look.color for name, look in _appearances(config) if look.color}
 
 

@@ -1,6 +1,6 @@
 """The types of values in a configuration, and of the sections that contain them.
 
-None of them converts what was written.
+None of them converts a value to another type.
 
 A boolean is not a number, text is not a number, and 2.0 is not a count. YAML already distinguishes
 them; if it read a value differently from what the writer meant, an error is better than a guess.

@@ -94,8 +94,9 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
     axes.xaxis.set_major_formatter(FuncFormatter(signed_tick))
     axes.set_xlabel(f"Throughput against {data.labels[data.baseline]} (%), linear")
-    equal = f"grey band: equal within {100 * margin:g} %"
-    axes.set_title(_join_title(data, data.describe_gpus(count), equal), loc="left")
+    bars = ["bars: 95 % intervals"] if rows.ci_low.notna().any() else []
+    first = _join_title(data, data.describe_gpus(count), *bars)
+    axes.set_title(f"{first}\ngrey band: equal within {100 * margin:g} %", loc="left")
 
 
 def _join_title(data: Data, *parts: str) -> str:

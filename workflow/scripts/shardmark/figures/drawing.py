@@ -215,7 +215,7 @@ def legend(figure: Figure, data: Data, title: str, drawn: Sequence[str]) -> None
     lines = [title]
     if left_out:
         lines += textwrap.wrap(
-            f"Not drawn: {', '.join(left_out)}", int(data.width_mm * LETTERS_PER_MM)
+            f"Not drawn: {'; '.join(left_out)}", int(data.width_mm * LETTERS_PER_MM)
         )
     legend_of(figure, data.width_mm, handles, "\n".join(lines))
 

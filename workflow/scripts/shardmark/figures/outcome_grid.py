@@ -58,7 +58,7 @@ def outcome_figure(data: Data) -> Figure:
         )
         for outcome in seen
     ]
-    legend_of(figure, data.width_mm, handles, "Seeds across")
+    legend_of(figure, data.width_mm, handles, "Seeds across; no box: not planned")
     return figure
 
 

@@ -79,7 +79,8 @@ def trade_off_figure(data: Data) -> Figure:
     for panel in panels:
         _draw(panel, data, points[panel.gpus])
     drawn = [name for name in data.labels if any(name in own for own in points.values())]
-    legend(figure, data, _set_scales(panels, quantities), drawn)
+    scales = _set_scales(panels, quantities)
+    legend(figure, data, f"{scales}\npale: another strategy beats it in all of them", drawn)
     lay_out(figure)
     for panel in panels:
         _name_points(panel, data, points[panel.gpus])

@@ -1,4 +1,4 @@
-"""Run the check of a file of the user's own in a process that it cannot take down with it."""
+"""Check a user's own file in a process of its own, so that the file can end only that process."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def write_check(
             raise UserError(receiver.recv())
     if code is None:
         raise UserError(
-            f"{file}: its check was ended after {limit_s:.0f} s. It may wait for something, or "
-            "build its model or load its data for that long; make that faster"
+            f"{file}: its check was ended after {limit_s:.0f} s. It may be waiting for something, "
+            "or its model may take that long to build, or its data to load; make it faster"
         )
     if code in (-signal.SIGKILL, -signal.SIGTERM):
         raise UserError(

@@ -8,17 +8,23 @@ from typing import Literal
 
 import pandas as pd
 
-from shardmark.quantities import describe_gpus, format_number, percent, replicas_noun
+from shardmark.quantities import describe_gpus, format_number, replicas_noun
 from shardmark.report.sentences import format_quantity, join_names
 from shardmark.results.outcome import Outcome
 from shardmark.results.run_record import RunRecord
 from shardmark.statistics.comparisons import PRIMARY
-from shardmark.statistics.family import FEWEST_LIKELY
+from shardmark.statistics.family import FEWEST_ESTABLISHED, FEWEST_LIKELY
 from shardmark.statistics.standing import Standing, Verdict
 from shardmark.statistics.verdict import MEMORY
 from shardmark.strategies import label_of
 
 Badge = Literal["established", "likely", "open", "no answer"]
+# What each badge means, for the line below the answers.
+BADGES: dict[str, str] = {
+    "established": f"{FEWEST_ESTABLISHED} or more runs of each strategy confirm it (p < 0.05)",
+    "likely": f"{FEWEST_LIKELY} to {FEWEST_ESTABLISHED - 1} runs of each support it (p < 0.05)",
+    "open": "the runs so far do not decide",
+}
 
 # These limits belong to this page, not to the statistics.
 # Below this multiple of the accuracy of guessing, a model has learned nothing.
@@ -161,7 +167,7 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
         return "open", f"Only {best} has results.", "It runs"
     few = any(verdict.runs[name] < FEWEST_LIKELY for name in (standing.best or "", *standing.open))
     if standing.open and few and not (standing.worse or standing.equivalent):
-        return "open", "Too few runs to choose.", f"Ahead so far: {best}"
+        return "open", "Too few runs to choose.", f"{best} is ahead so far"
     contenders = _contenders(standing)
     rivals = contenders or standing.equivalent
     names = [best, *map(label_of, rivals)]
@@ -171,7 +177,7 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
             if len(names) <= MOST_NAMES
             else f"{best} or {len(rivals)} others"
         )
-        return "open", f"Use {chosen}.", f"Ahead so far: {best}"
+        return "open", f"Use {chosen}.", f"{best} is ahead so far"
     if standing.equivalent:
         chosen = join_names(names, "or") if len(names) <= MOST_NAMES else best
         return (
@@ -194,12 +200,10 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
     speed = format_quantity(PRIMARY.column, standing.value or 0.0, unit)
     row = scaling[(scaling.strategy == standing.best) & (scaling.gpus == verdict.gpus)]
     if len(row) and row.iloc[0].reference_gpus != verdict.gpus and pd.notna(row.iloc[0].efficiency):
-        speed += f", {100 * row.iloc[0].efficiency:.0f} % efficiency"
+        speed += f" ({100 * row.iloc[0].efficiency:.0f} % scaling efficiency)"
     batch = int(cells_there.per_gpu_batch_size.iloc[0])
     replica = replicas_noun(device)
-    text = (
-        f"{describe_gpus(device, verdict.gpus)} with a batch of {batch:,} per {replica} ({speed})"
-    )
+    text = f"{describe_gpus(device, verdict.gpus)} with a batch of {batch:,} per {replica}: {speed}"
     memory = verdict.medians[standing.best or ""].get(MEMORY.column)
     if memory is None:
         return text
@@ -220,24 +224,38 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
         else:
             yield (
                 f"If memory is tight: {label_of(name)}",
-                f"({_roughly(speeds[name])} speed, {_roughly(memory)} memory).",
+                f"({_slower(speeds[name])}, {_roughly(memory)} less memory).",
             )
-    other = [name for name in verdict.fastest.worse if not frugal or name != frugal[0]]
+    tight = frugal[0] if frugal else None
     if verdict.fastest.not_compared:
         yield "Not comparable:", f"{join_names(list(map(label_of, verdict.fastest.not_compared)))}."
-    behind = [name for name in verdict.fastest.open if speeds[name] < FAR_BEHIND]
-    if behind:
-        names = [f"{label_of(name)} ({_roughly(speeds[name])})" for name in behind]
-        yield "Not ranked yet:", f"{join_names(names)}."
-    slow = sorted((name for name in other if speeds[name] < FAR_BEHIND), key=speeds.__getitem__)
-    if slow:
-        names = [f"{label_of(name)} ({_roughly(speeds[name])})" for name in slow[:MOST_NAMES]]
-        yield "Avoid", f"{join_names(names)}."
+    for words, names in (
+        ("Far behind so far:", verdict.fastest.open),
+        ("Avoid", verdict.fastest.worse),
+    ):
+        far = [name for name in names if name != tight and speeds[name] < FAR_BEHIND]
+        slowest = sorted(far, key=speeds.__getitem__)[:MOST_NAMES]
+        if slowest:
+            yield words, f"{join_names(_with_speeds(slowest, speeds))}."
+
+
+def _with_speeds(names: Sequence[str], speeds: Mapping[str, float]) -> list[str]:
+    """Return labels with how much slower each is; only the first says that it is slower."""
+    first, *others = names
+    return [
+        f"{label_of(first)} ({_slower(speeds[first])})",
+        *(f"{label_of(name)} ({_roughly(speeds[name])})" for name in others),
+    ]
+
+
+def _slower(ratio: float) -> str:
+    return f"{_roughly(ratio)} {'slower' if ratio <= 1 else 'faster'}"
 
 
 def _roughly(ratio: float) -> str:
-    """Return a ratio as a rounded difference, without decimals from 10 % on."""
-    return percent(ratio, places=0 if abs(ratio - 1) >= 0.1 else 1)
+    """Return by how much a ratio differs from one, without decimals from 10 % on."""
+    difference = 100 * abs(ratio - 1)
+    return f"{difference:.{0 if difference >= 10 else 1}f} %"
 
 
 def _frugal(verdict: Verdict) -> tuple[str, float] | None:

@@ -95,11 +95,10 @@ def _scaling(data: HeadlineData) -> str:
     rows = rows.sort_values("speedup", ascending=False)
     if rows.empty:
         return ""
-    ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
-    parts = [f"{row.speedup:.2f} with {label_of(row.strategy)}" for row in ends.itertuples()]
+    factors = {label_of(row.strategy): f"{row.speedup:.2f}" for row in rows.itertuples()}
     return (
         f"From {rows.reference_gpus.iloc[0]} to {data.where}, throughput grows by a factor of "
-        f"{' (most) and '.join(parts)}" + (" (least)." if len(parts) > 1 else ".")
+        f"{_most_and_least(factors)}."
     )
 
 
@@ -109,11 +108,18 @@ def _efficiency(data: HeadlineData) -> str:
     rows = rows[rows.gpus == rows.gpus.max()].sort_values("efficiency", ascending=False)
     if rows.empty:
         return ""
-    ends = rows.iloc[[0, -1]] if len(rows) > 1 else rows
-    parts = [f"{label_of(row.strategy)} {100 * row.efficiency:.0f} %" for row in ends.itertuples()]
-    return f"Efficiency on {data.where}: {', '.join(parts)}" + (
-        " (best and worst)." if len(parts) > 1 else "."
-    )
+    shares = {label_of(row.strategy): f"{100 * row.efficiency:.0f} %" for row in rows.itertuples()}
+    return f"Scaling efficiency on {data.where}: {_most_and_least(shares)}."
+
+
+def _most_and_least(values: Mapping[str, str]) -> str:
+    """Return the first and the last of descending values in words, with their strategies."""
+    (most, high), (least, low) = (list(values.items())[end] for end in (0, -1))
+    if len(values) == 1:
+        return f"{high} with {most}"
+    if high == low:
+        return f"{high} with every strategy that ran on several GPU counts"
+    return f"{high} with {most} (most) and {low} with {least} (least)"
 
 
 def _step_split(data: HeadlineData) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from shardmark.config.schema import Measure
+from shardmark.report.sentences import join_names
 from shardmark.results.collected import Tables
 from shardmark.results.largest_batch_rows import WITHOUT_RESULT
 from shardmark.results.outcome import Outcome
@@ -37,7 +38,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     reported = cells[cells.status != ""]
     unproven = reported[~reported.parity.isin(["passed", "unsupported"])].strategy.unique()
     if len(unproven):
-        names = ", ".join(map(label_of, sorted(unproven)))
+        names = join_names(list(map(label_of, sorted(unproven))))
         yield Caveat(f"Not proven to train the same model at every GPU count: {names}.", "parity")
     lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
     if lacking:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.lanes import LANES
+from shardmark.lanes import LANE_MEANINGS, LANES
 from shardmark.quantities import describe_gpus, format_number, percent
 from shardmark.report.sentences import explain
 from shardmark.report.table import Table
@@ -103,7 +103,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
                 "Efficiency (%)": _efficiency(_find_row(scaling, name)),
                 "MFU (%)": _mfu(measured),
                 "HFU (%)": _hfu(measured),
-                "Peak memory (GiB)": _memory(measured),
+                "Memory peak (GiB)": _memory(measured),
                 ENERGY.of(unit).heading: format_number(measured[ENERGY.column], 3),
                 **(_price(per_gpu) if device == "cuda" else {}),
                 "Verdict": _verdict(name == baseline, row, runs_of_row),
@@ -141,6 +141,8 @@ def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: s
     parts = [f"{cells.workload.iloc[0]} on {where}, medians over runs"]
     if len(lanes) == 1:
         parts.append(f"all rows: {lanes.pop()}")
+    else:
+        parts += [f"{lane}: {LANE_MEANINGS[lane]}" for lane in sorted(lanes, reverse=True)]
     if "MFU (%)" in headings:
         parts.append("MFU: share of the measured peak (small type: of the datasheet's)")
     if "HFU (%)" in headings:

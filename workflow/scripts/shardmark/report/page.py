@@ -14,7 +14,7 @@ import yaml
 
 from shardmark.measurement.validity import labels_in_words, rules_in_words
 from shardmark.quantities import describe_gpus
-from shardmark.report.answer import Answer, make_answer
+from shardmark.report.answer import BADGES, Answer, make_answer
 from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import CSV_TABLES, FIGURES, GROUPS, NOT_DRAWN, SECTIONS, caption
@@ -116,6 +116,11 @@ def page_context(
     record, cells = tables.record, tables.cells
     notes = list(caveats(tables))
     with_all_runs = include_excluded_runs(cells, record.baseline, margin)
+    workloads = [
+        _workload(name, tables, findings, with_all_runs, figures / name)
+        for name in record.workloads
+    ]
+    badges = {workload.answer.badge for workload in workloads}
     return {
         "run": record.run,
         "identity": identity(tables),
@@ -124,10 +129,8 @@ def page_context(
         "on_gpus": record.device == "cuda",
         "million_items": MILLION_ITEMS,
         "price": f"{PRICE_PER_HOUR:.2f}",
-        "workloads": [
-            _workload(name, tables, findings, with_all_runs, figures / name)
-            for name in record.workloads
-        ],
+        "workloads": workloads,
+        "badges": {badge: meaning for badge, meaning in BADGES.items() if badge in badges},
         "caveats": notes,
         "first_caveats": notes[:FIRST_CAVEATS],
         "causes": group_by_cause(cells, tables.failures),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from shardmark.quantities import describe_gpus, format_number, replicas_heading
 from shardmark.report.failures import locate, name_cell
-from shardmark.report.sentences import explain
+from shardmark.report.sentences import explain, join_names
 from shardmark.report.table import Table
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.certificate import Certificate, Row
@@ -98,10 +98,10 @@ def _p_value(value: float) -> str:
 
 def _unpaired(group: pd.DataFrame) -> list[str]:
     rows = group[group.ratio.notna() & ~group.paired.astype(bool)]
-    names = ", ".join(map(label_of, rows.strategy.unique()))
-    return [f"Ran on other devices than the baseline, so not paired with it: {names}."] * bool(
-        names
-    )
+    if rows.empty:
+        return []
+    names = join_names(list(map(label_of, rows.strategy.unique())))
+    return [f"Ran on other devices than the baseline, so not paired with it: {names}."]
 
 
 def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:

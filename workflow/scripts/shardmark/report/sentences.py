@@ -15,8 +15,17 @@ from shardmark.strategies import label_of
 
 
 def join_names(names: Sequence[str], word: str = "and") -> str:
-    """Return names as a list in a sentence."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+    """Return names as a list in a sentence, with semicolons if a name has a comma.
+
+    >>> join_names(["DDP", "DDP, my buckets", "FSDP2"])
+    'DDP; DDP, my buckets; and FSDP2'
+    """
+    *others, last = names
+    if not others:
+        return last
+    if any("," in name for name in names):
+        return f"{'; '.join(others)}; {word} {last}"
+    return f"{', '.join(others)} {word} {last}"
 
 
 def ratio_text(row: pd.Series[Any]) -> str:
