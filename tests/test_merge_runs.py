@@ -212,6 +212,27 @@ def test_versions_that_differ_are_told(monday: Path, tmp_path: Path) -> None:
     assert "torch: 2.15.0, 2.16.0" in result.stdout
 
 
+def test_code_that_differs_is_named_for_each_workload(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    for path in tuesday.glob("w/fsdp/*/*/metrics.json"):
+        edit_json(path, code_sha256="an edited file")
+    result = merge_runs(tmp_path / "joined", monday, tuesday)
+    assert result.returncode == 0, result.stderr
+    assert "  code that trained w with fsdp\n" in result.stdout
+
+
+@pytest.mark.parametrize("place", [".", "inner"])
+def test_a_run_is_not_merged_into_one_of_the_sets(monday: Path, tuesday: Path, place: str) -> None:
+    files = sorted(monday.rglob("*"))
+    result = merge_runs(monday / place, tuesday, monday)
+    assert result.returncode == 1
+    message = f"shardmark: --into: {monday / place} is in {monday}, a set to merge"
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(monday.rglob("*")) == files
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(
     monday: Path, tuesday: Path, tmp_path: Path
 ) -> None:

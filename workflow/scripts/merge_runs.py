@@ -12,6 +12,7 @@ such an overlay.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,7 +29,7 @@ MOST_NAMED = 5
 
 def summary(merged: Merged, sets: int, folder: Path) -> str:
     """Return a few lines about what was merged."""
-    lines = [f"{len(merged.results)} cells of {sets} sets are in {folder}"]
+    lines = [f"{len(merged.results)} cells of {sets} set{'' if sets == 1 else 's'} are in {folder}"]
     for title, texts in (
         ("counted once, though in several sets", merged.duplicates),
         ("conflicts", merged.conflicts),
@@ -64,6 +65,17 @@ def check_run_name(name: str) -> None:
         raise UserError(f"--into: {name!r} cannot be the name of a run: {rule}") from None
 
 
+def check_outside(folder: Path, sets: Sequence[Path]) -> None:
+    """Check that the merged run does not go into one of the sets, which merging must not change.
+
+    Raises:
+        UserError: if it does.
+    """
+    for one in sets:
+        if folder.resolve().is_relative_to(one.resolve()):
+            raise UserError(f"--into: {folder} is in {one}, a set to merge; name another folder")
+
+
 @one_message
 def main() -> None:
     """Merge the result sets named on the command line."""
@@ -80,6 +92,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     check_run_name(arguments.into.name)
+    check_outside(arguments.into, arguments.sets)
     sets = [read_result_set(folder) for folder in arguments.sets]
     merged = merge(sets, arguments.prefer)
     write_merged(merged, arguments.into, arguments.sets)

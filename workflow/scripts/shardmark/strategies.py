@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shardmark.config.values import Count, Flag, FlagOrGroupSize, GroupSize, Number, TrueOrGroupSize
+from shardmark.config.values import (
+    Count,
+    Flag,
+    FlagOrGroupSize,
+    FreeOptions,
+    GroupSize,
+    Number,
+    TrueOrGroupSize,
+)
 from shardmark.lanes import Lane
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -183,7 +191,7 @@ class OwnOptions(Options):
     file: Annotated[str, Field(min_length=1)] = Field(
         description="The file that defines the strategy; a path relative to the project."
     )
-    options: dict[str, Any] = Field(
+    options: FreeOptions = Field(
         default_factory=dict, description="What the file may read as its options; any keys."
     )
     packages: list[str] = Field(

@@ -20,6 +20,7 @@ from shardmark.config.values import (
     Colour,
     Count,
     Flag,
+    FreeOptions,
     Label,
     Name,
     Number,
@@ -457,7 +458,7 @@ class OwnWorkload(Workload):
     file: Annotated[str, Field(min_length=1)] = Field(
         description="The file that defines the training; a path relative to the project."
     )
-    options: dict[str, Any] = Field(
+    options: FreeOptions = Field(
         default_factory=dict, description="What the file may read as its options; any keys."
     )
     dataset: OwnData

@@ -8,7 +8,9 @@ them; if it read a value differently from what the writer meant, an error is bet
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
@@ -79,6 +81,37 @@ def _require_visible(colour: object) -> object:
     return colour
 
 
+# A result contains its cell's options, and a result that is nested much deeper is refused.
+DEEPEST_OPTIONS = 20
+
+
+def _require_json(options: dict[str, Any]) -> dict[str, Any]:
+    for path, value in _leaves(options):
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not finite or not isinstance(value, (str, bool, int, float, type(None))):
+            raise ValueError(
+                f"must have text, a finite number, true, false or null as {path}; a date and "
+                "infinity need quotes"
+            )
+    return options
+
+
+def _leaves(value: Any, path: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested lists and mappings, each with its path."""
+    if isinstance(value, (dict, list)):
+        if depth > DEEPEST_OPTIONS:
+            raise ValueError(f"must not be nested more than {DEEPEST_OPTIONS} levels deep")
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict) and not isinstance(key, str):
+                raise ValueError(f"must have text as keys; put {key!r} in quotes")
+            yield from _leaves(entry, f"{path}.{key}" if path else str(key), depth + 1)
+    else:
+        yield path, value
+
+
+# What a user's own file reads. It gets the values from JSON, which changes a date into text, for
+# example; only what JSON keeps is the same in the check, the gate and the cells.
+FreeOptions = Annotated[dict[str, Any], AfterValidator(_require_json)]
 # Either may be empty.
 Label = Annotated[str, Field(max_length=40), AfterValidator(_require_one_line)]
 Colour = Annotated[str, Field(pattern="^(#[0-9A-Fa-f]{6})?$"), BeforeValidator(_require_visible)]

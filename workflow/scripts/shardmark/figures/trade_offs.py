@@ -33,6 +33,8 @@ OBJECTIVES = ("items_per_s", "memory_used_peak_bytes", "energy_per_item_j")
 ROW_MM = 32.0
 # Height of the x axis labels, once per block of panels.
 LABEL_MM = 9.0
+# The legend's second line.
+LINE_MM = 3.5
 # Opacity of strategies that another one beats.
 BEATEN_ALPHA = 0.35
 MARKER_PT = 6.0
@@ -96,7 +98,7 @@ def _panels(
     blocks = 1 if beside else len(pairs)
     rows_each = math.ceil(len(counts) / across)
     rows = rows_each * blocks
-    height = rows * ROW_MM + blocks * LABEL_MM + legend_mm(data, len(data.labels))
+    height = rows * ROW_MM + blocks * LABEL_MM + LINE_MM + legend_mm(data, len(data.labels))
     figure = Figure(figsize=(data.width_mm * MM, height * MM))
     grid = figure.subplots(rows, columns, squeeze=False)
     left = dict(np.ndenumerate(grid))

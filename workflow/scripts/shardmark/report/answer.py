@@ -21,9 +21,9 @@ from shardmark.strategies import label_of
 Badge = Literal["established", "likely", "open", "no answer"]
 # What each badge means, for the line below the answers.
 BADGES: dict[str, str] = {
-    "established": f"{FEWEST_ESTABLISHED} or more runs of each strategy confirm it (p < 0.05)",
-    "likely": f"{FEWEST_LIKELY} to {FEWEST_ESTABLISHED - 1} runs of each support it (p < 0.05)",
-    "open": "the runs so far do not decide",
+    "established": f"p<0.05, {FEWEST_ESTABLISHED}+ runs each",
+    "likely": f"p<0.05, {FEWEST_LIKELY}–{FEWEST_ESTABLISHED - 1} runs each",
+    "open": "undecided",
 }
 
 # These limits belong to this page, not to the statistics.

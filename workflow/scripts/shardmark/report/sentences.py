@@ -23,7 +23,7 @@ def join_names(names: Sequence[str], word: str = "and") -> str:
     *others, last = names
     if not others:
         return last
-    if any("," in name for name in names):
+    if any(", " in name for name in names):
         return f"{'; '.join(others)}; {word} {last}"
     return f"{', '.join(others)} {word} {last}"
 

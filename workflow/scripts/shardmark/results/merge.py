@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -189,7 +189,22 @@ def version_notes(sets: Sequence[ResultSet]) -> list[str]:
         values = {version for known in versions if (version := known[name])}
         if len(values) > 1:
             notes.append(f"{name.replace('_', ' ')}: {', '.join(sorted(values))}")
-    return notes
+    return [*notes, *_code_notes([result for one in sets for result in one.results])]
+
+
+def _code_notes(results: Iterable[Result]) -> Iterator[str]:
+    """Yield a note for each workload with strategies whose code differs between results.
+
+    The commit does not say this: a user's own file may be in no repository.
+    """
+    codes: dict[str, dict[str, set[str]]] = {}
+    for result in results:
+        of_workload = codes.setdefault(result.cell.workload, {})
+        of_workload.setdefault(result.cell.strategy, set()).add(result.metrics.code_sha256)
+    for workload, by_strategy in codes.items():
+        names = [name for name, known in by_strategy.items() if len(known) > 1]
+        if names:
+            yield f"code that trained {workload} with {', '.join(names)}"
 
 
 def _versions(metrics: Metrics) -> dict[str, str | None]:
