@@ -591,6 +591,23 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "site.secret_environment[0]",
         ("set for each rank by the launcher",),
     ),
+    **{
+        f"an option of a user's own file that JSON changes: {options}": (
+            changed(
+                matrix__strategies=["dp", "ddp", "slim", "mine"],
+                strategies={"mine": {"file": "docs/examples/one_all_reduce.py"} | options},
+            ),
+            "strategies.mine.options",
+            words,
+        )
+        for options, words in (
+            ({"options": {"a": [1, math.nan]}}, ("got {'a': [1, nan]}", "as a.1; ")),
+            ({"options": {"a": datetime.date(2026, 1, 2)}}, ("text", "as a; a date", "quotes")),
+            ({"options": {"a": {"b": b"x"}}}, ("as a.b; ",)),
+            ({"options": {"a": {1: 2}}}, ("text as keys; put 1 in quotes",)),
+            ({"options": yaml.safe_load("{a: " * 21 + "}" * 21)}, ("more than 20 levels",)),
+        )
+    },
     "options of sbatch with a quote left open": (
         changed(cluster__slurm_extra="--comment 'x"),
         "cluster.slurm_extra",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from doctor import summarise_matrix
+from doctor import name_own_code, summarise_matrix
 from shardmark.config.files import load_files
 from shardmark.config.schema import Site
 from shardmark.doctor import (
@@ -49,6 +49,19 @@ def levels(findings: Iterable[Finding]) -> list[tuple[str, str]]:
 def test_a_finding_is_one_line_with_what_to_do() -> None:
     finding = Finding("warn", "data", "is not\n  there", "make fetch")
     assert str(finding) == "warn  data            is not there -> make fetch"
+
+
+def test_the_cells_of_a_matrix_with_only_are_counted() -> None:
+    only = [{"gpus": [1]}, {"gpus": [2], "seeds": [0]}]
+    assert "run t, 9 cells, " in summarise_matrix(matrix(matrix__only=only)).detail
+
+
+def test_own_code_is_named_because_the_doctor_does_not_run_it() -> None:
+    file = "docs/examples/one_all_reduce.py"
+    own = {"strategies": {"mine": {"file": file}}}
+    (finding,) = name_own_code(matrix(matrix__strategies=["ddp", "mine"], **own))
+    assert finding.detail == f"{file}: not run here; a run checks it before its first job"
+    assert not list(name_own_code(matrix()))
 
 
 def test_what_is_installed_is_held_against_the_project(tmp_path: Path) -> None:

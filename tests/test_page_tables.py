@@ -11,6 +11,7 @@ from gpu_matrix import ROOT, WORKLOAD, config_of, metrics_of, write, write_matri
 from result_tables import GPU, cells_table
 from shardmark.cells import cell_of
 from shardmark.config.loading import load
+from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import FIGURES, caption
 from shardmark.report.page_tables import (
@@ -20,6 +21,7 @@ from shardmark.report.page_tables import (
     scaling_table,
     step_table,
 )
+from shardmark.report.sentences import join_names
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.comparisons import compare
@@ -46,6 +48,25 @@ def test_one_gpu_count_has_no_scaling(tmp_path: Path) -> None:
     assert table.notes == ["No strategy has results at two GPU counts."]
     exported = tables_to_export(tables, findings)
     assert exported["scaling"][0].notes == table.notes, "the page links to its files"
+
+
+def test_a_list_of_names_is_clear_although_a_name_has_a_comma() -> None:
+    assert join_names(["DDP", "FSDP2"]) == "DDP and FSDP2"
+    assert join_names(["DDP", "DDP, mine", "FSDP2"]) == "DDP; DDP, mine; and FSDP2"
+    assert join_names(["DDP 34,100", "FSDP2 9,000"]) == "DDP 34,100 and FSDP2 9,000"
+
+
+def test_equal_factors_of_scaling_have_no_most_and_least(tmp_path: Path) -> None:
+    config = config_of(strategies=["dp", "ddp"], gpus=[1, 2])
+    write_matrix(config, tmp_path)
+    tables, findings = read_all(config, tmp_path)
+    findings.scaling["speedup"] = [1.0, 2.001] * 2
+    data = HeadlineData.of(tables.cells, findings)
+    words = "2.00 with every strategy that ran on several GPU counts."
+    assert headline("scaling", data).endswith(words)
+    findings.scaling["speedup"] = [1.0, 2.001, 1.0, 1.9]
+    words = "2.00 with DDP (most) and 1.90 with DataParallel (least)."
+    assert headline("scaling", HeadlineData.of(tables.cells, findings)).endswith(words)
 
 
 def test_why_a_verdict_of_the_gate_is_what_it_is_stands_below(tmp_path: Path) -> None:

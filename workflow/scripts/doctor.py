@@ -7,6 +7,7 @@ Prints one line per check: ok, warn or FAIL. The exit status is 1 if a check fai
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
@@ -40,6 +41,20 @@ def summarise_matrix(config: Config) -> Finding:
     text = f"valid: run {config.run}, {cells} cells, the largest of {largest} {kind}"
     searched = f", and {searches} searches for the largest batch" if searches else ""
     return Finding("ok", "configuration", f"{text} on {nodes} node(s){searched}")
+
+
+def name_own_code(config: Config) -> Iterator[Finding]:
+    """Say that nothing here runs the user's own code."""
+    trainings = [config.workloads[name].own_code for name in config.matrix.workloads]
+    strategies = [
+        config.strategies[name].file
+        for name in config.matrix.strategies
+        if name in config.strategies
+    ]
+    files = dict.fromkeys([*itertools.chain(*trainings), *strategies])
+    if files:
+        later = "not run here; a run checks it before its first job"
+        yield Finding("ok", "your own code", f"{', '.join(files)}: {later}")
 
 
 def check_places(config: Config) -> Iterator[Finding]:
@@ -103,6 +118,7 @@ def run_checks(arguments: argparse.Namespace) -> Iterator[Finding | str]:
         yield from (Finding("FAIL", "configuration", one, "mend it first") for one in mistakes)
         return
     yield summarise_matrix(config)
+    yield from name_own_code(config)
     yield from check_matrix(config, arguments)
 
 
