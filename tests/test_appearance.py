@@ -17,7 +17,7 @@ from small_matrix import matrix
 from test_latex import run_script
 from test_tables import summarised
 
-LABEL = "DDP, $5_b$ <b>&"
+LABEL = "DDP, $5_b$ <b>& [2"
 LOOK = {"label": LABEL, "color": "#AA0000"}
 
 
@@ -56,13 +56,13 @@ def test_a_label_is_in_page_figures_and_tables_and_the_name_in_csv_files(tmp_pat
     shown = ("--margin", "0.02", "--command", "snakemake", "--output", page)
     run_script("report_page.py", "--results", tmp_path / "results/t", *shown)
 
-    html = "DDP, $5_b$ &lt;b&gt;&amp;"
-    assert html in page.read_text()
+    html = "DDP, $5_b$ &lt;b&gt;&amp; [2"
+    assert f"<th scope=row>{html}</th>" in page.read_text()
     assert "<td>slim</td>" not in page.read_text()
     # Matplotlib draws letters as paths, and notes the text beside them.
     assert f"<!-- {html} -->" in (figures / "compared/answer.svg").read_text()
     for name in ("comparisons", "outcomes", "certificate", "summary"):
-        assert r"DDP, \$5\_b\$ $<$b$>$\&" in (tables / f"{name}.tex").read_text()
+        assert r"DDP, \$5\_b\$ $<$b$>$\& [2" in (tables / f"{name}.tex").read_text()
     assert LABEL in (tables / "summary.txt").read_text()
     for name in ("cells", "comparisons", "summary"):
         text = (tables / f"{name}.csv").read_text()

@@ -233,6 +233,22 @@ def test_a_run_is_not_merged_into_one_of_the_sets(monday: Path, tuesday: Path, p
     assert sorted(monday.rglob("*")) == files
 
 
+def test_of_merges_into_one_folder_at_the_same_time_one_succeeds(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    joined = tmp_path / "joined"
+    command = [sys.executable, str(SCRIPT), "--into", joined, monday, tuesday]
+    merges = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    messages = sorted(merge.communicate()[1] for merge in merges)
+    refused = f"shardmark: {joined}: is not empty; delete it, or name another folder\n"
+    assert messages == ["", refused, refused]
+    assert len(list(joined.rglob("metrics.json"))) == 18
+    assert {path.name for path in tmp_path.iterdir()} == {"joined", "monday", "tuesday"}
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(
     monday: Path, tuesday: Path, tmp_path: Path
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,10 +234,11 @@ def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
     Raises:
         UserError: if the folder exists and is not empty.
     """
+    not_empty = UserError(f"{folder}: is not empty; delete it, or name another folder")
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; delete it, or name another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+        raise not_empty
+    # Another merge into the same folder may run at the same time.
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
         for result in merged.results:
             _write_result(result, partial, folder.name)
@@ -248,9 +251,12 @@ def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
             strategy.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found.path, strategy / f"gpus{found.largest.gpus}.json")
         write_text(partial / "merged.json", merge_record(merged, sources))
-        if folder.exists():
-            folder.rmdir()
+        # Replaces an empty folder, and no other.
         partial.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise not_empty from None
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
