@@ -33,7 +33,7 @@ OBJECTIVES = ("items_per_s", "memory_used_peak_bytes", "energy_per_item_j")
 ROW_MM = 32.0
 # Height of the x axis labels, once per block of panels.
 LABEL_MM = 9.0
-# The legend's second line.
+# The legend's second line, for which a column of panels has room.
 LINE_MM = 3.5
 # Opacity of strategies that another one beats.
 BEATEN_ALPHA = 0.35
@@ -82,7 +82,7 @@ def trade_off_figure(data: Data) -> Figure:
         _draw(panel, data, points[panel.gpus])
     drawn = [name for name in data.labels if any(name in own for own in points.values())]
     scales = _set_scales(panels, quantities)
-    legend(figure, data, f"{scales}\npale: another strategy beats it in all of them", drawn)
+    legend(figure, data, f"{scales}\npale: another strategy beats it", drawn)
     lay_out(figure)
     for panel in panels:
         _name_points(panel, data, points[panel.gpus])
@@ -98,7 +98,9 @@ def _panels(
     blocks = 1 if beside else len(pairs)
     rows_each = math.ceil(len(counts) / across)
     rows = rows_each * blocks
-    height = rows * ROW_MM + blocks * LABEL_MM + LINE_MM + legend_mm(data, len(data.labels))
+    height = rows * ROW_MM + blocks * LABEL_MM + legend_mm(data, len(data.labels))
+    if beside:
+        height += LINE_MM
     figure = Figure(figsize=(data.width_mm * MM, height * MM))
     grid = figure.subplots(rows, columns, squeeze=False)
     left = dict(np.ndenumerate(grid))

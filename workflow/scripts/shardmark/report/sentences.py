@@ -37,6 +37,8 @@ def ratio_text(row: pd.Series[Any]) -> str:
 
 # Reasons in comparisons.csv whose codes are not words enough.
 _REASONS = {
+    "no_cell": "not planned here",
+    "no_usable_cell": "no result that counts",
     "few_runs": f"fewer than {FEWEST_LIKELY} runs",
     "no_device_with_two_runs": "neither ran twice on the same devices, so the spread is unknown",
     "beyond_200_runs": "more than 200 runs would be needed to settle it",
