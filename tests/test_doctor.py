@@ -51,11 +51,6 @@ def test_a_finding_is_one_line_with_what_to_do() -> None:
     assert str(finding) == "warn  data            is not there -> make fetch"
 
 
-def test_the_cells_of_a_matrix_with_only_are_counted() -> None:
-    only = [{"gpus": [1]}, {"gpus": [2], "seeds": [0]}]
-    assert "run t, 9 cells, " in summarise_matrix(matrix(matrix__only=only)).detail
-
-
 def test_own_code_is_named_because_the_doctor_does_not_run_it() -> None:
     file = "docs/examples/one_all_reduce.py"
     own = {"strategies": {"mine": {"file": file}}}
