@@ -592,7 +592,7 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         ("set for each rank by the launcher",),
     ),
     **{
-        f"an option of a user's own file that JSON changes: {options}": (
+        f"an option of a user's own file that JSON changes: {words[-1]}": (
             changed(
                 matrix__strategies=["dp", "ddp", "slim", "mine"],
                 strategies={"mine": {"file": "docs/examples/one_all_reduce.py"} | options},
