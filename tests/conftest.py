@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +18,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["SHARDMARK_TEST_RUNS"] = runs.name
 
 
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+@pytest.fixture(scope="session")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """The parity gate's verdict on a case, by processes that need not import torch again."""
-    from parity_cases import DEVICE, forked_gate  # imports torch, which few tests need
+    from forked_ranks import judge  # imports torch, which few tests need
+    from parity_cases import DEVICE
 
     if DEVICE == "cuda":
         pytest.skip("forks of a process that has a GPU lose it")
-    with forked_gate(tmp_path_factory.mktemp("gate")) as judge:
-        yield judge
+    oracles = tmp_path_factory.mktemp("gate")
+    return lambda case, script=None: judge(case, oracles, script)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from shardmark.cells import ParityCase, parity_case
 from shardmark.config.loading import load
 from shardmark.measurement.telemetry import visible_gpus
 from shardmark.parity.cases import rounding_of
-from shardmark.parity_result import Parity
 from shardmark.strategies import STRATEGIES as RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,36 +107,3 @@ def make_oracle(case: ParityCase, folder: Path) -> Path:
         arguments = [*oracle_arguments(case), "--output", str(target)]
         subprocess.run([sys.executable, str(script), *arguments], check=True)
     return target
-
-
-@contextlib.contextmanager
-def forked_gate(folder: Path) -> Iterator[Callable[..., Parity]]:
-    """The gate by processes that are forked from one, which has imported torch and the frameworks.
-
-    Yields:
-        the verdict on a case, which another script may train than its own.
-    """
-    environment = {"PYTHONPATH": f"{ROOT}/workflow/scripts:{ROOT}/tests", "PATH": "/usr/bin:/bin"}
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/forked_gate.py"), str(folder)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        cases, verdicts = process.stdin, process.stdout
-
-        def judge(case: ParityCase, script: Path | None = None) -> Parity:
-            raw = case.model_dump(mode="json", by_alias=True)
-            cases.write(f"{json.dumps([raw, script and str(script)])}\n")
-            cases.flush()
-            line = verdicts.readline()
-            assert line, f"{case.cell.title}: a process of the gate failed"
-            return Parity.model_validate(json.loads(line), strict=False)
-
-        try:
-            yield judge
-        finally:
-            process.kill()

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import forked_ranks
 from parity_cases import DEVICE, ROOT, STRATEGIES, VARIANTS, skip_without_gpus
 from run_cell import run_cell
 from shardmark.cells import Cell, cell_of
@@ -60,6 +61,7 @@ def folder_of_run(
     precision: str = "bf16",
     sabotage: str | None = None,
     *,
+    launched: bool = DEVICE == "cuda",
     accumulate: int = 1,
     hidden_units: int | None = None,
     settings: str = "{}",
@@ -71,12 +73,14 @@ def folder_of_run(
         gpus: processes of the cell.
         precision: the workload's.
         sabotage: a script of tests/sabotage that trains in the place of the strategy's own.
+        launched: start its processes as a user's are, and not as forks, which take a fifth of the
+            time. Forks of a process that has a GPU lose it.
         accumulate: micro-batches of a step.
         hidden_units: width of a hidden layer, whose parameters are in no shard unit.
         settings: further changes to the workload, as JSON.
     """
     skip_without_gpus(gpus)
-    name = f"{strategy}-{gpus}-{precision}-{sabotage}-{accumulate}-{hidden_units}"
+    name = f"{strategy}-{gpus}-{precision}-{sabotage}-{launched}-{accumulate}-{hidden_units}"
     name += f"-{zlib.crc32(settings.encode()):x}"
     folder = _RUNS / name
     with (_RUNS / f"{name}.lock").open("w") as lock:
@@ -92,7 +96,8 @@ def folder_of_run(
                 batch={"global": 16, "accumulate": accumulate},
                 **json.loads(settings),
             )
-            metrics = run_cell(cell, folder, script=script)
+            run = run_cell if launched else forked_ranks.run_cell
+            metrics = run(cell, folder, script=script)
             assert metrics.status == "ok", metrics.failure
             (folder / "metrics.json").write_text(metrics.model_dump_json(by_alias=True))
     return folder

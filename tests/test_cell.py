@@ -21,12 +21,12 @@ PARTS_OF_OTHERS = ("first_step_s", "warmup_s", "steady_s", "total_s")
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return folder_of_run("ddp")
+    return folder_of_run("ddp", launched=True)
 
 
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
-    return metrics_of_run("ddp")
+    return metrics_of_run("ddp", launched=True)
 
 
 def test_the_phases_share_out_the_wall_clock(metrics: Metrics) -> None:

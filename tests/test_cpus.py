@@ -216,7 +216,7 @@ def test_the_cores_of_a_node_with_gpus_are_shared_out_alike(
 
 
 def test_a_cell_records_what_its_ranks_may_use() -> None:
-    host = metrics_of_run("ddp").host
+    host = metrics_of_run("ddp", launched=True).host
     assert {use.cpus for use in host} == {len(os.sched_getaffinity(0))}
     assert {use.torch_threads for use in host} == {max(1, usable_cpus() // 2)}
     assert {use.cpu_periods is None for use in host} == {read_groups() is None}

@@ -95,7 +95,7 @@ def test_no_collection_while_the_collector_is_paused() -> None:
 
 
 def test_a_cell_records_its_host_and_keeps_the_collector_out_of_its_window() -> None:
-    metrics = metrics_of_run("ddp")
+    metrics = metrics_of_run("ddp", launched=True)
     assert [use.rank for use in metrics.host] == [0, 1]
     assert all(use.launching_cpu_pct > 1 for use in metrics.host)
     assert metrics.throughput is not None
@@ -136,7 +136,7 @@ STEADY = {"half_width_pct": 0.5, "drift_pct": 0.0}
 
 
 def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_waiting() -> None:
-    metrics = metrics_of_run("ddp")
+    metrics = metrics_of_run("ddp", launched=True)
     assert metrics.throughput is not None
     throughput = metrics.throughput.model_copy(update={"step_ms_mean": 100.0} | STEADY)
     metrics = metrics.model_copy(update={"throughput": throughput})
@@ -157,7 +157,7 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
 
 def test_what_tracing_adds_is_no_waiting() -> None:
     # DDP on two H100: a timed step of 40.1 ms, a traced one of 43.9 ms with 5.0 ms of gaps.
-    metrics = metrics_of_run("ddp")
+    metrics = metrics_of_run("ddp", launched=True)
     assert metrics.throughput is not None
     throughput = metrics.throughput.model_copy(update={"step_ms_mean": 40.1} | STEADY)
     traced = split(0, host_gap_ms=5.0, exposed_ms=0.3).model_copy(update={"step_ms": 43.9})

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import forked_ranks
 import run_parity
 from parity_cases import (
     DEVICE,
     ROOT,
     STRATEGIES,
     case_of,
-    forked_gate,
     make_oracle,
     skip_without_gpus,
 )
@@ -25,7 +25,7 @@ from shardmark.parity.judgement import ROUNDING_RMS
 from shardmark.parity_result import Parity
 from test_language_gate import RECOMMENDED, language_case
 
-Gate = Callable[[ParityCase], Parity]
+Gate = Callable[..., Parity]
 SABOTAGE = ROOT / "tests/sabotage"
 COMPILING = ROOT / "tests/compiling"
 # On a CPU DataParallel makes no replicas.
@@ -37,8 +37,8 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("oracles")
 
 
-def gate(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
-    """The verdict on a case, by its own processes."""
+def launched(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
+    """The verdict on a case, whose processes are started as a user's are."""
     skip_without_gpus(case.cell.gpus)
     with tempfile.TemporaryDirectory() as folder:
         oracle = make_oracle(case, oracles)
@@ -48,13 +48,10 @@ def gate(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
 
 
 @pytest.fixture(scope="module")
-def quick_gate(oracles: Path) -> Iterator[Gate]:
+def gate(oracles: Path) -> Gate:
     """The verdict on a case, where GPUs allow it by forks, which need not import torch."""
-    if DEVICE == "cuda":  # forks of a process that has a GPU lose it
-        yield lambda case: gate(case, oracles)
-        return
-    with forked_gate(oracles) as judge:
-        yield judge
+    judge = launched if DEVICE == "cuda" else forked_ranks.judge
+    return lambda case, script=None: judge(case, oracles, script)
 
 
 def assert_passed(parity: Parity) -> None:
@@ -87,22 +84,31 @@ def test_a_damaged_oracle_is_named_and_removed(damage: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_one_rank_matches_the_oracle(strategy: str, oracles: Path) -> None:
-    case = case_of(strategy, 1)
-    assert_passed(gate(case, oracles))
+def test_one_rank_matches_the_oracle(strategy: str, gate: Gate) -> None:
+    assert_passed(gate(case_of(strategy, 1)))
 
 
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
-def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, oracles: Path) -> None:
-    case = case_of(strategy, 2, precision="bf16")
-    parity = gate(case, oracles)
+def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, gate: Gate) -> None:
+    parity = gate(case_of(strategy, 2, precision="bf16"))
     assert_passed(parity)
     assert [result.precision for result in parity.precisions] == ["fp32", "bf16"]
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs every case is launched")
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 1), ("deepspeed_zero3", 2)])
+def test_processes_that_are_launched_train_as_forks_do(
+    strategy: str, ranks: int, oracles: Path, gate: Gate
+) -> None:
+    case = case_of(strategy, ranks, precision="bf16")
+    parity = launched(case, oracles)
+    assert_passed(parity)
+    assert parity.losses == gate(case).losses
+
+
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
 def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
-    strategy: str, quick_gate: Gate
+    strategy: str, gate: Gate
 ) -> None:
     case = case_of(
         strategy,
@@ -118,23 +124,23 @@ def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
             "clip_norm": 0.5,
         },
     )
-    assert_passed(quick_gate(case))
+    assert_passed(gate(case))
 
 
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
-def test_four_ranks_match_the_oracle(strategy: str, quick_gate: Gate) -> None:
-    assert_passed(quick_gate(case_of(strategy, 4)))
+def test_four_ranks_match_the_oracle(strategy: str, gate: Gate) -> None:
+    assert_passed(gate(case_of(strategy, 4)))
 
 
 def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
     case = case_of("fsdp2", 2, compile="block", activation_checkpointing="block")
-    assert_passed(gate(case, oracles, COMPILING / "train_compiled.py"))
+    assert_passed(launched(case, oracles, COMPILING / "train_compiled.py"))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_native_bf16"])
-def test_a_frameworks_own_mixed_precision_matches(strategy: str, quick_gate: Gate) -> None:
+def test_a_frameworks_own_mixed_precision_matches(strategy: str, gate: Gate) -> None:
     case = case_of(strategy, 2, precision="bf16")
-    parity = quick_gate(case)
+    parity = gate(case)
     assert_passed(parity)
     fp32, bf16 = parity.precisions
     if strategy == "fsdp2_bf16":
@@ -143,9 +149,7 @@ def test_a_frameworks_own_mixed_precision_matches(strategy: str, quick_gate: Gat
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2", "fairscale_fsdp", "deepspeed_zero3"])
-def test_accumulation_synchronised_batchnorm_and_loader_match(
-    strategy: str, quick_gate: Gate
-) -> None:
+def test_accumulation_synchronised_batchnorm_and_loader_match(strategy: str, gate: Gate) -> None:
     case = case_of(
         strategy,
         2,
@@ -153,11 +157,11 @@ def test_accumulation_synchronised_batchnorm_and_loader_match(
         batch={"per_gpu": 16, "accumulate": 2},
         dataset={"name": "synthetic", "loader": "dataloader", "loader_workers": 1},
     )
-    assert_passed(quick_gate(case))
+    assert_passed(gate(case))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_zero2"])
-def test_a_transformer_with_adamw_matches(strategy: str, quick_gate: Gate) -> None:
+def test_a_transformer_with_adamw_matches(strategy: str, gate: Gate) -> None:
     case = case_of(
         strategy,
         2,
@@ -165,17 +169,17 @@ def test_a_transformer_with_adamw_matches(strategy: str, quick_gate: Gate) -> No
         optimizer={"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
         dataset={"name": "synthetic", "image_size": 32},
     )
-    parity = quick_gate(case)
+    parity = gate(case)
     assert_passed(parity)
     assert parity.real_model is not None
 
 
-def test_fp16_with_its_loss_scaler_matches(quick_gate: Gate) -> None:
+def test_fp16_with_its_loss_scaler_matches(gate: Gate) -> None:
     # Not ResNet: a CPU takes half a minute for its convolutions in fp16.
-    assert_passed(quick_gate(language_case("fsdp", 2, "fp16")))
+    assert_passed(gate(language_case("fsdp", 2, "fp16")))
 
 
-def test_fp16_matches_where_ranks_leave_out_more_steps_than_the_oracle(quick_gate: Gate) -> None:
+def test_fp16_matches_where_ranks_leave_out_more_steps_than_the_oracle(gate: Gate) -> None:
     case = case_of(
         "deepspeed_zero1",
         2,
@@ -184,7 +188,7 @@ def test_fp16_matches_where_ranks_leave_out_more_steps_than_the_oracle(quick_gat
         dataset={"name": "synthetic", "image_size": 48},
         optimizer={"name": "adam", "learning_rate": 1e-3},
     )
-    parity = quick_gate(case)
+    parity = gate(case)
     assert parity.status == "passed", parity.reason
     assert parity.real_model is not None
     assert parity.real_model.deviation < 1e-4
@@ -197,24 +201,24 @@ def test_dp_with_two_replicas_on_a_cpu_is_unsupported_and_starts_nothing(tmp_pat
     assert "CPU" in (parity.reason or "")
 
 
-def test_deepspeeds_default_clipping_is_caught(quick_gate: Gate) -> None:
+def test_deepspeeds_default_clipping_is_caught(gate: Gate) -> None:
     case = case_of("zero1_default_clipping", 2)
-    parity = quick_gate(case)
+    parity = gate(case)
     assert parity.status == "failed", parity.precisions
     assert "fp32" in (parity.reason or "")
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2_bf16_reduction", "fsdp2_all_bf16"])
-def test_reduction_in_bf16_is_caught(strategy: str, quick_gate: Gate) -> None:
+def test_reduction_in_bf16_is_caught(strategy: str, gate: Gate) -> None:
     case = case_of(strategy, 2, precision="bf16")
-    parity = quick_gate(case)
+    parity = gate(case)
     assert parity.precisions[0].passed, "in float32 there is nothing to catch"
     assert parity.status == "failed", parity.precisions
     assert "bf16: first update" in (parity.reason or "")
 
 
-def test_gradients_that_are_summed_are_caught_though_every_step_clips(oracles: Path) -> None:
-    parity = gate(language_case("ddp", 2, "as timed"), oracles, SABOTAGE / "train_summing.py")
+def test_gradients_that_are_summed_are_caught_though_every_step_clips(gate: Gate) -> None:
+    parity = gate(language_case("ddp", 2, "as timed"), SABOTAGE / "train_summing.py")
     exact, unclipped, _ = parity.precisions
     assert [part.precision for part in parity.precisions] == ["fp32", "fp32 unclipped", "bf16"]
     assert exact.passed, "the clipped gradient is the same"
@@ -222,8 +226,8 @@ def test_gradients_that_are_summed_are_caught_though_every_step_clips(oracles: P
 
 
 @pytest.mark.parametrize("strategy", [*DISTRIBUTED, *RECOMMENDED])
-def test_a_language_model_as_it_is_timed_matches(strategy: str, quick_gate: Gate) -> None:
-    parity = quick_gate(language_case(strategy, 2, "as timed"))
+def test_a_language_model_as_it_is_timed_matches(strategy: str, gate: Gate) -> None:
+    parity = gate(language_case(strategy, 2, "as timed"))
     assert_passed(parity)
     assert parity.real_model is not None
     if strategy in ("fsdp_bf16", "fsdp2_bf16"):
@@ -232,7 +236,6 @@ def test_a_language_model_as_it_is_timed_matches(strategy: str, quick_gate: Gate
 
 
 @pytest.mark.parametrize("script", ["train_without_averaging.py", "train_other_order.py"])
-def test_a_strategy_that_trains_another_model_is_caught(script: str, oracles: Path) -> None:
-    case = case_of("ddp", 2)
-    parity = gate(case, oracles, SABOTAGE / script)
+def test_a_strategy_that_trains_another_model_is_caught(script: str, gate: Gate) -> None:
+    parity = gate(case_of("ddp", 2), SABOTAGE / script)
     assert parity.status == "failed", parity.precisions

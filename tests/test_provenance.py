@@ -68,7 +68,7 @@ def test_only_listed_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_variables_are_those_of_the_ranks() -> None:
-    environment = metrics_of_run("ddp").environment
+    environment = metrics_of_run("ddp", launched=True).environment
     # The launcher sets it for the ranks.
     assert environment["variables"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert environment["versions"]["torch"]
@@ -76,7 +76,7 @@ def test_the_variables_are_those_of_the_ranks() -> None:
 
 def test_a_cell_is_run_again_from_its_metrics_alone(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    path.write_bytes((folder_of_run("ddp", 1) / "metrics.json").read_bytes())
+    path.write_bytes((folder_of_run("ddp", 1, launched=True) / "metrics.json").read_bytes())
     script = ROOT / "workflow/scripts/rerun.py"
     again = subprocess.run(
         [sys.executable, str(script), str(path)], capture_output=True, text=True, cwd=tmp_path

@@ -1,0 +1,159 @@
+"""Cells and cases of the parity gate whose ranks are forks of this process, which imports once.
+
+All but the launch is that of run_cell.py and run_parity.py. It reads one request per line from its
+input, as JSON: ["cell", cell, folder, script] or ["case", case, oracles, script], where the script
+trains in the place of the strategy's own, or is null. It answers with a line: the metrics, or the
+verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+# Before torch starts threads, which a fork would lose.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Some of these are here only to be imported before a fork: by torch.optim and by DeepSpeed.
+import torch
+import torch._dynamo
+import torch._inductor.compile_fx
+
+import run_cell
+import run_parity
+import train_deepspeed  # noqa: F401
+import train_fairscale_fsdp  # noqa: F401
+import train_fsdp2  # noqa: F401
+from parity_cases import oracle_file
+from shardmark.cells import Cell, ParityCase
+from shardmark.launching import node
+from shardmark.launching.launch import Ended
+from shardmark.measurement.telemetry import node_name, sampling
+from shardmark.parity.oracles import make_oracles
+from shardmark.parity.trajectory_files import write_plain
+from shardmark.processes.ending import leave
+from shardmark.processes.heartbeat import Heartbeats
+
+
+def main() -> None:
+    """Answer the requests of standard input."""
+    run_cell.launch = run_parity.launch = launch_forks
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what ranks print is no answer
+    for line in sys.stdin:
+        kind, definition, folder, script = json.loads(line)
+        answer = {"cell": metrics, "case": verdict}[kind]
+        try:
+            found = answer(json.dumps(definition), Path(folder), Path(script) if script else None)
+            answers.write(f"{found}\n")
+        except Exception as error:
+            answers.write(f"{json.dumps(repr(error))}\n")
+        answers.flush()
+    leave()
+
+
+def metrics(cell: str, folder: Path, script: Path | None) -> str:
+    """The metrics of a cell."""
+    done = run_cell.run_cell(Cell.model_validate_json(cell), folder, script=script)
+    return done.model_dump_json(by_alias=True)
+
+
+def verdict(text: str, oracles: Path, script: Path | None) -> str:
+    """The gate's verdict on a case."""
+    case = ParityCase.model_validate_json(text)
+    oracle = oracle_file(case, oracles)
+    if not oracle.exists():
+        run_forks(1, lambda _: write_plain(make_oracles([case], torch.device("cpu")), oracle))
+    with tempfile.TemporaryDirectory(dir=oracles) as folder:
+        parity = run_parity.run_parity(case, oracle, Path(folder, "verdict.json"), script=script)
+    return parity.model_dump_json(by_alias=True)
+
+
+def launch_forks(
+    script: Path,
+    arguments: list[str],
+    cell: Cell,
+    scratch: Path,
+    *,
+    telemetry: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    limit_s: None = None,
+    stall_s: None = None,
+) -> Ended:
+    """Do what shardmark.launching.launch does, on one node, by forks."""
+    plan = node.Plan(
+        cell=cell,
+        script=script,
+        arguments=arguments,
+        scratch=scratch,
+        environment=dict(extra_env or {}),
+        telemetry=telemetry,
+        limit_s=None,
+        stall_s=None,
+        grace_s=0,
+    )
+    Heartbeats(scratch / "heartbeats", cell.processes)
+    variables = node._rank_environment(plan, cell.processes, scratch / "heartbeats", None)
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables |= {"WORLD_SIZE": str(cell.processes), "LOCAL_WORLD_SIZE": str(cell.processes)}
+    sampler: AbstractContextManager[None] = nullcontext()
+    if telemetry is not None:
+        sampler = sampling(telemetry, cell.measure.sample_interval_s, None)
+    begin = time.time()
+
+    def train(rank: int) -> None:
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "SHARDMARK_LAUNCHED": str(begin)}
+        os.environ |= variables | ranks
+        sys.argv = [str(script), *arguments]
+        runpy.run_path(str(script), run_name="__main__")
+
+    with sampler:
+        failed = run_forks(cell.processes, train)
+    report = node.NodeReport(
+        index=0,
+        name=node_name(),
+        exit_code=int(bool(failed)),
+        ended_by=None,
+        ended_since=None,
+        failures=[],
+        beats=[],
+        oom_kills=0,
+        gpus={},
+        seconds=time.time() - begin,
+        at=time.time(),
+    )
+    failures = [json.loads(path.read_text()) for path in scratch.glob("failure.*.json")]
+    return Ended(report.exit_code, failures, [report], [], report.seconds)
+
+
+def run_forks(count: int, work: Callable[[int], object]) -> int:
+    """Do the work in so many forks; return how many of them failed."""
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if not child:
+            try:
+                work(rank)
+            finally:
+                leave(1 if sys.exc_info()[0] else 0)
+        children.append(child)
+    return sum(bool(os.waitpid(child, 0)[1]) for child in children)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
