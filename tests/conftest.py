@@ -11,6 +11,9 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Threads that wait in a loop for each other, as OpenMP's do, take the cores from the processes
+    # that other tests run: a cell took up to twice as long (measured, two cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # The processes of pytest-xdist inherit it.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         runs = tempfile.TemporaryDirectory(prefix="shardmark-test-")

@@ -1,13 +1,17 @@
-"""Cells and cases of the parity gate whose ranks are forks of this process, which imports once.
+"""Ranks for tests that are forks of this process, which imports torch and the frameworks once.
 
-All but the launch is that of run_cell.py and run_parity.py. It reads one request per line from its
-input, as JSON: ["cell", cell, folder, script] or ["case", case, oracles, script], where the script
-trains in the place of the strategy's own, or is null. It answers with a line: the metrics, or the
-verdict.
+It reads one request per line from its input, as JSON, and answers with a line:
+
+- ["cell", cell, folder, script]: the metrics. The script trains in the place of the strategy's own,
+  or is null. All but the launch is that of run_cell.py.
+- ["case", case, oracles, script]: the parity gate's verdict, by run_parity.py.
+- ["call", [module, function, arguments], ranks, null]: the number of ranks that failed. Each calls
+  the function with its rank and the arguments.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -49,32 +53,44 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what ranks print is no answer
     for line in sys.stdin:
-        kind, definition, folder, script = json.loads(line)
-        answer = {"cell": metrics, "case": verdict}[kind]
+        kind, *request = json.loads(line)
+        answer = {"cell": metrics, "case": verdict, "call": failures_of_call}[kind]
         try:
-            found = answer(json.dumps(definition), Path(folder), Path(script) if script else None)
-            answers.write(f"{found}\n")
+            answers.write(f"{answer(*request)}\n")
         except Exception as error:
             answers.write(f"{json.dumps(repr(error))}\n")
         answers.flush()
     leave()
 
 
-def metrics(cell: str, folder: Path, script: Path | None) -> str:
+def metrics(raw: object, folder: str, script: str | None) -> str:
     """The metrics of a cell."""
-    done = run_cell.run_cell(Cell.model_validate_json(cell), folder, script=script)
+    cell = Cell.model_validate_json(json.dumps(raw))
+    done = run_cell.run_cell(cell, Path(folder), script=Path(script) if script else None)
     return done.model_dump_json(by_alias=True)
 
 
-def verdict(text: str, oracles: Path, script: Path | None) -> str:
+def verdict(raw: object, oracles: str, script: str | None) -> str:
     """The gate's verdict on a case."""
-    case = ParityCase.model_validate_json(text)
-    oracle = oracle_file(case, oracles)
+    case = ParityCase.model_validate_json(json.dumps(raw))
+    oracle = oracle_file(case, Path(oracles))
     if not oracle.exists():
         run_forks(1, lambda _: write_plain(make_oracles([case], torch.device("cpu")), oracle))
     with tempfile.TemporaryDirectory(dir=oracles) as folder:
-        parity = run_parity.run_parity(case, oracle, Path(folder, "verdict.json"), script=script)
+        result = Path(folder, "verdict.json")
+        own = Path(script) if script else None
+        parity = run_parity.run_parity(case, oracle, result, script=own)
     return parity.model_dump_json(by_alias=True)
+
+
+def failures_of_call(call: tuple[str, str, list[object]], ranks: int, _: None) -> int:
+    """The number of ranks in which a function of a module failed."""
+    module, function, arguments = call
+
+    def work(rank: int) -> None:
+        getattr(importlib.import_module(module), function)(rank, *arguments)
+
+    return run_forks(ranks, work)
 
 
 def launch_forks(

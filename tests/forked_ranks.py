@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,35 @@ TESTS = Path(__file__).resolve().parent
 def run_cell(cell: Cell, folder: Path, script: Path | None = None) -> Metrics:
     """The metrics of a cell, which another script may train than its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Metrics.model_validate(_ask("cell", cell, folder, script), strict=False)
+    metrics = _answer("cell", _raw(cell), str(folder), script and str(script))
+    return Metrics.model_validate(metrics, strict=False)
 
 
 def judge(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
     """The gate's verdict on a case; its oracle is kept in a folder."""
-    return Parity.model_validate(_ask("case", case, oracles, script), strict=False)
+    parity = _answer("case", _raw(case), str(oracles), script and str(script))
+    return Parity.model_validate(parity, strict=False)
 
 
-def _ask(kind: str, definition: Cell | ParityCase, folder: Path, script: Path | None) -> Any:
+def spawn(function: Callable[..., None], arguments: Sequence[object], nprocs: int) -> None:
+    """Call a function as each of so many ranks, as torch.multiprocessing.spawn does."""
+    call = [function.__module__, function.__name__, arguments]
+    assert _answer("call", call, nprocs, None) == 0, "a rank failed"
+
+
+def _answer(*request: object) -> Any:
     server = _start_server()
     assert server.stdin is not None
     assert server.stdout is not None
-    raw = definition.model_dump(mode="json", by_alias=True)
-    server.stdin.write(f"{json.dumps([kind, raw, str(folder), script and str(script)])}\n")
+    server.stdin.write(f"{json.dumps(request)}\n")
     server.stdin.flush()
     answer = json.loads(server.stdout.readline())
-    assert isinstance(answer, dict), answer
+    assert not isinstance(answer, str), answer
     return answer
+
+
+def _raw(definition: Cell | ParityCase) -> Any:
+    return definition.model_dump(mode="json", by_alias=True)
 
 
 @functools.cache

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+import forked_ranks
 from parity_cases import case_of
 from real_cells import cell_named
-from run_cell import run_cell
 from shardmark.architectures import GPT_PRESETS
 from shardmark.config.loading import load
 from shardmark.config.schema import LanguageWorkload
@@ -201,7 +201,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Metrics]:
     results = {}
     for strategy, gpus in (("dp", 1), ("ddp", 2), ("fsdp2", 2), ("deepspeed_zero3", 2)):
         cell = cell_named(strategy, gpus, **workload)
-        metrics = run_cell(cell, tmp_path_factory.mktemp(strategy))
+        metrics = forked_ranks.run_cell(cell, tmp_path_factory.mktemp(strategy))
         assert metrics.status == "ok", metrics.failure
         results[strategy] = metrics
     return results

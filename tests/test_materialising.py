@@ -15,7 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from parity_cases import case_of, skip_without_gpus
+import forked_ranks
+from parity_cases import DEVICE, case_of, skip_without_gpus
 from shardmark.training.loop import make_task
 from shardmark.training.runtime import start_runtime
 from shardmark.training.strategy import Strategy
@@ -85,7 +86,9 @@ def test_a_strategy_that_shards_never_holds_the_whole_model(name: str, tmp_path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(build, (2, name, port, str(tmp_path)), nprocs=2)
+    # Forks of a process that has a GPU lose it.
+    spawn = mp.spawn if DEVICE == "cuda" else forked_ranks.spawn
+    spawn(build, (2, name, port, str(tmp_path)), nprocs=2)
     sizes = json.loads((tmp_path / "sizes.json").read_text())
     if name == "ddp":
         assert sizes["most"] >= sizes["all"]

@@ -16,10 +16,9 @@ from parity_cases import DEVICE, ROOT, case_of, skip_without_gpus
 from shardmark.launching.endings import Interrupted
 from shardmark.measurement.telemetry import memory_used, visible_gpus
 from shardmark.metrics import Metrics
+from start_up import stall_s
 
 SCRIPT = ROOT / "tests/failing/train_misbehaves.py"
-# Longer than the imports take on a busy machine.
-STALL_S = 45.0
 # For the ranks to say where they stand, and to be ended with SIGTERM and SIGKILL.
 ENDING_S = 20.0
 GPUS = 2
@@ -37,7 +36,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str = "well") -> Met
         "idle_s": 0.0,
     }
     cell = cell.model_copy(update={"measure": cell.measure.model_copy(update=short)})
-    return run_cell.run_cell(cell, folder, script=SCRIPT, stall_s=STALL_S)
+    return run_cell.run_cell(cell, folder, script=SCRIPT, stall_s=stall_s())
 
 
 def memory_in_use() -> list[int]:
@@ -97,7 +96,7 @@ def test_a_rank_that_is_stopped_in_a_collective(
         run(tmp_path, monkeypatch, "stop")
     took = time.time() - stopped.stat().st_mtime
     print(f"ended {took:.0f} s after the rank was stopped")
-    assert STALL_S < took < STALL_S + ENDING_S
+    assert stall_s() < took < stall_s() + ENDING_S
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="test_survival.py kills ranks on the CPU")
@@ -105,4 +104,4 @@ def test_a_rank_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     begin = time.monotonic()
     with pytest.raises(Interrupted, match="something else killed rank 1"):
         run(tmp_path, monkeypatch, "killed")
-    assert time.monotonic() - begin < STALL_S
+    assert time.monotonic() - begin < stall_s()

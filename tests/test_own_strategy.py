@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import forked_ranks
 from built_pages import build, read_all
 from find_largest_batch import find_largest_batch
 from gpu_matrix import failed
 from gpu_matrix import write as write_metrics
 from own_files import ONE_ALL_REDUCE, ROOT, TRAINING, config_with, own_workload, write_changed
-from parity_cases import make_oracle
-from run_cell import run_cell
-from run_parity import run_parity
 from shardmark.cells import batch_search, cell_of, parity_case
 from shardmark.config.loading import load
 from shardmark.config.schema import Config
@@ -147,8 +145,7 @@ def test_an_unknown_key_of_a_strategy_is_named_with_those_it_may_have(tmp_path: 
 
 
 def judge(config: Config, folder: Path) -> Parity:
-    case = parity_case(config, "w", "mine", 2)
-    return run_parity(case, make_oracle(case, folder), folder / "w/mine/verdict.json")
+    return forked_ranks.judge(parity_case(config, "w", "mine", 2), folder)
 
 
 def test_a_strategy_that_forgets_to_reduce_fails_the_gate(tmp_path: Path) -> None:
@@ -164,9 +161,7 @@ def test_the_example_passes_the_gate_and_is_in_every_table(tmp_path: Path) -> No
     assert verdict.status == "passed", verdict.reason
     for strategy in ("ddp", "mine"):
         cell = cell_of(config, "w", strategy, 2, 0)
-        scratch = tmp_path / strategy
-        scratch.mkdir()
-        metrics = run_cell(cell, scratch)
+        metrics = forked_ranks.run_cell(cell, tmp_path / strategy)
         assert metrics.status == "ok", metrics.failure
         write_metrics(metrics, tmp_path)
     tables, _ = read_all(config, tmp_path)

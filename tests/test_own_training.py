@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
+import forked_ranks
 from built_pages import read_all
 from gpu_matrix import write as write_metrics
 from own_files import PADDED, ROOT, TRAINING, config_with, own_workload, write_changed
-from parity_cases import make_oracle
 from run_cell import run_cell
-from run_parity import run_parity
 from saved_cells import saved
 from shardmark.cells import ParityCase, cell_of, parity_case
 from shardmark.config.files import read_config_file
@@ -304,7 +303,7 @@ def test_the_gate_fails_ranks_that_divide_by_their_own_terms(gate: Gate, tmp_pat
 
 def test_the_certificate_accepts_the_reduction_of_the_terms(tmp_path: Path) -> None:
     config = padded_config(tmp_path, ["ddp"])
-    metrics = run_cell(cell_of(config, "w", "ddp", 2, 0), tmp_path)
+    metrics = forked_ranks.run_cell(cell_of(config, "w", "ddp", 2, 0), tmp_path)
     assert metrics.status == "ok", metrics.failure
     assert metrics.throughput is not None
     assert metrics.throughput.unit == "tokens"
@@ -346,9 +345,9 @@ def test_the_example_of_hugging_face_trains_and_passes_the_gate(tmp_path: Path) 
     assert isinstance(definition, OwnWorkload)
     assert check_training(definition)[-1] == "checked on one batch"
     case = parity_case(config, "w", "fsdp2", 2)
-    parity = run_parity(case, make_oracle(case, tmp_path), tmp_path / "w/fsdp2/verdict.json")
+    parity = forked_ranks.judge(case, tmp_path)
     assert parity.status == "passed", parity.reason
-    metrics = run_cell(cell_of(config, "w", "ddp", 2, 0), tmp_path)
+    metrics = forked_ranks.run_cell(cell_of(config, "w", "ddp", 2, 0), tmp_path)
     assert metrics.status == "ok", metrics.failure
     assert metrics.throughput is not None
     assert metrics.throughput.unit == "tokens"

@@ -13,8 +13,8 @@ from jsonschema import Draft202012Validator
 from snakemake.utils import update_config
 
 import export_schemas
+import forked_ranks
 from mark_unsupported import unsupported_cell, unsupported_parity
-from run_cell import run_cell
 from run_parity import run_parity
 from shardmark.cells import parity_case
 from shardmark.report.data_dictionary import SECTIONS, dictionary, unit_of
@@ -171,7 +171,7 @@ def test_an_editor_with_the_schema_sees_the_mistakes(raw: dict[str, Any], path: 
 
 
 def test_the_result_of_a_real_cell_fits_the_schema(tmp_path: Path) -> None:
-    metrics = run_cell(cell_at("ddp"), tmp_path)
+    metrics = forked_ranks.run_cell(cell_at("ddp"), tmp_path)
     assert metrics.status == "ok", metrics.failure
     written = json.loads(metrics.model_dump_json(by_alias=True, indent=1))
     assert written["throughput"]["items_per_s"] > 0

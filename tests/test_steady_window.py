@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+import forked_ranks
 from shardmark.config.schema import Measure
 from shardmark.measurement.clocks import Phases
 from shardmark.measurement.steady_state import half_width_pct
@@ -58,7 +58,7 @@ def measure(rank: int, world: int, noisy: tuple[int, ...], folder: str) -> None:
 
 def windows(folder: Path, world: int, *noisy: int) -> list[Window]:
     """The windows of all ranks; those named have noisy steps."""
-    mp.spawn(measure, (world, noisy, str(folder)), nprocs=world)
+    forked_ranks.spawn(measure, (world, noisy, str(folder)), world)
     paths = [folder / f"{rank}.pt" for rank in range(world)]
     return [Window(**torch.load(path, weights_only=False)) for path in paths]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+import forked_ranks
 from real_cells import cell_named
-from run_cell import run_cell
 from shardmark.measurement.step_split import (
     DATA,
     STEP,
@@ -159,7 +159,7 @@ def test_sets_of_moments() -> None:
 
 
 def test_a_real_cell_is_profiled_outside_its_window(tmp_path: Path) -> None:
-    metrics = run_cell(cell_named("ddp", 2, {"profile": True}), tmp_path)
+    metrics = forked_ranks.run_cell(cell_named("ddp", 2, {"profile": True}), tmp_path)
     assert metrics.status == "ok", metrics.failure
     assert [split.rank for split in metrics.profile] == [0, 1]
     for split in metrics.profile:
