@@ -39,8 +39,9 @@ def draw_figures(config: Config, root: Path, kind: str = "svg") -> None:
     """Draw all figures of the results under ``root``."""
     for workload in config.matrix.workloads:
         figures = root / f"results/{config.run}/figures" / workload
+        data = data_of(config, root, workload)
         for group, names in GROUPS.items():
-            draw_all(data_of(config, root, workload), figures / group, names, [kind])
+            draw_all(data, figures / group, names, [kind])
 
 
 def write_page(config: Config, root: Path) -> Path:

@@ -58,6 +58,21 @@ def drawn(data: Data) -> Callable[[str], Figure]:
     return functools.cache(lambda name: draw(name, data))
 
 
+@pytest.fixture(scope="module")
+def drawn_smaller(data: Data) -> Callable[[str], Figure]:
+    """Each figure of eight strategies on four GPU counts: what a column must bear."""
+    first = list(data.labels)[:8]
+    cells, epochs = (
+        table[table.strategy.isin(first) & (table.gpus <= 8)] for table in (data.cells, data.epochs)
+    )
+    assert data.findings
+    scaling = data.findings.scaling
+    scaling = scaling[scaling.strategy.isin(first) & (scaling.gpus <= 8)]
+    findings = replace(data.findings, scaling=scaling)
+    smaller = replace(data, cells=cells, epochs=epochs, findings=findings)
+    return functools.cache(lambda name: draw(name, smaller))
+
+
 def texts(figure: Figure) -> Iterator[Text]:
     """What is written in a figure, ticks beyond the axes left out."""
     beyond = set()
@@ -239,8 +254,10 @@ def test_an_axis_that_starts_at_0_says_so(name: str, drawn: Callable[[str], Figu
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_an_axis_of_numbers_has_enough_ticks(name: str, data: Data) -> None:
-    figure = draw(name, smaller(data))
+def test_an_axis_of_numbers_has_enough_ticks(
+    name: str, data: Data, drawn_smaller: Callable[[str], Figure]
+) -> None:
+    figure = drawn_smaller(name)
     FigureCanvasAgg(figure).draw()
     fewest = 3 if data.width_mm == PAGE_MM else 2
     for panel in figure.axes:
@@ -251,24 +268,14 @@ def test_an_axis_of_numbers_has_enough_ticks(name: str, data: Data) -> None:
             assert len(ticks) >= (2 if name == "timeline" else fewest), (name, low, high, ticks)
 
 
-def smaller(data: Data) -> Data:
-    """Eight strategies on four GPU counts: what a column must bear."""
-    first = list(data.labels)[:8]
-    cells, epochs = (
-        table[table.strategy.isin(first) & (table.gpus <= 8)] for table in (data.cells, data.epochs)
-    )
-    assert data.findings
-    scaling = data.findings.scaling
-    scaling = scaling[scaling.strategy.isin(first) & (scaling.gpus <= 8)]
-    findings = replace(data.findings, scaling=scaling)
-    return replace(data, cells=cells, epochs=epochs, findings=findings)
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_fits_on_a_printed_page(
-    name: str, data: Data, drawn: Callable[[str], Figure]
+    name: str,
+    data: Data,
+    drawn: Callable[[str], Figure],
+    drawn_smaller: Callable[[str], Figure],
 ) -> None:
-    figure = draw(name, smaller(data)) if data.width_mm == COLUMN_MM else drawn(name)
+    figure = drawn_smaller(name) if data.width_mm == COLUMN_MM else drawn(name)
     width, height = 25.4 * figure.get_size_inches()
     assert width == pytest.approx(data.width_mm)
     assert height <= TALLEST_MM

@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A project whose results have their tables, figures and page."""
     root = tmp_path_factory.mktemp("built")
-    config = config_of()
+    config = config_of(strategies=["ddp", "fsdp2"], seeds=[0, 1])
     write_matrix(config, root)
     build(config, root)
     return config, root
