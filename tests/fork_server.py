@@ -4,7 +4,7 @@ It reads one request per line from its input, as JSON, and answers with a line:
 
 - ["cell", cell, folder, script]: the metrics. The script trains in the place of the strategy's own,
   or is null. All but the launch is that of run_cell.py.
-- ["case", case, oracles, script]: the parity gate's verdict, by run_parity.py.
+- ["case", case, oracles, script]: the parity gate's verdict.
 - ["call", [module, function, arguments], ranks, null]: the number of ranks that failed. Each calls
   the function with its rank and the arguments.
 """
@@ -19,7 +19,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -38,6 +38,7 @@ import train_fairscale_fsdp  # noqa: F401
 import train_fsdp2  # noqa: F401
 from parity_cases import oracle_file
 from shardmark.cells import Cell, ParityCase
+from shardmark.codebase import SCRIPTS
 from shardmark.launching import node
 from shardmark.launching.launch import Ended
 from shardmark.measurement.telemetry import node_name, sampling
@@ -45,11 +46,12 @@ from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.ending import leave
 from shardmark.processes.heartbeat import Heartbeats
+from shardmark.strategies import spec_of
 
 
 def main() -> None:
     """Answer the requests of standard input."""
-    run_cell.launch = run_parity.launch = launch_forks
+    run_cell.launch = launch_forks
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what ranks print is no answer
     for line in sys.stdin:
@@ -77,9 +79,14 @@ def verdict(raw: object, oracles: str, script: str | None) -> str:
     if not oracle.exists():
         run_forks(1, lambda _: write_plain(make_oracles([case], torch.device("cpu")), oracle))
     with tempfile.TemporaryDirectory(dir=oracles) as folder:
-        result = Path(folder, "verdict.json")
-        own = Path(script) if script else None
-        parity = run_parity.run_parity(case, oracle, result, script=own)
+        scratch = Path(folder)
+        (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
+        own = Path(script) if script else SCRIPTS / spec_of(case.cell.base).script
+        arguments = ["--case", str(scratch / "case.json"), "--scratch", folder]
+        ended = launch_forks(own, arguments, case.cell, scratch)
+        assert ended.exit_code == 0, ended.failures
+        # Not run_parity, which runs no case that is unsupported, such as DataParallel on a CPU.
+        parity = run_parity._judged(case, scratch / "trajectories.pt", oracle, False)
     return parity.model_dump_json(by_alias=True)
 
 
@@ -100,7 +107,6 @@ def launch_forks(
     scratch: Path,
     *,
     telemetry: Path | None = None,
-    extra_env: Mapping[str, str] | None = None,
     limit_s: None = None,
     stall_s: None = None,
 ) -> Ended:
@@ -110,7 +116,7 @@ def launch_forks(
         script=script,
         arguments=arguments,
         scratch=scratch,
-        environment=dict(extra_env or {}),
+        environment={},
         telemetry=telemetry,
         limit_s=None,
         stall_s=None,
