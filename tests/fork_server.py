@@ -11,6 +11,7 @@ It reads one request per line from its input, as JSON, and answers with a line:
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -52,6 +53,8 @@ from shardmark.strategies import spec_of
 def main() -> None:
     """Answer the requests of standard input."""
     run_cell.launch = launch_forks
+    # A collection in a fork would write to, and so copy, every object of this process.
+    gc.freeze()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what ranks print is no answer
     for line in sys.stdin:
