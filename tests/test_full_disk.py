@@ -229,7 +229,7 @@ def test_a_disk_that_fills_is_named_though_no_log_fits(project: Project) -> None
         "import contextlib\nwith contextlib.suppress(OSError), open('results/fill', 'ab', 0) as f:"
     )
     cell.write_text(f"{fill}\n    while True: f.write(bytes(4096))\n{cell.read_text()}")
-    done = on_small_disk([*SNAKEMAKE, DDP_CELL], results, size="4m", cwd=project.folder)
+    done = on_small_disk([*SNAKEMAKE, "--", DDP_CELL], results, size="4m", cwd=project.folder)
     assert done.returncode == 1
     where = "results/t/small/ddp/gpus2/seed1"
     assert f"no result; see {where}/job.log\n    {where}: {FULL}" in done.stderr
