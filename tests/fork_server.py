@@ -47,6 +47,7 @@ from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.ending import leave
 from shardmark.processes.heartbeat import Heartbeats
+from shardmark.processes.tether import end_with
 from shardmark.strategies import spec_of
 
 
@@ -161,11 +162,12 @@ def launch_forks(
 
 def run_forks(count: int, work: Callable[[int], object]) -> int:
     """Do the work in so many forks; return how many of them failed."""
-    children = []
+    children, parent = [], os.getpid()
     for rank in range(count):
         child = os.fork()
         if not child:
             try:
+                assert end_with(parent)
                 work(rank)
             finally:
                 leave(1 if sys.exc_info()[0] else 0)

@@ -42,9 +42,15 @@ def _answer(*request: object) -> Any:
     server = _start_server()
     assert server.stdin is not None
     assert server.stdout is not None
-    server.stdin.write(f"{json.dumps(request)}\n")
-    server.stdin.flush()
-    answer = json.loads(server.stdout.readline())
+    answer = None
+    try:
+        server.stdin.write(f"{json.dumps(request)}\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+    finally:
+        if answer is None:  # it ended, or the test's time is up: its answer is not the next test's
+            server.kill()
+            _start_server.cache_clear()
     assert not isinstance(answer, str), answer
     return answer
 
