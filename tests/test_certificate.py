@@ -344,6 +344,10 @@ def surrounded(
 THREADS = "CPU threads of torch in a rank"
 
 
+NVLINK = {"gpus": [0, 1], "path": "system", "nvlink": True}
+PCI = {"gpus": [0, 2], "path": "system", "nvlink": False}
+
+
 def test_surroundings_that_differ_between_strategies_are_flagged() -> None:
     ddp, fsdp = metrics_of_run("ddp"), metrics_of_run("fsdp")
     variables = ddp.environment["variables"]
@@ -381,10 +385,22 @@ def test_surroundings_that_differ_between_strategies_are_flagged() -> None:
             ("2.14", "2.15"),
         ),
         (
+            "version of deepspeed",
+            surrounded(ddp, 32, environment={"versions": versions | {"deepspeed": "0.19"}}),
+            surrounded(fsdp, 32, environment={"versions": versions | {"deepspeed": "0.20"}}),
+            ("0.19", "0.20"),
+        ),
+        (
             "driver",
             surrounded(ddp, 32, environment={"driver": "570"}),
             surrounded(fsdp, 32, environment={"driver": "580"}),
             ("570", "580"),
+        ),
+        (
+            "connections between GPUs of a node",
+            surrounded(ddp, 32, environment={"topology": [NVLINK, NVLINK]}),
+            surrounded(fsdp, 32, environment={"topology": [PCI, NVLINK]}),
+            ("NVLink", "NVLink, system"),
         ),
     ):
         certificate = certify([right, wrong], "ddp")

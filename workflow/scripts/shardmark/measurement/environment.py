@@ -39,13 +39,24 @@ _VARIABLES = (
     "LD_PRELOAD",
     "MKL_NUM_THREADS",
     "NVIDIA_TF32_OVERRIDE",
-    "OMP_NUM_THREADS",
-    "OMP_PROC_BIND",
     "PYTHONHASHSEED",
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
-_PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "UCX_", "FI_")
+_PREFIXES = (
+    "CUDNN_",
+    "FI_",
+    "GLOO_",
+    "KMP_",
+    "NCCL_",
+    "OMP_",
+    "TORCHDYNAMO_",
+    "TORCHINDUCTOR_",
+    "TORCH_",
+    "UCX_",
+)
+# Where a cache is does not change how a cell runs.
+_FOLDERS = ("_DIR", "_HOME")
 _SLURM = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES")
 
 
@@ -82,7 +93,9 @@ def variables() -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name in _VARIABLES or name in _SLURM or name.startswith(_PREFIXES)
+        if name in _VARIABLES
+        or name in _SLURM
+        or (name.startswith(_PREFIXES) and not name.endswith(_FOLDERS))
     }
 
 

@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 # CUDA_VISIBLE_DEVICES depends on which GPUs a job was given. The number of torch's threads already
 # shows the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
 _NOT_COMPARED = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS")
-_VERSIONS = ("python", "torch", "torchvision", "numpy")
+_VERSIONS = ("python", "torch", "torchvision", "numpy", "deepspeed", "fairscale")
 _ENVIRONMENT = {
     "torch_cuda": "CUDA of torch",
     "cudnn": "cuDNN",
@@ -53,6 +53,7 @@ def facts_to_compare(results: Iterable[Metrics]) -> list[Fact]:
         Fact("CPU quota", _of_ranks(_quota)),
         *[Fact(f"version of {name}", _version(name)) for name in _VERSIONS],
         *[Fact(label, _environment(key)) for key, label in _ENVIRONMENT.items()],
+        Fact("connections between GPUs of a node", _connections),
         *[
             Fact(name, _variable(name))
             for name in sorted(variables)
@@ -81,6 +82,13 @@ def _version(name: str) -> Callable[[Metrics], list[Any]]:
 
 def _environment(key: str) -> Callable[[Metrics], list[Any]]:
     return lambda metrics: [metrics.environment.get(key)]
+
+
+def _connections(metrics: Metrics) -> list[Any]:
+    """Return the connections between a node's GPUs: NVLink, or the nearest common part of PCI."""
+    pairs = metrics.environment.get("topology", [])
+    names = {"NVLink" if pair.get("nvlink") else pair.get("path") or UNKNOWN for pair in pairs}
+    return [", ".join(sorted(map(str, names))) or None]
 
 
 def _variable(name: str) -> Callable[[Metrics], list[Any]]:
