@@ -101,7 +101,7 @@ SAYS = {
     "demo": "",
     "force": "small ddp gpus1 seed0: ok",
     "rerun": "results/demo/reruns/small/ddp/gpus1/seed0/metrics.json",
-    "merge": "4 cells of 1 sets are in results/joined",
+    "merge": "4 cells of 1 set are in results/joined",
     # The stand-ins measure nothing.
     "compare": "Inconclusive: ",
     "report": "4 of 4 cells have a result",

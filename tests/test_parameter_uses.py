@@ -28,7 +28,7 @@ def case_with(strategy: str, ranks: int, *uses: str, **changes: Any) -> ParityCa
     workload: dict[str, Any] = {
         "model": None,
         "file": "tests/networks/odd_uses.py",
-        "options": {"uses": uses},
+        "options": {"uses": list(uses)},
         "dataset": {"samples": 4096, "items_per_sample": 16, "unit": "tokens"},
         "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
         "batch": {"per_gpu": 4},
