@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import json
 import os
 import pty
@@ -417,7 +418,14 @@ def test_a_controller_elsewhere_is_told_and_not_taken_for_dead() -> None:
         ("RUNNING|None", "Slurm job 5 starts, or works on another configuration"),
     ],
 )
-def test_a_batch_job_that_is_to_run_the_controller_is_known(state: str, words: str) -> None:
+def test_a_batch_job_that_is_to_run_the_controller_is_known(
+    state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unnamed() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    # A user without an entry in passwd, as in a container.
+    monkeypatch.setattr(getpass, "getuser", unnamed)
     command = "profiles/slurm/controller.sbatch --configfile mine.yaml"
     Path("bin").mkdir()
     Path("bin/squeue").write_text(

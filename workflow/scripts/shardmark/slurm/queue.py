@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import subprocess
@@ -131,8 +130,9 @@ def controllers_of(project: Path) -> list[ControllerJob]:
     Raises:
         UserError: if Slurm does not answer.
     """
-    user = getpass.getuser()
-    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%Z|%o")
+    columns = "--format=%i|%T|%r|%Z|%o"
+    # By number, since a user without a passwd entry has no name.
+    text = ask("squeue", "--noheader", f"--user={os.getuid()}", columns)
     rows = [line.split("|", 4) for line in text.splitlines()]
     here = str(project.resolve())
     return [
