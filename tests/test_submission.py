@@ -1,0 +1,51 @@
+"""How jobs are submitted to Slurm, with stand-ins for the executor and for Slurm's commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from shardmark.errors import UserError
+from shardmark.slurm import queue, submission
+from shardmark.slurm.submission import Submission, is_temporary
+
+LIMIT = "AssocMaxSubmitJobLimit"
+
+
+def test_the_same_limit_is_said_again_after_a_job_was_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusals: Iterator[str] = iter([LIMIT, LIMIT, "", LIMIT, LIMIT, ""])
+    warnings: list[str] = []
+
+    def run_job(job: object) -> None:
+        if refusal := next(refusals):
+            executor._report_job_error_threadsafe(job, refusal)
+
+    executor = SimpleNamespace(
+        run_job=run_job,
+        cancel=None,
+        shutdown=None,
+        logger=SimpleNamespace(warning=warnings.append),
+    )
+    monkeypatch.setattr(submission, "WAIT_S", 0)
+    Submission.attach(executor, SimpleNamespace(_user_kill=None), None)
+    executor.run_job("first")
+    assert len(warnings) == 1
+    executor.run_job("second")
+    assert len(warnings) == 2
+
+
+def test_a_squeue_that_does_not_answer_in_time_may_answer_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue, "ASK_S", 0.1)
+    with pytest.raises(UserError) as slow:
+        queue.ask(sys.executable, "-c", "import time; time.sleep(9)")
+    assert is_temporary(str(slow.value).replace(sys.executable, "squeue", 1))
+    with pytest.raises(UserError) as missing:
+        queue.ask("squeue-that-is-not-installed")
+    assert not is_temporary(str(missing.value))
