@@ -358,7 +358,7 @@ def _why_no_options(text: str) -> str:
 
 
 def _may_share_unassigned_gpus(cluster: Cluster) -> bool:
-    """Whether two jobs on a node would use the same GPUs; --exclusive=user lets jobs share nodes."""
+    """Whether two jobs may use the same GPUs; with --exclusive=user they still share nodes."""
     return cluster.gpus_unassigned and "--exclusive" not in shlex.split(cluster.slurm_extra)
 
 
