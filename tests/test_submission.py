@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,3 +50,23 @@ def test_a_squeue_that_does_not_answer_in_time_may_answer_later(
     with pytest.raises(UserError) as missing:
         queue.ask("squeue-that-is-not-installed")
     assert not is_temporary(str(missing.value))
+
+
+def test_the_gate_goes_before_cells_and_searches_which_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = {"7": "find_largest_batch", "8": "train", "9": "check_parity"}
+    priorities = {"7": 30, "8": 20, "9": 10}
+    comments = {job: queue.comment_of(rule, ["t", "small"]) for job, rule in rules.items()}
+    changes = []
+
+    def ask(*command: str) -> str:
+        if command[0] == "squeue":
+            rows = ((job, priorities[job], 0, comments[job], tmp_path) for job in rules)
+            return "".join("|".join(map(str, row)) + "\n" for row in rows)
+        changes.append(command)
+        return ""
+
+    monkeypatch.setattr(queue, "ask", ask)
+    queue.let_gate_pass(tmp_path, comments.values())
+    assert changes == [("scontrol", "update", "jobid=7,8", "nice=21")]
