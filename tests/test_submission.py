@@ -11,6 +11,7 @@ import pytest
 
 from shardmark.errors import UserError
 from shardmark.slurm import queue, submission
+from shardmark.slurm.executor import leave_lost_nodes_to_slurm
 from shardmark.slurm.submission import Submission, is_temporary
 
 LIMIT = "AssocMaxSubmitJobLimit"
@@ -70,3 +71,12 @@ def test_the_gate_goes_before_cells_and_searches_which_keep_their_order(
     monkeypatch.setattr(queue, "ask", ask)
     queue.let_gate_pass(tmp_path, comments.values())
     assert changes == [("scontrol", "update", "jobid=7,8", "nice=21")]
+
+
+def test_a_lost_node_of_a_pinned_block_is_not_excluded() -> None:
+    settings = SimpleNamespace(requeue=False)
+    workflow = SimpleNamespace(executor_settings=settings)
+    executor = SimpleNamespace(_failed_nodes={"n7"}, workflow=workflow)
+    leave_lost_nodes_to_slurm(executor)
+    executor._failed_nodes.add("n1")
+    assert executor._failed_nodes == {"n7"}, "what the user excludes"
