@@ -514,6 +514,17 @@ def test_the_exit_code_says_whether_all_is_well() -> None:
     assert exit_code(status_of(config)) == (2, "check: 1 missing (exit code 2)")
 
 
+def test_a_stale_a_refused_or_an_interrupted_cell_is_left_to_run() -> None:
+    config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=[0])
+    leave(cell_at(), code_sha256="0" * 64)
+    assert exit_code(status_of(config)) == (2, "check: 1 stale (exit code 2)")
+    leave(cell_at(), cell_sha256="0" * 64)
+    assert exit_code(status_of(config)) == (2, "check: 1 refused (exit code 2)")
+    (cell_at().folder / "metrics.json").unlink()
+    (cell_at().folder / "job.log").touch()
+    assert exit_code(status_of(config)) == (2, "check: 1 interrupted (exit code 2)")
+
+
 def test_the_exit_code_counts_the_searches_for_the_largest_batch() -> None:
     config = searching()
     for cell in cells_of(config):
