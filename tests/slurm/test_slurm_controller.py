@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accounting import assert_asked_and_given, comment, jobs, last_jobs, queue
 from cluster import ACCOUNT, PARTITION, run
+from result_tables import row_of
 from slurm_project import CONFIG, SCRIPTS, SlurmProject
 from test_slurm_faults import controller, trains, until
 
@@ -95,7 +96,12 @@ def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: Sl
     again = project.run(target)
     assert again.returncode == 0, again.stdout
     assert f"({cell}); what they work on is waited for and not started again" in again.stdout
-    assert project.metrics("ddp", 1).environment["variables"]["SLURM_JOB_ID"] == cell
+    metrics = project.metrics("ddp", 1)
+    assert metrics.environment["variables"]["SLURM_JOB_ID"] == cell
+    row = row_of(metrics)
+    given = last_jobs(project)[comment("ddp", 1)]
+    expected = (cell, PARTITION, given["NodeList"])
+    assert (row.slurm_job, row.slurm_partition, row.slurm_nodes) == expected
 
 
 def test_sigterm_while_jobs_wait_to_be_submitted_ends_snakemake_at_once(
