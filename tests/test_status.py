@@ -32,7 +32,7 @@ from shardmark.launching.cell_progress import (
     progress_path,
     read_progress,
 )
-from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run
+from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run, why_alive
 from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
 from shardmark.slurm.queue import parse_time
@@ -347,6 +347,24 @@ def test_a_run_that_was_killed_is_not_running() -> None:
     gone = this_run() | {"created": 1.0}
     (folder / OWNER).write_text(json.dumps(gone))
     assert only().state == "missing"
+
+
+def test_a_process_that_inherited_the_same_job_number_may_be_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with scratch_folder(cell_at().folder / "metrics.json") as folder:
+        assert why_alive(folder) == f"process {os.getpid()} of this machine runs it"
+        (folder / OWNER).write_text(json.dumps(this_run() | {"created": 1.0}))
+        assert why_alive(folder) == "", "an earlier try of the same job"
+
+
+def test_without_squeue_a_job_that_may_run_a_cell_is_named_with_the_folder_to_delete() -> None:
+    with scratch_folder(cell_at().folder / "metrics.json") as folder:
+        gone = {"created": 1.0, "slurm_job_id": "8"}
+        (folder / OWNER).write_text(json.dumps(this_run() | gone))
+        words = f"squeue, which tells, is missing here (if it does not, delete {folder})"
+        assert why_alive(folder) == f"Slurm job 8 runs it, or did: {words}"
 
 
 def test_slurm_says_what_is_queued_why_and_what_runs_where() -> None:
