@@ -613,6 +613,15 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "cluster.slurm_extra",
         ("no closing quotation",),
     ),
+    "GPUs that Slurm does not assign, on nodes that jobs share": (
+        changed(
+            cluster__device="cuda",
+            cluster__gpu_request="none",
+            cluster__slurm_extra="--exclusive=user",
+        ),
+        "cluster.slurm_extra",
+        ("cluster.gpu_request: none", "would use the same ones", "Add --exclusive"),
+    ),
     "a character that no variable can hold": (
         changed(site={"environment": {"A": "x\0y"}}),
         "site.environment.A",

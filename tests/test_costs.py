@@ -81,6 +81,17 @@ def test_a_cell_that_has_its_node_alone_is_charged_for_all_of_it(tmp_path: Path)
     assert {job.gpus: job.charged for job in cells(shared, tmp_path)} == {1: 1, 4: 4, 8: 8}
 
 
+def test_the_gate_is_charged_for_whole_nodes_where_slurm_assigns_no_gpus(tmp_path: Path) -> None:
+    sizes = {**CUDA, "cluster__gpus_per_node": 4, "matrix__gpus": [2]}
+
+    def gate(config: Config) -> list[tuple[int, int]]:
+        jobs = estimate_costs(config, tmp_path).jobs
+        return [(job.gpus, job.charged) for job in jobs if job.cell is None]
+
+    assert gate(matrix(**sizes)) == [(2, 2), (1, 1)]
+    assert gate(matrix(**sizes, cluster__gpu_request="none")) == [(2, 4), (1, 4)]
+
+
 def test_only_what_is_left_is_counted(tmp_path: Path) -> None:
     config = matrix(**CUDA)
     assert len(cells(config, tmp_path)) == 4
@@ -141,6 +152,7 @@ def test_the_plan_names_what_is_not_known(tmp_path: Path) -> None:
     text = "\n".join(cost_lines(config, estimate_costs(config, tmp_path), 80))
     assert "120 min       ?" in text
     assert "The likely sums leave out small, of whose speed nothing is known" in text
+    assert "Each cell is counted as one job, also if groups in the profile" in text
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -117,21 +117,30 @@ def test_a_world_that_was_clipped_is_the_users_to_mend(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "starts"),
+    ("answer", "scontrol", "starts"),
     [
-        ("scontrol show job 4711 failed: slurm_load_jobs error: Invalid job id specified", True),
-        ("scontrol cannot be asked (timed out after 30 seconds)", False),
+        (
+            "scontrol show job 4711 failed: slurm_load_jobs error: Invalid job id specified",
+            "/usr/bin/scontrol",
+            True,
+        ),
+        ("scontrol cannot be asked (timed out after 30 seconds)", "/usr/bin/scontrol", False),
+        ("scontrol cannot be asked (No such file or directory)", None, True),
     ],
 )
 def test_an_inherited_job_number_that_slurm_does_not_know_stops_no_cell_of_one_node(
-    answer: str, starts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer: str,
+    scontrol: str | None,
+    starts: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def ask(*command: str) -> str:
         raise UserError(answer)
 
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setattr(allocation, "ask", ask)
-    monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(launching.shutil, "which", lambda _: scontrol)
     script = FAILING / "train_raises.py"
     if starts:
         ended = train(script, cell_at(), tmp_path, FAILURE="wheels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import json
 import os
 import pty
@@ -31,7 +32,7 @@ from shardmark.launching.cell_progress import (
     progress_path,
     read_progress,
 )
-from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run
+from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run, why_alive
 from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
 from shardmark.slurm.queue import parse_time
@@ -348,6 +349,24 @@ def test_a_run_that_was_killed_is_not_running() -> None:
     assert only().state == "missing"
 
 
+def test_a_process_that_inherited_the_same_job_number_may_be_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with scratch_folder(cell_at().folder / "metrics.json") as folder:
+        assert why_alive(folder) == f"process {os.getpid()} of this machine runs it"
+        (folder / OWNER).write_text(json.dumps(this_run() | {"created": 1.0}))
+        assert why_alive(folder) == "", "an earlier try of the same job"
+
+
+def test_without_squeue_a_job_that_may_run_a_cell_is_named_with_the_folder_to_delete() -> None:
+    with scratch_folder(cell_at().folder / "metrics.json") as folder:
+        gone = {"created": 1.0, "slurm_job_id": "8"}
+        (folder / OWNER).write_text(json.dumps(this_run() | gone))
+        words = f"squeue, which tells, is missing here (if it does not, delete {folder})"
+        assert why_alive(folder) == f"Slurm job 8 runs it, or did: {words}"
+
+
 def test_slurm_says_what_is_queued_why_and_what_runs_where() -> None:
     running = job(8, "RUNNING", "None", "10:00", "t", "small", "ddp", 2, 1)
     squeue(job(7, "PENDING", "Priority"), running)
@@ -417,7 +436,14 @@ def test_a_controller_elsewhere_is_told_and_not_taken_for_dead() -> None:
         ("RUNNING|None", "Slurm job 5 starts, or works on another configuration"),
     ],
 )
-def test_a_batch_job_that_is_to_run_the_controller_is_known(state: str, words: str) -> None:
+def test_a_batch_job_that_is_to_run_the_controller_is_known(
+    state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unnamed() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    # A user without an entry in passwd, as in a container.
+    monkeypatch.setattr(getpass, "getuser", unnamed)
     command = "profiles/slurm/controller.sbatch --configfile mine.yaml"
     Path("bin").mkdir()
     Path("bin/squeue").write_text(
@@ -504,6 +530,17 @@ def test_the_exit_code_says_whether_all_is_well() -> None:
     assert exit_code(status_of(config)) == (1, "check: 1 diverged, 1 missing (exit code 1)")
     leave(cell_at())
     assert exit_code(status_of(config)) == (2, "check: 1 missing (exit code 2)")
+
+
+def test_a_stale_a_refused_or_an_interrupted_cell_is_left_to_run() -> None:
+    config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=[0])
+    leave(cell_at(), code_sha256="0" * 64)
+    assert exit_code(status_of(config)) == (2, "check: 1 stale (exit code 2)")
+    leave(cell_at(), cell_sha256="0" * 64)
+    assert exit_code(status_of(config)) == (2, "check: 1 refused (exit code 2)")
+    (cell_at().folder / "metrics.json").unlink()
+    (cell_at().folder / "job.log").touch()
+    assert exit_code(status_of(config)) == (2, "check: 1 interrupted (exit code 2)")
 
 
 def test_the_exit_code_counts_the_searches_for_the_largest_batch() -> None:

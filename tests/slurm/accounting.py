@@ -11,7 +11,7 @@ from slurm_project import CLUSTER, SlurmProject
 
 FIELDS = (
     *("JobIDRaw", "State", "Comment", "NodeList", "NNodes", "ReqTRES", "AllocTRES"),
-    *("TimelimitRaw", "ElapsedRaw", "Start", "WorkDir", "SubmitLine"),
+    *("TimelimitRaw", "ElapsedRaw", "Start", "WorkDir", "JobName", "SubmitLine"),
 )
 Job = dict[str, str]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from accounting import assert_asked_and_given, comment, jobs, last_jobs, queue
 from cluster import ACCOUNT, PARTITION, run
+from result_tables import row_of
 from slurm_project import CONFIG, SCRIPTS, SlurmProject
 from test_slurm_faults import controller, trains, until
 
@@ -95,12 +97,18 @@ def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: Sl
     again = project.run(target)
     assert again.returncode == 0, again.stdout
     assert f"({cell}); what they work on is waited for and not started again" in again.stdout
-    assert project.metrics("ddp", 1).environment["variables"]["SLURM_JOB_ID"] == cell
+    metrics = project.metrics("ddp", 1)
+    assert metrics.environment["variables"]["SLURM_JOB_ID"] == cell
+    row = row_of(metrics)
+    given = last_jobs(project)[comment("ddp", 1)]
+    expected = (cell, PARTITION, given["NodeList"])
+    assert (row.slurm_job, row.slurm_partition, row.slurm_nodes) == expected
 
 
-def test_sigterm_while_jobs_wait_to_be_submitted_ends_snakemake_at_once(
+def test_sighup_while_jobs_wait_to_be_submitted_ends_snakemake_at_once(
     project: SlurmProject,
 ) -> None:
+    # SIGTERM, which has the same handler, is what scancel sends in the test above.
     project.stand_in()
     project.matrix("ddp", "1", "0, 1, 2, 3", mem_gb_per_gpu=60)
     nodes = run("sbatch", "--parsable", "--nodes=4", "--exclusive", "--wrap=sleep 600").strip()
@@ -109,12 +117,12 @@ def test_sigterm_while_jobs_wait_to_be_submitted_ends_snakemake_at_once(
     with controller(project, *targets, "--jobs", "2") as process:
         until(lambda: len(queue()) == 3, "two jobs")
         begin = time.monotonic()
-        process.terminate()
+        process.send_signal(signal.SIGHUP)
         text, _ = process.communicate(timeout=60)
     # Slurm kills a batch job 30 s after SIGTERM.
     assert time.monotonic() - begin < 20
     assert process.returncode == 1
-    assert "SIGTERM: this Snakemake ends. 2 job(s) stay queued or running." in text
+    assert "SIGHUP: this Snakemake ends. 2 job(s) stay queued or running." in text
     assert len(queue()) == 3
     run("scancel", nodes)
     again = project.run(*targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -48,6 +49,8 @@ def controller(project: SlurmProject, *targets: str) -> Iterator[subprocess.Pope
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # nohup ignores it, and so would every Snakemake that is started under it.
+        preexec_fn=functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
     )
     try:
         yield process

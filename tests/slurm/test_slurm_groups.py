@@ -8,7 +8,7 @@ import pytest
 
 from accounting import jobs, options, queue
 from cluster import run
-from slurm_project import SCRIPTS, SlurmProject
+from slurm_project import CONFIG, SCRIPTS, SlurmProject
 from test_slurm_faults import controller, until
 from test_slurm_submission import cells_that_last
 
@@ -93,18 +93,21 @@ def test_a_cell_without_a_result_does_not_end_its_group(project: SlurmProject) -
 
 
 @pytest.mark.parametrize(
-    ("groups", "settings", "words"),
+    ("groups", "block", "on_failure", "words"),
     [
-        ("train=cells", {}, "cells of 1, 2 GPUs"),
-        ("check_parity=gate", {}, "check_parity cannot be grouped, only train"),
-        ("train=gpus{gpus}", {"block": "pinned"}, "cannot be used with cluster.block: pinned"),
+        ("train=cells", "free", "record", "cells of 1, 2 GPUs"),
+        ("check_parity=gate", "free", "record", "check_parity cannot be grouped, only train"),
+        ("train=gpus{gpus}", "pinned", "record", "cannot be used with cluster.block: pinned"),
+        ("train=gpus{gpus}", "free", "stop", "cannot be used with on_failure: stop"),
     ],
 )
 def test_groups_that_cannot_work_are_refused_at_the_start(
-    groups: str, settings: dict[str, str], words: str, project: SlurmProject
+    groups: str, block: str, on_failure: str, words: str, project: SlurmProject
 ) -> None:
     project.stand_in()
-    project.matrix("ddp", "2, 1", device="cuda", **settings)
+    project.matrix("ddp", "2, 1", device="cuda", block=block)
+    with (project.folder / CONFIG).open("a") as config:
+        config.write(f"on_failure: {on_failure}\n")
     name = groups.partition("=")[2]
     both = [project.path("ddp", gpus) for gpus in (2, 1)]
     result = project.run(*both, "--groups", groups, "--group-components", f"{name}=3")

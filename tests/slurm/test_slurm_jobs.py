@@ -23,6 +23,11 @@ def test_every_cell_asks_for_its_gpus_nodes_cpus_memory_and_time_in_the_planned_
     ran = [("ddp", 4), ("ddp", 2), ("ddp", 1), ("dp", 2), ("dp", 1)]
     for strategy, gpus in ran:
         assert_asked_and_given(jobs[comment(strategy, gpus)], gpus)
+    logs = project.folder / ".snakemake/slurm_logs/rule_train"
+    for strategy, gpus in ran:
+        job = jobs[comment(strategy, gpus)]
+        assert job["JobName"].startswith("shardmark_")
+        assert (logs / f"t_small_{strategy}_{gpus}_0/{job['JobIDRaw']}.log").exists()
     assert project.metrics("dp", 4).status == "unsupported"
     assert comment("dp", 4) not in jobs
     places = {project.metrics(*cell).provenance["planned_place"]: cell for cell in ran}

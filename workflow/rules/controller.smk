@@ -66,7 +66,12 @@ onstart:
                 "its first cell and, on several nodes, also trains that cell"
             )
         groups = workflow.group_settings.overwrite_groups
-        reason = why_no_groups(groups, workflow.dag, pinned=CONFIG.cluster.block == "pinned")
+        reason = why_no_groups(
+            groups,
+            workflow.dag,
+            pinned=CONFIG.cluster.block == "pinned",
+            stops=CONFIG.on_failure == "stop",
+        )
         if reason:
             sys.exit(reason)
         # A job has one turn, which the cells of its group take one after the other.

@@ -92,6 +92,12 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
         yield _not_in("matrix.strategies", "baseline", baseline, names)
     if cluster and (reason := _why_no_options(cluster.slurm_extra)):
         yield f"cluster.slurm_extra: got {format_value(cluster.slurm_extra)}; {reason}"
+    elif cluster and _may_share_unassigned_gpus(cluster):
+        yield (
+            f"cluster.slurm_extra: got {format_value(cluster.slurm_extra)}; with "
+            "cluster.gpu_request: none Slurm assigns no GPUs, so two jobs on a node would use the "
+            "same ones. Add --exclusive"
+        )
     measure = section_at(Measure, raw, "measure")
     for most, least in (("warmup_max_steps", "warmup_min_steps"), ("steady_max_s", "steady_min_s")):
         if measure and getattr(measure, most) < getattr(measure, least):
@@ -349,6 +355,11 @@ def _why_no_options(text: str) -> str:
     except ValueError as error:
         return f"as options of a command it has {str(error).lower()}"
     return ""
+
+
+def _may_share_unassigned_gpus(cluster: Cluster) -> bool:
+    """Whether two jobs may use the same GPUs; with --exclusive=user they still share nodes."""
+    return cluster.gpus_unassigned and "--exclusive" not in shlex.split(cluster.slurm_extra)
 
 
 def _largest_batch_mistakes(

@@ -99,15 +99,17 @@ def why_alive(folder: Path) -> str:
             if is_newborn and not (folder / OWNER).exists():
                 return "another run of it is just starting"
         return ""
+    is_here = owner["host"] == socket.gethostname()
+    # First, because two processes may have inherited the number of the same job.
+    if is_here and is_alive_here(owner):
+        return f"process {owner['pid']} of this machine runs it"
     if owner["slurm_job_id"] is not None:
-        return _why_job_alive(owner["slurm_job_id"])
-    if owner["host"] != socket.gethostname():
+        return _why_job_alive(owner["slurm_job_id"], folder)
+    if not is_here:
         return (
             f"process {owner['pid']} on {owner['host']} runs it, or did: that cannot be seen from "
             f"here (if it does not, delete {folder})"
         )
-    if is_alive_here(owner):
-        return f"process {owner['pid']} of this machine runs it"
     return ""
 
 
@@ -127,9 +129,14 @@ def is_alive_here(owner: Owner) -> bool:
     return False
 
 
-def _why_job_alive(job: str) -> str:
+def _why_job_alive(job: str, folder: Path) -> str:
     if job == queue.job_id():  # an earlier try of this same job, which was requeued
         return ""
+    if shutil.which("squeue") is None:
+        return (
+            f"Slurm job {job} runs it, or did: squeue, which tells, is missing here (if it does "
+            f"not, delete {folder})"
+        )
     state = queue.state_of(job)
     return f"Slurm job {job} runs it ({state.lower()})" if state else ""
 

@@ -28,13 +28,14 @@ def comments_of_job(job: Any) -> list[str]:
     return sorted(comment_of(one.rule.name, list(one.wildcards)) for one in members)
 
 
-def why_no_groups(groups: Mapping[str, str], dag: Any, *, pinned: bool) -> str:
+def why_no_groups(groups: Mapping[str, str], dag: Any, *, pinned: bool, stops: bool) -> str:
     """Say why cells cannot be grouped as the command line asks; empty if they can.
 
     Args:
         groups: the group's name for each rule, from --groups.
         dag: Snakemake's DAG of jobs.
         pinned: whether a separate job chooses the nodes for the cells of a block.
+        stops: whether no more cells may start after a failure.
     """
     if not groups:
         return ""
@@ -44,6 +45,11 @@ def why_no_groups(groups: Mapping[str, str], dag: Any, *, pinned: bool) -> str:
         return (
             "--groups cannot be used with cluster.block: pinned. Set it to free, and let the cells "
             f"of a block be a group: {_group_options('{workload}_gpus{gpus}_seed{seed}', 8)}"
+        )
+    if stops:
+        return (
+            "--groups cannot be used with on_failure: stop, because a job would go on to its next "
+            "cells after a failure. Set it to record, or leave out --groups"
         )
     sizes = defaultdict(set)
     for job in dag.needrun_jobs():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import subprocess
@@ -131,8 +130,9 @@ def controllers_of(project: Path) -> list[ControllerJob]:
     Raises:
         UserError: if Slurm does not answer.
     """
-    user = getpass.getuser()
-    text = ask("squeue", "--noheader", f"--user={user}", "--format=%i|%T|%r|%Z|%o")
+    columns = "--format=%i|%T|%r|%Z|%o"
+    # By number, since a user without a passwd entry has no name.
+    text = ask("squeue", "--noheader", f"--user={os.getuid()}", columns)
     rows = [line.split("|", 4) for line in text.splitlines()]
     here = str(project.resolve())
     return [
@@ -146,8 +146,8 @@ def let_gate_pass(project: Path, comments: Container[str]) -> None:
     """Lower the priority of waiting cells just enough that the parity gate's jobs go first.
 
     A parity case is submitted only when its oracle exists, and so queues behind cells that were
-    submitted earlier. All cells get the same nice value, which keeps their order. A user may raise
-    a nice value but not lower it again.
+    submitted earlier. All cells, and the searches for the largest batch, get the same nice value,
+    which keeps their order. A user may raise a nice value but not lower it again.
 
     Args:
         project: the folder.
@@ -160,22 +160,22 @@ def let_gate_pass(project: Path, comments: Container[str]) -> None:
     text = ask("squeue", "--noheader", "--states=PENDING", f"--user={os.getuid()}", columns)
     here = str(project.resolve())
     gate_priorities: list[int] = []
-    cells: dict[str, tuple[int, int]] = {}
+    to_wait: dict[str, tuple[int, int]] = {}
     for line in text.splitlines():
         job, priority, nice, comment, folder = line.split("|", 4)
         if folder != here or not any(one in comments for one in comment.split()):
             continue
-        if comment.startswith(CELL):
-            cells[job] = int(priority), int(nice)
+        if comment.startswith(AFTER_GATE):
+            to_wait[job] = int(priority), int(nice)
         elif comment.startswith(GATE) and int(priority):  # 0: held
             gate_priorities.append(int(priority))
-    if not cells:
+    if not to_wait:
         return
-    nice_value = max(nice for _, nice in cells.values())
+    nice_value = max(nice for _, nice in to_wait.values())
     if gate_priorities:
-        first_cell = max(priority + nice for priority, nice in cells.values()) - nice_value
-        nice_value += max(0, first_cell - min(gate_priorities) + 1)
-    too_early = [job for job, (_, nice) in cells.items() if nice < nice_value]
+        first = max(priority + nice for priority, nice in to_wait.values()) - nice_value
+        nice_value += max(0, first - min(gate_priorities) + 1)
+    too_early = [job for job, (_, nice) in to_wait.items() if nice < nice_value]
     if too_early:
         ask("scontrol", "update", f"jobid={','.join(too_early)}", f"nice={nice_value}")
 
@@ -186,8 +186,8 @@ def comment_of(rule: str, wildcards: Sequence[str]) -> str:
 
 
 TRAIN = "train"
-# The prefixes of the comments of cells and of the parity gate's jobs.
-CELL = comment_of(TRAIN, [""])
+# The prefixes of the comments of cells and searches, and of the parity gate's jobs.
+AFTER_GATE = comment_of(TRAIN, [""]), comment_of("find_largest_batch", [""])
 GATE = comment_of("make_oracle", [""]), comment_of("check_parity", [""])
 
 

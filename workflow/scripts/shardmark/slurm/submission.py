@@ -29,6 +29,8 @@ _MAY_PASS = re.compile(
     r"|standby mode|Connection (refused|timed out|reset)|Resource temporarily unavailable"
     r"|temporarily unable to accept job|Unable to create job record, try again"
     r"|Unable to test the validity of the given"
+    # wait_for_orphans asks squeue, which did not answer in time.
+    r"|squeue cannot be asked \(.*timed out"
     # A partition or a node was taken out of service.
     r"|Required partition not available|Requested partition configuration not available now"
     r"|Invalid node name specified"
@@ -83,6 +85,7 @@ class Submission:
             self._refusal = ""
             self._run_job(job)
             if not self._refusal:
+                self._last_said = ""  # so that a later wait for the same reason is said too
                 if self.gate_first is not None:
                     self._let_the_gate_pass(self.gate_first)
                 return

@@ -153,13 +153,15 @@ def _gate_jobs(config: Config, root: Path) -> Iterator[Job]:
         if case.cell.unsupported or _has_verdict(root / case.file, case.fingerprint()):
             continue
         sizes.add((workload, gpus))
-        yield _gate_job(gpus)
+        yield _gate_job(config.cluster, gpus)
     for _ in sizes:
-        yield _gate_job(1)
+        yield _gate_job(config.cluster, 1)
 
 
-def _gate_job(gpus: int) -> Job:
-    return Job(gpus, gpus, (GATE_MINUTES + SPARE_MINUTES) * 60, SNAKEMAKE_S + GATE_S)
+def _gate_job(cluster: Cluster, gpus: int) -> Job:
+    # As in resources.smk: if Slurm does not assign GPUs, these jobs have their nodes to themselves.
+    charged = _charged_gpus(cluster, gpus) if cluster.gpus_unassigned else gpus
+    return Job(gpus, charged, (GATE_MINUTES + SPARE_MINUTES) * 60, SNAKEMAKE_S + GATE_S)
 
 
 def _search_jobs(config: Config, root: Path) -> Iterator[Job]:

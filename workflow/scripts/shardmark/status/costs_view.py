@@ -98,6 +98,8 @@ def _remarks(costs: Costs, unit: str) -> Iterator[str]:
         f"The likely time of {measured} cells is estimated from results of the same workload and "
         f"GPU count, that of {expected} from cluster.expected_items_per_s"
     )
+    if costs.cells:
+        yield "Each cell is counted as one job, also if groups in the profile let cells share jobs"
     if costs.searches:
         worst = sum(job.charged * job.worst_s for job in costs.searches) / 3600
         yield (

@@ -1,0 +1,82 @@
+"""How jobs are submitted to Slurm, with stand-ins for the executor and for Slurm's commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from shardmark.errors import UserError
+from shardmark.slurm import queue, submission
+from shardmark.slurm.executor import leave_lost_nodes_to_slurm
+from shardmark.slurm.submission import Submission, is_temporary
+
+LIMIT = "AssocMaxSubmitJobLimit"
+
+
+def test_the_same_limit_is_said_again_after_a_job_was_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusals: Iterator[str] = iter([LIMIT, LIMIT, "", LIMIT, LIMIT, ""])
+    warnings: list[str] = []
+
+    def run_job(job: object) -> None:
+        if refusal := next(refusals):
+            executor._report_job_error_threadsafe(job, refusal)
+
+    executor = SimpleNamespace(
+        run_job=run_job,
+        cancel=None,
+        shutdown=None,
+        logger=SimpleNamespace(warning=warnings.append),
+    )
+    monkeypatch.setattr(submission, "WAIT_S", 0)
+    Submission.attach(executor, SimpleNamespace(_user_kill=None), None)
+    executor.run_job("first")
+    assert len(warnings) == 1
+    executor.run_job("second")
+    assert len(warnings) == 2
+
+
+def test_a_squeue_that_does_not_answer_in_time_may_answer_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue, "ASK_S", 0.1)
+    with pytest.raises(UserError) as slow:
+        queue.ask(sys.executable, "-c", "import time; time.sleep(9)")
+    assert is_temporary(str(slow.value).replace(sys.executable, "squeue", 1))
+    with pytest.raises(UserError) as missing:
+        queue.ask("squeue-that-is-not-installed")
+    assert not is_temporary(str(missing.value))
+
+
+def test_the_gate_goes_before_cells_and_searches_which_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = {"7": "find_largest_batch", "8": "train", "9": "check_parity"}
+    priorities = {"7": 30, "8": 20, "9": 10}
+    comments = {job: queue.comment_of(rule, ["t", "small"]) for job, rule in rules.items()}
+    changes = []
+
+    def ask(*command: str) -> str:
+        if command[0] == "squeue":
+            rows = ((job, priorities[job], 0, comments[job], tmp_path) for job in rules)
+            return "".join("|".join(map(str, row)) + "\n" for row in rows)
+        changes.append(command)
+        return ""
+
+    monkeypatch.setattr(queue, "ask", ask)
+    queue.let_gate_pass(tmp_path, comments.values())
+    assert changes == [("scontrol", "update", "jobid=7,8", "nice=21")]
+
+
+def test_a_lost_node_of_a_pinned_block_is_not_excluded() -> None:
+    settings = SimpleNamespace(requeue=False)
+    workflow = SimpleNamespace(executor_settings=settings)
+    executor = SimpleNamespace(_failed_nodes={"n7"}, workflow=workflow)
+    leave_lost_nodes_to_slurm(executor)
+    executor._failed_nodes.add("n1")
+    assert executor._failed_nodes == {"n7"}, "what the user excludes"
