@@ -284,9 +284,10 @@ def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
     assert "2 processes that are not the cell's" in status.detail
 
 
-def test_a_result_that_a_failed_rerun_left_in_place_is_owed_a_run() -> None:
+def test_a_result_that_a_failed_rerun_left_in_place_is_stale() -> None:
     leave(cell_at(), stamp=False)
-    assert (only().state, only().detail) == ("stale", "is owed")
+    assert only().state == "stale"
+    assert only().detail == "its last rerun left no result; the next run repeats it"
     (cell_at().folder / "metrics.failed.json").write_text("{}")
     assert (
         only().detail == "a rerun of it failed; results/t/small/ddp/gpus1/seed0/metrics.failed.json"

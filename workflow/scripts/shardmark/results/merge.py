@@ -79,8 +79,8 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
         merged.results.append(chosen)
         title = chosen.cell.title
         if len(distinct) > 1:
-            stands = "" if prefer == "none" else f"; {chosen.path} stands"
-            merged.conflicts.append(f"{title}: {_results_in_words(distinct)}{stands}")
+            kept = "" if prefer == "none" else f"; kept {chosen.path}"
+            merged.conflicts.append(f"{title}: {_results_in_words(distinct)}{kept}")
         elif len(results) > 1:
             merged.duplicates.append(f"{title}: {' and '.join(str(one.path) for one in results)}")
     if merged.conflicts and prefer == "none":
@@ -106,12 +106,13 @@ def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
             paths = ", ".join(str(item.path) for item in items)
             merged.conflicts.append(
                 f"parity of {workload} {strategy} ranks{ranks}: the gate is defined in several "
-                f"ways in {paths}; {worst.path} stands, and counts only with its own definition"
+                f"ways in {paths}; kept {worst.path}. It counts only in a configuration that "
+                "defines the gate the same way."
             )
         elif len({item.parity.status for item in items}) > 1:
             statuses = ", ".join(f"{item.parity.status} in {item.path}" for item in items)
             merged.conflicts.append(
-                f"parity of {workload} {strategy} ranks{ranks}: {statuses}; the worst stands"
+                f"parity of {workload} {strategy} ranks{ranks}: {statuses}; kept {worst.path}"
             )
 
 
@@ -130,8 +131,9 @@ def _choose_batches(sets: Sequence[ResultSet], merged: Merged) -> None:
                 for item in items
             )
             merged.conflicts.append(
-                f"largest batch of {workload} {strategy} gpus{gpus}: {batches}; {smallest.path} "
-                "stands, and counts only with its own definition"
+                f"largest batch of {workload} {strategy} gpus{gpus}: {batches}; kept "
+                f"{smallest.path}. It counts only in a configuration that defines the search the "
+                "same way."
             )
 
 

@@ -24,7 +24,7 @@ def check_table(cells: pd.DataFrame) -> None:
     """Check that no cell is in the table twice.
 
     Raises:
-        UserError: naming a cell that stands in the table more than once.
+        UserError: naming a cell that is in the table more than once.
     """
     twice = cells[cells.duplicated(CELL, keep=False)]
     if len(twice):
@@ -32,7 +32,8 @@ def check_table(cells: pd.DataFrame) -> None:
         paths = twice[(twice[CELL] == first[CELL]).all(axis=1)]["path"]
         raise UserError(
             f"{first['workload']} {first['strategy']} gpus{first['gpus']} seed{first['seed']}: "
-            f"stands in the table more than once ({', '.join(map(str, paths))}); leave one in"
+            f"is in the table more than once ({', '.join(map(str, paths))}); "
+            "delete all its rows but one"
         )
 
 

@@ -77,7 +77,11 @@ def _cell_status(
     if result.state in ("ok", "device fault") and not has_stamp:
         # Snakemake will run it again: this result was kept because a rerun failed.
         failed = folder / "metrics.failed.json"
-        why = f"a rerun of it failed; {failed.relative_to(root)}" if failed.exists() else "is owed"
+        why = (
+            f"a rerun of it failed; {failed.relative_to(root)}"
+            if failed.exists()
+            else "its last rerun left no result; the next run repeats it"
+        )
         return CellStatus("stale", why, result.job, work.log, cell=cell)
     return result
 
