@@ -25,6 +25,7 @@ from shardmark.largest_batch import LargestBatch
 from shardmark.metrics import read_metrics
 from shardmark.parity_result import read_parity
 from shardmark.result_files import read_record
+from shardmark.results.outcome import Outcome
 
 REFRESH_S = 1.0
 BAR_WIDTH = 24
@@ -320,7 +321,7 @@ def outcome(path: Path) -> tuple[str, str]:
     try:
         metrics = read_metrics(path)
     except UserError as error:
-        return "unreadable", f" ({error})"
+        return Outcome.REFUSED, f" ({error})"
     if metrics.throughput is not None:
         loss = metrics.loss.final if metrics.loss else None
         end = "" if loss is None else f", loss {loss:.4g}"
@@ -347,7 +348,7 @@ def found_batch(path: Path) -> str:
     try:
         largest = read_record(path, LargestBatch)
     except UserError as error:
-        return f"unreadable ({error})"
+        return f"{Outcome.REFUSED} ({error})"
     if largest.measured is None:
         return largest.batch_in_words
     speed = f"{largest.measured.items_per_s:,.0f} {largest.measured.unit}/s"

@@ -40,8 +40,8 @@ from shardmark.statistics.eligibility import (
 from shardmark.statistics.family import ALPHA, Family, Shift
 from shardmark.statistics.seeds_needed import seeds_to_decide
 
-Outcome = Literal["no regression", "regression", "inconclusive"]
-EXIT_CODES: dict[Outcome, int] = {"no regression": 0, "regression": 1, "inconclusive": 2}
+SetOutcome = Literal["no regression", "regression", "inconclusive"]
+EXIT_CODES: dict[SetOutcome, int] = {"no regression": 0, "regression": 1, "inconclusive": 2}
 SIDE = [*GROUP, "strategy"]
 # A cell that ended so, and did not before, is a regression.
 FAILURES = ("oom", "timeout", "diverged", "failed")
@@ -69,7 +69,7 @@ class SetComparison:
     failures: pd.DataFrame
     only_before: list[str]
     only_after: list[str]
-    outcome: Outcome
+    outcome: SetOutcome
 
 
 def compare_sets(
@@ -125,7 +125,7 @@ def _outcome(
     failures: bool,
     lost: bool,
     unchanged: set[tuple[Any, ...]],
-) -> Outcome:
+) -> SetOutcome:
     """Return the outcome by throughput and failures.
 
     Args:
