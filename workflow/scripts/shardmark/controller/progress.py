@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, search_title
 from shardmark.disk import why_no_room
 from shardmark.errors import UserError
 from shardmark.largest_batch import LargestBatch
@@ -139,7 +139,7 @@ class Progress(logging.Handler):
             if not self.live:
                 self._say(f"{self._numbered(case)}: started")
         elif job["rule_name"] == FIND_LARGEST_BATCH:
-            title = f"largest batch of {at['workload']} {at['strategy']} gpus{at['gpus']}"
+            title = search_title(at["workload"], at["strategy"], at["gpus"])
             self.searches[job["jobid"]] = title, Path(job["output"][0])
             self.others[job["jobid"]] = title
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from shardmark.cells import search_title
 from shardmark.codebase import STAMP
 from shardmark.errors import UserError
 from shardmark.files import write_text
@@ -122,7 +123,7 @@ def _choose_batches(sets: Sequence[ResultSet], merged: Merged) -> None:
     for result_set in sets:
         for item in result_set.batches:
             by_search.setdefault(item.key, []).append(item)
-    for (workload, strategy, gpus), items in by_search.items():
+    for key, items in by_search.items():
         smallest = min(items, key=lambda item: item.largest.micro_batch or 0)
         merged.batches.append(smallest)
         if len({(item.largest.search_sha256, item.largest.micro_batch) for item in items}) > 1:
@@ -131,9 +132,8 @@ def _choose_batches(sets: Sequence[ResultSet], merged: Merged) -> None:
                 for item in items
             )
             merged.conflicts.append(
-                f"largest batch of {workload} {strategy} gpus{gpus}: {batches}; kept "
-                f"{smallest.path}. It counts only in a configuration that defines the search the "
-                "same way."
+                f"{search_title(*key)}: {batches}; kept {smallest.path}. It counts only in a "
+                "configuration that defines the search the same way."
             )
 
 

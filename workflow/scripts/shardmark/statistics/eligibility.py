@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 
+from shardmark.cells import key_title
 from shardmark.errors import UserError
 
 GROUP = ["workload", "scaling", "gpus"]
@@ -31,7 +32,7 @@ def check_table(cells: pd.DataFrame) -> None:
         first = twice.iloc[0]
         paths = twice[(twice[CELL] == first[CELL]).all(axis=1)]["path"]
         raise UserError(
-            f"{first['workload']} {first['strategy']} gpus{first['gpus']} seed{first['seed']}: "
+            f"{key_title(*first[['workload', 'strategy', 'gpus', 'seed']])}: "
             f"is in the table more than once ({', '.join(map(str, paths))}); "
             "delete all its rows but one"
         )

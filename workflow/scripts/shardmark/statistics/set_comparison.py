@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shardmark.cells import key_title
 from shardmark.errors import UserError
 from shardmark.results.csv_tables import to_frame
 from shardmark.results.result_set import Result, ResultSet, cells_of_set, differences, flatten
@@ -258,7 +259,7 @@ def _of(table: pd.DataFrame, key: Iterable[Any]) -> pd.DataFrame:
 
 
 def _titles(groups: Iterable[tuple[Any, ...]]) -> list[str]:
-    return [f"{workload} {strategy} gpus{gpus}" for workload, _, gpus, strategy in sorted(groups)]
+    return [key_title(workload, strategy, gpus) for workload, _, gpus, strategy in sorted(groups)]
 
 
 def check_definitions(before: ResultSet, after: ResultSet) -> None:
