@@ -283,7 +283,10 @@ def _outcomes_without_result(cells_there: pd.DataFrame) -> Iterator[tuple[str, s
         left = left[~left.strategy.isin(names)]
         if len(names):
             yield f"{words}:", f"{join_names(list(map(label_of, names)))}."
-    unproven = left[left.excluded.str.startswith(("parity", "not training"))].strategy.unique()
+    trained = left[left.status == "ok"]
+    unproven = trained[
+        (trained.parity != "passed") | (trained.excluded == "not training")
+    ].strategy.unique()
     if len(unproven):
         yield "Not proven to train the same model:", f"{join_names(list(map(label_of, unproven)))}."
 
