@@ -149,7 +149,7 @@ class Progress(logging.Handler):
         self.others.pop(jobid, None)
         if jobid in self.searches:
             title, path = self.searches.pop(jobid)
-            self._say(f"{title}: {found_batch(path)}")
+            self._say(f"{title}: {describe_batch(path)}")
         elif jobid in self.running:
             cell = self.running.pop(jobid)
             status, figure = outcome(cell.folder / "metrics.json")
@@ -343,7 +343,7 @@ def verdict(path: Path) -> tuple[str, str]:
     return parity.status, in_brackets(parity.reason) if parity.reason else ""
 
 
-def found_batch(path: Path) -> str:
+def describe_batch(path: Path) -> str:
     """Return the largest batch in a search's result in words, or its status."""
     try:
         largest = read_record(path, LargestBatch)

@@ -301,7 +301,7 @@ def _elsewhere(
         if device == "cuda" and verdict.gpus == 1:
             # On one GPU nothing is sharded or communicated.
             continue
-        if best and verdict.fastest.shown and best != chosen.fastest.best:
+        if best and verdict.fastest.is_settled and best != chosen.fastest.best:
             by_best.setdefault(best, []).append(verdict)
     for best, others in by_best.items():
         *counts, most = (verdict.gpus for verdict in others)

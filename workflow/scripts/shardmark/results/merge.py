@@ -17,8 +17,8 @@ from shardmark.errors import UserError
 from shardmark.files import write_text
 from shardmark.metrics import SIDE_FILES, Metrics
 from shardmark.results.result_set import (
-    FoundBatch,
     Key,
+    LargestBatchResult,
     Result,
     ResultSet,
     Verification,
@@ -51,7 +51,7 @@ class Merged:
 
     results: list[Result] = field(default_factory=list)
     verifications: list[Verification] = field(default_factory=list)
-    batches: list[FoundBatch] = field(default_factory=list)
+    batches: list[LargestBatchResult] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
 
 def _choose_batches(sets: Sequence[ResultSet], merged: Merged) -> None:
     """Choose the smallest of several largest batches, because it fits on all the machines."""
-    by_search: dict[tuple[str, str, int], list[FoundBatch]] = {}
+    by_search: dict[tuple[str, str, int], list[LargestBatchResult]] = {}
     for result_set in sets:
         for item in result_set.batches:
             by_search.setdefault(item.key, []).append(item)
@@ -248,10 +248,10 @@ def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
             case = partial / "parity" / item.parity.workload / item.parity.strategy
             case.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(item.path, case / f"ranks{item.parity.ranks}.json")
-        for found in merged.batches:
-            strategy = partial / "largest_batch" / found.largest.workload / found.largest.strategy
+        for one in merged.batches:
+            strategy = partial / "largest_batch" / one.largest.workload / one.largest.strategy
             strategy.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found.path, strategy / f"gpus{found.largest.gpus}.json")
+            shutil.copyfile(one.path, strategy / f"gpus{one.largest.gpus}.json")
         write_text(partial / "merged.json", merge_record(merged, sources))
         # Replaces an empty folder, and no other.
         partial.rename(folder)
