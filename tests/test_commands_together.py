@@ -106,7 +106,7 @@ SAYS = {
     "compare": "Inconclusive: ",
     "report": "4 of 4 cells have a result",
     "status": "results/demo: 4 cells: 4 ok",
-    "doctor": "nothing stands in the way",
+    "doctor": "All checks passed.",
     "fetch": "",
 }
 # Exit status; a rerun that ran out of memory is another outcome than before.

@@ -469,7 +469,7 @@ def test_groups_are_families_of_their_own_and_regimes_never_mix() -> None:
 
 def test_a_cell_that_stands_twice_is_an_error() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 0.97})
-    with pytest.raises(UserError, match="w fsdp gpus1 seed8: stands in the table more than once"):
+    with pytest.raises(UserError, match="w fsdp gpus1 seed8: is in the table more than once"):
         compare(pd.concat([cells, cells.tail(1)]), "ddp")
 
 

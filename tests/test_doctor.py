@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from doctor import name_own_code, summarise_matrix
+from doctor import last_line, name_own_code, summarise_matrix
 from shardmark.config.files import load_files
 from shardmark.config.schema import Site
 from shardmark.doctor import (
@@ -437,7 +437,7 @@ def test_the_command_on_a_machine_that_can_run_the_matrix(tmp_path: Path) -> Non
     done = run_doctor(tmp_path, (ROOT / "config/demo.yaml").read_text())
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()
-    assert last == "nothing stands in the way"
+    assert last == "All checks passed."
     assert {line.split()[0] for line in lines} == {"ok"}
     whats = [line.split()[1] for line in lines]
     assert whats[:3] == ["python", "packages", "configuration"]
@@ -458,7 +458,14 @@ def test_the_command_on_one_that_cannot(tmp_path: Path) -> None:
     assert "FAIL  torch" in done.stdout
     assert "not tried, since what it needs fails" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert "must be mended first" in done.stdout.splitlines()[-1]
+    failed = sum(line.startswith("FAIL") for line in done.stdout.splitlines())
+    assert done.stdout.splitlines()[-1] == last_line(failed)
+
+
+def test_the_last_line_counts_the_failed_checks() -> None:
+    assert last_line(0) == "All checks passed."
+    assert last_line(1) == "Fix the failed check first."
+    assert last_line(3) == "Fix the 3 failed checks first."
 
 
 def test_the_command_with_mistakes_in_the_configuration(tmp_path: Path) -> None:

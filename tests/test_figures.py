@@ -296,6 +296,8 @@ def test_every_figure_has_a_caption_and_a_drawing() -> None:
     assert set(DRAWN_BY) == {*FIGURES, OUTCOMES}
     for name in [*FIGURES, OUTCOMES]:
         assert caption(name)
+        assert ".. include" not in caption(name)
+    assert "Pale runs are excluded." in caption("throughput")
 
 
 def test_step_times_are_of_the_slowest_rank_in_the_steady_window(data: Data) -> None:

@@ -161,7 +161,7 @@ def test_a_preference_decides_between_results_and_is_recorded(
     chosen = {"first": monday, "last": other}[prefer]
     (conflict,) = json.loads((joined / "merged.json").read_text())["conflicts"]
     assert f"oom in {other / 'w/ddp/gpus1/seed4/metrics.json'}" in conflict
-    assert conflict.endswith(f"{chosen / 'w/ddp/gpus1/seed4/metrics.json'} stands")
+    assert conflict.endswith(f"; kept {chosen / 'w/ddp/gpus1/seed4/metrics.json'}")
     assert conflict in result.stdout
 
 

@@ -159,7 +159,7 @@ def test_a_cell_whose_result_cannot_be_read_is_told_and_ends_nothing(plain: Matr
     write_text(CELLS[0].folder / "metrics.json", "{")
     plain.finish(7)
     [line] = lines(plain)
-    assert line.startswith("[1/2] small ddp gpus1 seed0: unreadable (results/t/small/ddp/")
+    assert line.startswith("[1/2] small ddp gpus1 seed0: refused (results/t/small/ddp/")
 
 
 def test_a_failed_cell_shows_the_end_of_its_log(plain: Matrix) -> None:

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ from shardmark.launching.cell_progress import (
 from shardmark.launching.scratch import OWNER, scratch_folder, scratch_path, this_run, why_alive
 from shardmark.metrics import Device, Failure, Metrics, Throughput
 from shardmark.processes.heartbeat import Beat
+from shardmark.results.matrix import read_matrix
+from shardmark.results.outcome import Outcome
 from shardmark.slurm.queue import parse_time
 from shardmark.status.cell_status import CellStatus
 from shardmark.status.matrix_status import exit_code, status_of
@@ -261,33 +262,60 @@ def test_in_a_terminal_every_state_has_a_symbol_of_its_own() -> None:
     assert "ddp   \x1b[32m●\x1b[0m" in text_of(matrix(), terminal=True)
 
 
-def test_each_end_of_a_cell_is_a_state() -> None:
-    ends: dict[str, Callable[[Cell], None]] = {
-        "ok": lambda cell: leave(cell),
-        "timeout": lambda cell: leave(cell, "timeout", failure=Failure.plain("the time limit")),
-        "stale": lambda cell: leave(cell, code_sha256="0" * 64),
-        "refused": lambda cell: leave(cell, cell_sha256="0" * 64),
-        "missing": lambda cell: None,
-    }
-    config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=list(range(5)))
-    for cell, leave_it in zip(cells_of(config), ends.values(), strict=True):
-        leave_it(cell)
-    assert [one.state for one in status_of(config).cells] == list(ends)
-
-
-def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
+def shared_gpu() -> dict[str, Any]:
+    """What a cell records on a GPU that other processes use too."""
     fields, known = Throughput.model_fields, {"warmup_converged": True, "unit": "images"}
     window = Throughput.model_validate(dict.fromkeys(fields, 1) | known)
     shared = Device(index=0, node="n1", kind="gpu", name="GPU", samples=9, foreign_processes=2)
-    leave(cell_at(), throughput=window, devices=[shared])
+    return {"throughput": window, "devices": [shared]}
+
+
+def test_the_terminal_and_the_tables_agree_on_every_outcome() -> None:
+    failure = {"failure": Failure.plain("its reason")}
+    earlier_code = {"code_sha256": "0" * 64}
+    results: list[tuple[str, str, dict[str, Any]]] = [
+        ("ok", "ok", {}),
+        ("device fault", "ok", shared_gpu()),
+        ("device fault", "ok", shared_gpu() | earlier_code),
+        ("stale", "ok", earlier_code),
+        ("refused", "ok", {"cell_sha256": "0" * 64}),
+        ("timeout", "timeout", failure),
+        ("diverged", "diverged", failure),
+        ("failed", "failed", failure),
+        ("unsupported", "unsupported", failure),
+        ("oom", "oom", failure),
+        ("oom", "oom", failure | earlier_code),
+    ]
+    seeds = list(range(len(results) + 1))
+    config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=seeds)
+    cells = list(cells_of(config))
+    for cell, (_, status, fields) in zip(cells, results, strict=False):
+        leave(cell, status, **fields)
+    expected = [*(outcome for outcome, _, _ in results), "missing"]
+    assert set(expected) == set(Outcome)
+    assert [one.outcome for one in read_matrix(config)] == expected
+    assert [one.state for one in status_of(config).cells] == expected
+    assert all(LOOKS[outcome].symbol == outcome.sign for outcome in Outcome)
+
+
+def test_a_device_fault_from_earlier_code_needs_a_run() -> None:
+    config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=[0])
+    leave(cell_at(), **shared_gpu(), code_sha256="0" * 64)
+    assert only(config).detail.endswith("; its code has changed since")
+    assert exit_code(status_of(config)) == (2, "check: 1 device fault (exit code 2)")
+
+
+def test_a_cell_with_a_device_fault_gives_its_reason() -> None:
+    leave(cell_at(), **shared_gpu())
     status = only()
     assert status.state == "device fault"
     assert "2 processes that are not the cell's" in status.detail
 
 
-def test_a_result_that_a_failed_rerun_left_in_place_is_owed_a_run() -> None:
+def test_a_result_that_a_failed_rerun_left_in_place_is_stale() -> None:
     leave(cell_at(), stamp=False)
-    assert (only().state, only().detail) == ("stale", "is owed")
+    assert only().state == "stale"
+    assert only().detail == "its last rerun left no result; the next run repeats it"
     (cell_at().folder / "metrics.failed.json").write_text("{}")
     assert (
         only().detail == "a rerun of it failed; results/t/small/ddp/gpus1/seed0/metrics.failed.json"

@@ -26,14 +26,14 @@ def with_memory(cells: pd.DataFrame, gib: dict[str, float]) -> pd.DataFrame:
 def test_a_strategy_that_is_faster_than_every_other_is_called_the_fastest() -> None:
     found = verdict_of(cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06}))
     assert found.fastest.best == "fsdp2"
-    assert found.fastest.shown
+    assert found.fastest.is_settled
     assert found.fastest.worse == ["ddp", "fsdp"]
     assert found.fastest.value == pytest.approx(10_600, rel=0.01)
 
 
 def test_two_that_are_equivalent_leave_no_fastest() -> None:
     found = verdict_of(cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.03}))
-    assert not found.fastest.shown
+    assert not found.fastest.is_settled
     assert found.fastest.worse == ["ddp"]
     assert len(found.fastest.equivalent) == 1
     assert found.fastest.tier == "established", "that they are equivalent"
@@ -44,7 +44,7 @@ def test_faster_than_the_baseline_is_not_the_fastest() -> None:
     assert "faster" in set(compare(cells, "ddp").verdict)
     found = verdict_of(cells)
     assert found.fastest.open
-    assert not found.fastest.shown
+    assert not found.fastest.is_settled
 
 
 def test_one_seed_shows_nothing() -> None:
@@ -112,7 +112,7 @@ def test_without_a_usable_baseline_the_rest_is_still_judged() -> None:
         None,
     ]
     found = verdict_of(cells)
-    assert (found.fastest.best, found.fastest.shown) == ("fsdp2", True)
+    assert (found.fastest.best, found.fastest.is_settled) == ("fsdp2", True)
 
 
 def test_nothing_usable_has_no_best() -> None:
@@ -176,4 +176,4 @@ def test_every_group_has_a_verdict_and_it_is_read_back_as_it_was_written() -> No
 
 
 def test_one_strategy_alone_is_not_shown_to_be_the_fastest() -> None:
-    assert not verdict_of(cells_table({"ddp": 1.0})).fastest.shown
+    assert not verdict_of(cells_table({"ddp": 1.0})).fastest.is_settled

@@ -43,6 +43,7 @@ from shardmark.report.contents import (
     FIGURES as FIGURE_TITLES,
     GROUPS,
     PAGE_TEMPLATE,
+    PALE_RUNS,
     REPORT as CAPTIONS,
     caption_file,
     exported_files,

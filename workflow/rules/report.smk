@@ -70,7 +70,7 @@ rule write_report:
         results=subpath(output.page, parent=True),
         margin=CONFIG.report.margin,
         code=code_of("report_page.py"),
-        texts=checksum([PAGE_TEMPLATE, *map(caption_file, FIGURE_TITLES)]),
+        texts=checksum([PAGE_TEMPLATE, PALE_RUNS, *map(caption_file, FIGURE_TITLES)]),
     shell:
         "{PYTHON:q} {SCRIPTS:q}/report_page.py --results {params.results:q}"
         " --margin {params.margin} --command {COMMAND:q} --output {output.page:q}"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from shardmark.cells import key_title, search_title
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.errors import UserError
@@ -38,7 +39,7 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
         ("missing", [cell for cell in cells if cell.outcome == Outcome.MISSING]),
         ("stale", [cell for cell in cells if cell.stale]),
     ):
-        names = [f"{c.workload} {c.strategy} gpus{c.gpus} seed{c.seed}" for c in chosen]
+        names = [key_title(c.workload, c.strategy, c.gpus, c.seed) for c in chosen]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         lines += [f"{title}: {', '.join(names[:NAMED])}{more}"] if names else []
     return lines
@@ -52,7 +53,7 @@ def describe_searches(rows: Sequence[LargestBatchRow]) -> list[str]:
     lacking = [row for row in possible if row.status in WITHOUT_RESULT]
     counts = f"{len(possible) - len(lacking)} of {len(possible)}"
     return [f"{counts} searches for the largest batch have a result"] + [
-        f"{row.status}: largest batch of {row.workload} {row.strategy} gpus{row.gpus}: {row.reason}"
+        f"{row.status}: {search_title(row.workload, row.strategy, row.gpus)}: {row.reason}"
         for row in lacking
     ]
 

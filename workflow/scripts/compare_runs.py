@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from shardmark.cells import key_title
 from shardmark.errors import UserError
 from shardmark.escaping import csv_text, for_markdown
 from shardmark.figures.drawing import save, signed_tick
@@ -110,7 +111,7 @@ def headline(comparison: SetComparison) -> str:
 
 def row_title(row: pd.Series[Any]) -> str:
     """Return the workload, strategy and GPU count of a row."""
-    return f"{row['workload']} {row['strategy']} gpus{row['gpus']}"
+    return key_title(row["workload"], row["strategy"], row["gpus"])
 
 
 def runs_needed(table: pd.DataFrame) -> str:

@@ -151,7 +151,9 @@ def main() -> None:
 
 def last_line(failed: int) -> str:
     """Return the last line for the user."""
-    return f"{failed} of these must be mended first" if failed else "nothing stands in the way"
+    if not failed:
+        return "All checks passed."
+    return f"Fix the {'failed check' if failed == 1 else f'{failed} failed checks'} first."
 
 
 if __name__ == "__main__":

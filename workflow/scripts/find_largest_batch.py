@@ -18,7 +18,7 @@ from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.errors import UserError
 from shardmark.files import write_text
-from shardmark.largest_batch import LargestBatch, Outcome, SearchState, batch_result
+from shardmark.largest_batch import LargestBatch, SearchState, TrialOutcome, batch_result
 from shardmark.launching.endings import HUNG, Killed, find_failure
 from shardmark.launching.launch import Ended, launch
 from shardmark.launching.scratch import empty_scratch, scratch_folder
@@ -97,7 +97,7 @@ def find_largest_batch(
     )
 
 
-def why_not_fitting(state: SearchState, ended: Ended) -> tuple[Outcome, str] | None:
+def why_not_fitting(state: SearchState, ended: Ended) -> tuple[TrialOutcome, str] | None:
     """Return how the processes ended if their batch was too large; None if they ended well.
 
     Raises:

@@ -26,6 +26,21 @@ from shardmark.config.values import Count, Name, RunName, Section, Seed
 from shardmark.strategies import OWN, Groups, Place, groups_of, spec_of
 
 
+def cell_folder(run: str, workload: str, strategy: str, gpus: int, seed: int) -> Path:
+    """Return the folder of a cell's results, relative to the project."""
+    return Path("results", run, workload, strategy, f"gpus{gpus}", f"seed{seed}")
+
+
+def key_title(workload: str, strategy: str, gpus: object, seed: object = None) -> str:
+    """Return the name of a cell in messages, on one line; without a seed, of all its seeds."""
+    return f"{workload} {strategy} gpus{gpus}" + ("" if seed is None else f" seed{seed}")
+
+
+def search_title(workload: str, strategy: str, gpus: object) -> str:
+    """Return the name of a search for the largest batch in messages, on one line."""
+    return f"largest batch of {key_title(workload, strategy, gpus)}"
+
+
 class Cell(Section):
     """Everything that one job needs to know and that can change its result."""
 
@@ -65,14 +80,12 @@ class Cell(Section):
     @property
     def folder(self) -> Path:
         """Folder of the cell's results, relative to the project."""
-        return Path("results", self.run, self.workload, self.strategy) / (
-            f"gpus{self.gpus}/seed{self.seed}"
-        )
+        return cell_folder(self.run, self.workload, self.strategy, self.gpus, self.seed)
 
     @property
     def title(self) -> str:
         """The cell's name in messages, on one line."""
-        return f"{self.workload} {self.strategy} gpus{self.gpus} seed{self.seed}"
+        return key_title(self.workload, self.strategy, self.gpus, self.seed)
 
     @property
     def processes(self) -> int:
@@ -328,7 +341,7 @@ class BatchSearch(Section):
     @property
     def title(self) -> str:
         """The search's name in messages, on one line."""
-        return f"largest batch of {self.cell.workload} {self.cell.strategy} gpus{self.cell.gpus}"
+        return search_title(self.cell.workload, self.cell.strategy, self.cell.gpus)
 
     @property
     def least(self) -> int:

@@ -16,9 +16,9 @@ from shardmark.config.values import Count, Name, Positive, Record, Section, Tota
 
 # How a trial of a size ended. ``stalled``: no rank made progress. ``killed``: something killed a
 # rank, and the kernel counted no process that it killed for lack of memory.
-Outcome = Literal["fits", "oom", "stalled", "killed"]
+TrialOutcome = Literal["fits", "oom", "stalled", "killed"]
 # An accident can also stall or kill ranks. So only the second of these at the same size counts.
-_EVIDENCE: dict[Outcome, int] = {"fits": 0, "oom": 2, "stalled": 1, "killed": 1}
+_EVIDENCE: dict[TrialOutcome, int] = {"fits": 0, "oom": 2, "stalled": 1, "killed": 1}
 _ENOUGH = 2
 
 
@@ -26,7 +26,7 @@ class Trial(Record):
     """A micro-batch that was tried, and how that ended."""
 
     micro_batch: Count
-    outcome: Outcome
+    outcome: TrialOutcome
 
 
 class Measured(Record):
@@ -100,7 +100,7 @@ class SearchState(Section):
         below = least - 1 if low is None else low
         return (below + high) // 2 if high - below > 1 else None
 
-    def after(self, size: int, outcome: Outcome) -> SearchState:
+    def after(self, size: int, outcome: TrialOutcome) -> SearchState:
         """Return the state after a trial."""
         trial = Trial(micro_batch=size, outcome=outcome)
         return self.model_copy(update={"trials": (*self.trials, trial), "trying": None})

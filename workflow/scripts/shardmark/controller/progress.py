@@ -18,13 +18,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import Cell, ParityCase, search_title
 from shardmark.disk import why_no_room
 from shardmark.errors import UserError
 from shardmark.largest_batch import LargestBatch
 from shardmark.metrics import read_metrics
 from shardmark.parity_result import read_parity
 from shardmark.result_files import read_record
+from shardmark.results.outcome import Outcome
 
 REFRESH_S = 1.0
 BAR_WIDTH = 24
@@ -138,7 +139,7 @@ class Progress(logging.Handler):
             if not self.live:
                 self._say(f"{self._numbered(case)}: started")
         elif job["rule_name"] == FIND_LARGEST_BATCH:
-            title = f"largest batch of {at['workload']} {at['strategy']} gpus{at['gpus']}"
+            title = search_title(at["workload"], at["strategy"], at["gpus"])
             self.searches[job["jobid"]] = title, Path(job["output"][0])
             self.others[job["jobid"]] = title
         else:
@@ -148,7 +149,7 @@ class Progress(logging.Handler):
         self.others.pop(jobid, None)
         if jobid in self.searches:
             title, path = self.searches.pop(jobid)
-            self._say(f"{title}: {found_batch(path)}")
+            self._say(f"{title}: {describe_batch(path)}")
         elif jobid in self.running:
             cell = self.running.pop(jobid)
             status, figure = outcome(cell.folder / "metrics.json")
@@ -320,7 +321,7 @@ def outcome(path: Path) -> tuple[str, str]:
     try:
         metrics = read_metrics(path)
     except UserError as error:
-        return "unreadable", f" ({error})"
+        return Outcome.REFUSED, f" ({error})"
     if metrics.throughput is not None:
         loss = metrics.loss.final if metrics.loss else None
         end = "" if loss is None else f", loss {loss:.4g}"
@@ -342,12 +343,12 @@ def verdict(path: Path) -> tuple[str, str]:
     return parity.status, in_brackets(parity.reason) if parity.reason else ""
 
 
-def found_batch(path: Path) -> str:
+def describe_batch(path: Path) -> str:
     """Return the largest batch in a search's result in words, or its status."""
     try:
         largest = read_record(path, LargestBatch)
     except UserError as error:
-        return f"unreadable ({error})"
+        return f"{Outcome.REFUSED} ({error})"
     if largest.measured is None:
         return largest.batch_in_words
     speed = f"{largest.measured.items_per_s:,.0f} {largest.measured.unit}/s"

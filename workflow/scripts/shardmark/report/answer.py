@@ -283,7 +283,10 @@ def _outcomes_without_result(cells_there: pd.DataFrame) -> Iterator[tuple[str, s
         left = left[~left.strategy.isin(names)]
         if len(names):
             yield f"{words}:", f"{join_names(list(map(label_of, names)))}."
-    unproven = left[left.excluded.str.startswith(("parity", "not training"))].strategy.unique()
+    trained = left[left.status == "ok"]
+    unproven = trained[
+        (trained.parity != "passed") | (trained.excluded == "not training")
+    ].strategy.unique()
     if len(unproven):
         yield "Not proven to train the same model:", f"{join_names(list(map(label_of, unproven)))}."
 
@@ -298,7 +301,7 @@ def _elsewhere(
         if device == "cuda" and verdict.gpus == 1:
             # On one GPU nothing is sharded or communicated.
             continue
-        if best and verdict.fastest.shown and best != chosen.fastest.best:
+        if best and verdict.fastest.is_settled and best != chosen.fastest.best:
             by_best.setdefault(best, []).append(verdict)
     for best, others in by_best.items():
         *counts, most = (verdict.gpus for verdict in others)

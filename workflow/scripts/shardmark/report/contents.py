@@ -8,6 +8,8 @@ from shardmark.results.cell_rows import QUANTITIES
 
 REPORT = Path(__file__).resolve().parents[3] / "report"
 PAGE_TEMPLATE = REPORT / "page.html.j2"
+# Captions of figures with pale runs include it.
+PALE_RUNS = REPORT / "pale_runs.rst"
 
 # In reading order. A figure is in results/<run>/figures/<workload>/<group>/<name>.svg, its caption
 # in workflow/report/<name>.rst, for Snakemake's report and for ours.
@@ -86,4 +88,6 @@ def caption(name: str) -> str:
     Raises:
         FileNotFoundError: if there is none.
     """
-    return " ".join(caption_file(name).read_text(encoding="utf-8").split())
+    text = caption_file(name).read_text(encoding="utf-8")
+    text = text.replace(f".. include:: {PALE_RUNS.name}", PALE_RUNS.read_text(encoding="utf-8"))
+    return " ".join(text.split())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from shardmark.cells import cell_folder
 from shardmark.quantities import describe_gpus
 from shardmark.results.outcome import Outcome
 from shardmark.strategies import label_of
@@ -57,11 +57,11 @@ def group_by_cause(cells: pd.DataFrame, failures: pd.DataFrame) -> list[Cause]:
         failures: failures.csv.
     """
     groups: dict[tuple[str, str], Cause] = {}
-    results = Path("results", cells.run.iloc[0])
+    run = cells.run.iloc[0]
     device = cells.device.iloc[0]
     left_out = [
-        *_failed(failures, results, device),
-        *_excluded(cells, failures, results, device),
+        *_failed(failures, run, device),
+        *_excluded(cells, failures, run, device),
     ]
     for outcome, reason, cell in left_out:
         key = (outcome, re.sub(r"\d+([.,]\d+)*", "#", reason.partition("\n")[0]))
@@ -69,25 +69,23 @@ def group_by_cause(cells: pd.DataFrame, failures: pd.DataFrame) -> list[Cause]:
     return sorted(groups.values(), key=lambda cause: -len(cause.cells))
 
 
-def _failed(
-    failures: pd.DataFrame, results: Path, device: str
-) -> Iterator[tuple[str, str, FailedCell]]:
+def _failed(failures: pd.DataFrame, run: str, device: str) -> Iterator[tuple[str, str, FailedCell]]:
     for row in failures.to_dict("records"):
-        name, log = name_cell(row, device), _log_path(row, results)
+        name, log = name_cell(row, device), _log_path(row, run)
         failed = FailedCell(name, locate(row), row["reason"], row["log"], log)
         yield Outcome(row["outcome"]).meaning, row["reason"], failed
 
 
-def _log_path(row: dict[Any, Any], results: Path) -> str:
+def _log_path(row: dict[Any, Any], run: str) -> str:
     """Return where the log of a cell is; empty if the row is for all seeds."""
     if pd.isna(row["seed"]):
         return ""
-    folder = Path(row["workload"], row["strategy"], f"gpus{row['gpus']}", f"seed{row['seed']:.0f}")
-    return str(results / folder / "job.log")
+    folder = cell_folder(run, row["workload"], row["strategy"], row["gpus"], int(row["seed"]))
+    return str(folder / "job.log")
 
 
 def _excluded(
-    cells: pd.DataFrame, failures: pd.DataFrame, results: Path, device: str
+    cells: pd.DataFrame, failures: pd.DataFrame, run: str, device: str
 ) -> Iterator[tuple[str, str, FailedCell]]:
     """Yield the excluded cells that have no row in failures.csv."""
     known = {_key(row) for row in failures.to_dict("records")}
@@ -97,7 +95,7 @@ def _excluded(
             if row["outcome"] == Outcome.MISSING:
                 yield Outcome.MISSING.meaning, "", FailedCell(name, "", "", "", "")
             else:
-                log = _log_path(row, results)
+                log = _log_path(row, run)
                 yield "excluded", row["excluded"], FailedCell(name, "", row["excluded"], "", log)
 
 

@@ -279,7 +279,7 @@ def settings_table(certificate: Certificate) -> Table:
             [
                 row.setting,
                 *[row.values[name] for name in certificate.strategies],
-                "; ".join(f"not explained: {why}" for why in row.flagged.values())
+                "; ".join(f"not explained: {why}" for why in dict.fromkeys(row.flagged.values()))
                 or row.reason
                 or ("the same for all" if row.verdict == "same" else ""),
             ]

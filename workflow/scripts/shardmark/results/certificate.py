@@ -547,7 +547,7 @@ def _judge_fact(
     flagged: dict[str, str] = {}
     for name, each in values.items():
         if len(each) > 1:
-            flagged[name] = f"{texts[name]}: not the same in all of its runs and ranks"
+            flagged[name] = "not the same in all of its runs and ranks"
         elif texts[name] != common and shares[name] != common_share:
             flagged[name] = f"{texts[name]}, where {common} is of the others"
     differ = len(set(texts.values())) > 1

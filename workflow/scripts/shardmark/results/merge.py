@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from shardmark.cells import search_title
 from shardmark.codebase import STAMP
 from shardmark.errors import UserError
 from shardmark.files import write_text
 from shardmark.metrics import SIDE_FILES, Metrics
 from shardmark.results.result_set import (
-    FoundBatch,
     Key,
+    LargestBatchResult,
     Result,
     ResultSet,
     Verification,
@@ -50,7 +51,7 @@ class Merged:
 
     results: list[Result] = field(default_factory=list)
     verifications: list[Verification] = field(default_factory=list)
-    batches: list[FoundBatch] = field(default_factory=list)
+    batches: list[LargestBatchResult] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -79,8 +80,8 @@ def merge(sets: Sequence[ResultSet], prefer: Prefer = "none") -> Merged:
         merged.results.append(chosen)
         title = chosen.cell.title
         if len(distinct) > 1:
-            stands = "" if prefer == "none" else f"; {chosen.path} stands"
-            merged.conflicts.append(f"{title}: {_results_in_words(distinct)}{stands}")
+            kept = "" if prefer == "none" else f"; kept {chosen.path}"
+            merged.conflicts.append(f"{title}: {_results_in_words(distinct)}{kept}")
         elif len(results) > 1:
             merged.duplicates.append(f"{title}: {' and '.join(str(one.path) for one in results)}")
     if merged.conflicts and prefer == "none":
@@ -106,22 +107,23 @@ def _choose_verifications(sets: Sequence[ResultSet], merged: Merged) -> None:
             paths = ", ".join(str(item.path) for item in items)
             merged.conflicts.append(
                 f"parity of {workload} {strategy} ranks{ranks}: the gate is defined in several "
-                f"ways in {paths}; {worst.path} stands, and counts only with its own definition"
+                f"ways in {paths}; kept {worst.path}. It counts only in a configuration that "
+                "defines the gate the same way."
             )
         elif len({item.parity.status for item in items}) > 1:
             statuses = ", ".join(f"{item.parity.status} in {item.path}" for item in items)
             merged.conflicts.append(
-                f"parity of {workload} {strategy} ranks{ranks}: {statuses}; the worst stands"
+                f"parity of {workload} {strategy} ranks{ranks}: {statuses}; kept {worst.path}"
             )
 
 
 def _choose_batches(sets: Sequence[ResultSet], merged: Merged) -> None:
     """Choose the smallest of several largest batches, because it fits on all the machines."""
-    by_search: dict[tuple[str, str, int], list[FoundBatch]] = {}
+    by_search: dict[tuple[str, str, int], list[LargestBatchResult]] = {}
     for result_set in sets:
         for item in result_set.batches:
             by_search.setdefault(item.key, []).append(item)
-    for (workload, strategy, gpus), items in by_search.items():
+    for key, items in by_search.items():
         smallest = min(items, key=lambda item: item.largest.micro_batch or 0)
         merged.batches.append(smallest)
         if len({(item.largest.search_sha256, item.largest.micro_batch) for item in items}) > 1:
@@ -130,8 +132,8 @@ def _choose_batches(sets: Sequence[ResultSet], merged: Merged) -> None:
                 for item in items
             )
             merged.conflicts.append(
-                f"largest batch of {workload} {strategy} gpus{gpus}: {batches}; {smallest.path} "
-                "stands, and counts only with its own definition"
+                f"{search_title(*key)}: {batches}; kept {smallest.path}. It counts only in a "
+                "configuration that defines the search the same way."
             )
 
 
@@ -246,10 +248,10 @@ def write_merged(merged: Merged, folder: Path, sources: Sequence[Path]) -> None:
             case = partial / "parity" / item.parity.workload / item.parity.strategy
             case.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(item.path, case / f"ranks{item.parity.ranks}.json")
-        for found in merged.batches:
-            strategy = partial / "largest_batch" / found.largest.workload / found.largest.strategy
+        for one in merged.batches:
+            strategy = partial / "largest_batch" / one.largest.workload / one.largest.strategy
             strategy.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found.path, strategy / f"gpus{found.largest.gpus}.json")
+            shutil.copyfile(one.path, strategy / f"gpus{one.largest.gpus}.json")
         write_text(partial / "merged.json", merge_record(merged, sources))
         # Replaces an empty folder, and no other.
         partial.rename(folder)

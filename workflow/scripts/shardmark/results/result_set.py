@@ -65,7 +65,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class FoundBatch:
+class LargestBatchResult:
     """One result of a search for the largest batch, and its path."""
 
     path: Path
@@ -91,7 +91,7 @@ class ResultSet:
     folder: Path
     results: list[Result]
     verifications: list[Verification]
-    batches: list[FoundBatch] = field(default_factory=list)
+    batches: list[LargestBatchResult] = field(default_factory=list)
 
     def workloads(self) -> dict[str, dict[str, Any]]:
         """The definition of each workload, as plain types.
@@ -140,7 +140,7 @@ def read_result_set(folder: Path) -> ResultSet:
         results,
         [Verification(path, read_parity(path)) for path in sorted(folder.glob(VERDICTS))],
         [
-            FoundBatch(path, read_record(path, LargestBatch))
+            LargestBatchResult(path, read_record(path, LargestBatch))
             for path in sorted(folder.glob(LARGEST_BATCHES))
         ],
     )

@@ -298,7 +298,7 @@ def _results(family: Family, metric: Metric, margin: float) -> Iterator[dict[str
 
 
 def _verdict(p: float, equivalence: float, word: str) -> str:
-    # Equivalence goes before a difference that is shown and smaller than the margin.
+    # Both significantly different and within the margin: that is called equivalent.
     if equivalence <= ALPHA:
         return EQUIVALENT
     return word if p <= ALPHA else OPEN

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 
+from shardmark.cells import key_title
 from shardmark.errors import UserError
 
 GROUP = ["workload", "scaling", "gpus"]
@@ -24,15 +25,16 @@ def check_table(cells: pd.DataFrame) -> None:
     """Check that no cell is in the table twice.
 
     Raises:
-        UserError: naming a cell that stands in the table more than once.
+        UserError: naming a cell that is in the table more than once.
     """
     twice = cells[cells.duplicated(CELL, keep=False)]
     if len(twice):
         first = twice.iloc[0]
         paths = twice[(twice[CELL] == first[CELL]).all(axis=1)]["path"]
         raise UserError(
-            f"{first['workload']} {first['strategy']} gpus{first['gpus']} seed{first['seed']}: "
-            f"stands in the table more than once ({', '.join(map(str, paths))}); leave one in"
+            f"{key_title(*first[['workload', 'strategy', 'gpus', 'seed']])}: "
+            f"is in the table more than once ({', '.join(map(str, paths))}); "
+            "delete all its rows but one"
         )
 
 

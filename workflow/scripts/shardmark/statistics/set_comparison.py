@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shardmark.cells import key_title
 from shardmark.errors import UserError
 from shardmark.results.csv_tables import to_frame
 from shardmark.results.result_set import Result, ResultSet, cells_of_set, differences, flatten
@@ -40,8 +41,8 @@ from shardmark.statistics.eligibility import (
 from shardmark.statistics.family import ALPHA, Family, Shift
 from shardmark.statistics.seeds_needed import seeds_to_decide
 
-Outcome = Literal["no regression", "regression", "inconclusive"]
-EXIT_CODES: dict[Outcome, int] = {"no regression": 0, "regression": 1, "inconclusive": 2}
+SetOutcome = Literal["no regression", "regression", "inconclusive"]
+EXIT_CODES: dict[SetOutcome, int] = {"no regression": 0, "regression": 1, "inconclusive": 2}
 SIDE = [*GROUP, "strategy"]
 # A cell that ended so, and did not before, is a regression.
 FAILURES = ("oom", "timeout", "diverged", "failed")
@@ -69,7 +70,7 @@ class SetComparison:
     failures: pd.DataFrame
     only_before: list[str]
     only_after: list[str]
-    outcome: Outcome
+    outcome: SetOutcome
 
 
 def compare_sets(
@@ -125,7 +126,7 @@ def _outcome(
     failures: bool,
     lost: bool,
     unchanged: set[tuple[Any, ...]],
-) -> Outcome:
+) -> SetOutcome:
     """Return the outcome by throughput and failures.
 
     Args:
@@ -258,7 +259,7 @@ def _of(table: pd.DataFrame, key: Iterable[Any]) -> pd.DataFrame:
 
 
 def _titles(groups: Iterable[tuple[Any, ...]]) -> list[str]:
-    return [f"{workload} {strategy} gpus{gpus}" for workload, _, gpus, strategy in sorted(groups)]
+    return [key_title(workload, strategy, gpus) for workload, _, gpus, strategy in sorted(groups)]
 
 
 def check_definitions(before: ResultSet, after: ResultSet) -> None:

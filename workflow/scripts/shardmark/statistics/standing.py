@@ -38,8 +38,8 @@ class Standing(Section):
     seeds_needed: int | None = None
 
     @property
-    def shown(self) -> bool:
-        """Whether every other strategy compared is shown to be worse."""
+    def is_settled(self) -> bool:
+        """Whether every other strategy compared is significantly worse."""
         return self.tier != "open" and not self.equivalent
 
 

@@ -12,8 +12,15 @@ from shardmark.config.schema import Cluster, Config
 from shardmark.controller.progress import TRAIN
 from shardmark.metrics import Metrics
 from shardmark.results.matrix import PlannedCell, read_matrix
+from shardmark.results.outcome import Outcome
 from shardmark.slurm import queue
-from shardmark.status.job_status import JobStatus, ResultJob, live_status, status_without_result
+from shardmark.status.job_status import (
+    FAILED,
+    JobStatus,
+    ResultJob,
+    live_status,
+    status_without_result,
+)
 from shardmark.time_limits import limit_minutes
 
 
@@ -66,7 +73,7 @@ def _cell_status(
     result: CellStatus | None,
 ) -> CellStatus:
     if cell.unsupported:
-        return result or CellStatus("unsupported", cell.unsupported, cell=cell)
+        return result or CellStatus(Outcome.UNSUPPORTED, cell.unsupported, cell=cell)
     work, folder = job_of_cell(cluster, cell), root / cell.folder
     has_stamp = (folder / STAMP).exists()
     live = live_status(work, root, jobs, done=result is not None and has_stamp)
@@ -74,11 +81,15 @@ def _cell_status(
         return CellStatus(**vars(live), cell=cell)
     if result is None:
         return CellStatus(**vars(status_without_result(work, root)), cell=cell)
-    if result.state in ("ok", "device fault") and not has_stamp:
+    if result.state in (Outcome.OK, Outcome.DEVICE_FAULT) and not (result.stale or has_stamp):
         # Snakemake will run it again: this result was kept because a rerun failed.
         failed = folder / "metrics.failed.json"
-        why = f"a rerun of it failed; {failed.relative_to(root)}" if failed.exists() else "is owed"
-        return CellStatus("stale", why, result.job, work.log, cell=cell)
+        why = (
+            f"a rerun of it failed; {failed.relative_to(root)}"
+            if failed.exists()
+            else "its last rerun left no result; the next run repeats it"
+        )
+        return CellStatus(Outcome.STALE, why, result.job, work.log, cell=cell, stale=True)
     return result
 
 
@@ -86,27 +97,34 @@ def _result_status(one: PlannedCell) -> CellStatus | None:
     """Return the state of a cell from its result alone; None if there is none."""
     cell, metrics = one.cell, one.metrics
     if one.refusal:
-        return CellStatus("refused", one.refusal, cell=cell)
+        return CellStatus(one.outcome, one.refusal, cell=cell)
     if metrics is None:
         return None
-    job = _slurm_job(metrics)
+    reasons = [*metrics.device_faults, _failure(metrics)]
     if one.stale:
-        return CellStatus("stale", "its code has changed since", job, cell=cell)
-    if metrics.status == "ok":
-        return CellStatus(
-            "device fault" if metrics.device_faults else "ok",
-            "; ".join(metrics.device_faults),
-            job,
-            cell=cell,
-            items_per_s=metrics.throughput.items_per_s if metrics.throughput else None,
-        )
+        reasons.append("its code has changed since")
+    current = metrics.throughput if one.outcome in (Outcome.OK, Outcome.DEVICE_FAULT) else None
+    return CellStatus(
+        one.outcome,
+        "; ".join(filter(None, reasons)),
+        _slurm_job(metrics),
+        cell.folder / "job.log" if one.outcome in FAILED else None,
+        cell=cell,
+        items_per_s=current.items_per_s if current else None,
+        stale=one.stale,
+    )
+
+
+def _failure(metrics: Metrics) -> str:
+    """Return where and why a cell failed; empty if it did not."""
     failure = metrics.failure
-    if failure is None or metrics.status == "unsupported":
-        return CellStatus(metrics.status, failure.exception if failure else "", job, cell=cell)
+    if failure is None:
+        return ""
+    if metrics.status == "unsupported":
+        return failure.exception
     where = [failure.phase, None if failure.rank is None else f"rank {failure.rank}"]
     first = failure.exception.splitlines()[0] if failure.exception else "no exception"
-    reason = ": ".join(filter(None, [", ".join(filter(None, where)), first]))
-    return CellStatus(metrics.status, reason, job, cell.folder / "job.log", cell=cell)
+    return ": ".join(filter(None, [", ".join(filter(None, where)), first]))
 
 
 def _slurm_job(metrics: Metrics) -> str | None:

@@ -11,26 +11,13 @@ from typing import Literal
 from shardmark.cells import Cell
 from shardmark.launching.cell_progress import read_progress
 from shardmark.launching.scratch import owner_of, scratch_path, why_alive
+from shardmark.results.outcome import Outcome
 from shardmark.slurm import queue
 
-State = Literal[
-    "ok",
-    "device fault",
-    "running",
-    "queued",
-    "oom",
-    "timeout",
-    "diverged",
-    "failed",
-    "interrupted",
-    "refused",
-    "stale",
-    "unsupported",
-    "missing",
-]
-FAILED = ("oom", "timeout", "diverged", "failed")
-# States that need no further run.
-DONE = ("ok", "device fault", "unsupported")
+State = Outcome | Literal["running", "queued", "interrupted"]
+FAILED = (Outcome.OOM, Outcome.TIMEOUT, Outcome.DIVERGED, Outcome.FAILED)
+# States that need no further run, unless their result is stale.
+DONE = (Outcome.OK, Outcome.DEVICE_FAULT, Outcome.UNSUPPORTED)
 # Snakemake's executor writes its jobs' logs here: rule_<rule>/<wildcards>/<job>.log.
 SLURM_LOGS = Path(".snakemake/slurm_logs")
 
@@ -72,6 +59,7 @@ class JobStatus:
         log: the log to read next, relative to the project.
         left_s: seconds left at its present pace.
         limit_s: seconds until its time limit ends it.
+        stale: whether the next run repeats it although it has a result.
     """
 
     state: State
@@ -80,6 +68,12 @@ class JobStatus:
     log: Path | None = None
     left_s: float | None = None
     limit_s: float | None = None
+    stale: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether it needs no further run."""
+        return self.state in DONE and not self.stale
 
 
 def live_status(
@@ -133,7 +127,7 @@ def live_status(
 def status_without_result(work: ResultJob, root: Path) -> JobStatus:
     """Return the state of a job that is not live and has no result: did it ever start?"""
     if not (root / work.log).exists():
-        return JobStatus("missing")
+        return JobStatus(Outcome.MISSING)
     number, log = _last_slurm_log(work, root)
     reason = "ended without a result; the next run starts it again"
     return JobStatus("interrupted", reason, number, log or work.log)

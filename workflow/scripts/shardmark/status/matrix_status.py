@@ -19,7 +19,7 @@ from shardmark.errors import UserError
 from shardmark.parity_result import read_parity
 from shardmark.slurm import queue
 from shardmark.status.cell_status import CellStatus, cell_statuses, job_of_cell
-from shardmark.status.job_status import DONE, FAILED, JobStatus
+from shardmark.status.job_status import FAILED, JobStatus
 from shardmark.status.search_status import SearchStatus, job_of_search, search_statuses
 
 
@@ -59,9 +59,9 @@ def exit_code(status: MatrixStatus) -> tuple[int, str]:
         f"searches for the largest batch: {searches}" if searches else "",
         f"{len(status.parity)} failed in the parity gate" if status.parity else "",
     ]
-    states = {one.state for one in (*status.cells, *status.searches)}
-    bad = status.parity or not states.isdisjoint(FAILED)
-    code = 1 if bad else 2 if states.difference(DONE) else 0
+    jobs = [*status.cells, *status.searches]
+    bad = status.parity or any(job.state in FAILED for job in jobs)
+    code = 1 if bad else 0 if all(job.done for job in jobs) else 2
     every = "every cell and every search" if status.searches else "every cell"
     text = "; ".join(filter(None, parts)) or f"{every} has its result"
     return code, f"check: {text} (exit code {code})"
@@ -69,7 +69,7 @@ def exit_code(status: MatrixStatus) -> tuple[int, str]:
 
 def _count_left(jobs: Sequence[JobStatus]) -> str:
     """Count the jobs without a good result by state, those that failed first."""
-    counts = Counter(job.state for job in jobs if job.state not in DONE)
+    counts = Counter(job.state for job in jobs if not job.done)
     states = sorted(counts, key=lambda state: state not in FAILED)
     return ", ".join(f"{counts[state]} {state}" for state in states)
 

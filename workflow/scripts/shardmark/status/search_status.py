@@ -9,6 +9,7 @@ from pathlib import Path
 from shardmark.cells import BatchSearch
 from shardmark.config.schema import Cluster, Config
 from shardmark.controller.progress import FIND_LARGEST_BATCH
+from shardmark.results.outcome import Outcome
 from shardmark.results.searches import PlannedSearch, log_path, read_searches
 from shardmark.slurm import queue
 from shardmark.status.job_status import JobStatus, ResultJob, live_status, status_without_result
@@ -57,18 +58,20 @@ def _status(
 ) -> SearchStatus:
     search, largest = one.search, one.largest
     if search.cell.unsupported:
-        return SearchStatus("unsupported", search.cell.unsupported, search=search)
+        return SearchStatus(Outcome.UNSUPPORTED, search.cell.unsupported, search=search)
     work = job_of_search(cluster, search)
     live = live_status(work, root, jobs, done=largest is not None and not one.stale)
     if live is not None:
         return SearchStatus(**vars(live), search=search)
     if one.refusal:
-        return SearchStatus("refused", one.refusal, search=search)
+        return SearchStatus(Outcome.REFUSED, one.refusal, search=search)
     if one.failure:
-        return SearchStatus("failed", one.failure.splitlines()[0], log=work.log, search=search)
+        reason = one.failure.splitlines()[0]
+        return SearchStatus(Outcome.FAILED, reason, log=work.log, search=search)
     if largest is None:
         return SearchStatus(**vars(status_without_result(work, root)), search=search)
     batch = largest.batch_in_words
     if one.stale:
-        return SearchStatus("stale", "its code has changed since", search=search, batch=batch)
-    return SearchStatus("ok", search=search, batch=batch)
+        why = "its code has changed since"
+        return SearchStatus(Outcome.STALE, why, search=search, batch=batch, stale=True)
+    return SearchStatus(Outcome.OK, search=search, batch=batch)

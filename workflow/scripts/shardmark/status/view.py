@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from shardmark.config.schema import Config
 from shardmark.controller.progress import duration
+from shardmark.results.outcome import Outcome
 from shardmark.status.cell_status import CellStatus
 from shardmark.status.job_status import FAILED, JobStatus, State
 from shardmark.status.matrix_status import MatrixStatus
@@ -35,27 +36,19 @@ class Look:
 
 
 LOOKS: dict[State, Look] = {
-    "ok": Look("+", "●", GREEN),
-    "device fault": Look("?", "?", YELLOW),
+    Outcome.OK: Look("+", Outcome.OK.sign, GREEN),
+    Outcome.DEVICE_FAULT: Look("?", Outcome.DEVICE_FAULT.sign, YELLOW),
     "running": Look(">", "▶", CYAN),
     "queued": Look("q", "◔", BLUE),
-    "oom": Look("M", "M", RED),
-    "timeout": Look("T", "T", RED),
-    "diverged": Look("D", "D", RED),
-    "failed": Look("F", "F", RED),
+    **{outcome: Look(outcome.sign, outcome.sign, RED) for outcome in FAILED},
     "interrupted": Look("!", "!", MAGENTA),
-    "refused": Look("x", "✗", MAGENTA),
-    "stale": Look("o", "○", YELLOW),
-    "unsupported": Look("-", "–", DIM),
-    "missing": Look(".", "·", DIM),
+    Outcome.REFUSED: Look(Outcome.REFUSED.sign, Outcome.REFUSED.sign, MAGENTA),
+    Outcome.STALE: Look("o", Outcome.STALE.sign, YELLOW),
+    Outcome.UNSUPPORTED: Look("-", Outcome.UNSUPPORTED.sign, DIM),
+    Outcome.MISSING: Look(".", Outcome.MISSING.sign, DIM),
 }
 # Cells and searches in these states are listed one by one, in this order.
-LISTED: tuple[State, ...] = (
-    *FAILED,  # type: ignore[assignment]
-    "interrupted",
-    "refused",
-    "running",
-)
+LISTED: tuple[State, ...] = (*FAILED, "interrupted", Outcome.REFUSED, "running")
 GAP = "  "
 INDENT = "    "
 
