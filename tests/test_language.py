@@ -297,6 +297,10 @@ GPT_WORKLOAD = {
             f"{W}.dataset.file: 'no such file' is not a file",
         ),
         (
+            {"dataset": {"name": "text", "file": "texts/{a}.txt"}},
+            f"{W}.dataset.file: 'texts/{{a}}.txt' has a brace, which Snakemake reads as a wildcard",
+        ),
+        (
             {"dataset": {"name": "text", "file": "LICENSE", "sequences": 10_000}},
             f"{W}.dataset.sequences: got 10000; LICENSE has ",
         ),

@@ -98,6 +98,12 @@ def _language_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterato
         return
     if tokens.file is None:
         yield f"{path}.dataset.file: missing; text needs the file to read"
+    elif "{" in tokens.file:
+        # Snakemake fills in wildcards in what an input function returns; doubled braces stay so.
+        yield (
+            f"{path}.dataset.file: {format_value(tokens.file)} has a brace, which Snakemake reads "
+            "as a wildcard; rename the file"
+        )
     elif not is_file(root / tokens.file):
         yield f"{path}.dataset.file: {format_value(tokens.file)} is not a file"
     elif model:
