@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardmark.config.schema import Config, Site
 from shardmark.datasets import FETCHED
-from shardmark.disk import require_room, why_no_room
+from shardmark.disk import require_room, why_no_room, why_no_temporary_room
 from shardmark.doctor.finding import Finding, Level
 from shardmark.errors import UserError
 from shardmark.launching.site import make_local_folder, site_environment, why_not_in_image
@@ -53,15 +53,15 @@ def check_folder(what: str, folder: Path) -> Iterator[Finding]:
 def check_caches() -> Iterator[Finding]:
     """Check whether Snakemake and the libraries can write their caches and temporary files."""
     caches = os.environ.get("XDG_CACHE_HOME")
-    for what, folder, variable in (
-        ("cache", Path(caches) if caches else Path.home() / ".cache", "XDG_CACHE_HOME"),
-        ("temporary", Path(tempfile.gettempdir()), "TMPDIR"),
-    ):
-        reason = why_no_room(folder)
-        if reason:
-            yield Finding("FAIL", what, reason, f"or name another folder in {variable}")
-        else:
-            yield Finding("ok", what, f"{folder} is writable")
+    folder = Path(caches) if caches else Path.home() / ".cache"
+    if reason := why_no_room(folder):
+        yield Finding("FAIL", "cache", reason, "or name another folder in XDG_CACHE_HOME")
+    else:
+        yield Finding("ok", "cache", f"{folder} is writable")
+    if reason := why_no_temporary_room():
+        yield Finding("FAIL", "temporary", reason)
+    else:
+        yield Finding("ok", "temporary", f"{tempfile.gettempdir()} is writable")
 
 
 def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import CellSite
+from shardmark.disk import why_no_temporary_room
 from shardmark.errors import UserError
 
 ROOT = SCRIPTS.parents[1]
@@ -81,9 +82,11 @@ def _run_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     """Run a set-up, print its output, and return the variables that it leaves.
 
     Raises:
-        UserError: if it fails.
+        UserError: if it fails, or there is no room for temporary files.
     """
     node = os.uname().nodename
+    if reason := why_no_temporary_room():
+        raise UserError(f"{node}: {reason}")
     # Files, because a process that the set-up leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as output:
         try:
@@ -105,6 +108,9 @@ def _run_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
         variables_text = os.fsdecode(variables.read())
     if printed:
         print(printed, file=sys.stderr, flush=True)
+    # The set-up may have filled the disk itself.
+    if (shell.returncode or not variables_text) and (reason := why_no_temporary_room()):
+        raise UserError(f"{node}: {reason}")
     if shell.returncode:
         last = (printed.splitlines() or ["it printed nothing"])[-1].removeprefix("site.setup: ")
         raise UserError(
