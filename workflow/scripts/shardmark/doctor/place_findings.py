@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from shardmark.config.schema import Config, Site
 from shardmark.datasets import FETCHED
 from shardmark.disk import require_room, why_no_room, why_no_temporary_room
 from shardmark.doctor.finding import Finding, Level
+from shardmark.doctor.limited_run import run_limited
 from shardmark.errors import UserError
 from shardmark.launching.site import make_local_folder, site_environment, why_not_in_image
 from shardmark.workload.vision.data_files import fetch_command
@@ -23,6 +23,8 @@ from shardmark.workload.vision.data_files import fetch_command
 LITTLE_BYTES, NOTHING_BYTES = 10 * 2**30, 2**30
 # New results are recognised by comparing their time on the file system with a machine's clock.
 MOST_SKEW_S = 5.0
+# Time limit for reading a data set; on a slow file system that takes minutes.
+CHECKSUMS_S = 600.0
 
 
 def check_folder(what: str, folder: Path) -> Iterator[Finding]:
@@ -74,7 +76,7 @@ def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
             yield Finding("ok", "data", f"{name} {what}, nothing to fetch")
             continue
         command = fetch_command(name, root / config.data.dir, download=False)
-        check = subprocess.run(command, capture_output=True, text=True)
+        check = run_limited(command, f"computing the checksums of {name}", CHECKSUMS_S)
         if check.returncode == 0:
             yield Finding("ok", "data", f"{name} is whole in {config.data.dir}")
             continue
