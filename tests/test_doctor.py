@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -84,6 +85,16 @@ def test_what_surrounds_a_cell_is_tried(tmp_path: Path) -> None:
         (finding,) = check_site(bad)
         assert finding.level == "FAIL"
         assert words in finding.detail
+
+
+def test_what_a_setup_leaves_running_is_named_and_ended(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = psutil.Process().children()
+    site = Site(setup="(setsid sleep 60 &)\nexport HERE=1")
+    assert levels(check_site(site)) == [("ok", "site")]
+    assert re.search(r"site\.setup: left running on .*: sleep \(\d+\)\n", capfd.readouterr().err)
+    assert psutil.Process().children() == before
 
 
 @pytest.mark.parametrize(

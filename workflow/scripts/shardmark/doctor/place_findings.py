@@ -92,7 +92,8 @@ def check_site(site: Site) -> Iterator[Finding]:
     if not settings:
         return
     try:
-        reason = why_not_in_image(site, site_environment(site, os.environ))
+        env = site_environment(site, os.environ, end_left=True)
+        reason = why_not_in_image(site, env)
         folder = make_local_folder(site.scratch)
     except UserError as error:
         reason = str(error)
