@@ -247,6 +247,18 @@ def test_a_project_that_is_read_only_is_one_line(project: Project) -> None:
 
 
 @needs_mounts
+def test_a_results_folder_that_is_read_only_is_one_line(project: Project) -> None:
+    results = project.folder / "results"
+    results.mkdir()
+    lock = 'mount -o remount,ro "$0"'
+    done = on_small_disk(SNAKEMAKE, results, before=lock, cwd=project.folder)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "results/t: Read-only file system; shardmark must be able to write there"
+    assert "Traceback" not in done.stderr
+
+
+@needs_mounts
 def test_the_doctor_names_a_full_home_and_temporary_folder(disk: Path) -> None:
     code = (
         "from shardmark.doctor.place_findings import check_caches\n"
