@@ -320,6 +320,14 @@ GPT_WORKLOAD = {
             f"{W}.model.vocabulary: got 80; the bytes of a text need at least 256",
         ),
         (
+            {"dataset__sequences": 2**31 - 1},
+            f"{W}.dataset.sequences: 2147483647 sequences of 17 tokens are 146 GB, more than a",
+        ),
+        (
+            {"dataset__test_sequences": 2**31 - 1},
+            f"{W}.dataset.test_sequences: 2147483647 sequences of 17 tokens are 146 GB, more than",
+        ),
+        (
             {"dataset__sequences": 8},
             f"{W}.batch: a step of 16 sequences at 1 GPU is more than the 8 training sequences",
         ),
