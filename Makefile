@@ -119,4 +119,5 @@ rerun: installed
 clean:
 	@workflow/environment.sh remove
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .snakemake results/demo
-	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -type d \( -name .git -prune -o -exec test -e '{}/pyvenv.cfg' \; -prune \
+	  -o -name __pycache__ -prune -exec rm -rf {} + \)

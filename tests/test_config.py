@@ -726,6 +726,11 @@ def test_a_mistake_is_one_line_with_its_path_and_what_is_allowed(name: str) -> N
     assert len(line) < 500
 
 
+def test_a_model_without_known_blocks_is_no_typing_error() -> None:
+    (line,) = mistakes(changed(workloads__small__model={"name": "densenet121"}))
+    assert "did you mean" not in line
+
+
 def test_every_mistake_is_told_in_one_message_each_by_its_path() -> None:
     raw = changed(
         run="..",

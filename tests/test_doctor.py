@@ -13,12 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
+from torchvision.datasets import CIFAR10
 
 from doctor import last_line, name_own_code, summarise_matrix
 from shardmark.config.files import load_files
-from shardmark.config.schema import Site
+from shardmark.config.schema import Data, Site
 from shardmark.doctor import (
     link_findings,
     place_findings,
@@ -84,6 +86,16 @@ def test_what_surrounds_a_cell_is_tried(tmp_path: Path) -> None:
         (finding,) = check_site(bad)
         assert finding.level == "FAIL"
         assert words in finding.detail
+
+
+def test_what_a_setup_leaves_running_is_named_and_ended(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = psutil.Process().children()
+    site = Site(setup="(setsid sleep 60 &)\nexport HERE=1")
+    assert levels(check_site(site)) == [("ok", "site")]
+    assert re.search(r"site\.setup: left running on .*: sleep \(\d+\)\n", capfd.readouterr().err)
+    assert psutil.Process().children() == before
 
 
 @pytest.mark.parametrize(
@@ -152,6 +164,21 @@ def test_data_that_are_not_there(download: bool, level: str) -> None:
     assert finding.detail == f"cifar10 is not in {ROOT / 'config'}"
     assert "make fetch" in finding.advice
     assert levels(check_data_sets(matrix(), ROOT)) == [("ok", "data")]
+
+
+def test_a_damaged_data_file_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "resources" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list):
+        (folder / name).write_bytes(b"cut short")
+    (folder / CIFAR10.meta["filename"]).write_bytes(b"cut short")
+    changes = {"name": "cifar10", "train_images": 64, "test_images": 16}
+    config = matrix(workloads__small__dataset=changes)
+    there = config.model_copy(update={"data": Data(dir="resources")})
+    (finding,) = check_data_sets(there, tmp_path)
+    assert finding.level == "warn"
+    assert finding.detail.startswith(f"{folder / 'data_batch_1'} is damaged")
+    assert "make fetch" in finding.advice
 
 
 def gpu_findings(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from gpu_matrix import config_of, failed, metrics_of
+from built_pages import make_tables
+from gpu_matrix import config_of, failed, metrics_of, write, write_matrix
 from shardmark.cells import Cell, cell_of
+from shardmark.controller.progress import outcome
 from shardmark.errors import UserError
 from shardmark.escaping import csv_text, for_csv, for_markdown, for_terminal
 from shardmark.metrics import Metrics, read_metrics
@@ -200,6 +204,37 @@ def test_a_failure_is_read_without_escapes(tmp_path: Path) -> None:
     failure = read_metrics(path).failure
     assert failure is not None
     assert failure.exception == "boom all is well"
+
+
+def test_hostile_text_in_a_result_stays_text_in_the_tables_and_on_a_terminal(
+    tmp_path: Path,
+) -> None:
+    hostile, plain = "=1+1|\x1b[2Ja", "=1+1|a"
+    config = config_of(strategies=["ddp", "fsdp2"], seeds=[0, 1])
+    write_matrix(config, tmp_path, side_files=False)
+    path = write(failed(cell_of(config, "w", "fsdp2", 2, 0), "failed", hostile), tmp_path)
+    good = metrics_of(cell_of(config, "w", "fsdp2", 2, 1))
+    devices = [device.model_copy(update={"name": hostile}) for device in good.devices]
+    write(good.model_copy(update={"devices": devices}), tmp_path)
+
+    tables = make_tables(config, tmp_path)
+    script = ROOT / "workflow/scripts/summarise.py"
+    command = [sys.executable, str(script), "--tables", str(tables), "--baseline", "ddp"]
+    subprocess.run(command, check=True)
+    assert outcome(path) == ("failed", f" ({plain})")
+    assert not any("\x1b" in table.read_text() for table in tables.iterdir())
+    with (tables / "cells.csv").open(newline="") as file:
+        entries = {entry for row in csv.reader(file) for entry in row}
+    assert {f"'{plain}", f"'{plain};{plain}"} <= entries
+    assert not any(entry.startswith("=") for entry in entries)
+    for block in (tables / "summary.md").read_text().split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) <= 1
+
+
+def test_a_failure_of_nothing_but_escapes_is_read(tmp_path: Path) -> None:
+    path = write(failed(cell(), "failed", "\x1b[2J"), tmp_path)
+    assert outcome(path) == ("failed", "")
 
 
 @pytest.mark.parametrize(

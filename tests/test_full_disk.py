@@ -247,6 +247,18 @@ def test_a_project_that_is_read_only_is_one_line(project: Project) -> None:
 
 
 @needs_mounts
+def test_a_results_folder_that_is_read_only_is_one_line(project: Project) -> None:
+    results = project.folder / "results"
+    results.mkdir()
+    lock = 'mount -o remount,ro "$0"'
+    done = on_small_disk(SNAKEMAKE, results, before=lock, cwd=project.folder)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "results/t: Read-only file system; shardmark must be able to write there"
+    assert "Traceback" not in done.stderr
+
+
+@needs_mounts
 def test_the_doctor_names_a_full_home_and_temporary_folder(disk: Path) -> None:
     code = (
         "from shardmark.doctor.place_findings import check_caches\n"
@@ -258,6 +270,53 @@ def test_the_doctor_names_a_full_home_and_temporary_folder(disk: Path) -> None:
     assert cache.startswith("FAIL  cache")
     assert f"{disk}: {FULL} -> or name another folder in XDG_CACHE_HOME" in cache
     assert temporary.startswith("ok")
+
+
+# Python looks for a folder for temporary files in each of these, and in the working folder.
+NO_OTHER_FOLDER = """
+for folder in /tmp /var/tmp /usr/tmp; do
+    [ ! -d $folder ] || { mount --rbind $folder $folder && mount -o remount,ro,bind $folder; }
+done
+cd "$0"
+"""
+
+
+@needs_mounts
+def test_the_doctor_names_the_folders_if_no_temporary_folder_has_room(disk: Path) -> None:
+    code = (
+        "from shardmark.doctor.place_findings import check_caches\n"
+        "print(*check_caches(), sep='\\n')"
+    )
+    command = [sys.executable, "-c", code]
+    env = os.environ | PYTHONPATH | {"TMPDIR": str(disk)}
+    done = on_small_disk(command, disk, before=NO_OTHER_FOLDER, full=True, env=env)
+    _, temporary = done.stdout.splitlines()
+    assert temporary.startswith("FAIL  temporary")
+    assert "No usable temporary directory found in" in temporary
+    assert str(disk) in temporary
+    assert "name another folder in TMPDIR" in temporary
+
+
+@needs_mounts
+@pytest.mark.parametrize("full", [True, False], ids=["full before", "filled by the set-up"])
+def test_a_full_temporary_folder_is_no_fault_of_the_setup(full: bool, disk: Path) -> None:
+    code = (
+        "from shardmark.config.schema import CellSite\n"
+        "from shardmark.errors import UserError\n"
+        "from shardmark.launching.site import site_environment\n"
+        "import os\n"
+        "setup = 'head -c 9000000 /dev/zero > $TMPDIR/filler || true'\n"
+        "try: site_environment(CellSite(setup=setup), os.environ)\n"
+        "except UserError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code]
+    env = os.environ | PYTHONPATH | {"TMPDIR": str(disk)}
+    before = NO_OTHER_FOLDER
+    done = on_small_disk(command, disk, size="4m", before=before, full=full, env=env)
+    (message,) = done.stdout.splitlines()
+    assert "site.setup" not in message
+    assert "No usable temporary directory" in message if full else f"{disk}: {FULL}" in message
+    assert "name another folder in TMPDIR" in message
 
 
 def test_the_doctor_looks_at_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,20 @@ def test_clean_removes_what_make_created(checkout: Checkout) -> None:
         assert not (checkout.folder / name).exists()
 
 
+def test_clean_leaves_the_byte_code_of_environments_that_make_did_not_create(
+    checkout: Checkout,
+) -> None:
+    theirs = checkout.folder / "some tools/theirs"
+    kept, removed = theirs / "lib/__pycache__", checkout.folder / "tests/more/__pycache__"
+    for folder in (kept, removed):
+        folder.mkdir(parents=True)
+        (folder / "a.pyc").touch()
+    (theirs / "pyvenv.cfg").touch()
+    assert checkout.make("clean").returncode == 0
+    assert (kept / "a.pyc").exists()
+    assert not removed.exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -297,6 +297,10 @@ GPT_WORKLOAD = {
             f"{W}.dataset.file: 'no such file' is not a file",
         ),
         (
+            {"dataset": {"name": "text", "file": "texts/{a}.txt"}},
+            f"{W}.dataset.file: 'texts/{{a}}.txt' has a brace, which Snakemake reads as a wildcard",
+        ),
+        (
             {"dataset": {"name": "text", "file": "LICENSE", "sequences": 10_000}},
             f"{W}.dataset.sequences: got 10000; LICENSE has ",
         ),
@@ -314,6 +318,14 @@ GPT_WORKLOAD = {
         (
             {"dataset": {"name": "text", "file": "LICENSE", "sequences": 16}},
             f"{W}.model.vocabulary: got 80; the bytes of a text need at least 256",
+        ),
+        (
+            {"dataset__sequences": 2**31 - 1},
+            f"{W}.dataset.sequences: 2147483647 sequences of 17 tokens are 146 GB, more than a",
+        ),
+        (
+            {"dataset__test_sequences": 2**31 - 1},
+            f"{W}.dataset.test_sequences: 2147483647 sequences of 17 tokens are 146 GB, more than",
         ),
         (
             {"dataset__sequences": 8},

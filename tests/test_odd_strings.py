@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,16 +30,44 @@ from small_matrix import RAW, ROOT
 from test_workflow import CONFIG, SCRIPTS, copy_project
 
 TEXT = "it's \"a ${HOME} {word}; touch made\nb"
-# Two strings must be valid in a language of their own, and one names a file beside a folder.
-VALID = {
-    "site.setup": f"export FROM_SETUP={shlex.quote(TEXT)}",
-    "cluster.slurm_extra": shlex.quote(TEXT),
-    "site.container": f"images/{TEXT}",
-}
+# Some strings may contain no line break, and some no brace either.
+ONE_LINE = TEXT.replace("\n", " ")
+NO_BRACE = ONE_LINE.replace("{", "(").replace("}", ")")
+TEXTS = (TEXT, ONE_LINE, NO_BRACE)
+# Each kind of workload has strings of its own.
+NAMES = ("small", "language", "own")
+KEPT = ("batch", "optimizer", "precision")
+SHARED = {key: RAW["workloads"]["small"][key] for key in KEPT}
 BASE = copy.deepcopy(RAW)
-BASE["workloads"]["small"]["dataset"] = {"name": "cifar10", "train_images": 64}
+BASE["workloads"] = {
+    "small": SHARED
+    | {"model": {"name": "resnet8"}, "dataset": {"name": "cifar10", "train_images": 64}},
+    "language": SHARED
+    | {
+        "model": {"name": "gpt", "layers": 1, "width": 8, "heads": 1}
+        | {"context": 8, "vocabulary": 256},
+        "dataset": {"name": "text", "file": "a text.txt", "sequences": 16},
+    },
+    "own": SHARED | {"file": "mine.py", "dataset": {"samples": 16}},
+}
 BASE["strategies"] = {"NAME": {"file": "mine.py"}}
-BASE["matrix"] |= {"strategies": ["ddp"], "gpus": [1], "seeds": [0]}
+# The baseline is the strategy whose label can be chosen.
+BASE["baseline"] = "NAME"
+BASE["matrix"] |= {"workloads": [*NAMES], "strategies": ["NAME"]}
+BASE["matrix"] |= {"gpus": [1], "seeds": [0]}
+
+
+def valid(place: str, text: str) -> str:
+    """A value with the text: some strings are valid in a language of their own, or name files."""
+    return {
+        "site.setup": f"export FROM_SETUP={shlex.quote(text)}",
+        "cluster.slurm_extra": shlex.quote(text),
+        "site.container": f"images/{text}",
+        "workloads.language.dataset.file": f"{text}.txt",
+        "workloads.own.file": f"{text}.py",
+        "strategies.NAME.file": f"{text}.py",
+    }.get(place, text)
+
 
 Path_ = tuple[str | int, ...]
 
@@ -52,6 +81,10 @@ def strings(model: Any, at: Path_ = ()) -> Iterator[Path_]:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
         for choice in node.get("anyOf", []):
             yield from walk(choice, at)
+        # Only the kinds of a workload are written as oneOf.
+        if "oneOf" in node:
+            for name, choice in zip(NAMES, node["oneOf"], strict=True):
+                yield from walk(choice, (*at[:-1], name))
         if node.get("type") == "string" or node == {}:
             yield at
         for name, entry in node.get("properties", {}).items():
@@ -85,11 +118,11 @@ def every_string() -> list[Path_]:
     return list(dict.fromkeys([*strings(Config), *options]))
 
 
-def with_text(raw: dict[str, Any], place: Path_) -> dict[str, Any]:
+def with_text(raw: dict[str, Any], place: Path_, text: str) -> dict[str, Any]:
     """A configuration with the text at a place."""
     raw = copy.deepcopy(raw)
-    value: Any = VALID.get(".".join(map(str, place)), TEXT)
-    *parents, last = place
+    value: Any = valid(dotted(place), text)
+    *parents, last = [text if part == TEXT else part for part in place]
     if last == 0:
         *parents, last = parents
         value = [value]
@@ -112,10 +145,17 @@ def place_of_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_files(folder: Path) -> None:
     """What the configuration names and what must be there."""
     (folder / "config").mkdir(exist_ok=True)
-    (folder / TEXT).mkdir()
     (folder / "images").mkdir()
     (folder / "mine.py").touch()
-    (folder / VALID["site.container"]).touch()
+    (folder / "a text.txt").write_bytes(bytes(200))
+    for text in TEXTS:
+        (folder / text).mkdir()
+        for place in ("site.container", "workloads.own.file", "workloads.language.dataset.file"):
+            (folder / valid(place, text)).write_text("#" * 200)
+
+
+def dotted(place: Path_) -> str:
+    return ".".join(map(str, place))
 
 
 def refused(raw: dict[str, Any], folder: Path) -> str | None:
@@ -128,16 +168,23 @@ def refused(raw: dict[str, Any], folder: Path) -> str | None:
 
 def test_the_schema_has_the_strings_that_reach_a_cell() -> None:
     accepted = {"site.setup", "site.environment.NAME", "data.dir", "site.container", "site.scratch"}
-    assert accepted <= {".".join(map(str, place)) for place in every_string()}
+    of_workloads = {
+        "workloads.small.dataset.name",
+        "workloads.language.dataset.file",
+        "workloads.own.file",
+    }
+    assert accepted | of_workloads <= {dotted(place) for place in every_string()}
 
 
-@pytest.mark.parametrize("place", every_string(), ids=lambda place: ".".join(map(str, place))[:60])
+@pytest.mark.parametrize("text", TEXTS, ids=["all", "one line", "no brace"])
+@pytest.mark.parametrize("place", every_string(), ids=lambda place: dotted(place)[:60])
 def test_a_string_is_taken_as_it_is_or_refused_in_lines_of_its_own(
-    place: Path_, place_of_files: Path
+    place: Path_, text: str, place_of_files: Path
 ) -> None:
-    message = refused(with_text(BASE, place), place_of_files)
+    raw = with_text(BASE, place, text)
+    message = refused(raw, place_of_files)
     if message is None:
-        config = load(with_text(BASE, place), place_of_files)
+        config = load(raw, place_of_files)
         assert Config.model_validate_json(config.model_dump_json(by_alias=True)) == config
         return
     head, *lines = message.splitlines()
@@ -150,10 +197,14 @@ def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
     project = copy_project(tmp_path)
     make_files(tmp_path)
     raw = copy.deepcopy(BASE)
+    taken = {}
     for place in every_string():
-        changed = with_text(raw, place)
-        if refused(changed, tmp_path) is None:
-            raw = changed
+        for text in TEXTS:
+            changed = with_text(raw, place, text)
+            if refused(changed, tmp_path) is None:
+                raw = changed
+                taken[dotted(place)] = text
+                break
     raw["site"]["scratch"] = TEXT.replace("${HOME}", "$DISK")
     (tmp_path / CONFIG).write_text(yaml.safe_dump(raw, allow_unicode=True))
     (tmp_path / SCRIPTS / "fetch_data.py").write_text(
@@ -162,20 +213,26 @@ def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
         "record.parent.mkdir(parents=True)\n"
         "record.write_text(json.dumps(sys.argv))\n"
     )
+    for script in ("check_strategy", "check_training"):
+        shutil.copy(ROOT / "tests/stand_ins/write_outputs.py", tmp_path / SCRIPTS / f"{script}.py")
     bin = f"{ROOT / 'tests/stand_ins'}{os.pathsep}{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", bin)
         done = project.matrix()
     assert done.returncode == 0, done.stdout
-    metrics = read_metrics(tmp_path / "results/t/small/ddp/gpus1/seed0/metrics.json")
+    assert taken["strategies.NAME.label"] == ONE_LINE
+    assert taken["workloads.language.dataset.file"] == NO_BRACE
     config = load(raw, tmp_path)
-    assert metrics.cell == cell_of(config, "small", "ddp", 1, 0)
+    for workload in NAMES:
+        file = tmp_path / f"results/t/{workload}/NAME/gpus1/seed0/metrics.json"
+        metrics = read_metrics(file)
+        assert metrics.cell == cell_of(config, workload, "NAME", 1, 0)
+        assert not any(TEXT in argument for argument in metrics.provenance["command"])
+        assert metrics.provenance["scratch"] == raw["site"]["scratch"]
     assert metrics.cell.data_dir == TEXT
     assert metrics.cell.site.environment == {"NAME": TEXT}
-    assert metrics.cell.site.setup == VALID["site.setup"]
-    assert metrics.cell.site.container == VALID["site.container"]
-    assert not any(TEXT in argument for argument in metrics.provenance["command"])
-    assert metrics.provenance["scratch"] == raw["site"]["scratch"]
+    assert metrics.cell.site.setup == valid("site.setup", TEXT)
+    assert metrics.cell.site.container == valid("site.container", TEXT)
     fetched = json.loads((tmp_path / "results/t/data/cifar10.json").read_text())
     assert fetched[fetched.index("--dir") + 1] == TEXT
     assert not list(tmp_path.rglob("made"))

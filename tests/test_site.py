@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import run_cell
@@ -115,6 +117,10 @@ def test_what_a_setup_leaves_running_holds_nothing_up(tmp_path: Path) -> None:
     ended = run_script(cell_at(site__setup="sleep 60 &\nexport A=1"), tmp_path)
     assert ended.exit_code == 0
     assert time.monotonic() - begin < 30
+    (line,) = [line for line in ended.log_tail if "left running" in line]
+    left = re.search(r"site\.setup: left running on .*: sleep \((\d+)\)", line)
+    assert left
+    assert not psutil.pid_exists(int(left[1]))
 
 
 def test_ranks_run_in_the_image_with_the_folders_they_need(image: Path, tmp_path: Path) -> None:

@@ -14,14 +14,18 @@ import psutil
 import pynvml
 import pytest
 
+from shardmark.doctor.gpu_findings import check_gpus, lowered_and_default_mhz, sample_gpus
+from shardmark.doctor.limited_run import run_limited
 from shardmark.errors import UserError
 from shardmark.launching import launch as launching
 from shardmark.launching import node
 from shardmark.launching.launch import launch
 from shardmark.launching.node import no_survivors
 from shardmark.measurement import gpu_check, telemetry
+from shardmark.measurement.environment import driver_and_topology
 from shardmark.measurement.telemetry import gpu_facts, gpu_indices, sampling, visible_gpus
 from shardmark.processes.ending import end
+from simulated_nvml import Gpu, simulate
 from small_matrix import cell_at
 
 pytestmark = pytest.mark.timeout(100)
@@ -111,7 +115,15 @@ def test_a_node_that_cannot_leave_after_its_report_is_not_waited_for(
 
 
 @pytest.mark.parametrize(
-    "ask", [visible_gpus, lambda: gpu_facts("GPU-0"), lambda: gpu_indices(["GPU-0"])]
+    "ask",
+    [
+        visible_gpus,
+        lambda: gpu_facts("GPU-0"),
+        lambda: gpu_indices(["GPU-0"]),
+        driver_and_topology,
+        lambda: sample_gpus(["GPU-0"]),
+        lambda: lowered_and_default_mhz("GPU-0"),
+    ],
 )
 def test_a_driver_that_does_not_answer_is_named(
     ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch
@@ -121,6 +133,20 @@ def test_a_driver_that_does_not_answer_is_named(
         monkeypatch.setattr(pynvml, name, lambda *_: time.sleep(5))
     with pytest.raises(UserError, match=r"the NVIDIA driver has not answered for .*nvidia-smi"):
         ask()
+
+
+def test_the_doctor_names_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, [Gpu()])
+    monkeypatch.setattr(telemetry, "ANSWER_S", 0.2)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: time.sleep(5))
+    (finding,) = check_gpus(1)
+    assert finding.level == "FAIL"
+    assert "the NVIDIA driver has not answered" in finding.detail
+
+
+def test_a_command_of_the_doctor_that_hangs_has_failed() -> None:
+    done = run_limited(["sleep", "60"], "sbatch --test-only", 0.2)
+    assert (done.returncode, done.stderr) == (1, "sbatch --test-only took more than 0 s")
 
 
 def test_a_torch_whose_import_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

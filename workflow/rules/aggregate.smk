@@ -143,7 +143,8 @@ def figure_labels(wildcards):
     return {
         "workload": wildcards.workload,
         "figure": FIGURE_TITLES.get(wildcards.figure, "Outcomes"),
-        "baseline": chosen_labels(CONFIG).get(CONFIG.baseline, label_of(CONFIG.baseline)),
+        # Not the label that the user may choose: Snakemake reads its braces as wildcards.
+        "baseline": label_of(CONFIG.baseline),
         "seeds": len(CONFIG.matrix.seeds),
         "scaling": cell.scaling,
     }

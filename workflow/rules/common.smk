@@ -25,7 +25,6 @@ from shardmark.codebase import (
     sources,
 )
 from shardmark.config.loading import load
-from shardmark.config.schema import chosen_labels
 from shardmark.config.files import read_config_file, read_arguments
 from shardmark.disk import why_no_folder, why_no_room, why_not_writable
 from shardmark.datasets import FETCHED

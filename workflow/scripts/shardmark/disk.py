@@ -92,6 +92,17 @@ def why_no_room(folder: Path) -> str:
     return ""
 
 
+def why_no_temporary_room() -> str:
+    """Return why temporary files find no room, and what to do; empty if they do."""
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        # Python has tried each of the folders that this names.
+        return f"{error.strerror}; make room in one, or name another folder in TMPDIR"
+    reason = why_no_room(Path(folder))
+    return reason and f"{reason}, or name another folder in TMPDIR"
+
+
 def require_room(folder: Path) -> None:
     """Check that a folder accepts another file; create the folder if it is missing.
 

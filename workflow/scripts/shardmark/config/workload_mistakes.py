@@ -36,6 +36,8 @@ from shardmark.quantities import describe_gpus
 
 # Different tokens of a text: its bytes.
 BYTES = 256
+# A generated token is an int32.
+TOKEN_BYTES = 4
 
 
 def workload_mistakes(
@@ -58,7 +60,7 @@ def workload_mistakes(
     if kind_of(raw) == "own":
         yield from own_file_mistakes(path, raw["file"], root)
     elif kind_of(raw) == "language":
-        yield from _language_mistakes(path, raw, root)
+        yield from _language_mistakes(path, raw, cluster, root)
     else:
         yield from _vision_mistakes(path, raw, cluster)
     if raw.get("precision") == "tf32" and cluster and cluster.device == "cpu":
@@ -85,7 +87,9 @@ def own_file_mistakes(path: str, file: object, root: Path) -> Iterator[str]:
         )
 
 
-def _language_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterator[str]:
+def _language_mistakes(
+    path: str, raw: Mapping[str, Any], cluster: Cluster | None, root: Path
+) -> Iterator[str]:
     model, tokens = section_at(Gpt, raw, "model"), section_at(Tokens, raw, "dataset")
     if model and model.width % model.heads:
         yield (
@@ -94,10 +98,22 @@ def _language_mistakes(path: str, raw: Mapping[str, Any], root: Path) -> Iterato
         )
     if tokens and tokens.name != "text" and tokens.file is not None:
         yield f"{path}.dataset.file: belongs to text; {tokens.name} is generated"
+    if model and tokens and tokens.name != "text" and cluster:
+        for key in ("sequences", "test_sequences"):
+            count, length = getattr(tokens, key), model.context + 1
+            what = f"{count} sequences of {length} tokens"
+            where = f"{path}.dataset.{key}"
+            yield from _memory_mistakes(where, what, TOKEN_BYTES * count * length, cluster)
     if tokens is None or tokens.name != "text":
         return
     if tokens.file is None:
         yield f"{path}.dataset.file: missing; text needs the file to read"
+    elif "{" in tokens.file:
+        # Snakemake fills in wildcards in what an input function returns; doubled braces stay so.
+        yield (
+            f"{path}.dataset.file: {format_value(tokens.file)} has a brace, which Snakemake reads "
+            "as a wildcard; rename the file"
+        )
     elif not is_file(root / tokens.file):
         yield f"{path}.dataset.file: {format_value(tokens.file)} is not a file"
     elif model:
@@ -156,8 +172,11 @@ def _vision_mistakes(path: str, raw: Mapping[str, Any], cluster: Cluster | None)
             f"{path}.dataset.image_size: got {dataset.image_size}; {model.name} needs images of at "
             f"least {smallest_image_px(model.name)} px"
         )
-    if dataset and cluster:
-        yield from _memory_mistakes(path, dataset, cluster)
+    if dataset and cluster and DATASETS[dataset.name].generated:
+        for key, count in (("train", dataset.train_size), ("test", dataset.test_images or 0)):
+            what = f"{count} images of {dataset.image_size} px"
+            where = f"{path}.dataset.{key}_images"
+            yield from _memory_mistakes(where, what, 3 * count * dataset.image_size**2, cluster)
 
 
 def _vision_model(raw: Mapping[str, Any]) -> Model | None:
@@ -165,18 +184,13 @@ def _vision_model(raw: Mapping[str, Any]) -> Model | None:
     return model if model is not None and model.name in MODELS else None
 
 
-def _memory_mistakes(path: str, dataset: Dataset, cluster: Cluster) -> Iterator[str]:
-    """Yield data sets that do not fit a rank's memory; each rank keeps all images as uint8."""
-    if not DATASETS[dataset.name].generated:
-        return
-    for key, count in (("train", dataset.train_size), ("test", dataset.test_images or 0)):
-        size_gb = 3 * count * dataset.image_size**2 / 1e9
-        if size_gb > cluster.mem_gb_per_gpu:
-            yield (
-                f"{path}.dataset.{key}_images: {count} images of {dataset.image_size} px are "
-                f"{size_gb:,.0f} GB, more than a rank's memory (cluster.mem_gb_per_gpu is "
-                f"{cluster.mem_gb_per_gpu})"
-            )
+def _memory_mistakes(path: str, what: str, size_bytes: int, cluster: Cluster) -> Iterator[str]:
+    """Yield samples that do not fit a rank's memory; each rank keeps all of them."""
+    if size_bytes / 1e9 > cluster.mem_gb_per_gpu:
+        yield (
+            f"{path}: {what} are {size_bytes / 1e9:,.0f} GB, more than a rank's memory "
+            f"(cluster.mem_gb_per_gpu is {cluster.mem_gb_per_gpu})"
+        )
 
 
 def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:

@@ -356,8 +356,9 @@ def describe_batch(path: Path) -> str:
 
 
 def in_brackets(reason: str) -> str:
-    """Return the first line of a reason, shortened and in brackets, as the end of a line."""
-    return f" ({reason.splitlines()[0][:REASON_LENGTH]})"
+    """Return the first line of a reason, shortened and in brackets; empty if there is none."""
+    first = next(iter(reason.splitlines()), "")
+    return f" ({first[:REASON_LENGTH]})" if first else ""
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shardmark.doctor.finding import Finding
@@ -12,18 +12,26 @@ from shardmark.errors import UserError
 from shardmark.measurement.device_faults import FAULTS, MOST_IDLE_MEMORY_BYTES
 from shardmark.measurement.devices import THROTTLE_REASONS
 from shardmark.measurement.environment import driver_and_topology
-from shardmark.measurement.telemetry import GpuProbe, gpu_facts, visible_gpus
+from shardmark.measurement.telemetry import GpuProbe, gpu_facts, limit_answer_time, visible_gpus
 
 
 def check_gpus(needed: int) -> Iterator[Finding]:
     """Check the driver and the GPUs; ``needed`` is what the largest cell asks for per node."""
     try:
-        uuids = visible_gpus(needed)
+        yield from check_answers(needed)
     except UserError as error:
         mig = "MIG" in str(error)
         advice = "" if mig else "run on a node with GPUs, or set cluster.device to cpu"
         yield Finding("FAIL", "GPUs", str(error), advice)
-        return
+
+
+def check_answers(needed: int) -> Iterator[Finding]:
+    """Check what the driver answers.
+
+    Raises:
+        UserError: if it does not answer, or a GPU is split into slices.
+    """
+    uuids = visible_gpus(needed)
     machine = driver_and_topology()
     yield Finding("ok", "driver", str(machine["driver"]))
     facts = {uuid: gpu_facts(uuid) for uuid in uuids}
@@ -38,9 +46,15 @@ def check_gpus(needed: int) -> Iterator[Finding]:
     else:
         yield Finding("ok", "GPUs", models)
     yield from check_topology(machine["topology"], len(uuids))
-    rows = {str(row["device"]): row for row in GpuProbe(uuids).rows()} if uuids else {}
-    for uuid, row in rows.items():
+    for row in sample_gpus(uuids):
+        uuid = str(row["device"])
         yield from check_state(uuid, facts[uuid], row)
+
+
+@limit_answer_time
+def sample_gpus(uuids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one sample of each GPU."""
+    return list(GpuProbe(uuids).rows())
 
 
 def check_topology(pairs: list[dict[str, Any]], gpus: int) -> Iterator[Finding]:
@@ -101,6 +115,7 @@ def check_state(uuid: str, facts: dict[str, Any], row: dict[str, Any]) -> Iterat
         yield Finding("warn", subject, problem, "nvidia-smi --reset-applications-clocks")
 
 
+@limit_answer_time
 def lowered_and_default_mhz(uuid: str) -> tuple[int, int] | None:
     """Return a GPU's SM application clock and its default, MHz; None if it is not lowered."""
     import pynvml

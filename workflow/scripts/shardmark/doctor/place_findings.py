@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ from pathlib import Path
 
 from shardmark.config.schema import Config, Site
 from shardmark.datasets import FETCHED
-from shardmark.disk import require_room, why_no_room
+from shardmark.disk import require_room, why_no_room, why_no_temporary_room
 from shardmark.doctor.finding import Finding, Level
+from shardmark.doctor.limited_run import run_limited
 from shardmark.errors import UserError
 from shardmark.launching.site import make_local_folder, site_environment, why_not_in_image
 from shardmark.workload.vision.data_files import fetch_command
@@ -23,6 +23,8 @@ from shardmark.workload.vision.data_files import fetch_command
 LITTLE_BYTES, NOTHING_BYTES = 10 * 2**30, 2**30
 # New results are recognised by comparing their time on the file system with a machine's clock.
 MOST_SKEW_S = 5.0
+# Time limit for reading a data set; on a slow file system that takes minutes.
+CHECKSUMS_S = 600.0
 
 
 def check_folder(what: str, folder: Path) -> Iterator[Finding]:
@@ -53,15 +55,15 @@ def check_folder(what: str, folder: Path) -> Iterator[Finding]:
 def check_caches() -> Iterator[Finding]:
     """Check whether Snakemake and the libraries can write their caches and temporary files."""
     caches = os.environ.get("XDG_CACHE_HOME")
-    for what, folder, variable in (
-        ("cache", Path(caches) if caches else Path.home() / ".cache", "XDG_CACHE_HOME"),
-        ("temporary", Path(tempfile.gettempdir()), "TMPDIR"),
-    ):
-        reason = why_no_room(folder)
-        if reason:
-            yield Finding("FAIL", what, reason, f"or name another folder in {variable}")
-        else:
-            yield Finding("ok", what, f"{folder} is writable")
+    folder = Path(caches) if caches else Path.home() / ".cache"
+    if reason := why_no_room(folder):
+        yield Finding("FAIL", "cache", reason, "or name another folder in XDG_CACHE_HOME")
+    else:
+        yield Finding("ok", "cache", f"{folder} is writable")
+    if reason := why_no_temporary_room():
+        yield Finding("FAIL", "temporary", reason)
+    else:
+        yield Finding("ok", "temporary", f"{tempfile.gettempdir()} is writable")
 
 
 def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
@@ -74,7 +76,7 @@ def check_data_sets(config: Config, root: Path) -> Iterator[Finding]:
             yield Finding("ok", "data", f"{name} {what}, nothing to fetch")
             continue
         command = fetch_command(name, root / config.data.dir, download=False)
-        check = subprocess.run(command, capture_output=True, text=True)
+        check = run_limited(command, f"computing the checksums of {name}", CHECKSUMS_S)
         if check.returncode == 0:
             yield Finding("ok", "data", f"{name} is whole in {config.data.dir}")
             continue
@@ -90,7 +92,8 @@ def check_site(site: Site) -> Iterator[Finding]:
     if not settings:
         return
     try:
-        reason = why_not_in_image(site, site_environment(site, os.environ))
+        env = site_environment(site, os.environ, end_left=True)
+        reason = why_not_in_image(site, env)
         folder = make_local_folder(site.scratch)
     except UserError as error:
         reason = str(error)

@@ -13,6 +13,7 @@ from typing import Any
 
 from shardmark.config.schema import Config
 from shardmark.doctor.finding import Finding
+from shardmark.doctor.limited_run import run_limited
 from shardmark.doctor.slurm_setup import (
     check_account,
     check_job_states,
@@ -71,7 +72,7 @@ def try_submissions(jobs: Mapping[str, Resources], profile: Mapping[str, Any]) -
     # By Slurm's refusal and the machines asked for, the titles of the jobs.
     refused: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for call, titles in titles_by_call.items():
-        trial = subprocess.run(call, capture_output=True, text=True)
+        trial = run_limited(call, "sbatch --test-only", queue.ASK_S)
         lines = trial.stderr.strip().splitlines()
         answer = "; ".join(re.sub(r"^sbatch: (error: )?", "", line) for line in lines)
         resources = jobs[titles[0]]

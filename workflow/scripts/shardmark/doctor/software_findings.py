@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from shardmark.doctor.finding import Finding
+from shardmark.doctor.limited_run import run_limited
+from shardmark.measurement import gpu_check
 from shardmark.measurement.gpu_check import ask_torch, has_driver, why_too_few
 from shardmark.strategies import PACKAGES
 
@@ -71,7 +72,7 @@ def check_torch(needed: int) -> Iterator[Finding]:
     if isinstance(torch_answer, str):
         return
     program = "import torchvision; print(torchvision.__version__)"
-    imported = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    imported = run_limited([sys.executable, "-c", program], "the import", gpu_check.ASK_S)
     if imported.returncode:
         message = (imported.stderr.strip().splitlines() or ["no message"])[-1]
         advice = "install the torchvision that was built for this torch"

@@ -5,17 +5,22 @@ The launcher of each node imports this; it does not import torch.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from shardmark.cells import Cell
 from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import CellSite
+from shardmark.disk import why_no_temporary_room
 from shardmark.errors import UserError
 
 ROOT = SCRIPTS.parents[1]
@@ -24,6 +29,8 @@ SCRATCH_VARIABLE = "SHARDMARK_SCRATCH"
 # Marks a process that already runs in its site's environment.
 ENTERED_VARIABLE = "SHARDMARK_ENTERED"
 SETUP_S = 300.0
+END_S = 5.0
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # linux/prctl.h
 # A line that fails ends the set-up, and the error gives its number. To keep the numbers right, this
 # trap goes on the same line as the set-up's first. It ignores failures inside a sourced file, and
 # the exit code of a sourced file that exists: one that ends with `[ -d x ] && . x` is fine.
@@ -50,7 +57,9 @@ CACHES = {
 }
 
 
-def site_environment(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
+def site_environment(
+    site: CellSite, base: Mapping[str, str], *, end_left: bool = False
+) -> dict[str, str]:
     """Return the environment of a process at a site: after the set-up, plus the site's variables.
 
     The set-up runs once, in a separate shell, so that no shell sits between the launcher and the
@@ -59,17 +68,50 @@ def site_environment(site: CellSite, base: Mapping[str, str]) -> dict[str, str]:
     Args:
         site: the site.
         base: the variables that the set-up starts from.
+        end_left: whether to end the processes that the set-up leaves running.
 
     Raises:
         UserError: if the set-up fails, or a secret is not set.
     """
-    env = _run_setup(site.setup, base) if site.setup else dict(base)
+    env = dict(base)
+    if site.setup:
+        with _name_left_processes(end_left=end_left):
+            env = _run_setup(site.setup, base)
     if missing_secrets := [name for name in site.secret_environment if name not in env]:
         raise UserError(
             f"site.secret_environment: {', '.join(missing_secrets)} not set on "
             f"{os.uname().nodename}; export it where Snakemake is started, or in site.setup"
         )
     return env | site.environment
+
+
+@contextlib.contextmanager
+def _name_left_processes(*, end_left: bool) -> Iterator[None]:
+    """On exit, print which processes of the context still run although their parent has ended.
+
+    Such processes become children of this one (prctl(2), PR_SET_CHILD_SUBREAPER).
+    """
+    this, prctl = psutil.Process(), ctypes.CDLL(None).prctl
+    earlier, was_subreaper = this.children(), ctypes.c_int()
+    prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(was_subreaper))
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, was_subreaper.value)
+        left = [
+            child
+            for child in this.children()
+            if child not in earlier and child.status() != psutil.STATUS_ZOMBIE
+        ]
+        if left:
+            names = ", ".join(f"{child.name()} ({child.pid})" for child in left)
+            line = f"site.setup: left running on {os.uname().nodename}: {names}"
+            print(line, file=sys.stderr, flush=True)
+        if end_left:
+            for child in left:
+                child.kill()
+            psutil.wait_procs(left, END_S)
 
 
 def setup_script(setup: str) -> str:
@@ -81,9 +123,11 @@ def _run_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
     """Run a set-up, print its output, and return the variables that it leaves.
 
     Raises:
-        UserError: if it fails.
+        UserError: if it fails, or there is no room for temporary files.
     """
     node = os.uname().nodename
+    if reason := why_no_temporary_room():
+        raise UserError(f"{node}: {reason}")
     # Files, because a process that the set-up leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as variables, tempfile.TemporaryFile() as output:
         try:
@@ -105,6 +149,9 @@ def _run_setup(setup: str, base: Mapping[str, str]) -> dict[str, str]:
         variables_text = os.fsdecode(variables.read())
     if printed:
         print(printed, file=sys.stderr, flush=True)
+    # The set-up may have filled the disk itself.
+    if (shell.returncode or not variables_text) and (reason := why_no_temporary_room()):
+        raise UserError(f"{node}: {reason}")
     if shell.returncode:
         last = (printed.splitlines() or ["it printed nothing"])[-1].removeprefix("site.setup: ")
         raise UserError(

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shardmark.measurement.telemetry import limit_answer_time
 from shardmark.metrics import Environment, Provenance
 from shardmark.strategies import PACKAGES
 
@@ -123,6 +124,7 @@ def torch_environment(device: Any, backend: str, packages: Sequence[str] = ()) -
     return environment
 
 
+@limit_answer_time
 def driver_and_topology() -> dict[str, Any]:
     """Return the driver's version, and how each pair of this machine's GPUs is connected.
 
