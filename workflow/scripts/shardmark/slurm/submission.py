@@ -81,11 +81,14 @@ class Submission:
 
     def submit(self, job: Any) -> None:
         """Submit a job; try again while Slurm refuses it for a temporary reason."""
+        waited = False
         while not self._stopped:
             self._refusal = ""
             self._run_job(job)
             if not self._refusal:
-                self._last_said = ""  # so that a later wait for the same reason is said too
+                if not waited:
+                    # The limit is no longer reached; if it is reached again, say so.
+                    self._last_said = ""
                 if self.gate_first is not None:
                     self._let_the_gate_pass(self.gate_first)
                 return
@@ -98,6 +101,7 @@ class Submission:
                     "wait here, and are submitted as soon as it does"
                 )
             self._ended.wait(0 if self._stopped else WAIT_S)
+            waited = True
         job.log_error("not submitted", submitted=False)
         self.scheduler.error_callback(job)
 
