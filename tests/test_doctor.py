@@ -94,7 +94,8 @@ def test_what_a_setup_leaves_running_is_named_and_ended(
     before = psutil.Process().children()
     site = Site(setup="(setsid sleep 60 &)\nexport HERE=1")
     assert levels(check_site(site)) == [("ok", "site")]
-    assert re.search(r"site\.setup: left running on .*: sleep \(\d+\)\n", capfd.readouterr().err)
+    # On a busy machine it may still be the shell that is about to become sleep.
+    assert re.search(r"site\.setup: left running on .*: \w+ \(\d+\)\n", capfd.readouterr().err)
     assert psutil.Process().children() == before
 
 

@@ -118,7 +118,7 @@ def test_what_a_setup_leaves_running_holds_nothing_up(tmp_path: Path) -> None:
     assert ended.exit_code == 0
     assert time.monotonic() - begin < 30
     (line,) = [line for line in ended.log_tail if "left running" in line]
-    left = re.search(r"site\.setup: left running on .*: sleep \((\d+)\)", line)
+    left = re.search(r"site\.setup: left running on .*: \w+ \((\d+)\)", line)
     assert left
     assert not psutil.pid_exists(int(left[1]))
 
