@@ -424,7 +424,7 @@ def test_numbers_on_the_command_line_are_numbers(fresh: Project) -> None:
     cell = json.loads((fresh.folder / DDP_CELL).read_text())["cell"]
     assert cell["measure"]["steady_min_s"] == 1
     assert (cell["measure"]["sampler"], cell["measure"]["warmup_min_steps"]) == (False, 3)
-    assert cell["measure"]["idle_s"] == 4, "of the files"
+    assert cell["measure"]["idle_s"] == 3, "of the files"
     assert cell["site"]["environment"] == {"A": "it's {a} $HOME; 7"}
     report = fresh.run("report", *given)
     assert "1 of 20 cells have a result" in report.stdout

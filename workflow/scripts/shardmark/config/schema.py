@@ -759,7 +759,9 @@ class Measure(Section):
         "it costs.",
     )
     idle_s: Annotated[Number, Field(ge=0, le=600)] = Field(
-        4.0, description="Time for which the idle GPUs are sampled before a cell begins, s."
+        3.0,
+        description="Time for which the idle GPUs are sampled before a cell begins, s, after one "
+        "second in which they settle.",
     )
 
 

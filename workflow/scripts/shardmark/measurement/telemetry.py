@@ -54,7 +54,7 @@ SLOW_S = 1.0
 SETTLING_S = 1.0
 # A driver that has not answered by then hangs. Waking GPUs takes it only seconds.
 ANSWER_S = 60.0
-# Time limit for the sampler to start (on top of the idle time), and to end.
+# Time limit for the sampler to start and settle (on top of the idle time), and to end.
 BEGIN_S = 60.0
 END_S = 5.0
 _RAPL = Path("/sys/class/powercap")
@@ -323,7 +323,8 @@ def sampling(
         target: file to write.
         interval_s: seconds between samples.
         gpus: UUIDs of the GPUs to sample, or None to sample the processes that this one starts.
-        idle_s: seconds for which the idle devices are sampled before the context opens.
+        idle_s: seconds for which the idle devices are sampled before the context opens, after
+            ``SETTLING_S``; 0: not at all.
 
     Raises:
         UserError: if the sampler did not start, or ended too early.
@@ -380,7 +381,7 @@ def main() -> None:
         idle = arguments.idle > 0
         while os.getppid() == arguments.parent:
             elapsed = time.monotonic() - begin
-            if idle and elapsed >= arguments.idle:
+            if idle and elapsed >= SETTLING_S + arguments.idle:
                 idle = False
                 print("the cell may begin", flush=True)
             settled = idle and elapsed >= SETTLING_S
