@@ -809,7 +809,7 @@ def shipped(*overlays: str) -> dict[str, Any]:
         (("incumbent",), "incumbent", 7 * 2 * 10),
         (("pilot",), "pilot", 2 * 9 * 2),
         (("one_gpu",), "one_gpu", 2 * 8 * 6),
-        (("two_gpus",), "two_gpus", 13 * (6 + 1) + 8 * (6 + 1) + 4 * 3 + 2 * 3),
+        (("two_gpus",), "two_gpus", 13 * (6 + 2) + 8 * (6 + 1) + 4 * 3 + 2 * 3),
         (("eight_gpus",), "eight_gpus", 2 * 42 + 18 + 4 * 12 + 2 * 14 + 2 * 24 + 12),
         (("eight_gpus", "four_gpus"), "four_gpus", 42 + 18 + 3 * 12 + 14 + 24 + 12),
         (("checks",), "checks", 4 * 8),
