@@ -39,6 +39,11 @@ KINDS["as timed"] = {
     "optimizer": GPT["optimizer"] | {"decay": "matrices", "clip_norm": 0.5, "fused": True},
 }
 KINDS["bf16, tied, accumulation"] = KINDS["tied, accumulation"] | {"precision": "bf16"}
+# SGD shows an error of the norm: its update grows with the gradient, unlike Adam's.
+KINDS["large, clipped"] = {
+    "model": GPT["model"] | {"width": 128, "vocabulary": 80_000, "tied": True, "layers": 1},
+    "optimizer": {"name": "sgd", "learning_rate": 1.0, "clip_norm": 0.1},
+}
 RECOMMENDED = ["fsdp_bf16", "fsdp2_bf16", "zero1_bf16_reduction", "zero3_native_bf16"]
 
 
@@ -66,6 +71,11 @@ def test_every_strategy_trains_the_oracles_language_model(gate: Gate) -> None:
     chosen += [("fsdp2_fp16", 2, "fp16"), ("ddp", 3, "as timed"), ("fsdp2_bf16", 3, "as timed")]
     chosen += [("fsdp_bf16", 1, "bf16, tied, accumulation")]
     assert_all_pass([language_case(*names) for names in chosen], gate)
+
+
+def test_large_parameters_are_clipped_by_their_true_norm(gate: Gate) -> None:
+    names = ("fsdp", "fsdp2")
+    assert_all_pass([language_case(name, 2, "large, clipped") for name in names], gate)
 
 
 def test_a_reduction_in_bf16_is_caught_though_its_parameters_are_bf16(gate: Gate) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shardmark.cells import Cell
+from shardmark.training.cpu_norms import precise_norms
 from shardmark.training.runtime import Runtime
 from shardmark.workload.blocks import plain_name
 from shardmark.workload.contract import Contract, Inputs
@@ -136,7 +137,8 @@ class Strategy(ABC):
         if clip_norm is not None:
             # The norm is that of the true gradient, not of the scaled one.
             self.scaler.unscale_(self.optimizer)
-            self.clip(clip_norm)
+            with precise_norms(next(self.module.parameters()).device):
+                self.clip(clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
