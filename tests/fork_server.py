@@ -5,8 +5,8 @@ It reads one request per line from its input, as JSON, and answers with a line:
 - ["cell", cell, folder, script]: the metrics. The script trains in the place of the strategy's own,
   or is null. All but the launch is that of run_cell.py.
 - ["case", case, oracles, script]: the parity gate's verdict.
-- ["call", [module, function, arguments], ranks, null]: the number of ranks that failed. Each calls
-  the function with its rank and the arguments.
+- ["call", [module, function, arguments], ranks, null]: the ranks that failed. Each calls the
+  function with its rank and the arguments.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -49,6 +51,9 @@ from shardmark.processes.ending import leave
 from shardmark.processes.heartbeat import Heartbeats
 from shardmark.processes.tether import end_with
 from shardmark.strategies import spec_of
+
+# Time for the others to fail too, and to say why, when one rank has failed.
+GRACE_S = 5.0
 
 
 def main() -> None:
@@ -94,8 +99,8 @@ def verdict(raw: object, oracles: str, script: str | None) -> str:
     return parity.model_dump_json(by_alias=True)
 
 
-def failures_of_call(call: tuple[str, str, list[object]], ranks: int, _: None) -> int:
-    """The number of ranks in which a function of a module failed."""
+def failures_of_call(call: tuple[str, str, list[object]], ranks: int, _: None) -> list[int]:
+    """The ranks in which a function of a module failed."""
     module, function, arguments = call
 
     def work(rank: int) -> None:
@@ -160,19 +165,40 @@ def launch_forks(
     return Ended(report.exit_code, failures, [report], [], report.seconds)
 
 
-def run_forks(count: int, work: Callable[[int], object]) -> int:
-    """Do the work in so many forks; return how many of them failed."""
-    children, parent = [], os.getpid()
+def run_forks(count: int, work: Callable[[int], object]) -> list[int]:
+    """Do the work in so many forks; return the ranks that failed, the first one first.
+
+    When one has failed, the others are killed: they may wait for it in a collective for ever.
+    """
+    children, parent = {}, os.getpid()
     for rank in range(count):
         child = os.fork()
         if not child:
             try:
                 assert end_with(parent)
                 work(rank)
-            finally:
-                leave(1 if sys.exc_info()[0] else 0)
-        children.append(child)
-    return sum(bool(os.waitpid(child, 0)[1]) for child in children)
+            except BaseException:
+                traceback.print_exc()
+                leave(1)
+            leave()
+        children[child] = rank
+    failed: list[int] = []
+    deadline = float("inf")
+    while children and time.monotonic() < deadline:
+        time.sleep(0.01)
+        for child, rank in list(children.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                del children[child]
+            if status:
+                code = os.waitstatus_to_exitcode(status)
+                print(f"rank {rank} failed, with exit code {code}", file=sys.stderr, flush=True)
+                failed.append(rank)
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return failed
 
 
 def free_port() -> int:

@@ -35,10 +35,13 @@ def judge(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity
 def spawn(function: Callable[..., None], arguments: Sequence[object], nprocs: int) -> None:
     """Call a function as each of so many ranks, as torch.multiprocessing.spawn does."""
     call = [function.__module__, function.__name__, arguments]
-    assert _answer("call", call, nprocs, None) == 0, "a rank failed"
+    failed = _answer("call", call, nprocs, None)
+    assert not failed, f"failed: ranks {failed}"
 
 
 def _answer(*request: object) -> Any:
+    if _start_server().poll() is not None:  # a test has ended it
+        _start_server.cache_clear()
     server = _start_server()
     assert server.stdin is not None
     assert server.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,18 @@ measure: {{steady_min_s: {0}, steady_max_s: {0}, warmup_min_steps: 2, warmup_max
 cluster: {{device: cpu}}
 """
 PATIENCE_S = 90
+# In a process of its own, as it ends all that its process started.
+END_CHILDREN = """
+import signal, subprocess
+from shardmark.controller.termination import end_children
+
+obeys = subprocess.Popen(["sleep", "600"])
+end_children(600)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+ignores = subprocess.Popen(["sleep", "600"])
+end_children(1)
+print(obeys.wait(), ignores.wait())
+"""
 
 
 @pytest.fixture
@@ -92,6 +105,17 @@ def test_asked_to_end_it_ends_its_cell_says_so_and_leaves_no_lock(
     assert not (project / "results/t/.controller").exists()
     planned = run(project, "-n")
     assert planned.returncode == 0, "no lock is left"
+
+
+def test_the_exit_code_of_a_process_that_was_ended_is_left_to_its_starter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", END_CHILDREN],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.stdout.split() == [str(-signal.SIGTERM), str(-signal.SIGKILL)]
 
 
 def test_its_cell_ends_with_it_and_runs_again_once_unlocked(project: Path) -> None:

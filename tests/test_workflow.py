@@ -432,6 +432,17 @@ def test_numbers_on_the_command_line_are_numbers(fresh: Project) -> None:
     assert "stale" not in report.stdout
 
 
+def test_processes_of_a_cell_keep_their_byte_code(
+    fresh: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    note = "\nPath('keeps').write_text(str(not sys.dont_write_bytecode))\n"
+    fresh.edit(f"{SCRIPTS}/run_cell.py", note)
+    result = fresh.matrix(DDP_CELL)
+    assert result.returncode == 0, result.stdout
+    assert (fresh.folder / "keeps").read_text() == "True"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 LOCAL_END_S = 20.0
 # Time for a running sbatch to finish submitting its job.
 SUBMIT_S = 10.0
+POLL_S = 0.1
 
 
 class Termination:
@@ -107,7 +109,17 @@ def end_children(patience_s: float, spare: str | None = None) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.name() != spare:
                 process.terminate()
-    _, living = psutil.wait_procs(below, timeout=patience_s)
-    for process in living:
+    deadline = time.monotonic() + patience_s
+    # Not psutil.wait_procs, which takes a child's exit code: subprocess would then report 0 to the
+    # thread that started it, and Snakemake would take the ended job for a success.
+    while any(map(_is_alive, below)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    for process in filter(_is_alive, below):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
