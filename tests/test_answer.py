@@ -162,6 +162,11 @@ def test_without_any_result_the_failures_are_the_answer() -> None:
     )
 
 
+def test_a_workload_that_has_not_run_names_no_strategy() -> None:
+    cells = two_gpus(SPEEDS).assign(outcome="missing", status=None, excluded="missing")
+    assert answer_of(cells).text == "No result yet."
+
+
 def test_a_strategy_that_trains_another_model_is_named() -> None:
     cells = two_gpus(SPEEDS)
     cells.loc[cells.strategy == "fsdp", ["excluded", "parity"]] = ["parity failed", "failed"]

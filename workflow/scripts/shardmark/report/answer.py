@@ -91,6 +91,8 @@ def make_answer(
         largest: rows of largest_batches.csv of the workload.
     """
     usable = [verdict for verdict in verdicts if verdict.fastest.best is not None]
+    if (cells.outcome == Outcome.MISSING).all():
+        return Answer("no answer", "No result yet.", [])
     if not usable:
         return Answer(
             "no answer",
