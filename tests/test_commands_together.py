@@ -26,7 +26,8 @@ sys.path.insert(0, "{SCRIPTS}")
 from shardmark.launching.cell_result import bare_metrics
 from shardmark.metrics import Failure
 run_cell = types.ModuleType("run_cell")
-run_cell.run_cell = lambda cell, folder: bare_metrics(cell, "oom", Failure.plain("memory ran out"))
+out_of_memory = Failure.plain("memory ran out")
+run_cell.run_cell = lambda cell, folder, **limits: bare_metrics(cell, "oom", out_of_memory)
 run_cell.publish = lambda folder, path, metrics: path.write_text(metrics.model_dump_json())
 sys.modules["run_cell"] = run_cell
 import rerun
