@@ -137,9 +137,11 @@ def test_no_command_breaks_another(commands: Commands) -> None:
 
     assert commands.clean().returncode == 0
     assert not (results / "demo").exists()
-    for name in ("rerun", "merge", "compare", "report", "status"):
+    for name in ("rerun", "merge", "compare", "report", "status", "doctor", "fetch"):
         done = commands.run(name)
-        assert done.returncode == {"status": 0, "compare": 2}.get(name, 1), (name, done.stdout)
+        expected = {"compare": 2, "status": 0, "doctor": 0, "fetch": 0}.get(name, 1)
+        assert done.returncode == expected, (name, done.stdout)
         assert "Traceback" not in done.stdout, (name, done.stdout)
+    assert commands.force().returncode == 0
     assert commands.demo().returncode == 0
     assert len(read_result_set(results / "demo").results) == 4
