@@ -26,7 +26,8 @@ sys.path.insert(0, "{SCRIPTS}")
 from shardmark.launching.cell_result import bare_metrics
 from shardmark.metrics import Failure
 run_cell = types.ModuleType("run_cell")
-run_cell.run_cell = lambda cell, folder: bare_metrics(cell, "oom", Failure.plain("memory ran out"))
+out_of_memory = Failure.plain("memory ran out")
+run_cell.run_cell = lambda cell, folder, **limits: bare_metrics(cell, "oom", out_of_memory)
 run_cell.publish = lambda folder, path, metrics: path.write_text(metrics.model_dump_json())
 sys.modules["run_cell"] = run_cell
 import rerun
@@ -136,9 +137,11 @@ def test_no_command_breaks_another(commands: Commands) -> None:
 
     assert commands.clean().returncode == 0
     assert not (results / "demo").exists()
-    for name in ("rerun", "merge", "compare", "report", "status"):
+    for name in ("rerun", "merge", "compare", "report", "status", "doctor", "fetch"):
         done = commands.run(name)
-        assert done.returncode == {"status": 0, "compare": 2}.get(name, 1), (name, done.stdout)
+        expected = {"compare": 2, "status": 0, "doctor": 0, "fetch": 0}.get(name, 1)
+        assert done.returncode == expected, (name, done.stdout)
         assert "Traceback" not in done.stdout, (name, done.stdout)
+    assert commands.force().returncode == 0
     assert commands.demo().returncode == 0
     assert len(read_result_set(results / "demo").results) == 4

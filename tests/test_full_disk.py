@@ -101,6 +101,18 @@ def test_a_merge_onto_a_full_disk_leaves_nothing(built: tuple[Config, Path], dis
     assert done.stdout.split() == ["filler"]
 
 
+@needs_mounts
+def test_a_comparison_names_the_full_disk_and_is_no_outcome(
+    built: tuple[Config, Path], disk: Path
+) -> None:
+    config, root = built
+    run = f"results/{config.run}"
+    command = [sys.executable, str(ROOT / SCRIPTS / "compare_runs.py"), run, run]
+    done = on_small_disk([*command, "--output", str(disk / "compared")], disk, full=True, cwd=root)
+    assert done.returncode == 3
+    check_message(done.stderr, disk)
+
+
 def cell_command(disk: Path, gpus: int = 1) -> list[str]:
     cell = cell_of(gpus=gpus)
     command = [sys.executable, str(RUN_CELL), *cell_arguments(cell)]

@@ -194,27 +194,30 @@ def test_a_string_is_taken_as_it_is_or_refused_in_lines_of_its_own(
 
 
 def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
-    project = copy_project(tmp_path)
-    make_files(tmp_path)
+    # The project lies in a folder with an odd name too.
+    folder = tmp_path / "it's a $x {word}"
+    folder.mkdir()
+    project = copy_project(folder)
+    make_files(folder)
     raw = copy.deepcopy(BASE)
     taken = {}
     for place in every_string():
         for text in TEXTS:
             changed = with_text(raw, place, text)
-            if refused(changed, tmp_path) is None:
+            if refused(changed, folder) is None:
                 raw = changed
                 taken[dotted(place)] = text
                 break
     raw["site"]["scratch"] = TEXT.replace("${HOME}", "$DISK")
-    (tmp_path / CONFIG).write_text(yaml.safe_dump(raw, allow_unicode=True))
-    (tmp_path / SCRIPTS / "fetch_data.py").write_text(
+    (folder / CONFIG).write_text(yaml.safe_dump(raw, allow_unicode=True))
+    (folder / SCRIPTS / "fetch_data.py").write_text(
         "import json, pathlib, sys\n"
         "record = pathlib.Path(sys.argv[-1])\n"
         "record.parent.mkdir(parents=True)\n"
         "record.write_text(json.dumps(sys.argv))\n"
     )
     for script in ("check_strategy", "check_training"):
-        shutil.copy(ROOT / "tests/stand_ins/write_outputs.py", tmp_path / SCRIPTS / f"{script}.py")
+        shutil.copy(ROOT / "tests/stand_ins/write_outputs.py", folder / SCRIPTS / f"{script}.py")
     bin = f"{ROOT / 'tests/stand_ins'}{os.pathsep}{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", bin)
@@ -222,9 +225,9 @@ def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert taken["strategies.NAME.label"] == ONE_LINE
     assert taken["workloads.language.dataset.file"] == NO_BRACE
-    config = load(raw, tmp_path)
+    config = load(raw, folder)
     for workload in NAMES:
-        file = tmp_path / f"results/t/{workload}/NAME/gpus1/seed0/metrics.json"
+        file = folder / f"results/t/{workload}/NAME/gpus1/seed0/metrics.json"
         metrics = read_metrics(file)
         assert metrics.cell == cell_of(config, workload, "NAME", 1, 0)
         assert not any(TEXT in argument for argument in metrics.provenance["command"])
@@ -233,7 +236,7 @@ def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
     assert metrics.cell.site.environment == {"NAME": TEXT}
     assert metrics.cell.site.setup == valid("site.setup", TEXT)
     assert metrics.cell.site.container == valid("site.container", TEXT)
-    fetched = json.loads((tmp_path / "results/t/data/cifar10.json").read_text())
+    fetched = json.loads((folder / "results/t/data/cifar10.json").read_text())
     assert fetched[fetched.index("--dir") + 1] == TEXT
     assert not list(tmp_path.rglob("made"))
 

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
+import rerun
+from gpu_matrix import failed
 from parity_cases import ROOT
 from real_cells import folder_of_run, metrics_of_run
 from rerun import compare
+from shardmark.cells import Cell
 from shardmark.measurement.environment import provenance, variables
+from shardmark.metrics import Metrics
+from small_matrix import cell_at
 
 
 @pytest.fixture
@@ -107,6 +112,25 @@ def test_a_rerun_tells_what_has_changed_since() -> None:
     assert any(line.startswith("images/s") and "not measured" in line for line in lines)
     assert "code: another" in lines
     assert any(line.startswith("versions: torch ") and "-> 2.11.0" in line for line in lines)
+
+
+@pytest.mark.parametrize(("given", "limit_s"), [([], 300), (["--stall-limit-minutes", "7"], 420)])
+def test_a_rerun_that_hangs_is_ended(
+    given: list[str], limit_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_cell(cell: Cell, folder: Path, *, stall_s: float | None = None) -> Metrics:
+        assert stall_s == limit_s
+        return failed(cell, "failed", "hung")
+
+    cell = cell_at()
+    path = tmp_path / "metrics.json"
+    path.write_text(failed(cell, "failed", "hung").model_dump_json(by_alias=True))
+    monkeypatch.setattr(rerun, "run_cell", run_cell)
+    monkeypatch.setattr("sys.argv", ["rerun.py", str(path), *given])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        rerun.main()
+    assert ended.value.code == 0
 
 
 def test_a_rerun_of_nothing_is_one_message() -> None:

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from shardmark.cells import key_title
+from shardmark.disk import disk_errors_explained
 from shardmark.errors import UserError
 from shardmark.escaping import csv_text, for_markdown
 from shardmark.figures.drawing import save, signed_tick
@@ -276,10 +277,12 @@ def main() -> None:
     """Compare the result sets of the command line."""
     arguments = parse_arguments()
     try:
-        status = compare_folders(arguments)
+        with disk_errors_explained():
+            status = compare_folders(arguments)
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)
-        status = EXIT_CODES["inconclusive"]
+        is_of_disk = isinstance(error.__cause__, OSError)
+        status = NO_COMPARISON if is_of_disk else EXIT_CODES["inconclusive"]
     except OSError as error:
         print(f"shardmark: {error.filename}: {error.strerror}", file=sys.stderr)
         status = NO_COMPARISON

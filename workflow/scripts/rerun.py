@@ -17,6 +17,7 @@ from typing import Any
 from run_cell import publish, run_cell
 from shardmark.cells import Cell
 from shardmark.command import one_message
+from shardmark.config.schema import Cluster
 from shardmark.errors import UserError
 from shardmark.escaping import for_terminal
 from shardmark.launching.scratch import scratch_folder
@@ -98,6 +99,13 @@ def main() -> None:
     parser.add_argument(
         "--yes", action="store_true", help="run the file's set-up, variables, image and code"
     )
+    parser.add_argument(
+        "--stall-limit-minutes",
+        type=float,
+        # A result does not contain its configuration's limits.
+        default=Cluster.model_fields["stall_limit_minutes"].default,
+        help="end the cell after this time without progress (default: %(default)g)",
+    )
     arguments = parser.parse_args()
     try:
         old = read_metrics(arguments.metrics)
@@ -112,7 +120,7 @@ def main() -> None:
         run = Path("results", cell.run)
         result = run / "reruns" / cell.folder.relative_to(run) / "metrics.json"
         with scratch_folder(result) as scratch:
-            new = run_cell(cell, scratch)
+            new = run_cell(cell, scratch, stall_s=60 * arguments.stall_limit_minutes)
             publish(scratch, result, new)
     except UserError as error:
         sys.exit(f"shardmark: {error}")
