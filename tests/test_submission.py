@@ -52,6 +52,38 @@ def test_a_squeue_that_does_not_answer_in_time_may_answer_later(
     assert not is_temporary(str(missing.value))
 
 
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        (f"QOSMaxSubmitJobPerUserLimit; Batch job submission failed: {POLICY}", True),
+        (f"AssocGrpSubmitJobsLimit; Batch job submission failed: {POLICY}", True),
+        (f"QOSMaxWallDurationPerJobLimit; Batch job submission failed: {POLICY}", False),
+        ("Unable to contact slurm controller (connect failure)", True),
+        ("Socket timed out on send/recv operation", True),
+        ("Zero Bytes were transmitted or received", True),
+        ("Slurm backup controller in standby mode", True),
+        ("Connection refused", True),
+        ("Resource temporarily unavailable", True),
+        ("Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("Unable to create job record, try again", True),
+        ("Unable to test the validity of the given account 'lab'", True),
+        ("Required partition not available (inactive or drain)", True),
+        ("Requested partition configuration not available now", True),
+        # A pinned block's node was taken out of slurm.conf.
+        ("Invalid node name specified", True),
+        ("Requested node configuration is not available", False),
+        ("Invalid account or account/partition combination specified", False),
+        ("Invalid partition name specified", False),
+        ("Requested time limit is invalid (missing or exceeds some limit)", False),
+    ],
+)
+def test_refusals_that_may_pass_are_told_from_those_that_cannot(words: str, passes: bool) -> None:
+    assert is_temporary(words) == passes
+
+
 def test_the_gate_goes_before_cells_and_searches_which_keep_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
