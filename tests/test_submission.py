@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from parity_cases import case_of
 from shardmark.errors import UserError
 from shardmark.slurm import queue, submission
+from shardmark.slurm.allocation import Allocation, step_command
 from shardmark.slurm.executor import leave_lost_nodes_to_slurm
 from shardmark.slurm.submission import Submission, is_temporary
 
@@ -111,3 +113,10 @@ def test_a_lost_node_of_a_pinned_block_is_not_excluded() -> None:
     leave_lost_nodes_to_slurm(executor)
     executor._failed_nodes.add("n1")
     assert executor._failed_nodes == {"n7"}, "what the user excludes"
+
+
+@pytest.mark.parametrize(("granted", "asked"), [(4, ["--gres=gpu:2"]), (0, [])])
+def test_srun_asks_for_the_gpus_that_its_job_was_granted(granted: int, asked: list[str]) -> None:
+    cell = case_of("ddp", 4).cell.model_copy(update={"gpus_per_node": 2, "nodes": 2})
+    command = step_command(cell, Allocation("7", ("n1", "n2"), 16, granted))
+    assert [option for option in command if "gpu" in option] == asked
