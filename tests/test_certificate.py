@@ -16,6 +16,7 @@ from real_cells import metrics_of_run
 from shardmark.effective_config import Collective
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import Certificate, Row, certificates, certify
+from shardmark.results.run_record import environment_facts
 from shardmark.strategies import DpOptions
 from shardmark.training.inspection import StepObserver
 
@@ -464,6 +465,19 @@ def test_what_a_job_was_given_differs_by_nature() -> None:
 def test_each_gpu_count_has_its_certificate() -> None:
     results = certificates([metrics_of_run("ddp", 1), metrics_of_run("ddp", 2)])
     assert [certificate.gpus for certificate in results] == [2, 1]
+
+
+def test_a_variable_that_only_one_gpu_count_had_differs_in_the_report() -> None:
+    alone, both = metrics_of_run("ddp", 1), metrics_of_run("ddp", 2)
+    variables = both.environment["variables"] | {"NCCL_ALGO": "Ring", "SLURM_JOB_ID": "2"}
+    both = surrounded(both, 1, environment={"variables": variables})
+    failed = both.model_copy(update={"status": "failed", "effective_config": None})
+    results = [surrounded(alone, 1), both, failed]
+    assert not any(one.flagged for one in certificates(results)), "each is of one GPU count"
+    facts = {fact.name: fact for fact in environment_facts(results)}
+    assert facts["NCCL_ALGO"].values == [("not set", 1), ("Ring", 1)]
+    assert "SLURM_JOB_ID" not in facts
+    assert not facts["CUBLAS_WORKSPACE_CONFIG"].differs
 
 
 def test_the_certificate_needs_no_torch() -> None:

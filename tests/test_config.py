@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from snakemake.utils import update_config
+from snakemake_executor_plugin_slurm.validation import get_forbidden_slurm_options
 
 from shardmark.cells import cells_of
 from shardmark.config.files import read_config_file
 from shardmark.config.loading import load
+from shardmark.config.mistakes import SET_BY_SNAKEMAKE
 from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
 from shardmark.optimizers import OPTIMIZERS
@@ -613,6 +615,11 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "cluster.slurm_extra",
         ("no closing quotation",),
     ),
+    "an option of sbatch that Snakemake sets": (
+        changed(cluster__slurm_extra="--exclusive --constraint=h100"),
+        "cluster.slurm_extra",
+        ("'--exclusive --constraint=h100'", "sets --constraint itself", "set-resources"),
+    ),
     "GPUs that Slurm does not assign, on nodes that jobs share": (
         changed(
             cluster__device="cuda",
@@ -724,6 +731,11 @@ def test_a_mistake_is_one_line_with_its_path_and_what_is_allowed(name: str) -> N
     for word in words:
         assert word in line, line
     assert len(line) < 500
+
+
+def test_the_options_that_snakemake_refuses_are_those_of_its_executor() -> None:
+    patterns = " ".join(get_forbidden_slurm_options())
+    assert set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", patterns)) == set(SET_BY_SNAKEMAKE)
 
 
 def test_a_model_without_known_blocks_is_no_typing_error() -> None:

@@ -77,7 +77,7 @@ def test_a_cell_that_has_its_node_alone_is_charged_for_all_of_it(tmp_path: Path)
     sizes = {**CUDA, "cluster__gpus_per_node": 4, "matrix__gpus": [1, 4, 8]}
     alone = {job.gpus: job.charged for job in cells(matrix(**sizes), tmp_path)}
     assert alone == {1: 4, 4: 4, 8: 8}
-    shared = matrix(**sizes | {"cluster__slurm_extra": "--constraint=h100"})
+    shared = matrix(**sizes | {"cluster__slurm_extra": "--hint=nomultithread"})
     assert {job.gpus: job.charged for job in cells(shared, tmp_path)} == {1: 1, 4: 4, 8: 8}
 
 

@@ -83,6 +83,24 @@ def test_broken_and_impossible_records_leave_the_last_whole_one(
     assert 0 <= later.silent_s < 60
 
 
+def test_a_record_of_which_a_part_is_old_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = Heartbeats(tmp_path / "beats", 1)
+    monkeypatch.setenv(FILE_VARIABLE, str(beats.path))
+    heart = Heartbeat()
+    heart.phase("training")
+    before = beats.path.read_bytes()
+    heart.step()
+    record = len(before) // 2
+    # Beat 2 is in the first record; its phase is as it was before.
+    torn = beats.path.read_bytes()[: record // 2] + before[record // 2 :]
+    with beats.path.open("r+b") as file:
+        file.write(torn)
+    (beat,) = beats.read()
+    assert (beat.beats, beat.steps, beat.phase) == (1, 0, "training")
+
+
 def test_a_suspension_takes_nothing_from_the_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from parity_cases import case_of
 from shardmark.errors import UserError
 from shardmark.slurm import queue, submission
+from shardmark.slurm.allocation import Allocation, step_command
 from shardmark.slurm.executor import leave_lost_nodes_to_slurm
 from shardmark.slurm.submission import Submission, is_temporary
 
@@ -52,6 +54,38 @@ def test_a_squeue_that_does_not_answer_in_time_may_answer_later(
     assert not is_temporary(str(missing.value))
 
 
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        (f"QOSMaxSubmitJobPerUserLimit; Batch job submission failed: {POLICY}", True),
+        (f"AssocGrpSubmitJobsLimit; Batch job submission failed: {POLICY}", True),
+        (f"QOSMaxWallDurationPerJobLimit; Batch job submission failed: {POLICY}", False),
+        ("Unable to contact slurm controller (connect failure)", True),
+        ("Socket timed out on send/recv operation", True),
+        ("Zero Bytes were transmitted or received", True),
+        ("Slurm backup controller in standby mode", True),
+        ("Connection refused", True),
+        ("Resource temporarily unavailable", True),
+        ("Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("Unable to create job record, try again", True),
+        ("Unable to test the validity of the given account 'lab'", True),
+        ("Required partition not available (inactive or drain)", True),
+        ("Requested partition configuration not available now", True),
+        # A pinned block's node was taken out of slurm.conf.
+        ("Invalid node name specified", True),
+        ("Requested node configuration is not available", False),
+        ("Invalid account or account/partition combination specified", False),
+        ("Invalid partition name specified", False),
+        ("Requested time limit is invalid (missing or exceeds some limit)", False),
+    ],
+)
+def test_refusals_that_may_pass_are_told_from_those_that_cannot(words: str, passes: bool) -> None:
+    assert is_temporary(words) == passes
+
+
 def test_the_gate_goes_before_cells_and_searches_which_keep_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,3 +113,10 @@ def test_a_lost_node_of_a_pinned_block_is_not_excluded() -> None:
     leave_lost_nodes_to_slurm(executor)
     executor._failed_nodes.add("n1")
     assert executor._failed_nodes == {"n7"}, "what the user excludes"
+
+
+@pytest.mark.parametrize(("granted", "asked"), [(4, ["--gres=gpu:2"]), (0, [])])
+def test_srun_asks_for_the_gpus_that_its_job_was_granted(granted: int, asked: list[str]) -> None:
+    cell = case_of("ddp", 4).cell.model_copy(update={"gpus_per_node": 2, "nodes": 2})
+    command = step_command(cell, Allocation("7", ("n1", "n2"), 16, granted))
+    assert [option for option in command if "gpu" in option] == asked

@@ -11,7 +11,6 @@ import pytest
 
 from accounting import comment, jobs, queue
 from cluster import NODES, Cluster, nodes_in, run
-from shardmark.slurm.submission import is_temporary
 from slurm_project import SCRIPTS, STAND_INS, SlurmProject
 from test_slurm_faults import controller, power_off, until
 
@@ -146,24 +145,6 @@ def test_a_refusal_that_cannot_pass_stops_the_matrix_in_slurms_words(
     assert "no result" not in result.stdout
     assert "Traceback" not in result.stdout
     assert cells_submitted(project) == []
-
-
-POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
-
-
-@pytest.mark.parametrize(
-    ("words", "passes"),
-    [
-        (f"QOSMaxSubmitJobPerUserLimit; Batch job submission failed: {POLICY}", True),
-        (f"AssocGrpSubmitJobsLimit; Batch job submission failed: {POLICY}", True),
-        (f"QOSMaxWallDurationPerJobLimit; Batch job submission failed: {POLICY}", False),
-        ("Unable to contact slurm controller (connect failure)", True),
-        ("Required partition not available (inactive or drain)", True),
-        ("Requested node configuration is not available", False),
-    ],
-)
-def test_refusals_that_may_pass_are_told_from_those_that_cannot(words: str, passes: bool) -> None:
-    assert is_temporary(words) == passes
 
 
 def test_the_gates_jobs_start_before_the_cells_that_wait(project: SlurmProject) -> None:

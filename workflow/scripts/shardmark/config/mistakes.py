@@ -65,6 +65,14 @@ LAUNCHER_VARIABLES = (
     "RANK",
     "WORLD_SIZE",
 )
+# Options of sbatch that Snakemake's executor sets itself. It refuses them in slurm_extra when it
+# submits a job (validation.py of snakemake-executor-plugin-slurm 2.8.0).
+SET_BY_SNAKEMAKE = (
+    *("--account", "-A", "--clusters", "--comment", "--constraint", "-C", "--cpus-per-gpu"),
+    *("--cpus-per-task", "-c", "--error", "-e", "--export", "--gpus", "--gres", "--job-name", "-J"),
+    *("--mem", "--mem-per-cpu", "--nodes", "-N", "--ntasks", "-n", "--ntasks-per-gpu", "--output"),
+    *("-o", "--parsable", "--partition", "-p", "--qos", "--time", "-t", "--workdir", "-D"),
+)
 # The lists whose product is the matrix.
 AXES = ("workloads", "strategies", "gpus", "seeds")
 
@@ -349,11 +357,17 @@ def _site_mistakes(site: Mapping[str, Any], root: Path) -> Iterator[str]:
 
 
 def _why_no_options(text: str) -> str:
-    """Return why a text cannot be split into options of a command; empty if it can."""
+    """Return why a text cannot be further options of sbatch; empty if it can."""
     try:
-        shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         return f"as options of a command it has {str(error).lower()}"
+    for option in (word.partition("=")[0] for word in words):
+        if option in SET_BY_SNAKEMAKE:
+            return (
+                f"Snakemake sets {option} itself and refuses it here; use a key of cluster, or the "
+                "profile (default-resources, set-resources)"
+            )
     return ""
 
 

@@ -10,6 +10,7 @@ from shardmark.config.schema import Config, chosen_colours, chosen_labels
 from shardmark.config.values import Section
 from shardmark.metrics import Metrics
 from shardmark.results.certificate import Certificate, certificates
+from shardmark.results.surroundings import NOT_SET, variables_to_compare
 
 # The others hold paths and accounts of one site, which a report that is passed on must not name.
 _DEFINING: dict[str, Any] = {
@@ -51,7 +52,7 @@ class RunRecord(Section):
         colours: the colours that it chooses.
         config: the sections of the configuration that define the results.
         certificates: the settings of each workload and GPU count.
-        environment: what is known of the machines and versions.
+        environment: what is known of the machines, versions and variables.
     """
 
     run: str
@@ -104,13 +105,19 @@ def describe_workload(config: Config, name: str) -> str:
 
 
 def environment_facts(results: Iterable[Metrics]) -> list[Fact]:
-    """Return each fact about machines and versions, with its values and their numbers of cells."""
+    """Return each fact about machines, versions and variables, with the number of cells per value.
+
+    It covers all GPU counts, which scaling compares; a certificate covers one of them.
+    """
     counts: dict[str, Counter[str]] = {}
-    for result in results:
-        if result.status == "unsupported":
-            continue
+    ran = [result for result in results if result.status != "unsupported"]
+    variables = variables_to_compare(ran)
+    for result in ran:
         facts = {k: v for k, v in result.environment.items() if not isinstance(v, (dict, list))}
         facts |= result.environment.get("versions", {})
+        if result.effective_config:  # A failed cell lacks the variables that only its ranks had.
+            own = result.environment.get("variables", {})
+            facts |= {name: own.get(name, NOT_SET) for name in variables}
         facts |= {key: result.provenance.get(key) for key in ("git_commit", "git_dirty")}
         locks = result.provenance.get("locks", {})
         facts |= {f"sha256 of {name}": digest for name, digest in locks.items()}

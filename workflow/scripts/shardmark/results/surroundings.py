@@ -12,6 +12,7 @@ from typing import Any
 from shardmark.metrics import HostUse, Metrics
 
 UNKNOWN = "unknown"
+NOT_SET = "not set"
 # CUDA_VISIBLE_DEVICES depends on which GPUs a job was given. The number of torch's threads already
 # shows the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
 _NOT_COMPARED = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS")
@@ -46,7 +47,6 @@ class Fact:
 
 def facts_to_compare(results: Iterable[Metrics]) -> list[Fact]:
     """Return all facts to compare, including each environment variable that any cell had."""
-    variables = {name for one in results for name in one.environment.get("variables", {})}
     return [
         Fact("CPU threads of torch in a rank", _of_ranks(lambda use: use.torch_threads), True),
         Fact("CPUs that a rank may run on", _of_ranks(lambda use: use.cpus), True),
@@ -54,11 +54,17 @@ def facts_to_compare(results: Iterable[Metrics]) -> list[Fact]:
         *[Fact(f"version of {name}", _version(name)) for name in _VERSIONS],
         *[Fact(label, _environment(key)) for key, label in _ENVIRONMENT.items()],
         Fact("connections between GPUs of a node", _connections),
-        *[
-            Fact(name, _variable(name))
-            for name in sorted(variables)
-            if name not in _NOT_COMPARED and not name.startswith("SLURM_")
-        ],
+        *[Fact(name, _variable(name)) for name in variables_to_compare(results)],
+    ]
+
+
+def variables_to_compare(results: Iterable[Metrics]) -> list[str]:
+    """Return each environment variable that any cell had, except what only its job decides."""
+    variables = {name for one in results for name in one.environment.get("variables", {})}
+    return [
+        name
+        for name in sorted(variables)
+        if name not in _NOT_COMPARED and not name.startswith("SLURM_")
     ]
 
 
@@ -92,4 +98,4 @@ def _connections(metrics: Metrics) -> list[Any]:
 
 
 def _variable(name: str) -> Callable[[Metrics], list[Any]]:
-    return lambda metrics: [metrics.environment.get("variables", {}).get(name, "not set")]
+    return lambda metrics: [metrics.environment.get("variables", {}).get(name, NOT_SET)]
