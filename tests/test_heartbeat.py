@@ -30,6 +30,16 @@ while True:
 
 
 @pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Heartbeats, Heartbeat]:
+    """The records of one rank, which is this process, and what writes them."""
+    beats = Heartbeats(tmp_path / "beats", 1)
+    monkeypatch.setenv(FILE_VARIABLE, str(beats.path))
+    heart = Heartbeat()
+    heart.phase("training")
+    return beats, heart
+
+
+@pytest.fixture
 def writer(tmp_path: Path) -> Iterator[tuple[Heartbeats, int]]:
     beats = Heartbeats(tmp_path / "beats", 2)
     env = {FILE_VARIABLE: str(beats.path), "LOCAL_RANK": "1", "RANK": "5"}
@@ -64,12 +74,9 @@ def test_a_rank_that_writes_while_it_is_read_is_always_whole(
 
 
 def test_broken_and_impossible_records_leave_the_last_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: tuple[Heartbeats, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beats = Heartbeats(tmp_path / "beats", 1)
-    monkeypatch.setenv(FILE_VARIABLE, str(beats.path))
-    heart = Heartbeat()
-    heart.phase("training")
+    beats, heart = alone
     heart.step()
     good = beats.read()[0]
     assert (good.beats, good.steps) == (2, 1)
@@ -84,12 +91,9 @@ def test_broken_and_impossible_records_leave_the_last_whole_one(
 
 
 def test_a_record_of_which_a_part_is_old_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: tuple[Heartbeats, Heartbeat],
 ) -> None:
-    beats = Heartbeats(tmp_path / "beats", 1)
-    monkeypatch.setenv(FILE_VARIABLE, str(beats.path))
-    heart = Heartbeat()
-    heart.phase("training")
+    beats, heart = alone
     before = beats.path.read_bytes()
     heart.step()
     record = len(before) // 2

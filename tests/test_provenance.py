@@ -115,7 +115,7 @@ def test_a_rerun_tells_what_has_changed_since() -> None:
 
 
 @pytest.mark.parametrize(("given", "limit_s"), [([], 300), (["--stall-limit-minutes", "7"], 420)])
-def test_a_rerun_that_hangs_is_ended(
+def test_a_rerun_gives_its_cell_a_limit_for_no_progress(
     given: list[str], limit_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_cell(cell: Cell, folder: Path, *, stall_s: float | None = None) -> Metrics:

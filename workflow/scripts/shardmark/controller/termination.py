@@ -22,6 +22,7 @@ import psutil
 
 from shardmark.controller.record import FOLDER
 from shardmark.errors import UserError
+from shardmark.processes.ending import is_alive
 from shardmark.slurm import queue
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -112,14 +113,8 @@ def end_children(patience_s: float, spare: str | None = None) -> None:
     deadline = time.monotonic() + patience_s
     # Not psutil.wait_procs, which takes a child's exit code: subprocess would then report 0 to the
     # thread that started it, and Snakemake would take the ended job for a success.
-    while any(map(_is_alive, below)) and time.monotonic() < deadline:
+    while any(map(is_alive, below)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    for process in filter(_is_alive, below):
+    for process in filter(is_alive, below):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False

@@ -49,7 +49,7 @@ from shardmark.measurement.telemetry import (
     sampling,
     visible_gpus,
 )
-from shardmark.processes.ending import end
+from shardmark.processes.ending import end, is_alive
 from shardmark.processes.heartbeat import FILE_VARIABLE, Beat, Heartbeats
 from shardmark.processes.last_signal import signalled_ranks
 from shardmark.processes.tether import tether
@@ -310,7 +310,7 @@ def _watch(
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_S)
                     return None
-                if not all(_is_alive(starter) for starter in starters):
+                if not all(is_alive(starter) for starter in starters):
                     return Intervention("orphaned", time.time())
                 if plan.limit_s is not None and time.monotonic() - begin > plan.limit_s:
                     intervention = Intervention("time limit", time.time())
@@ -425,12 +425,6 @@ def is_snakemake(process: psutil.Process) -> bool:
 def _is_anchor(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.name() == "slurmstepd" or is_snakemake(process)
-    return False
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from typing import Any, NoReturn
 
+import psutil
+
 
 def end(process: subprocess.Popen[Any], grace_s: float) -> None:
     """End a process with SIGTERM, and with SIGKILL if it is still alive after ``grace_s`` seconds.
@@ -22,6 +24,13 @@ def end(process: subprocess.Popen[Any], grace_s: float) -> None:
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; a zombie does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def leave(code: int = 0) -> NoReturn:

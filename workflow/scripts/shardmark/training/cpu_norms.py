@@ -24,10 +24,10 @@ ROW = 4096
 
 
 def precise_norms(device: torch.device) -> AbstractContextManager[object]:
-    """Make L2 norms of float32 tensors precise while the context is open, where they are not.
+    """Make torch's L2 norms of float32 gradients precise inside the context.
 
     Args:
-        device: that of the gradients.
+        device: that of the gradients. Only on a CPU is anything changed.
     """
     return _RowByRow() if device.type == "cpu" else nullcontext()  # type: ignore[no-untyped-call]
 
