@@ -97,9 +97,8 @@ if workflow.is_main_process:
         sys.exit("\n".join(unknown))
     # Every job inherits this: a cell whose result is younger has nothing to do.
     os.environ[CONTROLLER_STARTED] = str(time.time())
-    # Many container images set this, so that every process of every cell would compile its imports
-    # anew. Without it, imports took 5 s instead of 14, and a cell started 10 to 20 s earlier
-    # (measured on two H100, DeepSpeed).
+    # Container images often set this. Where packages were installed without byte code, every process
+    # of every cell would then compile its imports anew, which doubled their time (docs/results.md).
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Snakemake's Slurm executor unsets SLURM_JOB_ID, so read it first.
     CONTROLLER = this_run()

@@ -179,7 +179,7 @@ class CellRow(Section):
             "memory",
             scale=2**-30,
             better="lower",
-            label_on_cpu="Memory peak (resident)",
+            label_on_cpu="Resident memory peak",
         ),
     )
     energy_per_item_j: float | None = recorded(
