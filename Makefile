@@ -9,6 +9,7 @@
 #                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare; YES=1 agrees to
 #                   the set-up, variables and image that the file names, which it shows
+# make test-slow    the tests that make test leaves out: half a minute or more each
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
 #                   minutes for (about half an hour)
@@ -38,8 +39,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export DS_BUILD_OPS := 0
 export PATH := $(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor plan status \
-  rerun clean installed
+.PHONY: demo test test-slow test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor \
+  plan status rerun clean installed
 
 installed:
 	@workflow/environment.sh install
@@ -49,9 +50,12 @@ demo: installed
 	@cat results/demo/tables/summary.txt
 	@echo "report: results/demo/report.html"
 
-# Many tests wait for processes of their own, and leave a core idle.
+PYTEST = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: installed
-	@python -m pytest -n 2 --dist loadfile
+	@$(PYTEST)
+
+test-slow: installed
+	@$(PYTEST) -m slow
 
 # The last one alone: it asks what a failed cell leaves on the GPUs.
 ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py \
@@ -59,8 +63,8 @@ ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communicatio
   tests/test_parameter_uses.py
 test-gpu: export SHARDMARK_TEST_DEVICE := cuda
 test-gpu: installed
-	@python -m pytest -n 8 $(ON_GPUS)
-	@python -m pytest tests/test_one_rank_fails.py
+	@python -m pytest -n 8 -m 'not long' $(ON_GPUS)
+	@python -m pytest -m 'not long' tests/test_one_rank_fails.py
 
 bench: installed
 	@read -ra gpus <<< "$$GPUS"; \

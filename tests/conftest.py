@@ -21,6 +21,28 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["SHARDMARK_TEST_RUNS"] = runs.name
 
 
+# Those that take minutes. Started last, one of them would run while the other core rests.
+STARTED_FIRST = (
+    "test_parity.py",
+    "test_workflow.py",
+    "test_survival.py",
+    "test_commands_together.py",
+    "test_language_gate.py",
+    "test_own_files_workflow.py",
+    "test_largest_batch.py",
+    "test_figures.py",
+    "test_own_training.py",
+    "test_example.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; make keeps this order (--no-loadscope-reorder)."""
+    places = {name: place for place, name in enumerate(STARTED_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """The parity gate's verdict on a case, by processes that need not import torch again."""

@@ -125,6 +125,7 @@ def commands(tmp_path: Path) -> Commands:
     return Commands(project)
 
 
+@pytest.mark.slow
 def test_no_command_breaks_another(commands: Commands) -> None:
     results = commands.project.folder / "results"
     for name in [*ORDER, *reversed(ORDER)]:

@@ -118,6 +118,7 @@ def test_the_exit_code_of_a_process_that_was_ended_is_left_to_its_starter() -> N
     assert done.stdout.split() == [str(-signal.SIGTERM), str(-signal.SIGKILL)]
 
 
+@pytest.mark.slow
 def test_its_cell_ends_with_it_and_runs_again_once_unlocked(project: Path) -> None:
     (project / "matrix.yaml").write_text(MATRIX.format(600))
     log = (project / TARGET).with_name("job.log")

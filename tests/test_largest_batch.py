@@ -106,6 +106,7 @@ def outcomes(largest: LargestBatch) -> list[tuple[int, str]]:
     return [(trial.micro_batch, trial.outcome) for trial in largest.trials]
 
 
+@pytest.mark.slow
 def test_a_rank_that_runs_out_of_memory_bounds_the_search(find: Any, tmp_path: Path) -> None:
     largest = find(5, "memory", "no kernel")
     assert (largest.status, largest.micro_batch, largest.per_gpu_batch) == ("found", 5, 5)
@@ -121,6 +122,7 @@ def test_a_rank_that_runs_out_of_memory_bounds_the_search(find: Any, tmp_path: P
     assert list(tmp_path.iterdir()) == [tmp_path / "failures"], "no scratch folder is left"
 
 
+@pytest.mark.slow
 def test_ranks_that_are_killed_or_hang_twice_bound_the_search(find: Any) -> None:
     largest = find(1, "killed", "hang", most=2)
     assert (largest.status, largest.micro_batch) == ("found", 1)
@@ -296,6 +298,7 @@ def test_without_a_search_there_is_no_section_and_the_other_tables_are_the_same(
     assert with_search == without
 
 
+@pytest.mark.slow
 def test_the_workflow_searches_what_is_configured_once(tmp_path: Path) -> None:
     project = copy_project(tmp_path)
     matrix = raw()

@@ -87,6 +87,7 @@ def test_a_loss_that_is_no_number_on_one_rank(
     assert metrics.failure.exception == "the mean loss of epoch 1 is nan; first on rank 1 at step 4"
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_in_a_collective(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

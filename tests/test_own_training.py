@@ -332,6 +332,7 @@ def test_a_cell_whose_flops_cannot_be_counted_is_ok_and_the_page_says_why(tmp_pa
     assert any(text.startswith(why) for text in texts), texts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
 )

@@ -95,6 +95,7 @@ def test_two_ranks_match_the_oracle_in_float32_and_bf16(strategy: str, gate: Gat
     assert [result.precision for result in parity.precisions] == ["fp32", "bf16"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="on GPUs every case is launched")
 @pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 1), ("deepspeed_zero3", 2)])
 def test_processes_that_are_launched_train_as_forks_do(
@@ -132,6 +133,7 @@ def test_four_ranks_match_the_oracle(strategy: str, gate: Gate) -> None:
     assert_passed(gate(case_of(strategy, 4)))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
     case = case_of("fsdp2", 2, compile="block", activation_checkpointing="block")
     assert_passed(launched(case, oracles, COMPILING / "train_compiled.py"))

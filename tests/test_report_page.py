@@ -344,6 +344,7 @@ def test_a_figure_on_a_narrow_window_keeps_its_size_and_scrolls(page: Page) -> N
     assert image.evaluate("image => image.parentElement.clientWidth") < 390
 
 
+@pytest.mark.slow
 def test_a_full_matrix_opens_in_two_seconds(browser: Browser, tmp_path: Path) -> None:
     # Figures of fewer runs look alike and take less time to draw.
     few = config_of(seeds=range(2), gpus=[1, 2, 4, 8])

@@ -27,6 +27,8 @@ from shardmark.launching.endings import Interrupted
 from shardmark.metrics import Metrics, read_metrics
 from start_up import stall_s
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "tests/failing/train_misbehaves.py"
 RUN_CELL = ROOT / "workflow/scripts/run_cell.py"
 

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 # energy between them is uncertain by more than this share.
 WORST_RESOLUTION = 0.05
 # Beyond this, the counter and the integral of power contradict each other. Our choice: in 72 cells
-# with windows of 3 to 5 s on an H200 they differed by -6.3 to +2.4 % (docs/example), and longer
+# with windows of 3 to 5 s on an H200 they differed by -6.3 to +2.4 % (docs/results.md), and longer
 # windows differ less. On a GH200 the counter covers the whole module including processor and
 # memory, but the power only the GPU (github.com/ml-energy/zeus, pull request 172).
 MOST_DISAGREEMENT_PCT = 10.0
