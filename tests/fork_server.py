@@ -94,9 +94,17 @@ def verdict(raw: object, oracles: str, script: str | None) -> str:
         arguments = ["--case", str(scratch / "case.json"), "--scratch", folder]
         ended = launch_forks(own, arguments, case.cell, scratch)
         assert ended.exit_code == 0, ended.failures
-        # Not run_parity, which runs no case that is unsupported, such as DataParallel on a CPU.
-        parity = run_parity._judged(case, scratch / "trajectories.pt", oracle, False)
-    return parity.model_dump_json(by_alias=True)
+        answer = scratch / "parity.json"
+
+        def judge(_: int) -> None:
+            # Not run_parity, which runs no case that is unsupported, such as DataParallel on a CPU.
+            parity = run_parity._judged(case, scratch / "trajectories.pt", oracle, False)
+            answer.write_text(parity.model_dump_json(by_alias=True))
+
+        # It may train a step to see which weights the model uses twice, and torch trains in no
+        # fork of a process that has trained.
+        assert not run_forks(1, judge)
+        return answer.read_text()
 
 
 def failures_of_call(call: tuple[str, str, list[object]], ranks: int, _: None) -> list[int]:
