@@ -9,7 +9,7 @@
 #                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare; YES=1 agrees to
 #                   the set-up, variables and image that the file names, which it shows
-# make test-slow    the tests that make test leaves out: half a minute or more each
+# make test-slow    slow tests that make test leaves out
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
 #                   minutes for (about half an hour)
@@ -61,6 +61,7 @@ test-slow: installed
 ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py \
   tests/test_materialising.py tests/test_roofs.py tests/test_ways_to_distribute.py \
   tests/test_parameter_uses.py
+# Its slow tests run, too.
 test-gpu: export SHARDMARK_TEST_DEVICE := cuda
 test-gpu: installed
 	@python -m pytest -n 8 -m 'not long' $(ON_GPUS)

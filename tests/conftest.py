@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["SHARDMARK_TEST_RUNS"] = runs.name
 
 
-# Those that take minutes. Started last, one of them would run while the other core rests.
+# Files that take minutes. If one of them started last, the other core would rest.
 STARTED_FIRST = (
     "test_parity.py",
     "test_workflow.py",
@@ -36,9 +36,8 @@ STARTED_FIRST = (
 )
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first; make keeps this order (--no-loadscope-reorder)."""
+    """Put these files first. `--no-loadscope-reorder` makes pytest-xdist keep the order."""
     places = {name: place for place, name in enumerate(STARTED_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 

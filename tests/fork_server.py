@@ -101,8 +101,8 @@ def verdict(raw: object, oracles: str, script: str | None) -> str:
             parity = run_parity._judged(case, scratch / "trajectories.pt", oracle, False)
             answer.write_text(parity.model_dump_json(by_alias=True))
 
-        # It may train a step to see which weights the model uses twice, and torch trains in no
-        # fork of a process that has trained.
+        # The judgement may train a step, to see which weights the model uses twice. Once a process
+        # has trained, torch refuses to train in its forks, so this process must not.
         assert not run_forks(1, judge)
         return answer.read_text()
 
