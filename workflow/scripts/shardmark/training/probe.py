@@ -79,9 +79,9 @@ def _size(device: torch.device) -> Size:
 def _matmul_tflops(device: torch.device, precision: str) -> float:
     """The speed of a dense square product; TF32 is used if the process allows it.
 
-    On a CPU, it is the faster of the precision's product and the float32 one. An AMD EPYC without
-    instructions for bfloat16 reached 1.3 GFLOP/s in bfloat16 and 50 in float32 (one thread, torch
-    2.15); a bf16 cell on such a CPU reached 2.7, which is no 200 % of a peak.
+    On a CPU, it is the speed in the cell's precision or in float32, whichever is higher. An AMD
+    EPYC without instructions for bfloat16 multiplied at 1.3 GFLOP/s in bfloat16 and at 50 in
+    float32 (one thread, torch 2.15), and a whole cell in bfloat16 was faster than the 1.3.
     """
     dtypes = {AUTOCAST_DTYPES.get(precision, torch.float32)}
     if device.type == "cpu":
