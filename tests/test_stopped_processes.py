@@ -14,6 +14,7 @@ import psutil
 import pynvml
 import pytest
 
+from command_lines import command_line
 from shardmark.doctor.gpu_findings import check_gpus, lowered_and_default_mhz, sample_gpus
 from shardmark.doctor.limited_run import run_limited
 from shardmark.errors import UserError
@@ -31,10 +32,10 @@ from small_matrix import cell_at
 pytestmark = pytest.mark.timeout(100)
 # A rank that stops the process of its node whose command holds a word.
 STOP = """
-import psutil, sys, time
-above = psutil.Process().parent()
-family = [above, *(one for one in above.children() if one != psutil.Process())]
-(victim,) = [one for one in family if sys.argv[1] in one.cmdline()]
+import os, psutil, sys, time
+above, running = os.getppid(), psutil.process_iter(["ppid", "cmdline"])
+family = [one for one in running if above in (one.pid, one.info["ppid"]) and one.pid != os.getpid()]
+(victim,) = [one for one in family if sys.argv[1] in (one.info["cmdline"] or ())]
 victim.suspend()
 time.sleep(float(sys.argv[2]))
 """
@@ -54,7 +55,7 @@ def stopping(word: str) -> Iterator[None]:
     def watch() -> None:
         while not stopped:
             for child in psutil.Process().children():
-                if word in child.cmdline():
+                if word in command_line(child):
                     child.suspend()
                     stopped.append(child.pid)
 

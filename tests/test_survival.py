@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 import run_cell
+from command_lines import command_line
 from parity_cases import ROOT, case_of
 from saved_cells import cell_arguments
 from shardmark.cells import Cell
@@ -160,7 +161,7 @@ def started(folder: Path, cell: Cell) -> Iterator[subprocess.Popen[str]]:
 
 
 def with_word(children: list[psutil.Process], word: str) -> psutil.Process:
-    return next(child for child in children if word in " ".join(child.cmdline()))
+    return next(child for child in children if word in " ".join(command_line(child)))
 
 
 VICTIMS: dict[str, Callable[[list[psutil.Process]], psutil.Process]] = {

@@ -13,6 +13,8 @@ FIELDS = (
     *("JobIDRaw", "State", "Comment", "NodeList", "NNodes", "ReqTRES", "AllocTRES"),
     *("TimelimitRaw", "ElapsedRaw", "Start", "WorkDir", "JobName", "SubmitLine"),
 )
+# What a job was given, which the controller knows for MinJobAge, and squeue's names for it.
+GIVEN = {"NodeList": "NodeList", "NNodes": "NumNodes", "AllocTRES": "tres-alloc"}
 Job = dict[str, str]
 
 
@@ -22,7 +24,24 @@ def jobs(project: SlurmProject) -> list[Job]:
     # The command line comes last, since it may hold the sign that parts the fields.
     split = [line.split("|", len(FIELDS) - 1) for line in text.splitlines()]
     known = [dict(zip(FIELDS, values, strict=True)) for values in split if len(values) > 1]
-    return [job for job in known if job["WorkDir"] == str(project.folder)]
+    given = _given()
+    return [
+        job | given.get(job["JobIDRaw"], {})
+        for job in known
+        if job["WorkDir"] == str(project.folder)
+    ]
+
+
+def _given() -> dict[str, Job]:
+    """What each job was given, by the controller.
+
+    A job that starts while its record as a waiting job is on its way to accounting may be left
+    there without nodes ("None assigned") for good.
+    """
+    columns = ",".join(f"{name}:|" for name in ("JobID", *GIVEN.values()))
+    lines = run("squeue", "--noheader", "--states=all", f"--Format={columns}").splitlines()
+    split = (line.strip().split("|") for line in lines)
+    return {job: dict(zip(GIVEN, values, strict=False)) for job, *values in split}
 
 
 def last_jobs(project: SlurmProject) -> dict[str, Job]:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 from accounting import comment, jobs, queue
 from cluster import ACCOUNT, URGENT, Cluster, run
+from command_lines import command_line
 from slurm_project import SlurmProject
 
 # Enough for a cell to be met while it trains.
@@ -106,12 +106,14 @@ def test_cancelled_cells_and_an_interrupted_controller_lose_nothing_that_was_don
     until(lambda: not queue(), "end of the jobs")
     for target in targets[1:]:
         assert not (project.folder / target).exists()
+    # Among them may be a second attempt, submitted as the controller ended, which did nothing.
+    before = len(jobs(project))
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout
     assert "cells [3/3] | 3 ok" in result.stdout
     assert (project.folder / targets[0]).read_text() == first
-    done = Counter(job["Comment"] for job in jobs(project) if job["State"] == "COMPLETED")
-    assert [done[comment("ddp", 1, seed)] for seed in (0, 1, 2, 3)] == [1, 1, 1, 1]
+    ran = [(job["Comment"], job["State"]) for job in jobs(project)[before:]]
+    assert sorted(ran) == [(cell, "COMPLETED") for cell in cells]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def assert_gone(family: list[psutil.Process]) -> None:
     """No process outlives its job."""
     assert family
     _, living = psutil.wait_procs(family, timeout=60)
-    assert [" ".join(left.cmdline())[:300] for left in living] == []
+    assert [" ".join(command_line(left))[:300] for left in living] == []
 
 
 def processes_of(job: str) -> list[psutil.Process]:
@@ -181,8 +183,9 @@ def processes_of(job: str) -> list[psutil.Process]:
 
 def step_daemon(job: str) -> psutil.Process:
     """The step daemon that the ranks run under."""
-    titles = {" ".join(p.cmdline()): p for p in psutil.process_iter() if p.name() == "slurmstepd"}
-    return next(p for title, p in titles.items() if f"[{job}.0]" in title)
+    processes = psutil.process_iter(["name", "cmdline"])
+    daemons = [one for one in processes if one.info["name"] == "slurmstepd"]
+    return next(one for one in daemons if f"[{job}.0]" in " ".join(one.info["cmdline"] or ()))
 
 
 def preempt(node: str) -> None:
