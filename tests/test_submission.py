@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +43,34 @@ def test_a_limit_is_said_once_and_again_only_after_a_job_was_accepted_at_once(
     for total in (1, 1, 1, 2):
         executor.run_job("any")
         assert len(warnings) == total
+
+
+def test_ctrl_c_cancels_a_job_that_sbatch_is_accepting_and_those_of_a_status_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[object] = []
+    accepting = threading.Event()
+
+    def run_job(_: object) -> None:
+        accepting.set()
+        time.sleep(0.2)
+        order.append("accepted")
+
+    executor = SimpleNamespace(
+        run_job=run_job,
+        # The executor's own gives its list of jobs, which is empty during a status check.
+        cancel=lambda: executor.cancel_jobs([]),
+        shutdown=None,
+        run_uuid="shardmark_7",
+        _submitted_job_clusters=set(),
+        _job_submission_executor=ThreadPoolExecutor(1),
+    )
+    monkeypatch.setattr(queue, "ask", lambda *command: order.append(command))
+    Submission.attach(executor, SimpleNamespace(_user_kill=None), None)
+    executor._job_submission_executor.submit(executor.run_job, "any")
+    accepting.wait()
+    executor.cancel()
+    assert order == ["accepted", ("scancel", "--name=shardmark_7")]
 
 
 def test_a_squeue_that_does_not_answer_in_time_may_answer_later(

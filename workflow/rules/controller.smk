@@ -57,9 +57,8 @@ onstart:
         if reason:
             sys.exit(reason)
         record_controller(Path(RESULTS), CONTROLLER)
-    if runs_jobs() and not prepare(jobs, trained):
-        sys.exit(1)
-    if workflow.executor_plugin.name == "slurm":
+    on_slurm = workflow.executor_plugin.name == "slurm"
+    if on_slurm:
         if workflow.executor_settings.array_jobs:
             sys.exit(
                 "--slurm-array-jobs cannot be used: every task of an array gets the resources of "
@@ -74,6 +73,9 @@ onstart:
         )
         if reason:
             sys.exit(reason)
+    if runs_jobs() and not prepare(jobs, trained):
+        sys.exit(1)
+    if on_slurm:
         # A job has one turn, which the cells of its group take one after the other.
         workflow.register_resource(TURN, 1)
         keep_planned_order()
@@ -89,7 +91,6 @@ onstart:
             f"{len(orphans())} job(s) of a controller that is gone are still queued or running "
             f"({numbers}); what they work on is waited for and not started again"
         )
-    on_slurm = workflow.executor_plugin.name == "slurm"
     comments = queue.comments_of(CELLS.values()) if on_slurm else None
     Termination(workflow, Path(RESULTS), comments).attach()
     if not workflow.output_settings.verbose:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmark.metrics import HostUse, Metrics
+from shardmark.strategies import PACKAGES
 
 UNKNOWN = "unknown"
 NOT_SET = "not set"
 # CUDA_VISIBLE_DEVICES depends on which GPUs a job was given. The number of torch's threads already
 # shows the effect of OMP_NUM_THREADS. Only DeepSpeed reads DS_ACCELERATOR, and its scripts set it.
 _NOT_COMPARED = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS")
-_VERSIONS = ("python", "torch", "torchvision", "numpy", "deepspeed", "fairscale")
+_VERSIONS = ("python", "torch", "torchvision", "numpy", *PACKAGES)
 _ENVIRONMENT = {
     "torch_cuda": "CUDA of torch",
     "cudnn": "cuDNN",

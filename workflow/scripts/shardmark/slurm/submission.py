@@ -1,10 +1,11 @@
-"""Submit the parity gate's jobs first, and do not take a refusal by sbatch for a failed job.
+"""Submit the parity gate's jobs first, take no refusal by sbatch for a failed job, cancel all jobs.
 
 If a refusal may be temporary, this waits and tries again. Any other refusal stops the matrix, since
 the other cells would be refused too. This patches private parts of snakemake-executor-plugin-slurm
-2.8.0, which reports a refused submission as a failed job, and without sbatch's reason. Delete this
-module when a later version does neither: tests/slurm/test_slurm_submission.py then passes without
-it.
+2.8.0, which reports a refused submission as a failed job, and without sbatch's reason. After Ctrl-C
+it cancels only the jobs in a list that is empty during a status check, and that lacks the job that
+sbatch is accepting. Delete this module when a later version does none of this:
+tests/slurm/test_slurm_submission.py then passes without it.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Submission:
         self = cls(executor, scheduler, gate_first)
         executor.run_job = self.submit
         executor._report_job_error_threadsafe = self._note
+        executor.cancel_jobs = self._cancel_jobs
         # Both wait for pending submissions, and once either is called, nothing may be submitted.
         for name in ("cancel", "shutdown"):
             setattr(executor, name, self._ending(getattr(executor, name)))
@@ -128,6 +130,15 @@ class Submission:
             end()
 
         return end_submissions
+
+    def _cancel_jobs(self, _: Any) -> None:
+        """Cancel the jobs of this run, which all have its id as their name."""
+        self.executor._job_submission_executor.shutdown(wait=True)
+        clusters = ["--clusters=all"] if self.executor._submitted_job_clusters else []
+        try:
+            queue.ask("scancel", f"--name={self.executor.run_uuid}", *clusters)
+        except UserError as error:
+            self.executor.logger.error(f"Jobs of this run may go on: {error}")
 
     def _let_the_gate_pass(self, comments: Container[str]) -> None:
         try:
