@@ -17,7 +17,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ import train_deepspeed  # noqa: F401
 import train_fairscale_fsdp  # noqa: F401
 import train_fsdp2  # noqa: F401
 from parity_cases import oracle_file
+from ports import unused_port
 from shardmark.cells import Cell, ParityCase
 from shardmark.codebase import SCRIPTS
 from shardmark.launching import node
@@ -141,7 +141,7 @@ def launch_forks(
     )
     Heartbeats(scratch / "heartbeats", cell.processes)
     variables = node._rank_environment(plan, cell.processes, scratch / "heartbeats", None)
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port())}
     variables |= {"WORLD_SIZE": str(cell.processes), "LOCAL_WORLD_SIZE": str(cell.processes)}
     sampler: AbstractContextManager[None] = nullcontext()
     if telemetry is not None:
@@ -207,13 +207,6 @@ def run_forks(count: int, work: Callable[[int], object]) -> list[int]:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return failed
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

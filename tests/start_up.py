@@ -12,8 +12,9 @@ import time
 def stall_s() -> float:
     """A limit of silence that no rank reaches before its first beat, which follows its imports.
 
-    A cell of two ranks takes about three times as long as one process takes to import torch.
+    A cell of two ranks takes about three times as long as one process takes to import torch. A
+    quiet moment must not stand for a busy minute.
     """
     begin = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    return max(12.0, 8 * (time.monotonic() - begin))
+    return max(30.0, 8 * (time.monotonic() - begin))

@@ -59,6 +59,7 @@ def run(project: Path, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_an_added_strategy_passes_the_parity_gate_at_two_ranks(project: Path) -> None:
     code = """
         from pathlib import Path

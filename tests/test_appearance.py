@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from gpu_matrix import config_of, write_matrix
 from shardmark.cells import batch_search, cell_of, parity_case
 from shardmark.config.schema import Config
@@ -43,6 +45,7 @@ def test_a_label_and_a_colour_are_no_part_of_what_defines_a_result() -> None:
         assert plain == presented
 
 
+@pytest.mark.slow
 def test_a_label_is_in_page_figures_and_tables_and_the_name_in_csv_files(tmp_path: Path) -> None:
     config = config_of({"slim": {"base": "ddp"} | LOOK}, strategies=["ddp", "slim"])
     write_matrix(config, tmp_path)

@@ -36,14 +36,16 @@ def test_the_phases_share_out_the_wall_clock(metrics: Metrics) -> None:
     assert shares.pop("profile_s") is None, "no profiled pass was asked for"
     assert shares.pop("compilation_s") is None, "nothing is compiled"
     assert all(seconds is not None for seconds in shares.values()), shares
-    assert sum(shares.values()) == pytest.approx(times.total_s, rel=0.01)
+    assert sum(shares.values()) == pytest.approx(times.total_s, rel=0.03)
     assert times.other_s is not None
-    assert times.other_s < 0.01 * (times.total_s or 0)
+    # It includes the wait of the last collective for the slower rank.
+    assert times.other_s < 0.03 * (times.total_s or 0)
     assert (times.first_step_s or 0) < (times.training_s or 0)
     assert (times.warmup_s or 0) + (times.steady_s or 0) == times.measurement_s
     assert sum(times.epochs_s) <= (times.training_s or 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "calls"), [("train_compiled.py", 3), ("train_given_up.py", 0)])
 def test_a_cell_counts_the_blocks_that_run_compiled_after_its_inspection(
     script: str, calls: int, tmp_path: Path
@@ -91,6 +93,7 @@ def test_the_strategy_is_gone_before_its_process_group_is(
     assert "strategies alive: 0" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_window_whose_steps_became_faster_is_as_long_as_was_asked_for_and_no_file_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

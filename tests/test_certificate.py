@@ -69,6 +69,7 @@ def test_collectives_move_the_bytes_that_the_parameters_have() -> None:
     assert bytes_of("deepspeed_zero3", "reduce_scatter") == whole
 
 
+@pytest.mark.slow
 def test_dp_in_one_process_agrees_with_ddp_in_one() -> None:
     certificate = certify([metrics_of_run("ddp", 1), metrics_of_run("dp", 1)], "ddp")
     assert certificate.flagged == []
@@ -197,6 +198,7 @@ def test_integers_in_a_broadcast_are_no_precision() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "sabotage", "precision", "setting", "value"),
     [
@@ -225,6 +227,7 @@ def test_sabotage_is_caught(
     assert row.values["suspect"] == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "script"),
     [
@@ -253,6 +256,7 @@ def test_what_a_variant_declares_is_named_and_flagged_all_the_same() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_frameworks_own_mixed_precision_is_explained_and_its_reduction_is_float32() -> None:
     certificate = beside_ddp(metrics_of_run("fsdp2_bf16"), "variant")
     assert certificate.flagged == []

@@ -20,6 +20,7 @@ def volumes(metrics: Any) -> dict[str, Row]:
     return {row.setting.split()[0]: row for row in certificate.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "reduced", "gathered"),
     [

@@ -81,6 +81,7 @@ class Comments(ElementTree.TreeBuilder):
         super().__init__(insert_comments=True)
 
 
+@pytest.mark.slow
 def test_a_planted_difference_of_nothing_is_no_regression(before: Path, tmp_path: Path) -> None:
     after = write_set(tmp_path / "after", RATIOS, noise=2)
     result = compare_runs(before, after, "--output", tmp_path / "out")
@@ -240,6 +241,7 @@ def test_a_strategy_that_loses_its_parity_is_not_comparable(before: Path, tmp_pa
     assert comparison.outcome == "inconclusive"
 
 
+@pytest.mark.slow
 def test_other_devices_are_compared_only_where_that_is_asked_for(
     before: Path, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_a_file_system_whose_clock_is_off(tmp_path: Path, monkeypatch: pytest.Mo
     assert "+60 s off this machine's clock" in clock.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("download", "level"), [(True, "warn"), (False, "FAIL")])
 def test_data_that_are_not_there(download: bool, level: str) -> None:
     changes = {"name": "cifar10", "train_images": 64, "test_images": 16}
@@ -461,6 +462,7 @@ def run_doctor(folder: Path, overlay: str, *arguments: str) -> subprocess.Comple
     )
 
 
+@pytest.mark.slow
 def test_the_command_on_a_machine_that_can_run_the_matrix(tmp_path: Path) -> None:
     done = run_doctor(tmp_path, (ROOT / "config/demo.yaml").read_text())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -480,6 +482,7 @@ def test_the_command_counts_the_cells_and_searches_of_a_matrix_with_parts() -> N
     assert str(summarise_matrix(matrix())).endswith(without)
 
 
+@pytest.mark.slow
 def test_the_command_on_one_that_cannot(tmp_path: Path) -> None:
     done = run_doctor(tmp_path, "cluster: {device: cuda}")
     assert done.returncode == 1

@@ -13,7 +13,7 @@ import pytest
 
 from small_matrix import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 EXAMPLE = ROOT / "docs/example"
 TABLES = (

@@ -219,6 +219,7 @@ def fail_to_fetch(project: DataProject) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

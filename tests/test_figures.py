@@ -110,6 +110,7 @@ def test_no_text_of_a_figure_stands_over_another_or_is_too_small(
     check_legible(drawn(name))
 
 
+@pytest.mark.slow
 def test_where_processes_take_the_place_of_gpus_names_are_longer_and_stand_apart(
     data: Data,
 ) -> None:
@@ -179,6 +180,7 @@ def test_the_trade_off_says_which_axes_a_slow_strategy_makes_start_at_0(data: Da
             assert starts["Energy"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trade_off", "loss"])
 def test_a_strategy_without_a_result_is_named_and_not_in_the_legend(name: str, data: Data) -> None:
     none = data.cells.strategy == "fsdp2"
@@ -424,6 +426,7 @@ def faulty(data: Data, name: str) -> Data:
     return replace(data, cells=cells, findings=findings)
 
 
+@pytest.mark.slow
 def test_a_strategy_of_excluded_runs_alone_beats_nothing_and_is_pale(data: Data) -> None:
     name = list(data.labels)[1]
     odd = faulty(data, name)

@@ -129,6 +129,7 @@ def test_a_full_disk_leaves_the_previous_result_and_no_scratch_folder(disk: Path
     assert done.stdout.split() == ["filler", "metrics.json", "previous"]
 
 
+@pytest.mark.slow
 @needs_mounts
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_a_disk_that_fills_while_a_cell_trains_is_no_failure_of_it(gpus: int, disk: Path) -> None:
@@ -172,6 +173,7 @@ def test_a_full_shared_memory_is_no_failure_of_the_cell(tmp_path: Path) -> None:
     assert not (tmp_path / "metrics.json").exists()
 
 
+@pytest.mark.slow
 @needs_mounts
 def test_a_full_disk_is_no_verdict_of_the_gate(
     disk: Path, tmp_path_factory: pytest.TempPathFactory

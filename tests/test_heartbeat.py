@@ -150,7 +150,7 @@ def test_the_watch_acts_on_two_readings_and_not_after_a_freeze(
     )
     monkeypatch.setattr(node, "POLL_S", 0.02)
     monkeypatch.setattr(node, "_print_stacks", lambda *_: None)
-    process = subprocess.Popen(["sleep", "0.6"])
+    process = subprocess.Popen(["sleep", "60" if ends else "0.6"])
     intervention = node._watch(process, plan, 0, time.monotonic() - 60, beats)
     process.wait()
     assert (intervention is not None and intervention.cause == "stall") == ends

@@ -107,6 +107,7 @@ def test_a_cell_records_its_host_and_keeps_the_collector_out_of_its_window() -> 
     assert row.gc_collections == 0
 
 
+@pytest.mark.slow
 def test_the_collector_can_be_let_into_the_window_and_is_counted(tmp_path: Path) -> None:
     # However few steps a busy machine takes in a window: the collector runs all the time.
     script = tmp_path / "train_fsdp2.py"

@@ -71,6 +71,7 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_end_it_ends_its_cell_says_so_and_leaves_no_lock(
     number: signal.Signals, project: Path

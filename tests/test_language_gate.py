@@ -65,6 +65,7 @@ def assert_all_pass(cases: list[ParityCase], gate: Gate) -> None:
                 assert precision.deviation.first_update < rounding / 4
 
 
+@pytest.mark.slow
 def test_every_strategy_trains_the_oracles_language_model(gate: Gate) -> None:
     chosen = [("dp", 1, "plain"), ("fsdp2", 3, "accumulation"), ("deepspeed_zero1", 4, "plain")]
     chosen += [(name, 2, "tied, accumulation") for name in STRATEGIES if name != "dp"]
@@ -73,11 +74,13 @@ def test_every_strategy_trains_the_oracles_language_model(gate: Gate) -> None:
     assert_all_pass([language_case(*names) for names in chosen], gate)
 
 
+@pytest.mark.slow
 def test_large_parameters_are_clipped_by_their_true_norm(gate: Gate) -> None:
     names = ("fsdp", "fsdp2")
     assert_all_pass([language_case(name, 2, "large, clipped") for name in names], gate)
 
 
+@pytest.mark.slow
 def test_a_reduction_in_bf16_is_caught_though_its_parameters_are_bf16(gate: Gate) -> None:
     parity = gate(language_case("fsdp2_all_bf16", 2, "as timed"))
     assert parity.precisions[0].passed

@@ -32,12 +32,11 @@ from shardmark.result_files import read_record
 from shardmark.results.collected import collect
 from shardmark.results.searches import read_searches
 from small_matrix import ROOT
+from start_up import stall_s
 from test_schemas import errors
 from test_workflow import CONFIG, copy_project
 
 LIMITED = ROOT / "tests/failing/train_limited.py"
-# Longer than the imports take on a busy machine.
-STALL_S = 20.0
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("LIMIT", str(limit))
         monkeypatch.setenv("FAILURES", str(file))
         output = tmp_path / "gpus2.json"
-        return find_largest_batch(search(most), output, stall_s=STALL_S, script=LIMITED)
+        return find_largest_batch(search(most), output, stall_s=stall_s(), script=LIMITED)
 
     return find
 
@@ -135,6 +134,7 @@ def test_a_rank_that_is_killed_once_bounds_nothing() -> None:
     assert state.after(2, "fits").next_size() == 4
 
 
+@pytest.mark.slow
 def test_a_strategy_may_fit_at_no_batch(find: Any) -> None:
     largest = find(0, "memory")
     assert (largest.status, largest.micro_batch, largest.measured) == ("does_not_fit", None, None)
@@ -142,12 +142,14 @@ def test_a_strategy_may_fit_at_no_batch(find: Any) -> None:
     assert outcomes(largest) == [(1, "oom")]
 
 
+@pytest.mark.slow
 def test_a_search_ends_at_the_largest_batch_that_is_tried(find: Any) -> None:
     largest = find(99, most=3)
     assert (largest.status, largest.micro_batch) == ("reached_most", 3)
     assert outcomes(largest) == [(1, "fits"), (2, "fits"), (3, "fits")]
 
 
+@pytest.mark.slow
 def test_another_failure_is_no_result(find: Any) -> None:
     with pytest.raises(UserError, match=r"failed with a batch of 2, .*the wheels came off"):
         find(1, "wheels")
@@ -226,6 +228,7 @@ def searched(tmp_path: Path) -> Config:
     return config.model_copy(update={"largest_batch": Wanted(workloads=["w"], gpus=[1])})
 
 
+@pytest.mark.slow
 def test_the_report_has_a_section_that_keeps_to_itself(searched: Config, tmp_path: Path) -> None:
     tables, findings = read_all(searched, tmp_path)
     (table,) = tables_to_export(tables, findings)["largest_batches"]
@@ -249,6 +252,7 @@ def test_the_report_has_a_section_that_keeps_to_itself(searched: Config, tmp_pat
     assert "3,466" not in others
 
 
+@pytest.mark.slow
 def test_a_search_without_a_result_is_named_with_its_reason(
     searched: Config, tmp_path: Path
 ) -> None:

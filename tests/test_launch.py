@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import run_cell
+from processes_that_end import lives
 from saved_cells import cell_arguments
 from shardmark.cells import Cell
 from shardmark.errors import UserError
@@ -31,7 +32,7 @@ from shardmark.metrics import Metrics, read_metrics
 from shardmark.slurm import allocation
 from small_matrix import ROOT, cell_at
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 FAILING = ROOT / "tests/failing"
 SCRIPTS = ROOT / "workflow/scripts"
 
@@ -50,10 +51,9 @@ def pids_in(text: str) -> list[int]:
 
 def assert_gone(pids: list[int]) -> None:
     def living() -> list[int]:
-        zombie = psutil.STATUS_ZOMBIE
-        return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != zombie]
+        return [pid for pid in pids if lives(pid)]
 
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while living() and time.monotonic() < end:
         time.sleep(0.05)
     left = living()
@@ -116,6 +116,7 @@ def test_a_world_that_was_clipped_is_the_users_to_mend(tmp_path: Path) -> None:
     assert not any("Traceback" in line for line in ended.log_tail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "scontrol", "starts"),
     [
@@ -178,7 +179,7 @@ def test_the_time_limit_ends_every_process(
     assert len(pids) == 2
     assert_gone(pids)
     assert [node.ended_by for node in ended.nodes] == ["time limit"]
-    assert 3 <= ended.seconds < 8
+    assert 3 <= ended.nodes[0].seconds < 6
     status, failure = run_cell.find_failure(cell, ended) or ("", None)
     assert status == "timeout"
     assert failure is not None
@@ -191,7 +192,7 @@ import sys
 from pathlib import Path
 from shardmark.launching import launch
 from shardmark.cells import Cell
-launch.GRACE_S = 1.0
+launch.GRACE_S = 3.0
 cell = Cell.model_validate_json(sys.argv[2])
 launch.launch(Path(sys.argv[1]), [], cell, Path(sys.argv[3]))
 print("lived on")
@@ -238,7 +239,7 @@ def test_a_signal_to_the_launcher_ends_its_processes(
         process.send_signal(number)
         time.sleep(0.2)
         process.send_signal(number)  # an impatient second one must not leave them behind
-        rest, _ = process.communicate(timeout=10)
+        rest, _ = process.communicate(timeout=60)
     assert len(pids_in(text)) == 2 * gpus
     assert_gone(pids_in(text))
     assert process.returncode == 128 + number
@@ -256,7 +257,7 @@ def test_a_cell_that_is_ended_from_outside_leaves_no_result(tmp_path: Path) -> N
     with started(command, r"epoch 1: loss") as (process, _):
         children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert len(children) >= 2, "the rank and the sampler"
     assert process.returncode == 128 + signal.SIGTERM
     assert_gone(children)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 
 import forked_ranks
 from parity_cases import DEVICE, case_of, skip_without_gpus
+from ports import unused_port
 from shardmark.training.loop import make_task
 from shardmark.training.runtime import start_runtime
 from shardmark.training.strategy import Strategy
@@ -79,16 +79,12 @@ def build(rank: int, world: int, name: str, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_strategy_that_shards_never_holds_the_whole_model(name: str, tmp_path: Path) -> None:
     skip_without_gpus(2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # Forks of a process that has a GPU lose it.
     spawn = mp.spawn if DEVICE == "cuda" else forked_ranks.spawn
-    spawn(build, (2, name, port, str(tmp_path)), nprocs=2)
+    spawn(build, (2, name, unused_port(), str(tmp_path)), nprocs=2)
     sizes = json.loads((tmp_path / "sizes.json").read_text())
     if name == "ddp":
         assert sizes["most"] >= sizes["all"]

@@ -193,6 +193,7 @@ def test_a_string_is_taken_as_it_is_or_refused_in_lines_of_its_own(
     assert any(all(part in line for part in known) for line in lines), message
 
 
+@pytest.mark.slow
 def test_every_string_that_is_taken_arrives_in_the_cell(tmp_path: Path) -> None:
     # The project lies in a folder with an odd name too.
     folder = tmp_path / "it's a $x {word}"

@@ -24,7 +24,9 @@ ENDING_S = 20.0
 GPUS = 2
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str = "well") -> Metrics:
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str = "well", patience_s: float = 300.0
+) -> Metrics:
     """The result of a cell of two ranks whose last one does this in its fourth step."""
     monkeypatch.setenv("MISBEHAVIOUR", how)
     cell = case_of("ddp", GPUS, dataset={"name": "synthetic", "train_images": 256}).cell
@@ -36,7 +38,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str = "well") -> Met
         "idle_s": 0.0,
     }
     cell = cell.model_copy(update={"measure": cell.measure.model_copy(update=short)})
-    return run_cell.run_cell(cell, folder, script=SCRIPT, stall_s=stall_s())
+    return run_cell.run_cell(cell, folder, script=SCRIPT, stall_s=patience_s)
 
 
 def memory_in_use() -> list[int]:
@@ -70,6 +72,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     assert run(good, monkeypatch).status == "ok"
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_on_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = run(tmp_path, monkeypatch, "out of memory")
     assert metrics.status == "oom"
@@ -77,6 +80,7 @@ def test_memory_that_runs_out_on_one_rank(tmp_path: Path, monkeypatch: pytest.Mo
     assert (metrics.failure.rank, metrics.failure.phase) == (1, "training")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_on_one_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +98,7 @@ def test_a_rank_that_is_stopped_in_a_collective(
     stopped = tmp_path / "stopped"
     monkeypatch.setenv("STOPPED", str(stopped))
     with pytest.raises(Interrupted, match="hung, and rank 1 had been stopped"):
-        run(tmp_path, monkeypatch, "stop")
+        run(tmp_path, monkeypatch, "stop", stall_s())
     took = time.time() - stopped.stat().st_mtime
     print(f"ended {took:.0f} s after the rank was stopped")
     assert stall_s() < took < stall_s() + ENDING_S

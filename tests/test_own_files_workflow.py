@@ -61,6 +61,7 @@ def project(whole: Path, tmp_path: Path) -> Project:
     return Project(Path(shutil.copytree(whole, tmp_path / "project", symlinks=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "edited"),
     [
@@ -79,6 +80,7 @@ def test_an_edit_reruns_the_cells_of_the_file_and_only_those(
     assert planned["train"] == {path for names, path in CELLS.items() if edited in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -108,6 +110,7 @@ def test_a_mistake_ends_before_any_job_of_its_cells(
     assert project.planned() == {}, "an undone mistake costs nothing"
 
 
+@pytest.mark.slow
 def test_a_missing_record_of_a_check_repeats_no_cell(project: Project) -> None:
     cells = [CELLS["mine", "ddp"], CELLS["mine", "by_hand"]]
     project.ran()

@@ -175,6 +175,7 @@ def test_the_example_passes_the_gate_and_is_in_every_table(tmp_path: Path) -> No
     assert "mine" in page
 
 
+@pytest.mark.slow
 def test_its_largest_batch_is_found(tmp_path: Path) -> None:
     config = config_of(ONE_ALL_REDUCE, tmp_path / "training.py")
     largest = config.largest_batch.model_copy(update={"workloads": ["w"], "most": 8})
@@ -183,6 +184,7 @@ def test_its_largest_batch_is_found(tmp_path: Path) -> None:
     assert result.micro_batch == 8, result
 
 
+@pytest.mark.slow
 def test_a_rerun_of_a_result_asks_before_it_runs_the_files_that_it_names(tmp_path: Path) -> None:
     config = config_of(write(tmp_path), tmp_path / "training.py")
     metrics = failed(cell_of(config, "w", "mine", 2, 0), "oom", "why")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from built_pages import build, read_all
 from export_tables import tables_to_export
 from gpu_matrix import ROOT, WORKLOAD, config_of, metrics_of, write, write_matrix, write_parity
@@ -115,6 +117,7 @@ GPT = {
 }
 
 
+@pytest.mark.slow
 def test_each_workload_has_its_own_unit(tmp_path: Path) -> None:
     raw = {
         "run": "t",

@@ -109,6 +109,7 @@ def test_a_weight_that_is_no_leaf_is_rounded_at_each_use(
     assert rounding_of(case, case.cell.definition.precision) == rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "dp"])
 def test_a_network_that_does_all_four_is_trained_as_by_the_oracle(
     strategy: str, gate: Gate

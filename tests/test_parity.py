@@ -83,6 +83,7 @@ def test_a_damaged_oracle_is_named_and_removed(damage: str, tmp_path: Path) -> N
         run_parity.require_whole(oracle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_one_rank_matches_the_oracle(strategy: str, gate: Gate) -> None:
     assert_passed(gate(case_of(strategy, 1)))
@@ -107,6 +108,7 @@ def test_processes_that_are_launched_train_as_forks_do(
     assert parity.losses == gate(case).losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
 def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
     strategy: str, gate: Gate
@@ -128,6 +130,7 @@ def test_three_ranks_match_with_clipping_checkpointing_and_two_groups(
     assert_passed(gate(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
 def test_four_ranks_match_the_oracle(strategy: str, gate: Gate) -> None:
     assert_passed(gate(case_of(strategy, 4)))
@@ -139,6 +142,7 @@ def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
     assert_passed(launched(case, oracles, COMPILING / "train_compiled.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_native_bf16"])
 def test_a_frameworks_own_mixed_precision_matches(strategy: str, gate: Gate) -> None:
     case = case_of(strategy, 2, precision="bf16")
@@ -150,6 +154,7 @@ def test_a_frameworks_own_mixed_precision_matches(strategy: str, gate: Gate) -> 
     assert fp32.tolerance.first_update < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp2", "fairscale_fsdp", "deepspeed_zero3"])
 def test_accumulation_synchronised_batchnorm_and_loader_match(strategy: str, gate: Gate) -> None:
     case = case_of(
@@ -162,6 +167,7 @@ def test_accumulation_synchronised_batchnorm_and_loader_match(strategy: str, gat
     assert_passed(gate(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_zero2"])
 def test_a_transformer_with_adamw_matches(strategy: str, gate: Gate) -> None:
     case = case_of(
@@ -176,6 +182,7 @@ def test_a_transformer_with_adamw_matches(strategy: str, gate: Gate) -> None:
     assert parity.real_model is not None
 
 
+@pytest.mark.slow
 def test_fp16_with_its_loss_scaler_matches(gate: Gate) -> None:
     # Not ResNet: a CPU takes half a minute for its convolutions in fp16.
     assert_passed(gate(language_case("fsdp", 2, "fp16")))
@@ -205,6 +212,7 @@ def test_deepspeeds_default_clipping_is_caught(gate: Gate) -> None:
     assert "fp32" in (parity.reason or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2_bf16_reduction", "fsdp2_all_bf16"])
 def test_reduction_in_bf16_is_caught(strategy: str, gate: Gate) -> None:
     case = case_of(strategy, 2, precision="bf16")
@@ -214,6 +222,7 @@ def test_reduction_in_bf16_is_caught(strategy: str, gate: Gate) -> None:
     assert "bf16: first update" in (parity.reason or "")
 
 
+@pytest.mark.slow
 def test_gradients_that_are_summed_are_caught_though_every_step_clips(gate: Gate) -> None:
     parity = gate(language_case("ddp", 2, "as timed"), SABOTAGE / "train_summing.py")
     exact, unclipped, _ = parity.precisions
@@ -222,6 +231,7 @@ def test_gradients_that_are_summed_are_caught_though_every_step_clips(gate: Gate
     assert not unclipped.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [*DISTRIBUTED, *RECOMMENDED])
 def test_a_language_model_as_it_is_timed_matches(strategy: str, gate: Gate) -> None:
     parity = gate(language_case(strategy, 2, "as timed"))

@@ -83,6 +83,7 @@ def test_on_slurm_a_result_of_another_machine_names_no_nodes(result: Path, tmp_p
     assert not record.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_lost_record_repeats_no_cell(damaged: bool, project: Project) -> None:
     record = project.folder / RECORD
@@ -98,6 +99,7 @@ def test_a_lost_record_repeats_no_cell(damaged: bool, project: Project) -> None:
     assert read_nodes(record) == [node_name()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--dry-run", "--touch", "--summary"])
 def test_what_runs_no_job_leaves_a_damaged_record(option: str, project: Project) -> None:
     record = project.folder / RECORD
@@ -107,6 +109,7 @@ def test_what_runs_no_job_leaves_a_damaged_record(option: str, project: Project)
     assert record.read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_nodes_are_chosen_again_and_the_cell_runs_where_no_result_says_them(
     project: Project,
 ) -> None:

@@ -79,6 +79,7 @@ def test_the_variables_are_those_of_the_ranks() -> None:
     assert environment["versions"]["torch"]
 
 
+@pytest.mark.slow
 def test_a_cell_is_run_again_from_its_metrics_alone(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_bytes((folder_of_run("ddp", 1, launched=True) / "metrics.json").read_bytes())

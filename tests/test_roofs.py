@@ -118,6 +118,7 @@ def test_strategies_that_compute_alike_move_alike() -> None:
     assert one.bytes_per_item == pytest.approx(other.bytes_per_item, rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_compiled_cell_has_no_roof_of_memory(tmp_path: Path) -> None:
     script = ROOT / "tests/compiling/train_compiled.py"
     metrics = run_cell(cell_named("fsdp2_compiled", 1), tmp_path, script=script)

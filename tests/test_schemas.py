@@ -170,6 +170,7 @@ def test_an_editor_with_the_schema_sees_the_mistakes(raw: dict[str, Any], path: 
     assert errors("config", raw) == [path]
 
 
+@pytest.mark.slow
 def test_the_result_of_a_real_cell_fits_the_schema(tmp_path: Path) -> None:
     metrics = forked_ranks.run_cell(cell_at("ddp"), tmp_path)
     assert metrics.status == "ok", metrics.failure

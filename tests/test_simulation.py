@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SIMULATIONS = 200
@@ -54,6 +55,7 @@ def within(rows: pd.DataFrame, level: float) -> pd.Series:
     return rows["rate"] - level - error
 
 
+@pytest.mark.slow
 def test_false_claims_are_at_most_one_in_twenty_where_that_is_promised() -> None:
     rows = rates()[rates()["holds"] & rates()["quantity"].isin(PROMISED)]
     assert set(rows["quantity"]) == set(PROMISED)

@@ -137,6 +137,7 @@ def test_ranks_run_in_the_image_with_the_folders_they_need(image: Path, tmp_path
     assert with_gpus[-3:] == [str(image), "python3", "x.py"]
 
 
+@pytest.mark.slow
 def test_a_cell_trains_in_an_image_and_its_result_names_the_sites_variables(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

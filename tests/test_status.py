@@ -513,6 +513,7 @@ def test_progress_is_of_the_rank_furthest_behind_and_a_full_disk_does_not_matter
     ProgressNote(tmp_path / "file").take([Beat(1, 0, 9, 5, "training", 0.1)])
 
 
+@pytest.mark.slow
 def test_a_real_cell_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     with started(tmp_path, cell_of(gpus=1, steady_min_s=600)):
@@ -651,7 +652,7 @@ def test_in_a_terminal_it_is_watched_until_interrupted(colour: bool, tmp_path: P
         assert text.count("\x1b[H") == 2
         assert "controller: none is running\x1b[K\r\n" in text
         psutil.Process(process.pid).send_signal(2)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

@@ -159,7 +159,9 @@ def test_sets_of_moments() -> None:
 
 
 def test_a_real_cell_is_profiled_outside_its_window(tmp_path: Path) -> None:
-    metrics = forked_ranks.run_cell(cell_named("ddp", 2, {"profile": True}), tmp_path)
+    metrics = forked_ranks.run_cell(
+        cell_named("ddp", 2, {"profile": True, "steady_min_s": 2.0, "steady_max_s": 2.0}), tmp_path
+    )
     assert metrics.status == "ok", metrics.failure
     assert [split.rank for split in metrics.profile] == [0, 1]
     for split in metrics.profile:

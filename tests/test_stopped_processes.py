@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import psutil
 import pynvml
 import pytest
 
-from command_lines import command_line
+from processes_that_end import command_line
 from shardmark.doctor.gpu_findings import check_gpus, lowered_and_default_mhz, sample_gpus
 from shardmark.doctor.limited_run import run_limited
 from shardmark.errors import UserError
@@ -29,7 +29,7 @@ from shardmark.processes.ending import end
 from simulated_nvml import Gpu, simulate
 from small_matrix import cell_at
 
-pytestmark = pytest.mark.timeout(100)
+pytestmark = pytest.mark.timeout(300)
 # A rank that stops the process of its node whose command holds a word.
 STOP = """
 import os, psutil, sys, time
@@ -53,17 +53,21 @@ def stopping(word: str) -> Iterator[None]:
     """Stop the child of this process whose command holds a word, as soon as it is there."""
 
     def watch() -> None:
-        while not stopped:
+        while not stopped and not over.is_set():
             for child in psutil.Process().children():
                 if word in command_line(child):
                     child.suspend()
                     stopped.append(child.pid)
 
     stopped: list[int] = []
+    over = Event()
     thread = Thread(target=watch)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
     assert not psutil.pid_exists(stopped[0])
 
 

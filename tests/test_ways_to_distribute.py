@@ -51,6 +51,7 @@ def assert_passes(case: ParityCase, gate: Gate) -> None:
     assert parity.precisions[0].noise_floor.loss <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "ranks", "kind"),
     [
@@ -71,6 +72,7 @@ def test_each_way_trains_the_oracles_model(
     assert_passes(case_of(strategy, ranks, **KINDS[kind]), gate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "ranks", "script", "kind"),
     [

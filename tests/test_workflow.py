@@ -252,6 +252,7 @@ def test_time_limit_reruns_nothing(project: Project) -> None:
     assert "check_parity" not in planned
 
 
+@pytest.mark.slow
 def test_forced_cell_reruns_alone_and_makes_stale_what_depends_on_it(project: Project) -> None:
     result = project.run("--force", DDP_CELL)
     assert result.returncode == 0, result.stdout
@@ -275,6 +276,7 @@ def test_rerun_with_the_same_result_makes_nothing_stale(project: Project) -> Non
     assert project.planned() == {}
 
 
+@pytest.mark.slow
 def test_failed_rerun_keeps_the_previous_result_and_is_owed(project: Project) -> None:
     path = project.folder / DDP_CELL
     before = path.read_text()
@@ -291,6 +293,7 @@ def test_failed_rerun_keeps_the_previous_result_and_is_owed(project: Project) ->
     assert "20 of 20 cells have a result" in report.stdout
 
 
+@pytest.mark.slow
 def test_failed_rerun_of_changed_code_is_not_taken_for_its_result(project: Project) -> None:
     project.edit(f"{SCRIPTS}/train_ddp.py")
     (project.folder / "FAIL").touch()
@@ -309,6 +312,7 @@ def test_failing_cell_does_not_end_the_matrix(fresh: Project) -> None:
     assert "cells [4/4] | 4 no result" in result.stdout
 
 
+@pytest.mark.slow
 def test_on_failure_stop_starts_nothing_after_a_failed_cell_and_goes_on_when_asked_again(
     fresh: Project,
 ) -> None:
@@ -349,6 +353,7 @@ def test_a_table_that_was_deleted_is_made_again(deleted: str, rule: str, project
     assert "train" not in planned
 
 
+@pytest.mark.slow
 def test_report_never_trains(project: Project) -> None:
     shutil.rmtree(project.folder / "results/t/small/fsdp")
     (project.folder / "results/t/parity/small/ddp/ranks1.json").unlink()
@@ -367,6 +372,7 @@ def test_report_never_trains(project: Project) -> None:
     assert "collect" in planned
 
 
+@pytest.mark.slow
 def test_aggregates_of_a_part_are_rebuilt_from_the_whole(project: Project) -> None:
     fsdp = project.folder / "results/t/small/fsdp"
     fsdp.rename(project.folder / "away")
@@ -384,6 +390,7 @@ def test_report_of_nothing_says_so(fresh: Project) -> None:
     assert "Traceback" not in result.stdout
 
 
+@pytest.mark.slow
 def test_dry_runs(fresh: Project) -> None:
     for arguments in (
         ("--profile", "profiles/local"),
@@ -413,6 +420,7 @@ def test_mistakes_are_one_message(fresh: Project, arguments: tuple[str, ...]) ->
         assert result.stdout.count(f"{path}:") == 1
 
 
+@pytest.mark.slow
 def test_numbers_on_the_command_line_are_numbers(fresh: Project) -> None:
     measure = (
         'measure={"steady_min_s": 1, "steady_max_s": 1, "sampler": false, warmup_min_steps: 3}'
@@ -515,6 +523,7 @@ def test_resources_on_slurm(fresh: Project, gpus: int, asked: list[str]) -> None
     assert "slurm_extra=--exclusive" in resources
 
 
+@pytest.mark.slow
 def test_an_edited_table_is_named_and_made_anew(project: Project) -> None:
     cells = project.folder / "results/t/tables/cells.csv"
     verdict = project.folder / "results/t/tables/verdict.json"

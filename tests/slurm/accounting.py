@@ -14,7 +14,12 @@ FIELDS = (
     *("TimelimitRaw", "ElapsedRaw", "Start", "WorkDir", "JobName", "SubmitLine"),
 )
 # What a job was given, which the controller knows for MinJobAge, and squeue's names for it.
-GIVEN = {"NodeList": "NodeList", "NNodes": "NumNodes", "AllocTRES": "tres-alloc"}
+GIVEN = {
+    "NodeList": "NodeList",
+    "NNodes": "NumNodes",
+    "AllocTRES": "tres-alloc",
+    "Start": "StartTime",
+}
 Job = dict[str, str]
 
 

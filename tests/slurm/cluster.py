@@ -235,7 +235,8 @@ SlurmdParameters=config_overrides
 SlurmdPort={self.slurmd_port}
 ReturnToService=2
 MinJobAge=3600
-KillWait=5
+KillWait=20
+MessageTimeout=60
 SlurmdTimeout=20
 InactiveLimit=0
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,bf_interval=1

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Cluster, running, why_not_here
+from cluster import Cluster, run, running, why_not_here
 from slurm_project import SlurmProject
+from waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,16 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def project(cluster: Cluster, tmp_path: Path) -> SlurmProject:
-    """The project as a user has it who changed the profile's lines."""
-    return SlurmProject(tmp_path)
+def project(cluster: Cluster, tmp_path: Path) -> Iterator[SlurmProject]:
+    """The project as a user has it who changed the profile's lines; its jobs end with the test."""
+    yield SlurmProject(tmp_path)
+    if run("squeue", "--noheader"):
+        run("scancel", "--user=root")
+        until(lambda: not run("squeue", "--noheader"), "empty queue")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test time for several whole runs of Snakemake, on a busy machine too."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))

@@ -19,7 +19,7 @@ CONFIG = "matrix.yaml"
 EDITS = {"my_account": ACCOUNT, "my_partition": PARTITION}
 # A job here lasts seconds.
 POLLING = {
-    "slurm-init-seconds-before-status-checks: 40": "slurm-init-seconds-before-status-checks: 2",
+    "slurm-init-seconds-before-status-checks: 40": "slurm-init-seconds-before-status-checks: 1",
     "latency-wait: 60": "latency-wait: 10",
 }
 # The executor's wait between two looks grows by 10 s each time, whatever the profile says.
@@ -27,7 +27,7 @@ EVEN_POLLING = """
 if workflow.is_main_process:
     from snakemake_executor_plugin_slurm import Executor
 
-    Executor.next_seconds_between_status_checks = property(lambda self: 2, lambda self, value: None)
+    Executor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, value: None)
 """
 MATRIX = """
 run: t

@@ -14,7 +14,13 @@ from accounting import assert_asked_and_given, comment, jobs, last_jobs, queue
 from cluster import ACCOUNT, PARTITION, run
 from result_tables import row_of
 from slurm_project import CONFIG, SCRIPTS, SlurmProject
-from test_slurm_faults import controller, trains, until
+from test_slurm_faults import (
+    controller,
+    hold_after_an_epoch,
+    run_to_the_end_of_an_orphan,
+    trains,
+)
+from waiting import PATIENCE_S, until
 
 SCRIPT = "profiles/slurm/controller.sbatch"
 # Each is a variable of the controller's job that its jobs would otherwise take for their own.
@@ -80,7 +86,8 @@ def test_a_controller_in_a_job_sends_cells_that_inherit_nothing_of_its_own(
 
 
 def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: SlurmProject) -> None:
-    project.matrix("ddp", "1", steady_s=30)
+    project.matrix("ddp", "1")
+    hold_after_an_epoch(project)
     target = project.path("ddp", 1)
     job = submit(project, target)
     until(lambda: trains(project, "ddp", 1), "training")
@@ -94,9 +101,8 @@ def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: Sl
     assert queue()[comment("ddp", 1)]["State"] == "RUNNING"
     assert "controller: none is running" in project.status()
     # No --unlock.
-    again = project.run(target)
-    assert again.returncode == 0, again.stdout
-    assert f"({cell}); what they work on is waited for and not started again" in again.stdout
+    again = run_to_the_end_of_an_orphan(project, target)
+    assert f"({cell}); what they work on is waited for and not started again" in again
     metrics = project.metrics("ddp", 1)
     assert metrics.environment["variables"]["SLURM_JOB_ID"] == cell
     row = row_of(metrics)
@@ -118,7 +124,7 @@ def test_sighup_while_jobs_wait_to_be_submitted_ends_snakemake_at_once(
         until(lambda: len(queue()) == 3, "two jobs")
         begin = time.monotonic()
         process.send_signal(signal.SIGHUP)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=PATIENCE_S)
     # Slurm kills a batch job 30 s after SIGTERM.
     assert time.monotonic() - begin < 20
     assert process.returncode == 1

@@ -9,7 +9,7 @@ import pytest
 from accounting import comment, jobs, last_jobs
 from cluster import run
 from slurm_project import ROOT, SCRIPTS, SlurmProject
-from test_slurm_faults import until
+from waiting import until
 
 FAILING = ROOT / "tests/failing/train_misbehaves.py"
 # gloo's own patience is 30 minutes.
@@ -22,20 +22,24 @@ def misbehaving(project: SlurmProject) -> SlurmProject:
     script = project.folder / SCRIPTS / "train_ddp.py"
     script.rename(script.with_name("well_behaved.py"))
     script.write_text(FAILING.read_text().replace("from train_ddp", "from well_behaved"))
-    project.matrix("ddp", "4", stall_limit_minutes=1)
     return project
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "minutes", "words"),
     [
-        ("crash", "the process died of SIGSEGV"),
-        pytest.param("hang", "hung: no rank got further; rank 3 in", marks=pytest.mark.long),
+        ("crash", 5, "the process died of SIGSEGV"),
+        pytest.param("hang", 1, "hung: no rank got further; rank 3 in", marks=pytest.mark.long),
     ],
 )
 def test_what_a_rank_of_the_second_node_does_ends_the_cell_on_both(
-    how: str, words: str, misbehaving: SlurmProject, monkeypatch: pytest.MonkeyPatch
+    how: str,
+    minutes: int,
+    words: str,
+    misbehaving: SlurmProject,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    misbehaving.matrix("ddp", "4", stall_limit_minutes=minutes)
     monkeypatch.setenv("MISBEHAVIOUR", how)
     result = misbehaving.run(misbehaving.path("ddp", 4))
     assert result.returncode == 0, result.stdout
@@ -56,6 +60,7 @@ def test_what_a_rank_of_the_second_node_does_ends_the_cell_on_both(
 def test_a_rank_that_is_killed_on_the_second_node_is_no_result(
     misbehaving: SlurmProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    misbehaving.matrix("ddp", "4")
     monkeypatch.setenv("MISBEHAVIOUR", "killed")
     target = misbehaving.path("ddp", 4)
     result = misbehaving.run(target, "--retries", "0")
@@ -73,7 +78,7 @@ def test_on_failure_stop_does_not_wait_for_snakemakes_next_look_at_the_jobs(
     project.stand_in()
     # A failed cell's job goes on for longer than the others take to start.
     with (project.folder / SCRIPTS / "run_cell.py").open("a") as script:
-        script.write("\ntime.sleep(60 if out_of_memory else 3)\n")
+        script.write("\ntime.sleep(20 if out_of_memory else 3)\n")
     project.matrix("ddp", "2", "0, 1, 2, 3", slurm_extra="--exclusive", mem_gb_per_gpu=10)
     with (project.folder / "matrix.yaml").open("a") as config:
         config.write("on_failure: stop\n")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,21 +15,31 @@ import pytest
 
 from accounting import comment, jobs, queue
 from cluster import ACCOUNT, URGENT, Cluster, run
-from command_lines import command_line
-from slurm_project import SlurmProject
+from processes_that_end import command_line
+from slurm_project import SCRIPTS, SlurmProject
+from waiting import PATIENCE_S, until
 
 # Enough for a cell to be met while it trains.
 STEADY_S = 8
-PATIENCE_S = 120.0
+# A strategy whose ranks wait after the first epoch until there is a file GO.
+HELD = """
+class Held(Ddp):
+    def forward(self, inputs):
+        while self.is_to_wait():
+            time.sleep(0.1)
+        return super().forward(inputs)
+
+    def is_to_wait(self):
+        logs = Path("results").rglob("job.log")
+        return any("epoch 1" in log.read_text() for log in logs) and not Path("GO").exists()
 
 
-def until(there: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not there():
-        if time.monotonic() > deadline:
-            now = run("squeue", "--format=%i %T %r %k") + run("sinfo", "-N", "--format=%N %t %E")
-            raise AssertionError(f"no {what} after {PATIENCE_S:.0f} s\n{now}")
-        time.sleep(0.2)
+if __name__ == "__main__":
+    import time
+    from pathlib import Path
+
+    main(Held)
+"""
 
 
 def trains(project: SlurmProject, *cell: object) -> bool:
@@ -59,11 +68,27 @@ def controller(project: SlurmProject, *targets: str) -> Iterator[subprocess.Pope
         process.communicate()
 
 
+def hold_after_an_epoch(project: SlurmProject) -> None:
+    """Make the cells of DDP wait after their first epoch until there is a file GO."""
+    script = project.folder / SCRIPTS / "train_ddp.py"
+    script.write_text(script.read_text().partition("if __name__")[0] + HELD)
+
+
+def run_to_the_end_of_an_orphan(project: SlurmProject, *targets: str) -> str:
+    """Run Snakemake, let go the orphan once a job waits for it, and return what Snakemake says."""
+    with controller(project, *targets) as process:
+        until(lambda: len(run("squeue", "--noheader").splitlines()) == 2, "job that waits")
+        (project.folder / "GO").touch()
+        text, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, text
+    return text
+
+
 def test_an_orphan_of_a_killed_controller_is_waited_for_and_not_launched_again(
     project: SlurmProject,
 ) -> None:
-    # Outlives three starts of Snakemake, on a busy machine too.
-    project.matrix("ddp", "1", steady_s=30)
+    project.matrix("ddp", "1")
+    hold_after_an_epoch(project)
     target = project.path("ddp", 1)
     with controller(project, target) as process:
         until(lambda: trains(project, "ddp", 1), "training")
@@ -73,9 +98,8 @@ def test_an_orphan_of_a_killed_controller_is_waited_for_and_not_launched_again(
     assert locked.returncode == 1
     assert "--unlock" in locked.stdout
     project.run("--unlock")
-    result = project.run(target)
-    assert result.returncode == 0, result.stdout
-    assert "1 job(s) of a controller that is gone are still queued or running" in result.stdout
+    text = run_to_the_end_of_an_orphan(project, target)
+    assert "1 job(s) of a controller that is gone are still queued or running" in text
     first, second = (job for job in jobs(project) if job["Comment"] == comment("ddp", 1))
     assert first["JobIDRaw"] == orphan
     assert f"--dependency=afterany:{orphan}" in second["SubmitLine"]
@@ -144,7 +168,7 @@ def test_what_slurm_does_to_a_job_is_no_result_and_the_cell_runs_again(
                 lose_node(cluster, job["NodeList"], family)
         assert_gone(family)
         assert not (project.folder / project.path("ddp", 2)).exists()
-        text, _ = process.communicate(timeout=240)
+        text, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, text
     assert project.metrics("ddp", 2).status == "ok"
 
@@ -157,7 +181,7 @@ def test_slurms_own_time_limit_is_no_result(project: SlurmProject) -> None:
     with controller(project, target, *more) as process:
         until(lambda: trains(project, "ddp", 2), "training")
         family = processes_of(queue()[comment("ddp", 2)]["JobIDRaw"])
-        text, _ = process.communicate(timeout=240)
+        text, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "DUE TO TIME LIMIT" in text
     assert_gone(family)
@@ -203,9 +227,11 @@ def lose_node(cluster: Cluster, node: str, family: list[psutil.Process]) -> None
 
 def power_off(cluster: Cluster, node: str, family: Iterable[psutil.Process] = ()) -> None:
     """End a node's slurmd and all its processes."""
+    ids = run("squeue", "--noheader", f"--nodelist={node}", "--format=%i").split()
     cluster.end(f"slurmd-{node}", signal.SIGKILL)
     for process in (*psutil.process_iter(), *family):
         with contextlib.suppress(psutil.Error):
-            at_home = process.environ().get("SLURMD_NODENAME") == node
-            if at_home or (process.name() == "slurmstepd" and process.pid != os.getpid()):
+            title = " ".join(process.cmdline())
+            serves = process.name() == "slurmstepd" and any(f"[{job}." in title for job in ids)
+            if serves or process.environ().get("SLURMD_NODENAME") == node:
                 process.kill()

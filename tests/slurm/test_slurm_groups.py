@@ -9,8 +9,8 @@ import pytest
 from accounting import jobs, options, queue
 from cluster import run
 from slurm_project import CONFIG, SCRIPTS, SlurmProject
-from test_slurm_faults import controller, until
-from test_slurm_submission import cells_that_last
+from test_slurm_faults import controller, run_to_the_end_of_an_orphan
+from waiting import PATIENCE_S, until
 
 GROUPS = ("--groups", "train=gpus{gpus}", "--group-components", "gpus{gpus}=3")
 SEEDS = (0, 1, 2)
@@ -31,10 +31,18 @@ def runs(project: SlurmProject) -> Counter[str]:
     return Counter((project.folder / "ran.log").read_text().splitlines())
 
 
+def hold_all_but_the_first(project: SlurmProject) -> None:
+    """Put a stand-in in the place of training; from the second cell on it waits for a file GO."""
+    project.stand_in()
+    script = project.folder / SCRIPTS / "run_cell.py"
+    wait = 'while Path("ran.log").exists() and not Path("GO").exists():\n    time.sleep(0.2)\n'
+    script.write_text(f"import time\nfrom pathlib import Path\n\n{wait}{script.read_text()}")
+
+
 def test_a_lost_group_keeps_what_its_cells_had_ended_and_the_next_run_does_the_others(
     project: SlurmProject,
 ) -> None:
-    cells_that_last(project, 5)
+    hold_all_but_the_first(project)
     project.matrix("ddp", "1", "0, 1, 2", device="cuda")
     with controller(project, *targets(project), *GROUPS, "--retries", "0") as process:
         until(lambda: ended(project), "first result")
@@ -44,10 +52,11 @@ def test_a_lost_group_keeps_what_its_cells_had_ended_and_the_next_run_does_the_o
         assert "1 ok, 2 queued" in text
         assert "queued (Slurm's reasons): 2 with 2 others in one job, which runs" in text
         run("scancel", number)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "2 no result, 1 ok" in text
     assert ended(project) == first
+    (project.folder / "GO").touch()
     again = project.run(*targets(project), *GROUPS)
     assert again.returncode == 0, again.stdout
     assert "cells [2/2] | 2 ok" in again.stdout
@@ -60,7 +69,7 @@ def test_a_lost_group_keeps_what_its_cells_had_ended_and_the_next_run_does_the_o
 
 
 def test_a_group_of_a_killed_controller_is_waited_for(project: SlurmProject) -> None:
-    cells_that_last(project, 5)
+    hold_all_but_the_first(project)
     project.matrix("ddp", "1", "0, 1, 2", device="cuda")
     with controller(project, *targets(project), *GROUPS) as process:
         until(lambda: ended(project), "first result")
@@ -69,11 +78,8 @@ def test_a_group_of_a_killed_controller_is_waited_for(project: SlurmProject) -> 
     (orphan,) = (job["JobIDRaw"] for job in queue().values())
     assert f"orphaned: {orphan}" in project.status()
     project.run("--unlock")
-    result = project.run(*targets(project), *GROUPS)
-    assert result.returncode == 0, result.stdout
-    assert f"1 job(s) of a controller that is gone are still queued or running ({orphan})" in (
-        result.stdout
-    )
+    text = run_to_the_end_of_an_orphan(project, *targets(project), *GROUPS)
+    assert f"1 job(s) of a controller that is gone are still queued or running ({orphan})" in text
     _, second = jobs(project)
     assert f"--dependency=afterany:{orphan}" in second["SubmitLine"]
     assert all(runs(project)[f"small ddp gpus1 seed{seed}"] == 1 for seed in first)
@@ -129,7 +135,7 @@ def test_a_cell_that_never_started_keeps_its_old_result(project: SlurmProject) -
         with controller(project, target, *on_n4) as process:
             until(queue, "waiting job")
             run("scancel", *(job["JobIDRaw"] for job in queue().values()))
-            text, _ = process.communicate(timeout=60)
+            text, _ = process.communicate(timeout=PATIENCE_S)
     finally:
         run("scontrol", "update", "nodename=n4", "state=resume")
     assert process.returncode == 1, text

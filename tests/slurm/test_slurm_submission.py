@@ -12,7 +12,8 @@ import pytest
 from accounting import comment, jobs, queue
 from cluster import NODES, Cluster, nodes_in, run
 from slurm_project import SCRIPTS, STAND_INS, SlurmProject
-from test_slurm_faults import controller, power_off, until
+from test_slurm_faults import controller, power_off
+from waiting import PATIENCE_S, until
 
 
 def cells_that_last(project: SlurmProject, seconds: int) -> None:
@@ -68,7 +69,7 @@ def test_a_lost_node_does_not_keep_later_cells_from_being_submitted(
             ]
             until(lambda: all(other.exists() for other in others), "results of the other cells")
             process.send_signal(signal.SIGINT)
-            text, _ = process.communicate(timeout=60)
+            text, _ = process.communicate(timeout=PATIENCE_S)
     assert "no result" not in text
     assert "excluded" not in text
     assert len(cells_submitted(project)) == 4
@@ -85,17 +86,24 @@ def submit_limit(jobs_allowed: int) -> Iterator[None]:
         run(*change, "MaxSubmitJobs=-1")
 
 
-def retry_soon(project: SlurmProject) -> None:
-    """A refused job is submitted again after a second."""
+def retry_after(project: SlurmProject, seconds: int) -> None:
+    """Make Snakemake submit a refused job again after that time."""
     with (project.folder / "Snakefile").open("a") as snakefile:
-        snakefile.write("\nfrom shardmark.slurm import submission\n\nsubmission.WAIT_S = 1\n")
+        snakefile.write(
+            f"\nfrom shardmark.slurm import submission\nsubmission.WAIT_S = {seconds}\n"
+        )
+
+
+def logs(project: SlurmProject) -> str:
+    """What Snakemake has logged so far."""
+    return "".join(log.read_text() for log in project.folder.glob(".snakemake/log/*.log"))
 
 
 def test_jobs_that_a_limit_keeps_out_of_the_queue_wait_and_are_submitted_later(
     project: SlurmProject,
 ) -> None:
     project.stand_in()
-    retry_soon(project)
+    retry_after(project, 1)
     project.matrix("ddp", "1", "0, 1, 2, 3")
     targets = [project.path("ddp", 1, seed) for seed in range(4)]
     with submit_limit(2):
@@ -109,18 +117,19 @@ def test_jobs_that_a_limit_keeps_out_of_the_queue_wait_and_are_submitted_later(
 def test_jobs_that_wait_for_a_limit_are_not_submitted_after_an_interrupt(
     project: SlurmProject,
 ) -> None:
-    # Longer than a busy machine takes to interrupt the controller; then it is cancelled.
-    cells_that_last(project, 300)
-    retry_soon(project)
+    # Both are longer than a busy machine takes to interrupt the controller.
+    cells_that_last(project, 600)
+    retry_after(project, 600)
     project.matrix("ddp", "1", "0, 1, 2")
     targets = [project.path("ddp", 1, seed) for seed in range(3)]
     with submit_limit(1), controller(project, *targets) as process:
-        until(running_cell, "cell")
+        until(lambda: "Slurm accepts no job" in logs(project), "refusal")
         process.send_signal(signal.SIGINT)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, text
     assert "Traceback" not in text
     assert len(cells_submitted(project)) == 1
+    assert queue() == {}, "the job that ran was cancelled"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +157,7 @@ def test_a_refusal_that_cannot_pass_stops_the_matrix_in_slurms_words(
 
 
 def test_the_gates_jobs_start_before_the_cells_that_wait(project: SlurmProject) -> None:
-    cells_that_last(project, 4)
+    cells_that_last(project, 1)
     for script in ("make_oracle", "run_parity"):
         shutil.copy(STAND_INS / "write_outputs.py", project.folder / SCRIPTS / f"{script}.py")
     project.matrix("ddp", "2", "0, 1, 2, 3, 4, 5", device="cuda")
