@@ -99,6 +99,7 @@ def test_an_added_optimizer_trains_and_the_certificate_knows_its_settings(projec
     assert run(project, code).split() == ["NAdam", "True"]
 
 
+@pytest.mark.slow
 def test_added_models_metrics_and_figures_are_everywhere_they_belong(project: Path) -> None:
     code = """
         from pathlib import Path

@@ -270,6 +270,7 @@ def test_a_frameworks_own_mixed_precision_is_explained_and_its_reduction_is_floa
     }
 
 
+@pytest.mark.slow
 def test_checkpointing_clipping_and_two_groups_are_read_back() -> None:
     settings = {
         "activation_checkpointing": "block",

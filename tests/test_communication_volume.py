@@ -55,6 +55,7 @@ def test_two_micro_batches_move_what_the_strategy_must(
     assert config.accumulation_dtype == ("bfloat16" if strategy == "fsdp_bf16" else "float32")
 
 
+@pytest.mark.slow
 def test_copies_average_their_shards_on_top() -> None:
     result = metrics_of_run("fsdp2_hsdp", 4, **WIDE)
     rows = volumes(result)

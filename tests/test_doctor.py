@@ -236,6 +236,7 @@ def test_gpus_that_are_not(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert words in finding.detail
 
 
+@pytest.mark.slow
 def test_the_ranks_of_a_cell_reduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (finding,) = check_all_reduce(matrix(), 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from test_workflow import CONFIG, copy_project
 
 MATRIX = """
@@ -21,6 +23,7 @@ workloads:
 CELL = "results/t/mine/ddp/gpus1/seed0/metrics.json"
 
 
+@pytest.mark.slow
 def test_an_edited_text_runs_its_cells_again(tmp_path: Path) -> None:
     project = copy_project(tmp_path)
     (tmp_path / CONFIG).write_text(MATRIX)

@@ -62,6 +62,7 @@ def assert_gone(pids: list[int]) -> None:
     assert left == [], f"{len(left)} of {len(pids)} processes lived on"
 
 
+@pytest.mark.slow
 def test_a_rank_that_raises_is_a_failure_with_its_phase_rank_and_exception(tmp_path: Path) -> None:
     cell = cell_at(gpus=2)
     ended = train(FAILING / "train_raises.py", cell, tmp_path, FAILURE="error")

@@ -117,6 +117,7 @@ def test_a_network_that_does_all_four_is_trained_as_by_the_oracle(
     assert_passed(gate(case_with(strategy, 2, *USES)))
 
 
+@pytest.mark.slow
 def test_such_a_network_is_trained_by_copies_in_groups(gate: Gate) -> None:
     parity = gate(case_with("fsdp2_hsdp", 4, *USES, precision="fp32"))
     assert parity.status == "passed", parity.reason

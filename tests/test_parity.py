@@ -188,6 +188,7 @@ def test_fp16_with_its_loss_scaler_matches(gate: Gate) -> None:
     assert_passed(gate(language_case("fsdp", 2, "fp16")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "script"),
     [("ddp", "train_overflowing.py"), ("deepspeed_zero1", "train_zero_overflowing.py")],

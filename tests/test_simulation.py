@@ -62,12 +62,14 @@ def test_false_claims_are_at_most_one_in_twenty_where_that_is_promised() -> None
     assert within(rows, 0.05).max() <= 0, rows[within(rows, 0.05) > 0]
 
 
+@pytest.mark.slow
 def test_intervals_hold_all_truths_together_as_often_as_they_say() -> None:
     rows = rates()[rates()["holds"] & (rates()["quantity"] == "coverage, all intervals")]
     missed = rows.assign(rate=1 - rows["rate"])
     assert within(missed, 0.05).max() <= 0, rows
 
 
+@pytest.mark.slow
 def test_six_runs_show_a_slow_down_of_three_percent_and_nine_one_of_two() -> None:
     rows = rates()[rates()["paired"] & (rates()["scenario"] == "normal, 0.5 %")]
     power = rows[rows["quantity"] == "power, difference"].set_index(["difference_pct", "n"])["rate"]
@@ -75,6 +77,7 @@ def test_six_runs_show_a_slow_down_of_three_percent_and_nine_one_of_two() -> Non
     assert power[-2.0, 9] > 0.9
 
 
+@pytest.mark.slow
 def test_a_strategy_that_drifts_by_itself_breaks_the_promise() -> None:
     """Blocks that are not independent are what no test of blocks can see."""
     rows = rates()[(rates()["scenario"] == "each strategy drifts") & (rates()["n"] == 9)]
