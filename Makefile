@@ -9,7 +9,7 @@
 #                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare; YES=1 agrees to
 #                   the set-up, variables and image that the file names, which it shows
-# make test-slow    slow tests that make test leaves out
+# make test-all     also the slow tests, which make test leaves out
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
 #                   minutes for (about half an hour)
@@ -39,7 +39,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export DS_BUILD_OPS := 0
 export PATH := $(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-slow test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor \
+.PHONY: demo test test-all test-gpu bench test-slurm test-slurm-long lint lock schemas fetch doctor \
   plan status rerun clean installed
 
 installed:
@@ -54,8 +54,8 @@ PYTEST = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: installed
 	@$(PYTEST)
 
-test-slow: installed
-	@$(PYTEST) -m slow
+test-all: installed
+	@$(PYTEST) -m 'not long'
 
 # The last one alone: it asks what a failed cell leaves on the GPUs.
 ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py \
