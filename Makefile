@@ -9,7 +9,7 @@
 #                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare; YES=1 agrees to
 #                   the set-up, variables and image that the file names, which it shows
-# make test-all     also the slow tests, which make test leaves out
+# make test-all     all tests, also the slow ones, which make test leaves out
 # make test-slurm   the tests on a real Slurm cluster, brought up here for them (Debian, root)
 # make test-slurm-long  eight strategies, three GPU counts, two seeds on it, and what Slurm takes
 #                   minutes for (about half an hour)

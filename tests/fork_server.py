@@ -39,7 +39,6 @@ import train_deepspeed  # noqa: F401
 import train_fairscale_fsdp  # noqa: F401
 import train_fsdp2  # noqa: F401
 from parity_cases import oracle_file
-from ports import unused_port
 from shardmark.cells import Cell, ParityCase
 from shardmark.codebase import SCRIPTS
 from shardmark.launching import node
@@ -50,6 +49,7 @@ from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.ending import leave
 from shardmark.processes.heartbeat import Heartbeats
 from shardmark.processes.tether import end_with
+from shardmark.slurm.allocation import free_port
 from shardmark.strategies import spec_of
 
 # Time for the others to fail too, and to say why, when one rank has failed.
@@ -141,7 +141,7 @@ def launch_forks(
     )
     Heartbeats(scratch / "heartbeats", cell.processes)
     variables = node._rank_environment(plan, cell.processes, scratch / "heartbeats", None)
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port())}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(str(os.getpid())))}
     variables |= {"WORLD_SIZE": str(cell.processes), "LOCAL_WORLD_SIZE": str(cell.processes)}
     sampler: AbstractContextManager[None] = nullcontext()
     if telemetry is not None:

@@ -12,8 +12,8 @@ import time
 def stall_s() -> float:
     """A limit of silence that no rank reaches before its first beat, which follows its imports.
 
-    A cell of two ranks takes about three times as long as one process takes to import torch. A
-    quiet moment must not stand for a busy minute.
+    A cell of two ranks takes about three times as long as one process takes to import torch. The
+    machine may be busier when the cell starts than it is now, so the limit is at least 30 s.
     """
     begin = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch"], check=True)

@@ -36,10 +36,9 @@ def test_the_phases_share_out_the_wall_clock(metrics: Metrics) -> None:
     assert shares.pop("profile_s") is None, "no profiled pass was asked for"
     assert shares.pop("compilation_s") is None, "nothing is compiled"
     assert all(seconds is not None for seconds in shares.values()), shares
-    assert sum(shares.values()) == pytest.approx(times.total_s, rel=0.03)
+    assert sum(shares.values()) == pytest.approx(times.total_s, rel=0.01)
     assert times.other_s is not None
-    # It includes the wait of the last collective for the slower rank.
-    assert times.other_s < 0.03 * (times.total_s or 0)
+    assert times.other_s < 0.01 * (times.total_s or 0)
     assert (times.first_step_s or 0) < (times.training_s or 0)
     assert (times.warmup_s or 0) + (times.steady_s or 0) == times.measurement_s
     assert sum(times.epochs_s) <= (times.training_s or 0)

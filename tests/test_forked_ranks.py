@@ -18,7 +18,7 @@ def work(rank: int, failing: int | None) -> None:
         time.sleep(600)  # as in a collective whose other rank is gone
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(100)
 def test_ranks_that_wait_for_one_that_failed_are_ended_and_it_is_named() -> None:
     with pytest.raises(AssertionError, match=r"failed: ranks \[1\]"):
         forked_ranks.spawn(work, [1], 2)

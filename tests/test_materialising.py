@@ -16,7 +16,7 @@ from torch import nn
 
 import forked_ranks
 from parity_cases import DEVICE, case_of, skip_without_gpus
-from ports import unused_port
+from shardmark.slurm.allocation import free_port
 from shardmark.training.loop import make_task
 from shardmark.training.runtime import start_runtime
 from shardmark.training.strategy import Strategy
@@ -84,7 +84,7 @@ def test_a_strategy_that_shards_never_holds_the_whole_model(name: str, tmp_path:
     skip_without_gpus(2)
     # Forks of a process that has a GPU lose it.
     spawn = mp.spawn if DEVICE == "cuda" else forked_ranks.spawn
-    spawn(build, (2, name, unused_port(), str(tmp_path)), nprocs=2)
+    spawn(build, (2, name, free_port(str(os.getpid())), str(tmp_path)), nprocs=2)
     sizes = json.loads((tmp_path / "sizes.json").read_text())
     if name == "ddp":
         assert sizes["most"] >= sizes["all"]

@@ -355,17 +355,18 @@ def test_a_full_matrix_opens_in_two_seconds(browser: Browser, tmp_path: Path) ->
     shutil.copytree(figures / "w", figures / "v")
     full = config_of(seeds=range(10), gpus=[1, 2, 4, 8], workloads=["v", "w"])
     write_matrix(full, tmp_path, side_files=False)
-    page = browser.new_page()
     address = write_page(full, tmp_path).as_uri()
-    # Other work of the machine only adds to it.
+    # Other work of the machine delays a page. Each of these is a new one, without a cache.
     timings = []
     for _ in range(3):
+        page = browser.new_page()
         page.goto(address)
         entry = "performance.getEntriesByType('navigation')[0].loadEventEnd"
         timings.append(page.evaluate(entry))
+        words = first_screen_words(page)
+        page.close()
     assert min(timings) < 2000, timings
-    assert first_screen_words(page) <= 150
-    page.close()
+    assert words <= 150
 
 
 def test_one_seed_chooses_nothing(tmp_path: Path) -> None:

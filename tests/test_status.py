@@ -652,7 +652,7 @@ def test_in_a_terminal_it_is_watched_until_interrupted(colour: bool, tmp_path: P
         assert text.count("\x1b[H") == 2
         assert "controller: none is running\x1b[K\r\n" in text
         psutil.Process(process.pid).send_signal(2)
-        assert process.wait(60) == 0
+        assert process.wait(10) == 0
     finally:
         process.kill()
         process.wait()

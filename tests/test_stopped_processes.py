@@ -29,7 +29,7 @@ from shardmark.processes.ending import end
 from simulated_nvml import Gpu, simulate
 from small_matrix import cell_at
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(100)
 # A rank that stops the process of its node whose command holds a word.
 STOP = """
 import os, psutil, sys, time

@@ -55,7 +55,7 @@ def test_a_hung_rank_is_found_by_its_silence_and_ends_all(
     limit_s = stall_s()
     begin = time.monotonic()
     metrics = misbehaving("hang", tmp_path, monkeypatch, stall_s=limit_s)
-    assert time.monotonic() - begin < 5 * limit_s + 60, "gloo itself would wait for 30 minutes"
+    assert time.monotonic() - begin < 5 * limit_s, "gloo itself would wait for 30 minutes"
     assert metrics.status == "failed"
     assert metrics.failure is not None
     assert metrics.failure.exception.startswith("hung: no rank got further; rank 1 in training")
@@ -181,8 +181,8 @@ def test_a_kill_at_any_level_leaves_no_result_no_half_and_no_process(
         family = [launcher, *launcher.children(recursive=True)]
         assert len(family) >= 6, "launcher, node's part, sampler, torchrun, two ranks"
         VICTIMS[victim](family).kill()
-        assert process.wait(timeout=60) != 0
-        _, living = psutil.wait_procs(family, timeout=60)
+        assert process.wait(timeout=20) != 0
+        _, living = psutil.wait_procs(family, timeout=20)
         assert living == []
     assert not (tmp_path / "metrics.json").exists()
     assert [path.name for path in tmp_path.iterdir() if "run" not in path.name] == []

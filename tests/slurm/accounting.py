@@ -13,7 +13,7 @@ FIELDS = (
     *("JobIDRaw", "State", "Comment", "NodeList", "NNodes", "ReqTRES", "AllocTRES"),
     *("TimelimitRaw", "ElapsedRaw", "Start", "WorkDir", "JobName", "SubmitLine"),
 )
-# What a job was given, which the controller knows for MinJobAge, and squeue's names for it.
+# What a job was given, and squeue's name for it.
 GIVEN = {
     "NodeList": "NodeList",
     "NNodes": "NumNodes",
@@ -38,10 +38,9 @@ def jobs(project: SlurmProject) -> list[Job]:
 
 
 def _given() -> dict[str, Job]:
-    """What each job was given, by the controller.
+    """What each job was given, as the controller has it.
 
-    A job that starts while its record as a waiting job is on its way to accounting may be left
-    there without nodes ("None assigned") for good.
+    Accounting once had no nodes ("None assigned") for a job that had run.
     """
     columns = ",".join(f"{name}:|" for name in ("JobID", *GIVEN.values()))
     lines = run("squeue", "--noheader", "--states=all", f"--Format={columns}").splitlines()

@@ -36,10 +36,3 @@ def project(cluster: Cluster, tmp_path: Path) -> Iterator[SlurmProject]:
     if run("squeue", "--noheader"):
         run("scancel", "--user=root")
         until(lambda: not run("squeue", "--noheader"), "empty queue")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test time for several whole runs of Snakemake, on a busy machine too."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(900))

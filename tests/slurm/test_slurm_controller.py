@@ -17,7 +17,7 @@ from slurm_project import CONFIG, SCRIPTS, SlurmProject
 from test_slurm_faults import (
     controller,
     hold_after_an_epoch,
-    run_to_the_end_of_an_orphan,
+    run_after_an_orphan,
     trains,
 )
 from waiting import PATIENCE_S, until
@@ -101,7 +101,7 @@ def test_a_cancelled_controller_leaves_its_cells_running_and_no_lock(project: Sl
     assert queue()[comment("ddp", 1)]["State"] == "RUNNING"
     assert "controller: none is running" in project.status()
     # No --unlock.
-    again = run_to_the_end_of_an_orphan(project, target)
+    again = run_after_an_orphan(project, target)
     assert f"({cell}); what they work on is waited for and not started again" in again
     metrics = project.metrics("ddp", 1)
     assert metrics.environment["variables"]["SLURM_JOB_ID"] == cell

@@ -21,15 +21,15 @@ from waiting import PATIENCE_S, until
 
 # Enough for a cell to be met while it trains.
 STEADY_S = 8
-# A strategy whose ranks wait after the first epoch until there is a file GO.
+# DDP whose ranks stop after the first epoch, until there is a file GO.
 HELD = """
 class Held(Ddp):
     def forward(self, inputs):
-        while self.is_to_wait():
+        while self.is_held():
             time.sleep(0.1)
         return super().forward(inputs)
 
-    def is_to_wait(self):
+    def is_held(self):
         logs = Path("results").rglob("job.log")
         return any("epoch 1" in log.read_text() for log in logs) and not Path("GO").exists()
 
@@ -69,13 +69,13 @@ def controller(project: SlurmProject, *targets: str) -> Iterator[subprocess.Pope
 
 
 def hold_after_an_epoch(project: SlurmProject) -> None:
-    """Make the cells of DDP wait after their first epoch until there is a file GO."""
+    """Make the cells of DDP stop after their first epoch, until there is a file GO."""
     script = project.folder / SCRIPTS / "train_ddp.py"
     script.write_text(script.read_text().partition("if __name__")[0] + HELD)
 
 
-def run_to_the_end_of_an_orphan(project: SlurmProject, *targets: str) -> str:
-    """Run Snakemake, let go the orphan once a job waits for it, and return what Snakemake says."""
+def run_after_an_orphan(project: SlurmProject, *targets: str) -> str:
+    """Run Snakemake, release the orphan once a job waits for it, and return the output."""
     with controller(project, *targets) as process:
         until(lambda: len(run("squeue", "--noheader").splitlines()) == 2, "job that waits")
         (project.folder / "GO").touch()
@@ -98,7 +98,7 @@ def test_an_orphan_of_a_killed_controller_is_waited_for_and_not_launched_again(
     assert locked.returncode == 1
     assert "--unlock" in locked.stdout
     project.run("--unlock")
-    text = run_to_the_end_of_an_orphan(project, target)
+    text = run_after_an_orphan(project, target)
     assert "1 job(s) of a controller that is gone are still queued or running" in text
     first, second = (job for job in jobs(project) if job["Comment"] == comment("ddp", 1))
     assert first["JobIDRaw"] == orphan
@@ -130,7 +130,7 @@ def test_cancelled_cells_and_an_interrupted_controller_lose_nothing_that_was_don
     until(lambda: not queue(), "end of the jobs")
     for target in targets[1:]:
         assert not (project.folder / target).exists()
-    # Among them may be a second attempt, submitted as the controller ended, which did nothing.
+    # One of these may be a second attempt, submitted as the controller ended. It did nothing.
     before = len(jobs(project))
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout

@@ -9,7 +9,7 @@ import pytest
 from accounting import jobs, options, queue
 from cluster import run
 from slurm_project import CONFIG, SCRIPTS, SlurmProject
-from test_slurm_faults import controller, run_to_the_end_of_an_orphan
+from test_slurm_faults import controller, run_after_an_orphan
 from waiting import PATIENCE_S, until
 
 GROUPS = ("--groups", "train=gpus{gpus}", "--group-components", "gpus{gpus}=3")
@@ -32,7 +32,7 @@ def runs(project: SlurmProject) -> Counter[str]:
 
 
 def hold_all_but_the_first(project: SlurmProject) -> None:
-    """Put a stand-in in the place of training; from the second cell on it waits for a file GO."""
+    """Make a stand-in run the first cell at once, and the others once there is a file GO."""
     project.stand_in()
     script = project.folder / SCRIPTS / "run_cell.py"
     wait = 'while Path("ran.log").exists() and not Path("GO").exists():\n    time.sleep(0.2)\n'
@@ -78,7 +78,7 @@ def test_a_group_of_a_killed_controller_is_waited_for(project: SlurmProject) -> 
     (orphan,) = (job["JobIDRaw"] for job in queue().values())
     assert f"orphaned: {orphan}" in project.status()
     project.run("--unlock")
-    text = run_to_the_end_of_an_orphan(project, *targets(project), *GROUPS)
+    text = run_after_an_orphan(project, *targets(project), *GROUPS)
     assert f"1 job(s) of a controller that is gone are still queued or running ({orphan})" in text
     _, second = jobs(project)
     assert f"--dependency=afterany:{orphan}" in second["SubmitLine"]

@@ -1,10 +1,13 @@
-"""Submit the parity gate's jobs first, take no refusal by sbatch for a failed job, cancel all jobs.
+"""Patch how Snakemake's Slurm executor submits and cancels jobs.
 
-If a refusal may be temporary, this waits and tries again. Any other refusal stops the matrix, since
-the other cells would be refused too. This patches private parts of snakemake-executor-plugin-slurm
-2.8.0, which reports a refused submission as a failed job, and without sbatch's reason. After Ctrl-C
-it cancels only the jobs in a list that is empty during a status check, and that lacks the job that
-sbatch is accepting. Delete this module when a later version does none of this:
+The parity gate's jobs go first. If sbatch refuses a job for a reason that may be temporary, this
+waits and tries again. Any other refusal stops the matrix, since the other cells would be refused
+too. Ctrl-C cancels every job of the run.
+
+This patches private parts of snakemake-executor-plugin-slurm 2.8.0, which reports a refused
+submission as a failed job, and without sbatch's reason. On Ctrl-C it cancels the jobs of a list.
+During a status check that list is empty, and it never has the job that sbatch is just accepting.
+Delete this module when a later version has none of these faults:
 tests/slurm/test_slurm_submission.py then passes without it.
 """
 
@@ -132,13 +135,17 @@ class Submission:
         return end_submissions
 
     def _cancel_jobs(self, _: Any) -> None:
-        """Cancel the jobs of this run, which all have its id as their name."""
+        """Cancel all jobs of this run; its id is their name."""
+        # A job that sbatch is accepting now must be in the queue before it can be cancelled.
         self.executor._job_submission_executor.shutdown(wait=True)
         clusters = ["--clusters=all"] if self.executor._submitted_job_clusters else []
+        command = ("scancel", f"--name={self.executor.run_uuid}", *clusters)
         try:
-            queue.ask("scancel", f"--name={self.executor.run_uuid}", *clusters)
+            queue.ask(*command)
         except UserError as error:
-            self.executor.logger.error(f"Jobs of this run may go on: {error}")
+            self.executor.logger.error(
+                f"Jobs of this run may go on: {error}\nTo end them: {' '.join(command)}"
+            )
 
     def _let_the_gate_pass(self, comments: Container[str]) -> None:
         try:
