@@ -25,6 +25,7 @@ from saved_cells import cell_arguments
 from shardmark.cells import Cell
 from shardmark.errors import UserError
 from shardmark.launching import launch as launching
+from shardmark.launching.agent import agent_command
 from shardmark.launching.launch import LOG_TAIL_LINES, Ended, launch
 from shardmark.launching.rank import is_out_of_memory
 from shardmark.launching.scratch import CONTROLLER_STARTED
@@ -245,8 +246,21 @@ def test_a_signal_to_the_launcher_ends_its_processes(
     assert_gone(pids_in(text))
     assert process.returncode == 128 + number
     assert "lived on" not in rest
-    # torchrun has one of its own to show.
-    assert gpus > 1 or "Traceback" not in rest
+    assert "Traceback" not in rest, rest
+
+
+def test_two_signals_at_once_to_torchrun_print_no_fault(tmp_path: Path) -> None:
+    script = tmp_path / "train_waits.py"
+    script.write_text("import time\nprint('it is there', flush=True)\ntime.sleep(600)\n")
+    options = ["--nproc-per-node=2", "--standalone"]
+    _, *command = agent_command(tmp_path / "report", options, [str(script)])
+    with started(command, r"(?s)(it is there.*){2}") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.0005)
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in rest, rest
 
 
 def test_a_cell_that_is_ended_from_outside_leaves_no_result(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ torchrun reports a rank that died of a signal as text for people; the launcher n
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # torchrun raises an exception for each signal. A second one may come while it logs the first,
+    # and logging would print that as a fault.
+    logging.raiseExceptions = False
     report, *arguments = sys.argv[1:]
     first_rank_argument = arguments.index("--no-python") + 1
     ranks = tether([sys.executable, *arguments[first_rank_argument:]])
