@@ -30,7 +30,7 @@ STEP_S = 0.005
 
 
 class Clock:
-    """Stands in for the module time; only steps take time, whatever else the machine does."""
+    """Stands in for the module ``time``. Only steps take time."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

@@ -31,7 +31,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def project(cluster: Cluster, tmp_path: Path) -> Iterator[SlurmProject]:
-    """The project as a user has it who changed the profile's lines; its jobs end with the test."""
+    """The project of a user who has changed the profile's lines. Its jobs end with the test."""
     yield SlurmProject(tmp_path)
     if run("squeue", "--noheader"):
         run("scancel", "--user=root")

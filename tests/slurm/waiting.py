@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cluster import run
 
-# Many times what anything here takes on a machine at rest.
+# Much longer than anything here takes on an idle machine.
 PATIENCE_S = 300.0
 
 
