@@ -183,19 +183,16 @@ def build_fairscale_fsdp(model: Gpt) -> Step:
 
 
 def build_zero(stage: int, make: Callable[[], Gpt], *, native: bool) -> Step:
-    """DeepSpeed with autocast in the engine; it communicates in bf16 if ``native``."""
+    """DeepSpeed in its bf16 mode if ``native``, else with autocast and float32 communication."""
     import deepspeed
 
-    autocast: dict[str, Any] = {"enabled": True, "dtype": "bfloat16"}
-    if not native:
-        autocast["lower_precision_safe_modules"] = []
+    autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": stage, "memory_efficient_linear": False},
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": 1.0,
-        "torch_autocast": autocast,
-    }
+    } | ({"bf16": {"enabled": True}} if native else {"torch_autocast": autocast})
     with deepspeed.zero.Init(enabled=stage == 3, config_dict_or_path=config):
         model = make()
     engine, _, _, _ = deepspeed.initialize(

@@ -91,10 +91,12 @@ def folder_of_run(
             cell = cell_named(
                 strategy,
                 gpus,
-                precision=precision,
-                model={"name": "resnet8", "hidden_units": hidden_units},
-                batch={"global": 16, "accumulate": accumulate},
-                **json.loads(settings),
+                **{
+                    "precision": precision,
+                    "model": {"name": "resnet8", "hidden_units": hidden_units},
+                    "batch": {"global": 16, "accumulate": accumulate},
+                    **json.loads(settings),
+                },
             )
             run = run_cell if launched else forked_ranks.run_cell
             metrics = run(cell, folder, script=script)

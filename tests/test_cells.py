@@ -22,6 +22,10 @@ from shardmark.cells import (
 from small_matrix import ROOT, cell_at, matrix
 
 STRATEGIES = ["dp", "ddp", "fsdp", "fsdp2", "deepspeed_zero1"]
+WITHOUT_BATCHNORM: dict[str, Any] = {
+    "workloads__small__model": {"name": "vit_b_16"},
+    "workloads__small__dataset__image_size": 32,
+}
 MANY: dict[str, Any] = {
     "matrix__strategies": STRATEGIES,
     "matrix__gpus": [1, 4, 2],
@@ -192,8 +196,8 @@ def test_dp_holds_its_replicas_in_one_process_and_says_where_it_cannot_run() -> 
 
 
 def test_a_low_precision_of_parameters_must_be_the_workloads() -> None:
-    for base in ("fsdp", "fsdp2"):
-        variant = {"variants": {"slim": {"base": base, "param_dtype": "bf16"}}}
+    for base in ("fsdp", "fsdp2", "deepspeed_zero2"):
+        variant = {"variants": {"slim": {"base": base, "param_dtype": "bf16"}}} | WITHOUT_BATCHNORM
         reasons = {
             precision: cell_at("slim", workloads__small__precision=precision, **variant).unsupported
             for precision in ("bf16", "fp32")
@@ -202,6 +206,27 @@ def test_a_low_precision_of_parameters_must_be_the_workloads() -> None:
             "bf16": None,
             "fp32": "its param_dtype is bf16, and the workload computes in fp32",
         }
+
+
+def test_an_option_that_older_results_lack_defines_a_cell_only_if_it_is_chosen() -> None:
+    assert "param_dtype" not in cell_at("deepspeed_zero1").defining()["options"]
+    variant = {"slim": {"base": "deepspeed_zero1", "param_dtype": "bf16"}}
+    chosen = cell_at("slim", variants=variant).defining()["options"]
+    assert chosen["param_dtype"] == "bf16"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeeds_bf16_mode_takes_no_batchnorm_and_no_autocast(stage: int) -> None:
+    options: dict[str, Any] = {"base": f"deepspeed_zero{stage}", "param_dtype": "bf16"}
+    bf16 = {"workloads__small__precision": "bf16"}
+
+    def why(options: dict[str, Any], **changes: Any) -> str:
+        return cell_at("slim", variants={"slim": options}, **bf16, **changes).unsupported or ""
+
+    assert "beside running statistics in float32" in why(options)
+    assert why(options, **WITHOUT_BATCHNORM) == ""
+    both = options | {"low_precision_communication": True}
+    assert "which param_dtype bf16 replaces" in why(both, **WITHOUT_BATCHNORM)
 
 
 @pytest.mark.parametrize("base", ["fsdp", "fsdp2"])
@@ -217,9 +242,7 @@ def test_batchnorm_in_float32_cannot_be_sharded_apart_in_a_compiled_or_checkpoin
     assert "batch-norm stays in fp32" in (cell_at("slim", **variant, **wrapped).unsupported or "")
     assert cell_at("slim", **variant).unsupported is None
     assert cell_at(base, **variant, **wrapped).unsupported is None
-    vit = {"name": "vit_b_16"}
-    without = {"workloads__small__model": vit, "workloads__small__dataset__image_size": 32}
-    assert cell_at("slim", **variant, **wrapped, **without).unsupported is None
+    assert cell_at("slim", **variant, **wrapped, **WITHOUT_BATCHNORM).unsupported is None
 
 
 def test_fsdp2s_advised_compilation_runs_for_language_models() -> None:

@@ -21,6 +21,18 @@ from shardmark.strategies import DpOptions
 from shardmark.training.inspection import StepObserver
 
 DISTRIBUTED = [name for name in STRATEGIES if name != "dp"]
+TOKENS = {
+    "model": {
+        "name": "gpt",
+        "layers": 2,
+        "width": 64,
+        "heads": 2,
+        "context": 32,
+        "vocabulary": 128,
+    },
+    "dataset": {"name": "synthetic_tokens", "sequences": 64, "test_sequences": 16},
+    "optimizer": {"name": "adamw", "learning_rate": 1.0e-3, "clip_norm": 0.5},
+}
 REDUCED = "reduced in a step, times the parameters' bytes in float32"
 GATHERED = "gathered in a step, times the parameters' bytes in float32"
 
@@ -67,6 +79,32 @@ def test_collectives_move_the_bytes_that_the_parameters_have() -> None:
         assert whole < bytes_of(strategy, "all_gather") < 2 * whole
     assert bytes_of("deepspeed_zero1", "all_gather") == pytest.approx(whole, rel=1e-4)
     assert bytes_of("deepspeed_zero3", "reduce_scatter") == whole
+
+
+@pytest.mark.slow
+def test_deepspeeds_bf16_mode_keeps_only_the_optimizers_state_in_float32() -> None:
+    native = [f"zero{stage}_native_bf16" for stage in (1, 2, 3)]
+    everyone = [metrics_of_run(name, settings=json.dumps(TOKENS)) for name in ("ddp", *native)]
+    certificate = certify(everyone, "ddp")
+    assert certificate.flagged == []
+    for name, result in zip(native, everyone[1:], strict=True):
+        for row, value in {
+            "autocast in the forward pass": "none",
+            "precision of parameters": "bfloat16",
+            "precision of gradients": "float32",
+            "precision of the gradient reduction": "bfloat16",
+            "precision of the parameter gather": "bfloat16",
+            "precision of the optimizer state": "float32",
+            REDUCED: "0.50",
+            GATHERED: "0.50",
+        }.items():
+            assert row_of(certificate, row).values[name] == value, (name, row)
+        assert result.memory is not None
+        measured, predicted = result.memory.measured[0], result.memory.predicted
+        if name != "zero3_native_bf16":  # ZeRO-3 keeps parameters as small as these whole
+            assert measured.parameters_bytes == pytest.approx(predicted.parameters_bytes, rel=0.05)
+        state = predicted.optimizer_state_bytes
+        assert measured.optimizer_state_bytes == pytest.approx(state, rel=0.05)
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def test_autograds_threads_count_and_others_do_not(name: str, counts: bool) -> N
     assert (use.launching_cpu_pct > worked_pct / 2) == counts, use
     assert use.process_cpu_pct > worked_pct / 2
 
+
 def test_a_kernel_that_counts_no_pressure_is_null_and_not_zero(tmp_path: Path) -> None:
     assert host._pressure_s(tmp_path / "cpu") is None
     file = tmp_path / "pressure"

@@ -110,7 +110,7 @@ def test_noise_without_a_bound_excuses_nothing() -> None:
         ("fsdp2_fp16", TIED, False),
         ("ddp", {"batch": {"per_gpu": 16, "accumulate": 2}}, False),
         ("ddp", {"compile": "block"}, True),
-        ("zero3_native_bf16", {}, True),
+        ("zero3_bf16_communication", {}, True),
     ],
 )
 def test_only_what_rounds_elsewhere_may_deviate_as_far_as_rounding(

@@ -22,6 +22,7 @@ def test_a_strategy_without_options_computes_as_the_others(strategy: str) -> Non
         ("fsdp2", {"param_dtype": "bf16", "reduce_dtype": "bf16"}, "other_arithmetic"),
         ("fsdp", {"sharding": "shard_grad_op"}, "same_arithmetic"),
         ("deepspeed_zero3", {"low_precision_communication": True}, "as_recommended"),
+        ("deepspeed_zero2", {"param_dtype": "bf16"}, "as_recommended"),
         ("deepspeed_zero1", {"gradient_clipping": None}, "other_arithmetic"),
         ("deepspeed_zero3", {"memory_efficient_linear": True}, "other_arithmetic"),
         ("ddp", {"comm_hook": "bf16_compress"}, "other_arithmetic"),

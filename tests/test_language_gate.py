@@ -44,7 +44,15 @@ KINDS["large, clipped"] = {
     "model": GPT["model"] | {"width": 128, "vocabulary": 80_000, "tied": True, "layers": 1},
     "optimizer": {"name": "sgd", "learning_rate": 1.0, "clip_norm": 0.1},
 }
-RECOMMENDED = ["fsdp_bf16", "fsdp2_bf16", "zero1_bf16_reduction", "zero3_native_bf16"]
+RECOMMENDED = [
+    "fsdp_bf16",
+    "fsdp2_bf16",
+    "zero1_bf16_reduction",
+    "zero3_bf16_communication",
+    "zero1_native_bf16",
+    "zero2_native_bf16",
+    "zero3_native_bf16",
+]
 
 
 def language_case(strategy: str, ranks: int, kind: str) -> ParityCase:
@@ -78,6 +86,18 @@ def test_every_strategy_trains_the_oracles_language_model(gate: Gate) -> None:
 def test_large_parameters_are_clipped_by_their_true_norm(gate: Gate) -> None:
     names = ("fsdp", "fsdp2")
     assert_all_pass([language_case(name, 2, "large, clipped") for name in names], gate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeeds_bf16_mode_trains_the_oracles_language_model(stage: int, gate: Gate) -> None:
+    name = f"zero{stage}_native_bf16"
+    assert_all_pass([language_case(name, 2, "bf16, tied, accumulation")], gate)
+    parity = gate(language_case(name, 2, "as timed"))
+    assert parity.status == "passed", parity.reason
+    # Initial values that were rounded to bf16 would be four times as far away.
+    bf16 = parity.precisions[-1]
+    assert bf16.deviation.final_weights < 2 * bf16.noise_floor.final_weights
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 
 from real_cells import cell_named, metrics_of_run
 from shardmark.measurement.model_cost import cost_of
-from shardmark.measurement.model_state import float32_bytes, host_bytes, predicted, storages
+from shardmark.measurement.model_state import bytes_each, host_bytes, predicted, storages
 from shardmark.metrics import Memory, ModelState
 from shardmark.optimizers import Optimizer
 from shardmark.workload.built_in import make_workload
@@ -31,9 +31,9 @@ def test_the_formulas_give_the_papers_figures(stage: int, gigabytes: float) -> N
 
 
 def test_the_optimizer_says_how_many_numbers_it_keeps_a_parameter() -> None:
-    assert float32_bytes(Optimizer(learning_rate=0.1)) == (4, 4, 4)
-    assert float32_bytes(Optimizer(learning_rate=0.1, momentum=0.0)) == (4, 4, 0)
-    assert float32_bytes(Optimizer(name="adam", learning_rate=0.1)) == (4, 4, 8)
+    assert bytes_each(Optimizer(learning_rate=0.1), "fp32") == (4, 4, 4)
+    assert bytes_each(Optimizer(learning_rate=0.1, momentum=0.0), "fp32") == (4, 4, 0)
+    assert bytes_each(Optimizer(name="adam", learning_rate=0.1), "fp32") == (4, 4, 8)
 
 
 def test_views_of_one_memory_count_it_once_and_whole() -> None:

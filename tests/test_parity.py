@@ -143,7 +143,7 @@ def test_compiled_blocks_that_are_checkpointed_match(oracles: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_native_bf16"])
+@pytest.mark.parametrize("strategy", ["fsdp_bf16", "fsdp2_bf16", "zero3_bf16_communication"])
 def test_a_frameworks_own_mixed_precision_matches(strategy: str, gate: Gate) -> None:
     case = case_of(strategy, 2, precision="bf16")
     parity = gate(case)

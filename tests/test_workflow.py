@@ -406,7 +406,7 @@ def test_dry_runs(fresh: Project) -> None:
 def test_default_configuration_plans(fresh: Project) -> None:
     result = fresh.run("-n", "--quiet", "rules", config=False)
     assert result.returncode == 0, result.stdout
-    assert re.search(r"train +1040", result.stdout)
+    assert re.search(r"train +920", result.stdout)
 
 
 @pytest.mark.parametrize("arguments", [(), ("-n",), ("report",)])

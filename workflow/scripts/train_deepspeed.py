@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from shardmark.launching.rank import main
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
+from shardmark.workload.blocks import plain_name
 from shardmark.workload.precision import AUTOCAST_DTYPES
 
 if not torch.cuda.is_available():
@@ -20,7 +23,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
-from deepspeed.utils import groups
+from deepspeed.utils import groups, safe_get_full_fp32_param, safe_set_full_fp32_param
 
 
 class Zero(Strategy):
@@ -36,15 +39,39 @@ class Zero(Strategy):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.logger.setLevel("WARNING")
         config = engine_config(task, self.stage)
+        low = task.low_dtype("param_dtype")
+        self.autocasts = low is None
         model = _sharded(task, config) if self.stage == 3 else task.build_model()
+        if low is not None:
+            cast_inputs = functools.partial(_cast_floats, dtype=low)
+            model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
         self.module, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=task.build_optimizer(model),
             config=config,
             dist_init_required=False,
         )
+        if low is not None:
+            self._set_initial_values()
         if task.cell.compilation == "model":
             self.module.compile(compile_kwargs={"dynamic": False})
+
+    @torch.no_grad()
+    def _set_initial_values(self) -> None:
+        """Give the optimizer's float32 copy the initial values of every other strategy.
+
+        DeepSpeed makes the copy from parameters that are already rounded.
+        """
+        task, fill = self.task, self.task.fill
+        built = {} if fill else dict(task.build_outline().named_parameters())
+        for name, parameter in self.module.module.named_parameters():
+            plain = plain_name(name)
+            value = torch.empty(getattr(parameter, "ds_shape", parameter.shape), device=self.device)
+            if fill:
+                fill(plain, value)
+            else:
+                value.copy_(built[plain])
+            safe_set_full_fp32_param(parameter, value)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient; the engine itself divides the loss by the number of micro-batches."""
@@ -80,13 +107,25 @@ class Zero(Strategy):
         return dtype
 
     def full_state_dict(self) -> StateDict:
-        """The full parameters and buffers; only stage 3 has to gather the parameters first."""
+        """The full parameters and buffers; only stage 3 has to gather the parameters first.
+
+        In bf16 mode the optimizer trains a float32 copy, from which it rounds the parameters.
+        """
         network = self.module.module
-        parameters = list(network.parameters()) if self.stage == 3 else []
-        with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
+        copies = {} if self.autocasts else self._float32_copies()
+        others = [part for name, part in network.named_parameters() if name not in copies]
+        with deepspeed.zero.GatheredParameters(others, enabled=self.stage == 3):
             return unwrap_state(
-                {**dict(network.named_parameters()), **dict(network.named_buffers())}
+                {**dict(network.named_parameters()), **dict(network.named_buffers()), **copies}
             )
+
+    def _float32_copies(self) -> StateDict:
+        """What the optimizer trains, gathered one by one; it has no copy of a frozen parameter."""
+        return {
+            name: copy.cpu()
+            for name, parameter in self.module.module.named_parameters()
+            if (copy := safe_get_full_fp32_param(parameter)) is not None
+        }
 
     def effective_config(self) -> dict[str, Any]:
         """The settings, read back from the engine."""
@@ -120,15 +159,33 @@ class Zero(Strategy):
         }
 
 
+def _cast_floats(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dtype: torch.dtype
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Cast a module's inputs that are floats; DeepSpeed's bf16 mode leaves that to its users."""
+
+    def cast_one(value: Any) -> Any:
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floats else value
+
+    return tree_map(cast_one, args), tree_map(cast_one, kwargs)
+
+
 def _sharded(task: Task, config: dict[str, Any]) -> nn.Module:
     """The network, each unit sharded as soon as it has its values."""
     model = task.build_outline()
     materialiser = task.materialiser(model)
     size = config["zero_optimization"].get("zero_hpz_partition_size")
     group = _group_of(size) if size else None
+    low = task.low_dtype("param_dtype")
     for unit in (*task.shard_units(model), model):
+        materialiser.whole(unit)
+        if low is not None:
+            # zero.Init does so only for modules that it builds itself.
+            for parameter in unit.parameters():
+                parameter.data = parameter.data.to(low)
         deepspeed.zero.Init(
-            module=materialiser.whole(unit),
+            module=unit,
             config_dict_or_path=config,
             zero_param_parallel_group=group,
         )
@@ -179,7 +236,9 @@ def engine_config(task: Task, stage: int) -> dict[str, Any]:
     if options["gradient_clipping"] is not None:
         clip_norm = options["gradient_clipping"] or cell.definition.optimizer.clip_norm
         config["gradient_clipping"] = clip_norm or 0.0
-    if task.precision in AUTOCAST_DTYPES:
+    if task.low_dtype("param_dtype") is not None:
+        config["bf16"] = {"enabled": True}
+    elif task.precision in AUTOCAST_DTYPES:
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[task.precision]
         config["torch_autocast"] = {"enabled": True, "dtype": dtype}
         if not options["low_precision_communication"]:

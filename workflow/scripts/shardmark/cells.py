@@ -124,6 +124,12 @@ class Cell(Section):
         return self.options.get("compile") or self.definition.compile
 
     @property
+    def state_dtype(self) -> str:
+        """The precision in which the strategy keeps parameters and gradients, and reduces them."""
+        dtype: str = self.options.get("param_dtype", "fp32")
+        return dtype if spec_of(self.base).holds_param_dtype else "fp32"
+
+    @property
     def groups(self) -> Groups:
         """The sizes of the groups of GPUs that the strategy's options ask for."""
         return groups_of(self.options, self.gpus, self.nodes)
@@ -158,11 +164,22 @@ class Cell(Section):
 
         The site's modules, network interface and container image are included, because they can
         change the speed. An empty site is left out, because older results have none. Secrets are
-        left out: they grant access but do not change the speed.
+        left out: they grant access but do not change the speed. So are the defaults of options that
+        older results do not have.
         """
         unnamed = self.site.model_copy(update={"secret_environment": []}) == CellSite()
         site: Any = True if unnamed else {"secret_environment"}
-        return self.model_dump(mode="json", by_alias=True, exclude={"data_dir": True, "site": site})
+        options = spec_of(self.base).options
+        newer = {
+            name
+            for name in options.newer
+            if self.options.get(name) == options.model_fields[name].default
+        }
+        return self.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude={"data_dir": True, "site": site, "options": newer},
+        )
 
 
 def recorded_fingerprint(cell: Cell, raw: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,9 +28,16 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 class Options(BaseModel):
-    """Options of a strategy. A strategy that is not a variant runs with the defaults."""
+    """Options of a strategy. A strategy that is not a variant runs with the defaults.
+
+    Attributes:
+        newer: options that older results do not have. With their defaults, they are no part of what
+            defines a cell, so those results stay valid.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    newer: ClassVar[frozenset[str]] = frozenset()
 
 
 class DpOptions(Options):
@@ -136,13 +143,21 @@ class FairscaleOptions(Options):
 class _ZeroOptions(Options):
     """DeepSpeed ZeRO, stages 1, 2 and 3."""
 
+    newer = frozenset({"param_dtype"})
+
     gradient_clipping: Annotated[Number, Field(ge=0)] | None = Field(
         0.0,
         description="0 clips to the workload's clip_norm, if it has one; null leaves DeepSpeed's "
         "own default, 1.0 since 0.19.3",
     )
+    param_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16 is DeepSpeed's bf16 mode, without autocast: parameters and gradients in "
+        "bf16, and their communication too; the optimizer updates a float32 copy. It must be the "
+        "workload's precision. With fp32, autocast computes in the workload's precision",
+    )
     low_precision_communication: Flag = Field(
-        False, description="DeepSpeed's native autocast: gradients reduced in bf16 or fp16"
+        False, description="DeepSpeed's own form of autocast: gradients reduced in bf16 or fp16"
     )
     memory_efficient_linear: Flag = Field(
         False,
@@ -311,10 +326,14 @@ def _dp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
     return None
 
 
+def _not_the_workloads(name: str, options: Mapping[str, Any], place: Place) -> str:
+    return f"its {name} is {options[name]}, and the workload computes in {place.precision}"
+
+
 def _fsdp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
     for name in ("param_dtype", "reduce_dtype"):
         if options[name] not in ("fp32", place.precision):
-            return f"its {name} is {options[name]}, and the workload computes in {place.precision}"
+            return _not_the_workloads(name, options, place)
     wraps = place.compilation != "none" or place.checkpoints
     if options["param_dtype"] != "fp32" and place.batchnorm is not None and wraps:
         return (
@@ -330,6 +349,19 @@ def _deepspeed_unsupported(options: Mapping[str, Any], place: Place) -> str | No
             "its low_precision_communication belongs to DeepSpeed's autocast, and the workload "
             f"computes in {place.precision}, without autocast"
         )
+    if options["param_dtype"] != "fp32":
+        if options["low_precision_communication"]:
+            return (
+                "its low_precision_communication belongs to DeepSpeed's autocast, which "
+                f"param_dtype {options['param_dtype']} replaces"
+            )
+        if place.precision != options["param_dtype"]:
+            return _not_the_workloads("param_dtype", options, place)
+        if place.batchnorm is not None:
+            return (
+                "DeepSpeed's bf16 mode holds the parameters of batch-norm in bf16 too, which torch "
+                "refuses beside running statistics in float32; use low_precision_communication"
+            )
     # null leaves DeepSpeed's own default, which clips.
     clips = place.clips or options["gradient_clipping"] != 0
     if clips and place.precision == "fp16":
@@ -372,6 +404,8 @@ class StrategySpec(BaseModel):
         offloads_collectives: whether ranks exchange tensors in host memory if it offloads them.
         copies_weights: whether the weights of a forward pass are views of a flat parameter or a
             replica's copies, so no leaves of autograd's graph.
+        holds_param_dtype: whether a low param_dtype is also the precision in which it keeps
+            parameters and gradients and reduces them. Others keep and reduce them in float32.
         why_unsupported: returns why it cannot run with these options at that place; None if it can.
     """
 
@@ -388,6 +422,7 @@ class StrategySpec(BaseModel):
     one_process: bool = False
     offloads_collectives: bool = False
     copies_weights: CopiesWeights = lambda place, freezes: False
+    holds_param_dtype: bool = False
     why_unsupported: Unsupported = _runs_everywhere
 
 
@@ -448,6 +483,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="P",
         packages=("deepspeed",),
         gathers=True,
+        holds_param_dtype=True,
         why_unsupported=_deepspeed_unsupported,
     ),
     "deepspeed_zero2": StrategySpec(
@@ -458,6 +494,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="X",
         packages=("deepspeed",),
         gathers=True,
+        holds_param_dtype=True,
         why_unsupported=_deepspeed_unsupported,
     ),
     "deepspeed_zero3": StrategySpec(
@@ -468,6 +505,7 @@ STRATEGIES: dict[str, StrategySpec] = {
         marker="h",
         packages=("deepspeed",),
         gathers=True,
+        holds_param_dtype=True,
         why_unsupported=_zero3_unsupported,
     ),
 }

@@ -16,6 +16,8 @@ from shardmark.metrics import ModelState
 from shardmark.optimizers import OPTIMIZERS, Optimizer
 
 _FLOAT32_BYTES = 4
+# bf16 and fp16.
+_LOW_BYTES = 2
 
 
 def storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
@@ -76,6 +78,8 @@ def held(
     shards = [getattr(parameter, "ds_tensor", None) for parameter in module]
     whole = storages([*module, *shards])
     stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # Between steps ZeRO-3 takes its copies out of the groups.
+    stepped += [parameter for parameter in optimizer.state if isinstance(parameter, Tensor)]
     state = [leaf for leaf in tree_leaves(dict(optimizer.state)) if isinstance(leaf, Tensor)]
     own = {
         address: size
@@ -126,7 +130,12 @@ def predicted(
     )
 
 
-def float32_bytes(optimizer: Optimizer) -> tuple[int, int, int]:
-    """Return the bytes of a parameter, its gradient and its optimizer state in plain float32."""
+def bytes_each(optimizer: Optimizer, state_dtype: str) -> tuple[int, int, int]:
+    """Return the bytes of a parameter, its gradient and its optimizer state.
+
+    If parameters are kept in less than float32, the state includes a float32 copy of them.
+    """
     numbers = OPTIMIZERS[optimizer.name].state_numbers(optimizer)
-    return _FLOAT32_BYTES, _FLOAT32_BYTES, numbers * _FLOAT32_BYTES
+    if state_dtype == "fp32":
+        return _FLOAT32_BYTES, _FLOAT32_BYTES, numbers * _FLOAT32_BYTES
+    return _LOW_BYTES, _LOW_BYTES, (1 + numbers) * _FLOAT32_BYTES

@@ -100,14 +100,14 @@ def floor_and_tolerance(
 def rounds_elsewhere(case: ParityCase) -> bool:
     """Whether a correct training rounds to the timed precision elsewhere than its oracle.
 
-    DeepSpeed's own mixed precision reduces gradients in it. FSDP's adds the gradients of
+    DeepSpeed's own forms of mixed precision reduce gradients in it. FSDP's adds the gradients of
     micro-batches in it, FSDP2's only those of a weight that is used twice. FSDP1 casts what goes
     into a batch-norm to float32, where torch's kernel reads it as it is. A compiler leaves out the
     rounding between operations that it fuses. DataParallel divides by the terms of all replicas
     before the backward pass, which rounds it unless their number is a power of two.
     """
     cell = case.cell
-    reduces = bool(cell.options.get("low_precision_communication", False))
+    reduces = cell.options.get("low_precision_communication") or cell.state_dtype != "fp32"
     divides = cell.base == "dp" and cell.gpus & (cell.gpus - 1) > 0
     if reduces or divides or cell.compilation != "none":
         return True

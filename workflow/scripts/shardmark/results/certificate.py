@@ -152,12 +152,22 @@ def _own_precision(cell: Cell) -> Exemption | None:
     return None
 
 
+def _keeps_low_precision(cell: Cell) -> Exemption | None:
+    if cell.state_dtype == "fp32":
+        return None
+    return Exemption(
+        _AUTOCAST[cell.state_dtype],
+        "its framework keeps parameters in it; the optimizer updates a float32 copy",
+        required=True,
+    )
+
+
 def _gathers_its_way(cell: Cell) -> Exemption | None:
     return _gathers_nothing(cell) or _own_precision(cell)
 
 
 def _reduces_its_way(cell: Cell) -> Exemption | None:
-    native = cell.options.get("low_precision_communication")
+    native = cell.options.get("low_precision_communication") or cell.state_dtype != "fp32"
     return _reduces_nothing(cell) or (_own_precision(cell) if native else None)
 
 
@@ -271,7 +281,12 @@ SETTINGS = (
         _autocast,
         exemption=_own_precision,
     ),
-    Setting("precision of parameters", lambda effective: effective.parameter_dtypes, _float32),
+    Setting(
+        "precision of parameters",
+        lambda effective: effective.parameter_dtypes,
+        _float32,
+        exemption=_keeps_low_precision,
+    ),
     Setting(
         "precision of compute",
         lambda effective: effective.compute_dtypes,
@@ -460,16 +475,23 @@ def _judge(
             verdict="inherent" if differ else "same",
             reason=setting.inherent if differ else None,
         )
-    reasons: dict[str, None] = {}
+    cells = {name: results[0].cell for name, results in results_by_strategy.items()}
+    exemptions = {
+        name: setting.exemption(cell) if setting.exemption else None for name, cell in cells.items()
+    }
+    excused = {
+        name: exemption.reason
+        for name, exemption in exemptions.items()
+        if exemption and (exemption.value is ANY or texts[name] == _text(exemption.value))
+    }
     flagged: dict[str, str] = {}
-    common = _most_common(texts, values, baseline)
-    for name, results in results_by_strategy.items():
-        cell = results[0].cell
-        exemption = setting.exemption(cell) if setting.exemption else None
+    # Those that may differ do not say what is common.
+    rest = {name: text for name, text in texts.items() if name not in excused}
+    common = _most_common(rest or texts, values, baseline)
+    for name in rest:
+        cell, exemption = cells[name], exemptions[name]
         wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
-        if exemption and (exemption.value is ANY or texts[name] == _text(exemption.value)):
-            reasons[exemption.reason] = None
-        elif exemption and exemption.required:
+        if exemption and exemption.required:
             right = f"{_text(exemption.value)} is right: {exemption.reason}"
             flagged[name] = f"{texts[name]}, where {right}{_variant_in_words(cell)}"
         elif texts[name] != wanted:
@@ -480,7 +502,7 @@ def _judge(
         setting=setting.label,
         values=texts,
         verdict="flagged" if flagged else verdict,
-        reason="; ".join(reasons) if differ and reasons else None,
+        reason="; ".join(dict.fromkeys(excused.values())) if differ and excused else None,
         flagged=flagged,
     )
 

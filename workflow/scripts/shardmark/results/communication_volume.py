@@ -125,6 +125,10 @@ def expected_volume(cell: Cell, parameters: int, unit_parameters: int | None) ->
             return _fully_sharded(cell, parameters, unit_parameters)
         case _:
             return None
+    if cell.state_dtype != "fp32":
+        return StepVolume(
+            volume.reduced.halved(all_of_it=True), volume.gathered.halved(all_of_it=True)
+        )
     if options["low_precision_communication"]:
         # Only those of convolutions and linear layers. Stages 1 and 2 still gather float32.
         gathered = volume.gathered

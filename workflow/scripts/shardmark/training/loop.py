@@ -21,7 +21,7 @@ from shardmark.effective_config import EffectiveConfig
 from shardmark.measurement.clocks import Phases, StepClock
 from shardmark.measurement.environment import torch_environment
 from shardmark.measurement.model_cost import ModelCost, cost_of
-from shardmark.measurement.model_state import float32_bytes, held, predicted
+from shardmark.measurement.model_state import bytes_each, held, predicted
 from shardmark.measurement.steady_state import summarise_steps
 from shardmark.metrics import Memory, Throughput, Windows
 from shardmark.processes.heartbeat import Heartbeat
@@ -389,7 +389,8 @@ class CellTraining:
         if self.runtime.device.type == "cuda":
             at_rest = torch.cuda.memory_allocated(self.runtime.device)
         everyone = self._gather((mine, at_rest))
-        stage, each = settings.zero_stage, float32_bytes(self.cell.definition.optimizer)
+        stage = settings.zero_stage
+        each = bytes_each(self.cell.definition.optimizer, self.cell.state_dtype)
         offload = "none"
         if self.runtime.device.type == "cuda":
             offload = self.cell.options.get("offload", "none")
