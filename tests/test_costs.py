@@ -163,7 +163,7 @@ def test_the_command_prints_the_sums_and_changes_no_file(tmp_path: Path) -> None
     script = str(ROOT / "workflow/scripts/plan.py")
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "920 of 1040 cells are left to run, and 100 jobs of the parity gate" in done.stdout
+    assert "920 of 920 cells are left to run, and 100 jobs of the parity gate" in done.stdout
     assert "690 jobs use a part of a node" in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
