@@ -118,6 +118,16 @@ def test_a_network_that_does_all_four_is_trained_as_by_the_oracle(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("stage", "ranks"), [(1, 2), (3, 3)])
+def test_such_a_network_is_trained_by_deepspeeds_bf16_mode(
+    stage: int, ranks: int, gate: Gate
+) -> None:
+    # At three ranks the last shards are padded.
+    parity = gate(case_with(f"zero{stage}_native_bf16", ranks, *USES))
+    assert parity.status == "passed", parity.reason
+
+
+@pytest.mark.slow
 def test_such_a_network_is_trained_by_copies_in_groups(gate: Gate) -> None:
     parity = gate(case_with("fsdp2_hsdp", 4, *USES, precision="fp32"))
     assert parity.status == "passed", parity.reason

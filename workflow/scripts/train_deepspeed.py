@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -23,7 +23,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
-from deepspeed.utils import groups, safe_get_full_fp32_param, safe_set_full_fp32_param
+from deepspeed.utils import (
+    groups,
+    safe_get_full_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
 
 
 class Zero(Strategy):
@@ -62,16 +67,27 @@ class Zero(Strategy):
 
         DeepSpeed makes the copy from parameters that are already rounded.
         """
-        task, fill = self.task, self.task.fill
-        built = {} if fill else dict(task.build_outline().named_parameters())
-        for name, parameter in self.module.module.named_parameters():
-            plain = plain_name(name)
+        trained = {
+            name: parameter
+            for name, parameter in self.module.module.named_parameters()
+            if parameter.requires_grad
+        }
+        for name, value in self._initial_values(trained):
+            _set_copy(trained[name], value)
+
+    def _initial_values(self, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The values that every other strategy begins with, in float32, one by one."""
+        fill, built = self.task.fill, {}
+        if fill is None:
+            outline = self.task.build_outline()
+            built = {plain_name(name): value for name, value in outline.named_parameters()}
+        for name, parameter in parameters.items():
             value = torch.empty(getattr(parameter, "ds_shape", parameter.shape), device=self.device)
-            if fill:
-                fill(plain, value)
+            if fill is None:
+                value.copy_(built[plain_name(name)])
             else:
-                value.copy_(built[plain])
-            safe_set_full_fp32_param(parameter, value)
+                fill(plain_name(name), value)
+            yield name, value
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient; the engine itself divides the loss by the number of micro-batches."""
@@ -112,19 +128,24 @@ class Zero(Strategy):
         In bf16 mode the optimizer trains a float32 copy, from which it rounds the parameters.
         """
         network = self.module.module
-        copies = {} if self.autocasts else self._float32_copies()
-        others = [part for name, part in network.named_parameters() if name not in copies]
-        with deepspeed.zero.GatheredParameters(others, enabled=self.stage == 3):
-            return unwrap_state(
-                {**dict(network.named_parameters()), **dict(network.named_buffers()), **copies}
-            )
+        parameters = dict(network.named_parameters())
+        copies = {} if self.autocasts else _float32_copies(parameters)
+        others = {name: value for name, value in parameters.items() if name not in copies}
+        with deepspeed.zero.GatheredParameters(list(others.values()), enabled=self.stage == 3):
+            if others and not self.autocasts:
+                copies |= self._unrounded(others)
+            return unwrap_state(parameters | dict(network.named_buffers()) | copies)
 
-    def _float32_copies(self) -> StateDict:
-        """What the optimizer trains, gathered one by one; it has no copy of a frozen parameter."""
+    @torch.no_grad()
+    def _unrounded(self, frozen: Mapping[str, Tensor]) -> StateDict:
+        """The initial values of frozen parameters, unless they are no longer what these round to.
+
+        The optimizer has no float32 copy of a frozen parameter.
+        """
         return {
-            name: copy.cpu()
-            for name, parameter in self.module.module.named_parameters()
-            if (copy := safe_get_full_fp32_param(parameter)) is not None
+            name: value.cpu()
+            for name, value in self._initial_values(frozen)
+            if torch.equal(value.to(frozen[name].dtype), frozen[name])
         }
 
     def effective_config(self) -> dict[str, Any]:
@@ -157,6 +178,27 @@ class Zero(Strategy):
                 ),
             },
         }
+
+
+def _float32_copies(parameters: Mapping[str, Tensor]) -> StateDict:
+    """What the optimizer trains, gathered one by one; a collective."""
+    return {
+        name: copy.cpu()
+        for name, parameter in parameters.items()
+        if (copy := safe_get_full_fp32_param(parameter)) is not None
+    }
+
+
+def _set_copy(parameter: Any, value: Tensor) -> None:
+    """Set the optimizer's float32 copy of a parameter, or this rank's shard of it, to a value."""
+    if not hasattr(parameter, "ds_tensor"):
+        safe_set_full_fp32_param(parameter, value)
+        return
+    # DeepSpeed's function for whole values fails where the last shard is padded.
+    size, group = parameter.ds_tensor.numel(), parameter.ds_process_group
+    padded = value.new_zeros(size * dist.get_world_size(group))
+    padded[: value.numel()] = value.flatten()
+    safe_set_local_fp32_param(parameter, padded[size * dist.get_rank(group) :][:size])
 
 
 def _cast_floats(
