@@ -76,6 +76,7 @@ def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> Non
     assert found.text.startswith("Use DDP. Fastest on 2 GPUs with a batch of 512 per GPU: 10,0")
     assert "images/s, 9.0 of 80 GiB. If memory is tight: FSDP2 (3" in found.text
     assert " % slower, 33 % less memory). Avoid DeepSpeed ZeRO-3 (7" in found.text
+    assert " % slower than DDP). " in found.text
     assert found.text.endswith("Out of memory: DataParallel.")
     assert len(found.text.split()) < 60
 
@@ -98,7 +99,7 @@ def test_a_strategy_far_behind_is_no_equal_choice_for_want_of_runs() -> None:
     cells = cells[(cells.strategy != "fsdp2") | (cells.seed < 2)]
     found = answer_of(cells)
     assert (found.badge, found.lead) == ("open", "Use DDP.")
-    assert "Far behind so far: FSDP2 (70 % slower)." in found.text
+    assert "Far behind so far: FSDP2 (70 % slower than DDP)." in found.text
     assert found.more_runs == "Choosing takes at least 1 more run of FSDP2."
 
 

@@ -47,7 +47,7 @@ def test_one_gpu_count_has_no_scaling(tmp_path: Path) -> None:
     assert len(findings.scaling) == 2
     table = scaling_table(findings.scaling, tables.strategies)
     assert table.rows == []
-    assert table.notes == ["No strategy has results at two GPU counts."]
+    assert table.notes == ["No strategy has results at more than one GPU count."]
     exported = tables_to_export(tables, findings)
     assert exported["scaling"][0].notes == table.notes, "the page links to its files"
 
@@ -69,6 +69,31 @@ def test_equal_factors_of_scaling_have_no_most_and_least(tmp_path: Path) -> None
     findings.scaling["speedup"] = [1.0, 2.001, 1.0, 1.9]
     words = "2.00 with DDP (most) and 1.90 with DataParallel (least)."
     assert headline("scaling", HeadlineData.of(tables.cells, findings)).endswith(words)
+
+
+def test_the_headline_of_the_steps_has_the_shares_of_its_bars(tmp_path: Path) -> None:
+    config = config_of(strategies=["dp", "ddp"], gpus=[2])
+    write_matrix(config, tmp_path)
+    tables, findings = read_all(config, tmp_path)
+    parts = ["compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms"]
+    tables.cells.loc[tables.cells.strategy == "ddp", parts] = [60.0, 10.0, 0.0, 30.0]
+    tables.cells.loc[tables.cells.strategy == "dp", parts] = [70.0, 25.0, 0.0, 5.0]
+    assert headline("step_split", HeadlineData.of(tables.cells, findings)) == (
+        "On 2 GPUs DDP waits longest for its host (30 % of a step) and DataParallel spends the "
+        "largest part of its step on communication alone (25 % of a step)."
+    )
+
+
+def test_figures_of_one_run_are_not_said_of_all_that_have_the_label(tmp_path: Path) -> None:
+    config = config_of(strategies=["ddp", "fsdp"], gpus=[2], seeds=[0, 1])
+    write_matrix(config, tmp_path)
+    cells = read_all(config, tmp_path)[0].cells
+    cells["label_reasons"] = "drift: 3 % slower"
+    two = ["drift: 24 % slower", "drift: 19 % faster"]
+    cells.loc[cells.strategy == "ddp", "label_reasons"] = two
+    rows = {row[0]: row[-1] for row in step_table(cells).rows}
+    assert rows["DDP"] == "drift (2 of 2), such as: 24 % slower"
+    assert rows["FSDP1"] == "drift: 3 % slower (2 of 2)"
 
 
 def test_why_a_verdict_of_the_gate_is_what_it_is_stands_below(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def _axes(above: Axes, below: Axes, data: Data) -> None:
         lone = data.epochs.epoch.iloc[0]
         above.set_xlim(lone - 0.5, lone + 0.5)
         above.set_xticks([lone])
+    above.ticklabel_format(axis="y", useOffset=False)
     above.grid(axis="y", color=FAINT, linewidth=0.6)
     below.axhline(0, color=GREY, linewidth=0.6)
     low, high = below.get_ylim()

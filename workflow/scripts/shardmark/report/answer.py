@@ -21,8 +21,8 @@ from shardmark.strategies import label_of
 Badge = Literal["established", "likely", "open", "no answer"]
 # What each badge means, for the line below the answers.
 BADGES: dict[str, str] = {
-    "established": f"p<0.05, {FEWEST_ESTABLISHED}+ runs each",
-    "likely": f"p<0.05, {FEWEST_LIKELY}–{FEWEST_ESTABLISHED - 1} runs each",
+    "established": f"p<0.05 with {FEWEST_ESTABLISHED} or more runs each",
+    "likely": f"p<0.05 with fewer than {FEWEST_ESTABLISHED} runs each",
     "open": "undecided",
 }
 
@@ -238,14 +238,15 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
         far = [name for name in names if name != tight and speeds[name] < FAR_BEHIND]
         slowest = sorted(far, key=speeds.__getitem__)[:MOST_NAMES]
         if slowest:
-            yield words, f"{join_names(_with_speeds(slowest, speeds))}."
+            yield words, f"{join_names(_with_speeds(slowest, verdict.fastest))}."
 
 
-def _with_speeds(names: Sequence[str], speeds: Mapping[str, float]) -> list[str]:
-    """Return labels with how much slower each is; only the first says that it is slower."""
+def _with_speeds(names: Sequence[str], standing: Standing) -> list[str]:
+    """Return labels with how much slower each is; only the first says what it is slower than."""
     first, *others = names
+    speeds, best = standing.ratios, label_of(standing.best or "")
     return [
-        f"{label_of(first)} ({_slower(speeds[first])})",
+        f"{label_of(first)} ({_slower(speeds[first])} than {best})",
         *(f"{label_of(name)} ({_roughly(speeds[name])})" for name in others),
     ]
 

@@ -122,15 +122,23 @@ def _most_and_least(values: Mapping[str, str]) -> str:
     return f"{high} with {most} (most) and {low} with {least} (least)"
 
 
+# The parts of a profiled step, and what to say of the strategy with the largest share of one.
+_STEP_PARTS = {
+    "host_gap_ms": "waits longest for its host",
+    "exposed_communication_ms": "spends the largest part of its step on communication alone",
+    "compute_ms": "",
+    "data_ms": "",
+}
+
+
 def _step_split(data: HeadlineData) -> str:
+    means = data.runs[list(_STEP_PARTS)].groupby(data.runs.strategy).mean().dropna(how="all")
+    shares = 100 * means.div(means.sum(axis=1), axis=0)
     parts: dict[str, list[str]] = {}
-    for column, words in (
-        ("host_wait_pct", "waits longest for its host"),
-        ("exposed_communication_pct", "spends the largest part of its step on communication alone"),
-    ):
-        medians = data.medians(column)
-        if medians and (most := max(medians.values())) >= 1:
-            parts.setdefault(list(medians)[-1], []).append(f"{words} ({most:.0f} % of a step)")
+    for column, words in _STEP_PARTS.items():
+        if words and len(shares) and (most := shares[column].max()) >= 1:
+            name = label_of(str(shares[column].idxmax()))
+            parts.setdefault(name, []).append(f"{words} ({most:.0f} % of a step)")
     clauses = [f"{name} {' and '.join(words)}" for name, words in parts.items()]
     return f"On {data.where} {' and '.join(clauses)}." if clauses else ""
 
@@ -141,8 +149,8 @@ def _step_time(data: HeadlineData) -> str:
     if tails.empty:
         return ""
     return (
-        f"On {data.where} one step in a hundred takes at least {tails.iloc[-1]:.2f} times the "
-        f"median with {label_of(tails.index[-1])}, the most uneven strategy."
+        f"On {data.where} one step in a hundred of a run takes at least {tails.iloc[-1]:.2f} times "
+        f"the run's median with {label_of(tails.index[-1])}, the most uneven strategy."
     )
 
 

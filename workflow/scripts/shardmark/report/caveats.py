@@ -40,9 +40,11 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if len(unproven):
         names = join_names(list(map(label_of, sorted(unproven))))
         yield Caveat(f"Not proven to train the same model at every GPU count: {names}.", "parity")
-    lacking = cells.outcome.isin([Outcome.MISSING, Outcome.REFUSED]).sum()
-    if lacking:
-        yield Caveat(f"{lacking} of {len(cells)} runs have no result that counts.", "failures")
+    missing, refused = ((cells.outcome == end).sum() for end in (Outcome.MISSING, Outcome.REFUSED))
+    if missing:
+        yield Caveat(f"{missing} of {len(cells)} planned runs have no result yet.", "failures")
+    if refused:
+        yield Caveat(f"{_runs(refused)} left a result that does not count.", "failures")
     searches = tables.largest_batches
     unsearched = searches.status.isin(WITHOUT_RESULT).sum()
     if unsearched:
@@ -70,10 +72,11 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
             f"{_runs(imprecise)} reached the longest window before the step time was precise.",
             "steps",
         )
-    if record.steady_min_s < LONG_ENOUGH_S:
+    short = cells.window_s[cells.window_s < LONG_ENOUGH_S]
+    if record.steady_min_s < LONG_ENOUGH_S and len(short):
         yield Caveat(
-            f"The shortest timed window is {record.steady_min_s:g} s; below {LONG_ENOUGH_S:g} s "
-            "energy and drift mean little."
+            f"{_runs(len(short))} had a timed window of less than {LONG_ENOUGH_S:g} s, the "
+            f"shortest of {short.min():.1f} s: their energy and drift mean little."
         )
     if stale := (cells.stale == True).sum():  # noqa: E712
         yield Caveat(f"{_runs(stale)} {'was' if stale == 1 else 'were'} made by earlier code.")

@@ -122,7 +122,7 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
         ],
         rows=[] if alone else [_scaling_row(row) for row in rows],
-        notes=["No strategy has results at two GPU counts."] if alone else [],
+        notes=["No strategy has results at more than one GPU count."] if alone else [],
     )
 
 
@@ -182,7 +182,8 @@ def step_table(cells: pd.DataFrame) -> Table:
     }
     # Two decimals at most: 0.002 % of a step is nothing.
     cells = cells.round({name: 2 for name in columns if name.endswith("_pct")})
-    return _medians(cells, "Steps, medians over runs", columns, 1.0, ["Labels"])
+    caption = "Steps, medians over runs; waits and communication of the rank that waits longest"
+    return _medians(cells, caption, columns, 1.0, ["Labels"])
 
 
 def _medians(
@@ -208,9 +209,13 @@ def _labels(runs: pd.DataFrame) -> str:
     kinds: dict[str, list[str]] = {}
     for label in (part for text in runs.label_reasons for part in text.split("; ") if part):
         kinds.setdefault(label.partition(":")[0], []).append(label)
-    return (
-        "; ".join(f"{labels[0]} ({len(labels)} of {len(runs)})" for labels in kinds.values()) or "–"
-    )
+    lines = []
+    for kind, labels in kinds.items():
+        count = f"{len(labels)} of {len(runs)}"
+        alike = len(set(labels)) == 1
+        example = labels[0].partition(": ")[2]
+        lines.append(f"{labels[0]} ({count})" if alike else f"{kind} ({count}), such as: {example}")
+    return "; ".join(lines) or "–"
 
 
 def parity_table(parity: pd.DataFrame) -> Table:
