@@ -14,9 +14,9 @@ from shardmark.strategies import STRATEGIES
 VARIANTS: dict[str, dict[str, Any]] = {
     "fsdp_bf16": {"base": "fsdp", "param_dtype": "bf16"},
     "fsdp2_bf16": {"base": "fsdp2", "param_dtype": "bf16"},
-    "zero1_native_bf16": {"base": "deepspeed_zero1", "param_dtype": "bf16"},
-    "zero2_native_bf16": {"base": "deepspeed_zero2", "param_dtype": "bf16"},
-    "zero3_native_bf16": {"base": "deepspeed_zero3", "param_dtype": "bf16"},
+    "zero1_bf16": {"base": "deepspeed_zero1", "param_dtype": "bf16"},
+    "zero2_bf16": {"base": "deepspeed_zero2", "param_dtype": "bf16"},
+    "zero3_bf16": {"base": "deepspeed_zero3", "param_dtype": "bf16"},
 }
 
 

@@ -216,9 +216,9 @@ BUILDERS: dict[str, Callable[[Callable[[], Gpt]], Step]] = {
     "deepspeed_zero3": lambda make: build_zero(3, make, native=False),
     "fsdp_bf16": lambda make: build_fsdp(make(), native=True),
     "fsdp2_bf16": lambda make: build_fsdp2(make(), native=True),
-    "zero1_native_bf16": lambda make: build_zero(1, make, native=True),
-    "zero2_native_bf16": lambda make: build_zero(2, make, native=True),
-    "zero3_native_bf16": lambda make: build_zero(3, make, native=True),
+    "zero1_bf16": lambda make: build_zero(1, make, native=True),
+    "zero2_bf16": lambda make: build_zero(2, make, native=True),
+    "zero3_bf16": lambda make: build_zero(3, make, native=True),
 }
 
 

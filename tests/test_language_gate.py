@@ -49,9 +49,9 @@ RECOMMENDED = [
     "fsdp2_bf16",
     "zero1_bf16_reduction",
     "zero3_bf16_communication",
-    "zero1_native_bf16",
-    "zero2_native_bf16",
-    "zero3_native_bf16",
+    "zero1_bf16",
+    "zero2_bf16",
+    "zero3_bf16",
 ]
 
 
@@ -91,7 +91,7 @@ def test_large_parameters_are_clipped_by_their_true_norm(gate: Gate) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeeds_bf16_mode_trains_the_oracles_language_model(stage: int, gate: Gate) -> None:
-    name = f"zero{stage}_native_bf16"
+    name = f"zero{stage}_bf16"
     assert_all_pass([language_case(name, 2, "bf16, tied, accumulation")], gate)
     parity = gate(language_case(name, stage, "as timed"))
     assert parity.status == "passed", parity.reason

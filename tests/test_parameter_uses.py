@@ -123,7 +123,7 @@ def test_such_a_network_is_trained_by_deepspeeds_bf16_mode(
     stage: int, ranks: int, gate: Gate
 ) -> None:
     # At three ranks the last shards are padded.
-    parity = gate(case_with(f"zero{stage}_native_bf16", ranks, *USES))
+    parity = gate(case_with(f"zero{stage}_bf16", ranks, *USES))
     assert parity.status == "passed", parity.reason
 
 

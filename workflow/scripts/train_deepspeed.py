@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from shardmark.errors import UserError
 from shardmark.launching.rank import main
+from shardmark.strategies import NO_BATCHNORM
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
 from shardmark.workload.blocks import plain_name
-from shardmark.workload.precision import AUTOCAST_DTYPES
+from shardmark.workload.precision import AUTOCAST_DTYPES, cast_floats
 
 if not torch.cuda.is_available():
     # DeepSpeed reads this on import; without it, it looks for a GPU driver.
@@ -48,8 +49,9 @@ class Zero(Strategy):
         self.autocasts = low is None
         model = _sharded(task, config) if self.stage == 3 else task.build_model()
         if low is not None:
-            cast_inputs = functools.partial(_cast_floats, dtype=low)
-            model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
+            _refuse_batchnorm(model)
+            # DeepSpeed's bf16 mode leaves this to its users.
+            model.register_forward_pre_hook(functools.partial(cast_floats, low), with_kwargs=True)
         self.module, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=task.build_optimizer(model),
@@ -172,12 +174,24 @@ class Zero(Strategy):
                 ],
                 "secondary_partition_ranks": zero.zero_hpz_partition_size,
                 "overlap_comm": zero.overlap_comm,
+                # Stage 3 has no such setting.
+                "checks_gradient_overflow": getattr(self.optimizer, "check_grad_overflow", None),
                 "reduce_bucket_elements": zero.reduce_bucket_size,
                 "parameter_persistence_threshold": (
                     zero.param_persistence_threshold if self.stage == 3 else None
                 ),
             },
         }
+
+
+def _refuse_batchnorm(model: nn.Module) -> None:
+    """Refuse a network of the user's own of which planning does not know that it has batch-norm.
+
+    Raises:
+        UserError: if it has.
+    """
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        raise UserError(NO_BATCHNORM)
 
 
 def _float32_copies(parameters: Mapping[str, Tensor]) -> StateDict:
@@ -192,6 +206,8 @@ def _float32_copies(parameters: Mapping[str, Tensor]) -> StateDict:
 def _set_copy(parameter: Any, value: Tensor) -> None:
     """Set the optimizer's float32 copy of a parameter, or this rank's shard of it, to a value."""
     if not hasattr(parameter, "ds_tensor"):
+        # DeepSpeed's function does nothing, and says nothing, for a parameter without a copy.
+        assert hasattr(parameter, "_hp_mapping")
         safe_set_full_fp32_param(parameter, value)
         return
     # DeepSpeed's function for whole values fails where the last shard is padded.
@@ -199,18 +215,6 @@ def _set_copy(parameter: Any, value: Tensor) -> None:
     padded = value.new_zeros(size * dist.get_world_size(group))
     padded[: value.numel()] = value.flatten()
     safe_set_local_fp32_param(parameter, padded[size * dist.get_rank(group) :][:size])
-
-
-def _cast_floats(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dtype: torch.dtype
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Cast a module's inputs that are floats; DeepSpeed's bf16 mode leaves that to its users."""
-
-    def cast_one(value: Any) -> Any:
-        floats = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(dtype) if floats else value
-
-    return tree_map(cast_one, args), tree_map(cast_one, kwargs)
 
 
 def _sharded(task: Task, config: dict[str, Any]) -> nn.Module:

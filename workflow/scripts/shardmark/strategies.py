@@ -343,6 +343,13 @@ def _fsdp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
     return _groups_unsupported(options, place)
 
 
+# Of a network of the user's own, planning does not know it.
+NO_BATCHNORM = (
+    "DeepSpeed's bf16 mode holds the parameters of batch-norm in bf16 too, which torch refuses "
+    "beside running statistics in float32; use low_precision_communication"
+)
+
+
 def _deepspeed_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
     if options["low_precision_communication"] and place.precision in ("fp32", "tf32"):
         return (
@@ -358,10 +365,7 @@ def _deepspeed_unsupported(options: Mapping[str, Any], place: Place) -> str | No
         if place.precision != options["param_dtype"]:
             return _not_the_workloads("param_dtype", options, place)
         if place.batchnorm is not None:
-            return (
-                "DeepSpeed's bf16 mode holds the parameters of batch-norm in bf16 too, which torch "
-                "refuses beside running statistics in float32; use low_precision_communication"
-            )
+            return NO_BATCHNORM
     # null leaves DeepSpeed's own default, which clips.
     clips = place.clips or options["gradient_clipping"] != 0
     if clips and place.precision == "fp16":
@@ -405,7 +409,7 @@ class StrategySpec(BaseModel):
         copies_weights: whether the weights of a forward pass are views of a flat parameter or a
             replica's copies, so no leaves of autograd's graph.
         holds_param_dtype: whether a low param_dtype is also the precision in which it keeps
-            parameters and gradients and reduces them. Others keep and reduce them in float32.
+            parameters and gradients and reduces them. Others gather parameters in it.
         why_unsupported: returns why it cannot run with these options at that place; None if it can.
     """
 

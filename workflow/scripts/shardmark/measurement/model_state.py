@@ -59,6 +59,7 @@ def _local(tensor: Tensor) -> Tensor:
 def held(
     parameters: Iterable[nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    stepped: Iterable[Tensor],
     gradients_bytes: int,
     gradients_host_bytes: int,
     device_type: str,
@@ -68,8 +69,9 @@ def held(
     Args:
         parameters: parameters of the strategy's module. With ZeRO-3 their shards are in
             ``ds_tensor``.
-        optimizer: the torch optimizer that steps. If its parameters are not the module's, they are
-            copies and count as its state.
+        optimizer: the torch optimizer that steps.
+        stepped: the parameters that it updated. Those that are not the module's are copies, and
+            count as its state. ZeRO-3 takes them out of its groups between steps.
         gradients_bytes: bytes of the gradients when it stepped; between steps there are none.
         gradients_host_bytes: those of them that were offloaded to host memory.
         device_type: the device that computes, ``cuda`` or ``cpu``.
@@ -77,9 +79,7 @@ def held(
     module = list(parameters)
     shards = [getattr(parameter, "ds_tensor", None) for parameter in module]
     whole = storages([*module, *shards])
-    stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # Between steps ZeRO-3 takes its copies out of the groups.
-    stepped += [parameter for parameter in optimizer.state if isinstance(parameter, Tensor)]
+    stepped = list(stepped)
     state = [leaf for leaf in tree_leaves(dict(optimizer.state)) if isinstance(leaf, Tensor)]
     own = {
         address: size

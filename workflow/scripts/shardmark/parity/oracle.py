@@ -23,7 +23,13 @@ from shardmark.workload.contract import Contract, Rows
 from shardmark.workload.data import epoch_order
 from shardmark.workload.keyed_random import sample_keys
 from shardmark.workload.optimizers import build_optimizer, learning_rate_at
-from shardmark.workload.precision import AUTOCAST_DTYPES, autocast, grad_scaler, set_math_mode
+from shardmark.workload.precision import (
+    AUTOCAST_DTYPES,
+    autocast,
+    cast_floats,
+    grad_scaler,
+    set_math_mode,
+)
 
 # The reversed orders take the same sums from the last replica to the first, or from each replica's
 # last sample to its first. With one replica, only the latter changes anything.
@@ -170,7 +176,8 @@ class RoundedCopy:
         self.model = model
         self.copy = copy.deepcopy(model)
         # Not a method: a cycle would keep the model alive until a collection.
-        self.copy.register_forward_pre_hook(functools.partial(_round_inputs, dtype))
+        cast_inputs = functools.partial(cast_floats, dtype)
+        self.copy.register_forward_pre_hook(cast_inputs, with_kwargs=True)
         for module in self.copy.modules():
             if not isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for parameter in module.parameters(recurse=False):
@@ -191,14 +198,6 @@ class RoundedCopy:
                 gradient = low.grad.float()
                 exact.grad = gradient if exact.grad is None else exact.grad + gradient
                 low.grad = None
-
-
-def _round_inputs(dtype: torch.dtype, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Round the floating-point tensors that a model is called with."""
-    floats = [isinstance(part, Tensor) and part.is_floating_point() for part in inputs]
-    return tuple(
-        part.to(dtype) if is_float else part for part, is_float in zip(inputs, floats, strict=True)
-    )
 
 
 def _clip(model: nn.Module, norm: float) -> None:

@@ -309,7 +309,11 @@ SETTINGS = (
         _float32,
         exemption=_reduces_its_way,
     ),
-    Setting("precision of gradients", lambda effective: effective.gradient_dtypes, _float32),
+    Setting(
+        "precision of gradients when the optimizer steps",
+        lambda effective: effective.gradient_dtypes,
+        _float32,
+    ),
     Setting(
         "precision of the optimizer state",
         lambda effective: effective.optimizer_state_dtypes,

@@ -79,6 +79,7 @@ class StepObserver:
 
     Attributes:
         optimizer: the torch optimizer that stepped; None if none did.
+        stepped: the parameters that the optimizer updated.
         gradients_bytes: size of the gradients when it stepped, the optimizer's and the module's.
         gradients_host_bytes: those of them that are in host memory, away from the device.
         operand_bytes: bytes that the operations read and wrote, without collectives. Each operand
@@ -92,6 +93,7 @@ class StepObserver:
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
         self.optimizer: Optimizer | None = None
+        self.stepped: list[Tensor] = []
         self.settings: dict[str, Any] = {}
         self.learning_rate: float | None = None
         self.gradients_bytes = self.gradients_host_bytes = 0
@@ -203,6 +205,7 @@ class StepObserver:
         self.settings["weight_decay"] = decays[0] if len(decays) == 1 else decays
         self.learning_rate = float(group["lr"])
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.stepped += owned
         new = [one for one in (*owned, *self._parameters) if id(one) not in self._counted]
         self._counted |= set(map(id, new))
         gradients = [parameter.grad for parameter in new]

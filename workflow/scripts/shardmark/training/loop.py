@@ -381,6 +381,7 @@ class CellTraining:
             mine = held(
                 self.strategy.module.parameters(),
                 observer.optimizer,
+                observer.stepped,
                 observer.gradients_bytes,
                 observer.gradients_host_bytes,
                 observer.device_type,

@@ -8,8 +8,11 @@ name.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +38,18 @@ def autocast(
     return torch.autocast(
         device_type, dtype=dtype, enabled=dtype is not None, cache_enabled=keep_weights
     )
+
+
+def cast_floats(
+    dtype: torch.dtype, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Cast the float tensors that a module is called with: a forward pre-hook with keywords."""
+
+    def cast_one(value: Any) -> Any:
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floats else value
+
+    return tree_map(cast_one, inputs), tree_map(cast_one, named)
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
