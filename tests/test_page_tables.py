@@ -96,6 +96,24 @@ def test_figures_of_one_run_are_not_said_of_all_that_have_the_label(tmp_path: Pa
     assert rows["FSDP1"] == "drift: 3 % slower (2 of 2)"
 
 
+def test_a_short_window_is_said_to_be_short(tmp_path: Path) -> None:
+    config = config_of(strategies=["ddp"], gpus=[2], seeds=[0, 1])
+    short = config.measure.model_copy(update={"steady_min_s": 4.0, "steady_max_s": 4.0})
+    config = config.model_copy(update={"measure": short})
+    write_matrix(config, tmp_path)
+    tables, _ = read_all(config, tmp_path)
+
+    def said(*windows_s: float) -> list[str]:
+        tables.cells["window_s"] = windows_s
+        return [one.text for one in caveats(tables) if "timed window" in one.text]
+
+    assert said(10.0, 12.0) == []
+    assert said(4.2, 12.0) == [
+        "1 run had a timed window of less than 10 s, the shortest of 4.2 s: too short for energy "
+        "and drift."
+    ]
+
+
 def test_why_a_verdict_of_the_gate_is_what_it_is_stands_below(tmp_path: Path) -> None:
     config = config_of(strategies=["ddp", "fsdp"], gpus=[2])
     write_parity(config, "ddp", 2, tmp_path, status="failed", reason="fp32: loss deviates")

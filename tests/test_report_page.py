@@ -105,7 +105,8 @@ def test_caveats_are_lines_and_all_stand_under_failures(page: Page) -> None:
     said = page.locator("#failures ~ ul").first.inner_text()
     for words in (
         "Not proven to train the same model at every GPU count: FairScale FSDP.",
-        "2 of 48 planned runs have no result yet.",
+        "1 of 48 planned runs: no result yet.",
+        "1 run left a result that does not count.",
         "1 run did not end well",
         "runs excluded for a device fault (shared GPU)",
         "1 run was made by earlier code",
@@ -392,17 +393,3 @@ def test_one_gpu_is_said_first(tmp_path: Path) -> None:
     config = config_of(gpus=[1], strategies=["ddp", "dp"])
     write_matrix(config, tmp_path)
     assert "One GPU cannot answer which strategy is best" in build(config, tmp_path).read_text()
-
-
-@pytest.mark.slow
-def test_a_short_window_is_said_to_be_short(tmp_path: Path) -> None:
-    config = config_of(gpus=[2], strategies=["ddp"])
-    write_matrix(config, tmp_path)
-    assert "had a timed window of less than" not in build(config, tmp_path).read_text()
-    measure = config.measure.model_copy(update={"steady_min_s": 4.0, "steady_max_s": 4.0})
-    short = config.model_copy(update={"measure": measure})
-    write_matrix(short, tmp_path)
-    assert (
-        "had a timed window of less than 10 s, the shortest of 4.0 s"
-        in build(short, tmp_path).read_text()
-    )

@@ -21,8 +21,8 @@ from shardmark.strategies import label_of
 Badge = Literal["established", "likely", "open", "no answer"]
 # What each badge means, for the line below the answers.
 BADGES: dict[str, str] = {
-    "established": f"p<0.05 with {FEWEST_ESTABLISHED} or more runs each",
-    "likely": f"p<0.05 with fewer than {FEWEST_ESTABLISHED} runs each",
+    "established": f"p<0.05, {FEWEST_ESTABLISHED}+ runs each",
+    "likely": f"p<0.05, under {FEWEST_ESTABLISHED} runs each",
     "open": "undecided",
 }
 

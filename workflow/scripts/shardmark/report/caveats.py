@@ -42,7 +42,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         yield Caveat(f"Not proven to train the same model at every GPU count: {names}.", "parity")
     missing, refused = ((cells.outcome == end).sum() for end in (Outcome.MISSING, Outcome.REFUSED))
     if missing:
-        yield Caveat(f"{missing} of {len(cells)} planned runs have no result yet.", "failures")
+        yield Caveat(f"{missing} of {len(cells)} planned runs: no result yet.", "failures")
     if refused:
         yield Caveat(f"{_runs(refused)} left a result that does not count.", "failures")
     searches = tables.largest_batches
@@ -76,7 +76,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if record.steady_min_s < LONG_ENOUGH_S and len(short):
         yield Caveat(
             f"{_runs(len(short))} had a timed window of less than {LONG_ENOUGH_S:g} s, the "
-            f"shortest of {short.min():.1f} s: their energy and drift mean little."
+            f"shortest of {short.min():.1f} s: too short for energy and drift."
         )
     if stale := (cells.stale == True).sum():  # noqa: E712
         yield Caveat(f"{_runs(stale)} {'was' if stale == 1 else 'were'} made by earlier code.")
