@@ -39,7 +39,7 @@ from shardmark.strategies import STRATEGIES
 PARTS = ("sampler", "strategies", "rules", "sabotage")
 VARIANTS = {
     "zero1_default_clipping": {"base": "deepspeed_zero1", "gradient_clipping": None},
-    "zero1_bf16_reduction": {"base": "deepspeed_zero1", "low_precision_communication": True},
+    "zero1_bf16_communication": {"base": "deepspeed_zero1", "low_precision_communication": True},
 }
 PARTS_OF_OTHERS = {"first_step_s", "warmup_s", "steady_s", "total_s", "epochs_s"}
 # Keeps one GPU busy until it is ended.
@@ -167,7 +167,7 @@ class Checks:
         self.say("", "## Sabotage, as the certificate flags it")
         for strategy, script in (
             ("zero1_default_clipping", None),
-            ("zero1_bf16_reduction", None),
+            ("zero1_bf16_communication", None),
             ("deepspeed_zero1", scripts / "train_outer_autocast.py"),
             ("ddp", scripts / "train_with_adam.py"),
             ("ddp", scripts / "train_with_tf32.py"),

@@ -23,7 +23,7 @@ DEVICE = os.environ.get("SHARDMARK_TEST_DEVICE", "cpu")
 STRATEGIES = tuple(RECORDS)
 VARIANTS = {
     "zero1_default_clipping": {"base": "deepspeed_zero1", "gradient_clipping": None},
-    "zero1_bf16_reduction": {"base": "deepspeed_zero1", "low_precision_communication": True},
+    "zero1_bf16_communication": {"base": "deepspeed_zero1", "low_precision_communication": True},
     "ddp_bf16_hook": {"base": "ddp", "comm_hook": "bf16_compress"},
     "fsdp_bf16": {"base": "fsdp", "param_dtype": "bf16"},
     "fsdp2_bf16": {"base": "fsdp2", "param_dtype": "bf16"},

@@ -37,7 +37,7 @@ def volumes(metrics: Any) -> dict[str, Row]:
         ("fsdp2_zero2", "1.00", "2.00"),
         ("fairscale_zero2", "1.00", "1.00"),
         ("deepspeed_zero1", "1.00", "1.00"),
-        ("zero1_bf16_reduction", "0.50", "1.00"),
+        ("zero1_bf16_communication", "0.50", "1.00"),
         ("deepspeed_zero2", "2.00", "1.00"),
         # The large weight once per micro-batch, the small parameters once.
         ("deepspeed_zero3", "2.00", "1.68"),

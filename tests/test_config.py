@@ -264,6 +264,11 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "variants.other.base",
         ("unknown strategy ['ddp']",),
     ),
+    "a variant of earlier versions": (
+        changed(matrix__strategies=["ddp", "zero3_native_bf16"]),
+        "matrix.strategies[1]",
+        ("it is called zero3_bf16_communication now",),
+    ),
     "an unknown option of a variant": (
         changed(variants__other={"base": "ddp", "bucket_mb": 1}),
         "variants.other.bucket_mb",

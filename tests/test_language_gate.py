@@ -47,7 +47,7 @@ KINDS["large, clipped"] = {
 RECOMMENDED = [
     "fsdp_bf16",
     "fsdp2_bf16",
-    "zero1_bf16_reduction",
+    "zero1_bf16_communication",
     "zero3_bf16_communication",
     "zero1_bf16",
     "zero2_bf16",

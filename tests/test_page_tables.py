@@ -92,7 +92,7 @@ def test_figures_of_one_run_are_not_said_of_all_that_have_the_label(tmp_path: Pa
     two = ["drift: 24 % slower", "drift: 19 % faster"]
     cells.loc[cells.strategy == "ddp", "label_reasons"] = two
     rows = {row[0]: row[-1] for row in step_table(cells).rows}
-    assert rows["DDP"] == "drift (2 of 2), such as: 24 % slower"
+    assert rows["DDP"] == "drift (2 of 2), for example: 24 % slower"
     assert rows["FSDP1"] == "drift: 3 % slower (2 of 2)"
 
 

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shardmark.errors import UserError
 from shardmark.launching.rank import main
 from shardmark.strategies import NO_BATCHNORM
 from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state
@@ -45,29 +44,31 @@ class Zero(Strategy):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.logger.setLevel("WARNING")
         config = engine_config(task, self.stage)
-        low = task.low_dtype("param_dtype")
-        self.autocasts = low is None
+        # bfloat16 in DeepSpeed's bf16 mode; None if torch's autocast chooses the precision.
+        self.low_dtype = task.low_dtype("param_dtype")
+        self.autocasts = self.low_dtype is None
         model = _sharded(task, config) if self.stage == 3 else task.build_model()
-        if low is not None:
+        if self.low_dtype is not None:
             _refuse_batchnorm(model)
-            # DeepSpeed's bf16 mode leaves this to its users.
-            model.register_forward_pre_hook(functools.partial(cast_floats, low), with_kwargs=True)
+            # DeepSpeed casts no inputs in this mode.
+            cast_inputs = functools.partial(cast_floats, self.low_dtype)
+            model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
         self.module, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=task.build_optimizer(model),
             config=config,
             dist_init_required=False,
         )
-        if low is not None:
+        if self.low_dtype is not None:
             self._set_initial_values()
         if task.cell.compilation == "model":
             self.module.compile(compile_kwargs={"dynamic": False})
 
     @torch.no_grad()
     def _set_initial_values(self) -> None:
-        """Give the optimizer's float32 copy the initial values of every other strategy.
+        """Set the optimizer's float32 copy to the initial values that every other strategy has.
 
-        DeepSpeed makes the copy from parameters that are already rounded.
+        DeepSpeed makes the copy after it has rounded the parameters.
         """
         trained = {
             name: parameter
@@ -78,7 +79,7 @@ class Zero(Strategy):
             _set_copy(trained[name], value)
 
     def _initial_values(self, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The values that every other strategy begins with, in float32, one by one."""
+        """Yield each parameter's name and the value with which every other strategy begins."""
         fill, built = self.task.fill, {}
         if fill is None:
             outline = self.task.build_outline()
@@ -127,20 +128,21 @@ class Zero(Strategy):
     def full_state_dict(self) -> StateDict:
         """The full parameters and buffers; only stage 3 has to gather the parameters first.
 
-        In bf16 mode the optimizer trains a float32 copy, from which it rounds the parameters.
+        In bf16 mode these are the float32 copies that the optimizer trains. The parameters in
+        bfloat16 are their rounding.
         """
         network = self.module.module
         parameters = dict(network.named_parameters())
-        copies = {} if self.autocasts else _float32_copies(parameters)
+        copies = _float32_copies(parameters) if self.low_dtype else {}
         others = {name: value for name, value in parameters.items() if name not in copies}
         with deepspeed.zero.GatheredParameters(list(others.values()), enabled=self.stage == 3):
-            if others and not self.autocasts:
+            if others and self.low_dtype:
                 copies |= self._unrounded(others)
             return unwrap_state(parameters | dict(network.named_buffers()) | copies)
 
     @torch.no_grad()
     def _unrounded(self, frozen: Mapping[str, Tensor]) -> StateDict:
-        """The initial values of frozen parameters, unless they are no longer what these round to.
+        """The initial values of the frozen parameters that are still the rounding of these.
 
         The optimizer has no float32 copy of a frozen parameter.
         """
@@ -185,17 +187,18 @@ class Zero(Strategy):
 
 
 def _refuse_batchnorm(model: nn.Module) -> None:
-    """Refuse a network of the user's own of which planning does not know that it has batch-norm.
+    """Refuse a user's own network with batch-norm, which planning could not know.
 
     Raises:
-        UserError: if it has.
+        NotImplementedError: if the network has batch-norm. Gate and cell then fail with this
+            reason, and the matrix goes on.
     """
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
-        raise UserError(NO_BATCHNORM)
+        raise NotImplementedError(NO_BATCHNORM)
 
 
 def _float32_copies(parameters: Mapping[str, Tensor]) -> StateDict:
-    """What the optimizer trains, gathered one by one; a collective."""
+    """The optimizer's float32 copies, gathered one by one; a collective."""
     return {
         name: copy.cpu()
         for name, parameter in parameters.items()

@@ -125,7 +125,7 @@ class Cell(Section):
 
     @property
     def state_dtype(self) -> str:
-        """The precision in which the strategy keeps parameters and gradients, and reduces them."""
+        """The precision in which the strategy keeps parameters and gradients between steps."""
         dtype: str = self.options.get("param_dtype", "fp32")
         return dtype if spec_of(self.base).holds_param_dtype else "fp32"
 
@@ -164,8 +164,8 @@ class Cell(Section):
 
         The site's modules, network interface and container image are included, because they can
         change the speed. An empty site is left out, because older results have none. Secrets are
-        left out: they grant access but do not change the speed. So are the defaults of options that
-        older results do not have.
+        left out: they grant access but do not change the speed. An option that older results do not
+        have is left out while it has its default.
         """
         unnamed = self.site.model_copy(update={"secret_environment": []}) == CellSite()
         site: Any = True if unnamed else {"secret_environment"}

@@ -31,8 +31,8 @@ class Options(BaseModel):
     """Options of a strategy. A strategy that is not a variant runs with the defaults.
 
     Attributes:
-        newer: options that older results do not have. With their defaults, they are no part of what
-            defines a cell, so those results stay valid.
+        newer: options that older results do not have. While they have their defaults, they do not
+            define a cell, so older results stay valid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -152,12 +152,13 @@ class _ZeroOptions(Options):
     )
     param_dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="bf16 is DeepSpeed's bf16 mode, without autocast: parameters and gradients in "
-        "bf16, and their communication too; the optimizer updates a float32 copy. It must be the "
-        "workload's precision. With fp32, autocast computes in the workload's precision",
+        description="bf16 is DeepSpeed's bf16 mode, without autocast: it keeps and communicates "
+        "parameters and gradients in bf16, and its optimizer updates a float32 copy. The workload "
+        "must be in bf16, too. With fp32, autocast computes in the workload's precision",
     )
     low_precision_communication: Flag = Field(
-        False, description="DeepSpeed's own form of autocast: gradients reduced in bf16 or fp16"
+        False,
+        description="DeepSpeed's autocast by default: gradients reduced in bf16 or fp16",
     )
     memory_efficient_linear: Flag = Field(
         False,
@@ -343,10 +344,12 @@ def _fsdp_unsupported(options: Mapping[str, Any], place: Place) -> str | None:
     return _groups_unsupported(options, place)
 
 
-# Of a network of the user's own, planning does not know it.
+# Planning knows whether a built-in model has batch-norm. A user's own network is asked when it is
+# built.
 NO_BATCHNORM = (
-    "DeepSpeed's bf16 mode holds the parameters of batch-norm in bf16 too, which torch refuses "
-    "beside running statistics in float32; use low_precision_communication"
+    "DeepSpeed's bf16 mode keeps the parameters of batch-norm in bf16, and torch refuses them "
+    "beside running statistics in float32; use low_precision_communication: true instead of "
+    "param_dtype"
 )
 
 
@@ -408,8 +411,8 @@ class StrategySpec(BaseModel):
         offloads_collectives: whether ranks exchange tensors in host memory if it offloads them.
         copies_weights: whether the weights of a forward pass are views of a flat parameter or a
             replica's copies, so no leaves of autograd's graph.
-        holds_param_dtype: whether a low param_dtype is also the precision in which it keeps
-            parameters and gradients and reduces them. Others gather parameters in it.
+        holds_param_dtype: whether it also keeps parameters and gradients in a low param_dtype, and
+            reduces them in it. Others only gather parameters and compute in it.
         why_unsupported: returns why it cannot run with these options at that place; None if it can.
     """
 

@@ -40,6 +40,10 @@ REPLACED_OPTIONS = {
     "mixed_precision": "was replaced by param_dtype and reduce_dtype: bf16 is now param_dtype: "
     "bf16, reduce_dtype: bf16; torch's maintainers reduce in fp32, the default",
 }
+# Variants of earlier versions that config.yaml defined, and their names today.
+RENAMED_VARIANTS = {
+    f"zero{stage}_native_bf16": f"zero{stage}_bf16_communication" for stage in (1, 2, 3)
+}
 # Names that results/<run>/ uses for something else, and that parity/<workload>/ has beside the
 # strategies' folders.
 RESERVED_WORKLOADS = (
@@ -155,6 +159,8 @@ def _unknown_names(
     for index, name in entries_at(matrix, key, str):
         if allowed and name not in allowed:
             hint = hint_at_allowed(name, allowed)
+            if name in RENAMED_VARIANTS:
+                hint = f"it is called {RENAMED_VARIANTS[name]} now"
             yield f"matrix.{key}[{index}]: unknown {kind} {format_value(name)}; {hint}"
 
 

@@ -100,12 +100,11 @@ def floor_and_tolerance(
 def rounds_elsewhere(case: ParityCase) -> bool:
     """Whether a correct training rounds to the timed precision elsewhere than its oracle.
 
-    DeepSpeed's own forms of mixed precision reduce gradients in it, and its bf16 mode adds those of
-    micro-batches in it. FSDP's adds the gradients of
-    micro-batches in it, FSDP2's only those of a weight that is used twice. FSDP1 casts what goes
-    into a batch-norm to float32, where torch's kernel reads it as it is. A compiler leaves out the
-    rounding between operations that it fuses. DataParallel divides by the terms of all replicas
-    before the backward pass, which rounds it unless their number is a power of two.
+    DeepSpeed's own mixed precision reduces gradients in it, and its bf16 mode also adds those of
+    micro-batches in it. So does FSDP1's; FSDP2's only for a weight that is used twice. FSDP1 casts
+    what goes into a batch-norm to float32, where torch's kernel reads it as it is. A compiler
+    leaves out the rounding between operations that it fuses. DataParallel divides by the terms of
+    all replicas before the backward pass, which rounds it unless their number is a power of two.
     """
     cell = case.cell
     reduces = cell.options.get("low_precision_communication") or cell.state_dtype != "fp32"

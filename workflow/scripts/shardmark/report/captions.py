@@ -122,21 +122,22 @@ def _most_and_least(values: Mapping[str, str]) -> str:
     return f"{high} with {most} (most) and {low} with {least} (least)"
 
 
-# The parts of a profiled step, and what to say of the strategy with the largest share of one.
-_STEP_PARTS = {
-    "host_gap_ms": "waits longest for its host",
-    "exposed_communication_ms": "spends the largest part of its step on communication alone",
-    "compute_ms": "",
-    "data_ms": "",
-}
+# The parts of a profiled step.
+_STEP_PARTS = ["compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms"]
 
 
 def _step_split(data: HeadlineData) -> str:
-    means = data.runs[list(_STEP_PARTS)].groupby(data.runs.strategy).mean().dropna(how="all")
+    means = data.runs[_STEP_PARTS].groupby(data.runs.strategy).mean().dropna(how="all")
     shares = 100 * means.div(means.sum(axis=1), axis=0)
     parts: dict[str, list[str]] = {}
-    for column, words in _STEP_PARTS.items():
-        if words and len(shares) and (most := shares[column].max()) >= 1:
+    for column, words in (
+        ("host_gap_ms", "waits longest for its host"),
+        (
+            "exposed_communication_ms",
+            "spends the largest part of its step on communication alone",
+        ),
+    ):
+        if len(shares) and (most := shares[column].max()) >= 1:
             name = label_of(str(shares[column].idxmax()))
             parts.setdefault(name, []).append(f"{words} ({most:.0f} % of a step)")
     clauses = [f"{name} {' and '.join(words)}" for name, words in parts.items()]
@@ -149,8 +150,8 @@ def _step_time(data: HeadlineData) -> str:
     if tails.empty:
         return ""
     return (
-        f"On {data.where} one step in a hundred of a run takes at least {tails.iloc[-1]:.2f} times "
-        f"the run's median with {label_of(tails.index[-1])}, the most uneven strategy."
+        f"On {data.where}, {label_of(tails.index[-1])} is the most uneven: in its median run, one "
+        f"step in a hundred takes at least {tails.iloc[-1]:.2f} times the run's median step."
     )
 
 

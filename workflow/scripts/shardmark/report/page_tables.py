@@ -211,10 +211,11 @@ def _labels(runs: pd.DataFrame) -> str:
         kinds.setdefault(label.partition(":")[0], []).append(label)
     lines = []
     for kind, labels in kinds.items():
-        count = f"{len(labels)} of {len(runs)}"
-        alike = len(set(labels)) == 1
-        example = labels[0].partition(": ")[2]
-        lines.append(f"{labels[0]} ({count})" if alike else f"{kind} ({count}), such as: {example}")
+        count, first = f"{len(labels)} of {len(runs)}", labels[0]
+        if len(set(labels)) == 1:
+            lines.append(f"{first} ({count})")
+        else:
+            lines.append(f"{kind} ({count}), for example: {first.partition(': ')[2]}")
     return "; ".join(lines) or "–"
 
 

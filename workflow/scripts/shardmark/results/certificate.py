@@ -489,9 +489,9 @@ def _judge(
         if exemption and (exemption.value is ANY or texts[name] == _text(exemption.value))
     }
     flagged: dict[str, str] = {}
-    # Those that may differ do not say what is common.
+    # A strategy that may differ has no say in what is common.
     rest = {name: text for name, text in texts.items() if name not in excused}
-    common = _most_common(rest or texts, values, baseline)
+    common = _most_common(rest, values, baseline)
     for name in rest:
         cell, exemption = cells[name], exemptions[name]
         wanted = _text(setting.prescribed(cell)) if setting.prescribed else common
