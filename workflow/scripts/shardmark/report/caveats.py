@@ -74,9 +74,10 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         )
     short = cells.window_s[cells.window_s < LONG_ENOUGH_S]
     if record.steady_min_s < LONG_ENOUGH_S and len(short):
+        measures = "energy and drift" if cuda else "drift"
         yield Caveat(
             f"{_runs(len(short))} had a timed window of less than {LONG_ENOUGH_S:g} s, the "
-            f"shortest of {short.min():.1f} s: too short for {'energy and drift' if cuda else 'drift'}."
+            f"shortest of {short.min():.1f} s: too short for {measures}."
         )
     if stale := (cells.stale == True).sum():  # noqa: E712
         yield Caveat(f"{_runs(stale)} {'was' if stale == 1 else 'were'} made by earlier code.")
