@@ -8,6 +8,7 @@ import shlex
 from cluster import run
 from shardmark.slurm.job_request import SPARE_MINUTES
 from slurm_project import CLUSTER, SlurmProject
+from waiting import until
 
 FIELDS = (
     *("JobIDRaw", "State", "Comment", "NodeList", "NNodes", "ReqTRES", "AllocTRES"),
@@ -20,32 +21,56 @@ GIVEN = {
     "AllocTRES": "tres-alloc",
     "Start": "StartTime",
 }
+# The states of a job that has not ended.
+GOES_ON = {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED"}
 Job = dict[str, str]
 
 
 def jobs(project: SlurmProject) -> list[Job]:
-    """Every job of a project, the oldest first."""
-    text = run("sacct", "-X", "-P", "-n", "-S", "now-1days", f"--format={','.join(FIELDS)}")
-    # The command line comes last, since it may hold the sign that parts the fields.
-    split = [line.split("|", len(FIELDS) - 1) for line in text.splitlines()]
-    known = [dict(zip(FIELDS, values, strict=True)) for values in split if len(values) > 1]
+    """Every job of a project, in the order of their numbers.
+
+    Accounting hears of what happened some time after the controller. So this waits until each
+    job that the controller has seen end has ended there too.
+    """
+    until(lambda: _ended(_given()) <= _ended(_accounted()), "end of the jobs in accounting")
     given = _given()
     return [
-        job | given.get(job["JobIDRaw"], {})
-        for job in known
+        job | {name: given[number][name] for name in GIVEN if number in given}
+        for number, job in sorted(_accounted().items(), key=lambda item: int(item[0]))
         if job["WorkDir"] == str(project.folder)
     ]
 
 
+def _accounted() -> dict[str, Job]:
+    """Every job that accounting knows, by its number."""
+    text = run("sacct", "-X", "-P", "-n", "-S", "now-1days", f"--format={','.join(FIELDS)}")
+    # The command line comes last, since it may hold the sign that parts the fields.
+    split = [line.split("|", len(FIELDS) - 1) for line in text.splitlines()]
+    known = (dict(zip(FIELDS, values, strict=True)) for values in split if len(values) > 1)
+    return {job["JobIDRaw"]: job for job in known}
+
+
 def _given() -> dict[str, Job]:
-    """What each job was given, as the controller has it.
+    """The state of each job and what it was given, as the controller has it, by its number.
 
     Accounting once had no nodes ("None assigned") for a job that had run.
     """
-    columns = ",".join(f"{name}:|" for name in ("JobID", *GIVEN.values()))
+    names = {"JobIDRaw": "JobID", "State": "State"} | GIVEN
+    columns = ",".join(f"{name}:|" for name in names.values())
     lines = run("squeue", "--noheader", "--states=all", f"--Format={columns}").splitlines()
-    split = (line.strip().split("|") for line in lines)
-    return {job: dict(zip(GIVEN, values, strict=False)) for job, *values in split}
+    known = (dict(zip(names, line.strip().split("|"), strict=False)) for line in lines)
+    return {job["JobIDRaw"]: job for job in known}
+
+
+def _ended(known: dict[str, Job]) -> set[str]:
+    """The numbers of the jobs that have ended."""
+    return {number for number, job in known.items() if job["State"].split()[0] not in GOES_ON}
+
+
+def next_job_number() -> int:
+    """The number that Slurm gives the next job."""
+    (number,) = re.findall(r"NEXT_JOB_ID\s*=\s*(\d+)", run("scontrol", "show", "config"))
+    return int(number)
 
 
 def last_jobs(project: SlurmProject) -> dict[str, Job]:

@@ -216,9 +216,13 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
 
 
 def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield which strategy to use if memory is tight, and which to avoid."""
+    """Yield which strategy comes next, which to use if memory is tight, and which to avoid."""
     speeds = verdict.fastest.ratios
     frugal = _frugal(verdict)
+    if verdict.fastest.worse:
+        second = max(verdict.fastest.worse, key=speeds.__getitem__)
+        if speeds[second] >= FAR_BEHIND and (frugal is None or frugal[0] != second):
+            yield "Next:", f"{label_of(second)} ({_slower(speeds[second])})."
     if frugal:
         name, memory = frugal
         if memory > 1 - verdict.margin:
