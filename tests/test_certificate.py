@@ -335,6 +335,7 @@ def test_checkpointing_clipping_and_two_groups_are_read_back() -> None:
     assert metrics.cell_sha256 != unwrapped.cell_sha256
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_steps_once_for_each_group_shows_all_groups() -> None:
     settings = {"optimizer": {"learning_rate": 0.05, "weight_decay": 5e-4, "decay": "matrices"}}
     metrics = metrics_of_run("deepspeed_zero1", settings=json.dumps(settings))

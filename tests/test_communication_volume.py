@@ -72,6 +72,7 @@ def test_copies_average_their_shards_on_top() -> None:
     assert result.memory.measured[0].parameters_bytes == pytest.approx(half, rel=0.05)
 
 
+@pytest.mark.slow
 def test_copies_that_do_not_average_are_flagged() -> None:
     result = metrics_of_run("fsdp2_hsdp", 4, **WIDE)
     config = result.effective_config

@@ -246,6 +246,7 @@ def test_the_ranks_of_a_cell_reduce(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert levels(check_all_reduce(matrix(), 1)) == [("ok", "all-reduce")]
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_find_each_other_fail_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,7 @@ def test_fetch_checks_files_whose_size_and_time_are_as_they_were(
     assert batch.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_fetch_looks_at_the_files_each_time(project: DataProject) -> None:
     for times in (1, 2):
         assert project.matrix("fetch").returncode == 0

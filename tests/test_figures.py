@@ -336,6 +336,7 @@ def test_parts_that_no_cell_has_are_not_in_the_legend(drawn: Callable[[str], Fig
     assert "inspection, profile" not in named
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_said_and_not_drawn(tmp_path: Path) -> None:
     config = config_of(seeds=[0], strategies=["ddp", "fsdp2"], gpus=[1])
     for path in write_matrix(config, tmp_path):
@@ -447,6 +448,7 @@ def test_a_strategy_of_excluded_runs_alone_beats_nothing_and_is_pale(data: Data)
     assert any(line.get_alpha() == 1 for line in others), "the Pareto set is of those compared"
 
 
+@pytest.mark.slow
 def test_an_excluded_runs_loss_is_pale(data: Data) -> None:
     name = list(data.labels)[1]
     before, after = draw("loss", data), draw("loss", faulty(data, name))
@@ -473,6 +475,7 @@ def test_what_only_left_out_runs_have_is_not_drawn_as_measured(data: Data) -> No
     assert not any("Energy" in axes.get_ylabel() for axes in drawn.axes)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("width_mm", [PAGE_MM, COLUMN_MM])
 def test_a_strategy_alone_has_room_for_its_axes(tmp_path: Path, width_mm: float) -> None:

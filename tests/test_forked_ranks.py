@@ -24,6 +24,7 @@ def test_ranks_that_wait_for_one_that_failed_are_ended_and_it_is_named() -> None
         forked_ranks.spawn(work, [1], 2)
 
 
+@pytest.mark.slow
 def test_a_server_that_a_test_has_killed_is_started_anew() -> None:
     forked_ranks.spawn(work, [None], 1)
     pid = forked_ranks._start_server().pid
