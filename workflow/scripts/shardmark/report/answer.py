@@ -34,6 +34,8 @@ SHORTEST_WINDOW_S = 2.0
 # A strategy below this share of the best throughput is no contender. If the tests confirm that it
 # is slower, the page advises against it.
 FAR_BEHIND = 0.7
+# From this share on, a slower strategy may be preferred for a reason that is not measured here.
+CLOSE_BEHIND = 0.97
 # A sentence names at most this many strategies.
 MOST_NAMES = 3
 AT_LEAST = {False: "", True: " or more"}
@@ -216,13 +218,13 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
 
 
 def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Yield which strategy comes next, which to use if memory is tight, and which to avoid."""
+    """Yield which strategy is close behind, which to use if memory is tight, which to avoid."""
     speeds = verdict.fastest.ratios
     frugal = _frugal(verdict)
-    if verdict.fastest.worse:
-        second = max(verdict.fastest.worse, key=speeds.__getitem__)
-        if speeds[second] >= FAR_BEHIND and (frugal is None or frugal[0] != second):
-            yield "Next:", f"{label_of(second)} ({_slower(speeds[second])})."
+    close = [name for name in verdict.fastest.worse if speeds[name] >= CLOSE_BEHIND]
+    second = max(close, key=speeds.__getitem__, default=None)
+    if second and (frugal is None or frugal[0] != second):
+        yield "Close behind:", f"{label_of(second)} ({_slower(speeds[second])})."
     if frugal:
         name, memory = frugal
         if memory > 1 - verdict.margin:
