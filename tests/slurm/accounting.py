@@ -22,15 +22,15 @@ GIVEN = {
     "Start": "StartTime",
 }
 # The states of a job that has not ended.
-GOES_ON = {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED"}
+NOT_ENDED = {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED"}
 Job = dict[str, str]
 
 
 def jobs(project: SlurmProject) -> list[Job]:
     """Every job of a project, in the order of their numbers.
 
-    Accounting hears of what happened some time after the controller. So this waits until each
-    job that the controller has seen end has ended there too.
+    Slurm's controller knows before accounting that a job has ended. So this waits until accounting
+    knows it, too.
     """
     until(lambda: _ended(_given()) <= _ended(_accounted()), "end of the jobs in accounting")
     given = _given()
@@ -64,7 +64,7 @@ def _given() -> dict[str, Job]:
 
 def _ended(known: dict[str, Job]) -> set[str]:
     """The numbers of the jobs that have ended."""
-    return {number for number, job in known.items() if job["State"].split()[0] not in GOES_ON}
+    return {number for number, job in known.items() if job["State"].split()[0] not in NOT_ENDED}
 
 
 def next_job_number() -> int:

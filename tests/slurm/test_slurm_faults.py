@@ -130,8 +130,8 @@ def test_cancelled_cells_and_an_interrupted_controller_lose_nothing_that_was_don
     until(lambda: not queue(), "end of the jobs")
     for target in targets[1:]:
         assert not (project.folder / target).exists()
-    # A second attempt, submitted and cancelled as the controller ended, may be told to accounting
-    # only later. Slurm numbers its jobs in order, so the number says what came before.
+    # As the controller ended, it may have submitted a second attempt and cancelled it. Accounting
+    # may hear of that attempt late, but its number is smaller than those of the jobs that follow.
     submitted_next = next_job_number()
     result = project.run(*targets)
     assert result.returncode == 0, result.stdout

@@ -34,7 +34,7 @@ SHORTEST_WINDOW_S = 2.0
 # A strategy below this share of the best throughput is no contender. If the tests confirm that it
 # is slower, the page advises against it.
 FAR_BEHIND = 0.7
-# From this share on, a slower strategy may be preferred for a reason that is not measured here.
+# The page names the second fastest from this share on: a reader may have another reason to use it.
 CLOSE_BEHIND = 0.97
 # A sentence names at most this many strategies.
 MOST_NAMES = 3
@@ -221,9 +221,9 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """Yield which strategy is close behind, which to use if memory is tight, which to avoid."""
     speeds = verdict.fastest.ratios
     frugal = _frugal(verdict)
-    close = [name for name in verdict.fastest.worse if speeds[name] >= CLOSE_BEHIND]
-    second = max(close, key=speeds.__getitem__, default=None)
-    if second and (frugal is None or frugal[0] != second):
+    tight = frugal[0] if frugal else None
+    second = max(verdict.fastest.worse, key=speeds.__getitem__, default=None)
+    if second and second != tight and speeds[second] >= CLOSE_BEHIND:
         yield "Close behind:", f"{label_of(second)} ({_slower(speeds[second])})."
     if frugal:
         name, memory = frugal
@@ -234,7 +234,6 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
                 f"If memory is tight: {label_of(name)}",
                 f"({_slower(speeds[name])}, {_roughly(memory)} less memory).",
             )
-    tight = frugal[0] if frugal else None
     if verdict.fastest.not_compared:
         yield "Not comparable:", f"{join_names(list(map(label_of, verdict.fastest.not_compared)))}."
     for words, names in (
