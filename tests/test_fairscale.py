@@ -1,4 +1,4 @@
-"""FairScale's hooks: released after each pass, where FairScale 0.4.13 itself lets them pile up."""
+"""What cells change in FairScale 0.4.13: hooks that pile up, and a second communicator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from fairscale.nn.data_parallel import FullyShardedDataParallel
 
 from real_cells import cell_named
 from shardmark.processes.heartbeat import Heartbeat
@@ -60,3 +61,19 @@ def test_hooks_do_not_pile_up(one_process: None, release: bool, left: int) -> No
     for micro_batches in data.epoch(0, STEPS):
         take_step(strategy, micro_batches, Heartbeat())
     assert hooks() == left
+
+
+@pytest.mark.parametrize(("overlap", "communicators"), [(False, 1), (True, 2)])
+def test_a_cell_has_one_communicator_unless_the_reduction_has_its_own(
+    one_process: None, overlap: bool, communicators: int
+) -> None:
+    cell = cell_named("fairscale_fsdp", gpus=1)
+    cell = cell.model_copy(update={"options": cell.options | {"overlap_reduce_scatter": overlap}})
+    strategy = FairscaleFsdp(make_task(cell, start_runtime(cell), make_workload(cell.definition)))
+    units = [part for part in strategy.module.modules() if type(part) is FullyShardedDataParallel]
+    assert len(units) == UNITS
+    groups = {part.process_group for part in units}
+    groups |= {part.process_group_reduce_scatter for part in units}
+    # The loss is averaged over the default process group, so no other may be beside it.
+    assert len(groups | {dist.group.WORLD}) == communicators
+    assert strategy.effective_config()["own"]["overlap_reduce_scatter"] is overlap

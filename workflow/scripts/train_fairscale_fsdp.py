@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import group
 
 with warnings.catch_warnings():
     # FairScale warns about deprecated torch APIs, but nobody will update it.
@@ -40,7 +41,14 @@ class FairscaleFsdp(Strategy):
             ),
             "compute_device": self.device,
             "state_dict_device": torch.device("cpu"),
+            "process_group": group.WORLD,
         }
+        if not task.cell.options["overlap_reduce_scatter"]:
+            # FairScale's default is a second communicator. Nothing makes two GPUs start the
+            # collectives of two communicators in the same order, so each can wait for the other.
+            # NCCL's manual warns of it ("Using multiple NCCL communicators concurrently"). In fp16
+            # on two H100, a reduce-scatter and an all-gather never ended, in all of seven runs.
+            self.settings["process_group_reduce_scatter"] = group.WORLD
         model = task.build_outline()
         materialiser = task.materialiser(model)
         with enable_wrap(wrapper_cls=FullyShardedDataParallel, **self.settings):
@@ -103,6 +111,8 @@ class FairscaleFsdp(Strategy):
                 "mixed_precision": module.mixed_precision,
                 "flatten_parameters": module.flatten_parameters,
                 "release_hooks": self.task.cell.options["release_hooks"],
+                "overlap_reduce_scatter": module.process_group_reduce_scatter
+                is not module.process_group,
             },
         }
 

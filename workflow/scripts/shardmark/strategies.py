@@ -138,6 +138,12 @@ class FairscaleOptions(Options):
         description="false is FairScale 0.4.13 as released, whose backward hooks pile up, so that "
         "each step is slower than the one before",
     )
+    overlap_reduce_scatter: Flag = Field(
+        False,
+        description="true is FairScale's default: gradients are reduced in a communicator of their "
+        "own, beside the all-gathers. Two GPUs can then wait for each other and never end, as they "
+        "did in fp16",
+    )
 
 
 class _ZeroOptions(Options):
