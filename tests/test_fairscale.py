@@ -63,17 +63,20 @@ def test_hooks_do_not_pile_up(one_process: None, release: bool, left: int) -> No
     assert hooks() == left
 
 
-@pytest.mark.parametrize(("overlap", "communicators"), [(False, 1), (True, 2)])
-def test_a_cell_has_one_communicator_unless_the_reduction_has_its_own(
-    one_process: None, overlap: bool, communicators: int
+@pytest.mark.parametrize(
+    ("overlap", "precision", "overlaps"),
+    [(None, "bf16", True), (None, "fp16", False), (False, "bf16", False), (True, "fp16", True)],
+)
+def test_in_fp16_all_collectives_have_one_communicator(
+    one_process: None, overlap: bool | None, precision: str, overlaps: bool
 ) -> None:
-    cell = cell_named("fairscale_fsdp", gpus=1)
+    cell = cell_named("fairscale_fsdp", gpus=1, precision=precision)
     cell = cell.model_copy(update={"options": cell.options | {"overlap_reduce_scatter": overlap}})
     strategy = FairscaleFsdp(make_task(cell, start_runtime(cell), make_workload(cell.definition)))
     units = [part for part in strategy.module.modules() if type(part) is FullyShardedDataParallel]
     assert len(units) == UNITS
     groups = {part.process_group for part in units}
     groups |= {part.process_group_reduce_scatter for part in units}
-    # The loss is averaged over the default process group, so no other may be beside it.
-    assert len(groups | {dist.group.WORLD}) == communicators
-    assert strategy.effective_config()["own"]["overlap_reduce_scatter"] is overlap
+    # The loss is averaged over the default process group.
+    assert (groups == {dist.group.WORLD}) is not overlaps
+    assert strategy.effective_config()["own"]["overlap_reduce_scatter"] is overlaps

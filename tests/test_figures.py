@@ -122,50 +122,6 @@ def test_where_processes_take_the_place_of_gpus_names_are_longer_and_stand_apart
                 check_legible(draw(name, small))
 
 
-def eight(data: Data) -> Data:
-    """Two GPUs and eight strategies of which no one beats another."""
-    first = list(data.labels)[:8]
-    cells = data.cells[data.cells.strategy.isin(first) & (data.cells.gpus == 2)].copy()
-    place = cells.strategy.map(first.index)
-    cells["items_per_s"] = 10_000 + 500 * place
-    cells["memory_used_peak_bytes"] = (10 + place) * 2**30
-    return replace(data, cells=cells, findings=find(cells, data.baseline, 0.02))
-
-
-def test_names_in_the_trade_off_of_eight_strategies_do_not_collide(data: Data) -> None:
-    of_eight = eight(data)
-    assert of_eight.pareto(2) == set(of_eight.labels)
-    figure = draw("trade_off", of_eight)
-    check_legible(figure)
-    names = [
-        {text.get_text() for text in axes.texts} & set(of_eight.labels.values())
-        for axes in figure.axes
-    ]
-    fewest = 6 if data.width_mm == PAGE_MM else 3
-    assert len(names[0]) >= fewest, "the legend has those without room"
-
-
-def test_a_name_in_the_trade_off_is_nearest_to_its_own_point(data: Data) -> None:
-    of_eight = eight(data)
-    figure = draw("trade_off", of_eight)
-    for axes in figure.axes:
-        points = dict(
-            zip(
-                of_eight.labels.values(), (line.get_xydata()[0] for line in axes.lines), strict=True
-            )
-        )
-        for text in axes.texts:
-            if not text.get_text():
-                continue
-            box = text.get_window_extent()
-            pixels = {name: axes.transData.transform(point) for name, point in points.items()}
-            apart = {
-                name: np.linalg.norm(np.clip(place, box.min, box.max) - place)
-                for name, place in pixels.items()
-            }
-            assert min(apart, key=apart.__getitem__) == text.get_text()
-
-
 def test_the_trade_off_says_which_axes_a_slow_strategy_makes_start_at_0(data: Data) -> None:
     cells = data.cells.copy()
     cells.loc[cells.strategy == "dp", "items_per_s"] /= 20

@@ -41,14 +41,18 @@ class FairscaleFsdp(Strategy):
             ),
             "compute_device": self.device,
             "state_dict_device": torch.device("cpu"),
-            "process_group": group.WORLD,
         }
-        if not task.cell.options["overlap_reduce_scatter"]:
+        overlap = task.cell.options["overlap_reduce_scatter"]
+        if overlap is None:
+            overlap = task.precision != "fp16"
+        if not overlap:
             # FairScale's default is a second communicator. Nothing makes two GPUs start the
             # collectives of two communicators in the same order, so each can wait for the other.
-            # NCCL's manual warns of it ("Using multiple NCCL communicators concurrently"). In fp16
-            # on two H100, a reduce-scatter and an all-gather never ended, in all of seven runs.
-            self.settings["process_group_reduce_scatter"] = group.WORLD
+            # NCCL's manual warns of it ("Using multiple NCCL communicators concurrently").
+            self.settings |= {
+                "process_group": group.WORLD,
+                "process_group_reduce_scatter": group.WORLD,
+            }
         model = task.build_outline()
         materialiser = task.materialiser(model)
         with enable_wrap(wrapper_cls=FullyShardedDataParallel, **self.settings):

@@ -132,17 +132,19 @@ class Fsdp2Options(MixedPrecisionOptions):
 class FairscaleOptions(Options):
     """FairScale's FullyShardedDataParallel."""
 
+    newer = frozenset({"overlap_reduce_scatter"})
+
     reshard_after_forward: Flag = Field(True, description="true is ZeRO-3-like, false ZeRO-2-like")
     release_hooks: Flag = Field(
         True,
         description="false is FairScale 0.4.13 as released, whose backward hooks pile up, so that "
         "each step is slower than the one before",
     )
-    overlap_reduce_scatter: Flag = Field(
-        False,
-        description="true is FairScale's default: gradients are reduced in a communicator of their "
-        "own, beside the all-gathers. Two GPUs can then wait for each other and never end, as they "
-        "did in fp16",
+    overlap_reduce_scatter: Flag | None = Field(
+        None,
+        description="true, FairScale's default, reduces gradients in a communicator of their own, "
+        "beside the all-gathers; false uses one communicator; null is false in fp16, where two of "
+        "them made two GPUs wait for each other for ever, else true",
     )
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
     FAINT,
-    GREY,
     MM,
     columns_of,
     lay_out,
@@ -37,18 +34,6 @@ LABEL_MM = 9.0
 LINE_MM = 3.5
 # Opacity of strategies that another one beats.
 BEATEN_ALPHA = 0.35
-MARKER_PT = 6.0
-# Directions from a point to its name, best first, and distances.
-SIDES = tuple(
-    (math.cos(math.radians(angle)), math.sin(math.radians(angle)))
-    for angle in (0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 68, 292, 112, 248)
-)
-DISTANCES_PT = (4.5, 8.0, 12.0, 17.0, 24.0, 32.0)
-# A name without a line is at least this many times nearer to its point than to any other.
-CLEARLY_NEARER = 1.5
-_ACROSS: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
-_UP: dict[int, Literal["bottom", "center", "top"]] = {1: "bottom", 0: "center", -1: "top"}
-
 # Medians of each strategy at one GPU count, by column, in the units that the figure shows.
 Points = Mapping[str, Mapping[str, float]]
 
@@ -84,8 +69,6 @@ def trade_off_figure(data: Data) -> Figure:
     scales = _set_scales(panels, quantities)
     legend(figure, data, f"{scales}\npale: another strategy beats it", drawn)
     lay_out(figure)
-    for panel in panels:
-        _name_points(panel, data, points[panel.gpus])
     return figure
 
 
@@ -133,63 +116,6 @@ def _set_scales(panels: Sequence[Panel], quantities: Sequence[Quantity]) -> str:
         return "All axes linear, not from 0"
     rest = ", the others not" if len(from_0) < len(quantities) else ""
     return f"All axes linear; from 0: {', '.join(from_0)}{rest}"
-
-
-def _name_points(panel: Panel, data: Data, points: Points) -> None:
-    """Write names beside the points, first those of strategies that no other beats.
-
-    A line joins a distant name to its point. A name is left out if it would cover something or be
-    nearer to another point; the legend has all names.
-    """
-    axes, pareto = panel.axes, data.pareto(panel.gpus)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    places = {name: (own[panel.x.column], own[panel.y.column]) for name, own in points.items()}
-    pixels = {name: tuple(axes.transData.transform(place)) for name, place in places.items()}
-    scale = figure.dpi / 72
-    half = MARKER_PT / 2 * scale
-    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in pixels.values()]
-    canvas: Any = FigureCanvasAgg(figure)
-    renderer = canvas.get_renderer()
-    for name in sorted(points, key=lambda name: name not in pareto):
-        text = axes.annotate(
-            data.labels[name],
-            places[name],
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=7,
-            color="black" if name in pareto else GREY,
-        )
-        text.set_in_layout(False)
-        size = np.asarray(text.get_window_extent(renderer).size)
-        for distance, (dx, dy) in itertools.product(DISTANCES_PT, SIDES):
-            offset = (distance * dx, distance * dy)
-            # The side of the name that is towards the point, or its middle, is at the offset.
-            near = np.add(pixels[name], np.multiply(offset, scale))
-            lowest = near - size * (1 - np.round((dx, dy))) / 2
-            box = Bbox([lowest, lowest + size])
-            corners_inside = all(axes.bbox.contains(*corner) for corner in (box.min, box.max))
-            if not corners_inside or box.count_overlaps(taken):
-                continue
-            away = distance > DISTANCES_PT[0]
-            limit = _distance(box, pixels[name]) * (1 if away else CLEARLY_NEARER)
-            if any(_distance(box, pixels[other]) < limit for other in pixels if other != name):
-                continue
-            if away:
-                line = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0}
-                axes.annotate(
-                    "", places[name], offset, textcoords="offset points", arrowprops=line
-                ).set_in_layout(False)
-            text.set(ha=_ACROSS[round(dx)], va=_UP[round(dy)], position=offset)
-            taken.append(box)
-            break
-        else:
-            text.remove()
-
-
-def _distance(box: Bbox, point: tuple[float, ...]) -> float:
-    """Return the distance from a point to the nearest point of a box, pixels."""
-    return math.dist(np.clip(point, box.min, box.max), point)
 
 
 def median_points(data: Data, count: int, quantities: Sequence[Quantity]) -> Points:
