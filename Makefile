@@ -57,7 +57,7 @@ test: installed
 test-all: installed
 	@$(PYTEST) -m 'not long'
 
-# The last one alone: it asks what a failed cell leaves on the GPUs.
+# test_one_rank_fails.py runs alone, because it checks what a failed cell leaves on the GPUs.
 ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py \
   tests/test_materialising.py tests/test_roofs.py tests/test_ways_to_distribute.py \
   tests/test_parameter_uses.py
@@ -72,7 +72,8 @@ bench: installed
 	  PYTHONPATH=workflow/scripts python benchmarks/against_plain_loops.py \
 	  $${GPUS:+--gpus "$${gpus[@]}"} $${ROUNDS:+--rounds "$$ROUNDS"}
 
-# In namespaces of their own the cluster meets no Slurm of this machine's, and nothing of it is left.
+# The test cluster runs in namespaces of its own: it does not touch this machine's Slurm, and leaves
+# nothing behind.
 ON_CLUSTER = SHARDMARK_PRIVATE_NAMESPACES=1 \
   unshare --mount --net --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh
 

@@ -11,7 +11,12 @@ from shardmark.figures.data import Data
 from shardmark.report.contents import GROUPS, PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import Tables, collect, read_tables, write_tables
-from shardmark.statistics.findings import Findings, find, read_findings, write_findings
+from shardmark.statistics.findings import (
+    WITH_EXCLUDED,
+    Findings,
+    read_findings,
+    write_findings,
+)
 
 
 def make_tables(config: Config, root: Path) -> Path:
@@ -19,7 +24,7 @@ def make_tables(config: Config, root: Path) -> Path:
     folder = root / f"results/{config.run}/tables"
     write_tables(collect(config, root), folder)
     cells = read_tables(folder).cells
-    write_findings(find(cells, config.baseline, config.report.margin), folder)
+    write_findings(cells, config.baseline, config.report.margin, folder)
     return folder
 
 
@@ -50,7 +55,9 @@ def write_page(config: Config, root: Path) -> Path:
     page = run / "report.html"
     tables, findings = read_all(config, root)
     command = "snakemake --profile profiles/local"
-    context = page_context(tables, findings, run / "figures", config.report.margin, command)
+    with_excluded = read_findings(run / "tables" / WITH_EXCLUDED)
+    margin = config.report.margin
+    context = page_context(tables, findings, with_excluded, run / "figures", margin, command)
     page.write_text(render(PAGE_TEMPLATE, context))
     return page
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 from shardmark.report.contents import exported_files
 from shardmark.results.table_checksums import record_checksums
+from shardmark.statistics.findings import FILES, WITH_EXCLUDED
 
 NAMED = (".csv", ".md", ".tex", ".txt", ".html", ".svg", ".pdf", ".png", ".pt", ".json")
 # By script, what it writes into the folder that --tables names: its tables, their checksums.
 TABLES = {
     "summarise": ([f"summary.{kind}" for kind in ("csv", "md", "tex", "txt")], "summarise.sha256"),
-    "compare_strategies": (["comparisons.csv", "scaling.csv", "verdict.json"], "compare.sha256"),
+    "compare_strategies": (
+        [*FILES, *(f"{WITH_EXCLUDED}/{file}" for file in FILES)],
+        "compare.sha256",
+    ),
     "export_tables": (exported_files(), "export.sha256"),
 }
 PICTURE = "<svg xmlns='http://www.w3.org/2000/svg'/>"
@@ -29,5 +33,5 @@ for path in [*(path for path in paths if path.suffix in NAMED), *tables]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(PICTURE)
-if tables:
-    record_checksums(tables, paths[0] / checksums)
+for parent in {table.parent for table in tables}:
+    record_checksums([table for table in tables if table.parent == parent], parent / checksums)

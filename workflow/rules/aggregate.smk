@@ -1,3 +1,8 @@
+from shardmark.report.contents import REPORT as CAPTIONS, exported_files
+from shardmark.results.table_checksums import edited_tables
+from shardmark.strategies import label_of
+
+
 def obtainable(paths):
     """All paths if cells may be trained; else only those that exist or need no training."""
     allowed = workflow.dag_settings.allowed_rules
@@ -85,6 +90,14 @@ rule compare:
         f"{TABLES}/scaling.csv",
         f"{TABLES}/verdict.json",
         f"{TABLES}/compare.sha256",
+        # The same where excluded runs count, too.
+        multiext(
+            f"{TABLES}/with_excluded/",
+            "comparisons.csv",
+            "scaling.csv",
+            "verdict.json",
+            "compare.sha256",
+        ),
         comparisons=report(
             f"{TABLES}/comparisons.csv",
             category="Tables",

@@ -13,61 +13,20 @@ from snakemake.utils import update_config
 SCRIPTS = Path(workflow.basedir, "workflow/scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from shardmark.cells import batch_searches_of, cells_of, oracle_cases, parity_case, start_order
-from shardmark.codebase import (
-    STAMP,
-    code_of_cell,
-    code_of_file,
-    code_of_oracle,
-    code_of_parity,
-    code_of_search,
-    code_sha256,
-    sources,
-)
+from shardmark.cells import batch_searches_of, cells_of, parity_case
+from shardmark.codebase import STAMP, code_sha256, sources
+from shardmark.config.files import read_arguments, read_config_file
 from shardmark.config.loading import load
-from shardmark.config.files import read_config_file, read_arguments
-from shardmark.disk import why_no_folder, why_no_room, why_not_writable
-from shardmark.datasets import FETCHED
-from shardmark.errors import ConfigError, UserError
-from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
-from shardmark.launching.site import SCRATCH_VARIABLE, why_not_at_site
-from shardmark.controller.record import record_controller
-from shardmark.controller.progress import Progress
-from shardmark.controller.stopping import StopAtFailure
-from shardmark.controller.targets import why_not_in_matrix
-from shardmark.controller.termination import Termination
-from shardmark.measurement.gpu_check import count_gate_ranks, why_no_gpus
-from shardmark.measurement.telemetry import node_name
-from shardmark.report.contents import (
-    FIGURES as FIGURE_TITLES,
-    GROUPS,
-    PAGE_TEMPLATE,
-    PALE_RUNS,
-    REPORT as CAPTIONS,
-    caption_file,
-    exported_files,
-)
-from shardmark.results.table_checksums import edited_tables
 from shardmark.config.saved import save_config, saved_path
-from shardmark.slurm import queue
-from shardmark.slurm.executor import (
-    keep_planned_order,
-    leave_lost_nodes_to_slurm,
-    see_cancelled_jobs,
-    wait_for_orphans,
-)
-from shardmark.slurm.groups import (
-    TURN,
-    keep_results_of_lost_jobs,
-    name_cells_of_groups,
-    why_no_groups,
-)
-from shardmark.slurm.pinned_nodes import nodes_of_results, read_nodes, restore_record
-from shardmark.slurm.job_request import PIN_MINUTES, quoted_options, build_request
-from shardmark.slurm.submission import Submission
-from shardmark.strategies import label_of
-from shardmark.time_limits import GATE_MINUTES, limit_minutes
-from shardmark.workload.vision.data_files import fetch_command, why_outdated
+from shardmark.controller.targets import why_not_in_matrix
+from shardmark.disk import why_no_folder, why_no_room
+from shardmark.errors import ConfigError
+from shardmark.launching.scratch import CONTROLLER_STARTED, this_run
+from shardmark.launching.site import SCRATCH_VARIABLE
+from shardmark.report.contents import FIGURES as FIGURE_TITLES
+from shardmark.slurm.groups import keep_results_of_lost_jobs
+from shardmark.slurm.job_request import build_request
+from shardmark.time_limits import GATE_MINUTES
 
 if workflow.is_main_process:
     # Otherwise Snakemake would fail later, with a traceback.
@@ -129,13 +88,8 @@ SNAKEMAKE_REPORT = f"{RESULTS}/snakemake-report.html"
 # Rules that may become Slurm jobs have the run as a wildcard, because only the wildcards in a job's
 # comment tell two matrices apart in Slurm.
 CELL = "results/{run}/{workload}/{strategy}/gpus{gpus}/seed{seed}"
-BLOCK = "results/{run}/blocks/{workload}/gpus{gpus}/seed{seed}.json"
-PARITY = "results/{run}/parity/{workload}/{strategy}/ranks{ranks}"
-ORACLE = "results/{run}/parity/{workload}/oracle/ranks{ranks}"
-LARGEST_BATCH = "results/{run}/largest_batch/{workload}/{strategy}/gpus{gpus}"
 
 CELLS = {(cell.workload, cell.strategy, cell.gpus, cell.seed): cell for cell in cells_of(CONFIG)}
-PLACES = start_order(CONFIG)
 CASES = {
     (workload, strategy, gpus): parity_case(CONFIG, workload, strategy, gpus)
     for workload, strategy, gpus, _ in CELLS
@@ -193,11 +147,6 @@ def sha256(text):
 def code_of(script):
     """A function that returns the checksum of a script and everything that it imports."""
     return lambda wildcards: code_sha256(sources(SCRIPTS / script))
-
-
-def checksum(paths):
-    """The checksum of the contents of non-Python files; moving the files does not change it."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def cell_at(wildcards):

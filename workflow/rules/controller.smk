@@ -1,3 +1,22 @@
+from shardmark.controller.progress import Progress
+from shardmark.controller.record import record_controller
+from shardmark.controller.stopping import StopAtFailure
+from shardmark.controller.termination import Termination
+from shardmark.disk import why_not_writable
+from shardmark.errors import UserError
+from shardmark.launching.site import why_not_at_site
+from shardmark.measurement.gpu_check import why_no_gpus
+from shardmark.slurm import queue
+from shardmark.slurm.executor import (
+    keep_planned_order,
+    leave_lost_nodes_to_slurm,
+    see_cancelled_jobs,
+    wait_for_orphans,
+)
+from shardmark.slurm.groups import TURN, name_cells_of_groups, why_no_groups
+from shardmark.slurm.submission import Submission
+
+
 @functools.cache
 def orphans():
     """Jobs that a dead controller left in Slurm's queue.

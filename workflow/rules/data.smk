@@ -1,3 +1,7 @@
+from shardmark.datasets import FETCHED
+from shardmark.workload.vision.data_files import fetch_command, why_outdated
+
+
 def data_at(wildcards):
     """The user's own files that contain a workload's samples. If one changes, the cells run again."""
     return CONFIG.workloads[wildcards.workload].own_files

@@ -1,3 +1,8 @@
+from shardmark.codebase import code_of_search
+
+LARGEST_BATCH = "results/{run}/largest_batch/{workload}/{strategy}/gpus{gpus}"
+
+
 def search_sha256_at(wildcards):
     return search_at(wildcards).fingerprint()
 

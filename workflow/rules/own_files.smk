@@ -1,3 +1,6 @@
+from shardmark.codebase import code_of_file
+
+
 # Checks of the user's own code. They are no inputs of a job, for the same reason as fetching: the
 # controller runs them before the first job (prepare).
 def check_commands(wildcards):

@@ -1,3 +1,10 @@
+from shardmark.cells import oracle_cases
+from shardmark.codebase import code_of_oracle, code_of_parity
+from shardmark.measurement.gpu_check import count_gate_ranks
+
+PARITY = "results/{run}/parity/{workload}/{strategy}/ranks{ranks}"
+ORACLE = "results/{run}/parity/{workload}/oracle/ranks{ranks}"
+
 # The gate goes first, so that a strategy that trains a different model costs no hours of cells.
 PARITY_PRIORITY = len(CELLS) + 1
 

@@ -1,3 +1,11 @@
+from shardmark.report.contents import GROUPS, PAGE_TEMPLATE, PALE_RUNS, caption_file
+
+
+def checksum(paths):
+    """The checksum of the contents of non-Python files; moving the files does not change it."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
 localrules:
     write_report,
     write_snakemake_report,

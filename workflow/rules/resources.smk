@@ -1,3 +1,6 @@
+from shardmark.slurm.job_request import quoted_options
+from shardmark.time_limits import limit_minutes
+
 # The resources that a job requests from Slurm, and the cores that it takes without Slurm.
 
 

@@ -1,3 +1,13 @@
+from shardmark.cells import start_order
+from shardmark.codebase import code_of_cell
+from shardmark.measurement.telemetry import node_name
+from shardmark.slurm.job_request import PIN_MINUTES
+from shardmark.slurm.pinned_nodes import nodes_of_results, read_nodes, restore_record
+
+BLOCK = "results/{run}/blocks/{workload}/gpus{gpus}/seed{seed}.json"
+PLACES = start_order(CONFIG)
+
+
 def cell_sha256_at(wildcards):
     return cell_at(wildcards).fingerprint()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from shardmark.command import one_message
 from shardmark.results.cell_rows import CellRow
 from shardmark.results.csv_tables import read_csv
-from shardmark.statistics.findings import find, write_findings
+from shardmark.statistics.findings import write_findings
 
 
 @one_message
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--margin", type=float, required=True, help="of equivalence, as a share")
     arguments = parser.parse_args()
     cells = read_csv(arguments.tables / "cells.csv", CellRow)
-    write_findings(find(cells, arguments.baseline, arguments.margin), arguments.tables)
+    write_findings(cells, arguments.baseline, arguments.margin, arguments.tables)
 
 
 if __name__ == "__main__":

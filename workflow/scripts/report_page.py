@@ -12,7 +12,7 @@ from shardmark.files import write_text
 from shardmark.report.contents import PAGE_TEMPLATE
 from shardmark.report.page import page_context
 from shardmark.results.collected import read_tables
-from shardmark.statistics.findings import read_findings
+from shardmark.statistics.findings import WITH_EXCLUDED, read_findings
 from shardmark.strategies import use_labels
 
 
@@ -38,10 +38,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
     folder = arguments.results / "tables"
-    tables, findings = read_tables(folder), read_findings(folder)
+    tables = read_tables(folder)
     with use_labels(tables.record.labels):
         context = page_context(
-            tables, findings, arguments.results / "figures", arguments.margin, arguments.command
+            tables,
+            read_findings(folder),
+            read_findings(folder / WITH_EXCLUDED),
+            arguments.results / "figures",
+            arguments.margin,
+            arguments.command,
         )
     write_text(arguments.output, render(PAGE_TEMPLATE, context))
 

@@ -49,6 +49,12 @@ class Quantity:
         return replace(self, unit=words)
 
 
+def describe_scaling(scaling: str) -> str:
+    """Return in words how the batch grows with the GPU count."""
+    fixed = {"strong": "global batch", "weak": "batch per GPU"}[scaling]
+    return f"{scaling} scaling (fixed {fixed})"
+
+
 def describe_gpus(device: str, count: int) -> str:
     """Return a GPU count in words; on CPUs the replicas are processes."""
     if device == "cpu":

@@ -127,7 +127,7 @@ class Tokens(Section):
 class Dataset(Section):
     """The images of a workload."""
 
-    name: DatasetName = Field(description="cifar10, cifar100, or synthetic for generated images.")
+    name: DatasetName = Field(description="A data set of images; synthetic generates them.")
     image_size: Annotated[int, Strict(), Field(ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)] = Field(
         USUAL_SIDE_PX,
         description="Side of the images that the model sees, px; the device resizes the images.",

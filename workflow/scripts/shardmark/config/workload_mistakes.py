@@ -197,8 +197,8 @@ def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:
     optimizer = section_at(Optimizer, raw, "optimizer")
     schedule = section_at(Schedule, raw, "schedule")
     epochs = raw.get("epochs", Workload.model_fields["epochs"].default)
-    if optimizer and optimizer.nesterov and optimizer.name != "sgd":
-        yield f"{path}.optimizer.nesterov: belongs to sgd; {optimizer.name} needs it false"
+    if optimizer and optimizer.nesterov and "nesterov" not in OPTIMIZERS[optimizer.name].settings:
+        yield f"{path}.optimizer.nesterov: torch's {optimizer.name} has none; set it to false"
     elif optimizer and optimizer.nesterov and not optimizer.momentum:
         yield f"{path}.optimizer.nesterov: needs a momentum above 0"
     if optimizer and optimizer.fused and "fused" not in OPTIMIZERS[optimizer.name].settings:

@@ -323,10 +323,11 @@ def outcome(path: Path) -> tuple[str, str]:
     except UserError as error:
         return Outcome.REFUSED, f" ({error})"
     if metrics.throughput is not None:
+        status = Outcome.DEVICE_FAULT if metrics.device_faults else metrics.status
         loss = metrics.loss.final if metrics.loss else None
         end = "" if loss is None else f", loss {loss:.4g}"
         return (
-            metrics.status,
+            status,
             f", {metrics.throughput.items_per_s:,.0f} {metrics.throughput.unit}/s{end}",
         )
     if metrics.failure is not None:

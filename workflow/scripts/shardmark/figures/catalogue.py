@@ -40,7 +40,7 @@ DRAWN_BY: dict[str, Callable[[Data], Figure]] = {
 
 
 def draw(name: str, data: Data) -> Figure:
-    """Draw one of ``captions.FIGURES``.
+    """Draw one of ``contents.FIGURES``.
 
     Raises:
         KeyError: for any other name.

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.figures.side_files import DamagedFiles, Timeline, read_steps, read_timelines
-from shardmark.quantities import describe_gpus
+from shardmark.quantities import describe_gpus, describe_scaling
 from shardmark.results.collected import Tables
-from shardmark.results.outcome import Outcome
+from shardmark.results.exclusion import describe_absence
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import STRATEGIES, label_of, spec_of
@@ -193,20 +193,16 @@ class Data:
     @property
     def scaling_in_words(self) -> str:
         """How the batch grows with the GPU count."""
-        weak = "weak" in set(self.cells.scaling)
-        return (
-            "weak scaling (fixed batch per GPU)" if weak else "strong scaling (fixed global batch)"
-        )
+        return describe_scaling("weak" if "weak" in set(self.cells.scaling) else "strong")
 
     def describe_gpus(self, count: int) -> str:
         """Return a GPU count in words."""
         return describe_gpus(self.device, count)
 
-    def outcome(self, name: str, count: int | None = None) -> str:
+    def describe_absence(self, name: str, count: int | None = None) -> str:
         """Return in words why a strategy has no measurement, at one GPU count or at all."""
         runs = self.cells[self.cells.strategy == name]
         if count is not None:
             runs = runs[runs.gpus == count]
-        statuses = sorted(set(runs.status) - {"ok", ""})
-        words = [Outcome.OOM.meaning if status == Outcome.OOM else status for status in statuses]
-        return ", ".join(words) or "no result"
+        left_out = runs[runs.excluded != ""]
+        return describe_absence(left_out) if len(left_out) else "not measured"

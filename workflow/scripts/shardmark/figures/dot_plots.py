@@ -41,7 +41,7 @@ def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
     for row, name in enumerate(data.labels):
         values = part[quantity.column].astype(float)[part.strategy == name] * quantity.scale
         if values.isna().all():
-            absent(axes, row, data.outcome(name, count))
+            absent(axes, row, data.describe_absence(name, count))
             continue
         look = data.looks[name]
         dots_of_runs(axes, data, name, values, pd.Series(row, index=values.index))

@@ -208,7 +208,7 @@ def legend(figure: Figure, data: Data, title: str, drawn: Sequence[str]) -> None
     for handle, name in zip(handles, drawn, strict=True):
         handle.set(**marker(data.looks[name], 5))
     left_out = [
-        f"{label} ({data.outcome(name)})"
+        f"{label} ({data.describe_absence(name)})"
         for name, label in data.labels.items()
         if name not in drawn
     ]

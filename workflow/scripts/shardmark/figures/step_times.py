@@ -45,7 +45,7 @@ def _distributions(axes: Axes, data: Data, count: int) -> None:
     for row, name in enumerate(data.labels):
         steps = part[part.strategy == name]
         if steps.empty:
-            absent(axes, row, data.outcome(name, count))
+            absent(axes, row, data.describe_absence(name, count))
             continue
         look = data.looks[name]
         low, first, middle, third, p90, p99 = steps.step_ms.quantile(

@@ -74,7 +74,7 @@ def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) ->
             axes.barh(rows, lengths, left=begins, height=0.66, color=colour, linewidth=0)
         for row, name in enumerate(data.labels):
             if name not in means:
-                absent(axes, row, data.outcome(name, count))
+                absent(axes, row, data.describe_absence(name, count))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(ticks_across(data.narrow))
         axes.xaxis.set_major_formatter(tick)

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 def check_strategy(case: ParityCase, *, device: str) -> str:
     """Check a strategy of the user's own with the parity gate's small model.
 
-    That its ranks train the same model is for the parity gate to say.
+    The parity gate checks that its ranks train the same model.
 
     Args:
         case: a case of one rank.

@@ -40,15 +40,15 @@ CLOSE_BEHIND = 0.97
 MOST_NAMES = 3
 AT_LEAST = {False: "", True: " or more"}
 # Why a strategy has no run that counts, worst for the reader first.
-_FAILED = {
-    Outcome.OOM: "Out of memory",
-    Outcome.DIVERGED: "Diverged",
-    Outcome.TIMEOUT: "Out of time",
-    Outcome.FAILED: "Failed",
-    Outcome.UNSUPPORTED: "Cannot run",
-    Outcome.DEVICE_FAULT: "Excluded for a device fault",
-    Outcome.MISSING: "No result yet",
-}
+_FAILED = (
+    Outcome.OOM,
+    Outcome.DIVERGED,
+    Outcome.TIMEOUT,
+    Outcome.FAILED,
+    Outcome.UNSUPPORTED,
+    Outcome.DEVICE_FAULT,
+    Outcome.MISSING,
+)
 
 
 @dataclass(frozen=True)
@@ -286,11 +286,11 @@ def _frugal(verdict: Verdict) -> tuple[str, float] | None:
 def _outcomes_without_result(cells_there: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """Yield why strategies have no run that counts, worst for the reader first."""
     left = cells_there[~cells_there.strategy.isin(cells_there[cells_there.excluded == ""].strategy)]
-    for outcome, words in _FAILED.items():
+    for outcome in _FAILED:
         names = left[left.outcome == outcome].strategy.unique()
         left = left[~left.strategy.isin(names)]
         if len(names):
-            yield f"{words}:", f"{join_names(list(map(label_of, names)))}."
+            yield f"{outcome.meaning.capitalize()}:", f"{join_names(list(map(label_of, names)))}."
     trained = left[left.status == "ok"]
     unproven = trained[
         (trained.parity != "passed") | (trained.excluded == "not training")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from shardmark.quantities import Quantity, describe_gpus, format_number
 from shardmark.report.sentences import join_names
-from shardmark.results.cell_rows import QUANTITIES
+from shardmark.results.cell_rows import QUANTITIES, STEP_PARTS
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
@@ -122,12 +122,8 @@ def _most_and_least(values: Mapping[str, str]) -> str:
     return f"{high} with {most} (most) and {low} with {least} (least)"
 
 
-# The parts of a profiled step.
-_STEP_PARTS = ["compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms"]
-
-
 def _step_split(data: HeadlineData) -> str:
-    means = data.runs[_STEP_PARTS].groupby(data.runs.strategy).mean().dropna(how="all")
+    means = data.runs[list(STEP_PARTS)].groupby(data.runs.strategy).mean().dropna(how="all")
     shares = 100 * means.div(means.sum(axis=1), axis=0)
     parts: dict[str, list[str]] = {}
     for column, words in (

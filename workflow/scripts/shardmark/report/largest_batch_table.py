@@ -8,7 +8,7 @@ import pandas as pd
 
 from shardmark.lanes import LANES
 from shardmark.quantities import format_number, replicas_heading, replicas_noun
-from shardmark.report.table import Table
+from shardmark.report.table import Detailed, Table
 from shardmark.strategies import label_of
 
 _CAPTION = (
@@ -80,5 +80,5 @@ def _batch(row: dict[Any, Any]) -> str:
         return _WORDS[row["status"]]
     batch, micro = int(row["per_gpu_batch"]), int(row["micro_batch"])
     more = " or more" if row["status"] == "reached_most" else ""
-    accumulated = f" [{batch // micro} x {micro:,}]" if batch > micro else ""
-    return f"{batch:,}{more}{accumulated}"
+    text = f"{batch:,}{more}"
+    return Detailed(text, f"{batch // micro} x {micro:,}") if batch > micro else text

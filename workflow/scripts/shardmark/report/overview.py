@@ -11,11 +11,11 @@ import pandas as pd
 from shardmark.lanes import LANE_MEANINGS, LANES
 from shardmark.quantities import describe_gpus, format_number, percent
 from shardmark.report.sentences import explain
-from shardmark.report.table import Table
+from shardmark.report.table import Detailed, Table
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.exclusion import describe_absence
 from shardmark.statistics.eligibility import counted
-from shardmark.statistics.findings import Findings, find
+from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
 
 # The table prices a training of so many million items, at so many dollars per GPU-hour. A reader
@@ -55,20 +55,6 @@ def overview_tables(
         )
         for count in sorted(cells.gpus.unique(), reverse=True)
     ]
-
-
-def include_excluded_runs(
-    cells: pd.DataFrame, baseline: str, margin: float
-) -> tuple[pd.DataFrame, Findings] | None:
-    """Return cells and findings with the excluded runs that ended well; None if there are none.
-
-    A strategy that does not train the same model stays out.
-    """
-    included = (cells.status == "ok") & (cells.excluded != "") & (cells.parity == "passed")
-    if not included.any():
-        return None
-    cells = cells.assign(excluded=cells.excluded.mask(included, ""))
-    return cells, find(cells, baseline, margin)
 
 
 def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) -> Table:
@@ -159,7 +145,8 @@ def _ratio(row: Mapping[Any, Any] | None) -> str:
         return DASH
     if pd.isna(row["ci_low"]):
         return percent(row["ratio"])
-    return f"{percent(row['ratio'])} [{percent(row['ci_low'])} to {percent(row['ci_high'])}]"
+    interval = f"{percent(row['ci_low'])} to {percent(row['ci_high'])}"
+    return Detailed(percent(row["ratio"]), interval)
 
 
 def _efficiency(row: Mapping[Any, Any] | None) -> str:
@@ -168,14 +155,16 @@ def _efficiency(row: Mapping[Any, Any] | None) -> str:
     text = f"{100 * row['efficiency']:.1f}"
     if pd.isna(row["efficiency_low"]):
         return text
-    return f"{text} [{100 * row['efficiency_low']:.1f} to {100 * row['efficiency_high']:.1f}]"
+    interval = f"{100 * row['efficiency_low']:.1f} to {100 * row['efficiency_high']:.1f}"
+    return Detailed(text, interval)
 
 
 def _mfu(measured: Mapping[Any, Any]) -> str:
     shares = [measured[f"{peak}_share_pct"] for peak in ("peak", "datasheet")]
     if pd.isna(shares[0]):
         return DASH
-    return f"{shares[0]:.1f}" + (f" [{shares[1]:.1f}]" if pd.notna(shares[1]) else "")
+    first, second = (f"{share:.1f}" for share in shares)
+    return first if pd.isna(shares[1]) else Detailed(first, second)
 
 
 def _hfu(measured: Mapping[Any, Any]) -> str:
@@ -190,7 +179,8 @@ def _memory(measured: Mapping[Any, Any]) -> str:
     used, capacity = measured["memory_used_peak_bytes"], measured["memory_capacity_bytes"]
     if pd.isna(used):
         return DASH
-    return f"{used / 2**30:.1f}" + (f" [of {capacity / 2**30:.0f}]" if pd.notna(capacity) else "")
+    text = f"{used / 2**30:.1f}"
+    return text if pd.isna(capacity) else Detailed(text, f"of {capacity / 2**30:.0f}")
 
 
 def _price(items_per_s: float | None) -> dict[str, str]:
@@ -213,8 +203,8 @@ def _verdict(is_baseline: bool, row: Mapping[Any, Any] | None, runs_of_row: pd.D
         return DASH
     why = explain(row)
     if row["verdict"] in ("open", "not comparable"):
-        return f"{row['verdict']} [{why}]" if why else row["verdict"]
-    return f"{row['verdict']} [{row['tier']}]"
+        return Detailed(row["verdict"], why) if why else row["verdict"]
+    return Detailed(row["verdict"], row["tier"])
 
 
 def _runs(runs_of_row: pd.DataFrame) -> str:

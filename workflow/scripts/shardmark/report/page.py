@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from shardmark.measurement.validity import labels_in_words, rules_in_words
-from shardmark.quantities import describe_gpus
+from shardmark.quantities import describe_gpus, describe_scaling
 from shardmark.report.answer import BADGES, Answer, make_answer
 from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
@@ -24,7 +24,6 @@ from shardmark.report.memory_bars import MemoryBars, memory_bars
 from shardmark.report.overview import (
     MILLION_ITEMS,
     PRICE_PER_HOUR,
-    include_excluded_runs,
     overview_tables,
 )
 from shardmark.report.page_tables import (
@@ -40,13 +39,12 @@ from shardmark.report.page_tables import (
     step_table,
 )
 from shardmark.report.sentences import join_names
-from shardmark.report.summary_table import SCALING
 from shardmark.report.table import Table
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.certificate import Certificate
 from shardmark.results.collected import Tables
 from shardmark.results.outcome import Outcome
-from shardmark.statistics.eligibility import counted
+from shardmark.statistics.eligibility import counted, include_excluded_runs
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
 
@@ -102,22 +100,27 @@ class WorkloadPart:
 
 
 def page_context(
-    tables: Tables, findings: Findings, figures: Path, margin: float, command: str
+    tables: Tables,
+    findings: Findings,
+    with_excluded: Findings,
+    figures: Path,
+    margin: float,
+    command: str,
 ) -> dict[str, Any]:
     """Return everything that the template reads.
 
     Args:
         tables: results of ``collect``.
         findings: results of ``compare``.
+        with_excluded: the same where excluded runs count, too.
         figures: the folder with a folder of figures for each workload.
         margin: the margin of equivalence, as a share.
         command: the command that runs this matrix.
     """
     record, cells = tables.record, tables.cells
     notes = list(caveats(tables))
-    with_all_runs = include_excluded_runs(cells, record.baseline, margin)
     workloads = [
-        _workload(name, tables, findings, with_all_runs, figures / name)
+        _workload(name, tables, findings, with_excluded, figures / name)
         for name in record.workloads
     ]
     badges = {workload.answer.badge for workload in workloads}
@@ -175,7 +178,7 @@ def _workload(
     name: str,
     tables: Tables,
     findings: Findings,
-    with_all_runs: tuple[pd.DataFrame, Findings] | None,
+    with_excluded: Findings,
     figures: Path,
 ) -> WorkloadPart:
     record = tables.record
@@ -195,20 +198,17 @@ def _workload(
         for section, names in SECTIONS.items()
     }
     sections["details"] = [picture for figure, picture in pictures.items() if figure not in placed]
-    with_excluded = []
-    if (
-        with_all_runs
-        and (with_all_runs[0].excluded[with_all_runs[0].workload == name] != cells.excluded).any()
-    ):
-        all_cells = with_all_runs[0][with_all_runs[0].workload == name]
-        with_excluded = overview_tables(all_cells, with_all_runs[1], record.baseline)
+    all_cells = include_excluded_runs(cells)
+    differ = (all_cells.excluded != cells.excluded).any()
     return WorkloadPart(
         name=name,
         definition=record.workloads[name],
         unit=cells.unit.iloc[0],
         answer=answer,
         tables=overview_tables(cells, findings, record.baseline),
-        tables_with_excluded=with_excluded,
+        tables_with_excluded=overview_tables(all_cells, with_excluded, record.baseline)
+        if differ
+        else [],
         picture=pictures.get("answer"),
         figures=sections,
         not_drawn=not_drawn,
@@ -249,7 +249,7 @@ def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
     ok = cells[cells.status == "ok"]
     runs = counted(cells).groupby(["strategy", "gpus"]).size()
     spread = f"n = {runs.min()}" if runs.nunique() == 1 else f"n = {runs.min()} to {runs.max()}"
-    scaling = ", ".join(f"{name} scaling ({SCALING[name]})" for name in cells.scaling.unique())
+    scaling = ", ".join(map(describe_scaling, cells.scaling.unique()))
     out = int((ok.excluded != "").sum())
     left_out = f" {out} of {len(ok)} runs are not compared." if out else ""
     return f"Baseline: {label_of(baseline)}; {spread} runs of each; {scaling}.{left_out}"

@@ -10,7 +10,7 @@ import pandas as pd
 from shardmark.quantities import describe_gpus, format_number, replicas_heading
 from shardmark.report.failures import locate, name_cell
 from shardmark.report.sentences import explain, join_names
-from shardmark.report.table import Table
+from shardmark.report.table import Detailed, Table
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.certificate import Certificate, Row
 from shardmark.results.outcome import Outcome
@@ -18,7 +18,7 @@ from shardmark.statistics.eligibility import counted
 from shardmark.strategies import label_of
 
 # The sign of a cell that matrix.only leaves out.
-_NOT_PLANNED = "\N{MIDDLE DOT}"
+_NOT_PLANNED = "/"
 _COMPARED = {name: quantity.label for name, quantity in QUANTITIES.items()} | {
     "epoch_s_mean": "Time per epoch",
     "total_s": "Time of the whole cell",
@@ -344,11 +344,14 @@ def raw_table(cells: pd.DataFrame) -> Table:
     """
     unknown = cells["unknown"].str.replace(";", ", ")
     names = [
-        name if label_of(name) == name else f"{name} [{label_of(name)}]" for name in cells.strategy
+        name if label_of(name) == name else Detailed(name, label_of(name))
+        for name in cells.strategy
     ]
-    table = cells[_RAW].assign(unknown=unknown, strategy=names, labels=cells.label_reasons)
-    rows = table.itertuples(index=False)
-    return Table("All cells", list(_RAW), [[_raw(value) for value in row] for row in rows])
+    table = cells[_RAW].assign(unknown=unknown, labels=cells.label_reasons)
+    rows = [[_raw(value) for value in row] for row in table.itertuples(index=False)]
+    for row, name in zip(rows, names, strict=True):
+        row[_RAW.index("strategy")] = name
+    return Table("All cells", list(_RAW), rows)
 
 
 def _raw(value: object) -> str:

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shardmark.quantities import Quantity, describe_gpus, format_number
-from shardmark.report.table import Table
+from shardmark.quantities import Quantity, describe_gpus, describe_scaling, format_number
+from shardmark.report.table import Detailed, Table
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.statistics.comparisons import PRIMARY
 from shardmark.statistics.eligibility import GROUP, counted
 from shardmark.strategies import label_of
 
-SCALING = {"strong": "fixed global batch", "weak": "fixed batch per GPU"}
 Row = Mapping[Any, Any]
 # What each column of summary.csv means.
 SUMMARY_COLUMNS: dict[str, str] = {
@@ -138,8 +137,8 @@ def _caption(first: pd.Series, baseline: str, runs: Sequence[int]) -> str:
         case [fewest, *_, most]:
             spread = f"median [smallest, largest] of n = {fewest} to {most} runs"
     return (
-        f"{first.workload} on {describe_gpus(first.device, first.gpus)}, {first.scaling} scaling "
-        f"({SCALING[first.scaling]}); {spread}; baseline {baseline}"
+        f"{first.workload} on {describe_gpus(first.device, first.gpus)}, "
+        f"{describe_scaling(first.scaling)}; {spread}; baseline {baseline}"
     )
 
 
@@ -155,7 +154,7 @@ def _value(row: Row, quantity: Quantity, ranges: bool) -> str:
     if pd.isna(row[quantity.column]) or row["runs"] == 1 or not ranges:
         return median
     low, high = (row[f"{quantity.column}_{end}"] * quantity.scale for end in ("min", "max"))
-    return f"{median} [{format_number(low)}, {format_number(high)}]"
+    return Detailed(median, f"{format_number(low)}, {format_number(high)}")
 
 
 def _notes(group: pd.DataFrame, lacking: Sequence[str]) -> list[str]:

@@ -18,6 +18,19 @@ _LATEX_WIDTH = 60
 _GAP, _PADDING = 2, 2
 
 
+class Detailed(str):
+    """A value with a detail: "value [detail]" as text; the page shows the detail in small type."""
+
+    value: str
+    detail: str
+
+    def __new__(cls, value: str, detail: str) -> Detailed:
+        """Make the text of both."""
+        text = super().__new__(cls, f"{value} [{detail}]")
+        text.value, text.detail = value, detail
+        return text
+
+
 @dataclass(frozen=True)
 class Table:
     """A table whose values are text.

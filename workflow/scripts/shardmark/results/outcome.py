@@ -32,13 +32,13 @@ class Outcome(StrEnum):
 
 _SIGNS = {
     Outcome.OK: ("●", "ran to its end"),
-    Outcome.DEVICE_FAULT: ("◐", "ran, but a device fault excludes it"),
+    Outcome.DEVICE_FAULT: ("◐", "excluded for a device fault"),
     Outcome.STALE: ("○", "ran, with earlier code"),
     Outcome.OOM: ("M", "out of memory"),
-    Outcome.TIMEOUT: ("T", "over its time limit"),
-    Outcome.DIVERGED: ("D", "the loss diverged"),
+    Outcome.TIMEOUT: ("T", "out of time"),
+    Outcome.DIVERGED: ("D", "diverged"),
     Outcome.FAILED: ("F", "failed"),
     Outcome.REFUSED: ("R", "its file does not count: unreadable, or of another definition"),
-    Outcome.UNSUPPORTED: ("–", "cannot run here"),
+    Outcome.UNSUPPORTED: ("–", "cannot run"),
     Outcome.MISSING: ("·", "no result yet"),
 }

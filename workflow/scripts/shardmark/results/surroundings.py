@@ -31,7 +31,7 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Fact:
+class Surrounding:
     """One recorded fact.
 
     Attributes:
@@ -46,16 +46,18 @@ class Fact:
     shared_out: bool = False
 
 
-def facts_to_compare(results: Iterable[Metrics]) -> list[Fact]:
+def facts_to_compare(results: Iterable[Metrics]) -> list[Surrounding]:
     """Return all facts to compare, including each environment variable that any cell had."""
     return [
-        Fact("CPU threads of torch in a rank", _of_ranks(lambda use: use.torch_threads), True),
-        Fact("CPUs that a rank may run on", _of_ranks(lambda use: use.cpus), True),
-        Fact("CPU quota", _of_ranks(_quota)),
-        *[Fact(f"version of {name}", _version(name)) for name in _VERSIONS],
-        *[Fact(label, _environment(key)) for key, label in _ENVIRONMENT.items()],
-        Fact("connections between GPUs of a node", _connections),
-        *[Fact(name, _variable(name)) for name in variables_to_compare(results)],
+        Surrounding(
+            "CPU threads of torch in a rank", _of_ranks(lambda use: use.torch_threads), True
+        ),
+        Surrounding("CPUs that a rank may run on", _of_ranks(lambda use: use.cpus), True),
+        Surrounding("CPU quota", _of_ranks(_quota)),
+        *[Surrounding(f"version of {name}", _version(name)) for name in _VERSIONS],
+        *[Surrounding(label, _environment(key)) for key, label in _ENVIRONMENT.items()],
+        Surrounding("connections between GPUs of a node", _connections),
+        *[Surrounding(name, _variable(name)) for name in variables_to_compare(results)],
     ]
 
 

@@ -22,11 +22,11 @@ def record_checksums(tables: Iterable[Path], target: Path) -> None:
 
 
 def edited_tables(folder: Path) -> Iterator[Path]:
-    """Yield the tables of a folder that were changed after they were written."""
-    for record in sorted(folder.glob(f"*{ENDING}")):
+    """Yield the tables in or below a folder that were changed after they were written."""
+    for record in sorted(folder.rglob(f"*{ENDING}")):
         for line in record.read_text(errors="replace").splitlines():
             checksum, _, name = line.partition("  ")
-            table = folder / Path(name).name
+            table = record.with_name(Path(name).name)
             if table.is_file() and _sha256(table) != checksum:
                 yield table
 

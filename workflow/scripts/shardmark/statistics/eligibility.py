@@ -43,6 +43,15 @@ def usable_cells(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     return cells[(cells["excluded"] == "") & (cells[column] > 0)]
 
 
+def include_excluded_runs(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells, where those that ended well are not excluded.
+
+    A strategy that does not train the same model stays out.
+    """
+    ended_well = (cells.status == "ok") & (cells.parity == "passed")
+    return cells.assign(excluded=cells.excluded.mask(ended_well, ""))
+
+
 def counted(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the runs whose medians represent a strategy: those that take part in comparisons.
 

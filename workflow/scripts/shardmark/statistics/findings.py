@@ -1,4 +1,4 @@
-"""The tables that ``compare`` writes: comparisons.csv, scaling.csv and verdict.json."""
+"""The tables that ``compare`` writes: comparisons.csv, scaling.csv and verdict.json, twice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from shardmark.results.csv_tables import read_csv
 from shardmark.results.table_checksums import record_checksums
 from shardmark.statistics.comparison_rows import ComparisonRow, ScalingRow
 from shardmark.statistics.comparisons import compare
+from shardmark.statistics.eligibility import include_excluded_runs
 from shardmark.statistics.scaling import scaling_of
 from shardmark.statistics.standing import VERDICTS, Verdict
 from shardmark.statistics.verdict import verdicts
+
+FILES = ("comparisons.csv", "scaling.csv", "verdict.json")
+# The folder of the findings that count excluded runs, too.
+WITH_EXCLUDED = "with_excluded"
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,28 @@ def find(cells: pd.DataFrame, baseline: str, margin: float) -> Findings:
     )
 
 
-def write_findings(findings: Findings, folder: Path) -> None:
-    """Write the three files."""
+def write_findings(cells: pd.DataFrame, baseline: str, margin: float, folder: Path) -> None:
+    """Write what ``find`` finds, and into a folder beside it what it finds with excluded runs.
+
+    Args and errors: see ``find``.
+    """
+    findings = find(cells, baseline, margin)
+    _write(findings, folder)
+    all_cells = include_excluded_runs(cells)
+    if not all_cells.excluded.equals(cells.excluded):
+        findings = find(all_cells, baseline, margin)
+    _write(findings, folder / WITH_EXCLUDED)
+
+
+def _write(findings: Findings, folder: Path) -> None:
     write_text(folder / "comparisons.csv", csv_text(findings.comparisons))
     write_text(folder / "scaling.csv", csv_text(findings.scaling))
     write_text(folder / "verdict.json", VERDICTS.dump_json(findings.verdicts, indent=1).decode())
-    files = ("comparisons.csv", "scaling.csv", "verdict.json")
-    record_checksums([folder / file for file in files], folder / "compare.sha256")
+    record_checksums([folder / file for file in FILES], folder / "compare.sha256")
 
 
 def read_findings(folder: Path) -> Findings:
-    """Read what ``write_findings`` wrote.
+    """Read what ``write_findings`` wrote into a folder.
 
     Raises:
         OSError: if a file cannot be read.

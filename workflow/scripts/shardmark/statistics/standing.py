@@ -19,7 +19,7 @@ class Standing(Section):
             likely (with a model only), or open (for at least one neither is shown).
         ratios: ratios of the other strategies to the best one.
         equivalent: those within the margin of it.
-        open: those neither shown to be worse nor equivalent.
+        open: those that are shown neither to be worse nor to be equivalent.
         worse: those shown to be worse.
         not_compared: those that may not be compared with it.
         seeds_needed: total runs of each strategy that would settle the open comparisons; None if

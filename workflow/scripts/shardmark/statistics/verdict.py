@@ -130,7 +130,8 @@ def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> St
     worse_word = metric.below if metric is PRIMARY else metric.above
     worse = [row for row in rows if row.verdict == worse_word]
     settled = (worse_word, EQUIVALENT, NOT_COMPARABLE)
-    # The best ratio to the baseline may have the worse one here: then nothing is shown either.
+    # The strategy with the best ratio to the baseline can be the worse one of this pair. Then the
+    # pair shows nothing.
     left = [row for row in rows if row.verdict not in settled]
     compared = [row for row in rows if row.verdict != NOT_COMPARABLE]
     return Standing(
