@@ -97,15 +97,20 @@ def own_workload(file: Path, **changes: Any) -> dict[str, Any]:
 
 
 def config_with(
-    workload: dict[str, Any], strategies: list[str], own: dict[str, Path] | None = None
+    workload: dict[str, Any],
+    strategies: list[str],
+    own: dict[str, Path] | None = None,
+    **options: Any,
 ) -> Config:
-    """A configuration of one workload ``w`` on CPUs, with strategies of the user's own."""
+    """A configuration of one workload ``w`` on CPUs, with own strategies and their options."""
     raw = {
         "run": "test",
         "baseline": strategies[0],
         "matrix": {"workloads": ["w"], "strategies": strategies, "gpus": [1, 2], "seeds": [0]},
         "workloads": {"w": workload},
-        "strategies": {name: {"file": str(file)} for name, file in (own or {}).items()},
+        "strategies": {
+            name: {"file": str(file), "options": options} for name, file in (own or {}).items()
+        },
         "cluster": {"device": "cpu"},
         "measure": {
             "steady_min_s": 0.3,

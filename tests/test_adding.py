@@ -99,19 +99,38 @@ def test_an_added_optimizer_trains_and_the_certificate_knows_its_settings(projec
     assert run(project, code).split() == ["NAdam", "True"]
 
 
+def test_an_added_model_has_its_shard_units_also_in_the_gates_network(project: Path) -> None:
+    code = """
+        from parity_cases import case_of
+        from shardmark.workload.vision.models import build_model, build_surrogate, shard_units
+        workload = case_of("ddp", 1, model={"name": "swin_v2_t"}).cell.definition
+        for build in (build_model, build_surrogate):
+            print(len(shard_units(build(workload, 0), workload)))
+    """
+    assert run(project, code).split() == ["12", "2"]
+
+
+def test_an_added_size_of_a_language_model_can_be_named(project: Path) -> None:
+    code = """
+        from shardmark.config.schema import Gpt
+        model = Gpt(name="gpt", preset="gpt_13b")
+        print(model.layers, model.width, model.context)
+    """
+    assert run(project, code).split() == ["40", "5120", "1024"]
+
+
 @pytest.mark.slow
-def test_added_models_metrics_and_figures_are_everywhere_they_belong(project: Path) -> None:
+def test_added_metrics_and_figures_are_everywhere_they_belong(project: Path) -> None:
     code = """
         from pathlib import Path
         from built_pages import build
         from gpu_matrix import config_of, write_matrix
-        from shardmark.architectures import MODELS
         from shardmark.report.data_dictionary import dictionary
         config = config_of(strategies=["ddp", "by_hand"], gpus=[1])
         write_matrix(config, Path())
         page = build(config, Path()).read_text()
         cells = Path("results/t/tables/cells.csv").read_text()
-        print("wide_resnet50_2_again" in MODELS, "slowest_rank" in cells.splitlines()[0])
+        print("slowest_rank" in cells.splitlines()[0])
         print("`slowest_rank`" in dictionary(), "Drift within the window" in page)
         print("By hand" in page)
     """

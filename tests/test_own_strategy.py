@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,24 @@ def test_a_strategy_that_forgets_to_reduce_fails_the_gate(tmp_path: Path) -> Non
     verdict = judge(config, tmp_path)
     assert verdict.status == "failed", verdict
     assert "fp32: loss deviates" in (verdict.reason or "")
+
+
+def test_the_sketch_of_docs_adding_passes_the_gate(tmp_path: Path) -> None:
+    page = (ROOT / "docs/adding.md").read_text()
+    _, _, rest = page.partition("   ```python\n   class MyDdp")
+    sketch = textwrap.dedent("   class MyDdp" + rest.partition("   ```")[0])
+    file = tmp_path / "my_ddp.py"
+    file.write_text(
+        "from torch.nn.parallel import DistributedDataParallel\n"
+        "from shardmark.training.strategy import StateDict, Strategy, Task, unwrap_state\n" + sketch
+    )
+    training = tmp_path / "training.py"
+    training.write_text(TRAINING)
+    config = config_with(own_workload(training), ["ddp", "mine"], own={"mine": file}, bucket=1)
+    case = parity_case(config, "w", "mine", 1)
+    assert check_strategy(case, device="cpu") == "checked in one step"
+    verdict = judge(config, tmp_path)
+    assert verdict.status == "passed", verdict.reason
 
 
 def test_the_example_passes_the_gate_and_is_in_every_table(tmp_path: Path) -> None:

@@ -141,8 +141,13 @@ def markdown_report(comparison: SetComparison, names: tuple[str, str], margin: f
         headline(comparison),
         f"Ratios are of {names[1]} (after) to {names[0]} (before). The margin is "
         f"{100 * margin:g} %, the level 5 %, corrected for the strategies of one workload and GPU "
-        f"count. The chance of one false alarm among {families} such families is up to "
-        f"{100 * (1 - 0.95**families):.0f} %.",
+        "count."
+        + (
+            f" There are {families} such families; the chance of a false alarm in one of them "
+            f"is up to {100 * (1 - 0.95**families):.0f} %."
+            if families > 1
+            else ""
+        ),
         runs_needed(comparison.table),
         "## Throughput",
         markdown_table(readable_table(comparison.table[primary])),

@@ -24,13 +24,7 @@ CIFAR_STEM_UP_TO_PX = 64
 # Measured with three seeds and 1, 2 and 4 replicas: norms of at least 1.5 and a noise floor of at
 # most 8e-7 in the loss. torchvision's ViT would start from zero logits, and no gradient would reach
 # its blocks.
-_SURROGATE_LOGIT_SCALE = {
-    "BasicBlock": 3.0,
-    "Bottleneck": 3.0,
-    "EncoderBlock": 1.0,
-    "CNBlock": 1.0,
-    "SwinTransformerBlock": 1.0,
-}
+_SURROGATE_LOGIT_SCALE = {"BasicBlock": 3.0, "Bottleneck": 3.0}
 
 
 class Classifier(nn.Module):
@@ -82,7 +76,7 @@ def build_surrogate(workload: VisionWorkload, seed: int) -> Classifier:
                 setattr(module, name, nn.SiLU())
     classes = _classifier(model, workload)[1]
     generator = torch.Generator().manual_seed(seed)
-    scale = _SURROGATE_LOGIT_SCALE[BLOCK_OF_MODEL[workload.model.name]]
+    scale = _SURROGATE_LOGIT_SCALE.get(BLOCK_OF_MODEL[workload.model.name], 1.0)
     std = scale / classes.in_features**0.5
     nn.init.normal_(classes.weight, std=std, generator=generator)
     return model
