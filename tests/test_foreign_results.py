@@ -222,7 +222,7 @@ def test_hostile_text_in_a_result_stays_text_in_the_tables_and_on_a_terminal(
     command = [sys.executable, str(script), "--tables", str(tables), "--baseline", "ddp"]
     subprocess.run(command, check=True)
     assert outcome(path) == ("failed", f" ({plain})")
-    assert not any("\x1b" in table.read_text() for table in tables.iterdir())
+    assert not any("\x1b" in table.read_text() for table in tables.rglob("*.*"))
     with (tables / "cells.csv").open(newline="") as file:
         entries = {entry for row in csv.reader(file) for entry in row}
     assert {f"'{plain}", f"'{plain};{plain}"} <= entries

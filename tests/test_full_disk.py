@@ -80,7 +80,7 @@ def test_what_reads_results_names_the_full_disk(
 ) -> None:
     config, root = built
     command = command_of(script, config, disk)
-    before = f'cp results/{config.run}/tables/* "$0"'
+    before = f'cp -r results/{config.run}/tables/* "$0"'
     done = on_small_disk(
         command, disk, size="2m", before=before, full=True, after='ls -A "$0"', cwd=root
     )

@@ -198,7 +198,11 @@ def _optimizer_mistakes(path: str, raw: Mapping[str, Any]) -> Iterator[str]:
     schedule = section_at(Schedule, raw, "schedule")
     epochs = raw.get("epochs", Workload.model_fields["epochs"].default)
     if optimizer and optimizer.nesterov and "nesterov" not in OPTIMIZERS[optimizer.name].settings:
-        yield f"{path}.optimizer.nesterov: torch's {optimizer.name} has none; set it to false"
+        owners = [name for name, record in OPTIMIZERS.items() if "nesterov" in record.settings]
+        yield (
+            f"{path}.optimizer.nesterov: belongs to {', '.join(owners)}; {optimizer.name} needs it "
+            "false"
+        )
     elif optimizer and optimizer.nesterov and not optimizer.momentum:
         yield f"{path}.optimizer.nesterov: needs a momentum above 0"
     if optimizer and optimizer.fused and "fused" not in OPTIMIZERS[optimizer.name].settings:
