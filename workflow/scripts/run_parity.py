@@ -122,19 +122,19 @@ def _why(failure: Failure) -> str:
     return ", ".join(filter(None, where)) + f": {failure.exception}"
 
 
-def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool) -> Parity:
+def _judged(case: ParityCase, trajectories_file: Path, oracle_file: Path, shared: bool) -> Parity:
     # Imported only now, so that the launcher does not hold torch in memory while it waits.
     from shardmark.parity.cases import precisions_of, surrogate_name_of
     from shardmark.parity.judgement import judge, judge_real_model
     from shardmark.parity.trajectory_files import read_oracles, read_trajectories
 
-    found, oracle = read_trajectories(found_file), read_oracles(oracle_file)
+    trained, oracle = read_trajectories(trajectories_file), read_oracles(oracle_file)
     precisions = [
-        judge(precision, found[precision], oracle, case) for precision in precisions_of(case)
+        judge(precision, trained[precision], oracle, case) for precision in precisions_of(case)
     ]
     real = None
     if oracle["real"] is not None:
-        real = judge_real_model(found["real"], oracle["real"], case)
+        real = judge_real_model(trained["real"], oracle["real"], case)
     reasons = [result.reason for result in precisions if result.reason]
     if real is not None and not real.passed:
         reasons.append(
@@ -145,11 +145,11 @@ def _judged(case: ParityCase, found_file: Path, oracle_file: Path, shared: bool)
         case,
         status="failed" if reasons else "passed",
         reason="; ".join(reasons) or None,
-        backend=found["backend"],
+        backend=trained["backend"],
         shared_device=shared,
         surrogate=surrogate_name_of(case),
         steps=case.gate.steps,
-        losses=found["fp32"].losses,
+        losses=trained["fp32"].losses,
         oracle_losses=oracle["fp32"]["trajectory"].losses,
         precisions=precisions,
         real_model=real,

@@ -296,6 +296,11 @@ class Workload(Section, ABC):
 
     @property
     @abstractmethod
+    def subject(self) -> str:
+        """What is trained, in a few words."""
+
+    @property
+    @abstractmethod
     def summary(self) -> str:
         """Model and data, in words."""
 
@@ -359,10 +364,15 @@ class VisionWorkload(Workload):
         return {"image_size": self.dataset.image_size, "classes": self.classes}
 
     @property
+    def subject(self) -> str:
+        """Model and data set."""
+        return f"{self.model.name} on {self.dataset.name}"
+
+    @property
     def summary(self) -> str:
         """Model, data set, images and classes."""
         return (
-            f"{self.model.name} on {self.dataset.name} ({self.train_samples:,} images of "
+            f"{self.subject} ({self.train_samples:,} images of "
             f"{self.dataset.image_size} px, {self.classes} classes), {self.batchnorm} batch-norm "
             "statistics"
         )
@@ -417,13 +427,18 @@ class LanguageWorkload(Workload):
         return {}
 
     @property
+    def subject(self) -> str:
+        """The kind of model; its size is in the summary."""
+        return "GPT"
+
+    @property
     def summary(self) -> str:
         """Model and data."""
         size = self.model
         tied = "tied" if size.tied else "untied"
         return (
-            f"GPT ({size.layers} layers, width {size.width}, {size.heads} heads, {tied}) on "
-            f"{self.dataset.name} ({self.train_samples:,} sequences of {size.context} tokens, "
+            f"{self.subject} ({size.layers} layers, width {size.width}, {size.heads} heads, {tied}) "
+            f"on {self.dataset.name} ({self.train_samples:,} sequences of {size.context} tokens, "
             f"vocabulary {size.vocabulary:,})"
         )
 
@@ -504,11 +519,16 @@ class OwnWorkload(Workload):
         return {"options": self.options, "items_per_sample": self.items_per_sample}
 
     @property
+    def subject(self) -> str:
+        """The file."""
+        return str(self.file)
+
+    @property
     def summary(self) -> str:
         """File, options and number of samples."""
         options = ", ".join(f"{name} {value}" for name, value in self.options.items())
         given = f" ({options})" if options else ""
-        return f"{self.file}{given} on {self.train_samples:,} samples"
+        return f"{self.subject}{given} on {self.train_samples:,} samples"
 
 
 WorkloadKind = Literal["vision", "language", "own"]

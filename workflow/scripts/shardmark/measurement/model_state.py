@@ -25,14 +25,14 @@ def storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
 
     A shard that is a view of a larger buffer keeps the whole buffer alive, so the buffer counts.
     """
-    found = {}
+    sizes = {}
     for tensor in tensors:
         if tensor is None:
             continue
         memory = _local(tensor).untyped_storage()
         if memory.nbytes():
-            found[memory.data_ptr()] = memory.nbytes()
-    return found
+            sizes[memory.data_ptr()] = memory.nbytes()
+    return sizes
 
 
 def host_bytes(tensors: Iterable[Tensor | None], device_type: str) -> int:

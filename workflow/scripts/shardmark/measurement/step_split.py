@@ -166,18 +166,18 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 def intersection(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]:
     """Return the time in both; each argument is a ``union``."""
-    found = []
+    common = []
     first = second = 0
     while first < len(one) and second < len(other):
         begin = max(one[first][0], other[second][0])
         end = min(one[first][1], other[second][1])
         if begin < end:
-            found.append((begin, end))
+            common.append((begin, end))
         if one[first][1] < other[second][1]:
             first += 1
         else:
             second += 1
-    return found
+    return common
 
 
 def difference(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]:

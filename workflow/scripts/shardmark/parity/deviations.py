@@ -14,7 +14,7 @@ from shardmark.parity_result import Deviation
 Summary = Mapping[str, Mapping[Any, float]]
 
 
-def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
+def deviation(trained: Trajectory, oracle: Trajectory) -> Deviation:
     """How far a trajectory deviates from the oracle's.
 
     For the loss, this is the largest relative difference of any step. For the first update and the
@@ -24,14 +24,14 @@ def deviation(found: Trajectory, oracle: Trajectory) -> Deviation:
     Raises:
         ValueError: if the trajectories do not have the same parameters.
     """
-    pairs = zip(found.losses, oracle.losses, strict=True)
+    pairs = zip(trained.losses, oracle.losses, strict=True)
     return Deviation(
         loss=worst(abs(mine - its) / abs(its) for mine, its in pairs),
         first_update=_distance(
-            _difference(found.after_first_update, found.initial),
+            _difference(trained.after_first_update, trained.initial),
             _difference(oracle.after_first_update, oracle.initial),
         ),
-        final_weights=_distance(found.final, oracle.final),
+        final_weights=_distance(trained.final, oracle.final),
     )
 
 
@@ -44,30 +44,30 @@ def summary_of(trajectory: Trajectory) -> Summary:
     }
 
 
-def summary_difference(found: Summary, oracle: Summary) -> dict[str, float]:
+def summary_difference(trained: Summary, oracle: Summary) -> dict[str, float]:
     """How far two summaries are apart; infinite if they can't be compared.
 
     For ``losses``, this is the largest relative difference. ``update norms`` are one vector with a
     number for each parameter: the L2 norm of the difference, relative. The norm of the whole update
     would be a single number, in which the errors of the parameters may cancel.
     """
-    if any(found[part].keys() != oracle[part].keys() for part in oracle):
+    if any(trained[part].keys() != oracle[part].keys() for part in oracle):
         return dict.fromkeys(oracle, math.inf)
-    pairs = [(found["losses"][step], loss) for step, loss in oracle["losses"].items()]
+    pairs = [(trained["losses"][step], loss) for step, loss in oracle["losses"].items()]
     return {
         "losses": worst(abs(mine - its) / abs(its) if its else math.inf for mine, its in pairs),
         "update norms": relative_l2(
-            (found["update norms"][name] for name in oracle["update norms"]),
+            (trained["update norms"][name] for name in oracle["update norms"]),
             oracle["update norms"].values(),
         ),
     }
 
 
-def relative_l2(found: Iterable[float], oracle: Iterable[float]) -> float:
+def relative_l2(trained: Iterable[float], oracle: Iterable[float]) -> float:
     """The L2 norm of the difference of two vectors, relative to the second one's."""
     wanted = list(oracle)
     size = math.hypot(*wanted)
-    distance = math.hypot(*(mine - its for mine, its in zip(found, wanted, strict=True)))
+    distance = math.hypot(*(mine - its for mine, its in zip(trained, wanted, strict=True)))
     return worst([distance / size]) if size else math.inf
 
 
@@ -86,10 +86,10 @@ def _norm(tensors: Mapping[str, Tensor]) -> float:
     return math.sqrt(squares)
 
 
-def _distance(found: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> float:
+def _distance(trained: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> float:
     """The relative L2 distance over all parameters; both must have the same ones."""
-    if found.keys() != oracle.keys():
-        missing = sorted(oracle.keys() - found.keys())[:3]
+    if trained.keys() != oracle.keys():
+        missing = sorted(oracle.keys() - trained.keys())[:3]
         raise ValueError(f"the strategy's weights lack {missing}")
     norm = _norm(oracle)
-    return _norm(_difference(found, oracle)) / norm if norm else math.inf
+    return _norm(_difference(trained, oracle)) / norm if norm else math.inf

@@ -44,12 +44,12 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
     with phases("process_group"):
         runtime = start_runtime(case.cell)
     compute_alike()
-    found: dict[str, Any] = {"backend": runtime.backend}
+    trained: dict[str, Any] = {"backend": runtime.backend}
     for precision in precisions_of(case):
         with phases(f"parity in {precision}"):
             cell = surrogate_cell(case, precision)
             workload = make_workload(cell.definition)
-            found[precision] = _train(
+            trained[precision] = _train(
                 strategy, cell, runtime, workload, case.gate.steps, phases, surrogate=True
             )
             gc.collect()  # the frameworks' modules are in reference cycles
@@ -71,9 +71,9 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
                 surrogate=False,
                 after_first_update=room_is_taken,
             )
-            found["real"] = summary_of(trajectory) if runtime.rank == 0 else None
+            trained["real"] = summary_of(trajectory) if runtime.rank == 0 else None
     if runtime.rank == 0:
-        write_plain(found, scratch / "trajectories.pt")
+        write_plain(trained, scratch / "trajectories.pt")
 
 
 def _train(

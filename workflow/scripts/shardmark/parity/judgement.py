@@ -19,7 +19,7 @@ ROUNDING_RMS = {"bf16": 2**-8 / 24**0.5, "fp16": 2**-11 / 24**0.5, "tf32": 2**-1
 
 
 def judge(
-    precision: str, found: Trajectory, oracles: Mapping[str, Any], case: ParityCase
+    precision: str, trained: Trajectory, oracles: Mapping[str, Any], case: ParityCase
 ) -> PrecisionParity:
     """The gate's verdict in one precision.
 
@@ -35,7 +35,7 @@ def judge(
     as the oracle deviates from float32: two trainings that are that far from it may lie on either
     side.
     """
-    measured = deviation(found, oracles[oracle_of(case, precision)]["trajectory"])
+    measured = deviation(trained, oracles[oracle_of(case, precision)]["trajectory"])
     floor, tolerance = floor_and_tolerance(precision, oracles, case)
     reason = None
     if not all(map(math.isfinite, tolerance.model_dump().values())):
@@ -120,12 +120,12 @@ def rounds_elsewhere(case: ParityCase) -> bool:
 
 
 def judge_real_model(
-    found: Summary, oracles: Mapping[str, Any], case: ParityCase
+    trained: Summary, oracles: Mapping[str, Any], case: ParityCase
 ) -> RealModelParity:
     """The verdict on the real model's first steps, by the part of its summary that is worst."""
     precision = case.cell.definition.precision
     oracle = oracles[oracle_of(case, precision)]
-    measured = summary_difference(found, oracle["summary"])
+    measured = summary_difference(trained, oracle["summary"])
     verdicts = []
     for part, value in measured.items():
         tolerance = max(case.gate.tolerance, case.gate.floor_multiple * oracle["floor"][part])

@@ -18,13 +18,13 @@ from shardmark.parity.oracle import Trajectory
 from shardmark.parity_result import Deviation
 
 
-def write_plain(found: Mapping[str, Any], path: Path) -> None:
+def write_plain(contents: Mapping[str, Any], path: Path) -> None:
     """Write trajectories and noise floors by name, completely or not at all.
 
     torch.save reports a full disk as an OSError only if it gets an open file.
     """
     with replacing(path) as partial, partial.open("wb") as file:
-        torch.save(_plain(found), file)
+        torch.save(_plain(contents), file)
 
 
 def read_trajectories(path: Path) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def _plain(value: Any) -> Any:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = torch.load(path, weights_only=True)
+        contents = torch.load(path, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
         raise _other(path) from None
-    if not isinstance(found, dict):
+    if not isinstance(contents, dict):
         raise _other(path)
-    return found
+    return contents
 
 
 def _trajectory(fields: Any, path: Path) -> Trajectory:

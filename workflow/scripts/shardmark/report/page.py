@@ -156,9 +156,9 @@ def identity(tables: Tables) -> list[str]:
     """Return what was measured, where and when, in a few words each."""
     cells, record = tables.cells, tables.record
     parts = []
-    for name, definition in record.workloads.items():
+    for name, subject in record.subjects.items():
         precision = cells[cells.workload == name].precision.iloc[0]
-        parts.append(f"{definition.partition(' (')[0]}, {precision}")
+        parts.append(f"{subject}, {precision}")
     parts = list(dict.fromkeys(parts))
     *others, most = sorted(int(count) for count in cells.gpus.unique())
     counts = join_names([*map(str, others), describe_gpus(record.device, most)])

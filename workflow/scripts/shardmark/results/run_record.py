@@ -45,6 +45,7 @@ class RunRecord(Section):
         baseline: the strategy that the others are compared with.
         device: cuda or cpu.
         steady_min_s: least seconds of the steady window.
+        subjects: what each workload trains, in a few words.
         workloads: each workload in one sentence.
         chance_accuracy: by workload, the accuracy of guessing; without generated data, from which
             nothing can be learned.
@@ -59,6 +60,7 @@ class RunRecord(Section):
     baseline: str
     device: str
     steady_min_s: float
+    subjects: dict[str, str]
     workloads: dict[str, str]
     chance_accuracy: dict[str, float]
     labels: dict[str, str]
@@ -75,6 +77,7 @@ def run_record(config: Config, results: Sequence[Metrics]) -> RunRecord:
         baseline=config.baseline,
         device=config.cluster.device,
         steady_min_s=config.measure.steady_min_s,
+        subjects={name: config.workloads[name].subject for name in config.matrix.workloads},
         workloads={name: describe_workload(config, name) for name in config.matrix.workloads},
         chance_accuracy={
             name: chance
