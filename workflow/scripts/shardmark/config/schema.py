@@ -437,9 +437,9 @@ class LanguageWorkload(Workload):
         size = self.model
         tied = "tied" if size.tied else "untied"
         return (
-            f"{self.subject} ({size.layers} layers, width {size.width}, {size.heads} heads, {tied}) "
-            f"on {self.dataset.name} ({self.train_samples:,} sequences of {size.context} tokens, "
-            f"vocabulary {size.vocabulary:,})"
+            f"{self.subject} ({size.layers} layers, width {size.width}, {size.heads} heads, "
+            f"{tied}) on {self.dataset.name} ({self.train_samples:,} sequences of {size.context} "
+            f"tokens, vocabulary {size.vocabulary:,})"
         )
 
 
