@@ -46,6 +46,7 @@ def answer_of(
         baseline="ddp",
         device=device,
         steady_min_s=30.0,
+        subjects={"w": "resnet50 on cifar10"},
         workloads={"w": "resnet50 on cifar10 (...)"},
         chance_accuracy={"w": 0.1},
         labels={},

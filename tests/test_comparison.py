@@ -20,6 +20,7 @@ from shardmark.statistics import sign_flips, t_tests
 from shardmark.statistics.comparison_rows import NOT_COMPARABLE
 from shardmark.statistics.comparisons import compare
 from shardmark.statistics.family import PairedFamily, Shift, agreeing_intervals, equivalence_p
+from shardmark.statistics.findings import WITH_EXCLUDED, read_findings, write_findings
 from shardmark.statistics.scaling import scaling_of
 from shardmark.statistics.seeds_needed import seeds_needed, seeds_to_decide
 from shardmark.statistics.stratified import Stratified
@@ -65,6 +66,18 @@ def test_the_joint_sign_flip_p_is_that_of_every_flip_and_step(comparisons: int) 
     for seed in range(5):
         differences = noise(7, comparisons, seed)
         assert sign_flips.adjusted_p(differences) == pytest.approx(brute_force_p(differences))
+
+
+def test_excluded_runs_count_in_findings_of_their_own(tmp_path: Path) -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 0.9, "fsdp2": 0.8}, range(4))
+    cells.loc[(cells.strategy == "fsdp") & (cells.seed == 0), "excluded"] = "throttled"
+    cells.loc[(cells.strategy == "fsdp2") & (cells.seed == 0), "excluded"] = "not training"
+    write_findings(cells, "ddp", 0.02, tmp_path)
+    pairs = [
+        read_findings(folder).comparisons.query("family == 'primary'").set_index("strategy").n
+        for folder in (tmp_path, tmp_path / WITH_EXCLUDED)
+    ]
+    assert [list(n[["fsdp", "fsdp2"]]) for n in pairs] == [[3, 3], [4, 3]]
 
 
 def test_a_missing_block_is_left_out_of_its_own_t_alone() -> None:

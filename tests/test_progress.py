@@ -508,6 +508,13 @@ def test_attached_it_takes_the_place_of_the_consoles_messages(
     shown.close()
 
 
+def test_a_device_fault_is_the_outcome_of_a_run_that_ended_well(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    faulty = ok(CELLS[0]).model_copy(update={"device_faults": ["throttled: 40 % of the window"]})
+    path.write_text(faulty.model_dump_json(by_alias=True))
+    assert outcome(path)[0] == "device fault"
+
+
 def test_an_outcome_without_figures_is_its_status(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_text(ended(CELLS[0], "ok").model_dump_json(by_alias=True))

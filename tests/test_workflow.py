@@ -527,6 +527,7 @@ def test_resources_on_slurm(fresh: Project, gpus: int, asked: list[str]) -> None
 def test_an_edited_table_is_named_and_made_anew(project: Project) -> None:
     cells = project.folder / "results/t/tables/cells.csv"
     verdict = project.folder / "results/t/tables/verdict.json"
+    other = project.folder / "results/t/tables/with_excluded/verdict.json"
     before = [path.read_text() for path in (cells, verdict)]
     cells.write_text("999999")
     assert {"collect", "summarise", "compare", "plot"} <= project.planned().keys()
@@ -535,9 +536,11 @@ def test_an_edited_table_is_named_and_made_anew(project: Project) -> None:
     assert report.returncode == 0, report.stdout
     assert "edited: results/t/tables/cells.csv; it is made anew" in report.stdout
     assert [path.read_text() for path in (cells, verdict)] == before
-    verdict.write_text("[]")
-    whole = project.matrix()
-    assert whole.returncode == 0, whole.stdout
-    assert verdict.read_text() == before[1]
+    for file in (verdict, other):
+        text = file.read_text()
+        file.write_text("edited")
+        whole = project.matrix()
+        assert whole.returncode == 0, whole.stdout
+        assert file.read_text() == text
     assert project.ran() == []
     assert project.planned() == {}

@@ -48,7 +48,9 @@ class FairscaleFsdp(Strategy):
         if not overlap:
             # FairScale's default is a second communicator. Nothing makes two GPUs start the
             # collectives of two communicators in the same order, so each can wait for the other.
-            # NCCL's manual warns of it ("Using multiple NCCL communicators concurrently").
+            # NCCL's manual warns of it ("Using multiple NCCL communicators concurrently"). Cells
+            # hung in fp16 only (docs/results.md); elsewhere they run as FairScale's maintainers
+            # ship it.
             self.settings |= {
                 "process_group": group.WORLD,
                 "process_group_reduce_scatter": group.WORLD,

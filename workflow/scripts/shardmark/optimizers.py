@@ -22,10 +22,8 @@ class Optimizer(Section):
 
     name: OptimizerName = Field("sgd", description="An optimizer of torch.optim.")
     learning_rate: Annotated[Number, Field(gt=0)] = Field(description="Peak learning rate.")
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        0.9, description="Momentum, of optimizers that have it."
-    )
-    nesterov: Flag = Field(False, description="Whether the momentum is Nesterov's.")
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
+    nesterov: Flag = Field(False, description="Whether sgd uses Nesterov momentum.")
     weight_decay: Annotated[Number, Field(ge=0)] = Field(
         0.0,
         description="Weight decay: sgd and adam add it to the gradient, adamw applies it "
@@ -41,12 +39,8 @@ class Optimizer(Section):
         description="Largest norm of the gradient of all parameters together: a larger gradient "
         "is scaled down to it. null clips nothing.",
     )
-    betas: tuple[Beta, Beta] = Field(
-        (0.9, 0.999), description="Betas, of optimizers that have them."
-    )
-    eps: Annotated[Number, Field(gt=0)] = Field(
-        1e-8, description="Epsilon, of optimizers that have it."
-    )
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Betas of adam and adamw.")
+    eps: Annotated[Number, Field(gt=0)] = Field(1e-8, description="Epsilon of adam and adamw.")
     fused: Flag = Field(
         False,
         description="Whether torch updates all parameters in one kernel. Its default needs another "

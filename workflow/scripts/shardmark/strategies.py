@@ -142,9 +142,9 @@ class FairscaleOptions(Options):
     )
     overlap_reduce_scatter: Flag | None = Field(
         None,
-        description="true, FairScale's default, reduces gradients in a communicator of their own, "
-        "beside the all-gathers; false uses one communicator; null is false in fp16, where two of "
-        "them made two GPUs wait for each other for ever, else true",
+        description="true (FairScale's default) reduces gradients in a second communicator, beside "
+        "the all-gathers; false uses one communicator; null is false in fp16, where cells with two "
+        "hung, else true",
     )
 
 

@@ -204,5 +204,5 @@ class Data:
         runs = self.cells[self.cells.strategy == name]
         if count is not None:
             runs = runs[runs.gpus == count]
-        left_out = runs[runs.excluded != ""]
-        return describe_absence(left_out) if len(left_out) else "not measured"
+        without = runs[runs.status != "ok"]
+        return describe_absence(without) if len(without) else "not measured"

@@ -36,7 +36,7 @@ def describe_absence(runs: pd.DataFrame) -> str:
     """Return in words why none of a strategy's runs takes part in comparisons.
 
     Args:
-        runs: its rows of cells.csv at one GPU count, none of which counts.
+        runs: its rows of cells.csv, at one GPU count or at all, none of which counts.
     """
     reasons = [
         f"excluded: {excluded}" if status == "ok" else Outcome(outcome).meaning

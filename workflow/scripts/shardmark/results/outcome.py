@@ -38,7 +38,7 @@ _SIGNS = {
     Outcome.TIMEOUT: ("T", "out of time"),
     Outcome.DIVERGED: ("D", "diverged"),
     Outcome.FAILED: ("F", "failed"),
-    Outcome.REFUSED: ("R", "its file does not count: unreadable, or of another definition"),
+    Outcome.REFUSED: ("R", "its file does not count"),
     Outcome.UNSUPPORTED: ("–", "cannot run"),
     Outcome.MISSING: ("·", "no result yet"),
 }

@@ -46,9 +46,11 @@ def usable_cells(cells: pd.DataFrame, column: str) -> pd.DataFrame:
 def include_excluded_runs(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the cells, where those that ended well are not excluded.
 
-    A strategy that does not train the same model stays out.
+    What is not the same training stays out: a strategy that did not pass the parity gate, and a run
+    that did not change the weights.
     """
-    ended_well = (cells.status == "ok") & (cells.parity == "passed")
+    trained = (cells.parity == "passed") & (cells.excluded != "not training")
+    ended_well = (cells.status == "ok") & trained
     return cells.assign(excluded=cells.excluded.mask(ended_well, ""))
 
 

@@ -58,9 +58,16 @@ def find(cells: pd.DataFrame, baseline: str, margin: float) -> Findings:
 
 
 def write_findings(cells: pd.DataFrame, baseline: str, margin: float, folder: Path) -> None:
-    """Write what ``find`` finds, and into a folder beside it what it finds with excluded runs.
+    """Write what ``find`` finds, and into its folder ``with_excluded`` what excluded runs change.
 
-    Args and errors: see ``find``.
+    Args:
+        cells: columns as ``cell_rows.CellRow``.
+        baseline: the strategy that the others are compared with.
+        margin: the margin of equivalence, as a share of the ratio.
+        folder: where the files are written.
+
+    Raises:
+        UserError: if a cell is in the table twice.
     """
     findings = find(cells, baseline, margin)
     _write(findings, folder)
@@ -71,10 +78,15 @@ def write_findings(cells: pd.DataFrame, baseline: str, margin: float, folder: Pa
 
 
 def _write(findings: Findings, folder: Path) -> None:
-    write_text(folder / "comparisons.csv", csv_text(findings.comparisons))
-    write_text(folder / "scaling.csv", csv_text(findings.scaling))
-    write_text(folder / "verdict.json", VERDICTS.dump_json(findings.verdicts, indent=1).decode())
-    record_checksums([folder / file for file in FILES], folder / "compare.sha256")
+    texts = (
+        csv_text(findings.comparisons),
+        csv_text(findings.scaling),
+        VERDICTS.dump_json(findings.verdicts, indent=1).decode(),
+    )
+    files = [folder / name for name in FILES]
+    for file, text in zip(files, texts, strict=True):
+        write_text(file, text)
+    record_checksums(files, folder / "compare.sha256")
 
 
 def read_findings(folder: Path) -> Findings:
