@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from jinja2 import Environment, StrictUndefined
 
 from built_pages import build, read_all
 from export_tables import tables_to_export
@@ -13,9 +14,10 @@ from gpu_matrix import ROOT, WORKLOAD, config_of, metrics_of, write, write_matri
 from result_tables import GPU, cells_table
 from shardmark.cells import cell_of
 from shardmark.config.loading import load
+from shardmark.errors import UserError
 from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
-from shardmark.report.contents import FIGURES, caption
+from shardmark.report.contents import FIGURES, PAGE_TEMPLATE, caption
 from shardmark.report.page_tables import (
     comparison_tables,
     parity_table,
@@ -25,6 +27,8 @@ from shardmark.report.page_tables import (
 )
 from shardmark.report.sentences import join_names
 from shardmark.report.summary_table import summarise, summary_tables
+from shardmark.report.table import Detailed, Table
+from shardmark.results.collected import read_tables
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.comparisons import compare
 
@@ -226,3 +230,19 @@ def test_a_share_of_a_step_that_is_almost_nothing_is_0(tmp_path: Path) -> None:
     shown = dict(zip(table.headings, table.rows[0], strict=True))
     assert shown["Waits for its host (% of a step)"] == "0"
     assert shown["Precision of the mean (± %)"] == "1.23"
+
+
+def test_brackets_in_a_value_are_no_detail() -> None:
+    macros = PAGE_TEMPLATE.read_text().partition("<!doctype html>")[0]
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        macros + "{{ show(table, 'id') }}"
+    )
+    rows = [["mine [1]", "node [2]"], ["ddp", Detailed("+1 %", "0 to 2 %")]]
+    text = page.render(table=Table("caption", ["Strategy", "Value"], rows))
+    assert "<td>node [2]</td>" in text
+    assert "<td>+1 % <small>0 to 2 %</small></td>" in text
+
+
+def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cells\.csv is missing; `snakemake report` makes it"):
+        read_tables(tmp_path)

@@ -30,10 +30,6 @@ class Detailed(str):
         text.value, text.detail = value, detail
         return text
 
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        """What copies are made of."""
-        return self.value, self.detail
-
 
 @dataclass(frozen=True)
 class Table:

@@ -20,7 +20,7 @@ from shardmark.effective_config import GATHERS, REDUCTIONS, EffectiveConfig
 from shardmark.metrics import Metrics
 from shardmark.optimizers import OPTIMIZERS
 from shardmark.results.communication_volume import FLOAT32_BYTES, allowed_slack, expected_volume
-from shardmark.results.surroundings import Surrounding, facts_to_compare
+from shardmark.results.surroundings import ComparedFact, facts_to_compare
 from shardmark.strategies import OWN, spec_of
 
 _AUTOCAST = {"bf16": ["bfloat16"], "fp16": ["float16"]}
@@ -554,7 +554,7 @@ def _judge_volume(
 
 
 def _judge_fact(
-    fact: Surrounding, results_by_strategy: Mapping[str, Sequence[Metrics]], baseline: str | None
+    fact: ComparedFact, results_by_strategy: Mapping[str, Sequence[Metrics]], baseline: str | None
 ) -> Row:
     """Compare the surroundings of each strategy's cells with those of the others."""
     values = {
@@ -589,7 +589,7 @@ def _judge_fact(
     )
 
 
-def _share(fact: Surrounding, cell: Cell, values: Sequence[Any]) -> str:
+def _share(fact: ComparedFact, cell: Cell, values: Sequence[Any]) -> str:
     """Return a strategy's values converted to one replica's share."""
     if fact.shared_out and _replicas_in_one_process(cell):
         values = [max(1, one // cell.gpus) if isinstance(one, int) else one for one in values]

@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin
 import pandas as pd
 
 from shardmark.config.values import Section
+from shardmark.errors import UserError
 from shardmark.escaping import for_csv
 
 
@@ -28,8 +29,11 @@ def read_csv(source: Path | io.StringIO, model: type[Section]) -> pd.DataFrame:
     """Read a table that ``to_csv`` wrote; in text columns an empty value is an empty string.
 
     Raises:
+        UserError: if the file is missing.
         OSError: if it cannot be read.
     """
+    if isinstance(source, Path) and not source.exists():
+        raise UserError(f"{source} is missing; `snakemake report` makes it from the results")
     text = [name for name, field in model.model_fields.items() if _is_text(field.annotation)]
     table = pd.read_csv(source, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values="")
     table[text] = table[text].fillna("")

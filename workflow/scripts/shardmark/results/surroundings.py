@@ -31,8 +31,8 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Surrounding:
-    """One recorded fact.
+class ComparedFact:
+    """One recorded fact that is compared between cells.
 
     Attributes:
         label: its name, in words.
@@ -46,18 +46,18 @@ class Surrounding:
     shared_out: bool = False
 
 
-def facts_to_compare(results: Iterable[Metrics]) -> list[Surrounding]:
+def facts_to_compare(results: Iterable[Metrics]) -> list[ComparedFact]:
     """Return all facts to compare, including each environment variable that any cell had."""
     return [
-        Surrounding(
+        ComparedFact(
             "CPU threads of torch in a rank", _of_ranks(lambda use: use.torch_threads), True
         ),
-        Surrounding("CPUs that a rank may run on", _of_ranks(lambda use: use.cpus), True),
-        Surrounding("CPU quota", _of_ranks(_quota)),
-        *[Surrounding(f"version of {name}", _version(name)) for name in _VERSIONS],
-        *[Surrounding(label, _environment(key)) for key, label in _ENVIRONMENT.items()],
-        Surrounding("connections between GPUs of a node", _connections),
-        *[Surrounding(name, _variable(name)) for name in variables_to_compare(results)],
+        ComparedFact("CPUs that a rank may run on", _of_ranks(lambda use: use.cpus), True),
+        ComparedFact("CPU quota", _of_ranks(_quota)),
+        *[ComparedFact(f"version of {name}", _version(name)) for name in _VERSIONS],
+        *[ComparedFact(label, _environment(key)) for key, label in _ENVIRONMENT.items()],
+        ComparedFact("connections between GPUs of a node", _connections),
+        *[ComparedFact(name, _variable(name)) for name in variables_to_compare(results)],
     ]
 
 

@@ -58,7 +58,9 @@ def find(cells: pd.DataFrame, baseline: str, margin: float) -> Findings:
 
 
 def write_findings(cells: pd.DataFrame, baseline: str, margin: float, folder: Path) -> None:
-    """Write what ``find`` finds, and into its folder ``with_excluded`` what excluded runs change.
+    """Write two sets of findings: one without excluded runs, and one with them.
+
+    The second is in the folder ``with_excluded`` inside the first's.
 
     Args:
         cells: columns as ``cell_rows.CellRow``.
