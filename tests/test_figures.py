@@ -26,6 +26,7 @@ from shardmark.figures.catalogue import DRAWN_BY, draw
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import LEFT_OUT
 from shardmark.report.contents import FIGURE_KINDS, FIGURES, NOT_DRAWN, OUTCOMES, caption
+from shardmark.results.outcome import Outcome
 from shardmark.statistics.findings import find
 from shardmark.strategies import STRATEGIES
 
@@ -247,7 +248,7 @@ def test_the_grid_of_outcomes_has_a_sign_for_every_kind_of_gap(
     words = {text.get_text() for text in texts(figure)}
     for sign in ("M", "D", "T", "·", "–", "●"):
         assert sign in words
-    assert "·  missing" in words
+    assert f"·  {Outcome.MISSING.meaning}" in words
 
 
 def test_every_figure_has_a_caption_and_a_drawing() -> None:

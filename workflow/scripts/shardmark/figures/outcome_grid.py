@@ -54,7 +54,7 @@ def outcome_figure(data: Data) -> Figure:
             facecolor=FIELDS[outcome][0],
             edgecolor=GREY,
             linewidth=0.4,
-            label=f"{outcome.sign}  {outcome}",
+            label=f"{outcome.sign}  {outcome.meaning}",
         )
         for outcome in seen
     ]
