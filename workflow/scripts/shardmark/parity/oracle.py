@@ -62,7 +62,7 @@ class Trajectory:
             loss does not depend. FSDP1, FairScale and DeepSpeed give these a gradient of zero, so
             that weight decay shrinks them; other strategies and plain torch leave them alone.
         after_first_update: the same after the first step.
-        final: the same at the end.
+        final: the same at the end; empty for the real model, of which only a summary is compared.
         pass_losses: the oracle's mean loss of each forward pass.
     """
 
@@ -84,6 +84,7 @@ def run_oracle(
     *,
     rounding: Rounding = "autocast",
     unused: Collection[str] = (),
+    keep_final: bool = True,
 ) -> Trajectory:
     """Train a cell for ``steps`` steps on ``rows``, without any distribution.
 
@@ -98,6 +99,7 @@ def run_oracle(
         rounding: where a low precision rounds weights. "parameters" computes with parameters and
             inputs in low precision, as FSDP's mixed precision does, instead of under autocast.
         unused: names of parameters on which the loss does not depend.
+        keep_final: whether the trajectory has the final weights.
     """
     definition = cell.definition
     set_math_mode(definition.precision)
@@ -159,7 +161,8 @@ def run_oracle(
         pass_losses += passes
         if step == 0:
             updated = _parameters(model, unused)
-    return Trajectory(losses, initial, updated, _parameters(model, unused), pass_losses)
+    final = _parameters(model, unused) if keep_final else {}
+    return Trajectory(losses, initial, updated, final, pass_losses)
 
 
 class RoundedCopy:
@@ -229,7 +232,7 @@ def _forwards(batch: Tensor, cell: Cell, order: SummationOrder) -> Sequence[Tens
 
 def _parameters(model: nn.Module, unused: Collection[str]) -> dict[str, Tensor]:
     return {
-        name: value.detach().cpu().clone()
+        name: value.detach().to("cpu", copy=True)
         for name, value in model.named_parameters()
         if name not in unused
     }

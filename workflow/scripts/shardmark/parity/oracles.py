@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from shardmark.cells import Cell, ParityCase, Rounding
 from shardmark.parity.cases import (
@@ -58,7 +60,9 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
     case = cases[0]
     oracles: dict[str, Any] = {}
     for precision in precisions_of(case):
-        run = _runner(surrogate_cell(case, precision), case.gate.steps, device, surrogate=True)
+        cell = surrogate_cell(case, precision)
+        new_model = functools.partial(make_workload(cell.definition).surrogate, cell.seed)
+        run = _runner(cell, case.gate.steps, device, new_model, surrogate=True)
         oracles |= {
             name_of_oracle(precision, rounding): _oracle_and_floor(run(rounding))
             for rounding in _roundings(cases, precision)
@@ -79,35 +83,60 @@ def _real_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str
     if cell is None:
         return None
     precision = cell.definition.precision
-    run = _runner(cell, REAL_MODEL_STEPS, device, surrogate=False)
+    build = make_workload(cell.definition).build_model
+    new_model = _copies(functools.partial(build, cell.seed))
+    run = _runner(cell, REAL_MODEL_STEPS, device, new_model, surrogate=False)
     definition = cell.definition.model_copy(update={"precision": "fp32"})
     exact_cell = cell.model_copy(update={"definition": definition})
-    run_exact = _runner(exact_cell, REAL_MODEL_STEPS, device, surrogate=False)("autocast")
-    exact = _summary_and_pass_losses(run_exact("natural"))
+    run_exact = _runner(exact_cell, REAL_MODEL_STEPS, device, new_model, surrogate=False)
+    exact = _summary_and_pass_losses(run_exact("autocast")("natural"), device)
     return {
-        name_of_oracle(precision, rounding): _summary_and_floor(run(rounding), *exact)
+        name_of_oracle(precision, rounding): _summary_and_floor(run(rounding), *exact, device)
         for rounding in _roundings(cases, precision)
     }
 
 
+def _copies(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return what makes equal models: copies of one.
+
+    A billion random weights take half a minute on one core, and an oracle of the real model is
+    trained up to ten times.
+    """
+    built = build()
+
+    def new_model() -> nn.Module:
+        try:
+            return copy.deepcopy(built)
+        except Exception:
+            # A user's model may hold something that has no copy, for instance a generator.
+            return build()
+
+    return new_model
+
+
 def _runner(
-    cell: Cell, steps: int, device: torch.device, *, surrogate: bool
+    cell: Cell,
+    steps: int,
+    device: torch.device,
+    new_model: Callable[[], nn.Module],
+    *,
+    surrogate: bool,
 ) -> Callable[[Rounding], OracleRun]:
     """Return what trains a cell's oracle with one way to round."""
     workload = make_workload(cell.definition)
     rows = workload.rows(Path(cell.data_dir), train=True)
-    build = workload.surrogate if surrogate else workload.build_model
     unused = parameter_uses(workload, surrogate=surrogate).unused
     return lambda rounding: functools.partial(
         run_oracle,
         cell,
         workload,
         rows,
-        lambda: build(cell.seed),
+        new_model,
         steps,
         device,
         rounding=rounding,
         unused=unused,
+        keep_final=surrogate,
     )
 
 
@@ -127,19 +156,21 @@ def _oracle_and_floor(run: OracleRun) -> dict[str, Any]:
     }
 
 
-def _summary_and_pass_losses(trajectory: Trajectory) -> tuple[Summary, list[float]]:
+def _summary_and_pass_losses(
+    trajectory: Trajectory, device: torch.device
+) -> tuple[Summary, list[float]]:
     """A trajectory's summary and the losses of its forward passes.
 
     The real model may fill the machine's memory, so only one of its trajectories exists at a time.
     """
-    return summary_of(trajectory), trajectory.pass_losses
+    return summary_of(trajectory, device), trajectory.pass_losses
 
 
 def _summary_and_floor(
-    run: OracleRun, exact: Summary, exact_passes: Sequence[float]
+    run: OracleRun, exact: Summary, exact_passes: Sequence[float], device: torch.device
 ) -> dict[str, Any]:
-    summary, passes = _summary_and_pass_losses(run("natural"))
-    floors = [summary_difference(summary_of(run(order)), summary) for order in OTHER_ORDERS]
+    summary, passes = _summary_and_pass_losses(run("natural"), device)
+    floors = [summary_difference(summary_of(run(order), device), summary) for order in OTHER_ORDERS]
     return {
         "summary": summary,
         "floor": {part: worst(floor[part] for floor in floors) for part in summary},
