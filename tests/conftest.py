@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,12 +44,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """The parity gate's verdict on a case, by processes that need not import torch again."""
-    from forked_ranks import judge  # imports torch, which few tests need
-    from parity_cases import DEVICE
+def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the parity gate's oracles."""
+    return tmp_path_factory.mktemp("oracles")
 
-    if DEVICE == "cuda":
-        pytest.skip("forks of a process that has a GPU lose it")
-    oracles = tmp_path_factory.mktemp("gate")
-    return lambda case, script=None: judge(case, oracles, script)
+
+@pytest.fixture(scope="session")
+def gate(oracles: Path) -> Callable[..., Any]:
+    """The parity gate's verdict on a case: by forks, which need not import torch again.
+
+    A fork of a process that has a GPU loses it, so on GPUs every case is launched.
+    """
+    from forked_ranks import judge  # imports torch, which few tests need
+    from parity_cases import DEVICE, launched
+
+    verdict = launched if DEVICE == "cuda" else judge
+    return lambda case, script=None: verdict(case, oracles, script)

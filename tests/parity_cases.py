@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import run_parity
 from saved_cells import oracle_arguments
 from shardmark.cells import ParityCase, parity_case
 from shardmark.config.loading import load
 from shardmark.measurement.telemetry import visible_gpus
 from shardmark.parity.cases import rounding_of
+from shardmark.parity_result import Parity
 from shardmark.strategies import STRATEGIES as RECORDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,3 +113,13 @@ def make_oracle(case: ParityCase, folder: Path) -> Path:
         arguments = [*oracle_arguments(case), "--output", str(target)]
         subprocess.run([sys.executable, str(script), *arguments], check=True)
     return target
+
+
+def launched(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
+    """The verdict on a case, whose processes are started as a user's are."""
+    skip_without_gpus(case.cell.gpus)
+    with tempfile.TemporaryDirectory() as folder:
+        oracle = make_oracle(case, oracles)
+        return run_parity.run_parity(
+            case, oracle, Path(folder, "w/ddp/verdict.json"), script=script
+        )

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 import run_parity
-from parity_cases import ROOT, STRATEGIES, case_of
+from parity_cases import ROOT, STRATEGIES, case_of, launched
 from shardmark.cells import Cell
 from shardmark.measurement.gpu_check import count_gate_ranks
 from shardmark.parity import gpu_turn
-from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
+from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE, running
 from shardmark.training.runtime import Runtime
 from simulated_nvml import Gpu, simulate
 
@@ -127,6 +128,40 @@ def test_a_case_does_not_wait_for_ever(
     with contextlib.ExitStack() as turn:
         gpu_turn._wait_for_room(runtime, 1, tmp_path / "turn", turn, lambda: waited.append(1))
     assert waited
+
+
+def test_a_case_that_runs_alone_waits_for_the_others(tmp_path: Path) -> None:
+    file, waited = tmp_path / "gate/running", threading.Event()
+
+    def run_alone() -> None:
+        with running(file, alone=True):
+            waited.set()
+
+    alone = threading.Thread(target=run_alone)
+    with running(file, alone=False), running(file, alone=False):
+        alone.start()
+        assert not waited.wait(0.5)
+    assert waited.wait(10)
+    alone.join()
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, "passed"), (2, "error")])
+def test_a_case_that_ran_out_of_memory_runs_again_alone(
+    times: int,
+    status: str,
+    oracles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FAILURES", str(tmp_path))
+    for failure in range(times):
+        (tmp_path / str(failure)).touch()
+    script = ROOT / "tests/failing/train_runs_out_of_memory.py"
+    parity = launched(case_of("ddp", 1), oracles, script)
+    assert (parity.status, list(tmp_path.iterdir())) == (status, [])
+    assert capsys.readouterr().out.count("runs again alone") == 1
+    assert ("OutOfMemoryError" in (parity.reason or "")) == (times == 2)
 
 
 @pytest.mark.parametrize(("target", "threads"), [("parity", 2), ("cell", 6)])

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-import forked_ranks
 import run_parity
 from parity_cases import (
     DEVICE,
     ROOT,
     STRATEGIES,
     case_of,
-    make_oracle,
-    skip_without_gpus,
+    launched,
 )
-from shardmark.cells import ParityCase
 from shardmark.errors import UserError
 from shardmark.parity.judgement import ROUNDING_RMS
 from shardmark.parity_result import Parity
@@ -30,28 +26,6 @@ SABOTAGE = ROOT / "tests/sabotage"
 COMPILING = ROOT / "tests/compiling"
 # On a CPU DataParallel makes no replicas.
 DISTRIBUTED = [name for name in STRATEGIES if name != "dp" or DEVICE == "cuda"]
-
-
-@pytest.fixture(scope="session")
-def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("oracles")
-
-
-def launched(case: ParityCase, oracles: Path, script: Path | None = None) -> Parity:
-    """The verdict on a case, whose processes are started as a user's are."""
-    skip_without_gpus(case.cell.gpus)
-    with tempfile.TemporaryDirectory() as folder:
-        oracle = make_oracle(case, oracles)
-        return run_parity.run_parity(
-            case, oracle, Path(folder, "w/ddp/verdict.json"), script=script
-        )
-
-
-@pytest.fixture(scope="module")
-def gate(oracles: Path) -> Gate:
-    """The verdict on a case, where GPUs allow it by forks, which need not import torch."""
-    judge = launched if DEVICE == "cuda" else forked_ranks.judge
-    return lambda case, script=None: judge(case, oracles, script)
 
 
 def assert_passed(parity: Parity) -> None:

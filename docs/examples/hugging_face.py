@@ -21,6 +21,7 @@ class CausalLanguageModel(Training):
 
     # The parity gate trains a model of this size.
     small_options: ClassVar[dict[str, int]] = {
+        "vocab_size": 256,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,

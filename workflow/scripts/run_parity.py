@@ -24,7 +24,7 @@ from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure
 from shardmark.parity_result import Parity, parity_result
 from shardmark.processes.ending import leave
-from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
+from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE, running
 from shardmark.strategies import spec_of
 
 
@@ -52,24 +52,35 @@ def run_parity(
     if cell.unsupported:
         return parity_result(case, status="unsupported", reason=cell.unsupported)
     require_whole(oracle)
+    gate = result.absolute().parents[2]
     variables: dict[str, str] = {}
     if cell.device == "cuda" and cell.nodes == 1:
-        variables = gpu_variables(cell, result.absolute().parents[2])
+        variables = gpu_variables(cell, gate)
     shared = SHARED_DEVICE in variables
-    with scratch_folder(result) as scratch:
-        write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
-        ended = launch(
-            script or SCRIPTS / spec_of(cell.base).script,
-            ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
-            cell,
-            scratch,
-            stall_s=stall_s,
-            extra_env=variables,
-        )
-        failed = find_failure(cell, ended, scratch / "trajectories.pt")
-        if failed is not None:
-            return parity_result(case, status="error", reason=_why(failed[1]), shared_device=shared)
-        return _judged(case, scratch / "trajectories.pt", oracle, shared)
+    # How much memory the cases beside it take is not known beforehand.
+    for alone in (False, True) if cell.nodes == 1 else (False,):
+        with (
+            running(gate / f".running.{node_name()}", alone=alone),
+            scratch_folder(result) as scratch,
+        ):
+            write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
+            ended = launch(
+                script or SCRIPTS / spec_of(cell.base).script,
+                ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
+                cell,
+                scratch,
+                stall_s=stall_s,
+                extra_env=variables,
+            )
+            failed = find_failure(cell, ended, scratch / "trajectories.pt")
+            if failed is None:
+                return _judged(case, scratch / "trajectories.pt", oracle, shared)
+        status, failure = failed
+        if status != "oom":
+            break
+        if not alone:
+            print(f"[parity of {cell.title}] out of memory beside other cases: runs again alone")
+    return parity_result(case, status="error", reason=_why(failure), shared_device=shared)
 
 
 def require_whole(oracle: Path) -> None:

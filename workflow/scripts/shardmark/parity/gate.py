@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from shardmark.cells import Cell, ParityCase
@@ -53,6 +54,8 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
                 strategy, cell, runtime, workload, case.gate.steps, phases, surrogate=True
             )
             gc.collect()  # the frameworks' modules are in reference cycles
+    # The allocator keeps what the surrogate took, and the other cases could not use it.
+    torch.cuda.empty_cache()
     real = real_model_cell(case)
     if real is not None:
         workload = make_workload(real.definition)

@@ -108,7 +108,7 @@ def _copies(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         try:
             return copy.deepcopy(built)
         except Exception:
-            # A user's model may hold something that has no copy, for instance a generator.
+            # A user's model may hold something that has no copy, for instance a lock.
             return build()
 
     return new_model
