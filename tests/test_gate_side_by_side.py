@@ -19,7 +19,8 @@ from parity_cases import ROOT, STRATEGIES, case_of, launched
 from shardmark.cells import Cell
 from shardmark.measurement.gpu_check import count_gate_ranks
 from shardmark.parity import gpu_turn
-from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE, running
+from shardmark.parity.side_by_side import running
+from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.training.runtime import Runtime
 from simulated_nvml import Gpu, simulate
 

@@ -22,9 +22,10 @@ from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure
+from shardmark.parity.side_by_side import running
 from shardmark.parity_result import Parity, parity_result
 from shardmark.processes.ending import leave
-from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE, running
+from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.strategies import spec_of
 
 

@@ -20,6 +20,7 @@ from shardmark.errors import UserError
 from shardmark.strategies import spec_of
 
 SCRIPTS = Path(__file__).resolve().parents[1]
+GATE = SCRIPTS / "shardmark/parity"
 # File beside a cell's result with the checksum of the code that made it; it is missing if the cell
 # must run again.
 STAMP = "code.sha256"
@@ -109,9 +110,10 @@ def _sha256_of(paths: frozenset[Path]) -> str:
 def code_of_cell(cell: Cell) -> frozenset[Path]:
     """Return the code that can change a cell's result.
 
-    It is the launcher's, the training script's, and that of the user's own files.
+    It is the launcher's, the training script's, and that of the user's own files, without the
+    parity gate's: a rank imports the gate, but a cell does not use it.
     """
-    return _with_training("run_cell.py", cell)
+    return _without_gate(_with_training("run_cell.py", cell))
 
 
 def code_of_parity(case: ParityCase) -> frozenset[Path]:
@@ -127,7 +129,11 @@ def code_of_oracle(definition: Workload) -> frozenset[Path]:
 
 def code_of_search(search: BatchSearch) -> frozenset[Path]:
     """Return the code that can change the largest batch that a search finds."""
-    return _with_training("find_largest_batch.py", search.cell)
+    return _without_gate(_with_training("find_largest_batch.py", search.cell))
+
+
+def _without_gate(paths: Iterable[Path]) -> frozenset[Path]:
+    return frozenset(path for path in paths if GATE not in path.parents)
 
 
 def _with_training(script: str, cell: Cell) -> frozenset[Path]:
