@@ -9,6 +9,8 @@ from shardmark.config.schema import Cluster
 
 # Imports, process group, probe, data, model, inspection, profile; config/pilot.yaml adds them up.
 START_S = 40.0
+# On one H200, gpt_1b4 took 9 to 12 s.
+START_OF_ONE_GPU_S = 20.0
 # A time limit allows more for the start: all ranks may import from a shared file system at once.
 LONGEST_START_S = 300.0
 # A time limit allows a training this many times slower than expected.
@@ -21,9 +23,14 @@ GATE_S = 30.0
 SEARCH_STARTS = 3
 
 
+def start_s(cell: Cell) -> float:
+    """Return the expected seconds in which a cell neither trains nor measures."""
+    return START_OF_ONE_GPU_S if cell.gpus == 1 else START_S
+
+
 def search_s(search: BatchSearch) -> float:
     """Return the expected seconds of a search for the largest batch."""
-    return SEARCH_STARTS * START_S + search.cell.measure.steady_min_s
+    return SEARCH_STARTS * start_s(search.cell) + search.cell.measure.steady_min_s
 
 
 def limit_minutes(cluster: Cluster, cell: Cell) -> int:
@@ -46,16 +53,16 @@ def limit_minutes(cluster: Cluster, cell: Cell) -> int:
     return min(cluster.time_limit_minutes, math.ceil(seconds / 60))
 
 
-def expected_s(cell: Cell, items_per_s: float, start_s: float = START_S) -> float:
+def expected_s(cell: Cell, items_per_s: float, start: float) -> float:
     """Return the expected seconds of a cell from its launch to its end.
 
     Args:
         cell: the cell.
         items_per_s: images or tokens per second of one GPU.
-        start_s: seconds in which the cell neither trains nor measures.
+        start: seconds in which the cell neither trains nor measures.
     """
     measure = cell.measure
-    return start_s + measure.idle_s + training_s(cell, items_per_s) + measure.steady_min_s
+    return start + measure.idle_s + training_s(cell, items_per_s) + measure.steady_min_s
 
 
 def training_s(cell: Cell, items_per_s: float) -> float:
