@@ -184,6 +184,14 @@ def test_a_strategy_that_trains_another_model_is_named() -> None:
     assert "Not proven to train the same model: FSDP1." in answer_of(cells).text
 
 
+def test_a_strategy_whose_gate_has_not_run_is_named_with_what_runs_it() -> None:
+    cells = two_gpus(SPEEDS).assign(excluded="parity missing", parity="missing")
+    assert answer_of(cells).text == (
+        "No strategy has a result that counts. Not yet checked by the parity gate: DDP, FSDP1 and "
+        "FSDP2. The command that runs the matrix also runs the gate."
+    )
+
+
 def test_what_may_not_be_compared_is_named() -> None:
     cells = two_gpus(SPEEDS)
     cells.loc[cells.strategy == "fsdp", "torch"] = "2.16.0"

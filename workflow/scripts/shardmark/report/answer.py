@@ -292,6 +292,14 @@ def _outcomes_without_result(cells_there: pd.DataFrame) -> Iterator[tuple[str, s
         if len(names):
             yield f"{outcome.meaning.capitalize()}:", f"{join_names(list(map(label_of, names)))}."
     trained = left[left.status == "ok"]
+    unchecked = trained[trained.parity == "missing"].strategy.unique()
+    trained = trained[~trained.strategy.isin(unchecked)]
+    if len(unchecked):
+        names = join_names(list(map(label_of, unchecked)))
+        yield (
+            "Not yet checked by the parity gate:",
+            f"{names}. The command that runs the matrix also runs the gate.",
+        )
     unproven = trained[
         (trained.parity != "passed") | (trained.excluded == "not training")
     ].strategy.unique()

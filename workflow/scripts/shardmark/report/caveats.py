@@ -36,10 +36,14 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     cells, record = tables.cells, tables.record
     cuda = record.device == "cuda"
     reported = cells[cells.status != ""]
-    unproven = reported[~reported.parity.isin(["passed", "unsupported"])].strategy.unique()
-    if len(unproven):
-        names = join_names(list(map(label_of, sorted(unproven))))
-        yield Caveat(f"Not proven to train the same model at every GPU count: {names}.", "parity")
+    for words, verdicts in (
+        ("Not proven to train the same model", ["failed", "error"]),
+        ("Not yet checked by the parity gate", ["missing"]),
+    ):
+        strategies = reported[reported.parity.isin(verdicts)].strategy.unique()
+        if len(strategies):
+            names = join_names(list(map(label_of, sorted(strategies))))
+            yield Caveat(f"{words} at every GPU count: {names}.", "parity")
     missing, refused = ((cells.outcome == end).sum() for end in (Outcome.MISSING, Outcome.REFUSED))
     if missing:
         yield Caveat(f"{missing} of {len(cells)} planned runs: no result yet.", "failures")

@@ -176,8 +176,8 @@ def _notes(group: pd.DataFrame, lacking: Sequence[str]) -> list[str]:
             )
             notes.append(f"{title}: {cells}.")
     for row in group[~group.parity.isin(["passed", "unsupported"])].to_dict("records"):
+        verdict = "not checked yet" if row["parity"] == "missing" else row["parity"]
         notes.append(
-            f"{label_of(row['strategy'])}: parity {row['parity']}; not proven to be the same "
-            "training."
+            f"{label_of(row['strategy'])}: parity {verdict}; not proven to be the same training."
         )
     return notes
