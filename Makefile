@@ -60,7 +60,7 @@ test-all: installed
 # test_one_rank_fails.py runs alone, because it checks what a failed cell leaves on the GPUs.
 ON_GPUS = tests/test_parity.py tests/test_certificate.py tests/test_communication_volume.py \
   tests/test_materialising.py tests/test_roofs.py tests/test_ways_to_distribute.py \
-  tests/test_parameter_uses.py
+  tests/test_parameter_uses.py tests/test_gate_side_by_side.py
 # Its slow tests run, too.
 test-gpu: export SHARDMARK_TEST_DEVICE := cuda
 test-gpu: installed

@@ -184,6 +184,16 @@ def test_a_strategy_that_trains_another_model_is_named() -> None:
     assert "Not proven to train the same model: FSDP1." in answer_of(cells).text
 
 
+def test_a_failed_gate_counts_more_than_one_that_has_not_run() -> None:
+    cells = two_gpus(SPEEDS).assign(excluded="parity missing", parity="missing")
+    other = cells[cells.strategy == "fsdp"].assign(
+        gpus=4, excluded="parity failed", parity="failed"
+    )
+    text = answer_of(pd.concat([cells, other], ignore_index=True)).text
+    assert "Not proven to train the same model: FSDP1." in text
+    assert "Not yet checked by the parity gate: DDP and FSDP2." in text
+
+
 def test_a_strategy_whose_gate_has_not_run_is_named_with_what_runs_it() -> None:
     cells = two_gpus(SPEEDS).assign(excluded="parity missing", parity="missing")
     assert answer_of(cells).text == (

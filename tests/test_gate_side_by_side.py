@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +14,11 @@ import torch
 import torch.distributed as dist
 
 import run_parity
-from parity_cases import ROOT, STRATEGIES, case_of, launched
+from parity_cases import ROOT, STRATEGIES, case_of, launched, make_oracle
 from shardmark.cells import Cell
 from shardmark.measurement.gpu_check import count_gate_ranks
+from shardmark.metrics import Failure
 from shardmark.parity import gpu_turn
-from shardmark.parity.side_by_side import running
 from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
 from shardmark.training.runtime import Runtime
 from simulated_nvml import Gpu, simulate
@@ -131,38 +130,47 @@ def test_a_case_does_not_wait_for_ever(
     assert waited
 
 
-def test_a_case_that_runs_alone_waits_for_the_others(tmp_path: Path) -> None:
-    file, waited = tmp_path / "gate/running", threading.Event()
-
-    def run_alone() -> None:
-        with running(file, alone=True):
-            waited.set()
-
-    alone = threading.Thread(target=run_alone)
-    with running(file, alone=False), running(file, alone=False):
-        alone.start()
-        assert not waited.wait(0.5)
-    assert waited.wait(10)
-    alone.join()
-
-
-@pytest.mark.parametrize(("times", "status"), [(1, "passed"), (2, "error")])
+@pytest.mark.parametrize(("alone", "status"), [("passes", "passed"), ("fails, too", "error")])
 def test_a_case_that_ran_out_of_memory_runs_again_alone(
-    times: int,
+    alone: str,
     status: str,
     oracles: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("FAILURES", str(tmp_path))
-    for failure in range(times):
-        (tmp_path / str(failure)).touch()
+    monkeypatch.setenv("ALONE_IT", alone)
     script = ROOT / "tests/failing/train_runs_out_of_memory.py"
     parity = launched(case_of("ddp", 1), oracles, script)
-    assert (parity.status, list(tmp_path.iterdir())) == (status, [])
-    assert capsys.readouterr().out.count("runs again alone") == 1
-    assert ("OutOfMemoryError" in (parity.reason or "")) == (times == 2)
+    assert parity.status == status
+    assert capfd.readouterr().out.count("out of memory: runs again") == 1
+    assert ("OutOfMemoryError" in (parity.reason or "")) == (status == "error")
+
+
+def test_a_case_on_several_nodes_is_not_repeated(
+    oracles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launches: list[object] = []
+    monkeypatch.setattr(run_parity, "launch", lambda *_, **settings: launches.append(settings))
+    monkeypatch.setattr(
+        run_parity, "find_failure", lambda *_: ("oom", Failure.plain("out of memory"))
+    )
+    case = case_of("ddp", 4)
+    oracle = make_oracle(case, oracles)
+    for nodes, attempts in ((1, 2), (2, 1)):
+        launches.clear()
+        cell = case.cell.model_copy(update={"gpus_per_node": 4 // nodes, "nodes": nodes})
+        again = case.model_copy(update={"cell": cell})
+        parity = run_parity.run_parity(again, oracle, tmp_path / "gate/w/ddp/ranks4.json")
+        assert (parity.status, len(launches)) == ("error", attempts)
+
+
+def test_no_case_waits_for_more_memory_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(0, 1, range(1), torch.device("cuda", 0), "nccl", shared_device=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
+    most = 60 * 2**30
+    assert gpu_turn._needed_bytes(runtime, None) == most
+    assert gpu_turn._needed_bytes(runtime, 10**10) == most
+    assert gpu_turn._needed_bytes(runtime, 10**9) == 24 * 10**9 + 3 * 2**30
 
 
 @pytest.mark.parametrize(("target", "threads"), [("parity", 2), ("cell", 6)])

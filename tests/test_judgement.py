@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from parity_cases import ROOT, case_of
 from shardmark.cells import oracle_cases
@@ -19,7 +17,6 @@ from shardmark.parity.cases import surrogate_cell
 from shardmark.parity.deviations import deviation, summary_difference
 from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_model
 from shardmark.parity.oracle import Trajectory, run_oracle
-from shardmark.parity.oracles import _copies
 from shardmark.parity_result import Deviation, Parity, PrecisionParity, read_parity
 from shardmark.training.updates import MOST_SKIPPED, taken_until_it_updates
 from shardmark.workload.built_in import make_workload
@@ -57,25 +54,6 @@ def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_righ
         not torch.equal(value, right.initial[name])
         for name, value in right.after_first_update.items()
     )
-
-
-@pytest.mark.parametrize(("state", "builds"), [(None, 1), (threading.Lock(), 3)])
-def test_the_oracles_model_is_built_once_if_it_can_be_copied(state: object, builds: int) -> None:
-    built: list[nn.Linear] = []
-
-    def build() -> nn.Linear:
-        torch.manual_seed(0)
-        built.append(nn.Linear(3, 2))
-        built[-1].state = state  # type: ignore[assignment]
-        return built[-1]
-
-    new_model = _copies(build)
-    weight = built[0].weight.clone()
-    for model in (new_model(), new_model()):
-        assert torch.equal(model.weight, weight)
-        with torch.no_grad():
-            model.weight.zero_()
-    assert len(built) == builds
 
 
 def test_a_step_that_never_updates_is_not_taken_for_ever() -> None:

@@ -22,10 +22,9 @@ from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
 from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
 from shardmark.metrics import Failure
-from shardmark.parity.side_by_side import running
 from shardmark.parity_result import Parity, parity_result
 from shardmark.processes.ending import leave
-from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
+from shardmark.processes.gpu_sharing import ALONE_VARIABLE, SHARED_DEVICE, TURN_VARIABLE
 from shardmark.strategies import spec_of
 
 
@@ -53,17 +52,14 @@ def run_parity(
     if cell.unsupported:
         return parity_result(case, status="unsupported", reason=cell.unsupported)
     require_whole(oracle)
-    gate = result.absolute().parents[2]
     variables: dict[str, str] = {}
     if cell.device == "cuda" and cell.nodes == 1:
-        variables = gpu_variables(cell, gate)
+        variables = gpu_variables(cell, result.absolute().parents[2])
     shared = SHARED_DEVICE in variables
-    # How much memory the cases beside it take is not known beforehand.
-    for alone in (False, True) if cell.nodes == 1 else (False,):
-        with (
-            running(gate / f".running.{node_name()}", alone=alone),
-            scratch_folder(result) as scratch,
-        ):
+    # How much memory the cases beside it need is not known beforehand.
+    attempts = ({}, {ALONE_VARIABLE: "1"}) if cell.nodes == 1 else ({},)
+    for alone in attempts:
+        with scratch_folder(result) as scratch:
             write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
             ended = launch(
                 script or SCRIPTS / spec_of(cell.base).script,
@@ -71,7 +67,7 @@ def run_parity(
                 cell,
                 scratch,
                 stall_s=stall_s,
-                extra_env=variables,
+                extra_env=variables | alone,
             )
             failed = find_failure(cell, ended, scratch / "trajectories.pt")
             if failed is None:
@@ -79,8 +75,9 @@ def run_parity(
         status, failure = failed
         if status != "oom":
             break
-        if not alone:
-            print(f"[parity of {cell.title}] out of memory beside other cases: runs again alone")
+        if alone is not attempts[-1]:
+            again = "out of memory: runs again when most of the memory is free"
+            print(f"[parity of {cell.title}] {again}", flush=True)
     return parity_result(case, status="error", reason=_why(failure), shared_device=shared)
 
 

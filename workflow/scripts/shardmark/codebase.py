@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from shardmark.cells import BatchSearch, Cell, ParityCase
@@ -26,13 +26,14 @@ GATE = SCRIPTS / "shardmark/parity"
 STAMP = "code.sha256"
 
 
-def sources(script: Path) -> list[Path]:
+def sources(script: Path, without: Path | None = None) -> list[Path]:
     """Return a script and all library files and scripts that it imports, directly or indirectly.
 
     Imports inside functions count: they are late but not optional.
 
     Args:
         script: a file in the folder of the workflow's scripts.
+        without: a folder to leave out, with what only its files import.
 
     Returns:
         Absolute paths, sorted.
@@ -41,17 +42,18 @@ def sources(script: Path) -> list[Path]:
         FileNotFoundError: if the script does not exist.
         SyntaxError: if it, or a module it imports, is not Python.
     """
-    return sorted(_all_imported(script.resolve()))
+    return sorted(_all_imported(script.resolve(), without))
 
 
 @functools.cache
-def _all_imported(script: Path) -> frozenset[Path]:
+def _all_imported(script: Path, without: Path | None) -> frozenset[Path]:
     files = {script}
     unread = [script]
     while unread:
         for path in _imported_by_file(unread.pop(), script.parent) - files:
-            files.add(path)
-            unread.append(path)
+            if without not in path.parents:
+                files.add(path)
+                unread.append(path)
     return frozenset(files)
 
 
@@ -113,7 +115,7 @@ def code_of_cell(cell: Cell) -> frozenset[Path]:
     It is the launcher's, the training script's, and that of the user's own files, without the
     parity gate's: a rank imports the gate, but a cell does not use it.
     """
-    return _without_gate(_with_training("run_cell.py", cell))
+    return _with_training("run_cell.py", cell, without=GATE)
 
 
 def code_of_parity(case: ParityCase) -> frozenset[Path]:
@@ -129,21 +131,18 @@ def code_of_oracle(definition: Workload) -> frozenset[Path]:
 
 def code_of_search(search: BatchSearch) -> frozenset[Path]:
     """Return the code that can change the largest batch that a search finds."""
-    return _without_gate(_with_training("find_largest_batch.py", search.cell))
+    return _with_training("find_largest_batch.py", search.cell, without=GATE)
 
 
-def _without_gate(paths: Iterable[Path]) -> frozenset[Path]:
-    return frozenset(path for path in paths if GATE not in path.parents)
-
-
-def _with_training(script: str, cell: Cell) -> frozenset[Path]:
+def _with_training(script: str, cell: Cell, without: Path | None = None) -> frozenset[Path]:
     # The training script is launched by its name, so no import refers to it.
-    return _of_scripts(script, spec_of(cell.base).script).union(*map(code_of_file, cell.own_code))
+    code = _of_scripts((script, spec_of(cell.base).script), without)
+    return code.union(*map(code_of_file, cell.own_code))
 
 
 @functools.cache
-def _of_scripts(script: str, training: str) -> frozenset[Path]:
-    return frozenset({*sources(SCRIPTS / script), *sources(SCRIPTS / training)})
+def _of_scripts(scripts: Sequence[str], without: Path | None) -> frozenset[Path]:
+    return frozenset(path for script in scripts for path in sources(SCRIPTS / script, without))
 
 
 def code_of_file(file: str) -> frozenset[Path]:

@@ -43,15 +43,18 @@ class ModelCost:
     why_uncounted: str | None = None
 
 
-def parameters_of(workload: Contract[Any]) -> int:
-    """Return the number of parameters of the workload's network."""
-    return sum(parameter.numel() for parameter in workload.outline(seed=0).parameters())
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of parameters of a network; tied ones count once."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def cost_of(workload: Contract[Any]) -> ModelCost:
     """Run the workload's network with shapes but no values."""
     alone = workload.without_collectives()
-    parameters, checkpointing = parameters_of(alone), workload.definition.activation_checkpointing
+    parameters, checkpointing = (
+        count_parameters(alone.outline(seed=0)),
+        workload.definition.activation_checkpointing,
+    )
     try:
         plain = again = _flops_per_item(alone, "none")
         if checkpointing != "none":

@@ -12,6 +12,8 @@ from torch import Tensor
 from shardmark.parity.oracle import Trajectory
 from shardmark.parity_result import Deviation
 
+# Numbers that are subtracted at once, so that little of a GPU's memory is needed.
+CHUNK = 2**24
 Summary = Mapping[str, Mapping[Any, float]]
 
 
@@ -39,13 +41,17 @@ def deviation(trained: Trajectory, oracle: Trajectory) -> Deviation:
 def summary_of(trajectory: Trajectory, device: torch.device) -> Summary:
     """A trajectory in a few numbers: each loss, and the norm of each parameter's first update.
 
-    The norms are computed on ``device``, one parameter at a time: on one thread of a CPU, float64
-    takes seconds per billion parameters.
+    The norms are computed on ``device``: on one thread of a CPU, float64 takes a minute per billion
+    parameters.
     """
 
     def update_norm(name: str) -> float:
-        new, old = trajectory.after_first_update[name], trajectory.initial[name]
-        return float((new.to(device).double() - old.to(device).double()).square().sum().sqrt())
+        new = torch.split(trajectory.after_first_update[name].flatten(), CHUNK)
+        old = torch.split(trajectory.initial[name].flatten(), CHUNK)
+        squares = 0.0
+        for one, other in zip(new, old, strict=True):
+            squares += float((one.to(device).double() - other.to(device).double()).square().sum())
+        return math.sqrt(squares)
 
     return {
         "losses": dict(enumerate(trajectory.losses)),

@@ -8,9 +8,12 @@ real model by their losses and by the norm of the first update.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from shardmark.cells import Cell, ParityCase
 from shardmark.measurement.clocks import Phases
-from shardmark.measurement.model_cost import parameters_of
+from shardmark.measurement.model_cost import count_parameters
 from shardmark.parity.cases import (
     REAL_MODEL_STEPS,
     precisions_of,
@@ -30,6 +33,7 @@ from shardmark.parity.deviations import summary_of
 from shardmark.parity.gpu_turn import room_for
 from shardmark.parity.oracle import Trajectory, compute_alike
 from shardmark.parity.trajectory_files import write_plain
+from shardmark.processes.gpu_sharing import ALONE_VARIABLE
 from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.training.updates import taken_until_it_updates
@@ -39,6 +43,8 @@ from shardmark.workload.data import training_data
 from shardmark.workload.optimizers import learning_rate_at
 from shardmark.workload.precision import set_math_mode
 
+Release = Callable[[], object]
+
 
 def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: Phases) -> None:
     """Train one rank of a case; rank 0 writes the strategy's trajectories to ``scratch``."""
@@ -46,38 +52,67 @@ def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: P
         runtime = start_runtime(case.cell)
     compute_alike()
     trained: dict[str, Any] = {"backend": runtime.backend}
-    for precision in precisions_of(case):
-        with phases(f"parity in {precision}"):
+    real = real_model_cell(case)
+    alone = os.environ.get(ALONE_VARIABLE) == "1"
+
+    def room(workload: Contract[Any], *, surrogate: bool) -> AbstractContextManager[Release]:
+        """Wait for room for a model; a surrogate needs none unless it is the whole model."""
+        if alone or (surrogate and real is not None):
+            return contextlib.nullcontext(lambda: None)
+        outline = workload.outline(case.cell.seed, surrogate=surrogate)
+        return room_for(runtime, count_parameters(outline), phases.heart.alive)
+
+    with contextlib.ExitStack() as whole_gpus:
+        if alone:
+            with phases("waiting for most of the GPUs' memory"):
+                whole_gpus.enter_context(room_for(runtime, None, phases.heart.alive))
+        for precision in precisions_of(case):
             cell = surrogate_cell(case, precision)
             workload = make_workload(cell.definition)
-            trained[precision] = _train(
-                strategy, cell, runtime, workload, case.gate.steps, phases, surrogate=True
-            )
-            gc.collect()  # the frameworks' modules are in reference cycles
-    # The allocator keeps what the surrogate took, and the other cases could not use it.
-    torch.cuda.empty_cache()
-    real = real_model_cell(case)
-    if real is not None:
-        workload = make_workload(real.definition)
-        with (
-            phases("waiting for room on the GPUs"),
-            room_for(runtime, parameters_of(workload), phases.heart.alive) as room_is_taken,
-            phases("first steps of the real model"),
-        ):
-            trajectory = _train(
-                strategy,
-                real,
-                runtime,
-                workload,
-                REAL_MODEL_STEPS,
-                phases,
-                surrogate=False,
-                after_first_update=room_is_taken,
-            )
+            with (
+                phases("waiting for room on the GPUs"),
+                room(workload, surrogate=True) as room_is_taken,
+                phases(f"parity in {precision}"),
+            ):
+                trained[precision] = _train(
+                    strategy,
+                    cell,
+                    runtime,
+                    workload,
+                    case.gate.steps,
+                    phases,
+                    surrogate=True,
+                    after_first_update=room_is_taken,
+                )
+            _give_memory_back()
+        if real is not None:
+            workload = make_workload(real.definition)
+            with (
+                phases("waiting for room on the GPUs"),
+                room(workload, surrogate=False) as room_is_taken,
+                phases("first steps of the real model"),
+            ):
+                trajectory = _train(
+                    strategy,
+                    real,
+                    runtime,
+                    workload,
+                    REAL_MODEL_STEPS,
+                    phases,
+                    surrogate=False,
+                    after_first_update=room_is_taken,
+                )
+            _give_memory_back()
             if runtime.rank == 0:
                 trained["real"] = summary_of(trajectory, runtime.device)
     if runtime.rank == 0:
         write_plain(trained, scratch / "trajectories.pt")
+
+
+def _give_memory_back() -> None:
+    """Free what a training took, for the cases that run beside this one."""
+    gc.collect()  # the frameworks' modules are in reference cycles
+    torch.cuda.empty_cache()
 
 
 def _train(
@@ -89,7 +124,7 @@ def _train(
     phases: Phases,
     *,
     surrogate: bool,
-    after_first_update: Callable[[], object] = lambda: None,
+    after_first_update: Release,
 ) -> Trajectory:
     definition = cell.definition
     set_math_mode(definition.precision)

@@ -25,11 +25,14 @@ BYTES_PER_PARAMETER = 24
 OTHER_BYTES = 3 * 2**30
 # If this many times the needed memory is free, a case doesn't wait: parallel cases can't fill it.
 AMPLE = 8
+# No case waits for more than this share of a GPU's memory: the processes of cases that wait for
+# their turn have memory, too.
+MOST = 0.75
 
 
 @contextlib.contextmanager
 def room_for(
-    runtime: Runtime, parameters: int, alive: Callable[[], object]
+    runtime: Runtime, parameters: int | None, alive: Callable[[], object]
 ) -> Iterator[Callable[[], object]]:
     """Enter when this process group's GPUs have room for a model; a collective.
 
@@ -39,20 +42,26 @@ def room_for(
 
     Args:
         runtime: this process.
-        parameters: number of parameters of the model.
+        parameters: number of parameters of the model; None waits for most of the memory.
         alive: called while waiting.
 
     Yields:
         a function to call once the memory is allocated; it gives the turn to the next case.
     """
-    needed = BYTES_PER_PARAMETER * parameters + OTHER_BYTES
-    if runtime.shared_device:
-        needed *= runtime.world_size
     file = os.environ.get(TURN_VARIABLE)
     with contextlib.ExitStack() as turn:
         if file is not None and runtime.device.type == "cuda":
+            needed = _least(runtime, _needed_bytes(runtime, parameters))
             _wait_for_room(runtime, needed, Path(file), turn, alive)
         yield turn.close
+
+
+def _needed_bytes(runtime: Runtime, parameters: int | None) -> int:
+    most = int(MOST * min(torch.cuda.mem_get_info(device)[1] for device in runtime.gpus))
+    if parameters is None:
+        return most
+    ranks = runtime.world_size if runtime.shared_device else 1
+    return min(most, ranks * (BYTES_PER_PARAMETER * parameters + OTHER_BYTES))
 
 
 def _wait_for_room(

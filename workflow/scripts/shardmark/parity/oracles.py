@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from shardmark.parity.deviations import (
     summary_of,
     worst,
 )
+from shardmark.parity.model_copies import copies_of
 from shardmark.parity.oracle import (
     SummationOrder,
     Trajectory,
@@ -84,7 +84,7 @@ def _real_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str
         return None
     precision = cell.definition.precision
     build = make_workload(cell.definition).build_model
-    new_model = _copies(functools.partial(build, cell.seed))
+    new_model = copies_of(functools.partial(build, cell.seed), device)
     run = _runner(cell, REAL_MODEL_STEPS, device, new_model, surrogate=False)
     definition = cell.definition.model_copy(update={"precision": "fp32"})
     exact_cell = cell.model_copy(update={"definition": definition})
@@ -94,24 +94,6 @@ def _real_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str
         name_of_oracle(precision, rounding): _summary_and_floor(run(rounding), *exact, device)
         for rounding in _roundings(cases, precision)
     }
-
-
-def _copies(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """Return what makes equal models: copies of one.
-
-    A billion random weights take half a minute on one core, and an oracle of the real model is
-    trained up to ten times.
-    """
-    built = build()
-
-    def new_model() -> nn.Module:
-        try:
-            return copy.deepcopy(built)
-        except Exception:
-            # A user's model may hold something that has no copy, for instance a lock.
-            return build()
-
-    return new_model
 
 
 def _runner(

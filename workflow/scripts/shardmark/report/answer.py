@@ -292,19 +292,18 @@ def _outcomes_without_result(cells_there: pd.DataFrame) -> Iterator[tuple[str, s
         if len(names):
             yield f"{outcome.meaning.capitalize()}:", f"{join_names(list(map(label_of, names)))}."
     trained = left[left.status == "ok"]
-    unchecked = trained[trained.parity == "missing"].strategy.unique()
-    trained = trained[~trained.strategy.isin(unchecked)]
-    if len(unchecked):
-        names = join_names(list(map(label_of, unchecked)))
-        yield (
-            "Not yet checked by the parity gate:",
-            f"{names}. The command that runs the matrix also runs the gate.",
-        )
-    unproven = trained[
-        (trained.parity != "passed") | (trained.excluded == "not training")
-    ].strategy.unique()
+    wrong = trained.parity.isin(["failed", "error"]) | (trained.excluded == "not training")
+    unproven = trained[wrong].strategy.unique()
     if len(unproven):
         yield "Not proven to train the same model:", f"{join_names(list(map(label_of, unproven)))}."
+    trained = trained[~trained.strategy.isin(unproven)]
+    unchecked = trained[trained.parity == "missing"].strategy.unique()
+    if len(unchecked):
+        yield (
+            "Not yet checked by the parity gate:",
+            f"{join_names(list(map(label_of, unchecked)))}. The command that runs the matrix also "
+            "runs the gate.",
+        )
 
 
 def _elsewhere(

@@ -37,13 +37,13 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     cuda = record.device == "cuda"
     reported = cells[cells.status != ""]
     for words, verdicts in (
-        ("Not proven to train the same model", ["failed", "error"]),
-        ("Not yet checked by the parity gate", ["missing"]),
+        ("Not proven to train the same model at every GPU count", ["failed", "error"]),
+        ("Not yet checked by the parity gate at some GPU counts", ["missing"]),
     ):
         strategies = reported[reported.parity.isin(verdicts)].strategy.unique()
         if len(strategies):
             names = join_names(list(map(label_of, sorted(strategies))))
-            yield Caveat(f"{words} at every GPU count: {names}.", "parity")
+            yield Caveat(f"{words}: {names}.", "parity")
     missing, refused = ((cells.outcome == end).sum() for end in (Outcome.MISSING, Outcome.REFUSED))
     if missing:
         yield Caveat(f"{missing} of {len(cells)} planned runs: no result yet.", "failures")
