@@ -12,9 +12,9 @@ import torch
 from parity_cases import ROOT, case_of
 from shardmark.cells import oracle_cases
 from shardmark.config.loading import load
-from shardmark.parity import oracle
+from shardmark.parity import deviations, oracle
 from shardmark.parity.cases import surrogate_cell
-from shardmark.parity.deviations import deviation, summary_difference
+from shardmark.parity.deviations import deviation, summary_difference, summary_of
 from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_model
 from shardmark.parity.oracle import Trajectory, run_oracle
 from shardmark.parity_result import Deviation, Parity, PrecisionParity, read_parity
@@ -54,6 +54,33 @@ def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_righ
         not torch.equal(value, right.initial[name])
         for name, value in right.after_first_update.items()
     )
+
+
+def test_deviations_are_the_same_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def weights() -> dict[str, torch.Tensor]:
+        shapes = {"matrix": (3, 5), "number": (), "vector": (7,)}
+        return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    mine, its = (Trajectory([1.0], weights(), weights(), weights()) for _ in range(2))
+
+    def norm(*terms: tuple[int, dict[str, torch.Tensor]]) -> float:
+        parts = [sum(sign * each[name].double() for sign, each in terms) for name in terms[0][1]]
+        return math.sqrt(sum(float(torch.as_tensor(part).square().sum()) for part in parts))
+
+    update = ((1, its.after_first_update), (-1, its.initial))
+    for chunk in (2, 100):
+        monkeypatch.setattr(deviations, "CHUNK", chunk)
+        found = deviation(mine, its)
+        moved = ((1, mine.after_first_update), (-1, mine.initial))
+        distance = norm(*moved, (-1, its.after_first_update), (1, its.initial))
+        assert found.first_update == pytest.approx(distance / norm(*update))
+        assert found.final_weights == pytest.approx(
+            norm((1, mine.final), (-1, its.final)) / norm((1, its.final))
+        )
+        norms = summary_of(its, torch.device("cpu"))["update norms"]
+        assert math.hypot(*norms.values()) == pytest.approx(norm(*update))
 
 
 def test_a_step_that_never_updates_is_not_taken_for_ever() -> None:
