@@ -7,11 +7,17 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import pytest
+import yaml
 
+from shardmark.cells import cells_of
+from shardmark.config.loading import load
+from shardmark.metrics import read_metrics
 from small_matrix import ROOT
+from test_config import shipped
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +78,22 @@ def test_the_archive_gives_the_published_answer(made_again: Path) -> None:
     )
     assert published
     assert again == published
+
+
+def test_the_second_archive_gives_the_figures_of_one_gpu(tmp_path: Path) -> None:
+    subprocess.run(["tar", "-xJf", EXAMPLE / "one_h200.tar.xz", "-C", tmp_path], check=True)
+    config = load(
+        shipped("two_gpus") | yaml.safe_load((EXAMPLE / "one_h200.yaml").read_text()), ROOT
+    )
+    speeds: dict[str, list[float]] = {}
+    for cell in cells_of(config):
+        metrics = read_metrics(tmp_path / cell.folder.relative_to("results") / "metrics.json")
+        assert metrics.cell_sha256 == cell.fingerprint()
+        assert metrics.throughput is not None
+        speeds.setdefault(cell.strategy, []).append(metrics.throughput.items_per_s)
+    section = (ROOT / "docs/results.md").read_text().partition("## One H200: the GPT")[2]
+    rows = re.findall(r"^\| ([^|]*) \| ([\d,]+) \|", section.partition("\n## ")[0], re.MULTILINE)
+    names = {"FSDP2, bf16 parameters": "fsdp2_bf16", "DDP": "ddp", "FSDP2": "fsdp2"}
+    names["DeepSpeed ZeRO-1"] = "deepspeed_zero1"
+    published = {names[name]: int(speed.replace(",", "")) for name, speed in rows}
+    assert published == {name: round(median(three)) for name, three in speeds.items()}
