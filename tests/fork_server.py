@@ -91,7 +91,8 @@ def verdict(raw: object, oracles: str, script: str | None) -> str:
         scratch = Path(folder)
         (scratch / "case.json").write_text(case.model_dump_json(by_alias=True))
         own = Path(script) if script else SCRIPTS / spec_of(case.cell.base).script
-        arguments = ["--case", str(scratch / "case.json"), "--scratch", folder]
+        arguments = ["--case", str(scratch / "case.json"), "--oracle", str(oracle)]
+        arguments += ["--scratch", folder]
         ended = launch_forks(own, arguments, case.cell, scratch)
         assert ended.exit_code == 0, ended.failures
         answer = scratch / "parity.json"

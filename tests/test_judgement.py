@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+import run_parity
 from parity_cases import ROOT, case_of
 from shardmark.cells import oracle_cases
 from shardmark.config.loading import load
 from shardmark.parity import deviations, oracle
+from shardmark.parity import oracles as oracles_of_cases
 from shardmark.parity.cases import surrogate_cell
 from shardmark.parity.deviations import deviation, summary_difference, summary_of
 from shardmark.parity.judgement import floor_and_tolerance, judge, judge_real_model
 from shardmark.parity.oracle import Trajectory, run_oracle
+from shardmark.parity.trajectory_files import write_plain
 from shardmark.parity_result import Deviation, Parity, PrecisionParity, read_parity
 from shardmark.training.updates import MOST_SKIPPED, taken_until_it_updates
 from shardmark.workload.built_in import make_workload
@@ -81,6 +84,29 @@ def test_deviations_are_the_same_in_parts_as_at_once(monkeypatch: pytest.MonkeyP
         )
         norms = summary_of(its, torch.device("cpu"))["update norms"]
         assert math.hypot(*norms.values()) == pytest.approx(norm(*update))
+
+
+def test_a_model_too_large_for_one_gpu_is_compared_by_its_small_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # The real model of this case has the width of the whole one.
+    case = case_of("ddp", 1, **GPT)
+
+    def run_small_ones(*args: Any, **settings: Any) -> Trajectory:
+        if settings["keep_final"]:
+            return run_oracle(*args, **settings)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(oracles_of_cases, "run_oracle", run_small_ones)
+    monkeypatch.setattr(oracles_of_cases, "others_use_memory", lambda device: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        oracles_of_cases.make_oracles([case], torch.device("cpu"))
+    monkeypatch.setattr(oracles_of_cases, "others_use_memory", lambda device: False)
+    oracle = tmp_path / "ranks1.pt"
+    write_plain(oracles_of_cases.make_oracles([case], torch.device("cpu")), oracle)
+    parity = run_parity.run_parity(case, oracle, tmp_path / "gate/w/ddp/ranks1.json")
+    assert (parity.status, parity.real_model) == ("passed", None)
+    assert "does not fit on one GPU, so only its small version was compared" in str(parity.reason)
 
 
 def test_a_step_that_never_updates_is_not_taken_for_ever() -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import forked_ranks
+import make_oracle
 from built_pages import read_all
 from gpu_matrix import write as write_metrics
 from own_files import PADDED, ROOT, TRAINING, config_with, own_workload, write_changed
@@ -56,6 +58,29 @@ def test_a_right_file_passes_its_check(tmp_path: Path) -> None:
     lines = check_training(definition_of(write(tmp_path)))
     assert lines[0] == "build_model: 612 parameters, the same for the same seed."
     assert lines[-2:] == ["evaluate: one score per sample.", "checked on one batch"]
+
+
+@pytest.mark.parametrize(("small", "advice"), [(False, "define small_options in"), (True, "again")])
+def test_an_oracle_that_does_not_fit_asks_for_small_options(
+    small: bool, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "    def build_model"
+    changes = [(method, f"    small_options = {{}}\n\n{method}")] if small else []
+    config = config_with(own_workload(write(tmp_path, *changes)), ["ddp"])
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(make_oracle, "make_oracles", run_out)
+    arguments = [
+        f"--config={saved(config)}",
+        "--workload=w",
+        "--ranks=1",
+        f"--output={tmp_path}/o.pt",
+    ]
+    monkeypatch.setattr(sys, "argv", ["make_oracle.py", *arguments])
+    with pytest.raises(SystemExit, match=rf"w: .*{advice}.*Tried to allocate 2.00 GiB"):
+        make_oracle.main()
 
 
 # What the message says after the file's name, and the changes to a right file.

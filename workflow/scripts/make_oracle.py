@@ -11,10 +11,23 @@ import torch
 from shardmark.cells import oracle_cases
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
+from shardmark.config.schema import OwnWorkload, Workload
+from shardmark.errors import UserError
 from shardmark.launching.site import enter
 from shardmark.parity.oracles import make_oracles
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.ending import leave
+from shardmark.workload.own import load_training
+
+
+def _advice(workload: Workload) -> str:
+    """What to do if the oracle, which is one process, runs out of a GPU's memory."""
+    if isinstance(workload, OwnWorkload) and load_training(workload).small_options is None:
+        return (
+            "the parity gate trains the model on one GPU, where it does not fit: define "
+            f"small_options in {workload.file}, and the gate trains a small version of it"
+        )
+    return "the parity gate's oracle ran out of memory; run it again when the GPU has more of it"
 
 
 @one_message
@@ -32,9 +45,14 @@ def main() -> None:
     cell = cases[0].cell
     folders = [arguments.output.parent, Path(cell.data_dir)]
     enter(cell.site, cuda=cell.device == "cuda", folders=folders)
-    oracles = make_oracles(cases, torch.device(cell.device))
+    try:
+        oracles = make_oracles(cases, torch.device(cell.device))
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{cell.workload}: {_advice(cell.definition)} ({error})") from error
     write_plain(oracles, arguments.output)
-    real = oracles.pop("real") or {}
+    real, left_out = oracles.pop("real") or {}, oracles.pop("left_out")
+    if left_out:
+        print(f"oracle: {left_out}")
     for name, oracle in oracles.items():
         print(f"oracle {name}: noise floor {oracle['floor']}")
     for name, oracle in real.items():

@@ -61,9 +61,10 @@ def run_parity(
     for alone in attempts:
         with scratch_folder(result) as scratch:
             write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
+            files = {"case": scratch / "case.json", "oracle": oracle.absolute(), "scratch": scratch}
             ended = launch(
                 script or SCRIPTS / spec_of(cell.base).script,
-                ["--case", str(scratch / "case.json"), "--scratch", str(scratch)],
+                [word for name, file in files.items() for word in (f"--{name}", str(file))],
                 cell,
                 scratch,
                 stall_s=stall_s,
@@ -153,7 +154,7 @@ def _judged(case: ParityCase, trajectories_file: Path, oracle_file: Path, shared
     return parity_result(
         case,
         status="failed" if reasons else "passed",
-        reason="; ".join(reasons) or None,
+        reason="; ".join(filter(None, [*reasons, oracle["left_out"]])) or None,
         backend=trained["backend"],
         shared_device=shared,
         surrogate=surrogate_name_of(case),

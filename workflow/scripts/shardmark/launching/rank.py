@@ -47,6 +47,7 @@ def main(strategy: StrategyClass) -> None:
     parser = argparse.ArgumentParser(description="one rank; a launcher starts it")
     parser.add_argument("--cell", type=Path, help="file with the cell's JSON")
     parser.add_argument("--case", type=Path, help="file with a parity case's JSON")
+    parser.add_argument("--oracle", type=Path, help="file with the case's oracle")
     parser.add_argument(
         "--largest-batch", type=Path, help="file with the state of a search for the largest batch"
     )
@@ -60,7 +61,7 @@ def main(strategy: StrategyClass) -> None:
     try:
         if arguments.case is not None:
             case = ParityCase.model_validate_json(arguments.case.read_text())
-            run_case(strategy, case, arguments.scratch, phases)
+            run_case(strategy, case, arguments.oracle, arguments.scratch, phases)
         elif arguments.largest_batch is not None:
             search_largest_batch(strategy, arguments.largest_batch, phases)
         else:

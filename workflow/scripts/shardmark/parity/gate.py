@@ -32,7 +32,7 @@ from shardmark.parity.cases import (
 from shardmark.parity.deviations import summary_of
 from shardmark.parity.gpu_turn import room_for
 from shardmark.parity.oracle import Trajectory, compute_alike
-from shardmark.parity.trajectory_files import write_plain
+from shardmark.parity.trajectory_files import read_oracles, write_plain
 from shardmark.processes.gpu_sharing import ALONE_VARIABLE
 from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.runtime import Runtime, start_runtime
@@ -46,13 +46,15 @@ from shardmark.workload.precision import set_math_mode
 Release = Callable[[], object]
 
 
-def run_case(strategy: StrategyClass, case: ParityCase, scratch: Path, phases: Phases) -> None:
+def run_case(
+    strategy: StrategyClass, case: ParityCase, oracle: Path, scratch: Path, phases: Phases
+) -> None:
     """Train one rank of a case; rank 0 writes the strategy's trajectories to ``scratch``."""
     with phases("process_group"):
         runtime = start_runtime(case.cell)
     compute_alike()
     trained: dict[str, Any] = {"backend": runtime.backend}
-    real = real_model_cell(case)
+    real = None if read_oracles(oracle)["left_out"] else real_model_cell(case)
     alone = os.environ.get(ALONE_VARIABLE) == "1"
 
     def room(workload: Contract[Any], *, surrogate: bool) -> AbstractContextManager[Release]:

@@ -54,7 +54,12 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
         by the name of the oracle (``oracle_of``) ``{"trajectory": Trajectory, "floor": Deviation,
         "first_update_floor": float, "rounding": Deviation}``; ``rounding`` is the deviation from
         the oracle in float32. Under ``real``, the real model's ``{"summary", "floor", "rounding"}``
-        by the same names, or None; the latter two by the parts of a summary.
+        by the same names, or None; the latter two by the parts of a summary. Under ``left_out``,
+        why the gate cannot compare the real model, or None.
+
+    Raises:
+        torch.OutOfMemoryError: if an oracle does not fit on the device, unless it is the real
+            model's and has the device for itself.
     """
     compute_alike()
     case = cases[0]
@@ -70,7 +75,20 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
     exact = oracles["fp32"]["trajectory"]
     for oracle in oracles.values():
         oracle["rounding"] = deviation(oracle["trajectory"], exact)
-    return oracles | {"real": _real_oracles(cases, device)}
+    real, left_out = None, None
+    try:
+        real = _real_oracles(cases, device)
+    except torch.OutOfMemoryError:
+        if others_use_memory(device):
+            raise
+        left_out = "the whole model does not fit on one GPU, so only its small version was compared"
+    return oracles | {"real": real, "left_out": left_out}
+
+
+def others_use_memory(device: torch.device) -> bool:
+    """Whether other processes hold more than a tenth of a GPU's memory."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device) > total / 10
 
 
 def _roundings(cases: Sequence[ParityCase], precision: str) -> list[Rounding]:

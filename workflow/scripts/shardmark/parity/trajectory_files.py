@@ -47,7 +47,7 @@ def read_oracles(path: Path) -> dict[str, Any]:
     """
     oracles = _load(path)
     try:
-        for name in oracles.keys() - {"real"}:
+        for name in oracles.keys() - {"real", "left_out"}:
             oracles[name] |= {
                 "trajectory": _trajectory(oracles[name]["trajectory"], path),
                 "floor": Deviation.model_validate(oracles[name]["floor"]),

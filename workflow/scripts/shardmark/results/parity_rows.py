@@ -26,7 +26,9 @@ class ParityRow(Section):
     verdict: str = column(
         "Verdict on the whole case: passed, failed, error, unsupported or missing."
     )
-    reason: str | None = column("Why the case did not pass.", empty="it passed")
+    reason: str | None = column(
+        "Why the case did not pass, or what it left out.", empty="it passed, complete"
+    )
     model: str | None = column(
         "Model of the check: surrogate (a small network of the workload's blocks) or real (the "
         "first steps of the workload's model).",
