@@ -14,14 +14,20 @@ import torch
 import torch.distributed as dist
 
 import run_parity
-from parity_cases import ROOT, STRATEGIES, case_of, launched, make_oracle
+from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, launched
 from shardmark.cells import Cell
+from shardmark.measurement.clocks import Phases
 from shardmark.measurement.gpu_check import count_gate_ranks
 from shardmark.metrics import Failure
+from shardmark.parity import gate as parity_gate
 from shardmark.parity import gpu_turn
-from shardmark.processes.gpu_sharing import SHARED_DEVICE, TURN_VARIABLE
+from shardmark.parity.oracle import Trajectory
+from shardmark.parity.side_by_side import ALONE_VARIABLE, TURN_VARIABLE, is_taken, take
+from shardmark.processes.gpu_sharing import SHARED_DEVICE
 from shardmark.training.runtime import Runtime
 from simulated_nvml import Gpu, simulate
+from test_language_gate import GPT
+from train_ddp import Ddp
 
 
 def cell_of(strategy: str, ranks: int) -> Cell:
@@ -113,9 +119,9 @@ def test_a_case_waits_for_its_turn_and_then_for_room(
         gpu_turn._wait_for_room(runtime, 100, tmp_path / "turn", turn, pass_time)
         assert waited == [150, 150, 50, 50]
         with contextlib.ExitStack() as mine:
-            assert not gpu_turn._take(tmp_path / "turn", mine), "it has the turn until it is done"
+            assert not take(tmp_path / "turn", mine), "it has the turn until it is done"
     with contextlib.ExitStack() as mine:
-        assert gpu_turn._take(tmp_path / "turn", mine)
+        assert take(tmp_path / "turn", mine)
 
 
 def test_a_case_does_not_wait_for_ever(
@@ -130,44 +136,126 @@ def test_a_case_does_not_wait_for_ever(
     assert waited
 
 
+@pytest.mark.skipif(DEVICE != "cuda", reason="on a CPU no case runs again")
 @pytest.mark.parametrize(("alone", "status"), [("passes", "passed"), ("fails, too", "error")])
 def test_a_case_that_ran_out_of_memory_runs_again_alone(
-    alone: str,
-    status: str,
-    oracles: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    alone: str, status: str, oracles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALONE_IT", alone)
     script = ROOT / "tests/failing/train_runs_out_of_memory.py"
     parity = launched(case_of("ddp", 1), oracles, script)
     assert parity.status == status
-    assert capfd.readouterr().out.count("out of memory: runs again") == 1
     assert ("OutOfMemoryError" in (parity.reason or "")) == (status == "error")
 
 
-def test_a_case_on_several_nodes_is_not_repeated(
-    oracles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("nodes", "attempts"), [(1, [None, "1"]), (2, [None])])
+def test_only_a_case_on_one_node_of_gpus_runs_again(
+    nodes: int,
+    attempts: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    launches: list[object] = []
-    monkeypatch.setattr(run_parity, "launch", lambda *_, **settings: launches.append(settings))
-    monkeypatch.setattr(
-        run_parity, "find_failure", lambda *_: ("oom", Failure.plain("out of memory"))
-    )
+    simulate(monkeypatch, [Gpu() for _ in range(4)])
+    launches: list[str | None] = []
+
+    def launch(*_: object, extra_env: dict[str, str], **__: object) -> None:
+        launches.append(extra_env.get(ALONE_VARIABLE))
+
+    monkeypatch.setattr(run_parity, "launch", launch)
+    monkeypatch.setattr(run_parity, "require_whole", lambda oracle: None)
+    out_of_memory = ("oom", Failure.plain("out of memory"))
+    monkeypatch.setattr(run_parity, "find_failure", lambda *_: out_of_memory)
     case = case_of("ddp", 4)
-    oracle = make_oracle(case, oracles)
-    for nodes, attempts in ((1, 2), (2, 1)):
-        launches.clear()
-        cell = case.cell.model_copy(update={"gpus_per_node": 4 // nodes, "nodes": nodes})
-        again = case.model_copy(update={"cell": cell})
-        parity = run_parity.run_parity(again, oracle, tmp_path / "gate/w/ddp/ranks4.json")
-        assert (parity.status, len(launches)) == ("error", attempts)
+    changes = {"device": "cuda", "gpus_per_node": 4 // nodes, "nodes": nodes}
+    again = case.model_copy(update={"cell": case.cell.model_copy(update=changes)})
+    oracle, result = tmp_path / "oracle.pt", tmp_path / "gate/w/ddp/ranks4.json"
+    assert run_parity.run_parity(again, oracle, result).status == "error"
+    assert launches == attempts
+    assert capsys.readouterr().out.count("out of memory: runs again") == len(attempts) - 1
+
+
+@pytest.fixture
+def free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Free memory of simulated GPUs, GiB; the last number is today's."""
+    free = [80]
+    monkeypatch.setattr(gpu_turn, "_turn_file", lambda runtime: tmp_path / ".turn.node")
+    monkeypatch.setattr(gpu_turn, "_free_bytes", lambda runtime: free[-1] * 2**30)
+    monkeypatch.setattr(gpu_turn, "_needed_bytes", lambda _, parameters: parameters or 48 * 2**30)
+    monkeypatch.setattr(gpu_turn, "POLL_S", 0.01)
+    return free
+
+
+def test_while_a_case_runs_alone_no_other_starts(
+    runtime: Runtime, free: list[int], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / ".alone.node")]
+    alone = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert alone.stdout is not None
+    alone.stdout.readline()
+    waited: list[int] = []
+
+    def pass_time() -> None:
+        waited.append(1)
+        if len(waited) == 3:
+            alone.communicate(b"")
+
+    # Also a small model, for which there would be room.
+    with gpu_turn.room_for(runtime, 0, pass_time):
+        assert len(waited) == 3
+
+
+def test_a_case_that_runs_alone_waits_for_memory_and_keeps_others_out(
+    runtime: Runtime, free: list[int], tmp_path: Path
+) -> None:
+    free[:] = [20]
+    waited: list[bool] = []
+
+    def pass_time() -> None:
+        waited.append(is_taken(tmp_path / ".alone.node"))
+        if len(waited) == 2:
+            free.append(50)
+
+    with gpu_turn.alone_on_gpus(runtime, pass_time):
+        assert waited == [True, True]
+        assert is_taken(tmp_path / ".alone.node")
+        assert is_taken(tmp_path / ".turn.node")
+    assert not is_taken(tmp_path / ".alone.node")
+
+
+def test_a_case_runs_alone_from_its_first_training_to_its_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: Runtime
+) -> None:
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def alone_on_gpus(*_: object) -> Iterator[None]:
+        seen.append("alone")
+        yield
+        seen.append("no more")
+
+    def train(*_: object, surrogate: bool, **__: object) -> Trajectory:
+        seen.append("surrogate" if surrogate else "real")
+        return Trajectory([], {}, {}, {})
+
+    monkeypatch.setenv(ALONE_VARIABLE, "1")
+    for name, stand_in in {
+        "alone_on_gpus": alone_on_gpus,
+        "room_for": pytest.fail,
+        "_train": train,
+        "start_runtime": lambda cell: runtime,
+        "left_out_by": lambda oracle: None,
+    }.items():
+        monkeypatch.setattr(parity_gate, name, stand_in)
+    case = case_of("ddp", 1, **GPT)
+    parity_gate.run_case(Ddp, case, tmp_path / "oracle.pt", tmp_path, Phases())
+    assert seen == ["alone", "surrogate", "real", "no more"]
 
 
 def test_no_case_waits_for_more_memory_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(0, 1, range(1), torch.device("cuda", 0), "nccl", shared_device=False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
-    most = 60 * 2**30
+    most = 48 * 2**30
     assert gpu_turn._needed_bytes(runtime, None) == most
     assert gpu_turn._needed_bytes(runtime, 10**10) == most
     assert gpu_turn._needed_bytes(runtime, 10**9) == 24 * 10**9 + 3 * 2**30

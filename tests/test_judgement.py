@@ -59,6 +59,21 @@ def test_an_oracle_whose_first_steps_overflow_trains_as_one_whose_scale_was_righ
     )
 
 
+def test_weights_of_another_shape_are_no_weights_of_the_oracle() -> None:
+    flat, square = {"w": torch.ones(4)}, {"w": torch.ones(2, 2)}
+    with pytest.raises(ValueError, match=r"weight w has the shape \(4,\), not \(2, 2\)"):
+        deviation(Trajectory([1.0], flat, flat, flat), Trajectory([1.0], square, square, square))
+
+
+def test_a_tenth_of_a_gpu_in_other_hands_is_not_the_oracles_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for mine, free, others in ((70, 2, False), (60, 2, True), (0, 80, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, mine=mine: mine)
+        assert oracles_of_cases.others_use_memory(torch.device("cuda")) == others
+
+
 def test_deviations_are_the_same_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -106,7 +121,7 @@ def test_a_model_too_large_for_one_gpu_is_compared_by_its_small_version(
     write_plain(oracles_of_cases.make_oracles([case], torch.device("cpu")), oracle)
     parity = run_parity.run_parity(case, oracle, tmp_path / "gate/w/ddp/ranks1.json")
     assert (parity.status, parity.real_model) == ("passed", None)
-    assert "does not fit on one GPU, so only its small version was compared" in str(parity.reason)
+    assert "does not fit on one GPU, so only a small version was compared" in str(parity.reason)
 
 
 def test_a_step_that_never_updates_is_not_taken_for_ever() -> None:

@@ -74,6 +74,37 @@ def test_each_copy_trains_as_a_new_network(kind: Callable[[], nn.Module], builds
     assert [losses_of(copy) for copy in copies] == [expected] * 3
 
 
+def with_hook() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.weight.register_hook(torch.zeros_like)
+    return layer
+
+
+def with_views() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.register_buffer("part", layer.weight.detach()[:1])
+    return layer
+
+
+def with_owner() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.weight.owner = [layer]  # type: ignore[attr-defined]
+    return layer
+
+
+@pytest.mark.parametrize("kind", [with_hook, with_views, with_owner])
+def test_what_a_copy_would_lose_or_share_is_built_each_time(
+    kind: Callable[[], nn.Module],
+) -> None:
+    built: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        built.append(kind())
+        return built[-1]
+
+    assert copies_of(build, CPU)() is built[1]
+
+
 def test_a_copy_keeps_what_is_tied_and_what_is_frozen() -> None:
     copy = copies_of(Tied, CPU)()
     assert isinstance(copy, Tied)

@@ -60,13 +60,21 @@ def test_a_right_file_passes_its_check(tmp_path: Path) -> None:
     assert lines[-2:] == ["evaluate: one score per sample.", "checked on one batch"]
 
 
-@pytest.mark.parametrize(("small", "advice"), [(False, "define small_options in"), (True, "again")])
-def test_an_oracle_that_does_not_fit_asks_for_small_options(
-    small: bool, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("others", "small", "advice"),
+    [
+        (True, False, "beside other processes; run it again"),
+        (False, False, "define small_options in"),
+        (False, True, "make small_options in"),
+    ],
+)
+def test_an_oracle_that_does_not_fit_says_what_to_do(
+    others: bool, small: bool, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = "    def build_model"
     changes = [(method, f"    small_options = {{}}\n\n{method}")] if small else []
     config = config_with(own_workload(write(tmp_path, *changes)), ["ddp"])
+    monkeypatch.setattr(make_oracle, "others_use_memory", lambda device: others)
 
     def run_out(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shardmark.launching.rank import main
-from shardmark.processes.gpu_sharing import ALONE_VARIABLE
+from shardmark.parity.side_by_side import ALONE_VARIABLE
 from shardmark.workload.contract import Inputs
 from train_ddp import Ddp
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from shardmark.config.saved import read_config
 from shardmark.config.schema import OwnWorkload, Workload
 from shardmark.errors import UserError
 from shardmark.launching.site import enter
-from shardmark.parity.oracles import make_oracles
+from shardmark.parity.oracles import make_oracles, others_use_memory
+from shardmark.parity.side_by_side import alone_file, is_taken, turn_file
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.ending import leave
 from shardmark.workload.own import load_training
@@ -22,12 +24,14 @@ from shardmark.workload.own import load_training
 
 def _advice(workload: Workload) -> str:
     """What to do if the oracle, which is one process, runs out of a GPU's memory."""
-    if isinstance(workload, OwnWorkload) and load_training(workload).small_options is None:
-        return (
-            "the parity gate trains the model on one GPU, where it does not fit: define "
-            f"small_options in {workload.file}, and the gate trains a small version of it"
-        )
-    return "the parity gate's oracle ran out of memory; run it again when the GPU has more of it"
+    if others_use_memory(torch.device("cuda")):
+        return "the parity gate's oracle ran out of memory beside other processes; run it again"
+    words = "the parity gate's oracle does not fit on one GPU: "
+    if not isinstance(workload, OwnWorkload):
+        return f"{words}lower parity.per_gpu_batch"
+    if load_training(workload).small_options is None:
+        return f"{words}define small_options in {workload.file}, and it trains a smaller model"
+    return f"{words}make small_options in {workload.file} smaller, or lower parity.per_gpu_batch"
 
 
 @one_message
@@ -45,6 +49,8 @@ def main() -> None:
     cell = cases[0].cell
     folders = [arguments.output.parent, Path(cell.data_dir)]
     enter(cell.site, cuda=cell.device == "cuda", folders=folders)
+    while is_taken(alone_file(turn_file(arguments.output.absolute().parents[2]))):
+        time.sleep(1.0)
     try:
         oracles = make_oracles(cases, torch.device(cell.device))
     except torch.OutOfMemoryError as error:

@@ -20,11 +20,12 @@ from shardmark.files import write_text
 from shardmark.launching.endings import find_failure
 from shardmark.launching.launch import launch
 from shardmark.launching.scratch import scratch_folder
-from shardmark.measurement.telemetry import gpu_indices, node_name, visible_gpus
+from shardmark.measurement.telemetry import gpu_indices, visible_gpus
 from shardmark.metrics import Failure
+from shardmark.parity.side_by_side import ALONE_VARIABLE, TURN_VARIABLE, turn_file
 from shardmark.parity_result import Parity, parity_result
 from shardmark.processes.ending import leave
-from shardmark.processes.gpu_sharing import ALONE_VARIABLE, SHARED_DEVICE, TURN_VARIABLE
+from shardmark.processes.gpu_sharing import SHARED_DEVICE
 from shardmark.strategies import spec_of
 
 
@@ -52,13 +53,13 @@ def run_parity(
     if cell.unsupported:
         return parity_result(case, status="unsupported", reason=cell.unsupported)
     require_whole(oracle)
-    variables: dict[str, str] = {}
+    attempts: list[dict[str, str]] = [{}]
     if cell.device == "cuda" and cell.nodes == 1:
         variables = gpu_variables(cell, result.absolute().parents[2])
-    shared = SHARED_DEVICE in variables
-    # How much memory the cases beside it need is not known beforehand.
-    attempts = ({}, {ALONE_VARIABLE: "1"}) if cell.nodes == 1 else ({},)
-    for alone in attempts:
+        # How much memory the cases beside it need is not known beforehand.
+        attempts = [variables, variables | {ALONE_VARIABLE: "1"}]
+    shared = SHARED_DEVICE in attempts[0]
+    for variables in attempts:
         with scratch_folder(result) as scratch:
             write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
             files = {"case": scratch / "case.json", "oracle": oracle.absolute(), "scratch": scratch}
@@ -68,7 +69,7 @@ def run_parity(
                 cell,
                 scratch,
                 stall_s=stall_s,
-                extra_env=variables | alone,
+                extra_env=variables,
             )
             failed = find_failure(cell, ended, scratch / "trajectories.pt")
             if failed is None:
@@ -76,8 +77,8 @@ def run_parity(
         status, failure = failed
         if status != "oom":
             break
-        if alone is not attempts[-1]:
-            again = "out of memory: runs again when most of the memory is free"
+        if variables is not attempts[-1]:
+            again = "out of memory: runs again when most of the GPUs' memory is free"
             print(f"[parity of {cell.title}] {again}", flush=True)
     return parity_result(case, status="error", reason=_why(failure), shared_device=shared)
 
@@ -116,7 +117,7 @@ def gpu_variables(cell: Cell, gate: Path) -> dict[str, str]:
     """
     there = visible_gpus()
     variables = {
-        TURN_VARIABLE: str(gate / f".turn.{node_name()}"),
+        TURN_VARIABLE: str(turn_file(gate)),
         # Each rank of the gate gets one core (rules/common.smk, parity_threads).
         "OMP_NUM_THREADS": "1",
     }

@@ -97,11 +97,15 @@ def _distance(
     """The relative L2 distance of weights, or of their changes ``since`` earlier weights of both.
 
     Raises:
-        ValueError: if they do not have the same parameters.
+        ValueError: if they do not have the same parameters in the same shapes.
     """
     if trained.keys() != oracle.keys():
         missing = sorted(oracle.keys() - trained.keys())[:3]
         raise ValueError(f"the strategy's weights lack {missing}")
+    for name in oracle:
+        if trained[name].shape != oracle[name].shape:
+            shapes = f"{tuple(trained[name].shape)}, not {tuple(oracle[name].shape)}"
+            raise ValueError(f"the strategy's weight {name} has the shape {shapes}")
     distance = size = 0.0
     for name in oracle:
         earlier = [weights[name] for weights in since]

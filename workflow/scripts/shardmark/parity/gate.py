@@ -30,10 +30,10 @@ from shardmark.parity.cases import (
     surrogate_cell,
 )
 from shardmark.parity.deviations import summary_of
-from shardmark.parity.gpu_turn import room_for
+from shardmark.parity.gpu_turn import alone_on_gpus, room_for
 from shardmark.parity.oracle import Trajectory, compute_alike
-from shardmark.parity.trajectory_files import read_oracles, write_plain
-from shardmark.processes.gpu_sharing import ALONE_VARIABLE
+from shardmark.parity.side_by_side import ALONE_VARIABLE
+from shardmark.parity.trajectory_files import left_out_by, write_plain
 from shardmark.training.loop import StrategyClass, make_task, take_step
 from shardmark.training.runtime import Runtime, start_runtime
 from shardmark.training.updates import taken_until_it_updates
@@ -54,20 +54,22 @@ def run_case(
         runtime = start_runtime(case.cell)
     compute_alike()
     trained: dict[str, Any] = {"backend": runtime.backend}
-    real = None if read_oracles(oracle)["left_out"] else real_model_cell(case)
+    real = real_model_cell(case)
     alone = os.environ.get(ALONE_VARIABLE) == "1"
 
     def room(workload: Contract[Any], *, surrogate: bool) -> AbstractContextManager[Release]:
         """Wait for room for a model; a surrogate needs none unless it is the whole model."""
-        if alone or (surrogate and real is not None):
+        if alone:
             return contextlib.nullcontext(lambda: None)
         outline = workload.outline(case.cell.seed, surrogate=surrogate)
-        return room_for(runtime, count_parameters(outline), phases.heart.alive)
+        small = surrogate and real is not None
+        parameters = 0 if small else count_parameters(outline)
+        return room_for(runtime, parameters, phases.heart.alive)
 
-    with contextlib.ExitStack() as whole_gpus:
+    with contextlib.ExitStack() as gpus:
         if alone:
             with phases("waiting for most of the GPUs' memory"):
-                whole_gpus.enter_context(room_for(runtime, None, phases.heart.alive))
+                gpus.enter_context(alone_on_gpus(runtime, phases.heart.alive))
         for precision in precisions_of(case):
             cell = surrogate_cell(case, precision)
             workload = make_workload(cell.definition)
@@ -87,7 +89,7 @@ def run_case(
                     after_first_update=room_is_taken,
                 )
             _give_memory_back()
-        if real is not None:
+        if real is not None and not left_out_by(oracle):
             workload = make_workload(real.definition)
             with (
                 phases("waiting for room on the GPUs"),

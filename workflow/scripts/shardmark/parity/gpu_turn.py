@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shardmark.processes.gpu_sharing import TURN_VARIABLE
+from shardmark.parity.side_by_side import TURN_VARIABLE, alone_file, is_taken, take
 from shardmark.training.runtime import Runtime
 
 # A case that has the turn waits at most this long for room, then continues: it may be too large.
@@ -27,33 +26,60 @@ OTHER_BYTES = 3 * 2**30
 AMPLE = 8
 # No case waits for more than this share of a GPU's memory: the processes of cases that wait for
 # their turn have memory, too.
-MOST = 0.75
+MOST = 0.6
 
 
 @contextlib.contextmanager
 def room_for(
-    runtime: Runtime, parameters: int | None, alive: Callable[[], object]
+    runtime: Runtime, parameters: int, alive: Callable[[], object]
 ) -> Iterator[Callable[[], object]]:
     """Enter when this process group's GPUs have room for a model; a collective.
 
     If memory is ample, no case waits. Otherwise cases allocate their memory in turns. A case takes
     the turn before it checks the free memory and keeps it until its own memory is allocated, so two
-    cases never count on the same room.
+    cases never count on the same room. No case enters while another runs alone.
 
     Args:
         runtime: this process.
-        parameters: number of parameters of the model; None waits for most of the memory.
+        parameters: number of parameters of the model; 0 waits only for a case that runs alone.
         alive: called while waiting.
 
     Yields:
         a function to call once the memory is allocated; it gives the turn to the next case.
     """
-    file = os.environ.get(TURN_VARIABLE)
     with contextlib.ExitStack() as turn:
-        if file is not None and runtime.device.type == "cuda":
-            needed = _least(runtime, _needed_bytes(runtime, parameters))
-            _wait_for_room(runtime, needed, Path(file), turn, alive)
+        if (file := _turn_file(runtime)) is not None:
+            _wait_until(runtime, lambda: not is_taken(alone_file(file)), alive)
+            if parameters:
+                needed = _least(runtime, _needed_bytes(runtime, parameters))
+                _wait_for_room(runtime, needed, file, turn, alive)
         yield turn.close
+
+
+@contextlib.contextmanager
+def alone_on_gpus(runtime: Runtime, alive: Callable[[], object]) -> Iterator[None]:
+    """Enter when most of the GPUs' memory is free; no other case starts a training meanwhile.
+
+    A collective. Trainings that other cases have started go on to their end.
+    """
+    with contextlib.ExitStack() as locks:
+        if (file := _turn_file(runtime)) is not None:
+            _wait_until(runtime, lambda: take(alone_file(file), locks), alive)
+            needed = _least(runtime, _needed_bytes(runtime, None))
+            _wait_for_room(runtime, needed, file, locks, alive)
+        yield
+
+
+def _turn_file(runtime: Runtime) -> Path | None:
+    file = os.environ.get(TURN_VARIABLE)
+    return Path(file) if file is not None and runtime.device.type == "cuda" else None
+
+
+def _wait_until(runtime: Runtime, done: Callable[[], bool], alive: Callable[[], object]) -> None:
+    """Wait until rank 0 says that something is done."""
+    while not runtime.rank0_decides(float(runtime.rank == 0 and done())):
+        alive()
+        time.sleep(POLL_S)
 
 
 def _needed_bytes(runtime: Runtime, parameters: int | None) -> int:
@@ -84,27 +110,9 @@ def _wait_for_room(
             since = time.monotonic()
         if runtime.rank0_decides(time.monotonic() - since) > LONGEST_WAIT_S:
             return
-        has_turn = has_turn or _take(file, turn)
+        has_turn = has_turn or take(file, turn)
         alive()
         time.sleep(POLL_S)
-
-
-def _take(file: Path, turn: contextlib.ExitStack) -> bool:
-    """Try to take the turn; return whether this process has it. ``turn`` gives it back.
-
-    On a file system without locks, every case has the turn.
-    """
-    held = turn.enter_context(file.open("a"))
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held.close()
-        return False
-    except OSError:
-        return True
-    # Unlock explicitly: after a mere close, a forked process (a loader's worker) keeps the lock.
-    turn.callback(fcntl.flock, held, fcntl.LOCK_UN)
-    return True
 
 
 def _free_bytes(runtime: Runtime) -> int:

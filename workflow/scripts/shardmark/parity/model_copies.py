@@ -40,14 +40,31 @@ class _Writer(pickle.Pickler):
         super().__init__(file)
         self.tensors = tensors
         self.places: dict[int, int] = {}
+        self.storages: set[int] = set()
 
     def persistent_id(self, value: Any) -> int | None:
         if not isinstance(value, Tensor):
             return None
         if id(value) not in self.places:
+            if reason := self._why_no_copy(value):
+                raise pickle.PicklingError(reason)
             self.places[id(value)] = len(self.tensors)
             self.tensors.append(value)
         return self.places[id(value)]
+
+    def _why_no_copy(self, value: Tensor) -> str | None:
+        if type(value) not in (Tensor, nn.Parameter):
+            return f"{type(value).__name__} may hold more than its values"
+        if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
+            return "hooks of a tensor would be lost"
+        if not all(isinstance(one, bool | int | float | str) for one in vars(value).values()):
+            return "what a tensor refers to would be shared"
+        storage = value.untyped_storage().data_ptr()
+        if storage in self.storages:
+            return "tensors that share memory would be separated"
+        if storage:
+            self.storages.add(storage)
+        return None
 
 
 class _Reader(pickle.Unpickler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
     except torch.OutOfMemoryError:
         if others_use_memory(device):
             raise
-        left_out = "the whole model does not fit on one GPU, so only its small version was compared"
+        left_out = "its oracle does not fit on one GPU, so only a small version was compared"
     return oracles | {"real": real, "left_out": left_out}
 
 
@@ -163,6 +164,9 @@ def _summary_and_pass_losses(
 
     The real model may fill the machine's memory, so only one of its trajectories exists at a time.
     """
+    # A model of the user's own may be in reference cycles.
+    gc.collect()
+    torch.cuda.empty_cache()
     return summary_of(trajectory, device), trajectory.pass_losses
 
 
@@ -170,7 +174,10 @@ def _summary_and_floor(
     run: OracleRun, exact: Summary, exact_passes: Sequence[float], device: torch.device
 ) -> dict[str, Any]:
     summary, passes = _summary_and_pass_losses(run("natural"), device)
-    floors = [summary_difference(summary_of(run(order), device), summary) for order in OTHER_ORDERS]
+    floors = [
+        summary_difference(_summary_and_pass_losses(run(order), device)[0], summary)
+        for order in OTHER_ORDERS
+    ]
     return {
         "summary": summary,
         "floor": {part: worst(floor[part] for floor in floors) for part in summary},

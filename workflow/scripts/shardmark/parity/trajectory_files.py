@@ -58,6 +58,12 @@ def read_oracles(path: Path) -> dict[str, Any]:
     return oracles
 
 
+def left_out_by(path: Path) -> str | None:
+    """Why an oracle says nothing about the real model; None if it does. Reads nothing else."""
+    reason: str | None = torch.load(path, weights_only=True, mmap=True)["left_out"]
+    return reason
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Trajectory):
         return vars(value)

@@ -236,6 +236,8 @@ def _same_model(parity: pd.DataFrame) -> str:
     passed = int((verdicts == {"passed"}).sum())
     others = [label_of(str(name)) for name, values in verdicts.items() if values != {"passed"}]
     text = f"{passed} of {len(verdicts)} train the same model"
+    if ((possible.verdict == "passed") & (possible.reason != "")).any():
+        text += " in a small version"
     return f"{text}; not proven for {', '.join(others)}" if others else text
 
 
