@@ -49,8 +49,10 @@ def main() -> None:
     cell = cases[0].cell
     folders = [arguments.output.parent, Path(cell.data_dir)]
     enter(cell.site, cuda=cell.device == "cuda", folders=folders)
-    while is_taken(alone_file(turn_file(arguments.output.absolute().parents[2]))):
-        time.sleep(1.0)
+    if cell.device == "cuda":
+        alone = alone_file(turn_file(arguments.output.absolute().parents[2]))
+        while is_taken(alone):
+            time.sleep(1.0)
     try:
         oracles = make_oracles(cases, torch.device(cell.device))
     except torch.OutOfMemoryError as error:

@@ -56,16 +56,16 @@ def run_parity(
     attempts: list[dict[str, str]] = [{}]
     if cell.device == "cuda" and cell.nodes == 1:
         variables = gpu_variables(cell, result.absolute().parents[2])
-        # How much memory the cases beside it need is not known beforehand.
+        # Nobody knows beforehand how much memory the cases beside it need.
         attempts = [variables, variables | {ALONE_VARIABLE: "1"}]
     shared = SHARED_DEVICE in attempts[0]
     for variables in attempts:
         with scratch_folder(result) as scratch:
             write_text(scratch / "case.json", case.model_dump_json(by_alias=True))
-            files = {"case": scratch / "case.json", "oracle": oracle.absolute(), "scratch": scratch}
+            arguments = ["--case", str(scratch / "case.json"), "--oracle", str(oracle.absolute())]
             ended = launch(
                 script or SCRIPTS / spec_of(cell.base).script,
-                [word for name, file in files.items() for word in (f"--{name}", str(file))],
+                [*arguments, "--scratch", str(scratch)],
                 cell,
                 scratch,
                 stall_s=stall_s,

@@ -51,10 +51,8 @@ def count_parameters(network: nn.Module) -> int:
 def cost_of(workload: Contract[Any]) -> ModelCost:
     """Run the workload's network with shapes but no values."""
     alone = workload.without_collectives()
-    parameters, checkpointing = (
-        count_parameters(alone.outline(seed=0)),
-        workload.definition.activation_checkpointing,
-    )
+    parameters = count_parameters(alone.outline(seed=0))
+    checkpointing = workload.definition.activation_checkpointing
     try:
         plain = again = _flops_per_item(alone, "none")
         if checkpointing != "none":

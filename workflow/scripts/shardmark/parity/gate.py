@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shardmark.cells import Cell, ParityCase
@@ -30,7 +28,7 @@ from shardmark.parity.cases import (
     surrogate_cell,
 )
 from shardmark.parity.deviations import summary_of
-from shardmark.parity.gpu_turn import alone_on_gpus, room_for
+from shardmark.parity.gpu_turn import alone_on_gpus, give_memory_back, room_for
 from shardmark.parity.oracle import Trajectory, compute_alike
 from shardmark.parity.side_by_side import ALONE_VARIABLE
 from shardmark.parity.trajectory_files import left_out_by, write_plain
@@ -61,9 +59,9 @@ def run_case(
         """Wait for room for a model; a surrogate needs none unless it is the whole model."""
         if alone:
             return contextlib.nullcontext(lambda: None)
-        outline = workload.outline(case.cell.seed, surrogate=surrogate)
-        small = surrogate and real is not None
-        parameters = 0 if small else count_parameters(outline)
+        parameters = 0
+        if not surrogate or real is None:
+            parameters = count_parameters(workload.outline(case.cell.seed, surrogate=surrogate))
         return room_for(runtime, parameters, phases.heart.alive)
 
     with contextlib.ExitStack() as gpus:
@@ -88,7 +86,7 @@ def run_case(
                     surrogate=True,
                     after_first_update=room_is_taken,
                 )
-            _give_memory_back()
+            give_memory_back()
         if real is not None and not left_out_by(oracle):
             workload = make_workload(real.definition)
             with (
@@ -106,17 +104,11 @@ def run_case(
                     surrogate=False,
                     after_first_update=room_is_taken,
                 )
-            _give_memory_back()
+            give_memory_back()
             if runtime.rank == 0:
                 trained["real"] = summary_of(trajectory, runtime.device)
     if runtime.rank == 0:
         write_plain(trained, scratch / "trajectories.pt")
-
-
-def _give_memory_back() -> None:
-    """Free what a training took, for the cases that run beside this one."""
-    gc.collect()  # the frameworks' modules are in reference cycles
-    torch.cuda.empty_cache()
 
 
 def _train(

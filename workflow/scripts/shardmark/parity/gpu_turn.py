@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ BYTES_PER_PARAMETER = 24
 OTHER_BYTES = 3 * 2**30
 # If this many times the needed memory is free, a case doesn't wait: parallel cases can't fill it.
 AMPLE = 8
-# No case waits for more than this share of a GPU's memory: the processes of cases that wait for
-# their turn have memory, too.
+# No case waits for more than this share of a GPU's memory, because the processes that wait for
+# their turn hold some, too. Our choice, not measured.
 MOST = 0.6
 
 
@@ -68,6 +69,12 @@ def alone_on_gpus(runtime: Runtime, alive: Callable[[], object]) -> Iterator[Non
             needed = _least(runtime, _needed_bytes(runtime, None))
             _wait_for_room(runtime, needed, file, locks, alive)
         yield
+
+
+def give_memory_back() -> None:
+    """Free what a training took, for the cases that run beside this one."""
+    gc.collect()  # modules of the frameworks, and of users, are in reference cycles
+    torch.cuda.empty_cache()
 
 
 def _turn_file(runtime: Runtime) -> Path | None:

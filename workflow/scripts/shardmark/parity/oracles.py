@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from shardmark.parity.deviations import (
     summary_of,
     worst,
 )
+from shardmark.parity.gpu_turn import give_memory_back
 from shardmark.parity.model_copies import copies_of
 from shardmark.parity.oracle import (
     SummationOrder,
@@ -164,9 +164,7 @@ def _summary_and_pass_losses(
 
     The real model may fill the machine's memory, so only one of its trajectories exists at a time.
     """
-    # A model of the user's own may be in reference cycles.
-    gc.collect()
-    torch.cuda.empty_cache()
+    give_memory_back()
     return summary_of(trajectory, device), trajectory.pass_losses
 
 

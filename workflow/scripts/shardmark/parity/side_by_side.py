@@ -47,5 +47,7 @@ def take(file: Path, held: contextlib.ExitStack) -> bool:
 
 def is_taken(file: Path) -> bool:
     """Whether another process has locked a file."""
+    if not file.exists():
+        return False
     with contextlib.ExitStack() as held:
         return not take(file, held)

@@ -38,7 +38,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     reported = cells[cells.status != ""]
     for words, verdicts in (
         ("Not proven to train the same model at every GPU count", ["failed", "error"]),
-        ("Not yet checked by the parity gate at every GPU count", ["missing"]),
+        ("No verdict of the parity gate yet, at one GPU count or more", ["missing"]),
     ):
         strategies = reported[reported.parity.isin(verdicts)].strategy.unique()
         if len(strategies):

@@ -237,7 +237,7 @@ def _same_model(parity: pd.DataFrame) -> str:
     others = [label_of(str(name)) for name, values in verdicts.items() if values != {"passed"}]
     text = f"{passed} of {len(verdicts)} train the same model"
     if ((possible.verdict == "passed") & (possible.reason != "")).any():
-        text += " in a small version"
+        text += " (a small version of it)"
     return f"{text}; not proven for {', '.join(others)}" if others else text
 
 
