@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -17,6 +18,7 @@ from built_pages import build, draw_figures, write_page
 from gpu_matrix import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
 from shardmark.cells import cell_of
 from shardmark.report.contents import FIGURES
+from shardmark.report.page import same_model
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -116,6 +118,16 @@ def test_caveats_are_lines_and_all_stand_under_failures(page: Page) -> None:
     first = page.locator(".caveats li")
     assert all(text.rpartition(".")[0] in said for text in first.all_inner_texts())
     assert first.locator("a").first.get_attribute("href") == "#parity"
+
+
+def test_what_the_gate_has_not_checked_is_told_from_what_failed() -> None:
+    verdicts = [("ddp", "passed"), ("fsdp", "missing"), ("fsdp2", "failed"), ("fsdp2", "missing")]
+    parity = pd.DataFrame(verdicts, columns=["strategy", "verdict"]).assign(reason="")
+    said = same_model(parity)
+    assert said == "1 of 3 train the same model; not proven for FSDP2; not yet checked: FSDP1"
+    whole = parity[parity.strategy == "ddp"]
+    small = whole.assign(reason="only a small version was compared")
+    assert same_model(small) == f"{same_model(whole)} (a small version of it)"
 
 
 def test_the_command_and_the_tables_can_be_copied(page: Page) -> None:

@@ -67,7 +67,7 @@ def trade_off_figure(data: Data) -> Figure:
         _draw(panel, data, points[panel.gpus])
     drawn = [name for name in data.labels if any(name in own for own in points.values())]
     scales = _set_scales(panels, quantities)
-    legend(figure, data, f"{scales}\npale: another strategy beats it", drawn)
+    legend(figure, data, f"{scales}\npale: not compared, or another strategy beats it", drawn)
     lay_out(figure)
     return figure
 

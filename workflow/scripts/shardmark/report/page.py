@@ -220,7 +220,7 @@ def _workload(
         steps=step_table(cells),
         grid=outcome_table(cells),
         parity=parity_table(parity),
-        same_model=_same_model(parity),
+        same_model=same_model(parity),
         certificates=[
             certificate
             for certificate in record.certificates
@@ -229,16 +229,21 @@ def _workload(
     )
 
 
-def _same_model(parity: pd.DataFrame) -> str:
+def same_model(parity: pd.DataFrame) -> str:
     """Return how many strategies train the same model at every GPU count."""
     possible = parity[parity.verdict != "unsupported"]
     verdicts = possible.groupby("strategy", sort=False).verdict.agg(set)
     passed = int((verdicts == {"passed"}).sum())
-    others = [label_of(str(name)) for name, values in verdicts.items() if values != {"passed"}]
+    names: dict[str, list[str]] = {"not proven for": [], "not yet checked:": []}
+    for name, each in verdicts.items():
+        if each != {"passed"}:
+            words = "not yet checked:" if each <= {"passed", "missing"} else "not proven for"
+            names[words].append(label_of(str(name)))
     text = f"{passed} of {len(verdicts)} train the same model"
     if ((possible.verdict == "passed") & (possible.reason != "")).any():
         text += " (a small version of it)"
-    return f"{text}; not proven for {', '.join(others)}" if others else text
+    others = [f"{words} {', '.join(labels)}" for words, labels in names.items() if labels]
+    return "; ".join([text, *others])
 
 
 def describe_comparison(cells: pd.DataFrame, baseline: str) -> str:
