@@ -6,12 +6,16 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import run_parity
 from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, launched
@@ -25,6 +29,7 @@ from shardmark.parity.oracle import Trajectory
 from shardmark.parity.side_by_side import ALONE_VARIABLE, TURN_VARIABLE, is_taken, take
 from shardmark.processes.gpu_sharing import SHARED_DEVICE
 from shardmark.training.runtime import Runtime
+from shardmark.training.strategy import Task
 from simulated_nvml import Gpu, simulate
 from test_language_gate import GPT
 from train_ddp import Ddp
@@ -234,8 +239,8 @@ def test_a_case_runs_alone_from_its_first_training_to_its_last(
         yield
         seen.append("no more")
 
-    def train(*_: object, surrogate: bool, **__: object) -> Trajectory:
-        seen.append("surrogate" if surrogate else "real")
+    def train(_: object, task: Task, *__: object) -> Trajectory:
+        seen.append("surrogate" if task.surrogate else "real")
         return Trajectory([], {}, {}, {})
 
     monkeypatch.setenv(ALONE_VARIABLE, "1")
@@ -250,6 +255,74 @@ def test_a_case_runs_alone_from_its_first_training_to_its_last(
     case = case_of("ddp", 1, **GPT)
     parity_gate.run_case(Ddp, case, tmp_path / "oracle.pt", tmp_path, Phases())
     assert seen == ["alone", "surrogate", "real", "no more"]
+
+
+def test_a_model_that_takes_long_to_build_is_built_before_its_turn_on_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: Runtime
+) -> None:
+    seen: list[str] = []
+
+    def entering(name: str) -> Callable[..., contextlib.AbstractContextManager[Any]]:
+        @contextlib.contextmanager
+        def enter(*_: object) -> Iterator[Callable[[], object]]:
+            seen.append(name)
+            yield lambda: None
+            seen.append(f"left {name}")
+
+        return enter
+
+    real_task = parity_gate.make_task
+
+    def make_task(cell: Cell, runtime: Runtime, workload: Any, **surrogate: bool) -> Task:
+        task = real_task(cell, runtime, workload, **surrogate)
+        return task if surrogate else replace(task, build_outline=build, fill=None)
+
+    def build() -> nn.Module:
+        seen.append("built")
+        return nn.Linear(1, 1)
+
+    def train(_: object, task: Task, *__: object) -> Trajectory:
+        if not task.surrogate:
+            assert "left on the host" in seen
+            first, again = task.build_outline(), task.build_outline()
+            assert first is not again
+        return Trajectory([], {}, {}, {})
+
+    for name, stand_in in {
+        "room_on_host": entering("on the host"),
+        "room_for": entering("on the GPUs"),
+        "make_task": make_task,
+        "_train": train,
+        "start_runtime": lambda cell: runtime,
+        "left_out_by": lambda oracle: None,
+    }.items():
+        monkeypatch.setattr(parity_gate, name, stand_in)
+    case = case_of("ddp", 1, **GPT)
+    parity_gate.run_case(Ddp, case, tmp_path / "oracle.pt", tmp_path, Phases())
+    last = seen[seen.index("on the host") :]
+    order = ["on the host", "built", "on the GPUs", "left on the host", "built"]
+    assert last == [*order, "left on the GPUs"]
+
+
+def test_no_more_models_are_built_than_the_host_has_memory_for(
+    runtime: Runtime, free: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    available = [16 * 2**30]
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=available[0]))
+    monkeypatch.setattr(gpu_turn, "psutil", memory)
+    waited: list[int] = []
+
+    def pass_time() -> None:
+        waited.append(1)
+        if len(waited) == 2:  # what the others built is on their GPUs
+            available[0] = 24 * 2**30
+
+    with (
+        gpu_turn.room_on_host(runtime, 2**30, pytest.fail),
+        gpu_turn.room_on_host(runtime, 2**30, pytest.fail),
+        gpu_turn.room_on_host(runtime, 2**30, pass_time),
+    ):
+        assert len(waited) == 2
 
 
 def test_no_case_waits_for_more_memory_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:

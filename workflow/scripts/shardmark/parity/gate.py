@@ -13,12 +13,13 @@ import functools
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from shardmark.cells import Cell, ParityCase
+from shardmark.cells import ParityCase
 from shardmark.measurement.clocks import Phases
 from shardmark.measurement.model_cost import count_parameters
 from shardmark.parity.cases import (
@@ -28,15 +29,20 @@ from shardmark.parity.cases import (
     surrogate_cell,
 )
 from shardmark.parity.deviations import summary_of
-from shardmark.parity.gpu_turn import alone_on_gpus, give_memory_back, room_for
+from shardmark.parity.gpu_turn import (
+    alone_on_gpus,
+    give_memory_back,
+    room_for,
+    room_on_host,
+)
 from shardmark.parity.oracle import Trajectory, compute_alike
 from shardmark.parity.side_by_side import ALONE_VARIABLE
 from shardmark.parity.trajectory_files import left_out_by, write_plain
 from shardmark.training.loop import StrategyClass, make_task, take_step
-from shardmark.training.runtime import Runtime, start_runtime
+from shardmark.training.runtime import start_runtime
+from shardmark.training.strategy import Task
 from shardmark.training.updates import taken_until_it_updates
 from shardmark.workload.built_in import make_workload
-from shardmark.workload.contract import Contract
 from shardmark.workload.data import training_data
 from shardmark.workload.optimizers import learning_rate_at
 from shardmark.workload.precision import set_math_mode
@@ -55,14 +61,17 @@ def run_case(
     real = real_model_cell(case)
     alone = os.environ.get(ALONE_VARIABLE) == "1"
 
-    def room(workload: Contract[Any], *, surrogate: bool) -> AbstractContextManager[Release]:
-        """Wait for room for a model; a surrogate needs none unless it is the whole model."""
+    def size_of(task: Task) -> int:
+        """The number of parameters; 0 for a surrogate unless it is the whole model."""
+        if task.surrogate and real is not None:
+            return 0
+        outline = task.workload.outline(case.cell.seed, surrogate=task.surrogate)
+        return count_parameters(outline)
+
+    def room(task: Task) -> AbstractContextManager[Release]:
         if alone:
             return contextlib.nullcontext(lambda: None)
-        parameters = 0
-        if not surrogate or real is None:
-            parameters = count_parameters(workload.outline(case.cell.seed, surrogate=surrogate))
-        return room_for(runtime, parameters, phases.heart.alive)
+        return room_for(runtime, size_of(task), phases.heart.alive)
 
     with contextlib.ExitStack() as gpus:
         if alone:
@@ -70,40 +79,29 @@ def run_case(
                 gpus.enter_context(alone_on_gpus(runtime, phases.heart.alive))
         for precision in precisions_of(case):
             cell = surrogate_cell(case, precision)
-            workload = make_workload(cell.definition)
+            task = make_task(cell, runtime, make_workload(cell.definition), surrogate=True)
             with (
                 phases("waiting for room on the GPUs"),
-                room(workload, surrogate=True) as room_is_taken,
+                room(task) as room_is_taken,
                 phases(f"parity in {precision}"),
             ):
-                trained[precision] = _train(
-                    strategy,
-                    cell,
-                    runtime,
-                    workload,
-                    case.gate.steps,
-                    phases,
-                    surrogate=True,
-                    after_first_update=room_is_taken,
-                )
+                trained[precision] = _train(strategy, task, case.gate.steps, phases, room_is_taken)
             give_memory_back()
         if real is not None and not left_out_by(oracle):
-            workload = make_workload(real.definition)
-            with (
-                phases("waiting for room on the GPUs"),
-                room(workload, surrogate=False) as room_is_taken,
-                phases("first steps of the real model"),
-            ):
-                trajectory = _train(
-                    strategy,
-                    real,
-                    runtime,
-                    workload,
-                    REAL_MODEL_STEPS,
-                    phases,
-                    surrogate=False,
-                    after_first_update=room_is_taken,
-                )
+            task = make_task(real, runtime, make_workload(real.definition))
+            with contextlib.ExitStack() as host:
+                if task.fill is None and not alone:
+                    with phases("waiting for room in host memory"):
+                        host.enter_context(room_on_host(runtime, size_of(task), phases.heart.alive))
+                    with phases("building the real model"):
+                        task = _built_already(task)
+                with (
+                    phases("waiting for room on the GPUs"),
+                    room(task) as room_is_taken,
+                    phases("first steps of the real model"),
+                ):
+                    host.close()
+                    trajectory = _train(strategy, task, REAL_MODEL_STEPS, phases, room_is_taken)
             give_memory_back()
             if runtime.rank == 0:
                 trained["real"] = summary_of(trajectory, runtime.device)
@@ -111,17 +109,16 @@ def run_case(
         write_plain(trained, scratch / "trajectories.pt")
 
 
+def _built_already(task: Task) -> Task:
+    """The task with its network built; what asks for another one builds it."""
+    built = [task.build_outline()]
+    return replace(task, build_outline=lambda: built.pop() if built else task.build_outline())
+
+
 def _train(
-    strategy: StrategyClass,
-    cell: Cell,
-    runtime: Runtime,
-    workload: Contract[Any],
-    steps: int,
-    phases: Phases,
-    *,
-    surrogate: bool,
-    after_first_update: Release,
+    strategy: StrategyClass, task: Task, steps: int, phases: Phases, after_first_update: Release
 ) -> Trajectory:
+    cell, runtime, workload = task.cell, task.runtime, task.workload
     definition = cell.definition
     set_math_mode(definition.precision)
     data = training_data(
@@ -133,11 +130,11 @@ def _train(
         per_replica=cell.per_gpu_batch_size,
         device=runtime.device,
     )
-    driven = strategy(make_task(cell, runtime, workload, surrogate=surrogate))
+    driven = strategy(task)
     driven.train()
     losses: list[float] = []
-    outline = workload.outline(cell.seed, surrogate=surrogate)
-    names = {name for name, _ in outline.named_parameters()} - driven.task.uses.unused
+    outline = workload.outline(cell.seed, surrogate=task.surrogate)
+    names = {name for name, _ in outline.named_parameters()} - task.uses.unused
     del outline
 
     def weights() -> dict[str, Tensor]:
@@ -162,4 +159,4 @@ def _train(
             updated = weights()
             after_first_update()
     # Of the real model, only a summary of the first update is compared.
-    return Trajectory(losses, initial, updated, final=weights() if surrogate else {})
+    return Trajectory(losses, initial, updated, final=weights() if task.surrogate else {})

@@ -1,18 +1,31 @@
-"""Waits for free memory on GPUs that other cases of the parity gate use at the same time."""
+"""Waits for memory that other cases of the parity gate use at the same time.
+
+Ranks agree over gloo. Kernels of NCCL that wait for each other would take time from the GPUs of the
+cases that train.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
-from shardmark.parity.side_by_side import TURN_VARIABLE, alone_file, is_taken, take
+from shardmark.parity.side_by_side import (
+    TURN_VARIABLE,
+    alone_file,
+    building_file,
+    is_taken,
+    take,
+)
 from shardmark.training.runtime import Runtime
 
 # A case that has the turn waits at most this long for room, then continues: it may be too large.
@@ -71,6 +84,26 @@ def alone_on_gpus(runtime: Runtime, alive: Callable[[], object]) -> Iterator[Non
         yield
 
 
+@contextlib.contextmanager
+def room_on_host(runtime: Runtime, parameters: int, alive: Callable[[], object]) -> Iterator[None]:
+    """Enter when the host's memory has room for a float32 model per rank; a collective.
+
+    So cases build their models while others use the GPUs, and no more of them than there is memory.
+    """
+    needed = runtime.world_size * 4 * max(1, parameters)
+
+    def has_place() -> bool:
+        assert file is not None
+        # Others may have a place, and not yet their memory.
+        places = max(1, psutil.virtual_memory().available // (2 * needed))
+        return any(take(building_file(file, place), locks) for place in range(places))
+
+    with contextlib.ExitStack() as locks:
+        if (file := _turn_file(runtime)) is not None:
+            _wait_until(runtime, has_place, alive)
+        yield
+
+
 def give_memory_back() -> None:
     """Free what a training took, for the cases that run beside this one."""
     gc.collect()  # modules of the frameworks, and of users, are in reference cycles
@@ -84,7 +117,7 @@ def _turn_file(runtime: Runtime) -> Path | None:
 
 def _wait_until(runtime: Runtime, done: Callable[[], bool], alive: Callable[[], object]) -> None:
     """Wait until rank 0 says that something is done."""
-    while not runtime.rank0_decides(float(runtime.rank == 0 and done())):
+    while not _least(runtime, runtime.rank != 0 or done()):
         alive()
         time.sleep(POLL_S)
 
@@ -115,7 +148,7 @@ def _wait_for_room(
             return
         if not everyone_has_it:
             since = time.monotonic()
-        if runtime.rank0_decides(time.monotonic() - since) > LONGEST_WAIT_S:
+        if _least(runtime, runtime.rank != 0 or time.monotonic() - since > LONGEST_WAIT_S):
             return
         has_turn = has_turn or take(file, turn)
         alive()
@@ -134,6 +167,12 @@ def _free_bytes(runtime: Runtime) -> int:
 
 def _least(runtime: Runtime, mine: int) -> int:
     """The smallest number of all ranks."""
-    agreed = torch.tensor([mine], dtype=torch.int64, device=runtime.device)
-    dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    agreed = torch.tensor([mine], dtype=torch.int64)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN, group=_host_group(runtime))
     return int(agreed.item())
+
+
+@functools.cache
+def _host_group(runtime: Runtime) -> Any:
+    """The group that communicates tensors in host memory; None for the default group."""
+    return None if runtime.backend == "gloo" else dist.new_group(backend="gloo")

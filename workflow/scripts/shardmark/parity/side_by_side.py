@@ -27,6 +27,11 @@ def alone_file(turn: Path) -> Path:
     return turn.with_name(turn.name.replace("turn", "alone", 1))
 
 
+def building_file(turn: Path, place: int) -> Path:
+    """The file that a case which builds a model in host memory has locked, one for each place."""
+    return turn.with_name(turn.name.replace("turn", f"building{place}", 1))
+
+
 def take(file: Path, held: contextlib.ExitStack) -> bool:
     """Try to lock a file; return whether this process has the lock. ``held`` gives it back.
 
