@@ -137,6 +137,25 @@ ONE_MISTAKE: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "largest_batch.workloads[0]",
         ("'smal' is not in matrix.workloads", "did you mean 'small'?"),
     ),
+    "a largest batch of a strategy that is not trained": (
+        changed(largest_batch={"workloads": ["small"], "strategies": ["fsdp3"], "most": 8}),
+        "largest_batch.strategies[0]",
+        ("'fsdp3' is not in matrix.strategies",),
+    ),
+    "a largest batch of a strategy without a cell there": (
+        changed(
+            largest_batch={
+                "workloads": ["small"],
+                "strategies": ["fsdp"],
+                "gpus": [2],
+                "most": 8,
+            },
+            matrix__strategies=["ddp", "fsdp"],
+            matrix__only=[{"strategies": ["ddp"]}, {"strategies": ["fsdp"], "gpus": [1]}],
+        ),
+        "largest_batch.workloads[0]",
+        ("'small' has no cell of fsdp at 2 GPUs",),
+    ),
     "a largest batch at a GPU count that is not trained": (
         changed(largest_batch={"workloads": ["small"], "gpus": [2, 8], "most": 8}),
         "largest_batch.gpus[1]",

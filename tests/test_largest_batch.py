@@ -19,7 +19,7 @@ from collect import describe_searches
 from export_tables import tables_to_export
 from find_largest_batch import find_largest_batch
 from gpu_matrix import config_of, write_matrix
-from shardmark.cells import BatchSearch, batch_search
+from shardmark.cells import BatchSearch, batch_search, batch_searches_of
 from shardmark.config.loading import load
 from shardmark.config.saved import save_config
 from shardmark.config.schema import Config
@@ -226,6 +226,22 @@ def searched(tmp_path: Path) -> Config:
         leave(config, tmp_path, strategy, status=status, **sizes)
     leave(config, tmp_path, "fsdp", status="does_not_fit", reason="OutOfMemoryError: 2 GiB")
     return config.model_copy(update={"largest_batch": Wanted(workloads=["w"], gpus=[1])})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({}, {(strategy, gpus) for strategy in ("ddp", "fsdp2", "fsdp", "dp") for gpus in (1, 2)}),
+        ({"strategies": ["ddp", "dp"], "gpus": [2]}, {("ddp", 2), ("dp", 2)}),
+    ],
+)
+def test_only_what_is_named_is_searched(
+    searched: Config, wanted: dict[str, Any], expected: set[tuple[str, int]]
+) -> None:
+    searches = Wanted(workloads=["w"], **wanted)
+    config = searched.model_copy(update={"largest_batch": searches})
+    found = [(search.cell.strategy, search.cell.gpus) for search in batch_searches_of(config)]
+    assert sorted(found) == sorted(expected)
 
 
 @pytest.mark.slow

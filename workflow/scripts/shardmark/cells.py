@@ -403,5 +403,9 @@ def batch_searches_of(config: Config) -> Iterator[BatchSearch]:
     """Yield every search for the largest batch, in the order of the matrix."""
     wanted = config.largest_batch
     for workload, strategy, gpus in sizes_of(config):
-        if workload in wanted.workloads and (not wanted.gpus or gpus in wanted.gpus):
+        if (
+            workload in wanted.workloads
+            and strategy in (wanted.strategies or config.matrix.strategies)
+            and gpus in (wanted.gpus or config.matrix.gpus)
+        ):
             yield batch_search(config, workload, strategy, gpus)

@@ -385,8 +385,8 @@ def _may_share_unassigned_gpus(cluster: Cluster) -> bool:
 def _largest_batch_mistakes(
     search: Mapping[str, Any], matrix: Mapping[str, Any], cluster: Cluster | None
 ) -> Iterator[str]:
-    kinds: tuple[tuple[str, type[int] | type[str]], ...] = (("workloads", str), ("gpus", int))
-    for key, kind in kinds:
+    kinds: dict[str, type[int] | type[str]] = {"workloads": str, "strategies": str, "gpus": int}
+    for key, kind in kinds.items():
         allowed = values_at(matrix, key, kind)
         for index, value in entries_at(search, key, kind):
             if allowed and value not in allowed:
@@ -405,17 +405,19 @@ def _largest_batch_mistakes(
 
 
 def _unsearched_workloads(search: Mapping[str, Any], matrix: Matrix | None) -> Iterator[str]:
-    """Report workloads of a search that have no cell at any of its GPU counts."""
+    """Report workloads of a search that have no cell with its strategies and GPU counts."""
     if matrix is None:
         return
     counts = values_at(search, "gpus", int) or matrix.gpus
+    named = values_at(search, "strategies", str)
     for index, workload in entries_at(search, "workloads", str):
-        places = itertools.product([workload], matrix.strategies, counts)
+        places = itertools.product([workload], named or matrix.strategies, counts)
         if workload in matrix.workloads and not any(matrix.has(*place) for place in places):
+            of = f"of {' or '.join(named)} " if named else ""
             yield (
-                f"largest_batch.workloads[{index}]: {format_value(workload)} has no cell at "
+                f"largest_batch.workloads[{index}]: {format_value(workload)} has no cell {of}at "
                 f"{' or '.join(map(str, counts))} GPUs, because no entry of matrix.only allows "
-                "one, so nothing of it would be searched; change largest_batch.gpus or matrix.only"
+                "one, so nothing of it would be searched; change largest_batch or matrix.only"
             )
 
 

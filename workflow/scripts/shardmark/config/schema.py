@@ -805,11 +805,15 @@ class ParityGate(Section):
 
 
 class LargestBatch(Section):
-    """The search for the largest batch that fits, for every strategy of the matrix."""
+    """The search for the largest batch that fits."""
 
     workloads: list[str] = Field(
         default_factory=list,
         description="Workloads of the matrix whose largest batch is searched; empty for no search.",
+    )
+    strategies: list[str] = Field(
+        default_factory=list,
+        description="Strategies of the matrix whose largest batch is searched; empty for all.",
     )
     gpus: list[Count] = Field(
         default_factory=list,
