@@ -67,6 +67,19 @@ def failed(cells: pd.DataFrame, strategy: str, outcome: str) -> pd.DataFrame:
     return cells
 
 
+def test_a_choice_that_could_not_meet_everyone_says_so() -> None:
+    cells = two_gpus(
+        {"ddp": 1.0, "fsdp": 0.9, "fsdp2": 1.5}, gib={"ddp": 40, "fsdp": 40, "fsdp2": 9}
+    )
+    cells.loc[cells.strategy == "fsdp2", "driver"] = "580.1"
+    found = answer_of(cells)
+    assert (found.badge, found.lead) == ("open", "Use DDP, as far as can be compared.")
+    assert "Not comparable: FSDP2." in found.text
+    assert "No compared strategy needs less memory." in found.text
+    cells.loc[cells.strategy == "fsdp", "driver"] = "580.2"
+    assert answer_of(cells).lead == "No two strategies can be compared."
+
+
 def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> None:
     cells = two_gpus(
         {"ddp": 1.0, "fsdp2": 0.64, "deepspeed_zero3": 0.23, "dp": 0.5},

@@ -232,6 +232,14 @@ def test_what_failed_before_fails_as_before(tmp_path: Path) -> None:
     assert compared(before, mended).outcome == "inconclusive"
 
 
+def test_two_sets_in_which_nothing_succeeded_say_nothing(tmp_path: Path) -> None:
+    for noise, name in enumerate(("before", "after")):
+        write_set(tmp_path / name, RATIOS, range(6), noise=noise)
+        for strategy in RATIOS:
+            fail(tmp_path / name, strategy, range(6))
+    assert compared(tmp_path / "before", tmp_path / "after").outcome == "inconclusive"
+
+
 def test_a_strategy_that_loses_its_parity_is_not_comparable(before: Path, tmp_path: Path) -> None:
     parity = write_set(tmp_path / "parity", RATIOS, noise=2)
     write_parity(parity, "w", "fsdp", "failed")

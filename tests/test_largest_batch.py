@@ -31,6 +31,7 @@ from shardmark.report.table import to_markdown
 from shardmark.result_files import read_record
 from shardmark.results.collected import collect
 from shardmark.results.searches import read_searches
+from shardmark.training.updates import taken_until_it_updates
 from small_matrix import ROOT
 from start_up import stall_s
 from test_schemas import errors
@@ -226,6 +227,11 @@ def searched(tmp_path: Path) -> Config:
         leave(config, tmp_path, strategy, status=status, **sizes)
     leave(config, tmp_path, "fsdp", status="does_not_fit", reason="OutOfMemoryError: 2 GiB")
     return config.model_copy(update={"largest_batch": Wanted(workloads=["w"], gpus=[1])})
+
+
+def test_a_trial_without_an_update_is_no_trial() -> None:
+    with pytest.raises(UserError, match="skipped 17 steps in a row"):
+        taken_until_it_updates(lambda: None, required=True)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,22 @@ def test_the_example_passes_the_gate_and_is_in_every_table(tmp_path: Path) -> No
     assert "mine" in page
 
 
+def test_weights_that_are_not_the_models_fail_the_gate(tmp_path: Path) -> None:
+    flat = "return {name: value.flatten() for name, value in self.module.state_dict().items()}"
+    file = write(tmp_path, (STATE, flat))
+    verdict = judge(config_of(file, tmp_path / "training.py"), tmp_path)
+    assert verdict.status == "failed"
+    assert "has the shape (256,), not (16, 16)" in (verdict.reason or "")
+
+
+def test_memory_that_runs_out_in_its_constructor_is_a_result(tmp_path: Path) -> None:
+    out = '        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")'
+    file = write(tmp_path, (INIT, f"{INIT}{out}\n"))
+    cell = cell_of(config_of(file, tmp_path / "training.py"), "w", "mine", 2, 0)
+    metrics = forked_ranks.run_cell(cell, tmp_path / "cell")
+    assert metrics.status == "oom"
+
+
 @pytest.mark.slow
 def test_its_largest_batch_is_found(tmp_path: Path) -> None:
     config = config_of(ONE_ALL_REDUCE, tmp_path / "training.py")

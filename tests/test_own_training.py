@@ -23,6 +23,7 @@ from shardmark.cells import ParityCase, cell_of, parity_case
 from shardmark.config.files import read_config_file
 from shardmark.config.schema import Config, OwnWorkload
 from shardmark.errors import ConfigError, UserError
+from shardmark.measurement.labels import updates_weights
 from shardmark.measurement.model_cost import cost_of
 from shardmark.parity_result import Parity
 from shardmark.report.caveats import caveats
@@ -63,7 +64,7 @@ def test_a_right_file_passes_its_check(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("others", "small", "advice"),
     [
-        (True, False, "beside other processes; run it again"),
+        (True, False, "other processes hold some of the GPU's; end them, and run it again"),
         (False, False, "define small_options in"),
         (False, True, "make small_options in"),
     ],
@@ -76,7 +77,7 @@ def test_an_oracle_that_does_not_fit_says_what_to_do(
     config = config_with(own_workload(write(tmp_path, *changes)), ["ddp"])
     monkeypatch.setattr(make_oracle, "others_use_memory", lambda device: others)
 
-    def run_out(*_: object) -> None:
+    def run_out(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(make_oracle, "make_oracles", run_out)
@@ -89,6 +90,47 @@ def test_an_oracle_that_does_not_fit_says_what_to_do(
     monkeypatch.setattr(sys, "argv", ["make_oracle.py", *arguments])
     with pytest.raises(SystemExit, match=rf"w: .*{advice}.*Tried to allocate 2.00 GiB"):
         make_oracle.main()
+
+
+SUM = '        return nn.functional.cross_entropy(model(rows), classes, reduction="sum")'
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "precision"),
+    [
+        ('loss * float("nan")', "fp32"),
+        # A finite loss whose gradient is not, so that the loss scaler skips every step.
+        ("loss + (model(rows) * 0).abs().sqrt().sum()", "fp16"),
+    ],
+)
+def test_a_window_that_trains_no_more_does_not_count(
+    spoilt: str, precision: str, tmp_path: Path
+) -> None:
+    # The epoch has 16 steps, and the window begins after the 20th.
+    spoilt = f"""        self.calls = getattr(self, "calls", 0) + 1
+        loss = nn.functional.cross_entropy(model(rows), classes, reduction="sum")
+        return {spoilt} if self.calls > 30 else loss"""
+    file = write(tmp_path, (SUM, spoilt))
+    workload = own_workload(file, precision=precision, batch={"per_gpu": 16})
+    metrics = forked_ranks.run_cell(
+        cell_of(config_with(workload, ["ddp"]), "w", "ddp", 1, 0), tmp_path
+    )
+    if precision == "fp32":
+        assert metrics.status == "diverged"
+        assert metrics.failure is not None
+        assert "the loss is nan at the end of the timed window" in metrics.failure.exception
+    else:
+        assert metrics.status == "ok", metrics.failure
+        assert metrics.throughput is not None
+        assert (metrics.throughput.skipped_steps or 0) > metrics.throughput.steps / 2
+        assert not updates_weights(metrics)
+
+
+def test_fewer_samples_than_a_step_of_the_gate_takes_are_enough(tmp_path: Path) -> None:
+    workload = own_workload(write(tmp_path), batch={"per_gpu": 4}, dataset={"samples": 24})
+    case = parity_case(config_with(workload, ["ddp"]), "w", "ddp", 2)
+    verdict = forked_ranks.judge(case, tmp_path)
+    assert verdict.status == "passed", verdict.reason
 
 
 # What the message says after the file's name, and the changes to a right file.

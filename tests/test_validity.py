@@ -517,6 +517,24 @@ def test_a_window_of_steps_that_update_nothing_is_not_the_same_training() -> Non
     assert "the loss scaler had skipped 12 steps" in label
 
 
+@pytest.mark.parametrize(
+    ("skipped", "of", "counts"), [(1, 20, True), (2, 200, True), (3, 200, False), (20, 20, False)]
+)
+def test_a_window_whose_steps_are_skipped_is_not_the_same_training(
+    skipped: int, of: int, counts: bool
+) -> None:
+    judgement = judge(result(skipped_steps=skipped, steps=of))
+    assert excluded(judgement) == ("" if counts else "not training")
+    assert judgement.labels == (
+        []
+        if counts
+        else [
+            f"not training: the loss scaler skipped {skipped} of the {of} timed steps, and a step "
+            "without an update is faster"
+        ]
+    )
+
+
 def test_a_window_that_ran_no_compiled_code_is_not_compiled() -> None:
     # torch 2.11 after an inspected step: the window ran uncompiled, at the speed of plain DDP.
     assert excluded(judge(result(compiled_calls=3))) == ""

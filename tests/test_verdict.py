@@ -104,6 +104,24 @@ def test_what_may_not_be_compared_is_listed() -> None:
     assert verdict_of(cells).fastest.not_compared == ["fsdp"]
 
 
+def test_what_could_not_be_compared_leaves_the_choice_open() -> None:
+    cells = cells_table({"ddp": 1.0, "fsdp": 0.9, "fsdp2": 1.5}, range(10))
+    assert verdict_of(cells).fastest.tier == "established"
+    cells.loc[cells["strategy"] == "fsdp2", "torch"] = "2.16.0"
+    fastest = verdict_of(cells).fastest
+    assert (fastest.best, fastest.tier, fastest.not_compared) == ("ddp", "open", ["fsdp2"])
+
+
+def test_a_strategy_without_a_pair_of_the_baselines_can_be_the_best() -> None:
+    cells = cells_table({"ddp": 0.7, "fsdp": 0.8, "fsdp2": 1.2}, range(12))
+    without = (cells["strategy"] == "ddp") & (cells["seed"] >= 6)
+    without |= (cells["strategy"] == "fsdp2") & (cells["seed"] < 6)
+    found = verdict_of(cells[~without])
+    fastest = found.fastest
+    assert (fastest.best, fastest.worse, fastest.not_compared) == ("fsdp2", ["fsdp"], ["ddp"])
+    assert found.pareto == ["fsdp2"]
+
+
 def test_without_a_usable_baseline_the_rest_is_still_judged() -> None:
     cells = cells_table({"ddp": 1.0, "fsdp": 1.03, "fsdp2": 1.06})
     cells.loc[cells["strategy"] == "ddp", ["status", "excluded", "items_per_s"]] = [

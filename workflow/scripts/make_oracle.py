@@ -3,29 +3,72 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from shardmark.cells import oracle_cases
+from shardmark.cells import ParityCase, oracle_cases
 from shardmark.command import one_message
 from shardmark.config.saved import read_config
 from shardmark.config.schema import OwnWorkload, Workload
 from shardmark.errors import UserError
 from shardmark.launching.site import enter
+from shardmark.parity.gpu_turn import give_memory_back, wait_for_most
 from shardmark.parity.oracles import make_oracles, others_use_memory
-from shardmark.parity.side_by_side import alone_file, is_taken, turn_file
+from shardmark.parity.side_by_side import alone_file, is_taken, oracle_file, take, turn_file
 from shardmark.parity.trajectory_files import write_plain
 from shardmark.processes.ending import leave
 from shardmark.workload.own import load_training
 
 
-def _advice(workload: Workload) -> str:
+def take_gpu(turn: Path, name: str, held: contextlib.ExitStack) -> torch.device:
+    """Wait until no other oracle uses a GPU and no case runs alone; oracles spread over the GPUs.
+
+    Args:
+        turn: the file of the turn on this machine.
+        name: the oracle's, which decides the GPU.
+        held: keeps the GPU from other oracles.
+    """
+    gpu = zlib.crc32(name.encode()) % torch.cuda.device_count()
+    while is_taken(alone_file(turn)) or not take(oracle_file(turn, gpu), held):
+        time.sleep(1.0)
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+def train_twice(cases: Sequence[ParityCase], device: torch.device) -> dict[str, Any]:
+    """Train the oracles; if they run out of memory, again when others have left some.
+
+    Raises:
+        UserError: if they do not fit then either.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return make_oracles(cases, device, last=False)
+    print("oracle: out of memory; tries again when most of the GPU's memory is free", flush=True)
+    give_memory_back()
+    if device.type == "cuda":
+        wait_for_most(device)
+    try:
+        return make_oracles(cases, device)
+    except torch.OutOfMemoryError as error:
+        cell = cases[0].cell
+        advice = _advice(cell.definition, device)
+        raise UserError(f"{cell.workload}: {advice} ({error})") from error
+
+
+def _advice(workload: Workload, device: torch.device) -> str:
     """What to do if the oracle, which is one process, runs out of a GPU's memory."""
-    if others_use_memory(torch.device("cuda")):
-        return "the parity gate's oracle ran out of memory beside other processes; run it again"
+    if others_use_memory(device):
+        return (
+            "the parity gate's oracle ran out of memory, and other processes hold some of the "
+            "GPU's; end them, and run it again"
+        )
     words = "the parity gate's oracle does not fit on one GPU: "
     if not isinstance(workload, OwnWorkload):
         return f"{words}lower parity.per_gpu_batch"
@@ -49,14 +92,12 @@ def main() -> None:
     cell = cases[0].cell
     folders = [arguments.output.parent, Path(cell.data_dir)]
     enter(cell.site, cuda=cell.device == "cuda", folders=folders)
-    if cell.device == "cuda":
-        alone = alone_file(turn_file(arguments.output.absolute().parents[2]))
-        while is_taken(alone):
-            time.sleep(1.0)
-    try:
-        oracles = make_oracles(cases, torch.device(cell.device))
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{cell.workload}: {_advice(cell.definition)} ({error})") from error
+    with contextlib.ExitStack() as held:
+        device = torch.device(cell.device)
+        if device.type == "cuda":
+            turn = turn_file(arguments.output.absolute().parents[2])
+            device = take_gpu(turn, f"{arguments.workload} {arguments.ranks}", held)
+        oracles = train_twice(cases, device)
     write_plain(oracles, arguments.output)
     real, left_out = oracles.pop("real") or {}, oracles.pop("left_out")
     if left_out:

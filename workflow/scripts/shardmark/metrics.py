@@ -208,6 +208,10 @@ class Throughput(Record):
         "least.",
         "nothing is to be compiled",
     )
+    skipped_steps: Total | None = _value(
+        "Number of steps in the steady window that changed no weight, because the loss scaler "
+        "skipped them; of the rank with most."
+    )
 
 
 class Probe(Record):

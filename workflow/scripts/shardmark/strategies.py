@@ -170,7 +170,7 @@ class _ZeroOptions(Options):
     )
     memory_efficient_linear: Flag = Field(
         False,
-        description="stage 3: DeepSpeed's own linear layer, whose backward pass under autocast "
+        description="DeepSpeed's own linear layer, whose backward pass under autocast "
         "rounds differently from torch's",
     )
     overlap_comm: Flag | None = Field(None, description="null leaves the stage's own default")
@@ -185,6 +185,9 @@ class _ZeroOptions(Options):
 class DeepspeedOptions(_ZeroOptions):
     """DeepSpeed ZeRO, stages 1 and 2."""
 
+    memory_efficient_linear: Literal[False] = Field(
+        False, description="only stage 3 has a linear layer of its own"
+    )
     offload: Literal["none", "optimizer"] = Field(
         "none",
         description="optimizer: optimizer state and gradients are in host memory, and the CPU "

@@ -22,7 +22,7 @@ FAULTS = (
 )
 POWER_CAP = "sw_power_cap"
 # Limits without a source are our choice. They are well above the spread of undisturbed runs: 0.3 %
-# for one DDP cell on an H200 (README).
+# for one DDP cell on an H200 (docs/results.md).
 MOST_THROTTLED_PCT = 1.0
 # The driver itself uses less than this; a CUDA context uses more.
 MOST_IDLE_MEMORY_BYTES = 256 * 2**20

@@ -26,6 +26,9 @@ MOST_PERIODS_THROTTLED_PCT = 1.0
 LEAST_DRIFT_PCT = 1.0
 LEAST_DRIFT_ERRORS = 4.0
 MOST_INPUT_BOUND_PCT = 5.0
+# Our choice. A healthy loss scaler skips one step in about 2,000; a step without an update is
+# faster.
+MOST_SKIPPED_PCT = 1.0
 
 
 def throttled_periods_pct(use: HostUse) -> float | None:
@@ -64,8 +67,18 @@ def slowest_host(profile: Sequence[StepSplit]) -> StepSplit | None:
 
 
 def updates_weights(metrics: Metrics) -> bool:
-    """Whether an inspected step changed a weight; True if none was inspected."""
-    return metrics.effective_config is None or metrics.effective_config.optimizer is not None
+    """Whether an inspected step and the timed ones changed the weights; True if there are none."""
+    inspected = metrics.effective_config
+    return not (inspected and inspected.optimizer is None) and not _skips_timed_steps(metrics)
+
+
+def _skips_timed_steps(metrics: Metrics) -> bool:
+    """Whether the loss scaler skipped more than one timed step, and more than a small share."""
+    measured = metrics.throughput
+    if measured is None or measured.skipped_steps is None:
+        return False
+    skipped = measured.skipped_steps
+    return skipped > 1 and 100 * skipped > MOST_SKIPPED_PCT * measured.steps
 
 
 def runs_compiled(metrics: Metrics) -> bool:
@@ -283,7 +296,13 @@ def _measured_twice(metrics: Metrics, others: Others) -> Iterator[str]:
 
 
 def _not_training(metrics: Metrics, others: Others) -> Iterator[str]:
-    if metrics.effective_config is not None and not updates_weights(metrics):
+    measured = metrics.throughput
+    if measured is not None and _skips_timed_steps(metrics):
+        yield (
+            f"the loss scaler skipped {measured.skipped_steps} of the {measured.steps} timed "
+            "steps, and a step without an update is faster"
+        )
+    elif metrics.effective_config is not None and not updates_weights(metrics):
         yield (
             "none of the steps inspected after the training changed a weight: the loss scaler had "
             f"skipped {metrics.effective_config.skipped_steps} steps by then, and a step without "
@@ -383,8 +402,9 @@ LABELS = (
     ),
     Rule(
         "not training",
-        "the loss scaler skipped every step that was inspected before the window; such a cell is "
-        "also excluded, since it does not train the same model",
+        "the loss scaler skipped every step that was inspected before the window, or more than "
+        f"{MOST_SKIPPED_PCT:g} % of the timed ones; such a cell is also excluded, since it does "
+        "not train the same model",
         _not_training,
         never_unknown,
     ),

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# The two halves of the recent steps count as equally fast if their medians differ by less than
+# The two halves of the steps so far count as equally fast if their medians differ by less than
 # this. Our choice: where a GPU was the limit, first steps took a quarter to a third longer, and
 # settled steps varied within 1 %.
 MOST_MEDIAN_DIFFERENCE = 0.05

@@ -70,10 +70,14 @@ def _gate_cell(cell: Cell, precision: str, batch: int, *, surrogate: bool) -> Ce
     definition = make_workload(cell.definition).for_gate(samples, surrogate=surrogate)
     if definition is None:
         return None
+    accumulate = definition.batch.accumulate
+    # A training of the user's own may have fewer samples than one such step takes.
+    batch = max(1, min(batch, definition.train_samples // (cell.gpus * accumulate)))
+    per_gpu = batch * accumulate
     workload: Workload = definition.model_copy(
         update={
             "precision": precision,
-            "batch": BatchSize(per_gpu=per_gpu, accumulate=definition.batch.accumulate),
+            "batch": BatchSize(per_gpu=per_gpu, accumulate=accumulate),
             "optimizer": definition.optimizer.model_copy(
                 update={
                     "eps": max(definition.optimizer.eps, SMALLEST_ADAM_EPS),

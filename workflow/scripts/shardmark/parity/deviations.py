@@ -18,6 +18,10 @@ CHUNK = 2**20
 Summary = Mapping[str, Mapping[Any, float]]
 
 
+class Incomparable(Exception):
+    """A strategy's weights are not the oracle's: some lack, or have another shape."""
+
+
 def deviation(trained: Trajectory, oracle: Trajectory) -> Deviation:
     """How far a trajectory deviates from the oracle's.
 
@@ -26,11 +30,10 @@ def deviation(trained: Trajectory, oracle: Trajectory) -> Deviation:
     values, over all parameters together.
 
     Raises:
-        ValueError: if the trajectories do not have the same parameters.
+        Incomparable: if the trajectories do not have the same parameters in the same shapes.
     """
-    pairs = zip(trained.losses, oracle.losses, strict=True)
     return Deviation(
-        loss=worst(abs(mine - its) / abs(its) for mine, its in pairs),
+        loss=_worst_loss(trained.losses, oracle.losses),
         first_update=_distance(
             trained.after_first_update,
             oracle.after_first_update,
@@ -65,14 +68,20 @@ def summary_difference(trained: Summary, oracle: Summary) -> dict[str, float]:
     """
     if any(trained[part].keys() != oracle[part].keys() for part in oracle):
         return dict.fromkeys(oracle, math.inf)
-    pairs = [(trained["losses"][step], loss) for step, loss in oracle["losses"].items()]
+    steps = oracle["losses"]
     return {
-        "losses": worst(abs(mine - its) / abs(its) if its else math.inf for mine, its in pairs),
+        "losses": _worst_loss([trained["losses"][step] for step in steps], list(steps.values())),
         "update norms": relative_l2(
             (trained["update norms"][name] for name in oracle["update norms"]),
             oracle["update norms"].values(),
         ),
     }
+
+
+def _worst_loss(trained: Sequence[float], oracle: Sequence[float]) -> float:
+    """The largest relative difference of a loss; infinite if the oracle's is zero."""
+    pairs = zip(trained, oracle, strict=True)
+    return worst(abs(mine - its) / abs(its) if its else math.inf for mine, its in pairs)
 
 
 def relative_l2(trained: Iterable[float], oracle: Iterable[float]) -> float:
@@ -97,15 +106,15 @@ def _distance(
     """The relative L2 distance of weights, or of their changes ``since`` earlier weights of both.
 
     Raises:
-        ValueError: if they do not have the same parameters in the same shapes.
+        Incomparable: if they do not have the same parameters in the same shapes.
     """
     if trained.keys() != oracle.keys():
         missing = sorted(oracle.keys() - trained.keys())[:3]
-        raise ValueError(f"the strategy's weights lack {missing}")
+        raise Incomparable(f"the strategy's weights lack {missing}")
     for name in oracle:
         if trained[name].shape != oracle[name].shape:
             shapes = f"{tuple(trained[name].shape)}, not {tuple(oracle[name].shape)}"
-            raise ValueError(f"the strategy's weight {name} has the shape {shapes}")
+            raise Incomparable(f"the strategy's weight {name} has the shape {shapes}")
     distance = size = 0.0
     for name in oracle:
         earlier = [weights[name] for weights in since]

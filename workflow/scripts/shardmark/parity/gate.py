@@ -68,10 +68,10 @@ def run_case(
         outline = task.workload.outline(case.cell.seed, surrogate=task.surrogate)
         return count_parameters(outline)
 
-    def room(task: Task) -> AbstractContextManager[Release]:
+    def room(parameters: int) -> AbstractContextManager[Release]:
         if alone:
             return contextlib.nullcontext(lambda: None)
-        return room_for(runtime, size_of(task), phases.heart.alive)
+        return room_for(runtime, parameters, phases.heart.alive)
 
     with contextlib.ExitStack() as gpus:
         if alone:
@@ -82,22 +82,23 @@ def run_case(
             task = make_task(cell, runtime, make_workload(cell.definition), surrogate=True)
             with (
                 phases("waiting for room on the GPUs"),
-                room(task) as room_is_taken,
+                room(size_of(task)) as room_is_taken,
                 phases(f"parity in {precision}"),
             ):
                 trained[precision] = _train(strategy, task, case.gate.steps, phases, room_is_taken)
             give_memory_back()
         if real is not None and not left_out_by(oracle):
             task = make_task(real, runtime, make_workload(real.definition))
+            parameters = size_of(task)
             with contextlib.ExitStack() as host:
                 if task.fill is None and not alone:
                     with phases("waiting for room in host memory"):
-                        host.enter_context(room_on_host(runtime, size_of(task), phases.heart.alive))
+                        host.enter_context(room_on_host(runtime, parameters, phases.heart.alive))
                     with phases("building the real model"):
                         task = _built_already(task)
                 with (
                     phases("waiting for room on the GPUs"),
-                    room(task) as room_is_taken,
+                    room(parameters) as room_is_taken,
                     phases("first steps of the real model"),
                 ):
                     host.close()

@@ -110,6 +110,16 @@ def give_memory_back() -> None:
     torch.cuda.empty_cache()
 
 
+def wait_for_most(device: torch.device) -> None:
+    """Wait until most of a GPU's memory is free, though not for ever."""
+    since = time.monotonic()
+    while time.monotonic() - since < LONGEST_WAIT_S:
+        free, total = torch.cuda.mem_get_info(device)
+        if free >= MOST * total:
+            return
+        time.sleep(POLL_S)
+
+
 def _turn_file(runtime: Runtime) -> Path | None:
     file = os.environ.get(TURN_VARIABLE)
     return Path(file) if file is not None and runtime.device.type == "cuda" else None

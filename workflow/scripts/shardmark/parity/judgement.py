@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmark.cells import ParityCase
 from shardmark.parity.cases import UNCLIPPED, oracle_of, uses_weights_twice
-from shardmark.parity.deviations import Summary, deviation, summary_difference
+from shardmark.parity.deviations import Incomparable, Summary, deviation, summary_difference
 from shardmark.parity.oracle import Trajectory
 from shardmark.parity_result import Deviation, PrecisionParity, RealModelParity
 
@@ -35,10 +35,14 @@ def judge(
     as the oracle deviates from float32: two trainings that are that far from it may lie on either
     side.
     """
-    measured = deviation(trained, oracles[oracle_of(case, precision)]["trajectory"])
-    floor, tolerance = floor_and_tolerance(precision, oracles, case)
     reason = None
-    if not all(map(math.isfinite, tolerance.model_dump().values())):
+    try:
+        measured = deviation(trained, oracles[oracle_of(case, precision)]["trajectory"])
+    except Incomparable as error:
+        measured = Deviation(loss=math.inf, first_update=math.inf, final_weights=math.inf)
+        reason = f"{precision}: {error}"
+    floor, tolerance = floor_and_tolerance(precision, oracles, case)
+    if reason is None and not all(map(math.isfinite, tolerance.model_dump().values())):
         reason = f"{precision}: the oracle does not agree with itself, so the gate cannot judge"
     noisy = max(floor.loss, floor.final_weights) * 10 > case.gate.tolerance
     if reason is None and precision in EXACT and noisy:

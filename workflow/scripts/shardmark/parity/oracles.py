@@ -44,12 +44,15 @@ OTHER_ORDERS: tuple[SummationOrder, ...] = ("replicas_reversed", "samples_revers
 OracleRun = Callable[[SummationOrder], Trajectory]
 
 
-def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str, Any]:
+def make_oracles(
+    cases: Sequence[ParityCase], device: torch.device, *, last: bool = True
+) -> dict[str, Any]:
     """Train the oracles of cases and measure their noise floors.
 
     Args:
         cases: strategies of one workload at one replica count.
         device: where to compute.
+        last: whether this attempt decides that the real model does not fit, also beside others.
 
     Returns:
         by the name of the oracle (``oracle_of``) ``{"trajectory": Trajectory, "floor": Deviation,
@@ -59,8 +62,8 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
         why the gate cannot compare the real model, or None.
 
     Raises:
-        torch.OutOfMemoryError: if an oracle does not fit on the device, unless it is the real
-            model's and has the device for itself.
+        torch.OutOfMemoryError: if an oracle does not fit on the device. For the real model's, only
+            if other processes use the device and this is not the last attempt.
     """
     compute_alike()
     case = cases[0]
@@ -77,10 +80,11 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
     for oracle in oracles.values():
         oracle["rounding"] = deviation(oracle["trajectory"], exact)
     real, left_out = None, None
+    beside_others = others_use_memory(device)
     try:
         real = _real_oracles(cases, device)
     except torch.OutOfMemoryError:
-        if others_use_memory(device):
+        if not last and (beside_others or others_use_memory(device)):
             raise
         left_out = "its oracle does not fit on one GPU, so only a small version was compared"
     return oracles | {"real": real, "left_out": left_out}
@@ -88,6 +92,8 @@ def make_oracles(cases: Sequence[ParityCase], device: torch.device) -> dict[str,
 
 def others_use_memory(device: torch.device) -> bool:
     """Whether other processes hold more than a tenth of a GPU's memory."""
+    if device.type != "cuda":
+        return False
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device) > total / 10
 

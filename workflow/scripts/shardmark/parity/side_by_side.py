@@ -32,6 +32,11 @@ def building_file(turn: Path, place: int) -> Path:
     return turn.with_name(turn.name.replace("turn", f"building{place}", 1))
 
 
+def oracle_file(turn: Path, gpu: int) -> Path:
+    """The file that an oracle has locked while it uses a GPU."""
+    return turn.with_name(turn.name.replace("turn", f"oracle{gpu}", 1))
+
+
 def take(file: Path, held: contextlib.ExitStack) -> bool:
     """Try to lock a file; return whether this process has the lock. ``held`` gives it back.
 

@@ -169,6 +169,8 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
     best = label_of(standing.best or "")
     if not (standing.ratios or standing.not_compared):
         return "open", f"Only {best} has results.", "It runs"
+    if not standing.ratios:
+        return "open", "No two strategies can be compared.", f"{best} has the highest figure"
     few = any(verdict.runs[name] < FEWEST_LIKELY for name in (standing.best or "", *standing.open))
     if standing.open and few and not (standing.worse or standing.equivalent):
         return "open", "Too few runs to choose.", f"{best} is ahead so far"
@@ -189,6 +191,8 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
             f"Use {chosen}.",
             f"Equal within {100 * verdict.margin:g} %: {join_names(names)}. {best}",
         )
+    if standing.not_compared:
+        return "open", f"Use {best}, as far as can be compared.", "Fastest of those compared"
     return standing.tier, f"Use {best}.", "Ahead so far" if standing.open else "Fastest"
 
 
@@ -228,7 +232,8 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
     if frugal:
         name, memory = frugal
         if memory > 1 - verdict.margin:
-            yield "", "No strategy needs less memory."
+            whose = "compared strategy" if verdict.fastest.not_compared else "strategy"
+            yield "", f"No {whose} needs less memory."
         else:
             yield (
                 f"If memory is tight: {label_of(name)}",

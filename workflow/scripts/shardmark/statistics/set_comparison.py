@@ -143,7 +143,8 @@ def _outcome(
     }
     if failures or "yes" in answers:
         return "regression"
-    return "no regression" if answers <= {"no"} and not lost else "inconclusive"
+    # Without an answer nothing was compared: no strategy succeeded in both sets.
+    return "no regression" if answers == {"no"} and not lost else "inconclusive"
 
 
 class _FamilyOfSets:

@@ -13,10 +13,12 @@ class Standing(Section):
 
     Attributes:
         metric: the column.
-        best: the strategy with the best ratio to the baseline; None without a usable cell.
+        best: the strategy with the best ratio to the baseline, or one that is shown to be ahead of
+            it; None without a usable cell.
         value: its median, in the unit of the column.
-        tier: how sure it is that every other strategy compared is worse or equivalent: established,
-            likely (with a model only), or open (for at least one neither is shown).
+        tier: how sure it is that every other strategy is worse or equivalent: established, likely
+            (with a model only), or open (for at least one neither is shown, or it could not be
+            compared).
         ratios: ratios of the other strategies to the best one.
         equivalent: those within the margin of it.
         open: those that are shown neither to be worse nor to be equivalent.
@@ -39,7 +41,7 @@ class Standing(Section):
 
     @property
     def is_settled(self) -> bool:
-        """Whether every other strategy compared is significantly worse."""
+        """Whether every other strategy is significantly worse."""
         return self.tier != "open" and not self.equivalent
 
 

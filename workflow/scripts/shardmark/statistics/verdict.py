@@ -62,6 +62,11 @@ def _verdict(group: Group, rows: pd.DataFrame, baseline: str, margin: float) -> 
     measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
     levels = {metric: _levels(group, metric, rows, baseline) for metric in measured}
     standings = {metric: _standing(group, metric, levels[metric], margin) for metric in measured}
+    linked = {
+        metric: _linked(levels[metric], standings[PRIMARY].best or "", group, metric, margin)
+        for metric in measured
+        if PRIMARY in measured
+    }
     return Verdict(
         **group.key,
         baseline=baseline,
@@ -73,7 +78,7 @@ def _verdict(group: Group, rows: pd.DataFrame, baseline: str, margin: float) -> 
         energy=standings.get(ENERGY),
         objectives=[metric.column for metric in measured],
         medians=_medians(usable, measured),
-        pareto=pareto_set(levels, margin),
+        pareto=pareto_set(linked, margin),
     )
 
 
@@ -120,25 +125,29 @@ def _levels(group: Group, metric: Metric, rows: pd.DataFrame, baseline: str) -> 
 
 def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> Standing:
     """Compare the best strategy by a metric with every other."""
+    ahead, behind = metric.above, metric.below
+    if metric is not PRIMARY:
+        ahead, behind = behind, ahead
     best = (max if metric is PRIMARY else min)(levels, key=levels.__getitem__)
+    rows, tried = _against(best, group, metric, margin), {best}
+    # Ratios to the baseline choose the best. Another one may be shown to be ahead of it, for
+    # instance one that has no ratio to the baseline.
+    while better := [row for row in rows if row.verdict == ahead and row.strategy not in tried]:
+        by_ratio = sorted(better, key=lambda row: row.ratio or 1.0, reverse=metric is PRIMARY)
+        best = by_ratio[0].strategy
+        rows = _against(best, group, metric, margin)
+        tried.add(best)
     values = group.usable[group.usable["strategy"] == best][metric.column]
-    rows = [
-        row
-        for row in judge(list(group.contrasts(metric, best)), metric, group.paired, margin)
-        if row.ratio is not None or row.reason not in ("no_usable_cell", "not_measured")
-    ]
-    worse_word = metric.below if metric is PRIMARY else metric.above
-    worse = [row for row in rows if row.verdict == worse_word]
-    settled = (worse_word, EQUIVALENT, NOT_COMPARABLE)
-    # The strategy with the best ratio to the baseline can be the worse one of this pair. Then the
-    # pair shows nothing.
-    left = [row for row in rows if row.verdict not in settled]
+    worse = [row for row in rows if row.verdict == behind]
+    # What is shown to be ahead here beats the best, and is beaten by another: that shows nothing.
+    left = [row for row in rows if row.verdict not in (behind, EQUIVALENT, NOT_COMPARABLE)]
     compared = [row for row in rows if row.verdict != NOT_COMPARABLE]
+    all_are = len(compared) == len(rows) > 0
     return Standing(
         metric=metric.column,
         best=best,
         value=float(values.median()),
-        tier=_weakest(compared) if compared and not left else "open",
+        tier=_weakest(compared) if all_are and not left else "open",
         ratios={row.strategy: row.ratio for row in compared if row.ratio is not None},
         equivalent=_names(row for row in rows if row.verdict == EQUIVALENT),
         open=_names(left),
@@ -146,6 +155,31 @@ def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> St
         not_compared=_names(row for row in rows if row.verdict == NOT_COMPARABLE),
         seeds_needed=_most_needed(left),
     )
+
+
+def _against(best: str, group: Group, metric: Metric, margin: float) -> list[ComparisonRow]:
+    """The comparisons of the other strategies with one, without those that have no result."""
+    return [
+        row
+        for row in judge(list(group.contrasts(metric, best)), metric, group.paired, margin)
+        if row.ratio is not None or row.reason not in ("no_usable_cell", "not_measured")
+    ]
+
+
+def _linked(levels: Levels, best: str, group: Group, metric: Metric, margin: float) -> Levels:
+    """Add strategies that were compared with the fastest one, and not with the baseline."""
+    if set(group.samples(metric)) <= levels.keys():
+        return levels
+    logs = {
+        row.strategy: math.log(row.ratio)
+        for row in _against(best, group, metric, margin)
+        if row.ratio is not None
+    }
+    common = [levels[name] - log for name, log in logs.items() if name in levels]
+    if best not in levels and not common:
+        return levels
+    own = levels[best] if best in levels else sum(common) / len(common)
+    return {best: own, **{name: own + log for name, log in logs.items()}, **levels}
 
 
 def _names(rows: Iterable[ComparisonRow]) -> list[str]:

@@ -124,7 +124,9 @@ class _Trials:
         with self.phases(f"a batch of {size}"):
             for micro_batches in self._data(size).epoch(0, TRIAL_STEPS):
                 taken_until_it_updates(
-                    functools.partial(take_step, self.strategy, micro_batches, self.phases.heart)
+                    functools.partial(take_step, self.strategy, micro_batches, self.phases.heart),
+                    # A skipped step makes no optimizer state, which takes memory, too.
+                    required=True,
                 )
             self.runtime.synchronise()
         if self.runtime.rank == 0:

@@ -208,7 +208,7 @@ class CellTraining:
                             evaluations.append((begin, time.monotonic()))
                 with self.phases("inspection"):
                     inspected = self._inspect()
-            throughput, window = self._measure()
+                throughput, window = self._measure()
             if self.cell.measure.profile:
                 steps = self._endless_steps()
                 with self.phases("profile"):
@@ -404,12 +404,28 @@ class CellTraining:
         )
 
     def _measure(self) -> tuple[Throughput, Window]:
-        """Measure the steady window; return the cell's throughput and this process's window."""
+        """Measure the steady window; return the cell's throughput and this process's window.
+
+        Raises:
+            Diverged: if the loss is not finite at its end. The window goes on beyond the training.
+        """
         self.strategy.train()
         steps = self._endless_steps()
-        window = measure_window(
-            self.runtime, self.cell.measure, self.phases, lambda: self._step(next(steps))
-        )
+        losses: list[Tensor] = []
+
+        def take() -> None:
+            losses[:] = [self._step(next(steps))]
+
+        window = measure_window(self.runtime, self.cell.measure, self.phases, take)
+        timed = range(self.steps_done - len(window.steady_ms) + 1, self.steps_done + 1)
+        skipped = len(set(timed) - self.updates)
+        loss = float(self.runtime.mean_over_ranks(losses[0]).item())
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} at the end of the timed window, which goes on after the "
+                "training at a constant learning rate; lower the learning rate",
+                None,
+            )
         for index, ms in enumerate(window.warmup_ms + window.steady_ms):
             epoch, step = divmod(index, self.data.steps_per_epoch)
             phase = "warmup" if index < len(window.warmup_ms) else "steady"
@@ -417,8 +433,8 @@ class CellTraining:
         calls = None
         if self.cell.compilation != "none":
             calls = count_compiled_calls(self.runtime, lambda: self._step(next(steps)))
-        everyone = self._gather((window.steady_ms, window.gc_collections, calls))
-        steps_ms = [steps for steps, _, _ in everyone]
+        everyone = self._gather((window.steady_ms, window.gc_collections, calls, skipped))
+        steps_ms = [steps for steps, *_ in everyone]
         summary = summarise_steps(steps_ms, self.cell.items_per_step)
         throughput = Throughput(
             **summary,
@@ -426,8 +442,9 @@ class CellTraining:
             items_per_s_per_gpu=summary["items_per_s"] / self.cell.gpus,
             warmup_steps=len(window.warmup_ms),
             warmup_converged=window.converged,
-            gc_collections=sum(collections for _, collections, _ in everyone),
-            compiled_calls=None if calls is None else min(calls for _, _, calls in everyone),
+            gc_collections=sum(collections for _, collections, *_ in everyone),
+            compiled_calls=None if calls is None else min(calls for _, _, calls, _ in everyone),
+            skipped_steps=max(skipped for *_, skipped in everyone),
         )
         self._say(f"steady state: {throughput.items_per_s:.1f} {throughput.unit}/s")
         return throughput, window

@@ -128,7 +128,11 @@ class Strategy(ABC):
         self.scaler.scale(loss / self.accumulate).backward()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """Wrap the forward and backward of one micro-batch; ranks reduce only in the last one."""
+        """Wrap the forward and backward of one micro-batch.
+
+        A subclass overrides this where its ranks can reduce in the last micro-batch alone; this one
+        reduces in every one.
+        """
         return nullcontext()
 
     def step(self) -> None:
