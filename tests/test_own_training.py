@@ -61,6 +61,40 @@ def test_a_right_file_passes_its_check(tmp_path: Path) -> None:
     assert lines[-2:] == ["evaluate: one score per sample.", "checked on one batch"]
 
 
+WIDTH = (
+    ("    def build_model", '    small_options = {"width": 8}\n\n    def build_model'),
+    ("        blocks", '        w = self.options["width"]\n        blocks'),
+    ("nn.Linear(16, 16)", "nn.Linear(w, w)"),
+    ("nn.Linear(16, 4)", "nn.Linear(w, 4)"),
+    ("torch.randn(256, 16,", 'torch.randn(256, self.options["width"],'),
+)
+
+
+def test_a_small_model_is_checked_on_its_own_samples(tmp_path: Path) -> None:
+    file = write(tmp_path, *WIDTH)
+    lines = check_training(definition_of(file, options={"width": 16}))
+    assert lines[-2:] == ["evaluate: one score per sample.", "checked on one batch"]
+
+
+@pytest.mark.parametrize(
+    ("options", "features", "message"),
+    [
+        ({"widht": 16}, "w", r"build_model, whole model raised KeyError: 'width'"),
+        (
+            {"width": 16},
+            "8",
+            "the whole model cannot compute a loss, although its small version can: RuntimeError",
+        ),
+    ],
+)
+def test_a_mistake_of_the_whole_model_alone_is_found_before_its_jobs(
+    options: dict[str, int], features: str, message: str, tmp_path: Path
+) -> None:
+    changes = [*WIDTH[:3], (WIDTH[3][0], f"nn.Linear({features}, 4)"), WIDTH[4]]
+    with pytest.raises(UserError, match=message):
+        check_training(definition_of(write(tmp_path, *changes), options=options))
+
+
 @pytest.mark.parametrize(
     ("others", "small", "advice"),
     [
@@ -146,6 +180,18 @@ MISTAKES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     "a program with arguments of its own": (
         "line 8: the file raised SystemExit: 2",
         ("class Mine", "raise SystemExit(2)\n\n\nclass Mine"),
+    ),
+    "a part of the network": (
+        "loss raised AttributeError: there is no model.head here, because strategies wrap",
+        ("cross_entropy(model(rows)", "cross_entropy(model.head(rows)"),
+    ),
+    "a block of the network": (
+        "loss raised TypeError: there is no model[2] here, because strategies wrap",
+        ("cross_entropy(model(rows)", "cross_entropy(model[2](rows)"),
+    ),
+    "samples without a seed": (
+        "load returned other samples at the second call",
+        ("torch.randn(256, 16, generator=generator)", "torch.randn(256, 16)"),
     ),
     "no subclass": (
         "must define one subclass of shardmark.workload.own.Training; it defines none",

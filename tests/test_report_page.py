@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
@@ -18,7 +18,7 @@ from built_pages import build, draw_figures, write_page
 from gpu_matrix import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
 from shardmark.cells import cell_of
 from shardmark.report.contents import FIGURES
-from shardmark.report.page import same_model
+from shardmark.report.page import own_files, same_model
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -89,6 +89,7 @@ def test_the_first_screen_is_the_identity_the_answer_the_picture_the_table(page:
         "1 and 2 GPUs (Test GPU)",
         "3 seeds",
         "commit 00000",
+        "parity gate: 7 of 8 passed",
     ):
         assert words in identity
     assert 0 < page.locator(".caveats li").count() <= 3
@@ -296,6 +297,26 @@ def test_a_link_into_a_closed_part_opens_it(page: Page) -> None:
     assert not image.is_visible()
     page.evaluate("location.hash = 'w-loss'")
     image.wait_for(state="visible")
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "files"),
+    [
+        ("snakemake --profile profiles/local --configfile config/demo.yaml", {}, []),
+        (
+            "snakemake --configfile config/demo.yaml mine/a.yaml --cores 2",
+            {
+                "workloads": {"a": {"file": "mine/a.py"}, "b": {"model": {"name": "gpt"}}},
+                "strategies": {"s": {"file": "docs/examples/one_all_reduce.py"}},
+            },
+            ["mine/a.yaml", "mine/a.py"],
+        ),
+    ],
+)
+def test_what_no_commit_has_is_named(
+    command: str, config: dict[str, Any], files: list[str]
+) -> None:
+    assert own_files(command, config) == files
 
 
 @pytest.mark.slow

@@ -386,8 +386,11 @@ def test_aggregates_of_a_part_are_rebuilt_from_the_whole(project: Project) -> No
 def test_report_of_nothing_says_so(fresh: Project) -> None:
     result = fresh.run("report")
     assert result.returncode == 1
-    assert "results/t has no cell to report" in result.stdout
+    assert "results/t has no cell to report; run the matrix first" in result.stdout
     assert "Traceback" not in result.stdout
+    (fresh.folder / "results/other/tables").mkdir(parents=True)
+    again = fresh.run("report")
+    assert "there are results of other: add the --configfile that made them" in again.stdout
 
 
 @pytest.mark.slow

@@ -24,8 +24,9 @@ def main() -> None:
     assert isinstance(definition, OwnWorkload)
     file = definition.file
     write_check(file, lambda: "\n".join(check_training(definition)) + "\n", arguments.output)
-    words = arguments.output.read_text().splitlines()[-1]
-    print(f"[{arguments.workload}] {file}: {words}", flush=True)
+    *found, last = arguments.output.read_text().splitlines()
+    for line in (*(line for line in found if ": unknown" in line), last):
+        print(f"[{arguments.workload}] {file}: {line}", flush=True)
 
 
 if __name__ == "__main__":

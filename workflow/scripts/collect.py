@@ -27,9 +27,17 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
     unsupported = [cell for cell in cells if cell.outcome == Outcome.UNSUPPORTED]
     reported = [cell for cell in cells if cell.status and cell not in unsupported]
     if not reported:
+        own = Path("results", cells[0].run)
+        others = [folder.parent.name for folder in sorted(own.parent.glob("*/tables"))]
+        there = [name for name in others if name != own.name]
         raise UserError(
-            f"results/{cells[0].run} has no cell to report; run the matrix first: "
-            "snakemake --profile profiles/local"
+            f"{own} has no cell to report; "
+            + (
+                f"there are results of {', '.join(there)}: add the --configfile that made them"
+                if there
+                else "run the matrix first: snakemake --profile profiles/local, with the same "
+                "--configfile"
+            )
         )
     possible = len(cells) - len(unsupported)
     lines = [f"{len(reported)} of {possible} cells have a result"]

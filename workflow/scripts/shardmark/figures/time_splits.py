@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import absent, legend_of, panels_of_counts, tick, ticks_across
+from shardmark.figures.drawing import (
+    absent,
+    legend_mm,
+    legend_of,
+    panels_of_counts,
+    tick,
+    ticks_across,
+)
 
 
 class Part(NamedTuple):
@@ -61,7 +68,7 @@ def wall_clock_figure(data: Data) -> Figure:
 
 def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) -> Figure:
     counts = [count for count in data.gpus if (cells.gpus == count).any()]
-    figure, panels = panels_of_counts(data, counts, rows_mm=24)
+    figure, panels = panels_of_counts(data, counts, rows_mm=16 + legend_mm(data, len(parts)))
     for count, axes in panels:
         part = cells[cells.gpus == count]
         means = {name: _lengths(runs, parts) for name, runs in part.groupby("strategy")}

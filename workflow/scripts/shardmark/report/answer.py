@@ -159,7 +159,8 @@ def _measured(
             "",
             f"Measured on {describe_gpus(device, verdict.gpus)}: from "
             f"{format_quantity(PRIMARY.column, speeds[low], unit)} ({low}) to "
-            f"{format_quantity(PRIMARY.column, speeds[high], unit)} ({high}).",
+            f"{format_quantity(PRIMARY.column, speeds[high], unit)} ({high})"
+            f"{_together(verdict.gpus)}.",
         )
 
 
@@ -205,7 +206,7 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
     """Return GPUs, throughput, efficiency and memory of the best strategy, in words."""
     standing = verdict.fastest
     unit = cells_there.unit.iloc[0]
-    speed = format_quantity(PRIMARY.column, standing.value or 0.0, unit)
+    speed = format_quantity(PRIMARY.column, standing.value or 0.0, unit) + _together(verdict.gpus)
     row = scaling[(scaling.strategy == standing.best) & (scaling.gpus == verdict.gpus)]
     if len(row) and row.iloc[0].reference_gpus != verdict.gpus and pd.notna(row.iloc[0].efficiency):
         speed += f" ({100 * row.iloc[0].efficiency:.0f} % scaling efficiency)"
@@ -218,7 +219,13 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
     capacity = cells_there[cells_there.strategy == standing.best].memory_capacity_bytes.median()
     if pd.isna(capacity):
         return f"{text}, {format_quantity(MEMORY.column, memory, unit)}"
-    return f"{text}, {memory / 2**30:.1f} of {capacity / 2**30:.0f} GiB"
+    each = "" if verdict.gpus == 1 else " each"
+    return f"{text}, {memory / 2**30:.1f} of {capacity / 2**30:.0f} GiB{each}"
+
+
+def _together(gpus: int) -> str:
+    """The table below has the throughput of one GPU, so the answer says that this is of all."""
+    return "" if gpus == 1 else " together"
 
 
 def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:

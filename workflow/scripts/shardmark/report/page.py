@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +131,7 @@ def page_context(
         "identity": identity(tables),
         "command": command,
         "commits": sorted({commit for commit in cells.git_commit if commit}),
+        "own_files": own_files(command, record.config),
         "on_gpus": record.device == "cuda",
         "million_items": MILLION_ITEMS,
         "price": f"{PRICE_PER_HOUR:.2f}",
@@ -152,6 +155,20 @@ def page_context(
     }
 
 
+def own_files(command: str, config: Mapping[str, Any]) -> list[str]:
+    """Return the overlays and files of one's own that a matrix needs; no commit has them."""
+    words = shlex.split(command)
+    _, *overlays = words[words.index("--configfile") :] if "--configfile" in words else [""]
+    named = [
+        definition["file"]
+        for section in ("workloads", "strategies")
+        for definition in (config.get(section) or {}).values()
+        if definition.get("file")
+    ]
+    overlays = list(itertools.takewhile(lambda word: not word.startswith("-"), overlays))
+    return [file for file in [*overlays, *named] if not file.startswith(("config/", "docs/"))]
+
+
 def identity(tables: Tables) -> list[str]:
     """Return what was measured, where and when, in a few words each."""
     cells, record = tables.cells, tables.record
@@ -171,6 +188,11 @@ def identity(tables: Tables) -> list[str]:
     parts += [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
     commits = sorted({commit[:9] for commit in cells.git_commit if commit})
     parts += [f"commit {', '.join(commits)}"] if commits else []
+    possible = tables.parity[tables.parity.verdict != "unsupported"]
+    verdicts = possible.groupby(["workload", "strategy"]).verdict.agg(set)
+    passed = int((verdicts == {"passed"}).sum())
+    counts = "every strategy" if passed == len(verdicts) else f"{passed} of {len(verdicts)}"
+    parts += [f"parity gate: {counts} passed"] if len(verdicts) else []
     return parts
 
 

@@ -108,7 +108,10 @@ class Contract(ABC, Generic[Definition]):
 
         The definition's ``test_score`` says what it is: an accuracy, or a mean loss per item.
         """
-        raise NotImplementedError(f"{type(self).__name__} has test samples but no evaluation")
+        raise NotImplementedError(
+            f"{type(self).__name__} has test samples but no evaluate method; define it, or set "
+            "dataset.test_samples to 0"
+        )
 
     @abstractmethod
     def for_gate(self, samples: int, *, surrogate: bool) -> Definition | None:

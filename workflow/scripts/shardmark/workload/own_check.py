@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,15 @@ SAMPLES = 2
 SEED = 0
 # Samples whose terms are compared.
 LOOKED_AT = 16
+# Samples that take longer to load are loaded once only.
+LONGEST_LOAD_S = 10.0
 # Sums in another order differ by rounding; a mean instead of a sum by a factor of two.
 TOLERANCE = 1e-3
+
+_WRAPPED = (
+    "there is no model{part} here, because strategies wrap the network: call model(...), which "
+    "runs its forward method, and no other part of it"
+)
 
 Result = TypeVar("Result")
 
@@ -40,8 +48,28 @@ def check_training(definition: OwnWorkload) -> list[str]:
     training = load_training(definition)
     small = training.for_gate(definition.dataset.samples, surrogate=True)
     assert small is not None
-    checked = load_training(small)
-    return _Check(definition.file, checked, training).run()
+    return _Check(definition.file, load_training(small), training).run()
+
+
+class _Wrapped(nn.Module):
+    """A network as strategies hand it to ``loss``: it can be called, and its parts are hidden."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """What the network itself returns."""
+        return self.module(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(_WRAPPED.format(part=f".{name}")) from None
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(_WRAPPED.format(part=f"[{index!r}]"))
 
 
 class _Check:
@@ -57,15 +85,19 @@ class _Check:
         lines.append(f"build_model: {parameters:,} parameters, the same for the same seed.")
         units = self._check_units(model)
         lines.append(f"shard_units: {len(units)} units.")
-        rows = self._check_rows(train=True)
+        rows = self._check_rows(self.training, train=True)
         lines.append(f"load: {len(rows[0]):,} training samples.")
         inputs = self._check_batch(rows)
         loss = self._check_loss(model, rows, inputs)
         terms = self._check_terms(rows, inputs)
         lines.append(f"loss: {loss / terms:.4g} per term, {terms:g} terms in {SAMPLES} samples.")
         lines += self._describe_uses()
-        if self.whole.definition.test_samples:
-            self._check_scores(model, self._check_rows(train=False, training=self.whole))
+        tests = self.whole.definition.test_samples
+        if tests:
+            small = self.training.definition
+            dataset = small.dataset.model_copy(update={"test_samples": tests})
+            tested = load_training(small.model_copy(update={"dataset": dataset}))
+            self._check_scores(model, self._check_rows(tested, train=False))
             lines.append("evaluate: one score per sample.")
         return [*lines, "checked on one batch"]
 
@@ -97,6 +129,13 @@ class _Check:
 
     def _describe_uses(self) -> list[str]:
         uses = parameter_uses(self.training)
+        if self.training.small_options is not None:
+            whole = self._call("build_model, whole model", lambda: parameter_uses(self.whole))
+            if whole.why_unknown is not None and uses.why_unknown is None:
+                raise UserError(
+                    f"{self.file}: the whole model cannot compute a loss, although its small "
+                    f"version can: {whole.why_unknown}; compare options with small_options"
+                )
         lines = [
             f"parameters that are {kind}: {len(names)}, among them {min(names)}."
             for kind, names in uses.kinds.items()
@@ -104,7 +143,8 @@ class _Check:
         if uses.why_unknown is not None:
             lines.append(
                 "parameters that are unused or reused: unknown, because the model does not run "
-                f"without values ({uses.why_unknown})."
+                f"without values ({uses.why_unknown}). If it branches on its data, ranks may run "
+                "different collectives; FSDP and ZeRO-3 then fail or hang."
             )
         return lines
 
@@ -134,12 +174,21 @@ class _Check:
             self._refuse("shard_units", "a unit twice", "each unit once")
         return units
 
-    def _check_rows(self, *, train: bool, training: Training | None = None) -> Rows:
-        chosen = training or self.training
-        rows = self._call("load", lambda: chosen.rows(Path(), train=train))
+    def _check_rows(self, training: Training, *, train: bool) -> Rows:
+        begin = time.monotonic()
+        rows = self._call("load", lambda: training.rows(Path(), train=train))
         for part in rows:
             if part.device.type != "cpu":
                 self._refuse("load", f"a tensor on {part.device}", "tensors on the CPU")
+        if time.monotonic() - begin < LONGEST_LOAD_S:
+            again = self._call("load", lambda: training.rows(Path(), train=train))
+            if not all(map(_same, rows, again)):
+                self._refuse(
+                    "load",
+                    "other samples at the second call",
+                    "the same in every process, for instance from a torch.Generator with a fixed "
+                    "seed",
+                )
         return rows
 
     def _check_batch(self, rows: Rows, samples: Sequence[int] = range(SAMPLES)) -> Inputs:
@@ -188,7 +237,7 @@ class _Check:
         return loss.item()
 
     def _loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        loss = self._call("loss", lambda: self.training.loss(model, inputs))
+        loss = self._call("loss", lambda: self.training.loss(_Wrapped(model), inputs))
         self._expect("loss", loss, Tensor, "a tensor")
         if loss.shape != ():
             self._refuse("loss", f"a tensor of shape {tuple(loss.shape)}", "shape (): one number")
@@ -258,7 +307,8 @@ class _Check:
         samples = torch.arange(min(SAMPLES, len(rows[0])))
         inputs = self._call("batch", lambda: self.training.batch(rows, samples, None))
         with torch.no_grad():
-            scores = self._call("evaluate", lambda: self.training.evaluate(model.eval(), inputs))
+            wrapped = _Wrapped(model).eval()
+            scores = self._call("evaluate", lambda: self.training.evaluate(wrapped, inputs))
         self._expect("evaluate", scores, Tensor, "a tensor")
         if scores.shape != samples.shape:
             self._refuse(
@@ -283,6 +333,10 @@ class _Check:
 
     def _refuse(self, name: str, what: str, expected: str) -> NoReturn:
         raise UserError(f"{self.file}: {name} returned {what}; expected {expected}")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _dtype(tensor: Tensor) -> str:
