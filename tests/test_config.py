@@ -862,6 +862,13 @@ def test_every_shipped_configuration_loads(
         read_config_file(ROOT / f"config/{name}.yaml")
 
 
+def test_without_a_search_its_strategies_need_not_be_in_the_matrix(tmp_path: Path) -> None:
+    (tmp_path / "resources").mkdir()
+    search = {"workloads": [], "strategies": ["fsdp2"], "most": 8}
+    load(changed(largest_batch=search), tmp_path)
+    assert mistakes(changed(largest_batch=search | {"workloads": ["small"]}))
+
+
 def test_an_overlay_takes_a_key_away_with_null(tmp_path: Path) -> None:
     raw = shipped()
     update_config(raw, {"workloads": {"resnet50_cifar10": {"batch": {"global": 2048}}}})

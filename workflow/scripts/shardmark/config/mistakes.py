@@ -387,7 +387,8 @@ def _largest_batch_mistakes(
 ) -> Iterator[str]:
     kinds: dict[str, type[int] | type[str]] = {"workloads": str, "strategies": str, "gpus": int}
     for key, kind in kinds.items():
-        allowed = values_at(matrix, key, kind)
+        # Nothing is searched without a workload, so an overlay may leave the other keys.
+        allowed = values_at(matrix, key, kind) if search.get("workloads") else []
         for index, value in entries_at(search, key, kind):
             if allowed and value not in allowed:
                 yield _not_in(f"matrix.{key}", f"largest_batch.{key}[{index}]", value, allowed)
