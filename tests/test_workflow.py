@@ -117,6 +117,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = copy_project(tmp_path_factory.mktemp("whole"))
     result = project.matrix()
     assert result.returncode == 0, result.stdout
+    assert "the report is results/t/report.html" in result.stdout
     ran = project.ran()
     assert len(ran) == 20
     (project.folder / "ran_first.log").write_text("\n".join(ran))

@@ -44,6 +44,12 @@ def nested_snakemake():
     return shlex.join(command)
 
 
+# A run that needed no new page says nothing, nor does the job of a single cell.
+onsuccess:
+    if any(job.rule.name == "all" for job in workflow.dag.jobs):
+        print(f"the report is {PAGE}", file=sys.stderr)
+
+
 # Not a parameter, because other overlay files alone are no reason to build the report again.
 SNAKEMAKE = nested_snakemake()
 
