@@ -478,7 +478,7 @@ def test_the_command_on_a_machine_that_can_run_the_matrix(tmp_path: Path) -> Non
 
 def test_the_command_counts_the_cells_and_searches_of_a_matrix_with_parts() -> None:
     two_gpus = load_files([ROOT / "config/two_gpus.yaml"], ROOT)
-    words = "run two_gpus, 178 cells, the largest of 2 GPUs on 1 node(s), and 13 searches for the"
+    words = "run two_gpus, 196 cells, the largest of 2 GPUs on 1 node(s), and 13 searches for the"
     assert words in str(summarise_matrix(two_gpus))
     without = "12 cells, the largest of 2 replicas on CPUs on 1 node(s)"
     assert str(summarise_matrix(matrix())).endswith(without)
