@@ -330,14 +330,15 @@ class HostUse(Record):
 
     rank: Total = Field(description="The rank.")
     launching_cpu_pct: Amount = Field(
-        description="CPU time per wall-clock time of the threads that launch the device's work, %."
+        description="CPU time per wall-clock time of the threads that launch the device's work, %. "
+        "Not of those that run DataParallel's forward passes on several GPUs; process_cpu_pct has "
+        "them."
     )
     process_cpu_pct: Amount = Field(
         description="CPU time per wall-clock time of all threads of the process, %."
     )
     involuntary_switches_per_s: Amount = Field(
-        description="How many times per second the kernel took the CPU away from the launching "
-        "threads."
+        description="How many times per second Linux took the CPU away from the launching threads."
     )
     cpu_pressure_pct: Amount | None = _value(
         "Share of the window in which some task of the machine waited for a CPU (Linux PSI), %.",
