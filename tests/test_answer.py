@@ -87,8 +87,8 @@ def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> Non
     )
     found = answer_of(failed(cells, "dp", "oom"))
     assert found.badge == "established"
-    assert found.text.startswith("Use DDP. Fastest on 2 GPUs with a batch of 512 per GPU: 10,0")
-    assert "images/s together, 9.0 of 80 GiB each. If memory is tight: FSDP2 (3" in found.text
+    assert found.text.startswith("Use DDP. Fastest on 2 GPUs; each: batch 512, 5,00")
+    assert "images/s, 9.0 of 80 GiB. If memory is tight: FSDP2 (3" in found.text
     assert " % slower, 33 % less memory). Avoid DeepSpeed ZeRO-3 (7" in found.text
     assert " % slower than DDP). " in found.text
     assert found.text.endswith("Out of memory: DataParallel.")
@@ -102,7 +102,7 @@ def test_three_runs_make_it_likely() -> None:
 
 def test_a_close_second_is_named_with_its_price_unless_another_sentence_names_it() -> None:
     close = {"ddp": 1.0, "fsdp": 0.975, "fsdp2": 0.8}
-    assert "GiB each. Close behind: FSDP1 (2." in answer_of(two_gpus(close, sd=0.001)).text
+    assert "GiB. Close behind: FSDP1 (2." in answer_of(two_gpus(close, sd=0.001)).text
     frugal = answer_of(two_gpus(close, gib={"ddp": 9, "fsdp": 6, "fsdp2": 6}, sd=0.001))
     assert "If memory is tight: FSDP1 (" in frugal.text
     assert "Close behind" not in frugal.text

@@ -89,7 +89,7 @@ def test_the_first_screen_is_the_identity_the_answer_the_picture_the_table(page:
         "1 and 2 GPUs (Test GPU)",
         "3 seeds",
         "commit 00000",
-        "parity gate: 7 of 8 passed",
+        "parity gate passed by 7 of 8",
     ):
         assert words in identity
     assert 0 < page.locator(".caveats li").count() <= 3
@@ -98,7 +98,7 @@ def test_the_first_screen_is_the_identity_the_answer_the_picture_the_table(page:
 def test_the_answer_has_a_badge_and_names_what_failed(page: Page) -> None:
     said = page.locator(".answer").inner_text()
     assert page.locator(".badge").inner_text() in ("likely", "open")
-    assert "on 2 GPUs with a batch of 512 per GPU: " in said
+    assert "on 2 GPUs; each: batch 512, " in said
     assert "If memory is tight: DeepSpeed ZeRO-3 (" in said
     meanings = page.locator(".badges").inner_text()
     assert f"{page.locator('.badge').inner_text()}: " in meanings

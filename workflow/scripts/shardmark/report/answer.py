@@ -157,10 +157,9 @@ def _measured(
         low, high = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
         yield (
             "",
-            f"Measured on {describe_gpus(device, verdict.gpus)}: from "
-            f"{format_quantity(PRIMARY.column, speeds[low], unit)} ({low}) to "
-            f"{format_quantity(PRIMARY.column, speeds[high], unit)} ({high})"
-            f"{_together(verdict.gpus)}.",
+            f"Measured on {_each_of(verdict.gpus, device)}: from "
+            f"{format_quantity(PRIMARY.column, speeds[low] / verdict.gpus, unit)} ({low}) to "
+            f"{format_quantity(PRIMARY.column, speeds[high] / verdict.gpus, unit)} ({high}).",
         )
 
 
@@ -206,26 +205,24 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
     """Return GPUs, throughput, efficiency and memory of the best strategy, in words."""
     standing = verdict.fastest
     unit = cells_there.unit.iloc[0]
-    speed = format_quantity(PRIMARY.column, standing.value or 0.0, unit) + _together(verdict.gpus)
+    speed = format_quantity(PRIMARY.column, (standing.value or 0.0) / verdict.gpus, unit)
     row = scaling[(scaling.strategy == standing.best) & (scaling.gpus == verdict.gpus)]
     if len(row) and row.iloc[0].reference_gpus != verdict.gpus and pd.notna(row.iloc[0].efficiency):
         speed += f" ({100 * row.iloc[0].efficiency:.0f} % scaling efficiency)"
     batch = int(cells_there.per_gpu_batch_size.iloc[0])
-    replica = replicas_noun(device)
-    text = f"{describe_gpus(device, verdict.gpus)} with a batch of {batch:,} per {replica}: {speed}"
+    text = f"{_each_of(verdict.gpus, device)}: batch {batch:,}, {speed}"
     memory = verdict.medians[standing.best or ""].get(MEMORY.column)
     if memory is None:
         return text
     capacity = cells_there[cells_there.strategy == standing.best].memory_capacity_bytes.median()
     if pd.isna(capacity):
         return f"{text}, {format_quantity(MEMORY.column, memory, unit)}"
-    each = "" if verdict.gpus == 1 else " each"
-    return f"{text}, {memory / 2**30:.1f} of {capacity / 2**30:.0f} GiB{each}"
+    return f"{text}, {memory / 2**30:.1f} of {capacity / 2**30:.0f} GiB"
 
 
-def _together(gpus: int) -> str:
-    """The table below has the throughput of one GPU, so the answer says that this is of all."""
-    return "" if gpus == 1 else " together"
+def _each_of(gpus: int, device: str) -> str:
+    """The GPUs, and that what follows is of each, as in the table."""
+    return f"{describe_gpus(device, gpus)}{'' if gpus == 1 else '; each'}"
 
 
 def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:

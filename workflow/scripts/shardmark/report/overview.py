@@ -87,9 +87,10 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
                 _per_gpu(device, unit): format_number(per_gpu),
                 f"vs {label_of(baseline)}": "baseline" if name == baseline else _ratio(row),
                 "Efficiency (%)": _efficiency(_find_row(scaling, name)),
-                "MFU (%)": _mfu(measured),
-                "HFU (%)": _hfu(measured),
-                "Memory peak (GiB)": _memory(measured),
+                # The probe of a CPU that other programs use is no peak.
+                "MFU (%)": _mfu(measured) if device == "cuda" else DASH,
+                "HFU (%)": _hfu(measured) if device == "cuda" else DASH,
+                _memory_heading(device): _memory(measured),
                 ENERGY.of(unit).heading: format_number(measured[ENERGY.column], 3),
                 **(_price(per_gpu) if device == "cuda" else {}),
                 "Verdict": _verdict(name == baseline, row, runs_of_row),
@@ -121,6 +122,10 @@ def _speeds(medians: pd.Series, ratios: pd.Series, baseline: str) -> pd.Series:
 
 def _per_gpu(device: str, unit: str) -> str:
     return f"{unit.capitalize()}/s per {'GPU' if device == 'cuda' else 'process'}"
+
+
+def _memory_heading(device: str) -> str:
+    return "Memory peak (GiB)" if device == "cuda" else "Memory of all processes (GiB)"
 
 
 def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: str) -> str:

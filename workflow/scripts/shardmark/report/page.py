@@ -191,8 +191,8 @@ def identity(tables: Tables) -> list[str]:
     possible = tables.parity[tables.parity.verdict != "unsupported"]
     verdicts = possible.groupby(["workload", "strategy"]).verdict.agg(set)
     passed = int((verdicts == {"passed"}).sum())
-    counts = "every strategy" if passed == len(verdicts) else f"{passed} of {len(verdicts)}"
-    parts += [f"parity gate: {counts} passed"] if len(verdicts) else []
+    counts = "" if passed == len(verdicts) else f" by {passed} of {len(verdicts)}"
+    parts += [f"parity gate passed{counts}"] if len(verdicts) else []
     return parts
 
 
