@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import make_oracle
 import run_parity
 from parity_cases import DEVICE, ROOT, STRATEGIES, case_of, launched
 from shardmark.cells import Cell
@@ -323,6 +325,34 @@ def test_no_more_models_are_built_than_the_host_has_memory_for(
         gpu_turn.room_on_host(runtime, 2**30, pass_time),
     ):
         assert len(waited) == 2
+
+
+def test_oracles_spread_over_the_gpus_and_never_share_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: None)
+    monkeypatch.setattr(make_oracle.time, "sleep", pytest.fail)
+    turn = tmp_path / ".turn.node"
+    with contextlib.ExitStack() as first:
+        device = make_oracle.take_gpu(turn, "gpt 2", first)
+        names = (f"gpt {ranks}" for ranks in range(3, 30))
+        others = {
+            make_oracle.take_gpu(turn, name, contextlib.ExitStack())
+            for name in names
+            if zlib.crc32(name.encode()) % 4 != device.index
+        }
+        assert len(others) == 3
+        waited: list[float] = []
+
+        def pass_time(seconds: float) -> None:
+            waited.append(seconds)
+            first.close()
+
+        monkeypatch.setattr(make_oracle.time, "sleep", pass_time)
+        with contextlib.ExitStack() as again:
+            assert make_oracle.take_gpu(turn, "gpt 2", again) == device
+    assert waited == [1.0]
 
 
 def test_no_case_waits_for_more_memory_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
