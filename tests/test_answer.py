@@ -77,7 +77,7 @@ def test_a_choice_that_could_not_meet_everyone_says_so() -> None:
     assert "Not comparable: FSDP2." in found.text
     assert "No compared strategy needs less memory." in found.text
     cells.loc[cells.strategy == "fsdp", "driver"] = "580.2"
-    assert answer_of(cells).lead == "No two strategies can be compared."
+    assert answer_of(cells).lead == "No strategy can be compared with FSDP2."
 
 
 def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,49 +231,52 @@ def test_a_case_that_runs_alone_waits_for_memory_and_keeps_others_out(
     assert not is_taken(tmp_path / ".alone.node")
 
 
-def test_a_case_runs_alone_from_its_first_training_to_its_last(
+@pytest.fixture
+def run_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: Runtime
-) -> None:
-    seen: list[str] = []
+) -> Callable[..., None]:
+    """Runs a case of the gate with stand-ins for parts of it."""
+
+    def run(**stand_ins: Any) -> None:
+        always = {"start_runtime": lambda cell: runtime, "left_out_by": lambda oracle: None}
+        for name, stand_in in (always | stand_ins).items():
+            monkeypatch.setattr(parity_gate, name, stand_in)
+        case = case_of("ddp", 1, **GPT)
+        parity_gate.run_case(Ddp, case, tmp_path / "oracle.pt", tmp_path, Phases())
+
+    return run
+
+
+def entering(name: str, seen: list[str]) -> Callable[..., AbstractContextManager[Any]]:
+    """A context that notes when it is entered and left."""
 
     @contextlib.contextmanager
-    def alone_on_gpus(*_: object) -> Iterator[None]:
-        seen.append("alone")
-        yield
-        seen.append("no more")
+    def enter(*_: object) -> Iterator[Callable[[], object]]:
+        seen.append(name)
+        yield lambda: None
+        seen.append(f"left {name}")
+
+    return enter
+
+
+def test_a_case_runs_alone_from_its_first_training_to_its_last(
+    monkeypatch: pytest.MonkeyPatch, run_with: Callable[..., None]
+) -> None:
+    seen: list[str] = []
 
     def train(_: object, task: Task, *__: object) -> Trajectory:
         seen.append("surrogate" if task.surrogate else "real")
         return Trajectory([], {}, {}, {})
 
     monkeypatch.setenv(ALONE_VARIABLE, "1")
-    for name, stand_in in {
-        "alone_on_gpus": alone_on_gpus,
-        "room_for": pytest.fail,
-        "_train": train,
-        "start_runtime": lambda cell: runtime,
-        "left_out_by": lambda oracle: None,
-    }.items():
-        monkeypatch.setattr(parity_gate, name, stand_in)
-    case = case_of("ddp", 1, **GPT)
-    parity_gate.run_case(Ddp, case, tmp_path / "oracle.pt", tmp_path, Phases())
-    assert seen == ["alone", "surrogate", "real", "no more"]
+    run_with(alone_on_gpus=entering("alone", seen), room_for=pytest.fail, _train=train)
+    assert seen == ["alone", "surrogate", "real", "left alone"]
 
 
 def test_a_model_that_takes_long_to_build_is_built_before_its_turn_on_the_gpus(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: Runtime
+    run_with: Callable[..., None],
 ) -> None:
     seen: list[str] = []
-
-    def entering(name: str) -> Callable[..., contextlib.AbstractContextManager[Any]]:
-        @contextlib.contextmanager
-        def enter(*_: object) -> Iterator[Callable[[], object]]:
-            seen.append(name)
-            yield lambda: None
-            seen.append(f"left {name}")
-
-        return enter
-
     real_task = parity_gate.make_task
 
     def make_task(cell: Cell, runtime: Runtime, workload: Any, **surrogate: bool) -> Task:
@@ -285,25 +289,22 @@ def test_a_model_that_takes_long_to_build_is_built_before_its_turn_on_the_gpus(
 
     def train(_: object, task: Task, *__: object) -> Trajectory:
         if not task.surrogate:
-            assert "left on the host" in seen
+            seen.append("trains")
             first, again = task.build_outline(), task.build_outline()
             assert first is not again
         return Trajectory([], {}, {}, {})
 
-    for name, stand_in in {
-        "room_on_host": entering("on the host"),
-        "room_for": entering("on the GPUs"),
-        "make_task": make_task,
-        "_train": train,
-        "start_runtime": lambda cell: runtime,
-        "left_out_by": lambda oracle: None,
-    }.items():
-        monkeypatch.setattr(parity_gate, name, stand_in)
-    case = case_of("ddp", 1, **GPT)
-    parity_gate.run_case(Ddp, case, tmp_path / "oracle.pt", tmp_path, Phases())
-    last = seen[seen.index("on the host") :]
-    order = ["on the host", "built", "on the GPUs", "left on the host", "built"]
-    assert last == [*order, "left on the GPUs"]
+    on_host, on_gpus = entering("on the host", seen), entering("on the GPUs", seen)
+    run_with(room_on_host=on_host, room_for=on_gpus, make_task=make_task, _train=train)
+    assert seen[seen.index("on the host") :] == [
+        "on the host",
+        "built",
+        "on the GPUs",
+        "left on the host",
+        "trains",
+        "built",
+        "left on the GPUs",
+    ]
 
 
 def test_no_more_models_are_built_than_the_host_has_memory_for(

@@ -124,6 +124,9 @@ def test_a_model_too_large_for_one_gpu_is_compared_by_its_small_version(
     with pytest.raises(torch.OutOfMemoryError):
         oracles_of_cases.make_oracles([case], torch.device("cpu"), last=False)
     monkeypatch.setattr(oracles_of_cases, "others_use_memory", lambda device: True)
+    beside = oracles_of_cases.make_oracles([case], torch.device("cpu"))["left_out"]
+    assert beside.startswith("its oracle does not fit beside other processes on its GPU")
+    monkeypatch.setattr(oracles_of_cases, "others_use_memory", lambda device: False)
     oracle = tmp_path / "ranks1.pt"
     write_plain(oracles_of_cases.make_oracles([case], torch.device("cpu")), oracle)
     parity = run_parity.run_parity(case, oracle, tmp_path / "gate/w/ddp/ranks1.json")

@@ -98,7 +98,7 @@ def test_a_mistake_of_the_whole_model_alone_is_found_before_its_jobs(
 @pytest.mark.parametrize(
     ("others", "small", "advice"),
     [
-        (True, False, "other processes hold some of the GPU's; end them, and run it again"),
+        (True, False, "other processes use its GPU; end them, and run it again"),
         (False, False, "define small_options in"),
         (False, True, "make small_options in"),
     ],

@@ -44,7 +44,7 @@ def nested_snakemake():
     return shlex.join(command)
 
 
-# A run that needed no new page says nothing, nor does the job of a single cell.
+# A Slurm job that trains a single cell is a Snakemake of its own, without the rule all.
 onsuccess:
     if any(job.rule.name == "all" for job in workflow.dag.jobs):
         print(f"the report is {PAGE}", file=sys.stderr)

@@ -28,12 +28,12 @@ from shardmark.workload.own import load_training
 
 
 def take_gpu(turn: Path, name: str, held: contextlib.ExitStack) -> torch.device:
-    """Wait until no other oracle uses a GPU and no case runs alone; oracles spread over the GPUs.
+    """Choose a GPU, and wait until no other oracle uses it and no case of the gate runs alone.
 
     Args:
         turn: the file of the turn on this machine.
-        name: the oracle's, which decides the GPU.
-        held: keeps the GPU from other oracles.
+        name: the oracle's name; oracles of different names spread over the GPUs.
+        held: until it closes, no other oracle takes the GPU.
     """
     gpu = zlib.crc32(name.encode()) % torch.cuda.device_count()
     while is_taken(alone_file(turn)) or not take(oracle_file(turn, gpu), held):
@@ -66,8 +66,8 @@ def _advice(workload: Workload, device: torch.device) -> str:
     """What to do if the oracle, which is one process, runs out of a GPU's memory."""
     if others_use_memory(device):
         return (
-            "the parity gate's oracle ran out of memory, and other processes hold some of the "
-            "GPU's; end them, and run it again"
+            "the parity gate's oracle ran out of memory, and other processes use its GPU; end "
+            "them, and run it again"
         )
     words = "the parity gate's oracle does not fit on one GPU: "
     if not isinstance(workload, OwnWorkload):

@@ -385,19 +385,16 @@ def _may_share_unassigned_gpus(cluster: Cluster) -> bool:
 def _largest_batch_mistakes(
     search: Mapping[str, Any], matrix: Mapping[str, Any], cluster: Cluster | None
 ) -> Iterator[str]:
+    if not search.get("workloads"):
+        # Nothing is searched, so an overlay may leave the other keys as they are.
+        return
     kinds: dict[str, type[int] | type[str]] = {"workloads": str, "strategies": str, "gpus": int}
     for key, kind in kinds.items():
-        # Nothing is searched without a workload, so an overlay may leave the other keys.
-        allowed = values_at(matrix, key, kind) if search.get("workloads") else []
+        allowed = values_at(matrix, key, kind)
         for index, value in entries_at(search, key, kind):
             if allowed and value not in allowed:
                 yield _not_in(f"matrix.{key}", f"largest_batch.{key}[{index}]", value, allowed)
-    if (
-        cluster
-        and cluster.device == "cpu"
-        and search.get("workloads")
-        and search.get("most") is None
-    ):
+    if cluster and cluster.device == "cpu" and search.get("most") is None:
         yield (
             "largest_batch.most: missing; with cluster.device: cpu it has no default, because "
             "other programs end when the machine runs out of memory. Name a batch that is sure to "

@@ -80,8 +80,11 @@ def main(strategy: StrategyClass) -> None:
 
 
 def failure_kind(error: Exception | SystemExit) -> str:
-    """Return the kind of an exception: oom, user, full_disk, machine or failed."""
-    if is_out_of_memory(error):
+    """Return the kind of an exception: oom, user, full_disk, machine or failed.
+
+    Memory that runs out in the user's own code is no mistake of the user's (``call_own``).
+    """
+    if is_out_of_memory(error) or (error.__cause__ and is_out_of_memory(error.__cause__)):
         return "oom"
     if is_full(error):
         return "full_disk"

@@ -26,8 +26,8 @@ MOST_PERIODS_THROTTLED_PCT = 1.0
 LEAST_DRIFT_PCT = 1.0
 LEAST_DRIFT_ERRORS = 4.0
 MOST_INPUT_BOUND_PCT = 5.0
-# Our choice. A healthy loss scaler skips one step in about 2,000; a step without an update is
-# faster.
+# Our choice. A step without an update is faster. torch's loss scaler doubles its scale after 2,000
+# steps without an overflow, and then skips at most one step.
 MOST_SKIPPED_PCT = 1.0
 
 
@@ -67,13 +67,13 @@ def slowest_host(profile: Sequence[StepSplit]) -> StepSplit | None:
 
 
 def updates_weights(metrics: Metrics) -> bool:
-    """Whether an inspected step and the timed ones changed the weights; True if there are none."""
+    """Whether an inspected step and nearly all timed steps changed a weight; True without steps."""
     inspected = metrics.effective_config
     return not (inspected and inspected.optimizer is None) and not _skips_timed_steps(metrics)
 
 
 def _skips_timed_steps(metrics: Metrics) -> bool:
-    """Whether the loss scaler skipped more than one timed step, and more than a small share."""
+    """Whether the loss scaler skipped two or more timed steps, and more than MOST_SKIPPED_PCT."""
     measured = metrics.throughput
     if measured is None or measured.skipped_steps is None:
         return False

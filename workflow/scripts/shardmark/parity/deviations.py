@@ -19,7 +19,7 @@ Summary = Mapping[str, Mapping[Any, float]]
 
 
 class Incomparable(Exception):
-    """A strategy's weights are not the oracle's: some lack, or have another shape."""
+    """A strategy's weights lack some of the oracle's, or have other shapes."""
 
 
 def deviation(trained: Trajectory, oracle: Trajectory) -> Deviation:

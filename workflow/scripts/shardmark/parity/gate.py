@@ -111,7 +111,7 @@ def run_case(
 
 
 def _built_already(task: Task) -> Task:
-    """The task with its network built; what asks for another one builds it."""
+    """The task with a network that is built; if it is asked for another one, it builds that."""
     built = [task.build_outline()]
     return replace(task, build_outline=lambda: built.pop() if built else task.build_outline())
 

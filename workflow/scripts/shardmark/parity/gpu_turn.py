@@ -88,13 +88,14 @@ def alone_on_gpus(runtime: Runtime, alive: Callable[[], object]) -> Iterator[Non
 def room_on_host(runtime: Runtime, parameters: int, alive: Callable[[], object]) -> Iterator[None]:
     """Enter when the host's memory has room for a float32 model per rank; a collective.
 
-    So cases build their models while others use the GPUs, and no more of them than there is memory.
+    Several cases may build their models at the same time, while others use the GPUs. At most half
+    of the free memory is promised to them.
     """
     needed = runtime.world_size * 4 * max(1, parameters)
 
     def has_place() -> bool:
         assert file is not None
-        # Others may have a place, and not yet their memory.
+        # A case that has a place may not have taken its memory yet.
         places = max(1, psutil.virtual_memory().available // (2 * needed))
         return any(take(building_file(file, place), locks) for place in range(places))
 

@@ -52,7 +52,7 @@ def make_oracles(
     Args:
         cases: strategies of one workload at one replica count.
         device: where to compute.
-        last: whether this attempt decides that the real model does not fit, also beside others.
+        last: whether this attempt decides that the real model does not fit, even beside others.
 
     Returns:
         by the name of the oracle (``oracle_of``) ``{"trajectory": Trajectory, "floor": Deviation,
@@ -86,7 +86,8 @@ def make_oracles(
     except torch.OutOfMemoryError:
         if not last and (beside_others or others_use_memory(device)):
             raise
-        left_out = "its oracle does not fit on one GPU, so only a small version was compared"
+        where = "beside other processes on its GPU" if others_use_memory(device) else "on one GPU"
+        left_out = f"its oracle does not fit {where}, so only a small version was compared"
     return oracles | {"real": real, "left_out": left_out}
 
 

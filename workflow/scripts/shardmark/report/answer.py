@@ -170,7 +170,7 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
     if not (standing.ratios or standing.not_compared):
         return "open", f"Only {best} has results.", "It runs"
     if not standing.ratios:
-        return "open", "No two strategies can be compared.", f"{best} has the highest figure"
+        return "open", f"No strategy can be compared with {best}.", f"{best} ran"
     few = any(verdict.runs[name] < FEWEST_LIKELY for name in (standing.best or "", *standing.open))
     if standing.open and few and not (standing.worse or standing.equivalent):
         return "open", "Too few runs to choose.", f"{best} is ahead so far"
@@ -221,7 +221,7 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
 
 
 def _each_of(gpus: int, device: str) -> str:
-    """The GPUs, and that what follows is of each, as in the table."""
+    """The GPUs; with several, the figures that follow are of each, as in the table."""
     return f"{describe_gpus(device, gpus)}{'' if gpus == 1 else '; each'}"
 
 

@@ -156,17 +156,16 @@ def page_context(
 
 
 def own_files(command: str, config: Mapping[str, Any]) -> list[str]:
-    """Return the overlays and files of one's own that a matrix needs; no commit has them."""
-    words = shlex.split(command)
-    _, *overlays = words[words.index("--configfile") :] if "--configfile" in words else [""]
-    named = [
-        definition["file"]
+    """Return the overlays and files that a matrix needs besides those that shardmark has."""
+    rest = itertools.dropwhile(lambda word: word != "--configfile", shlex.split(command))
+    overlays = list(itertools.takewhile(lambda word: not word.startswith("-"), [*rest][1:]))
+    definitions = [
+        definition
         for section in ("workloads", "strategies")
         for definition in (config.get(section) or {}).values()
-        if definition.get("file")
     ]
-    overlays = list(itertools.takewhile(lambda word: not word.startswith("-"), overlays))
-    return [file for file in [*overlays, *named] if not file.startswith(("config/", "docs/"))]
+    files = [*overlays, *(one["file"] for one in definitions if one.get("file"))]
+    return [file for file in files if not file.startswith(("config/", "docs/"))]
 
 
 def identity(tables: Tables) -> list[str]:
@@ -188,12 +187,22 @@ def identity(tables: Tables) -> list[str]:
     parts += [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
     commits = sorted({commit[:9] for commit in cells.git_commit if commit})
     parts += [f"commit {', '.join(commits)}"] if commits else []
-    possible = tables.parity[tables.parity.verdict != "unsupported"]
-    verdicts = possible.groupby(["workload", "strategy"]).verdict.agg(set)
-    passed = int((verdicts == {"passed"}).sum())
+    verdicts = _verdicts(tables.parity, ["workload", "strategy"])
+    passed = _passed(verdicts)
     counts = "" if passed == len(verdicts) else f" by {passed} of {len(verdicts)}"
     parts += [f"parity gate passed{counts}"] if len(verdicts) else []
     return parts
+
+
+def _verdicts(parity: pd.DataFrame, by: str | list[str]) -> pd.Series:
+    """The gate's verdicts on each strategy, over all GPU counts where it can run."""
+    possible = parity[parity.verdict != "unsupported"]
+    return possible.groupby(by, sort=False).verdict.agg(set)
+
+
+def _passed(verdicts: pd.Series) -> int:
+    """How many strategies passed at every GPU count."""
+    return int((verdicts == {"passed"}).sum())
 
 
 def _workload(
@@ -253,16 +262,14 @@ def _workload(
 
 def same_model(parity: pd.DataFrame) -> str:
     """Return how many strategies train the same model at every GPU count."""
-    possible = parity[parity.verdict != "unsupported"]
-    verdicts = possible.groupby("strategy", sort=False).verdict.agg(set)
-    passed = int((verdicts == {"passed"}).sum())
+    verdicts = _verdicts(parity, "strategy")
     names: dict[str, list[str]] = {"not proven for": [], "not yet checked:": []}
     for name, each in verdicts.items():
         if each != {"passed"}:
             words = "not yet checked:" if each <= {"passed", "missing"} else "not proven for"
             names[words].append(label_of(str(name)))
-    text = f"{passed} of {len(verdicts)} train the same model"
-    if ((possible.verdict == "passed") & (possible.reason != "")).any():
+    text = f"{_passed(verdicts)} of {len(verdicts)} train the same model"
+    if ((parity.verdict == "passed") & (parity.reason != "")).any():
         text += " (a small version of it)"
     others = [f"{words} {', '.join(labels)}" for words, labels in names.items() if labels]
     return "; ".join([text, *others])

@@ -62,23 +62,24 @@ def _verdict(group: Group, rows: pd.DataFrame, baseline: str, margin: float) -> 
     measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
     levels = {metric: _levels(group, metric, rows, baseline) for metric in measured}
     standings = {metric: _standing(group, metric, levels[metric], margin) for metric in measured}
-    linked = {
-        metric: _linked(levels[metric], standings[PRIMARY].best or "", group, metric, margin)
-        for metric in measured
-        if PRIMARY in measured
-    }
+    fastest = standings.get(PRIMARY, Standing(metric=PRIMARY.column))
+    if fastest.best is not None:
+        levels = {
+            metric: _linked(levels[metric], fastest.best, group, metric, margin)
+            for metric in measured
+        }
     return Verdict(
         **group.key,
         baseline=baseline,
         margin=margin,
         runs={name: int((usable["strategy"] == name).sum()) for name in group.strategies},
         excluded=_excluded(group),
-        fastest=standings.get(PRIMARY, Standing(metric=PRIMARY.column)),
+        fastest=fastest,
         memory=standings.get(MEMORY),
         energy=standings.get(ENERGY),
         objectives=[metric.column for metric in measured],
         medians=_medians(usable, measured),
-        pareto=pareto_set(linked, margin),
+        pareto=pareto_set(levels, margin),
     )
 
 
@@ -139,7 +140,7 @@ def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> St
         tried.add(best)
     values = group.usable[group.usable["strategy"] == best][metric.column]
     worse = [row for row in rows if row.verdict == behind]
-    # What is shown to be ahead here beats the best, and is beaten by another: that shows nothing.
+    # A strategy that is still ahead beats the best and is beaten by another, which shows nothing.
     left = [row for row in rows if row.verdict not in (behind, EQUIVALENT, NOT_COMPARABLE)]
     compared = [row for row in rows if row.verdict != NOT_COMPARABLE]
     all_are = len(compared) == len(rows) > 0
@@ -157,29 +158,29 @@ def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> St
     )
 
 
-def _against(best: str, group: Group, metric: Metric, margin: float) -> list[ComparisonRow]:
-    """The comparisons of the other strategies with one, without those that have no result."""
+def _against(one: str, group: Group, metric: Metric, margin: float) -> list[ComparisonRow]:
+    """Compare one strategy with every other that has a result."""
     return [
         row
-        for row in judge(list(group.contrasts(metric, best)), metric, group.paired, margin)
+        for row in judge(list(group.contrasts(metric, one)), metric, group.paired, margin)
         if row.ratio is not None or row.reason not in ("no_usable_cell", "not_measured")
     ]
 
 
-def _linked(levels: Levels, best: str, group: Group, metric: Metric, margin: float) -> Levels:
-    """Add strategies that were compared with the fastest one, and not with the baseline."""
+def _linked(levels: Levels, fastest: str, group: Group, metric: Metric, margin: float) -> Levels:
+    """Add strategies that were compared with the fastest one, but not with the baseline."""
     if set(group.samples(metric)) <= levels.keys():
         return levels
     logs = {
         row.strategy: math.log(row.ratio)
-        for row in _against(best, group, metric, margin)
+        for row in _against(fastest, group, metric, margin)
         if row.ratio is not None
     }
     common = [levels[name] - log for name, log in logs.items() if name in levels]
-    if best not in levels and not common:
+    if fastest not in levels and not common:
         return levels
-    own = levels[best] if best in levels else sum(common) / len(common)
-    return {best: own, **{name: own + log for name, log in logs.items()}, **levels}
+    own = levels[fastest] if fastest in levels else sum(common) / len(common)
+    return {fastest: own, **{name: own + log for name, log in logs.items()}, **levels}
 
 
 def _names(rows: Iterable[ComparisonRow]) -> list[str]:

@@ -407,7 +407,7 @@ class CellTraining:
         """Measure the steady window; return the cell's throughput and this process's window.
 
         Raises:
-            Diverged: if the loss is not finite at its end. The window goes on beyond the training.
+            Diverged: if the loss is not finite at the end of the window.
         """
         self.strategy.train()
         steps = self._endless_steps()

@@ -17,7 +17,7 @@ from shardmark.own_file import call_own
 from shardmark.workload.contract import Inputs, Rows
 from shardmark.workload.keyed_random import sample_keys
 from shardmark.workload.own import Training, load_training
-from shardmark.workload.parameter_uses import parameter_uses
+from shardmark.workload.parameter_uses import ParameterUses, parameter_uses
 
 SAMPLES = 2
 SEED = 0
@@ -28,7 +28,7 @@ LONGEST_LOAD_S = 10.0
 # Sums in another order differ by rounding; a mean instead of a sum by a factor of two.
 TOLERANCE = 1e-3
 
-_WRAPPED = (
+_HIDDEN = (
     "there is no model{part} here, because strategies wrap the network: call model(...), which "
     "runs its forward method, and no other part of it"
 )
@@ -66,10 +66,10 @@ class _Wrapped(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise AttributeError(_WRAPPED.format(part=f".{name}")) from None
+            raise AttributeError(_HIDDEN.format(part=f".{name}")) from None
 
     def __getitem__(self, index: Any) -> Any:
-        raise TypeError(_WRAPPED.format(part=f"[{index!r}]"))
+        raise TypeError(_HIDDEN.format(part=f"[{index!r}]"))
 
 
 class _Check:
@@ -91,7 +91,9 @@ class _Check:
         loss = self._check_loss(model, rows, inputs)
         terms = self._check_terms(rows, inputs)
         lines.append(f"loss: {loss / terms:.4g} per term, {terms:g} terms in {SAMPLES} samples.")
-        lines += self._describe_uses()
+        uses = parameter_uses(self.training)
+        self._check_whole(uses)
+        lines += self._describe(uses)
         tests = self.whole.definition.test_samples
         if tests:
             small = self.training.definition
@@ -127,15 +129,18 @@ class _Check:
                 )
         return model.train()
 
-    def _describe_uses(self) -> list[str]:
-        uses = parameter_uses(self.training)
-        if self.training.small_options is not None:
-            whole = self._call("build_model, whole model", lambda: parameter_uses(self.whole))
-            if whole.why_unknown is not None and uses.why_unknown is None:
-                raise UserError(
-                    f"{self.file}: the whole model cannot compute a loss, although its small "
-                    f"version can: {whole.why_unknown}; compare options with small_options"
-                )
+    def _check_whole(self, small: ParameterUses) -> None:
+        """Build the whole model, and compute its loss without values where the small one can."""
+        if self.training.small_options is None:
+            return
+        whole = self._call("build_model, whole model", lambda: parameter_uses(self.whole))
+        if whole.why_unknown is not None and small.why_unknown is None:
+            raise UserError(
+                f"{self.file}: the whole model cannot compute a loss, although its small version "
+                f"can: {whole.why_unknown}; compare options with small_options"
+            )
+
+    def _describe(self, uses: ParameterUses) -> list[str]:
         lines = [
             f"parameters that are {kind}: {len(names)}, among them {min(names)}."
             for kind, names in uses.kinds.items()
