@@ -27,18 +27,14 @@ def describe_gaps(cells: Sequence[CellRow]) -> list[str]:
     unsupported = [cell for cell in cells if cell.outcome == Outcome.UNSUPPORTED]
     reported = [cell for cell in cells if cell.status and cell not in unsupported]
     if not reported:
-        own = Path("results", cells[0].run)
-        others = [folder.parent.name for folder in sorted(own.parent.glob("*/tables"))]
-        there = [name for name in others if name != own.name]
-        raise UserError(
-            f"{own} has no cell to report; "
-            + (
-                f"there are results of {', '.join(there)}: add the --configfile that made them"
-                if there
-                else "run the matrix first: snakemake --profile profiles/local, with the same "
-                "--configfile"
-            )
+        run = cells[0].run
+        others = [tables.parent.name for tables in sorted(Path("results").glob("*/tables"))]
+        advice = (
+            "run the matrix first, with the same --configfile: snakemake --profile profiles/local"
         )
+        if there := [name for name in others if name != run]:
+            advice = f"there are results of {', '.join(there)}: add the --configfile that made them"
+        raise UserError(f"results/{run} has no cell to report; {advice}")
     possible = len(cells) - len(unsupported)
     lines = [f"{len(reported)} of {possible} cells have a result"]
     if unsupported:
