@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from shardmark.measurement import telemetry
 from shardmark.measurement.clocks import Phases, StepClock
 from shardmark.measurement.devices import (
     foreign_processes,
@@ -319,6 +321,25 @@ def test_rapl_is_null_where_it_cannot_be_read_and_a_sum_of_packages_where_it_can
     (tmp_path / "intel-rapl:0:0").mkdir()
     (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("9")
     assert rapl_energy_j(tmp_path) == pytest.approx(3.0)
+
+
+def test_a_process_that_one_reading_misses_adds_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = CpuProbe(os.getpid())
+    busy = [50.0]
+    process = SimpleNamespace(
+        pid=1,
+        cpu_times=lambda: SimpleNamespace(user=busy[0], system=0.0),
+        memory_info=lambda: SimpleNamespace(rss=2**20),
+    )
+    found = iter([[process], [], [process]])
+    monkeypatch.setattr(probe, "_root", SimpleNamespace(children=lambda recursive: next(found)))
+    clock = iter([0.0, 1.0, 2.0])
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(probe, "_cores", 2)
+    list(probe.rows())
+    assert [row["utilization_pct"] for row in probe.rows()] == [0.0]
+    busy[0] = 51.0
+    assert [row["utilization_pct"] for row in probe.rows()] == [50.0]
 
 
 def test_the_first_sample_of_a_cpu_has_no_utilisation() -> None:

@@ -37,7 +37,7 @@ def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:
     config = config_of(strategies=["fsdp2", "dp", "ddp"], gpus=[1, 2])
     write_matrix(config, tmp_path)
     tables, findings = read_all(config, tmp_path)
-    table = scaling_table(findings.scaling, tables.strategies)
+    table = scaling_table(findings.scaling, tables.strategies, tables.record.device)
     names = ["FSDP2", "DataParallel", "DDP"]
     assert [(row[0], row[1]) for row in table.rows] == [
         (name, count) for name in names for count in ("1", "2")
@@ -49,11 +49,13 @@ def test_one_gpu_count_has_no_scaling(tmp_path: Path) -> None:
     write_matrix(config, tmp_path)
     tables, findings = read_all(config, tmp_path)
     assert len(findings.scaling) == 2
-    table = scaling_table(findings.scaling, tables.strategies)
+    table = scaling_table(findings.scaling, tables.strategies, tables.record.device)
     assert table.rows == []
     assert table.notes == ["No strategy has results at more than one GPU count."]
     exported = tables_to_export(tables, findings)
     assert exported["scaling"][0].notes == table.notes, "the page links to its files"
+    on_cpus = scaling_table(findings.scaling, tables.strategies, "cpu")
+    assert on_cpus.notes == ["No strategy has results at more than one process count."]
 
 
 def test_a_list_of_names_is_clear_although_a_name_has_a_comma() -> None:

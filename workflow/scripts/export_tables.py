@@ -38,7 +38,7 @@ def tables_to_export(tables: Tables, findings: Findings) -> dict[str, list[Table
         )
         for pair in comparison_tables(comparisons, device):
             exported["comparisons"] += [table for table in pair if table.rows]
-        speedups = scaling_table(scaling, tables.strategies)
+        speedups = scaling_table(scaling, tables.strategies, tables.record.device)
         exported["scaling"].append(_name(workload, speedups))
         exported["outcomes"].append(outcome_table(cells))
         exported["parity"].append(parity_table(parity))

@@ -207,20 +207,23 @@ class CpuProbe:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one row: share of all cores, resident memory, and energy if RAPL is readable."""
-        now = time.monotonic()
+        processes = self._root.children(recursive=True)
+        now = time.monotonic()  # just before the times are read; the list takes longer
         busy: dict[int, float] = {}
         resident = 0
-        for process in self._root.children(recursive=True):
+        for process in processes:
             if process.pid == os.getpid():
                 continue
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 busy[process.pid] = times.user + times.system
                 resident += process.memory_info().rss
-        spent = sum(seconds - self._busy.get(pid, 0.0) for pid, seconds in busy.items())
+        # A process whose number an earlier one had may have less than that one.
+        spent = sum(max(0.0, seconds - self._busy.get(pid, 0.0)) for pid, seconds in busy.items())
         # The first call has no earlier CPU times to compare with, and almost no time has elapsed.
         elapsed = now - self._then if self._busy else 0.0
-        self._busy, self._then = busy, now
+        # One reading may miss a process. Its earlier CPU time must not count in the next.
+        self._busy, self._then = self._busy | busy, now
         yield {
             "monotonic_s": now,
             "device": "cpu",

@@ -244,7 +244,7 @@ def _workload(
         figures=sections,
         not_drawn=not_drawn,
         comparisons=list(comparison_tables(comparisons, record.device)),
-        scaling=scaling_table(scaling, tables.strategies),
+        scaling=scaling_table(scaling, tables.strategies, record.device),
         memory_bars=memory_bars(cells),
         memory=memory_table(cells),
         largest_batch=largest_batch_table(largest, record.device),

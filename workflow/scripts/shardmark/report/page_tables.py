@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from shardmark.quantities import describe_gpus, format_number, replicas_heading
+from shardmark.quantities import describe_gpus, format_number, replicas_heading, replicas_noun
 from shardmark.report.failures import locate, name_cell
 from shardmark.report.sentences import explain, join_names
 from shardmark.report.table import Detailed, Table
@@ -104,12 +104,13 @@ def _unpaired(group: pd.DataFrame) -> list[str]:
     return [f"Ran on other devices than the baseline, so not paired with it: {names}."]
 
 
-def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
+def scaling_table(scaling: pd.DataFrame, strategies: list[str], device: str) -> Table:
     """Speed-up and efficiency of each strategy; no rows if there is one GPU count only.
 
     Args:
         scaling: rows of scaling.csv of one workload.
         strategies: in the order of the rows.
+        device: cuda, or cpu, where a replica runs in a process.
     """
     unit = scaling.unit.iloc[0] if len(scaling) else "items"
     alone = bool((scaling.gpus == scaling.reference_gpus).all())
@@ -122,7 +123,9 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str]) -> Table:
             *("Speed-up", "95 % interval", "Efficiency", "95 % interval", "n"),
         ],
         rows=[] if alone else [_scaling_row(row) for row in rows],
-        notes=["No strategy has results at more than one GPU count."] if alone else [],
+        notes=[f"No strategy has results at more than one {replicas_noun(device)} count."]
+        if alone
+        else [],
     )
 
 
