@@ -75,7 +75,7 @@ def test_a_choice_that_could_not_meet_everyone_says_so() -> None:
     found = answer_of(cells)
     assert (found.badge, found.lead) == ("open", "Use DDP, as far as can be compared.")
     assert "Not comparable: FSDP2." in found.text
-    assert "No compared strategy needs less memory." in found.text
+    assert "No compared strategy needs over 2 % less memory." in found.text
     cells.loc[cells.strategy == "fsdp", "driver"] = "580.2"
     assert answer_of(cells).lead == "No strategy can be compared with FSDP2."
 
@@ -87,7 +87,7 @@ def test_the_fastest_is_recommended_with_its_price_and_the_alternatives() -> Non
     )
     found = answer_of(failed(cells, "dp", "oom"))
     assert found.badge == "established"
-    assert found.text.startswith("Use DDP. Fastest on 2 GPUs; each: batch 512, 5,00")
+    assert found.text.startswith("Use DDP. Fastest on 2 GPUs. Per GPU: batch 512, 5,00")
     assert "images/s, 9.0 of 80 GiB. If memory is tight: FSDP2 (3" in found.text
     assert " % slower, 33 % less memory). Avoid DeepSpeed ZeRO-3 (7" in found.text
     assert " % slower than DDP). " in found.text

@@ -154,6 +154,9 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     assert slow.labels == [label]
     row = row_of(slow)
     assert (row.host_wait_pct, row.exposed_communication_pct) == (59, 1)
+    # The bar of the step is that rank's, too.
+    parts = (row.compute_ms, row.exposed_communication_ms, row.data_ms, row.host_wait_ms)
+    assert parts == pytest.approx((40, 1, 0, 59))
     assert (row.labels, row.label_reasons) == ("host wait", label)
     fast = metrics.model_copy(update={"profile": [split(0, host_gap_ms=9, exposed_ms=20)]})
     assert judge(fast).labels == []
@@ -170,6 +173,7 @@ def test_what_tracing_adds_is_no_waiting() -> None:
     traced = split(0, host_gap_ms=5.0, exposed_ms=0.3).model_copy(update={"step_ms": 43.9})
     result = metrics.model_copy(update={"throughput": throughput, "profile": [traced]})
     assert host_wait_pct(result) == pytest.approx(100 * 1.2 / 40.1)
+    assert row_of(result).host_wait_ms == pytest.approx(1.2)
     assert judge(result).labels == []
     slower = traced.model_copy(update={"step_ms": 99.0})
     assert host_wait_pct(result.model_copy(update={"profile": [slower]})) == 0

@@ -77,13 +77,13 @@ def test_equal_factors_of_scaling_have_no_most_and_least(tmp_path: Path) -> None
     assert headline("scaling", HeadlineData.of(tables.cells, findings)).endswith(words)
 
 
-def test_the_headline_of_the_steps_has_the_shares_of_its_bars(tmp_path: Path) -> None:
+def test_the_headline_of_the_steps_has_the_shares_of_the_table(tmp_path: Path) -> None:
     config = config_of(strategies=["dp", "ddp"], gpus=[2])
     write_matrix(config, tmp_path)
     tables, findings = read_all(config, tmp_path)
-    parts = ["compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms"]
-    tables.cells.loc[tables.cells.strategy == "ddp", parts] = [60.0, 10.0, 0.0, 30.0]
-    tables.cells.loc[tables.cells.strategy == "dp", parts] = [70.0, 25.0, 0.0, 5.0]
+    shares = ["host_wait_pct", "exposed_communication_pct"]
+    tables.cells.loc[tables.cells.strategy == "ddp", shares] = [30.0, 10.0]
+    tables.cells.loc[tables.cells.strategy == "dp", shares] = [5.0, 25.0]
     assert headline("step_split", HeadlineData.of(tables.cells, findings)) == (
         "On 2 GPUs DDP waits longest for its host (30 % of a step) and DataParallel spends the "
         "largest part of its step on communication alone (25 % of a step)."

@@ -98,7 +98,7 @@ def test_the_first_screen_is_the_identity_the_answer_the_picture_the_table(page:
 def test_the_answer_has_a_badge_and_names_what_failed(page: Page) -> None:
     said = page.locator(".answer").inner_text()
     assert page.locator(".badge").inner_text() in ("likely", "open")
-    assert "on 2 GPUs; each: batch 512, " in said
+    assert "on 2 GPUs. Per GPU: batch 512, " in said
     assert "If memory is tight: DeepSpeed ZeRO-3 (" in said
     meanings = page.locator(".badges").inner_text()
     assert f"{page.locator('.badge').inner_text()}: " in meanings

@@ -34,7 +34,7 @@ STEP = (
     Part("compute", "#0072B2", ("compute_ms",)),
     Part("exposed communication", "#D55E00", ("exposed_communication_ms",)),
     Part("data", "#F0C040", ("data_ms",)),
-    Part("idle, the host is late", "#C4C4C4", ("host_gap_ms",)),
+    Part("idle, the host is late", "#C4C4C4", ("host_wait_ms",)),
 )
 CELL = (
     Part(
@@ -51,11 +51,11 @@ CELL = (
 
 
 def step_split_figure(data: Data) -> Figure:
-    """Draw what the device does in a profiled step: a bar per strategy, a panel per GPU count."""
+    """Draw what a device does in a step: a bar per strategy, a panel per GPU count."""
     known = data.counted.dropna(subset=[part.columns[0] for part in STEP])
     if known.empty:
         raise NothingToDraw("no cell was profiled (measure.profile)")
-    return _bars(data, known, STEP, "Profiled step, mean over ranks and runs (ms)")
+    return _bars(data, known, STEP, "Step of the rank that waits longest, mean over runs (ms)")
 
 
 def wall_clock_figure(data: Data) -> Figure:

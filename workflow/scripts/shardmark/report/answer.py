@@ -222,7 +222,8 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
 
 def _each_of(gpus: int, device: str) -> str:
     """The GPUs; with several, the figures that follow are of each, as in the table."""
-    return f"{describe_gpus(device, gpus)}{'' if gpus == 1 else '; each'}"
+    each = "" if gpus == 1 else f". Per {replicas_noun(device)}"
+    return f"{describe_gpus(device, gpus)}{each}"
 
 
 def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
@@ -237,7 +238,7 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
         name, memory = frugal
         if memory > 1 - verdict.margin:
             whose = "compared strategy" if verdict.fastest.not_compared else "strategy"
-            yield "", f"No {whose} needs less memory."
+            yield "", f"No {whose} needs over {100 * verdict.margin:g} % less memory."
         else:
             yield (
                 f"If memory is tight: {label_of(name)}",

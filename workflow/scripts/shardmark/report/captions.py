@@ -9,7 +9,7 @@ import pandas as pd
 
 from shardmark.quantities import Quantity, describe_gpus, format_number
 from shardmark.report.sentences import join_names
-from shardmark.results.cell_rows import QUANTITIES, STEP_PARTS
+from shardmark.results.cell_rows import QUANTITIES
 from shardmark.statistics.eligibility import counted
 from shardmark.statistics.findings import Findings
 from shardmark.strategies import label_of
@@ -123,18 +123,17 @@ def _most_and_least(values: Mapping[str, str]) -> str:
 
 
 def _step_split(data: HeadlineData) -> str:
-    means = data.runs[list(STEP_PARTS)].groupby(data.runs.strategy).mean().dropna(how="all")
-    shares = 100 * means.div(means.sum(axis=1), axis=0)
     parts: dict[str, list[str]] = {}
     for column, words in (
-        ("host_gap_ms", "waits longest for its host"),
+        ("host_wait_pct", "waits longest for its host"),
         (
-            "exposed_communication_ms",
+            "exposed_communication_pct",
             "spends the largest part of its step on communication alone",
         ),
     ):
-        if len(shares) and (most := shares[column].max()) >= 1:
-            name = label_of(str(shares[column].idxmax()))
+        shares = data.medians(column)
+        if shares and (most := max(shares.values())) >= 1:
+            name = list(shares)[-1]
             parts.setdefault(name, []).append(f"{words} ({most:.0f} % of a step)")
     clauses = [f"{name} {' and '.join(words)}" for name, words in parts.items()]
     return f"On {data.where} {' and '.join(clauses)}." if clauses else ""

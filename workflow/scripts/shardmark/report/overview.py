@@ -135,7 +135,7 @@ def _caption(cells: pd.DataFrame, lanes: set[str], headings: list[str], where: s
     else:
         parts += [f"{lane}: {LANE_MEANINGS[lane]}" for lane in sorted(lanes, reverse=True)]
     if "MFU (%)" in headings:
-        parts.append("MFU: share of the measured peak (small type: of the datasheet's)")
+        parts.append("MFU: FLOP/s as a share of the measured peak (small type: of the datasheet's)")
     if "HFU (%)" in headings:
         parts.append("HFU: with what activation checkpointing computes again")
     return "; ".join(parts)

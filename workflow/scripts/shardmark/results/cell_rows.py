@@ -20,6 +20,7 @@ from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
     exposed_communication_pct,
     host_wait_pct,
+    slowest_host,
     throttled_periods_pct,
 )
 from shardmark.measurement.validity import names_of_rules, unchecked_rules
@@ -32,7 +33,6 @@ from shardmark.metrics import (
     Loss,
     Metrics,
     Roofs,
-    StepSplit,
     Throughput,
     Times,
 )
@@ -40,8 +40,6 @@ from shardmark.quantities import Quantity
 from shardmark.results.matrix import PlannedCell
 
 HOST_COLUMNS = ("launching_cpu_pct", "involuntary_switches_per_s", "cpu_pressure_pct")
-# The parts of a profiled step; they add up to it.
-STEP_PARTS = ("compute_ms", "exposed_communication_ms", "data_ms", "host_gap_ms")
 
 NOT_REACHED = "the cell did not get this far"
 _NO_PROFILE = f"{NOT_REACHED}, or measure.profile is false"
@@ -235,31 +233,30 @@ class CellRow(Section):
     other_s: float | None = recorded(Times, "other_s")
     shutdown_s: float | None = recorded(Times, "shutdown_s")
     compute_ms: float | None = column(
-        "Part of a profiled step in which the device computes, mean over ranks, ms.",
+        "Part of a profiled step in which the device computes, on the rank that waits longest for "
+        "its host, ms.",
         empty=_NO_PROFILE,
     )
     exposed_communication_ms: float | None = column(
-        "Part of a profiled step in which the device communicates and computes nothing, mean over "
-        "ranks, ms.",
+        "Part of a profiled step in which that rank's device communicates and computes nothing, "
+        "ms; the other ranks' collectives also wait for that rank.",
         empty=_NO_PROFILE,
     )
     data_ms: float | None = column(
-        "Part of a profiled step in which the device makes the batch or waits for it, mean over "
-        "ranks, ms.",
+        "Part of a profiled step in which that rank's device makes the batch or waits for it, ms.",
         empty=_NO_PROFILE,
     )
-    host_gap_ms: float | None = column(
-        "Part of a profiled step in which the device is idle, mean over ranks, ms.",
+    host_wait_ms: float | None = column(
+        "Part of a timed step in which that rank's device is idle, ms; it comes from the profile, "
+        "less the time that tracing added.",
         empty=_NO_PROFILE,
     )
     host_wait_pct: float | None = column(
-        "Share of a timed step in which the device is idle, on the rank that waits longest for "
-        "its host, %; it comes from the profile, less the time that tracing added.",
+        "host_wait_ms as a share of a timed step, %.",
         empty=_NO_PROFILE,
     )
     exposed_communication_pct: float | None = column(
-        "Share of a profiled step in which that rank's device communicates and computes nothing, "
-        "%; the other ranks' collectives also wait for that rank.",
+        "exposed_communication_ms as a share of a profiled step, %.",
         empty=_NO_PROFILE,
     )
     launching_cpu_pct: float | None = column(
@@ -446,9 +443,7 @@ def _measured(metrics: Metrics) -> dict[str, Any]:
         "final_accuracy": accuracy.final if accuracy else None,
         "final_test_loss": test_loss.final if test_loss else None,
         "epoch_s_mean": fmean(epochs_s) if epochs_s else None,
-        **{part: _mean_over_ranks(metrics.profile, part) for part in STEP_PARTS},
-        "host_wait_pct": host_wait_pct(metrics),
-        "exposed_communication_pct": exposed_communication_pct(metrics),
+        **_step_parts(metrics),
         **{key: _most(metrics.host, key) for key in HOST_COLUMNS},
         **{key: _least(metrics.host, key) for key in ("cpus", "torch_threads", "cpu_quota")},
         "cpu_throttled_pct": max(
@@ -529,8 +524,19 @@ def _peak(devices: Sequence[Device], key: str) -> int | None:
     return max(_all_known(getattr(device, key) for device in devices), default=None)
 
 
-def _mean_over_ranks(profile: Sequence[StepSplit], part: str) -> float | None:
-    return fmean(getattr(split, part) for split in profile) if profile else None
+def _step_parts(metrics: Metrics) -> dict[str, Any]:
+    """Return where a step's time goes on the rank that waits longest for its host."""
+    split, wait_pct = slowest_host(metrics.profile), host_wait_pct(metrics)
+    if split is None or metrics.throughput is None or wait_pct is None:
+        return {}
+    return {
+        "compute_ms": split.compute_ms,
+        "exposed_communication_ms": split.exposed_communication_ms,
+        "data_ms": split.data_ms,
+        "host_wait_ms": wait_pct / 100 * metrics.throughput.step_ms_mean,
+        "host_wait_pct": wait_pct,
+        "exposed_communication_pct": exposed_communication_pct(metrics),
+    }
 
 
 def _most(host: Sequence[HostUse], key: str) -> float | None:

@@ -388,7 +388,7 @@ SETTINGS = (
     Setting(
         "gradient buckets, bytes",
         lambda effective: effective.bucket_bytes,
-        inherent="how a strategy packs its messages is its own",
+        inherent="each strategy packs gradients into buckets in its own way",
     ),
     Setting(
         "collectives of a step",
@@ -541,7 +541,7 @@ def _judge_volume(
                 )
         texts[name] = " or ".join(multiples) or "unknown"
     differ = len(set(texts.values())) > 1
-    reason = "what a strategy shards sets what it must move (Rajbhandari et al. 2020, section 7)"
+    reason = "what is sharded must be communicated (Rajbhandari et al. 2020, section 7)"
     if next(iter(results_by_strategy.values()))[0].cell.gpus == 1:
         reason = "one replica has nobody to exchange with"
     return Row(
@@ -582,7 +582,7 @@ def _judge_fact(
         setting=fact.label,
         values=texts,
         verdict="flagged" if flagged else verdict,
-        reason="DataParallel's one process has what the ranks of the others share"
+        reason="DataParallel is one process, which has what the others' ranks share"
         if differ and not flagged
         else None,
         flagged=flagged,
