@@ -846,8 +846,8 @@ def shipped(*overlays: str) -> dict[str, Any]:
         (("pilot",), "pilot", 13 + 4 + 2 * 8),
         (("one_gpu",), "one_gpu", (15 + 8) * 6),
         (("two_gpus",), "two_gpus", 15 * 6 + 13 * 2 + 8 * (6 + 1) + 6 * 3 + 2 * 3),
-        (("eight_gpus",), "eight_gpus", 2 * 42 + 18 + 4 * 12 + 2 * 14 + 2 * 24 + 12),
-        (("eight_gpus", "four_gpus"), "four_gpus", 42 + 18 + 3 * 12 + 14 + 24 + 12),
+        (("eight_gpus",), "eight_gpus", 2 * 48 + 30 + 4 * 12 + 2 * 14 + 2 * 24 + 12),
+        (("eight_gpus", "four_gpus"), "four_gpus", 48 + 30 + 3 * 12 + 14 + 24 + 12),
         (("checks",), "checks", 4 * 8),
     ],
 )
