@@ -113,7 +113,7 @@ def _table(group: pd.DataFrame, baseline: str, ranges: bool) -> Table:
     ]
     runs = sorted({count for count in group.runs if count})
     return Table(
-        caption=_caption(group.iloc[0], baseline, runs),
+        caption=_caption(group.iloc[0], baseline, runs, ranges),
         headings=[
             "Strategy",
             "Runs",
@@ -126,19 +126,22 @@ def _table(group: pd.DataFrame, baseline: str, ranges: bool) -> Table:
     )
 
 
-def _caption(first: pd.Series, baseline: str, runs: Sequence[int]) -> str:
+def _caption(first: pd.Series, baseline: str, runs: Sequence[int], ranges: bool) -> str:
+    median = "median [smallest, largest]" if ranges else "median"
     match runs:
         case []:
             spread = "no run is ok"
         case [1]:
             spread = "one run each (n = 1)"
         case [n]:
-            spread = f"median [smallest, largest] of n = {n} runs"
+            spread = f"{median} of n = {n} runs"
         case [fewest, *_, most]:
-            spread = f"median [smallest, largest] of n = {fewest} to {most} runs"
+            spread = f"{median} of n = {fewest} to {most} runs"
+    where = describe_gpus(first.device, first.gpus)
+    together = "" if first.gpus == 1 else f"; throughput and power of {where} together"
     return (
-        f"{first.workload} on {describe_gpus(first.device, first.gpus)}, "
-        f"{describe_scaling(first.scaling)}; {spread}; baseline {baseline}"
+        f"{first.workload} on {where}, "
+        f"{describe_scaling(first.scaling)}; {spread}; baseline {baseline}{together}"
     )
 
 
