@@ -28,6 +28,7 @@ def two_gpus(
         window_s=30.0,
         final_accuracy=0.7,
         memory_capacity_bytes=80 * GIB,
+        lane="same_arithmetic",
         **changes,
     )
     if gib:
@@ -123,7 +124,7 @@ def test_a_strategy_far_behind_is_no_equal_choice_for_want_of_runs() -> None:
     found = answer_of(cells)
     assert (found.badge, found.lead) == ("open", "Use DDP.")
     assert "Far behind so far: FSDP2 (70 % slower than DDP)." in found.text
-    assert found.more_runs == "Choosing takes at least 1 more run of FSDP2."
+    assert found.more_runs == "Choosing takes at least 3 runs of FSDP2."
 
 
 def test_two_strategies_that_many_runs_cannot_separate_are_both_named() -> None:
@@ -142,7 +143,7 @@ def test_a_strategy_whose_every_run_has_a_device_fault_is_named() -> None:
 def test_too_few_runs_choose_nothing() -> None:
     found = answer_of(two_gpus(SPEEDS, seeds=2))
     assert (found.badge, found.lead) == ("open", "Too few runs to choose.")
-    assert found.more_runs == "Choosing takes at least 1 more run of each strategy."
+    assert found.more_runs == "Choosing takes at least 3 runs of each strategy."
 
 
 def test_equals_are_both_recommended() -> None:
@@ -213,6 +214,97 @@ def test_a_strategy_whose_gate_has_not_run_is_named_with_what_runs_it() -> None:
         "No strategy has a result that counts. Not yet checked by the parity gate: DDP, FSDP1 and "
         "FSDP2. The command that runs the matrix also runs the gate."
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"excluded": "parity failed", "parity": "failed"}, "Not proven to train the same model"),
+        ({"excluded": "not training"}, "Not proven to train the same model"),
+        ({"excluded": "not compiled"}, "Ran uncompiled, although it should be compiled"),
+        ({"excluded": "refused", "outcome": "refused", "status": ""}, "Its file does not count"),
+    ],
+)
+def test_why_a_strategy_is_left_out_does_not_hide_behind_a_missing_seed(
+    changes: dict[str, Any], words: str
+) -> None:
+    cells = two_gpus(SPEEDS)
+    own = cells.strategy == "fsdp"
+    cells.loc[own, list(changes)] = list(changes.values())
+    cells.loc[own & (cells.seed == 5), ["status", "outcome", "excluded"]] = [
+        "",
+        "missing",
+        "missing",
+    ]
+    assert f"{words}: FSDP1." in answer_of(cells).text
+
+
+def test_results_on_one_gpu_answer_nothing_about_two_where_all_ran_out_of_memory() -> None:
+    large = two_gpus(SPEEDS)
+    for strategy in SPEEDS:
+        large = failed(large, strategy, "oom")
+    found = answer_of(pd.concat([two_gpus(SPEEDS).assign(gpus=1), large], ignore_index=True))
+    assert found.badge == "no answer"
+    assert found.text.startswith("One GPU cannot answer")
+    words = "No strategy has a result that counts on 2 GPUs. Out of memory: DDP, FSDP1 and FSDP2."
+    assert words in found.text
+    found = answer_of(pd.concat([two_gpus(SPEEDS), large.assign(gpus=4)], ignore_index=True))
+    assert found.lead == "Use DDP."
+    assert words.replace("2 GPUs", "4 GPUs") in found.text
+
+
+def test_failed_runs_of_the_best_strategy_are_named() -> None:
+    cells = two_gpus({"ddp": 1.0, "fsdp": 0.9}, seeds=9)
+    some = failed(cells[cells.seed < 3].copy(), "ddp", "oom")
+    found = answer_of(pd.concat([some, cells[cells.seed >= 3]], ignore_index=True))
+    assert found.lead == "Use DDP."
+    assert "3 of its 9 runs: out of memory." in found.text
+
+
+def test_a_best_strategy_of_another_arithmetic_says_so() -> None:
+    words = "It changes the arithmetic"
+    cells = two_gpus(SPEEDS)
+    assert words not in answer_of(cells).text
+    cells.loc[cells.strategy == "ddp", "lane"] = "other_arithmetic"
+    assert words in answer_of(cells).text
+
+
+def test_an_equal_strategy_is_named_beside_one_that_is_open() -> None:
+    cells = two_gpus({"ddp": 1.0, "fsdp2": 1.001, "fsdp": 1.0}, sd=0.001)
+    noisy = cells.strategy == "fsdp"
+    cells.loc[noisy, "items_per_s"] *= [0.9, 1.1, 0.9, 1.1, 0.9, 1.1]
+    found = answer_of(cells)
+    assert found.badge == "open"
+    assert found.lead in ("Use FSDP2, DDP or FSDP1.", "Use DDP, FSDP2 or FSDP1.")
+
+
+def test_a_strategy_that_is_slower_than_a_rival_is_no_choice() -> None:
+    cells = two_gpus({"ddp": 1.0, "fsdp2": 1.1, "deepspeed_zero1": 0.9}, sd=0.001)
+    outlier = (cells.strategy == "fsdp2") & (cells.seed == 0)
+    cells.loc[outlier, "items_per_s"] *= 0.5
+    found = answer_of(cells)
+    assert found.badge == "open"
+    assert "ZeRO-1" not in found.lead
+    assert "DDP" in found.lead
+
+
+def test_memory_is_tight_for_whom_another_saves_more_than_the_margin() -> None:
+    speeds = {"fsdp2": 1.1, "ddp": 1.0, "deepspeed_zero1": 0.9, "deepspeed_zero3": 0.3}
+    # DDP needs 1.5 % less than FSDP2, ZeRO-1 2.9 %.
+    gib = {"fsdp2": 41.2, "ddp": 40.6, "deepspeed_zero1": 40.0, "deepspeed_zero3": 39.9}
+    found = answer_of(two_gpus(speeds, gib=gib, sd=0.001))
+    assert "If memory is tight: DeepSpeed ZeRO-1 (18 % slower, 2.9 % less memory)." in found.text
+    assert "Avoid DeepSpeed ZeRO-3" in found.text
+
+
+def test_runs_on_devices_that_never_met_do_not_count_as_runs_to_compare() -> None:
+    cells = two_gpus({"ddp": 1.0, "fsdp": 0.99}, seeds=9, sd=0.02)
+    met = cells.seed < 2
+    others = [f"GPU-{index}" for index in range(len(cells))]
+    cells["device_uuids"] = cells.device_uuids.where(met, others)
+    found = answer_of(cells)
+    assert found.lead == "Too few runs to choose."
+    assert found.more_runs.endswith("that can be compared: of the same seeds on the same devices.")
 
 
 def test_what_may_not_be_compared_is_named() -> None:

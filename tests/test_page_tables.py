@@ -77,6 +77,46 @@ def test_equal_factors_of_scaling_have_no_most_and_least(tmp_path: Path) -> None
     assert headline("scaling", HeadlineData.of(tables.cells, findings)).endswith(words)
 
 
+def test_headlines_are_of_what_is_compared(tmp_path: Path) -> None:
+    config = config_of(strategies=["dp", "ddp"], gpus=[1, 2, 4])
+    write_matrix(config, tmp_path)
+    tables, findings = read_all(config, tmp_path)
+    tables.cells.loc[tables.cells.gpus == 4, "excluded"] = "parity missing"
+    findings.scaling.drop(findings.scaling.index[findings.scaling.gpus == 4], inplace=True)
+    data = HeadlineData.of(tables.cells, findings)
+    assert headline("throughput", data).startswith("Throughput on 2 GPUs: ")
+    assert headline("scaling", data).startswith("From 1 to 2 GPUs, ")
+    assert headline("efficiency", data).startswith("Scaling efficiency on 2 GPUs: ")
+    tables.cells.loc[tables.cells.strategy == "dp", "excluded"] = "parity failed"
+    assert "DataParallel" not in headline("throughput", HeadlineData.of(tables.cells, findings))
+
+
+def test_efficiencies_are_compared_only_from_the_same_gpu_count(tmp_path: Path) -> None:
+    config = config_of(strategies=["dp", "ddp"], gpus=[1, 2, 4])
+    write_matrix(config, tmp_path)
+    tables, findings = read_all(config, tmp_path)
+    findings.scaling.loc[findings.scaling.strategy == "dp", "reference_gpus"] = 2
+    said = headline("efficiency", HeadlineData.of(tables.cells, findings))
+    assert said.startswith("Scaling efficiency on 4 GPUs: ")
+    assert "DataParallel" not in said
+
+
+def test_a_short_window_has_no_hundredth_step(tmp_path: Path) -> None:
+    config = config_of(strategies=["dp", "ddp"], gpus=[2])
+    write_matrix(config, tmp_path)
+    tables, findings = read_all(config, tmp_path)
+
+    def said(steps: int, slowest: float) -> str:
+        tables.cells["steps"] = steps
+        tables.cells["step_ms_p99"] = tables.cells.step_ms_p50 * 1.1
+        tables.cells.loc[tables.cells.strategy == "ddp", "step_ms_p99"] *= slowest
+        return headline("step_time", HeadlineData.of(tables.cells, findings))
+
+    assert "DDP is the most uneven: in its median run, the slowest step takes 1.32" in said(29, 1.2)
+    assert "one step in a hundred takes at least 1.32" in said(100, 1.2)
+    assert said(29, 1.0) == ""
+
+
 def test_the_headline_of_the_steps_has_the_shares_of_the_table(tmp_path: Path) -> None:
     config = config_of(strategies=["dp", "ddp"], gpus=[2])
     write_matrix(config, tmp_path)
@@ -152,7 +192,7 @@ def test_comparisons_without_pairs_say_so() -> None:
     cells["device_uuids"] = [GPU.format((7 * index) % 5) for index in range(len(cells))]
     ((primary, _),) = comparison_tables(compare(cells, "ddp"), "cuda")
     assert primary.notes == [
-        "Ran on other devices than the baseline, so not paired with it: FSDP1."
+        "Seeds ran on other devices than the baseline, so they are no pairs: FSDP1."
     ]
 
 

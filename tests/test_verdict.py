@@ -81,9 +81,10 @@ def test_an_open_ranking_says_how_many_runs_would_settle_it() -> None:
     assert (found.fastest.tier, found.fastest.best) == ("open", "ddp")
     assert found.fastest.open == ["fsdp"]
     assert found.fastest.worse == ["fsdp2"]
-    assert found.fastest.seeds_needed is not None
-    assert found.fastest.seeds_needed > 9
-    assert verdict_of(cells_table({"ddp": 1.0, "fsdp": 0.5})).fastest.seeds_needed is None
+    assert found.fastest.more_runs is not None
+    assert 0 < found.fastest.more_runs < 200
+    assert found.fastest.too_few == []
+    assert verdict_of(cells_table({"ddp": 1.0, "fsdp": 0.5})).fastest.more_runs is None
 
 
 def test_excluded_cells_are_counted_by_reason() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,15 +39,22 @@ CLOSE_BEHIND = 0.97
 # A sentence names at most this many strategies.
 MOST_NAMES = 3
 AT_LEAST = {False: "", True: " or more"}
-# Why a strategy has no run that counts, worst for the reader first.
-_FAILED = (
-    Outcome.OOM,
-    Outcome.DIVERGED,
-    Outcome.TIMEOUT,
-    Outcome.FAILED,
-    Outcome.UNSUPPORTED,
-    Outcome.DEVICE_FAULT,
-    Outcome.MISSING,
+# A strategy whose memory is at most this multiple of the least is frugal, too.
+FRUGAL = 1.1
+# How a run may fail, worst for the reader first.
+_FAILED = (Outcome.OOM, Outcome.DIVERGED, Outcome.TIMEOUT, Outcome.FAILED)
+_UNPROVEN = "not proven to train the same model"
+_UNCOMPILED = "ran uncompiled, although it should be compiled"
+_UNCHECKED = "not yet checked by the parity gate"
+_EXCLUDED = "excluded"
+# Why a strategy has no run that counts, in the order in which the reasons are given.
+_LEFT_OUT = (
+    *(outcome.meaning for outcome in (*_FAILED, Outcome.REFUSED)),
+    _UNPROVEN,
+    _UNCOMPILED,
+    _UNCHECKED,
+    *(outcome.meaning for outcome in (Outcome.UNSUPPORTED, Outcome.DEVICE_FAULT, Outcome.MISSING)),
+    _EXCLUDED,
 )
 
 
@@ -103,27 +110,40 @@ def make_answer(
         )
     verdict = max(usable, key=lambda verdict: verdict.gpus)
     cells_there = cells[cells.gpus == verdict.gpus]
-    reason = why_no_answer(workload, cells, record)
+    without = [
+        *_outcomes_without_result(cells_there),
+        *_without_result_above(cells[cells.gpus > verdict.gpus], record.device),
+    ]
+    reason = why_no_answer(workload, cells, verdict.gpus, record)
     if reason:
-        measured = _measured(verdict, cells_there, record.device)
-        return Answer("no answer", reason, [*measured, *_outcomes_without_result(cells_there)])
+        return Answer(
+            "no answer", reason, [*_measured(verdict, cells_there, record.device), *without]
+        )
     badge, lead, place = _choice(verdict)
     rest = [
         ("", f"{place} on {_facts(verdict, cells_there, scaling, record.device)}."),
+        *_reservations(verdict, cells_there),
         *_alternatives(verdict),
-        *_outcomes_without_result(cells_there),
+        *without,
         *_elsewhere(usable, verdict, record.device),
         *_at_largest_batch(largest[largest.gpus == verdict.gpus], cells_there, record.device),
     ]
     return Answer(badge, lead, rest, _more_runs(verdict))
 
 
-def why_no_answer(workload: str, cells: pd.DataFrame, record: RunRecord) -> str:
-    """Return why the data do not answer which strategy is best; empty if they do."""
+def why_no_answer(workload: str, cells: pd.DataFrame, gpus: int, record: RunRecord) -> str:
+    """Return why the data do not answer which strategy is best; empty if they do.
+
+    Args:
+        workload: its name.
+        cells: rows of cells.csv of the workload.
+        gpus: the largest GPU count that has usable cells.
+        record: facts about the matrix.
+    """
     ok = cells[cells.status == "ok"]
     if record.device == "cpu":
         return "All cells ran on CPUs, and these cannot answer which strategy is best on GPUs."
-    if set(cells.gpus) == {1}:
+    if gpus == 1:
         return (
             "One GPU cannot answer which strategy is best on several, because nothing is sharded "
             "or communicated."
@@ -171,11 +191,10 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
         return "open", f"Only {best} has results.", "It runs"
     if not standing.ratios:
         return "open", f"No strategy can be compared with {best}.", f"{best} ran"
-    few = any(verdict.runs[name] < FEWEST_LIKELY for name in (standing.best or "", *standing.open))
-    if standing.open and few and not (standing.worse or standing.equivalent):
+    if standing.too_few and not (standing.worse or standing.equivalent):
         return "open", "Too few runs to choose.", f"{best} is ahead so far"
     contenders = _contenders(standing)
-    rivals = contenders or standing.equivalent
+    rivals = [*standing.equivalent, *contenders]
     names = [best, *map(label_of, rivals)]
     if contenders:
         chosen = (
@@ -198,7 +217,11 @@ def _choice(verdict: Verdict) -> tuple[Badge, str, str]:
 
 def _contenders(standing: Standing) -> list[str]:
     """Return the unranked strategies that may still be as fast as the best."""
-    return [name for name in standing.open if standing.ratios[name] >= FAR_BEHIND]
+    return [
+        name
+        for name in standing.open
+        if standing.ratios[name] >= FAR_BEHIND and name not in standing.behind_baseline
+    ]
 
 
 def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, device: str) -> str:
@@ -208,7 +231,8 @@ def _facts(verdict: Verdict, cells_there: pd.DataFrame, scaling: pd.DataFrame, d
     speed = format_quantity(PRIMARY.column, (standing.value or 0.0) / verdict.gpus, unit)
     row = scaling[(scaling.strategy == standing.best) & (scaling.gpus == verdict.gpus)]
     if len(row) and row.iloc[0].reference_gpus != verdict.gpus and pd.notna(row.iloc[0].efficiency):
-        speed += f" ({100 * row.iloc[0].efficiency:.0f} % scaling efficiency)"
+        start = "" if row.iloc[0].reference_gpus == 1 else f" from {row.iloc[0].reference_gpus}"
+        speed += f" ({100 * row.iloc[0].efficiency:.0f} % scaling efficiency{start})"
     batch = int(cells_there.per_gpu_batch_size.iloc[0])
     text = f"{_each_of(verdict.gpus, device)}: batch {batch:,}, {speed}"
     memory = verdict.medians[standing.best or ""].get(MEMORY.column)
@@ -226,24 +250,32 @@ def _each_of(gpus: int, device: str) -> str:
     return f"{describe_gpus(device, gpus)}{each}"
 
 
+def _reservations(verdict: Verdict, cells_there: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield whether the best strategy computes something else, and which of its runs failed."""
+    own = cells_there[cells_there.strategy == verdict.fastest.best]
+    if (own.lane == "other_arithmetic").any():
+        yield "", "It changes the arithmetic in a way that its maintainers do not recommend."
+    for outcome in _FAILED:
+        failed = int((own.outcome == outcome).sum())
+        if failed:
+            yield f"{failed} of its {len(own)} runs:", f"{outcome.meaning}."
+
+
 def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """Yield which strategy is close behind, which to use if memory is tight, which to avoid."""
     speeds = verdict.fastest.ratios
-    frugal = _frugal(verdict)
-    tight = frugal[0] if frugal else None
+    tight, memory = _frugal(verdict) or (None, 1.0)
     second = max(verdict.fastest.worse, key=speeds.__getitem__, default=None)
     if second and second != tight and speeds[second] >= CLOSE_BEHIND:
         yield "Close behind:", f"{label_of(second)} ({_slower(speeds[second])})."
-    if frugal:
-        name, memory = frugal
-        if memory > 1 - verdict.margin:
-            whose = "compared strategy" if verdict.fastest.not_compared else "strategy"
-            yield "", f"No {whose} needs over {100 * verdict.margin:g} % less memory."
-        else:
-            yield (
-                f"If memory is tight: {label_of(name)}",
-                f"({_slower(speeds[name])}, {_roughly(memory)} less memory).",
-            )
+    if tight:
+        yield (
+            f"If memory is tight: {label_of(tight)}",
+            f"({_slower(speeds[tight])}, {_roughly(memory)} less memory).",
+        )
+    elif verdict.memory and len(verdict.medians) > 1:
+        whose = "compared strategy" if verdict.fastest.not_compared else "strategy"
+        yield "", f"No {whose} needs over {100 * verdict.margin:g} % less memory."
     if verdict.fastest.not_compared:
         yield "Not comparable:", f"{join_names(list(map(label_of, verdict.fastest.not_compared)))}."
     for words, names in (
@@ -277,43 +309,74 @@ def _roughly(ratio: float) -> str:
 
 
 def _frugal(verdict: Verdict) -> tuple[str, float] | None:
-    """Return the fastest of the most frugal strategies, and the ratio of its memory to the best's.
+    """Return the fastest frugal strategy, and the ratio of its memory to the best strategy's.
 
-    None if memory was not measured.
+    None if memory was not measured, or if no strategy needs less by more than the margin.
     """
     memory, best = verdict.memory, verdict.fastest.best
     if memory is None or memory.best is None or best is None:
         return None
     needs = {memory.best: 1.0, **memory.ratios}
     speeds = {best: 1.0, **verdict.fastest.ratios}
-    least = [name for name in needs if needs[name] <= 1 + verdict.margin and name in speeds]
-    if best not in needs or not least:
+    frugal = [
+        name
+        for name, need in needs.items()
+        if best in needs
+        and name in speeds
+        and need <= FRUGAL
+        and need < (1 - verdict.margin) * needs[best]
+    ]
+    if not frugal:
         return None
-    name = max(least, key=speeds.__getitem__)
+    name = max(frugal, key=speeds.__getitem__)
     return name, needs[name] / needs[best]
 
 
 def _outcomes_without_result(cells_there: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yield why strategies have no run that counts, worst for the reader first."""
+    """Yield why strategies have no run that counts."""
     left = cells_there[~cells_there.strategy.isin(cells_there[cells_there.excluded == ""].strategy)]
-    for outcome in _FAILED:
-        names = left[left.outcome == outcome].strategy.unique()
-        left = left[~left.strategy.isin(names)]
-        if len(names):
-            yield f"{outcome.meaning.capitalize()}:", f"{join_names(list(map(label_of, names)))}."
-    trained = left[left.status == "ok"]
-    wrong = trained.parity.isin(["failed", "error"]) | (trained.excluded == "not training")
-    unproven = trained[wrong].strategy.unique()
-    if len(unproven):
-        yield "Not proven to train the same model:", f"{join_names(list(map(label_of, unproven)))}."
-    trained = trained[~trained.strategy.isin(unproven)]
-    unchecked = trained[trained.parity == "missing"].strategy.unique()
-    if len(unchecked):
-        yield (
-            "Not yet checked by the parity gate:",
-            f"{join_names(list(map(label_of, unchecked)))}. The command that runs the matrix also "
-            "runs the gate.",
-        )
+    reasons = {str(name): _why_left_out(own) for name, own in left.groupby("strategy", sort=False)}
+    for reason in _LEFT_OUT:
+        names = [label_of(name) for name in reasons if reasons[name] == reason]
+        if names:
+            every = len(names) == cells_there.strategy.nunique() > MOST_NAMES
+            text = f"{'every strategy' if every else join_names(names)}."
+            if reason == _UNCHECKED:
+                text += " The command that runs the matrix also runs the gate."
+            yield f"{reason.capitalize()}:", text
+
+
+def _why_left_out(own: pd.DataFrame) -> str:
+    """Return why a strategy, given its rows of cells.csv at one GPU count, has no run that counts.
+
+    That it trains something else comes first, because no rerun would change that.
+    """
+    trained = own[own.status == "ok"]
+    if len(trained):
+        if trained.parity.isin(["failed", "error"]).any():
+            return _UNPROVEN
+        if (trained.excluded == "not training").any():
+            return _UNPROVEN
+        if (trained.excluded == "not compiled").any():
+            return _UNCOMPILED
+        if (trained.parity == "missing").any():
+            return _UNCHECKED
+    for outcome in (*_FAILED, Outcome.REFUSED, Outcome.UNSUPPORTED, Outcome.DEVICE_FAULT):
+        if (own.outcome == outcome).any():
+            return outcome.meaning
+    if (own.outcome == Outcome.MISSING).all():
+        return Outcome.MISSING.meaning
+    return _EXCLUDED
+
+
+def _without_result_above(above: pd.DataFrame, device: str) -> Iterator[tuple[str, str]]:
+    """Yield the GPU counts, above the one of the answer, at which no strategy has a result."""
+    for count in sorted({int(count) for count in above.gpus}):
+        there = above[above.gpus == count]
+        if (there.outcome == Outcome.MISSING).all():
+            continue
+        reasons = " ".join(f"{bold} {plain}" for bold, plain in _outcomes_without_result(there))
+        yield f"No strategy has a result that counts on {describe_gpus(device, count)}.", reasons
 
 
 def _elsewhere(
@@ -342,8 +405,9 @@ def _at_largest_batch(
 
     Strategies of another arithmetic, and those that did not pass the parity gate, are left out.
     """
-    unproven = cells_there[cells_there.parity.isin(["failed", "error"])].strategy
-    fits = largest[largest.items_per_s_per_gpu.notna() & ~largest.strategy.isin(unproven)]
+    passed = cells_there[cells_there.parity == "passed"]
+    proven = passed[passed.excluded != "not training"]
+    fits = largest[largest.items_per_s_per_gpu.notna() & largest.strategy.isin(proven.strategy)]
     fits = fits[fits.lane != "other_arithmetic"]
     fits = fits.sort_values("items_per_s_per_gpu", ascending=False)
     if len(fits):
@@ -361,17 +425,18 @@ def _more_runs(verdict: Verdict) -> str:
     standing: Standing = verdict.fastest
     if not standing.open:
         return ""
-    runs: Mapping[str, int] = {
-        name: verdict.runs[name] for name in (standing.best or "", *standing.open)
-    }
-    fewest = min(runs.values())
-    if fewest < FEWEST_LIKELY:
-        more = FEWEST_LIKELY - fewest
-        lacking = [label_of(name) for name in runs if runs[name] < FEWEST_LIKELY]
-        all_or_many = len(lacking) == len(runs) or len(lacking) > MOST_NAMES
+    if standing.too_few:
+        names = (standing.best or "", *standing.open)
+        lacking = [label_of(name) for name in names if verdict.runs[name] < FEWEST_LIKELY]
+        if not lacking:
+            return (
+                f"Choosing takes at least {FEWEST_LIKELY} runs of each strategy that can be "
+                "compared: of the same seeds on the same devices."
+            )
+        all_or_many = len(lacking) in (len(names), len(verdict.runs)) or len(lacking) > MOST_NAMES
         whose = "each strategy" if all_or_many else join_names(lacking)
-        return f"Choosing takes at least {more} more run{'' if more == 1 else 's'} of {whose}."
-    if standing.seeds_needed is None:
+        return f"Choosing takes at least {FEWEST_LIKELY} runs of {whose}."
+    if standing.more_runs is None:
         return "More runs are unlikely to settle it."
-    more = standing.seeds_needed - fewest
+    more = standing.more_runs
     return f"About {more} more run{'' if more == 1 else 's'} of each would settle it."

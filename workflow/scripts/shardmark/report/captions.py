@@ -20,7 +20,7 @@ class HeadlineData:
     """The results of one workload that headlines quote.
 
     Attributes:
-        runs: the runs in the medians, at the largest GPU count.
+        runs: those that are compared, at their largest GPU count; if none is, the others.
         findings: rows of this workload.
         where: the GPU count in words.
         device: cuda or cpu.
@@ -35,6 +35,8 @@ class HeadlineData:
     def of(cls, cells: pd.DataFrame, findings: Findings) -> HeadlineData:
         """Select the results of the workload of these cells."""
         runs = counted(cells)
+        if (compared := runs.excluded == "").any():
+            runs = runs[compared]
         runs = runs[runs.gpus == runs.gpus.max()]
         workload = cells.workload.iloc[0]
         of_workload = Findings(
@@ -90,26 +92,38 @@ def _range(medians: Mapping[str, float], quantity: Quantity) -> str:
 
 def _scaling(data: HeadlineData) -> str:
     rows = data.findings.scaling
-    rows = rows[(rows.gpus > rows.reference_gpus) & rows.speedup.notna()]
-    rows = rows[(rows.gpus == rows.gpus.max()) & (rows.reference_gpus == rows.reference_gpus.min())]
-    rows = rows.sort_values("speedup", ascending=False)
+    rows = _farthest(rows[rows.speedup.notna()]).sort_values("speedup", ascending=False)
     if rows.empty:
         return ""
-    factors = {label_of(row.strategy): f"{row.speedup:.2f}" for row in rows.itertuples()}
+    factors = {
+        label_of(row["strategy"]): f"{row['speedup']:.2f}" for row in rows.to_dict("records")
+    }
+    where = describe_gpus(data.device, int(rows.gpus.iloc[0]))
     return (
-        f"From {rows.reference_gpus.iloc[0]} to {data.where}, throughput grows by a factor of "
+        f"From {rows.reference_gpus.iloc[0]} to {where}, throughput grows by a factor of "
         f"{_most_and_least(factors)}."
     )
 
 
 def _efficiency(data: HeadlineData) -> str:
     rows = data.findings.scaling
-    rows = rows[(rows.gpus > rows.reference_gpus) & rows.efficiency.notna()]
-    rows = rows[rows.gpus == rows.gpus.max()].sort_values("efficiency", ascending=False)
+    rows = _farthest(rows[rows.efficiency.notna()]).sort_values("efficiency", ascending=False)
     if rows.empty:
         return ""
-    shares = {label_of(row.strategy): f"{100 * row.efficiency:.0f} %" for row in rows.itertuples()}
-    return f"Scaling efficiency on {data.where}: {_most_and_least(shares)}."
+    shares = {
+        label_of(row["strategy"]): f"{100 * row['efficiency']:.0f} %"
+        for row in rows.to_dict("records")
+    }
+    where = describe_gpus(data.device, int(rows.gpus.iloc[0]))
+    return f"Scaling efficiency on {where}: {_most_and_least(shares)}."
+
+
+def _farthest(scaling: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows from the smallest to the largest GPU count; only these are comparable."""
+    rows = scaling[scaling.gpus > scaling.reference_gpus]
+    rows = rows[rows.gpus == rows.gpus.max()]
+    farthest: pd.DataFrame = rows[rows.reference_gpus == rows.reference_gpus.min()]
+    return farthest
 
 
 def _most_and_least(values: Mapping[str, str]) -> str:
@@ -141,12 +155,14 @@ def _step_split(data: HeadlineData) -> str:
 
 def _step_time(data: HeadlineData) -> str:
     tails = (data.runs.step_ms_p99 / data.runs.step_ms_p50).groupby(data.runs.strategy).median()
-    tails = tails.dropna().sort_values()
-    if tails.empty:
+    tails = tails.dropna().sort_values().round(2)
+    if len(set(tails)) < 2:
         return ""
+    many = data.runs[data.runs.strategy == tails.index[-1]].steps.min() >= 100
+    slowest = "one step in a hundred takes at least" if many else "the slowest step takes"
     return (
-        f"On {data.where}, {label_of(tails.index[-1])} is the most uneven: in its median run, one "
-        f"step in a hundred takes at least {tails.iloc[-1]:.2f} times the run's median step."
+        f"On {data.where}, {label_of(tails.index[-1])} is the most uneven: in its median run, "
+        f"{slowest} {tails.iloc[-1]:.2f} times the run's median step."
     )
 
 

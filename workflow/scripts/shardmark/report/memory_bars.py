@@ -60,11 +60,12 @@ def memory_bars(cells: pd.DataFrame) -> MemoryBars | None:
     capacity = float(runs.memory_capacity_bytes.min()) / 2**30
     used = medians.memory_used_peak_bytes
     where = describe_gpus(runs.device.iloc[0], int(runs.gpus.iloc[0]))
-    headline = (
-        f"On {where}, the fullest device holds {used.min():.1f} GiB with "
-        f"{label_of(str(used.idxmin()))} and {used.max():.1f} GiB with "
-        f"{label_of(str(used.idxmax()))}, of {capacity:.0f} GiB."
+    least, most = (
+        f"{used[name]:.1f} GiB with {label_of(str(name))}"
+        for name in (used.idxmin(), used.idxmax())
     )
+    both = least if len(used) == 1 else f"{least} and {most}"
+    headline = f"On {where}, the fullest device holds {both}, of {capacity:.0f} GiB."
     return MemoryBars(
         headline,
         f"{capacity:.0f}",

@@ -179,8 +179,8 @@ def identity(tables: Tables) -> list[str]:
     *others, most = sorted(int(count) for count in cells.gpus.unique())
     counts = join_names([*map(str, others), describe_gpus(record.device, most)])
     names = {name for text in cells.device_names for name in text.split(";") if name}
-    devices = "CPU" if record.device == "cpu" else " / ".join(sorted(names)) or record.device
-    parts.append(f"{counts} ({devices})")
+    devices = "CPU" if record.device == "cpu" else " / ".join(sorted(names))
+    parts.append(f"{counts} ({devices})" if devices else counts)
     seeds = cells.seed.nunique()
     parts.append(f"{seeds} seed{'' if seeds == 1 else 's'}")
     dates = sorted({text[:10] for text in cells.started_at if text})

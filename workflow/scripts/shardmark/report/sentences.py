@@ -45,7 +45,7 @@ _REASONS = {
     "within_margin": "they differ, but by less than the margin",
     "devices_never_met": "they never ran on the same devices",
     "devices_unknown": "their devices are unknown",
-    "no_common_seed": "they have no seed in common",
+    "no_common_seed": "no seed of both ran on the same devices",
 }
 
 

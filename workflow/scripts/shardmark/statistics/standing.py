@@ -22,9 +22,13 @@ class Standing(Section):
         ratios: ratios of the other strategies to the best one.
         equivalent: those within the margin of it.
         open: those that are shown neither to be worse nor to be equivalent.
+        behind_baseline: those of them that are shown to be worse than a baseline that is among the
+            open or the equivalent; they are no candidates for the best.
         worse: those shown to be worse.
         not_compared: those that may not be compared with it.
-        seeds_needed: total runs of each strategy that would settle the open comparisons; None if
+        too_few: those that are open because too few of their runs and of the best strategy's can
+            be compared.
+        more_runs: further runs of each strategy that would settle the open comparisons; None if
             there are none, or if the number is unknown.
     """
 
@@ -35,9 +39,11 @@ class Standing(Section):
     ratios: dict[str, float] = {}
     equivalent: list[str] = []
     open: list[str] = []
+    behind_baseline: list[str] = []
     worse: list[str] = []
     not_compared: list[str] = []
-    seeds_needed: int | None = None
+    too_few: list[str] = []
+    more_runs: int | None = None
 
     @property
     def is_settled(self) -> bool:

@@ -28,6 +28,8 @@ from shardmark.statistics.standing import Standing, Verdict
 
 MEMORY, ENERGY = EXPLORATORY[:2]
 OBJECTIVES = (PRIMARY, MEMORY, ENERGY)
+# Reasons of an open comparison that has no test yet.
+TOO_FEW = ("few_runs", "no_device_with_two_runs")
 # The log-ratio of each strategy to one and the same strategy.
 Levels = Mapping[str, float]
 
@@ -61,7 +63,10 @@ def _verdict(group: Group, rows: pd.DataFrame, baseline: str, margin: float) -> 
     usable = usable_cells(group.cells, PRIMARY.column)
     measured = [metric for metric in OBJECTIVES if _all_measured(usable, metric)]
     levels = {metric: _levels(group, metric, rows, baseline) for metric in measured}
-    standings = {metric: _standing(group, metric, levels[metric], margin) for metric in measured}
+    standings = {
+        metric: _standing(group, metric, levels[metric], rows, baseline, margin)
+        for metric in measured
+    }
     fastest = standings.get(PRIMARY, Standing(metric=PRIMARY.column))
     if fastest.best is not None:
         levels = {
@@ -124,8 +129,24 @@ def _levels(group: Group, metric: Metric, rows: pd.DataFrame, baseline: str) -> 
     return {name: sum(own.values.values()) / len(own.values) for name, own in samples.items()}
 
 
-def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> Standing:
-    """Compare the best strategy by a metric with every other."""
+def _standing(
+    group: Group,
+    metric: Metric,
+    levels: Levels,
+    to_baseline: pd.DataFrame,
+    baseline: str,
+    margin: float,
+) -> Standing:
+    """Compare the best strategy by a metric with every other.
+
+    Args:
+        group: the runs.
+        metric: what is compared.
+        levels: the log-ratio of each strategy to the baseline.
+        to_baseline: rows of comparisons.csv of the group.
+        baseline: the strategy that those rows compare with.
+        margin: of equivalence, as a share of the ratio.
+    """
     ahead, behind = metric.above, metric.below
     if metric is not PRIMARY:
         ahead, behind = behind, ahead
@@ -144,17 +165,23 @@ def _standing(group: Group, metric: Metric, levels: Levels, margin: float) -> St
     left = [row for row in rows if row.verdict not in (behind, EQUIVALENT, NOT_COMPARABLE)]
     compared = [row for row in rows if row.verdict != NOT_COMPARABLE]
     all_are = len(compared) == len(rows) > 0
+    equivalent = _names(row for row in rows if row.verdict == EQUIVALENT)
+    of_metric = to_baseline[to_baseline["metric"] == metric.column]
+    behind_baseline = set(of_metric[of_metric["verdict"] == behind]["strategy"])
+    is_candidate = baseline in {*_names(left), *equivalent}
     return Standing(
         metric=metric.column,
         best=best,
         value=float(values.median()),
         tier=_weakest(compared) if all_are and not left else "open",
         ratios={row.strategy: row.ratio for row in compared if row.ratio is not None},
-        equivalent=_names(row for row in rows if row.verdict == EQUIVALENT),
+        equivalent=equivalent,
         open=_names(left),
+        behind_baseline=[name for name in _names(left) if is_candidate and name in behind_baseline],
         worse=_names(worse),
         not_compared=_names(row for row in rows if row.verdict == NOT_COMPARABLE),
-        seeds_needed=_most_needed(left),
+        too_few=_names(row for row in left if row.reason in TOO_FEW),
+        more_runs=_most_further(left),
     )
 
 
@@ -191,9 +218,13 @@ def _weakest(rows: Sequence[ComparisonRow]) -> Tier:
     return "established" if all(row.tier == "established" for row in rows) else "likely"
 
 
-def _most_needed(rows: Sequence[ComparisonRow]) -> int | None:
-    needed = [row.seeds_needed for row in rows]
-    return None if None in needed else max(filter(None, needed), default=None)
+def _most_further(rows: Sequence[ComparisonRow]) -> int | None:
+    """Return how many more runs of each side would settle all of these; None if unknown."""
+    further = [
+        None if row.seeds_needed is None else row.seeds_needed - min(row.n, row.n_baseline)
+        for row in rows
+    ]
+    return None if None in further else max(filter(None, further), default=None)
 
 
 def pareto_set(levels: Mapping[Metric, Levels], margin: float) -> list[str]:
