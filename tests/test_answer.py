@@ -281,17 +281,16 @@ def test_an_equal_strategy_is_named_beside_one_that_is_open() -> None:
 def test_a_strategy_that_is_slower_than_a_rival_is_no_choice() -> None:
     cells = two_gpus({"ddp": 1.0, "fsdp2": 1.1, "deepspeed_zero1": 0.9}, sd=0.001)
     outlier = (cells.strategy == "fsdp2") & (cells.seed == 0)
-    cells.loc[outlier, "items_per_s"] *= 0.5
+    cells.loc[outlier, "items_per_s"] *= 0.7
     found = answer_of(cells)
     assert found.badge == "open"
-    assert "ZeRO-1" not in found.lead
-    assert "DDP" in found.lead
+    assert found.lead == "Use FSDP2 or DDP."
 
 
 def test_memory_is_tight_for_whom_another_saves_more_than_the_margin() -> None:
     speeds = {"fsdp2": 1.1, "ddp": 1.0, "deepspeed_zero1": 0.9, "deepspeed_zero3": 0.3}
     # DDP needs 1.5 % less than FSDP2, ZeRO-1 2.9 %.
-    gib = {"fsdp2": 41.2, "ddp": 40.6, "deepspeed_zero1": 40.0, "deepspeed_zero3": 39.9}
+    gib = {"fsdp2": 41.2, "ddp": 40.6, "deepspeed_zero1": 40.0, "deepspeed_zero3": 39.0}
     found = answer_of(two_gpus(speeds, gib=gib, sd=0.001))
     assert "If memory is tight: DeepSpeed ZeRO-1 (18 % slower, 2.9 % less memory)." in found.text
     assert "Avoid DeepSpeed ZeRO-3" in found.text
