@@ -4,7 +4,8 @@
 # make fetch CONFIG=config/mine.yaml    the data sets of the matrix, where there is internet
 # make doctor CONFIG=config/mine.yaml SLURM=1    what is wrong, before a matrix is paid for; with
 #                   SLURM=1 on a cluster's nodes, by a short job
-# make plan CONFIG=config/mine.yaml     what the matrix costs: jobs, node-hours and GPU-hours
+# make plan CONFIG=config/mine.yaml     what the matrix costs: jobs, node-hours and GPU-hours; two
+#                   overlays: CONFIG="config/eight_gpus.yaml config/four_gpus.yaml"
 # make status CONFIG=config/mine.yaml WATCH=1   the matrix as a grid, once or until interrupted;
 #                   CHECK=1 fails unless every cell has a good result
 # make rerun METRICS=results/.../metrics.json       run that cell again and compare; YES=1 agrees to
@@ -102,20 +103,22 @@ lock: installed
 schemas: installed
 	@python workflow/scripts/export_schemas.py
 
-# An overlay of the configuration, for the targets that look at a matrix.
-OVERLAY = $${CONFIG:+--configfile "$$CONFIG"}
+# Overlays of the configuration, for the targets that look at a matrix: the file of that name, or
+# several files with spaces between them.
+READ_CONFIG = read -ra given <<< "$$CONFIG"; [ ! -e "$$CONFIG" ] || given=("$$CONFIG");
+OVERLAYS = $${CONFIG:+--configfile "$${given[@]}"}
 
 fetch: installed
-	@snakemake fetch --profile profiles/local $(OVERLAY)
+	@$(READ_CONFIG) snakemake fetch --profile profiles/local $(OVERLAYS)
 
 doctor: installed
-	@python workflow/scripts/doctor.py $(OVERLAY) $${SLURM:+--slurm}
+	@$(READ_CONFIG) python workflow/scripts/doctor.py $(OVERLAYS) $${SLURM:+--slurm}
 
 plan: installed
-	@python workflow/scripts/plan.py $(OVERLAY)
+	@$(READ_CONFIG) python workflow/scripts/plan.py $(OVERLAYS)
 
 status: installed
-	@python workflow/scripts/status.py $(OVERLAY) $${WATCH:+--watch} $${CHECK:+--check}
+	@$(READ_CONFIG) python workflow/scripts/status.py $(OVERLAYS) $${WATCH:+--watch} $${CHECK:+--check}
 
 rerun: installed
 	@test -n "$$METRICS" || \

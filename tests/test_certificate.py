@@ -482,7 +482,7 @@ def test_dps_one_process_has_the_threads_of_all_ranks(baseline: str) -> None:
     shared_out = [surrounded(ddp, 32), surrounded(dp, 64)]
     row = row_of(certify(shared_out, baseline), THREADS)
     assert (row.verdict, row.values["dp"], row.values["ddp"]) == ("inherent", "64", "32")
-    assert "DataParallel's one process" in (row.reason or "")
+    assert "DataParallel is one process" in (row.reason or "")
     # As it was where torchrun set 1 for its ranks, and nobody set anything for one process.
     unequal = [surrounded(ddp, 1), surrounded(dp, 64)]
     assert row_of(certify(unequal, baseline), THREADS).verdict == "flagged"

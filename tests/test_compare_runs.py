@@ -283,7 +283,7 @@ def test_a_folder_without_results_is_one_message(
     broken.parent.mkdir(parents=True)
     broken.write_text("{")
     result = compare_runs(before, tmp_path / folder)
-    assert result.returncode == 2
+    assert result.returncode == 3
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

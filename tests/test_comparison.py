@@ -531,6 +531,8 @@ def test_no_speed_up_is_given_over_another_batch_or_version_and_no_interval_from
     few = scaling_of(cells[(cells["gpus"] == 1) | (cells["seed"] == 0)]).set_index("gpus").loc[4]
     assert few["speedup"] == pytest.approx(3.6, rel=0.02)
     assert few["reason"] == "few_runs"
+    two = scaling_of(cells[(cells["gpus"] == 1) | (cells["seed"] < 2)]).set_index("gpus").loc[4]
+    assert two["reason"] == "few_runs"
     for column, value in (("per_gpu_batch_size", 256), ("torch", "2.16.0")):
         changed = cells.assign(**{column: cells[column].where(cells["gpus"] == 1, value)})
         row = scaling_of(changed).set_index("gpus").loc[4]

@@ -151,6 +151,7 @@ def test_the_plan_names_what_is_not_known(tmp_path: Path) -> None:
     config = matrix(**CUDA | {"cluster__expected_items_per_s": {}})
     text = "\n".join(cost_lines(config, estimate_costs(config, tmp_path), 80))
     assert "120 min       ?" in text
+    assert "One after another on one machine (profiles/local): more than " in text
     assert "The likely sums leave out small, of whose speed nothing is known" in text
     assert "Each cell is counted as one job, also if groups in the profile" in text
     assert max(map(len, text.splitlines())) <= 80

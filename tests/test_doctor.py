@@ -246,6 +246,15 @@ def test_the_ranks_of_a_cell_reduce(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert levels(check_all_reduce(matrix(), 1)) == [("ok", "all-reduce")]
 
 
+def test_ranks_are_not_started_where_their_files_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").write_text("")
+    (finding,) = check_all_reduce(matrix(), 2)
+    assert (finding.level, finding.detail.count("results")) == ("FAIL", 1)
+
+
 @pytest.mark.slow
 def test_ranks_that_do_not_find_each_other_fail_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -134,6 +134,17 @@ def test_a_rerun_gives_its_cell_a_limit_for_no_progress(
     assert ended.value.code == 0
 
 
+@pytest.mark.parametrize("minutes", ["-1", "0", "nan", "inf"])
+def test_a_stall_limit_that_is_none_is_a_usage_error(
+    minutes: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["rerun.py", "--stall-limit-minutes", minutes, "m.json"])
+    with pytest.raises(SystemExit) as ended:
+        rerun.main()
+    assert ended.value.code == 2
+    assert f"got {minutes}; it is a number of minutes above 0" in capsys.readouterr().err
+
+
 def test_a_rerun_of_nothing_is_one_message() -> None:
     command = [sys.executable, str(ROOT / "workflow/scripts/rerun.py"), "no/metrics.json"]
     done = subprocess.run(command, capture_output=True, text=True)

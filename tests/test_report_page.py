@@ -99,7 +99,7 @@ def test_the_answer_has_a_badge_and_names_what_failed(page: Page) -> None:
     said = page.locator(".answer").inner_text()
     assert page.locator(".badge").inner_text() in ("likely", "open")
     assert "on 2 GPUs. Per GPU: batch 512, " in said
-    assert "If memory is tight: DeepSpeed ZeRO-3 (" in said
+    assert "If memory is tight: DeepSpeed ZeRO-2 (" in said
     meanings = page.locator(".badges").inner_text()
     assert f"{page.locator('.badge').inner_text()}: " in meanings
 

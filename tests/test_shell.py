@@ -72,6 +72,24 @@ def test_a_recipe_is_sound(target: str) -> None:
     check('set -euo pipefail\n: "${GPUS=}" "${METRICS=}"\n' + recipe)
 
 
+@pytest.mark.parametrize(("given", "files"), [("a b", 1), ("c  d", 2), ("c", 1), ("", 0)])
+def test_make_takes_one_overlay_or_several(given: str, files: int, tmp_path: Path) -> None:
+    (tmp_path / "a b").touch()
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    makefile = (ROOT / "Makefile").read_text().replace("plan: installed", "plan:")
+    (tmp_path / "Makefile").write_text(f"{makefile}\nexport PATH := {tmp_path}:$(PATH)\n")
+    said = subprocess.check_output(
+        ["make", "--no-print-directory", "plan", f"CONFIG={given}"], cwd=tmp_path, text=True
+    ).splitlines()
+    assert said[1:] == (
+        ["--configfile", *(["a b"] if files == 1 and given == "a b" else given.split())]
+        if files
+        else []
+    )
+
+
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A command of each rule that a matrix or a report runs, as Snakemake gives it to the shell."""

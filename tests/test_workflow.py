@@ -278,6 +278,14 @@ def test_rerun_with_the_same_result_makes_nothing_stale(project: Project) -> Non
 
 
 @pytest.mark.slow
+def test_a_run_names_the_results_that_do_not_count(project: Project) -> None:
+    result = project.folder / DDP_CELL
+    result.write_text(result.read_text()[:500])
+    done = project.matrix()
+    assert f"refused: {DDP_CELL}: not readable as JSON" in done.stdout
+    assert "the report is " in done.stdout
+
+
 def test_failed_rerun_keeps_the_previous_result_and_is_owed(project: Project) -> None:
     path = project.folder / DDP_CELL
     before = path.read_text()

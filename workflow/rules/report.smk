@@ -47,7 +47,9 @@ def nested_snakemake():
 # A Slurm job that trains a single cell is a Snakemake of its own, without the rule all.
 onsuccess:
     if any(job.rule.name == "all" for job in workflow.dag.jobs):
-        print(f"the report is {PAGE}", file=sys.stderr)
+        said = Path(rules.collect.log[0]).read_text().splitlines()
+        refused = [line for line in said if line.startswith("refused:")]
+        print(*refused, f"the report is {PAGE}", sep="\n", file=sys.stderr)
 
 
 # Not a parameter, because other overlay files alone are no reason to build the report again.

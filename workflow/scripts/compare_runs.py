@@ -229,11 +229,15 @@ def compare_folders(arguments: argparse.Namespace) -> int:
     """Write and print the comparison, and return the exit status of its outcome.
 
     Raises:
-        UserError: if the sets cannot be read or compared.
+        UserError: if the sets cannot be compared.
     """
     names = (arguments.before.resolve().name, arguments.after.resolve().name)
     output = arguments.output or arguments.after / f"compared-with-{names[0]}"
-    before, after = (read_result_set(folder) for folder in (arguments.before, arguments.after))
+    try:
+        before, after = (read_result_set(folder) for folder in (arguments.before, arguments.after))
+    except UserError as error:
+        print(f"shardmark: {error}", file=sys.stderr)
+        return NO_COMPARISON
     comparison = compare_sets(
         before, after, margin=arguments.margin, other_devices=arguments.other_devices
     )

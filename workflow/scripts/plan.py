@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from shardmark.status.costs_view import cost_lines
 
 def main() -> None:
     """Print the costs of the configuration on the command line."""
+    # What reads the output may end first.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--configfile", type=Path, nargs="+", default=[], help="overlays, as Snakemake takes them"

@@ -9,6 +9,7 @@ them can run code. The program prints them and runs nothing until you agree with
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,13 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before} -> {after}"
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}; it is a number of minutes above 0")
+    return minutes
+
+
 @one_message
 def main() -> None:
     """Run the cell of the given metrics.json again."""
@@ -101,7 +109,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--stall-limit-minutes",
-        type=float,
+        type=_minutes,
         # A result does not contain its configuration's limits.
         default=Cluster.model_fields["stall_limit_minutes"].default,
         help="end the cell after this time without progress (default: %(default)g)",

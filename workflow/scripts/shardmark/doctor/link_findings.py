@@ -13,6 +13,7 @@ from typing import Any
 from shardmark.cells import Cell, cell_of
 from shardmark.codebase import SCRIPTS
 from shardmark.config.schema import Config
+from shardmark.disk import disk_errors_explained
 from shardmark.doctor.finding import Finding
 from shardmark.errors import UserError
 from shardmark.launching.endings import find_failure
@@ -71,9 +72,9 @@ def measure_all_reduce(cell: Cell, result: Path) -> dict[str, Any]:
         ``backend``; ``gb_per_s``, bus bandwidth; ``via``, NCCL's transports.
 
     Raises:
-        UserError: if the ranks fail, with the reason.
+        UserError: if the ranks fail or the folder cannot be made, with the reason.
     """
-    with scratch_folder(result) as scratch:
+    with disk_errors_explained(), scratch_folder(result) as scratch:
         (scratch / "cell.json").write_text(cell.model_dump_json(by_alias=True))
         arguments = ["--cell", str(scratch / "cell.json"), "--scratch", str(scratch)]
         log = {

@@ -156,13 +156,15 @@ def _step_split(data: HeadlineData) -> str:
 def _step_time(data: HeadlineData) -> str:
     tails = (data.runs.step_ms_p99 / data.runs.step_ms_p50).groupby(data.runs.strategy).median()
     tails = tails.dropna().sort_values().round(2)
-    if len(set(tails)) < 2:
+    if tails.empty:
         return ""
     many = data.runs[data.runs.strategy == tails.index[-1]].steps.min() >= 100
     slowest = "one step in a hundred takes at least" if many else "the slowest step takes"
+    whose = f"{label_of(tails.index[-1])} is the most uneven: in its median run"
+    if len(set(tails)) == 1:
+        whose = "in the median run of every strategy"
     return (
-        f"On {data.where}, {label_of(tails.index[-1])} is the most uneven: in its median run, "
-        f"{slowest} {tails.iloc[-1]:.2f} times the run's median step."
+        f"On {data.where}, {whose}, {slowest} {tails.iloc[-1]:.2f} times the run's median step."
     )
 
 

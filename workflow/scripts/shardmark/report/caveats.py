@@ -85,10 +85,11 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         )
     if stale := (cells.stale == True).sum():  # noqa: E712
         yield Caveat(f"{_runs(stale)} {'was' if stale == 1 else 'were'} made by earlier code.")
-    labelled = cells[(cells.status == "ok") & (cells.labels != "")]
+    ok = cells[cells.status == "ok"]
+    labelled = ok[ok.labels != ""]
     if len(labelled):
         yield Caveat(
-            f"{len(labelled)} of {len(reported)} runs carry a label "
+            f"{len(labelled)} of {len(ok)} runs carry a label "
             f"({', '.join(dict.fromkeys(_names(labelled.labels)))}).",
             "steps",
         )

@@ -27,6 +27,7 @@ from shardmark.statistics.eligibility import (
     usable_cells,
     why_mixed,
 )
+from shardmark.statistics.family import FEWEST_LIKELY
 from shardmark.statistics.sign_flips import FloatArray
 from shardmark.statistics.t_tests import quantile
 
@@ -105,13 +106,15 @@ def _variance(logs: FloatArray, devices: pd.Series) -> tuple[float, int]:
     """Return the variance of a mean, and its degrees of freedom.
 
     Runs on the same devices share the properties of these devices. So if there are several sets of
-    devices, each set counts as one observation.
+    devices, each set counts as one observation. Fewer than FEWEST_LIKELY have no known variance.
     """
     one_each = pd.Series(range(len(logs)), index=devices.index)
     runs = pd.Series(logs - logs.mean(), index=devices.index)
     units = runs.groupby(devices if devices.nunique() > 1 else one_each).sum() / len(logs)
     freedom = len(units) - 1
-    return (float((units**2).sum()) * (freedom + 1) / freedom if freedom else math.nan), freedom
+    if len(units) < FEWEST_LIKELY:
+        return math.nan, freedom
+    return float((units**2).sum()) * (freedom + 1) / freedom, freedom
 
 
 def _half_width(*sides: tuple[float, int]) -> float:

@@ -91,7 +91,12 @@ def _remarks(costs: Costs, unit: str) -> Iterator[str]:
             f"(cluster.slurm_extra: --exclusive): in {_format_hours(idle)} of the likely "
             f"{_format_hours(charged)} {unit} the GPU is idle"
         )
-    yield f"One after another on one machine (profiles/local): {duration(costs.one_by_one_s)}"
+    unknown = sorted(
+        {job.cell.workload for job in costs.cells if job.cell and job.likely_s is None}
+    )
+    more_than = "more than " if unknown else ""
+    one_by_one = f"{more_than}{duration(costs.one_by_one_s)}"
+    yield f"One after another on one machine (profiles/local): {one_by_one}"
     measured = sum(job.measured for job in costs.cells)
     expected = sum(not job.measured and job.likely_s is not None for job in costs.cells)
     yield (
@@ -106,11 +111,10 @@ def _remarks(costs: Costs, unit: str) -> Iterator[str]:
             f"A search may take cluster.time_limit_minutes. All searches until their limit are "
             f"{_format_hours(worst)} {unit} of those at worst"
         )
-    unknown = {job.cell.workload for job in costs.cells if job.cell and job.likely_s is None}
-    for workload in sorted(unknown):
+    if unknown:
         yield (
-            f"The likely sums leave out {workload}, of whose speed nothing is known: run one cell "
-            "of each GPU count, or name it in cluster.expected_items_per_s"
+            f"The likely sums leave out {', '.join(unknown)}, of whose speed nothing is known: run "
+            "one cell of each GPU count, or name them in cluster.expected_items_per_s"
         )
 
 
