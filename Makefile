@@ -103,9 +103,10 @@ lock: installed
 schemas: installed
 	@python workflow/scripts/export_schemas.py
 
-# Overlays of the configuration, for the targets that look at a matrix: the file of that name, or
-# several files with spaces between them.
-READ_CONFIG = read -ra given <<< "$$CONFIG"; [ ! -e "$$CONFIG" ] || given=("$$CONFIG");
+# Overlays of the configuration, for the targets that look at a matrix: one file, or several that
+# exist, with spaces between them.
+READ_CONFIG = given=("$$CONFIG"); read -ra words <<< "$$CONFIG"; [ -e "$$CONFIG" ] || \
+  ! ls -- "$${words[@]}" > /dev/null 2>&1 || given=("$${words[@]}");
 OVERLAYS = $${CONFIG:+--configfile "$${given[@]}"}
 
 fetch: installed
