@@ -41,6 +41,9 @@ MOST_NAMES = 3
 AT_LEAST = {False: "", True: " or more"}
 # A strategy whose memory is at most this multiple of the least is frugal, too.
 FRUGAL = 1.1
+# The page advises against a strategy only below this share of the speed of the one that it
+# recommends if memory is tight.
+CLEARLY_SLOWER = 0.9
 # How a run may fail, worst for the reader first.
 _FAILED = (Outcome.OOM, Outcome.DIVERGED, Outcome.TIMEOUT, Outcome.FAILED)
 _UNPROVEN = "not proven to train the same model"
@@ -278,11 +281,12 @@ def _alternatives(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield "", f"No {whose} needs over {100 * verdict.margin:g} % less memory."
     if verdict.fastest.not_compared:
         yield "Not comparable:", f"{join_names(list(map(label_of, verdict.fastest.not_compared)))}."
+    bound = min(FAR_BEHIND, CLEARLY_SLOWER * speeds[tight]) if tight else FAR_BEHIND
     for words, names in (
         ("Far behind so far:", verdict.fastest.open),
         ("Avoid", verdict.fastest.worse),
     ):
-        far = [name for name in names if name != tight and speeds[name] < FAR_BEHIND]
+        far = [name for name in names if speeds[name] < bound]
         slowest = sorted(far, key=speeds.__getitem__)[:MOST_NAMES]
         if slowest:
             yield words, f"{join_names(_with_speeds(slowest, verdict.fastest))}."
