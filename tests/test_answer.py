@@ -307,7 +307,7 @@ def test_runs_on_devices_that_never_met_do_not_count_as_runs_to_compare() -> Non
     cells["device_uuids"] = cells.device_uuids.where(met, others)
     found = answer_of(cells)
     assert found.lead == "Too few runs to choose."
-    assert found.more_runs.endswith("that can be compared: of the same seeds on the same devices.")
+    assert found.more_runs.endswith("with the same seeds on the same devices.")
 
 
 def test_what_may_not_be_compared_is_named() -> None:

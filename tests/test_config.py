@@ -14,7 +14,7 @@ import yaml
 from snakemake.utils import update_config
 from snakemake_executor_plugin_slurm.validation import get_forbidden_slurm_options
 
-from shardmark.cells import cells_of
+from shardmark.cells import cell_of, cells_of
 from shardmark.config.files import read_config_file
 from shardmark.config.loading import load
 from shardmark.config.mistakes import SET_BY_SNAKEMAKE
@@ -860,6 +860,17 @@ def test_every_shipped_configuration_loads(
     assert len(list(cells_of(config))) == cells
     for name in ("config", *overlays):
         read_config_file(ROOT / f"config/{name}.yaml")
+
+
+def test_the_gpt_is_the_same_on_two_four_and_eight_gpus(tmp_path: Path) -> None:
+    """Otherwise merge_runs.py could not join their results."""
+    (tmp_path / "resources").mkdir()
+    loaded = [
+        load(shipped(*names) | {"run": "one"}, tmp_path)
+        for names in (("two_gpus",), ("eight_gpus",), ("eight_gpus", "four_gpus"))
+    ]
+    cells = [cell_of(config, "gpt_1b4", "ddp_compiled", 2, 0) for config in loaded]
+    assert len({cell.fingerprint() for cell in cells}) == 1
 
 
 def test_without_a_search_its_strategies_need_not_be_in_the_matrix() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,17 @@ def test_the_command_prints_the_sums_and_changes_no_file(tmp_path: Path) -> None
     assert "920 of 920 cells are left to run, and 100 jobs of the parity gate" in done.stdout
     assert "690 jobs use a part of a node" in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("script", ["plan.py", "doctor.py", "status.py"])
+def test_a_reader_that_closes_the_pipe_causes_no_traceback(script: str) -> None:
+    overlay = ROOT / "config/demo.yaml"
+    command = [sys.executable, str(ROOT / "workflow/scripts" / script), "--configfile", overlay]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == ""
 
 
 def test_a_cell_of_the_workflow_has_its_own_limit(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from shardmark.errors import UserError
 from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import FIGURES, PAGE_TEMPLATE, caption
+from shardmark.report.memory_bars import memory_bars
 from shardmark.report.page_tables import (
     comparison_tables,
     parity_table,
@@ -89,6 +90,10 @@ def test_headlines_are_of_what_is_compared(tmp_path: Path) -> None:
     assert headline("efficiency", data).startswith("Scaling efficiency on 2 GPUs: ")
     tables.cells.loc[tables.cells.strategy == "dp", "excluded"] = "parity failed"
     assert "DataParallel" not in headline("throughput", HeadlineData.of(tables.cells, findings))
+    bars = memory_bars(tables.cells[tables.cells.gpus == 2])
+    assert bars is not None
+    assert len(bars.bars) == 2
+    assert "DataParallel" not in bars.headline
 
 
 def test_efficiencies_are_compared_only_from_the_same_gpu_count(tmp_path: Path) -> None:
@@ -193,7 +198,7 @@ def test_comparisons_without_pairs_say_so() -> None:
     cells["device_uuids"] = [GPU.format((7 * index) % 5) for index in range(len(cells))]
     ((primary, _),) = comparison_tables(compare(cells, "ddp"), "cuda")
     assert primary.notes == [
-        "Seeds ran on other devices than the baseline, so they are no pairs: FSDP1."
+        "Not compared in pairs, because most seeds used different devices: FSDP1."
     ]
 
 

@@ -142,7 +142,7 @@ def test_a_stall_limit_that_is_none_is_a_usage_error(
     with pytest.raises(SystemExit) as ended:
         rerun.main()
     assert ended.value.code == 2
-    assert f"got {minutes}; it is a number of minutes above 0" in capsys.readouterr().err
+    assert f"got {minutes}; give a number of minutes above 0" in capsys.readouterr().err
 
 
 def test_a_rerun_of_nothing_is_one_message() -> None:

@@ -229,18 +229,18 @@ def compare_folders(arguments: argparse.Namespace) -> int:
     """Write and print the comparison, and return the exit status of its outcome.
 
     Raises:
-        UserError: if the sets cannot be compared.
+        UserError: if a set cannot be read, or the output cannot be written.
     """
     names = (arguments.before.resolve().name, arguments.after.resolve().name)
     output = arguments.output or arguments.after / f"compared-with-{names[0]}"
+    before, after = (read_result_set(folder) for folder in (arguments.before, arguments.after))
     try:
-        before, after = (read_result_set(folder) for folder in (arguments.before, arguments.after))
+        comparison = compare_sets(
+            before, after, margin=arguments.margin, other_devices=arguments.other_devices
+        )
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)
-        return NO_COMPARISON
-    comparison = compare_sets(
-        before, after, margin=arguments.margin, other_devices=arguments.other_devices
-    )
+        return EXIT_CODES["inconclusive"]
     report = markdown_report(comparison, names, arguments.margin)
     write_text(output / "comparison.md", report)
     write_text(output / "comparison.csv", csv_text(comparison.table))
@@ -290,8 +290,7 @@ def main() -> None:
             status = compare_folders(arguments)
     except UserError as error:
         print(f"shardmark: {error}", file=sys.stderr)
-        is_of_disk = isinstance(error.__cause__, OSError)
-        status = NO_COMPARISON if is_of_disk else EXIT_CODES["inconclusive"]
+        status = NO_COMPARISON
     except OSError as error:
         print(f"shardmark: {error.filename}: {error.strerror}", file=sys.stderr)
         status = NO_COMPARISON

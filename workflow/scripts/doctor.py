@@ -161,3 +161,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)  # a reader of the pipe (head) closed it, so not all checks were printed

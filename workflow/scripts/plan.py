@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from shardmark.status.costs_view import cost_lines
 
 def main() -> None:
     """Print the costs of the configuration on the command line."""
-    # What reads the output may end first.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--configfile", type=Path, nargs="+", default=[], help="overlays, as Snakemake takes them"
@@ -28,8 +26,10 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"shardmark: {error}")
     width = shutil.get_terminal_size().columns
-    print("\n".join(cost_lines(config, estimate_costs(config), width)))
+    print("\n".join(cost_lines(config, estimate_costs(config), width)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    # A reader of the pipe (head) may close it early.
+    with contextlib.suppress(BrokenPipeError):
+        main()

@@ -95,7 +95,7 @@ def _difference(before: Any, after: Any) -> str:
 def _minutes(text: str) -> float:
     minutes = float(text)
     if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text}; it is a number of minutes above 0")
+        raise argparse.ArgumentTypeError(f"got {text}; give a number of minutes above 0")
     return minutes
 
 

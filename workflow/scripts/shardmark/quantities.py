@@ -82,7 +82,7 @@ def format_number(value: float | None, digits: int = 4) -> str:
         return "–"
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits}g}")  # 99.96 rounds to a longer number
+    rounded = float(f"{value:.{digits}g}")  # 99.96 becomes 100, not 100.0
     places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{value:,.{places}f}"
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
+from shardmark.lanes import LANES
 from shardmark.quantities import describe_gpus, format_number, replicas_noun
 from shardmark.report.sentences import format_quantity, join_names
 from shardmark.results.outcome import Outcome
@@ -39,10 +40,10 @@ CLOSE_BEHIND = 0.97
 # A sentence names at most this many strategies.
 MOST_NAMES = 3
 AT_LEAST = {False: "", True: " or more"}
-# A strategy whose memory is at most this multiple of the least is frugal, too.
+# A strategy is frugal if it needs at most this multiple of the least memory.
 FRUGAL = 1.1
-# The page advises against a strategy only below this share of the speed of the one that it
-# recommends if memory is tight.
+# If the page names a strategy for tight memory, it advises only against those below this share of
+# that one's throughput.
 CLEARLY_SLOWER = 0.9
 # How a run may fail, worst for the reader first.
 _FAILED = (Outcome.OOM, Outcome.DIVERGED, Outcome.TIMEOUT, Outcome.FAILED)
@@ -254,10 +255,10 @@ def _each_of(gpus: int, device: str) -> str:
 
 
 def _reservations(verdict: Verdict, cells_there: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yield whether the best strategy computes something else, and which of its runs failed."""
+    """Yield what speaks against the best strategy: its arithmetic, and those runs that failed."""
     own = cells_there[cells_there.strategy == verdict.fastest.best]
     if (own.lane == "other_arithmetic").any():
-        yield "", "It changes the arithmetic in a way that its maintainers do not recommend."
+        yield "", f"It changes the arithmetic (lane: {LANES['other_arithmetic']})."
     for outcome in _FAILED:
         failed = int((own.outcome == outcome).sum())
         if failed:
@@ -434,10 +435,10 @@ def _more_runs(verdict: Verdict) -> str:
         lacking = [label_of(name) for name in names if verdict.runs[name] < FEWEST_LIKELY]
         if not lacking:
             return (
-                f"Choosing takes at least {FEWEST_LIKELY} runs of each strategy that can be "
-                "compared: of the same seeds on the same devices."
+                f"Choosing takes at least {FEWEST_LIKELY} runs of each strategy with the same "
+                "seeds on the same devices."
             )
-        all_or_many = len(lacking) in (len(names), len(verdict.runs)) or len(lacking) > MOST_NAMES
+        all_or_many = len(lacking) == len(names) or len(lacking) > MOST_NAMES
         whose = "each strategy" if all_or_many else join_names(lacking)
         return f"Choosing takes at least {FEWEST_LIKELY} runs of {whose}."
     if standing.more_runs is None:

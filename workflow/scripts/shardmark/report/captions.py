@@ -163,9 +163,7 @@ def _step_time(data: HeadlineData) -> str:
     whose = f"{label_of(tails.index[-1])} is the most uneven: in its median run"
     if len(set(tails)) == 1:
         whose = "in the median run of every strategy"
-    return (
-        f"On {data.where}, {whose}, {slowest} {tails.iloc[-1]:.2f} times the run's median step."
-    )
+    return f"On {data.where}, {whose}, {slowest} {tails.iloc[-1]:.2f} times the run's median step."
 
 
 def _wall_clock(data: HeadlineData) -> str:

@@ -58,7 +58,8 @@ def memory_bars(cells: pd.DataFrame) -> MemoryBars | None:
     runs = runs[runs.gpus == runs.gpus.max()]
     medians = runs[_COLUMNS].astype(float).groupby(runs.strategy, sort=False).median() / 2**30
     capacity = float(runs.memory_capacity_bytes.min()) / 2**30
-    used = medians.memory_used_peak_bytes
+    compared = medians.index.isin(runs[runs.excluded == ""].strategy)
+    used = medians.memory_used_peak_bytes[compared if compared.any() else slice(None)]
     where = describe_gpus(runs.device.iloc[0], int(runs.gpus.iloc[0]))
     least, most = (
         f"{used[name]:.1f} GiB with {label_of(str(name))}"

@@ -101,7 +101,7 @@ def _unpaired(group: pd.DataFrame) -> list[str]:
     if rows.empty:
         return []
     names = join_names(list(map(label_of, rows.strategy.unique())))
-    return [f"Seeds ran on other devices than the baseline, so they are no pairs: {names}."]
+    return [f"Not compared in pairs, because most seeds used different devices: {names}."]
 
 
 def scaling_table(scaling: pd.DataFrame, strategies: list[str], device: str) -> Table:

@@ -247,8 +247,8 @@ class CellRow(Section):
         empty=_NO_PROFILE,
     )
     host_wait_ms: float | None = column(
-        "Part of a timed step in which that rank's device is idle, ms; it comes from the profile, "
-        "less the time that tracing added.",
+        "Part of a timed step in which that rank's device is idle, ms: the idle time of a profiled "
+        "step, less the time that tracing added.",
         empty=_NO_PROFILE,
     )
     host_wait_pct: float | None = column(

@@ -541,7 +541,7 @@ def _judge_volume(
                 )
         texts[name] = " or ".join(multiples) or "unknown"
     differ = len(set(texts.values())) > 1
-    reason = "what is sharded must be communicated (Rajbhandari et al. 2020, section 7)"
+    reason = "the volume follows from what is sharded (Rajbhandari et al. 2020, section 7)"
     if next(iter(results_by_strategy.values()))[0].cell.gpus == 1:
         reason = "one replica has nobody to exchange with"
     return Row(
@@ -582,7 +582,7 @@ def _judge_fact(
         setting=fact.label,
         values=texts,
         verdict="flagged" if flagged else verdict,
-        reason="DataParallel is one process, which has what the others' ranks share"
+        reason="DataParallel is one process and has all of them; other strategies' ranks share them"
         if differ and not flagged
         else None,
         flagged=flagged,

@@ -22,12 +22,11 @@ class Standing(Section):
         ratios: ratios of the other strategies to the best one.
         equivalent: those within the margin of it.
         open: those that are shown neither to be worse nor to be equivalent.
-        behind_baseline: those of them that are shown to be worse than a baseline that is among the
-            open or the equivalent; they are no candidates for the best.
+        behind_baseline: those of the open that are shown to be worse than the baseline, where the
+            baseline itself is open or equivalent. So none of them is the best.
         worse: those shown to be worse.
         not_compared: those that may not be compared with it.
-        too_few: those that are open because too few of their runs and of the best strategy's can
-            be compared.
+        too_few: those that are open because too few runs can be compared.
         more_runs: further runs of each strategy that would settle the open comparisons; None if
             there are none, or if the number is unknown.
     """

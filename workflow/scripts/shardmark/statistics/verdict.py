@@ -28,7 +28,7 @@ from shardmark.statistics.standing import Standing, Verdict
 
 MEMORY, ENERGY = EXPLORATORY[:2]
 OBJECTIVES = (PRIMARY, MEMORY, ENERGY)
-# Reasons of an open comparison that has no test yet.
+# Why a comparison is open: it has too few runs for a test.
 TOO_FEW = ("few_runs", "no_device_with_two_runs")
 # The log-ratio of each strategy to one and the same strategy.
 Levels = Mapping[str, float]
@@ -166,9 +166,9 @@ def _standing(
     compared = [row for row in rows if row.verdict != NOT_COMPARABLE]
     all_are = len(compared) == len(rows) > 0
     equivalent = _names(row for row in rows if row.verdict == EQUIVALENT)
+    baseline_may_be_best = baseline in {*_names(left), *equivalent}
     of_metric = to_baseline[to_baseline["metric"] == metric.column]
     behind_baseline = set(of_metric[of_metric["verdict"] == behind]["strategy"])
-    is_candidate = baseline in {*_names(left), *equivalent}
     return Standing(
         metric=metric.column,
         best=best,
@@ -177,7 +177,9 @@ def _standing(
         ratios={row.strategy: row.ratio for row in compared if row.ratio is not None},
         equivalent=equivalent,
         open=_names(left),
-        behind_baseline=[name for name in _names(left) if is_candidate and name in behind_baseline],
+        behind_baseline=[
+            name for name in _names(left) if baseline_may_be_best and name in behind_baseline
+        ],
         worse=_names(worse),
         not_compared=_names(row for row in rows if row.verdict == NOT_COMPARABLE),
         too_few=_names(row for row in left if row.reason in TOO_FEW),
