@@ -862,6 +862,13 @@ def test_every_shipped_configuration_loads(
         read_config_file(ROOT / f"config/{name}.yaml")
 
 
+def test_a_misspelt_baseline_is_one_mistake() -> None:
+    (line,) = mistakes(changed(matrix__strategies=["ddpp", "fsdp"]))
+    assert "unknown strategy 'ddpp'; did you mean 'ddp'?" in line
+    (line,) = mistakes(changed(matrix__strategies=["fsdp"]))
+    assert "baseline: 'ddp' is not in matrix.strategies" in line
+
+
 def test_the_gpt_is_the_same_on_two_four_and_eight_gpus(tmp_path: Path) -> None:
     """Otherwise merge_runs.py could not join their results."""
     (tmp_path / "resources").mkdir()

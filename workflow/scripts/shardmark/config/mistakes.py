@@ -96,11 +96,13 @@ def mistakes_in(raw: Mapping[str, Any], root: Path) -> Iterator[str]:
     yield from _variant_mistakes(variants)
     yield from _own_strategy_mistakes(own, variants, root)
     yield from _repeated_labels(matrix, variants, own)
-    yield from _unknown_names(matrix, "strategies", "strategy", [*STRATEGIES, *variants, *own])
+    strategies = [*STRATEGIES, *variants, *own]
+    yield from _unknown_names(matrix, "strategies", "strategy", strategies)
     yield from _unknown_names(matrix, "workloads", "workload", list(workloads))
     yield from _repeated_entries(matrix)
     yield from _part_mistakes(section_at(Matrix, raw, "matrix"), baseline)
-    if isinstance(baseline, str) and names and baseline not in names:
+    # A name that is misspelt may be the baseline's, so that mistake comes first.
+    if isinstance(baseline, str) and names and baseline not in names and {*names} <= {*strategies}:
         yield _not_in("matrix.strategies", "baseline", baseline, names)
     if cluster and (reason := _why_no_options(cluster.slurm_extra)):
         yield f"cluster.slurm_extra: got {format_value(cluster.slurm_extra)}; {reason}"
