@@ -138,7 +138,8 @@ def _caption(first: pd.Series, baseline: str, runs: Sequence[int], ranges: bool)
         case [fewest, *_, most]:
             spread = f"{median} of n = {fewest} to {most} runs"
     where = describe_gpus(first.device, first.gpus)
-    together = "" if first.gpus == 1 else f"; throughput and power of {where} together"
+    what = "throughput and power" if first.device == "cuda" else "throughput"
+    together = "" if first.gpus == 1 else f"; {what} of {where} together"
     return (
         f"{first.workload} on {where}, "
         f"{describe_scaling(first.scaling)}; {spread}; baseline {baseline}{together}"
