@@ -44,6 +44,7 @@ NAMES = {
     "FSDP2": "fsdp2",
     "FSDP2, bf16 parameters": "fsdp2_bf16",
     "FSDP2, bf16 parameters, compiled": "fsdp2_bf16_compiled",
+    "HSDP over 2, bf16 parameters": "fsdp2_bf16_over_2",
     "FairScale FSDP": "fairscale_fsdp",
     "DeepSpeed ZeRO-1": "deepspeed_zero1",
     "DeepSpeed ZeRO-2": "deepspeed_zero2",
@@ -101,21 +102,21 @@ def test_the_archive_gives_the_published_answer(made_again: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "runs", "heading"),
+    ("run", "gpus", "runs", "heading"),
     [
-        ("one_h200", 12, "One H200: the GPT"),
-        ("another_h200", 10, "Another H200: the same again"),
-        ("two_h200", 20, "Two H200: fifteen strategies"),
+        ("one_h200", [1], 12, "One H200: the GPT"),
+        ("another_h200", [1], 10, "Another H200: the same again"),
+        ("h200", [4, 2], 50, "Four and two H200: sixteen strategies"),
     ],
 )
 def test_the_other_archives_give_the_figures(
-    run: str, runs: int, heading: str, tmp_path: Path
+    run: str, gpus: list[int], runs: int, heading: str, tmp_path: Path
 ) -> None:
     subprocess.run(["tar", "-xJf", EXAMPLE / f"{run}.tar.xz", "-C", tmp_path], check=True)
     raw = shipped("two_gpus")
     update_config(raw, yaml.safe_load((EXAMPLE / f"{run}.yaml").read_text()))
     config = load(raw, ROOT)
-    speeds: dict[str, list[float]] = {}
+    speeds: dict[tuple[str, int], list[float]] = {}
     for cell in cells_of(config):
         file = tmp_path / cell.folder.relative_to("results") / "metrics.json"
         if not file.exists():
@@ -123,11 +124,18 @@ def test_the_other_archives_give_the_figures(
         metrics = read_metrics(file)
         assert metrics.cell_sha256 == cell.fingerprint()
         assert metrics.throughput is not None
-        speeds.setdefault(cell.strategy, []).append(metrics.throughput.items_per_s_per_gpu)
+        speed = metrics.throughput.items_per_s_per_gpu
+        speeds.setdefault((cell.strategy, cell.gpus), []).append(speed)
         verdict = tmp_path / run / f"parity/gpt_1b4/{cell.strategy}/ranks{cell.gpus}.json"
         assert Parity.model_validate_json(verdict.read_text()).status == "passed"
     assert sum(map(len, speeds.values())) == runs
     section = (ROOT / "docs/results.md").read_text().partition(f"## {heading}")[2]
-    rows = re.findall(r"^\| ([^|]*) \| ([\d,]+) \|", section.partition("\n## ")[0], re.MULTILINE)
-    published = {NAMES[name]: int(speed.replace(",", "")) for name, speed in rows}
-    assert published == {name: round(median(runs)) for name, runs in speeds.items()}
+    columns = "".join(r" ([\d,]*?) ?\|" for _ in gpus)
+    rows = re.findall(rf"^\| ([^|]*) \|{columns}", section.partition("\n## ")[0], re.MULTILINE)
+    published = {
+        (NAMES[name], count): int(speed.replace(",", ""))
+        for name, *row in rows
+        for count, speed in zip(gpus, row, strict=True)
+        if speed
+    }
+    assert published == {key: round(median(runs)) for key, runs in speeds.items()}

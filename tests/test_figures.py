@@ -111,6 +111,15 @@ def test_no_text_of_a_figure_stands_over_another_or_is_too_small(
     check_legible(drawn(name))
 
 
+@pytest.mark.parametrize("name", ["scaling", "efficiency"])
+def test_a_long_name_over_a_panel_leaves_room_for_its_neighbour(name: str, data: Data) -> None:
+    renamed = replace(data)
+    long = "FSDP2 + native bf16 + compile"
+    labels = {strategy: f"{long} {place}" for place, strategy in enumerate(data.labels)}
+    vars(renamed)["labels"] = labels
+    check_legible(draw(name, renamed))
+
+
 @pytest.mark.slow
 def test_where_processes_take_the_place_of_gpus_names_are_longer_and_stand_apart(
     data: Data,

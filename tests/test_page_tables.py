@@ -32,6 +32,7 @@ from shardmark.report.table import Detailed, Table
 from shardmark.results.collected import read_tables
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.comparisons import compare
+from shardmark.statistics.scaling import scaling_of
 
 
 def test_speed_ups_stand_in_the_order_of_the_matrix(tmp_path: Path) -> None:
@@ -57,6 +58,45 @@ def test_one_gpu_count_has_no_scaling(tmp_path: Path) -> None:
     assert exported["scaling"][0].notes == table.notes, "the page links to its files"
     on_cpus = scaling_table(findings.scaling, tables.strategies, "cpu")
     assert on_cpus.notes == ["No strategy has results at more than one process count."]
+
+
+def test_a_speed_up_without_an_interval_says_why(tmp_path: Path) -> None:
+    config = config_of(strategies=["ddp", "fsdp"], gpus=[1, 2], seeds=[0, 1])
+    write_matrix(config, tmp_path)
+    tables, _ = read_all(config, tmp_path)
+    fsdp, two = tables.cells.strategy == "fsdp", tables.cells.gpus == 2
+
+    def notes(**changes: object) -> list[str]:
+        cells = tables.cells.assign(**changes)
+        return scaling_table(scaling_of(cells), tables.strategies, "cuda").notes
+
+    assert notes(device_uuids="GPU-0") == [
+        "No interval, because all runs at the smaller count used the same GPUs, so the spread "
+        "between GPUs is unknown: DDP and FSDP1."
+    ]
+    own_device = [f"GPU-{place}" for place in range(len(tables.cells))]
+    assert notes(device_uuids=own_device) == [
+        "No interval, because a count has fewer than 3 runs, or sets of devices: DDP and FSDP1."
+    ]
+    mixed = tables.cells.driver.mask(fsdp & two, "571")
+    assert notes(device_uuids="GPU-0", driver=mixed)[1].startswith(
+        "No speed-up, because the runs are not alike (mixed driver: "
+    )
+
+
+def test_scaling_over_machines_is_a_caveat(tmp_path: Path) -> None:
+    config = config_of(strategies=["ddp", "fsdp"], gpus=[1, 2, 4], seeds=[0])
+    write_matrix(config, tmp_path)
+    tables, _ = read_all(config, tmp_path)
+
+    def said(devices: dict[int, str]) -> list[str]:
+        tables.cells["device_uuids"] = tables.cells.gpus.map(devices)
+        return [one.text for one in caveats(tables) if one.section == "scaling"]
+
+    assert said({1: "GPU-a", 2: "GPU-a;GPU-b", 4: "GPU-a;GPU-b;GPU-c;GPU-d"}) == []
+    assert said({1: "GPU-a", 2: "GPU-a;GPU-b", 4: "GPU-e;GPU-f;GPU-g;GPU-h"}) == [
+        "The runs on 1 and on 4 GPUs share no GPU, so the scaling also compares machines."
+    ]
 
 
 def test_a_list_of_names_is_clear_although_a_name_has_a_comma() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import FAINT, GREY, MM, columns_of, dots_of_runs, marker, tick
+from shardmark.figures.drawing import (
+    FAINT,
+    GREY,
+    LETTERS_PER_MM,
+    MM,
+    columns_of,
+    dots_of_runs,
+    marker,
+    tick,
+)
 from shardmark.quantities import replicas_heading
 from shardmark.results.cell_rows import QUANTITIES
 
@@ -84,7 +94,10 @@ _IDEAL_LINE: dict[str, Any] = {"color": GREY, "linestyle": IDEAL, "linewidth": 0
 
 
 def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
-    columns = columns_of(data.width_mm, len(data.labels), first_mm=14)
+    left_mm = 14
+    columns = columns_of(data.width_mm, len(data.labels), first_mm=left_mm)
+    # Bold letters are wider.
+    letters = int((data.width_mm - left_mm) / columns * LETTERS_PER_MM * 0.84)
     rows = math.ceil(len(data.labels) / columns)
     figure = Figure(figsize=(data.width_mm * MM, (rows * 36 + 14) * MM))
     grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
@@ -92,7 +105,8 @@ def _panels(data: Data) -> tuple[Figure, list[tuple[str, Axes]]]:
         axes.remove()
     panels = list(zip(data.labels, grid, strict=False))
     for place, (name, axes) in enumerate(panels):
-        axes.set_title(data.labels[name], loc="left", weight="bold")
+        title = textwrap.fill(data.labels[name], letters)
+        axes.set_title(title, loc="left", weight="bold")
         axes.set_xscale("log", base=2)
         axes.set_xticks(data.gpus, [str(count) for count in data.gpus])
         axes.xaxis.set_minor_locator(NullLocator())

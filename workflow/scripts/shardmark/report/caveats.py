@@ -13,6 +13,7 @@ from shardmark.report.sentences import join_names
 from shardmark.results.collected import Tables
 from shardmark.results.largest_batch_rows import WITHOUT_RESULT
 from shardmark.results.outcome import Outcome
+from shardmark.statistics.eligibility import devices_of
 from shardmark.strategies import label_of
 
 # In shorter windows, energy and drift mean little.
@@ -69,6 +70,12 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if flagged:
         differences = "difference" if flagged == 1 else "differences"
         yield Caveat(f"Settings: {flagged} unexplained {differences}.", "settings")
+    for small, large in _counts_on_other_devices(cells[cells.status == "ok"]):
+        yield Caveat(
+            f"The runs on {small} and on {large} {'GPUs' if cuda else 'processes'} share no "
+            f"{'GPU' if cuda else 'machine'}, so the scaling also compares machines.",
+            "scaling",
+        )
     if cells.seed.nunique() == 1:
         yield Caveat("One run per strategy: any difference may be chance.")
     if imprecise := list(_names(cells.labels)).count("imprecise"):
@@ -108,6 +115,18 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         yield Caveat(
             "On 1 GPU nothing is sharded or communicated, so it is only the reference for scaling."
         )
+
+
+def _counts_on_other_devices(ok: pd.DataFrame) -> Iterator[tuple[int, int]]:
+    """Yield the smallest GPU count with each larger one whose runs used none of its devices."""
+    devices = {
+        int(runs.gpus.iloc[0]): {one for names in devices_of(runs) for one in names.split(";")}
+        for _, runs in ok.groupby("gpus")
+    }
+    smallest = min(devices, default=0)
+    for gpus, used in devices.items():
+        if gpus > smallest and not used & devices[smallest] and "" not in used:
+            yield smallest, gpus
 
 
 def _first_reasons(cells: pd.DataFrame) -> Iterator[tuple[str, str]]:

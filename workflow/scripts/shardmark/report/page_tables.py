@@ -9,12 +9,13 @@ import pandas as pd
 
 from shardmark.quantities import describe_gpus, format_number, replicas_heading, replicas_noun
 from shardmark.report.failures import locate, name_cell
-from shardmark.report.sentences import explain, join_names
+from shardmark.report.sentences import explain, explain_mixture, join_names
 from shardmark.report.table import Detailed, Table
 from shardmark.results.cell_rows import QUANTITIES
 from shardmark.results.certificate import Certificate, Row
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.eligibility import counted
+from shardmark.statistics.family import FEWEST_LIKELY
 from shardmark.strategies import label_of
 
 # The sign of a cell that matrix.only leaves out.
@@ -125,8 +126,32 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str], device: str) -> 
         rows=[] if alone else [_scaling_row(row) for row in rows],
         notes=[f"No strategy has results at more than one {replicas_noun(device)} count."]
         if alone
-        else [],
+        else list(_scaling_notes(rows)),
     )
+
+
+# Why a speed-up has no interval, by its reason in scaling.csv.
+_NO_INTERVAL = {
+    "one_reference_device": "all runs at the smaller count used the same GPUs, so the spread "
+    "between GPUs is unknown",
+    "few_runs": f"a count has fewer than {FEWEST_LIKELY} runs, or sets of devices",
+}
+
+
+def _scaling_notes(rows: list[dict[Any, Any]]) -> Iterator[str]:
+    """Say what is missing in the rows, and why."""
+    strategies: dict[str, list[str]] = {}
+    for row in rows:
+        reason = row["reason"]
+        if reason in _NO_INTERVAL:
+            words = f"No interval, because {_NO_INTERVAL[reason]}"
+        elif str(reason).startswith("mixed_"):
+            words = f"No speed-up, because the runs are not alike ({explain_mixture(row)})"
+        else:
+            continue
+        strategies.setdefault(words, []).append(label_of(row["strategy"]))
+    for words, names in strategies.items():
+        yield f"{words}: {join_names(list(dict.fromkeys(names)))}."
 
 
 def _scaling_row(row: dict[Any, Any]) -> list[str]:

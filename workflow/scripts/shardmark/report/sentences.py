@@ -55,7 +55,7 @@ def explain(row: Mapping[Any, Any]) -> str:
     if row["seeds_needed"] == row["seeds_needed"]:
         return f"about {row['seeds_needed']:.0f} runs of each would settle it"
     if reason.startswith("mixed_"):
-        return f"mixed {reason.removeprefix('mixed_').replace('_', ' ')}: {values}"
+        return explain_mixture(row)
     words = _REASONS.get(reason, reason.replace("_", " "))
     return f"{label_of(values)}: {words}" if values else words
 
@@ -64,3 +64,9 @@ def format_quantity(metric: str, value: float, unit: str) -> str:
     """A value with its unit; ``unit`` is the column of cells.csv."""
     described = QUANTITIES[metric].of(unit)
     return f"{format_number(value * described.scale, 3)} {described.unit}".strip()
+
+
+def explain_mixture(row: Mapping[Any, Any]) -> str:
+    """Return what differs between runs that therefore are not compared."""
+    name = row["reason"].removeprefix("mixed_").replace("_", " ")
+    return f"mixed {name}: {row['reason_values']}"
