@@ -7,10 +7,10 @@ import math
 from shardmark.cells import BatchSearch, Cell
 from shardmark.config.schema import Cluster
 
-# Imports, process group, probe, data, model, inspection, profile; config/pilot.yaml adds them up.
-START_S = 40.0
-# On one H200, gpt_1b4 took 8 to 13 s.
-START_OF_ONE_GPU_S = 20.0
+# Expected seconds in which a cell neither trains nor measures: imports, process group, probe, data,
+# model, inspection, profile. With gpt_1b4, 50 cells on two and four H200 took 13 to 27 s, with a
+# median of 18 s; cells on one H200 took 8 to 13 s. A shared file system takes longer.
+START_S = 25.0
 # A time limit allows more for the start: all ranks may import from a shared file system at once.
 LONGEST_START_S = 300.0
 # A time limit allows a training this many times slower than expected.
@@ -23,14 +23,9 @@ GATE_S = 30.0
 SEARCH_STARTS = 3
 
 
-def start_s(cell: Cell) -> float:
-    """Return the expected seconds in which a cell neither trains nor measures."""
-    return START_OF_ONE_GPU_S if cell.gpus == 1 else START_S
-
-
 def search_s(search: BatchSearch) -> float:
     """Return the expected seconds of a search for the largest batch."""
-    return SEARCH_STARTS * start_s(search.cell) + search.cell.measure.steady_min_s
+    return SEARCH_STARTS * START_S + search.cell.measure.steady_min_s
 
 
 def limit_minutes(cluster: Cluster, cell: Cell) -> int:

@@ -19,10 +19,10 @@ from shardmark.slurm.job_request import PIN_MINUTES, SPARE_MINUTES
 from shardmark.time_limits import (
     GATE_MINUTES,
     GATE_S,
+    START_S,
     expected_s,
     limit_minutes,
     search_s,
-    start_s,
 )
 
 # Time that a Slurm job takes before the cell starts, because Snakemake starts twice in it.
@@ -131,7 +131,7 @@ def _cell_job(cluster: Cluster, cell: Cell, paces: Mapping[Kind, Pace]) -> Job:
     pace = paces.get(_kind_of_cell(cell)) or paces.get(_kind_without_strategy(cell))
     measured = pace is not None
     if pace is None and expected is not None:
-        pace = Pace(expected, start_s(cell))
+        pace = Pace(expected, START_S)
     likely = SNAKEMAKE_S + expected_s(cell, pace.items_per_s, pace.start_s) if pace else None
     worst = (limit_minutes(cluster, cell) + SPARE_MINUTES) * 60
     return Job(cell.gpus, _charged_gpus(cluster, cell.gpus), worst, likely, cell, measured=measured)
@@ -228,7 +228,7 @@ def _same_speed(one: Cell, other: Cell) -> bool:
 def _start_s(metrics: Metrics) -> float:
     times = metrics.time_s
     if times is None or times.total_s is None:
-        return start_s(metrics.cell)
+        return START_S
     parts = (times.training_s, times.evaluation_s, times.warmup_s, times.steady_s)
     spent = sum(part or 0.0 for part in parts) + metrics.cell.measure.idle_s
     return max(0.0, times.total_s - spent)
