@@ -54,10 +54,10 @@ def test_seeds_of_two_runs_become_one_run_that_can_be_compared(
     joined = tmp_path / "joined"
     result = merge_runs(joined, monday, tuesday)
     assert result.returncode == 0, result.stderr
-    first, *_, run, matrix = result.stdout.strip().splitlines()
-    assert first == f"18 cells of 2 sets are in {joined}"
-    overlay = yaml.safe_load(f"{run}\n{matrix}")
-    assert overlay == {"run": "joined", "matrix": {"gpus": [1], "seeds": list(range(9))}}
+    assert result.stdout.startswith(f"18 cells of 2 sets are in {joined}\n")
+    overlay = yaml.safe_load(result.stdout.partition("an overlay that says\n")[2])
+    cells = {"workloads": ["w"], "strategies": sorted(RATIOS), "gpus": [1], "seeds": list(range(9))}
+    assert overlay == {"run": "joined", "matrix": cells}
     cells = cells_of_set(read_result_set(joined))
     assert len(cells) == 18
     assert set(cells["run"]) == {"joined"}
@@ -220,6 +220,19 @@ def test_code_that_differs_is_named_for_each_workload(
     result = merge_runs(tmp_path / "joined", monday, tuesday)
     assert result.returncode == 0, result.stderr
     assert "  code that trained w with fsdp\n" in result.stdout
+
+
+def test_commits_are_named_only_if_their_code_differs(
+    monday: Path, tuesday: Path, tmp_path: Path
+) -> None:
+    for path in tuesday.rglob("metrics.json"):
+        edit_json(path, provenance={"git_commit": "b" * 40})
+    same = merge_runs(tmp_path / "same", monday, tuesday)
+    assert "git commit" not in same.stdout, "its code is the same"
+    for path in tuesday.rglob("metrics.json"):
+        edit_json(path, code_sha256=f"edited code of {path.parts[-4]}")
+    other = merge_runs(tmp_path / "other", monday, tuesday)
+    assert f"git commit: {'a' * 40}, {'b' * 40}" in other.stdout
 
 
 @pytest.mark.parametrize("place", [".", "inner"])

@@ -12,11 +12,15 @@ such an overlay.
 from __future__ import annotations
 
 import argparse
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from shardmark.cells import Cell
 from shardmark.command import one_message
 from shardmark.config.values import RunName
 from shardmark.errors import UserError
@@ -45,11 +49,23 @@ def summary(merged: Merged, sets: int, folder: Path) -> str:
     cells = [result.metrics.cell for result in merged.results]
     lines += [
         "their report: snakemake report, with the sets' configuration and an overlay that says",
-        f"  run: {folder.name}",
-        f"  matrix: {{gpus: {sorted({cell.gpus for cell in cells}, reverse=True)}, "
-        f"seeds: {sorted({cell.seed for cell in cells})}}}",
+        textwrap.indent(_overlay(folder.name, cells), "  "),
     ]
     return "\n".join(lines)
+
+
+def _overlay(run: str, cells: Sequence[Cell]) -> str:
+    """Return an overlay, in YAML, whose matrix has the merged cells."""
+    matrix = {
+        "workloads": sorted({cell.workload for cell in cells}),
+        "strategies": sorted({cell.strategy for cell in cells}),
+        "gpus": sorted({cell.gpus for cell in cells}, reverse=True),
+        "seeds": sorted({cell.seed for cell in cells}),
+    }
+    overlay = {"run": run, "matrix": matrix}
+    return yaml.safe_dump(
+        overlay, sort_keys=False, default_flow_style=None, width=sys.maxsize
+    ).strip()
 
 
 def check_run_name(name: str) -> None:

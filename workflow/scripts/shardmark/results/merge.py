@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
+
 from shardmark.cells import search_title
 from shardmark.codebase import STAMP
 from shardmark.errors import UserError
@@ -24,6 +26,7 @@ from shardmark.results.result_set import (
     Verification,
     differences,
 )
+from shardmark.results.same_code import SameCode
 from shardmark.strategies import PACKAGES
 
 Prefer = Literal["none", "first", "last"]
@@ -187,7 +190,13 @@ def _nodes(result: Result) -> dict[str, Any]:
 
 def version_notes(sets: Sequence[ResultSet]) -> list[str]:
     """Return a note for each version that differs between the sets."""
-    versions = [_versions(result.metrics) for one in sets for result in one.results]
+    all_metrics = [result.metrics for one in sets for result in one.results]
+    versions = [_versions(metrics) for metrics in all_metrics]
+    rows = [(one.provenance.get("git_commit"), one.code_sha256) for one in all_metrics]
+    same_code = SameCode(pd.DataFrame(rows, columns=["git_commit", "code_sha256"]))
+    for known in versions:
+        if commit := known["git_commit"]:
+            known["git_commit"] = same_code.of(commit)
     notes = []
     for name in ("torch", "driver", *PACKAGES, "git_commit"):
         values = {version for known in versions if (version := known[name])}

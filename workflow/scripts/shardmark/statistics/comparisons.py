@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from shardmark.results.csv_tables import to_frame
+from shardmark.results.same_code import SameCode
 from shardmark.statistics.comparison_rows import NOT_COMPARABLE, ComparisonRow, Tier
 from shardmark.statistics.eligibility import (
     GROUP,
     Identity,
     Refusal,
-    SameCode,
     check_table,
     devices_of,
     identify,

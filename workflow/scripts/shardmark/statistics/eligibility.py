@@ -11,6 +11,7 @@ import pandas as pd
 
 from shardmark.cells import key_title
 from shardmark.errors import UserError
+from shardmark.results.same_code import SameCode
 
 GROUP = ["workload", "scaling", "gpus"]
 CELL = [*GROUP, "strategy", "seed"]
@@ -70,31 +71,6 @@ def counted(cells: pd.DataFrame) -> pd.DataFrame:
         chosen |= left & better
         left &= ~chosen.groupby(keys).transform("any")
     return cells[chosen]
-
-
-class SameCode:
-    """Which commits hold the same code, as far as the cells can tell.
-
-    A commit that changed only documentation is no reason to refuse a comparison. Two commits hold
-    the same code if a cell of each has the same checksum over the files that it depends on.
-
-    Args:
-        cells: all cells of the table; this reads their git_commit and code_sha256.
-    """
-
-    def __init__(self, cells: pd.DataFrame) -> None:
-        self._first: dict[str, str] = {}
-        for _, same in cells.groupby("code_sha256"):
-            commits = [str(commit) for commit in same["git_commit"]]
-            for commit in commits[1:]:
-                self._first[self.of(commit)] = self.of(commits[0])
-        self._first = {commit: first for commit, first in self._first.items() if commit != first}
-
-    def of(self, commit: str) -> str:
-        """Return the commit that represents all commits with the same code."""
-        while (before := self._first.get(commit, commit)) != commit:
-            commit = before
-        return commit
 
 
 Identity: TypeAlias = Mapping[str, frozenset[str]]

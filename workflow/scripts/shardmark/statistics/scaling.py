@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from shardmark.results.csv_tables import to_frame
+from shardmark.results.same_code import SameCode
 from shardmark.statistics.comparison_rows import ScalingRow
 from shardmark.statistics.comparisons import PRIMARY
 from shardmark.statistics.eligibility import (
     SETTINGS,
-    SameCode,
     check_table,
     devices_of,
     identify,

@@ -16,6 +16,7 @@ from shardmark.cells import key_title
 from shardmark.errors import UserError
 from shardmark.results.csv_tables import to_frame
 from shardmark.results.result_set import Result, ResultSet, cells_of_set, differences, flatten
+from shardmark.results.same_code import SameCode
 from shardmark.statistics.comparison_rows import SetComparisonRow
 from shardmark.statistics.comparisons import (
     EXPLORATORY,
@@ -32,7 +33,6 @@ from shardmark.statistics.comparisons import (
 from shardmark.statistics.eligibility import (
     GROUP,
     Refusal,
-    SameCode,
     devices_of,
     identify,
     on_same_devices,
