@@ -23,8 +23,10 @@ from gpu_matrix import config_of, write_crowded, write_matrix
 from plot import draw_all
 from shardmark.config.schema import Config
 from shardmark.figures.catalogue import DRAWN_BY, draw
-from shardmark.figures.data import Data, NothingToDraw
+from shardmark.figures.data import Data, NothingToDraw, looks
 from shardmark.figures.drawing import LEFT_OUT
+from shardmark.figures.time_splits import CELL
+from shardmark.metrics import Times
 from shardmark.report.contents import FIGURE_KINDS, FIGURES, NOT_DRAWN, OUTCOMES, caption
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.findings import find
@@ -173,6 +175,33 @@ def contrast_on_white(colour: str) -> float:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_line_of_a_strategy_stands_out_from_white(name: str) -> None:
     assert contrast_on_white(STRATEGIES[name].colour) >= 3
+
+
+def test_as_many_variants_as_the_examples_have_differ_without_colour() -> None:
+    variants = {f"variant{place}": "fsdp2" for place in range(14)}
+    markers = [look.marker for look in looks(variants, {}).values()]
+    assert len(set(markers)) == len(markers)
+
+
+def test_the_bar_of_a_cell_has_all_its_phases() -> None:
+    within_others = {"first_step_s", "warmup_s", "steady_s", "epochs_s", "total_s"}
+    drawn = [column for part in CELL for column in part.columns]
+    assert sorted(drawn) == sorted(set(Times.model_fields) - within_others)
+
+
+def test_the_first_picture_has_the_scaling_beside_the_differences(data: Data) -> None:
+    assert data.findings
+    rows = data.findings.scaling.set_index(["strategy", "gpus"])
+    last = data.gpus[-1]
+    rows.loc[("fsdp", last), "efficiency"] = 0.874
+    rows.loc[("fsdp2", last), "efficiency"] = float("nan")
+    findings = replace(data.findings, scaling=rows.reset_index())
+    differences, panel = draw("answer", replace(data, findings=findings)).axes
+    names = [label.get_text() for label in differences.get_yticklabels()]
+    said = {names[round(text.get_position()[1])]: text.get_text() for text in panel.texts}
+    assert said["FSDP1"] == "87 %"
+    assert said["FSDP2"] == "one GPU count only"
+    assert f"{last} GPUs against 1" in panel.get_title(loc="left")
 
 
 def test_strategies_differ_without_colour(data: Data) -> None:

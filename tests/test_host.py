@@ -158,6 +158,10 @@ def test_the_rank_that_waits_longest_for_its_host_says_how_much_of_a_step_is_wai
     parts = (row.compute_ms, row.exposed_communication_ms, row.data_ms, row.host_wait_ms)
     assert parts == pytest.approx((40, 1, 0, 59))
     assert (row.labels, row.label_reasons) == ("host wait", label)
+    # Tracing made these steps twice as long.
+    timed = throughput.model_copy(update={"step_ms_mean": 50.0})
+    traced = slow.model_copy(update={"throughput": timed})
+    assert row_of(traced).exposed_communication_pct == 2
     fast = metrics.model_copy(update={"profile": [split(0, host_gap_ms=9, exposed_ms=20)]})
     assert judge(fast).labels == []
     unknown = metrics.model_copy(update={"profile": []})

@@ -25,10 +25,12 @@ from shardmark.report.page_tables import (
     raw_table,
     scaling_table,
     step_table,
+    strategies_by_value,
 )
 from shardmark.report.sentences import join_names
 from shardmark.report.summary_table import summarise, summary_tables
 from shardmark.report.table import Detailed, Table
+from shardmark.results.certificate import Row
 from shardmark.results.collected import read_tables
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.comparisons import compare
@@ -61,7 +63,7 @@ def test_one_gpu_count_has_no_scaling(tmp_path: Path) -> None:
 
 
 def test_a_speed_up_without_an_interval_says_why(tmp_path: Path) -> None:
-    config = config_of(strategies=["ddp", "fsdp"], gpus=[1, 2], seeds=[0, 1])
+    config = config_of(strategies=["ddp", "fsdp"], gpus=[1, 2], seeds=[0, 1, 2])
     write_matrix(config, tmp_path)
     tables, _ = read_all(config, tmp_path)
     fsdp, two = tables.cells.strategy == "fsdp", tables.cells.gpus == 2
@@ -74,8 +76,8 @@ def test_a_speed_up_without_an_interval_says_why(tmp_path: Path) -> None:
         "No interval, because all runs at the smaller count used the same GPUs, so the spread "
         "between GPUs is unknown: DDP and FSDP1."
     ]
-    own_device = [f"GPU-{place}" for place in range(len(tables.cells))]
-    assert notes(device_uuids=own_device) == [
+    two_devices = [f"GPU-{place % 2}" for place in range(len(tables.cells))]
+    assert notes(device_uuids=two_devices) == [
         "No interval, because a count has fewer than 3 runs, or sets of devices: DDP and FSDP1."
     ]
     mixed = tables.cells.driver.mask(fsdp & two, "571")
@@ -174,6 +176,29 @@ def test_the_headline_of_the_steps_has_the_shares_of_the_table(tmp_path: Path) -
         "On 2 GPUs DDP waits longest for its host (30 % of a step) and DataParallel spends the "
         "largest part of its step on communication alone (25 % of a step)."
     )
+
+
+def test_the_training_time_says_that_compilation_is_no_part_of_it(tmp_path: Path) -> None:
+    config = config_of(strategies=["dp", "ddp"], gpus=[2])
+    write_matrix(config, tmp_path)
+    tables, findings = read_all(config, tmp_path)
+
+    def said(compilation_s: float) -> str:
+        cells = tables.cells.assign(compilation_s=compilation_s)
+        return headline("training_time", HeadlineData.of(cells, findings))
+
+    assert said(20.0).startswith("Training time on 2 GPUs, without compilation: ")
+    assert said(float("nan")).startswith("Training time on 2 GPUs: ")
+
+
+def test_a_setting_names_the_strategies_of_each_value() -> None:
+    values = {"dp": "0", "ddp": "0", "fsdp": "3", "fsdp2": "2"}
+    row = Row(setting="stage", values=values, verdict="flagged", flagged={"fsdp2": "not 3"})
+    assert list(strategies_by_value(row, {name: name.upper() for name in values})) == [
+        ("0", "DP and DDP", False),
+        ("3", "FSDP", False),
+        ("2", "FSDP2", True),
+    ]
 
 
 def test_figures_of_one_run_are_not_said_of_all_that_have_the_label(tmp_path: Path) -> None:

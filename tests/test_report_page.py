@@ -174,9 +174,9 @@ def test_the_switch_includes_excluded_runs(page: Page) -> None:
     page.get_by_role("tab", name="1 GPU").click()
     name = page.get_by_role("rowheader", name="FSDP1", exact=True)
     row = page.locator("table.overview:visible tr").filter(has=name)
-    assert row.locator("td").last.inner_text() == "2 of 3"
+    assert row.locator("td").last.inner_text() == "2 of 3 (1 pair)"
     page.locator(".excluded").check()
-    assert row.locator("td").last.inner_text() == "3"
+    assert row.locator("td").last.inner_text() == "3 (2 pairs)"
 
 
 def test_a_strategy_without_a_run_that_counts_comes_last_with_the_reason(page: Page) -> None:

@@ -19,7 +19,7 @@ from shardmark.strategies import STRATEGIES, label_of, spec_of
 
 # A figure narrower than this has few ticks on its x axes.
 NARROW_MM = 130.0
-_VARIANT_MARKERS = ("<", ">", "p", "*", "d", "8")
+_VARIANT_MARKERS = ("<", ">", "p", "*", "d", "8", "^", "v", "s", "h", "P", "X", "D", "o")
 
 
 class NothingToDraw(Exception):

@@ -19,6 +19,9 @@ from shardmark.figures.drawing import (
 )
 from shardmark.quantities import Quantity
 
+# What can be compared between GPU counts, so that their panels have one scale.
+_OF_ONE_DEVICE_OR_ITEM = ("memory_used_peak_bytes", "energy_per_item_j", "utilization_pct")
+
 
 def dot_plot(data: Data, quantity: Quantity) -> Figure:
     """Draw one dot per run and a larger one for the median, in a row per strategy.
@@ -31,6 +34,10 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
     figure, panels = panels_of_counts(data, data.gpus, rows_mm=20)
     for count, axes in panels:
         _dots(axes, data, quantity, count)
+    if quantity.column in _OF_ONE_DEVICE_OR_ITEM:
+        ends = [end for _, axes in panels for end in axes.get_xlim()]
+        for _, axes in panels:
+            axes.set_xlim(min(ends), max(ends))
     scale = describe_linear_axis([axes for _, axes in panels], "x")
     figure.supxlabel(f"{quantity.heading}{_arrow(quantity)}\n{scale}", fontsize=8)
     return figure

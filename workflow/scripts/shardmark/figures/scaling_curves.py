@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +19,7 @@ from shardmark.figures.drawing import (
     LETTERS_PER_MM,
     MM,
     columns_of,
+    describe_linear_axis,
     dots_of_runs,
     marker,
     tick,
@@ -84,9 +84,10 @@ def efficiency_figure(data: Data) -> Figure:
                 color=data.looks[name].colour,
                 linewidth=1.2,
             )
-    highest = known[["efficiency", "efficiency_high"]].to_numpy(float)
-    axes.set_ylim(0, 112 * max(1.0, np.nanmax(highest)))
-    figure.supylabel("Parallel efficiency (%)\nlinear, from 0", fontsize=8)
+    for _, axes in panels:
+        axes.margins(y=0.1)
+    scale = describe_linear_axis([axes for _, axes in panels], "y")
+    figure.supylabel(f"Parallel efficiency (%)\n{scale}", fontsize=8)
     return figure
 
 

@@ -42,6 +42,7 @@ CELL = (
         "#8C8C8C",
         ("imports_s", "process_group_s", "probe_s", "data_s", "build_s"),
     ),
+    Part("compilation", "#CC79A7", ("compilation_s",)),
     Part("training", "#0072B2", ("training_s",)),
     Part("evaluation", "#56B4E9", ("evaluation_s",)),
     Part("measurement", "#009E73", ("measurement_s",)),

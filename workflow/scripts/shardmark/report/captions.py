@@ -67,7 +67,9 @@ def _quantity(data: HeadlineData, quantity: Quantity) -> str:
     if not medians:
         return ""
     quantity = quantity.on(data.device).of(data.runs.unit.iloc[0])
-    return f"{quantity.label} on {data.where}: {_range(medians, quantity)}."
+    compiles = quantity.column == "training_s" and (data.runs.compilation_s > 0).any()
+    without = ", without compilation" if compiles else ""
+    return f"{quantity.label} on {data.where}{without}: {_range(medians, quantity)}."
 
 
 def _range(medians: Mapping[str, float], quantity: Quantity) -> str:

@@ -78,17 +78,17 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         )
     if cells.seed.nunique() == 1:
         yield Caveat("One run per strategy: any difference may be chance.")
-    if imprecise := list(_names(cells.labels)).count("imprecise"):
-        yield Caveat(
-            f"{_runs(imprecise)} reached the longest window before the step time was precise.",
-            "steps",
-        )
     short = cells.window_s[cells.window_s < LONG_ENOUGH_S]
     if record.steady_min_s < LONG_ENOUGH_S and len(short):
         measures = "energy and drift" if cuda else "drift"
         yield Caveat(
             f"{_runs(len(short))} had a timed window of less than {LONG_ENOUGH_S:g} s, the "
             f"shortest of {short.min():.1f} s: too short for {measures}."
+        )
+    if imprecise := list(_names(cells.labels)).count("imprecise"):
+        yield Caveat(
+            f"{_runs(imprecise)} reached the longest window before the step time was precise.",
+            "steps",
         )
     if stale := (cells.stale == True).sum():  # noqa: E712
         yield Caveat(f"{_runs(stale)} {'was' if stale == 1 else 'were'} made by earlier code.")

@@ -94,7 +94,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
                 ENERGY.of(unit).heading: format_number(measured[ENERGY.column], 3),
                 **(_price(per_gpu) if device == "cuda" else {}),
                 "Verdict": _verdict(name == baseline, row, runs_of_row),
-                "Runs": _runs(runs_of_row),
+                "Runs": _runs(runs_of_row, row),
             }
         )
     headings = [
@@ -212,6 +212,10 @@ def _verdict(is_baseline: bool, row: Mapping[Any, Any] | None, runs_of_row: pd.D
     return Detailed(row["verdict"], row["tier"])
 
 
-def _runs(runs_of_row: pd.DataFrame) -> str:
+def _runs(runs_of_row: pd.DataFrame, row: Mapping[Any, Any] | None) -> str:
+    """Return the number of compared runs, with that of their pairs if it is smaller."""
     used = len(runs_of_row[runs_of_row.excluded == ""])
-    return str(used) if used == len(runs_of_row) else f"{used} of {len(runs_of_row)}"
+    text = str(used) if used == len(runs_of_row) else f"{used} of {len(runs_of_row)}"
+    if row is None or not row["paired"] or row["n"] >= used:
+        return text
+    return Detailed(text, f"({row['n']:.0f} pair{'' if row['n'] == 1 else 's'})")

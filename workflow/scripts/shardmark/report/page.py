@@ -39,6 +39,7 @@ from shardmark.report.page_tables import (
     same_settings,
     scaling_table,
     step_table,
+    strategies_by_value,
 )
 from shardmark.report.sentences import join_names
 from shardmark.report.table import Table
@@ -151,6 +152,7 @@ def page_context(
         "exports": CSV_TABLES,
         "same_settings": same_settings,
         "differing_settings": differing_settings,
+        "strategies_by_value": strategies_by_value,
         "describe_replicas": describe_replicas,
     }
 
@@ -165,7 +167,7 @@ def own_files(command: str, config: Mapping[str, Any]) -> list[str]:
         for definition in (config.get(section) or {}).values()
     ]
     files = [*overlays, *(one["file"] for one in definitions if one.get("file"))]
-    return [file for file in files if not file.startswith(("config/", "docs/"))]
+    return [file for file in files if not file.startswith(("config/", "docs/examples/"))]
 
 
 def identity(tables: Tables) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -205,7 +205,7 @@ def step_table(cells: pd.DataFrame) -> Table:
         "half_width_pct": "Precision of the mean (± %)",
         "host_wait_pct": "Waits for its host (% of a step)",
         "exposed_communication_pct": "Only communicates (% of a step)",
-        "launching_cpu_pct": "Launching thread (% of a core)",
+        "launching_cpu_pct": "Launching threads (% of a core)",
         "cpu_pressure_pct": "CPU pressure (%)",
     }
     # Two decimals at most: 0.002 % of a step is nothing.
@@ -338,6 +338,19 @@ def differing_settings(certificate: Certificate) -> list[Row]:
     return sorted(rows, key=lambda row: row.verdict != "flagged")
 
 
+def strategies_by_value(row: Row, labels: Mapping[str, str]) -> Iterator[tuple[str, str, bool]]:
+    """Yield each value of a setting, the strategies that have it, and whether one is flagged."""
+    groups: dict[str, list[str]] = {}
+    for name, value in row.values.items():
+        groups.setdefault(value, []).append(name)
+    for value, names in groups.items():
+        yield (
+            value,
+            join_names([labels[name] for name in names]),
+            not row.flagged.keys().isdisjoint(names),
+        )
+
+
 _RAW = [
     "workload",
     "strategy",
@@ -345,8 +358,6 @@ _RAW = [
     "seed",
     "outcome",
     "excluded",
-    "labels",
-    "unknown",
     "parity",
     "items_per_s",
     "step_ms_p50",
@@ -361,6 +372,8 @@ _RAW = [
     "power_w",
     "energy_per_item_j",
     "hosts",
+    "unknown",
+    "labels",
 ]
 
 

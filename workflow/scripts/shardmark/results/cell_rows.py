@@ -18,7 +18,6 @@ from shardmark.config.values import Record, Section
 from shardmark.lanes import Lane, lane_of
 from shardmark.measurement.datasheet import datasheet_tflops
 from shardmark.measurement.labels import (
-    exposed_communication_pct,
     host_wait_pct,
     slowest_host,
     throttled_periods_pct,
@@ -227,6 +226,7 @@ class CellRow(Section):
     probe_s: float | None = recorded(Times, "probe_s")
     data_s: float | None = recorded(Times, "data_s")
     build_s: float | None = recorded(Times, "build_s")
+    compilation_s: float | None = recorded(Times, "compilation_s")
     first_step_s: float | None = recorded(Times, "first_step_s")
     inspection_s: float | None = recorded(Times, "inspection_s")
     profile_s: float | None = recorded(Times, "profile_s")
@@ -256,7 +256,8 @@ class CellRow(Section):
         empty=_NO_PROFILE,
     )
     exposed_communication_pct: float | None = column(
-        "exposed_communication_ms as a share of a profiled step, %.",
+        "exposed_communication_ms as a share of a timed step, %; tracing slows the host, not the "
+        "collectives.",
         empty=_NO_PROFILE,
     )
     launching_cpu_pct: float | None = column(
@@ -529,13 +530,14 @@ def _step_parts(metrics: Metrics) -> dict[str, Any]:
     split, wait_pct = slowest_host(metrics.profile), host_wait_pct(metrics)
     if split is None or metrics.throughput is None or wait_pct is None:
         return {}
+    step_ms = metrics.throughput.step_ms_mean
     return {
         "compute_ms": split.compute_ms,
         "exposed_communication_ms": split.exposed_communication_ms,
         "data_ms": split.data_ms,
-        "host_wait_ms": wait_pct / 100 * metrics.throughput.step_ms_mean,
+        "host_wait_ms": wait_pct / 100 * step_ms,
         "host_wait_pct": wait_pct,
-        "exposed_communication_pct": exposed_communication_pct(metrics),
+        "exposed_communication_pct": 100 * split.exposed_communication_ms / step_ms,
     }
 
 

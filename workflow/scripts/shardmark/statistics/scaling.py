@@ -87,6 +87,8 @@ def _ratio(
     logs = [np.log(runs[PRIMARY.column].to_numpy(float)) for runs in (side, reference)]
     estimate = float(logs[0].mean() - logs[1].mean())
     estimates = {"speedup": math.exp(estimate), "efficiency": math.exp(estimate) / more}
+    if min(len(side), len(reference)) < FEWEST_LIKELY:
+        return estimates | {"reason": "few_runs"}
     devices = [devices_of(runs) for runs in (side, reference)]
     if reference["device"].iloc[0] == "cuda" and devices[1].nunique() == 1:
         return estimates | {"reason": "one_reference_device"}
