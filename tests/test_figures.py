@@ -21,6 +21,7 @@ from matplotlib.text import Text
 from built_pages import data_of
 from gpu_matrix import config_of, write_crowded, write_matrix
 from plot import draw_all
+from shardmark.config.loading import load
 from shardmark.config.schema import Config
 from shardmark.figures.catalogue import DRAWN_BY, draw
 from shardmark.figures.data import Data, NothingToDraw, looks
@@ -31,6 +32,8 @@ from shardmark.report.contents import FIGURE_KINDS, FIGURES, NOT_DRAWN, OUTCOMES
 from shardmark.results.outcome import Outcome
 from shardmark.statistics.findings import find
 from shardmark.strategies import STRATEGIES
+from small_matrix import ROOT
+from test_config import shipped
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
 # What A4 leaves between margins of 25 mm.
@@ -178,9 +181,11 @@ def test_the_line_of_a_strategy_stands_out_from_white(name: str) -> None:
 
 
 def test_as_many_variants_as_the_examples_have_differ_without_colour() -> None:
-    variants = {f"variant{place}": "fsdp2" for place in range(14)}
-    markers = [look.marker for look in looks(variants, {}).values()]
-    assert len(set(markers)) == len(markers)
+    for name in ("two_gpus", "eight_gpus"):
+        matrix = load(shipped(name), ROOT).matrix
+        bases = {one: one if one in STRATEGIES else "fsdp2" for one in matrix.strategies}
+        drawn = [(look.marker, look.open_face) for look in looks(bases, {}).values()]
+        assert len(set(drawn)) == len(drawn), name
 
 
 def test_the_bar_of_a_cell_has_all_its_phases() -> None:
@@ -195,13 +200,61 @@ def test_the_first_picture_has_the_scaling_beside_the_differences(data: Data) ->
     last = data.gpus[-1]
     rows.loc[("fsdp", last), "efficiency"] = 0.874
     rows.loc[("fsdp2", last), "efficiency"] = float("nan")
-    findings = replace(data.findings, scaling=rows.reset_index())
-    differences, panel = draw("answer", replace(data, findings=findings)).axes
+    rows.loc[("fairscale_fsdp", last), "reference_gpus"] = 2
+    cells = data.cells
+    one_count = (cells.strategy == "deepspeed_zero1") & (cells.gpus < last)
+    throttled = (cells.strategy == "deepspeed_zero2") & (cells.gpus == last)
+    unplanned = (cells.strategy == "deepspeed_zero3") & (cells.gpus == last)
+    left_out = cells.assign(excluded=cells.excluded.mask(one_count | throttled, "throttled"))
+    without = [(f"deepspeed_zero{stage}", last) for stage in (1, 2, 3)]
+    changed = replace(
+        data,
+        cells=left_out[~unplanned],
+        findings=replace(data.findings, scaling=rows.drop(without).reset_index()),
+    )
+    differences, panel = draw("answer", changed).axes
     names = [label.get_text() for label in differences.get_yticklabels()]
     said = {names[round(text.get_position()[1])]: text.get_text() for text in panel.texts}
     assert said["FSDP1"] == "87 %"
-    assert said["FSDP2"] == "one GPU count only"
+    assert said["FSDP2"] == "not comparable"
+    assert said["FairScale FSDP"].endswith(" % from 2")
+    assert said["DeepSpeed ZeRO-1"] == "one GPU count only"
+    assert "throttled" in said["DeepSpeed ZeRO-2"]
+    assert said["DeepSpeed ZeRO-3"] == "not planned"
     assert f"{last} GPUs against 1" in panel.get_title(loc="left")
+
+
+def test_the_first_picture_keeps_the_scaling_if_the_baseline_lacks_the_largest_count(
+    data: Data,
+) -> None:
+    assert data.findings
+    last = data.gpus[-1]
+    rows = data.findings.comparisons
+    rows = rows.assign(ratio=rows.ratio.mask(rows.gpus == last))
+    figure = draw("answer", replace(data, findings=replace(data.findings, comparisons=rows)))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert [title.split()[0] for title in titles] == [str(data.gpus[-2]), str(last)]
+
+
+def test_noise_does_not_fill_the_axis_of_the_efficiency(data: Data) -> None:
+    assert data.findings
+    scaling = data.findings.scaling
+    noise = 1 + 1e-4 * np.arange(len(scaling)) / len(scaling)
+    ideal = scaling.assign(efficiency=noise, efficiency_low=np.nan, efficiency_high=np.nan)
+    changed = replace(data, findings=replace(data.findings, scaling=ideal))
+    for name in ("answer", "efficiency"):
+        axes = draw(name, changed).axes[-1]
+        low, high = axes.get_xlim() if name == "answer" else axes.get_ylim()
+        assert high - low > 1.9
+
+
+def test_a_count_without_a_value_does_not_stretch_the_shared_scale(data: Data) -> None:
+    first = data.cells.gpus == data.gpus[0]
+    energy = data.cells.energy_per_item_j.where(first)
+    panels = draw("energy", replace(data, cells=data.cells.assign(energy_per_item_j=energy))).axes
+    ((low, high),) = {axes.get_xlim() for axes in panels}
+    assert 0.5 * energy.min() < low < energy.min()
+    assert energy.max() < high < 2 * energy.max()
 
 
 def test_strategies_differ_without_colour(data: Data) -> None:

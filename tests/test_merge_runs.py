@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,11 +14,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from built_pages import build
 from gpu_matrix import config_of, edit_json, write_matrix
 from result_sets import metrics_of, write, write_parity, write_set
-from shardmark.cells import batch_search
+from shardmark.cells import batch_search, cells_of
+from shardmark.config.loading import load
 from shardmark.config.schema import LargestBatch
 from shardmark.files import write_text
 from shardmark.largest_batch import batch_result
@@ -27,8 +30,9 @@ from shardmark.results.largest_batch_rows import largest_batch_rows
 from shardmark.results.matrix import read_matrix
 from shardmark.results.result_set import cells_of_set, read_result_set
 from shardmark.statistics.comparisons import compare
+from small_matrix import ROOT
+from test_config import shipped
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "workflow/scripts/merge_runs.py"
 RATIOS = {"ddp": 1.0, "fsdp": 0.97}
 
@@ -56,8 +60,8 @@ def test_seeds_of_two_runs_become_one_run_that_can_be_compared(
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"18 cells of 2 sets are in {joined}\n")
     overlay = yaml.safe_load(result.stdout.partition("an overlay that says\n")[2])
-    cells = {"workloads": ["w"], "strategies": sorted(RATIOS), "gpus": [1], "seeds": list(range(9))}
-    assert overlay == {"run": "joined", "matrix": cells}
+    cells = {"workloads": ["w"], "gpus": [1], "strategies": list(RATIOS), "seeds": list(range(9))}
+    assert overlay == {"run": "joined", "matrix": {**cells, "only": [cells]}}
     cells = cells_of_set(read_result_set(joined))
     assert len(cells) == 18
     assert set(cells["run"]) == {"joined"}
@@ -222,6 +226,21 @@ def test_code_that_differs_is_named_for_each_workload(
     assert "  code that trained w with fsdp\n" in result.stdout
 
 
+def test_the_overlay_of_a_part_fits_the_configuration_that_planned_it(tmp_path: Path) -> None:
+    shape = {"workloads": ["gpt_1b4"], "strategies": ["ddp", "fsdp2_bf16"], "seeds": [0, 1]}
+    for part, count in (("a", 8), ("b", 4)):
+        raw = shipped("eight_gpus")
+        update_config(raw, {"run": part, "matrix": {**shape, "gpus": [count], "only": []}})
+        write_matrix(load(raw, ROOT), tmp_path, side_files=False)
+    result = merge_runs(tmp_path / "joined", tmp_path / "results/a", tmp_path / "results/b")
+    assert result.returncode == 0, result.stderr
+    raw = shipped("eight_gpus")
+    update_config(raw, yaml.safe_load(result.stdout.partition("an overlay that says\n")[2]))
+    planned = [(cell.strategy, cell.gpus, cell.seed) for cell in cells_of(load(raw, ROOT))]
+    wanted = itertools.product(shape["strategies"], [8, 4], shape["seeds"])
+    assert sorted(planned) == sorted(wanted)
+
+
 def test_commits_are_named_only_if_their_code_differs(
     monday: Path, tuesday: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +252,11 @@ def test_commits_are_named_only_if_their_code_differs(
         edit_json(path, code_sha256=f"edited code of {path.parts[-4]}")
     other = merge_runs(tmp_path / "other", monday, tuesday)
     assert f"git commit: {'a' * 40}, {'b' * 40}" in other.stdout
+    # A commit that is unknown is none.
+    for path in sorted(tuesday.rglob("metrics.json"))[:3]:
+        edit_json(path, provenance={})
+    unknown = merge_runs(tmp_path / "unknown", monday, tuesday)
+    assert f"git commit: {'a' * 40}, {'b' * 40}" in unknown.stdout
 
 
 @pytest.mark.parametrize("place", [".", "inner"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from jinja2 import Environment, StrictUndefined
 
@@ -73,32 +75,48 @@ def test_a_speed_up_without_an_interval_says_why(tmp_path: Path) -> None:
         return scaling_table(scaling_of(cells), tables.strategies, "cuda").notes
 
     assert notes(device_uuids="GPU-0") == [
-        "No interval, because all runs at the smaller count used the same GPUs, so the spread "
-        "between GPUs is unknown: DDP and FSDP1."
+        "No interval, because no two runs at the smaller count are known to have used different "
+        "GPUs, so the spread between GPUs is unknown: DDP and FSDP1."
     ]
     two_devices = [f"GPU-{place % 2}" for place in range(len(tables.cells))]
     assert notes(device_uuids=two_devices) == [
-        "No interval, because a count has fewer than 3 runs, or sets of devices: DDP and FSDP1."
+        "No interval, because at one of the two counts there are fewer than 3 runs, or fewer than "
+        "3 sets of devices: DDP and FSDP1."
     ]
     mixed = tables.cells.driver.mask(fsdp & two, "571")
     assert notes(device_uuids="GPU-0", driver=mixed)[1].startswith(
         "No speed-up, because the runs are not alike (mixed driver: "
     )
+    code = tables.cells.code_sha256.mask(two, "edited " + tables.cells.strategy)
+    commits = tables.cells.git_commit.mask(two, "b" * 40)
+    assert notes(device_uuids="GPU-0", code_sha256=code, git_commit=commits) == [
+        "No speed-up, because the runs are not alike (mixed code): DDP and FSDP1."
+    ]
 
 
-def test_scaling_over_machines_is_a_caveat(tmp_path: Path) -> None:
+def test_scaling_over_other_gpus_is_a_caveat(tmp_path: Path) -> None:
     config = config_of(strategies=["ddp", "fsdp"], gpus=[1, 2, 4], seeds=[0])
     write_matrix(config, tmp_path)
     tables, _ = read_all(config, tmp_path)
+    cells = tables.cells
+    whole = {1: "GPU-a", 2: "GPU-a;GPU-b", 4: "GPU-a;GPU-b;GPU-c;GPU-d"}
+    apart = whole | {4: "GPU-e;GPU-f;GPU-g;GPU-h"}
 
-    def said(devices: dict[int, str]) -> list[str]:
-        tables.cells["device_uuids"] = tables.cells.gpus.map(devices)
-        return [one.text for one in caveats(tables) if one.section == "scaling"]
+    def said(devices: dict[int, str], **changes: pd.Series) -> list[str]:
+        changed = cells.assign(device_uuids=cells.gpus.map(devices)).assign(**changes)
+        found = caveats(replace(tables, cells=changed))
+        return [one.text for one in found if one.section == "scaling"]
 
-    assert said({1: "GPU-a", 2: "GPU-a;GPU-b", 4: "GPU-a;GPU-b;GPU-c;GPU-d"}) == []
-    assert said({1: "GPU-a", 2: "GPU-a;GPU-b", 4: "GPU-e;GPU-f;GPU-g;GPU-h"}) == [
-        "The runs on 1 and on 4 GPUs share no GPU, so the scaling also compares machines."
-    ]
+    assert said(whole) == []
+    caveat = (
+        "The runs on 4 GPUs used none of the GPUs of those on 1, so the scaling also compares GPUs."
+    )
+    assert said(apart) == [caveat]
+    assert said(apart | {1: ""}) == [], "unknown devices prove nothing"
+    assert said(apart, excluded=cells.excluded.mask(cells.gpus < 4, "throttled")) == []
+    # That another strategy met its GPUs again does not help this one.
+    met = cells.gpus.map(apart).where(cells.strategy == "fsdp", cells.gpus.map(whole))
+    assert said(apart, device_uuids=met) == [caveat]
 
 
 def test_a_list_of_names_is_clear_although_a_name_has_a_comma() -> None:
@@ -192,12 +210,12 @@ def test_the_training_time_says_that_compilation_is_no_part_of_it(tmp_path: Path
 
 
 def test_a_setting_names_the_strategies_of_each_value() -> None:
-    values = {"dp": "0", "ddp": "0", "fsdp": "3", "fsdp2": "2"}
+    values = {"dp": "0", "ddp": "0", "fsdp": "3", "fsdp2": "3"}
     row = Row(setting="stage", values=values, verdict="flagged", flagged={"fsdp2": "not 3"})
     assert list(strategies_by_value(row, {name: name.upper() for name in values})) == [
         ("0", "DP and DDP", False),
         ("3", "FSDP", False),
-        ("2", "FSDP2", True),
+        ("3", "FSDP2", True),
     ]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -27,6 +27,7 @@ from shardmark.errors import UserError
 from shardmark.escaping import for_terminal
 from shardmark.results.merge import Merged, merge, write_merged
 from shardmark.results.result_set import read_result_set
+from shardmark.strategies import STRATEGIES
 
 MOST_NAMED = 5
 
@@ -55,17 +56,36 @@ def summary(merged: Merged, sets: int, folder: Path) -> str:
 
 
 def _overlay(run: str, cells: Sequence[Cell]) -> str:
-    """Return an overlay, in YAML, whose matrix has the merged cells."""
+    """Return an overlay, in YAML, that plans the workloads, strategies and seeds of the cells."""
+    parts: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        parts.setdefault((cell.workload, cell.gpus), []).append(cell)
+    only = [
+        {
+            "workloads": [workload],
+            "gpus": [gpus],
+            "strategies": _strategies(part),
+            "seeds": sorted({cell.seed for cell in part}),
+        }
+        for (workload, gpus), part in sorted(parts.items())
+    ]
     matrix = {
         "workloads": sorted({cell.workload for cell in cells}),
-        "strategies": sorted({cell.strategy for cell in cells}),
+        "strategies": _strategies(cells),
         "gpus": sorted({cell.gpus for cell in cells}, reverse=True),
         "seeds": sorted({cell.seed for cell in cells}),
+        "only": only,
     }
     overlay = {"run": run, "matrix": matrix}
     return yaml.safe_dump(
         overlay, sort_keys=False, default_flow_style=None, width=sys.maxsize
     ).strip()
+
+
+def _strategies(cells: Iterable[Cell]) -> list[str]:
+    """Return the strategies in the order of a page: those of shardmark first."""
+    names = {cell.strategy for cell in cells}
+    return [*(name for name in STRATEGIES if name in names), *sorted(names - STRATEGIES.keys())]
 
 
 def check_run_name(name: str) -> None:

@@ -8,8 +8,9 @@ from shardmark.cells import BatchSearch, Cell
 from shardmark.config.schema import Cluster
 
 # Expected seconds in which a cell neither trains nor measures: imports, process group, probe, data,
-# model, inspection, profile. With gpt_1b4, 50 cells on two and four H200 took 13 to 27 s, with a
-# median of 18 s; cells on one H200 took 8 to 13 s. A shared file system takes longer.
+# model, inspection, profile, but no compilation. With gpt_1b4, 50 cells on two and four H200 took
+# 12 to 26 s, with a median of 17 s, and cells on one H200 took 8 to 13 s. A shared file system
+# takes longer, so this is rather high.
 START_S = 25.0
 # A time limit allows more for the start: all ranks may import from a shared file system at once.
 LONGEST_START_S = 300.0

@@ -16,11 +16,12 @@ from shardmark.figures.drawing import (
     MM,
     absent,
     describe_linear_axis,
+    keep_wide,
     marker,
     signed_tick,
     tick,
 )
-from shardmark.quantities import percent
+from shardmark.quantities import percent, replicas_noun
 from shardmark.results.exclusion import describe_absence
 
 BAND = "#E3E3E3"
@@ -32,7 +33,7 @@ ROW_MM = 4.3
 def answer_figure(data: Data) -> Figure:
     """Draw each strategy's difference from the baseline, and its scaling efficiency.
 
-    Both are those at the largest GPU count that has comparisons.
+    Each is that at the largest GPU count at which there is one.
     """
     assert data.findings
     rows = data.findings.comparisons
@@ -40,22 +41,19 @@ def answer_figure(data: Data) -> Figure:
     rows = rows[rows.gpus.isin(data.gpus)]
     scaling = data.scaling[data.scaling.gpus > data.scaling.reference_gpus]
     scaling = scaling[scaling.efficiency.notna()]
-    counts = scaling.gpus if rows.empty else rows.gpus
-    if counts.empty:
-        raise NothingToDraw("no strategy could be compared with the baseline")
-    count = int(counts.max())
-    rows, scaling = rows[rows.gpus == count], scaling[scaling.gpus == count]
     number = (not rows.empty) + (not scaling.empty)
+    if not number:
+        raise NothingToDraw("no strategy could be compared with the baseline")
     height = max(LOWEST_MM, len(data.labels) * ROW_MM + 15)
     shape = (number, 1) if data.narrow else (1, number)
     figure = Figure(figsize=(data.width_mm * MM, shape[0] * height * MM))
     panels = list(figure.subplots(*shape, squeeze=False, sharey=not data.narrow).flat)
-    rows = rows.set_index("strategy")
+    rows = rows[rows.gpus == rows.gpus.max()].set_index("strategy")
     names = _fastest_first(data, rows.ratio)
     if not rows.empty:
-        _ratios(panels[0], data, rows, count, names)
+        _ratios(panels[0], data, rows, names)
     if not scaling.empty:
-        _efficiency(panels[-1], data, scaling, names)
+        _efficiency(panels[-1], data, scaling[scaling.gpus == scaling.gpus.max()], names)
     return figure
 
 
@@ -65,7 +63,8 @@ def _fastest_first(data: Data, ratios: pd.Series) -> list[str]:
     return sorted(data.labels, key=lambda name: -known.get(name, 0.0))
 
 
-def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int, names: Sequence[str]) -> None:
+def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, names: Sequence[str]) -> None:
+    count = int(rows.gpus.iloc[0])
     margin = float(rows.margin.iloc[0])
     axes.axvspan(100 * (1 / (1 + margin) - 1), 100 * margin, color=BAND, linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -75,8 +74,7 @@ def _ratios(axes: Axes, data: Data, rows: pd.DataFrame, count: int, names: Seque
             axes.plot(0, place, **marker(look, 6))
             continue
         if name not in rows.index:
-            runs = data.cells[(data.cells.strategy == name) & (data.cells.gpus == count)]
-            absent(axes, place, describe_absence(runs))
+            absent(axes, place, _why_absent(data, name, count))
             continue
         row = rows.loc[name]
         middle, low, high = (100 * (row[column] - 1) for column in ("ratio", "ci_low", "ci_high"))
@@ -99,29 +97,39 @@ def _join_title(data: Data, *parts: str) -> str:
 
 def _efficiency(axes: Axes, data: Data, rows: pd.DataFrame, names: Sequence[str]) -> None:
     """Draw the scaling efficiency of each strategy, in the same rows."""
-    count = int(rows.gpus.iloc[0])
+    count, fewest = int(rows.gpus.iloc[0]), int(rows.reference_gpus.min())
     axes.axvline(100, color=GREY, linestyle=(0, (3, 2)), linewidth=0.9)
     by_name = rows.set_index("strategy")
     for place, name in enumerate(names):
         if name not in by_name.index:
-            runs = data.cells[(data.cells.strategy == name) & (data.cells.gpus == count)]
-            left_out = name not in data.compared_at(count)
-            absent(axes, place, describe_absence(runs) if left_out else "one GPU count only")
+            counts = set(data.compared[data.compared.strategy == name].gpus)
+            alone = counts == {count}
+            why = f"one {replicas_noun(data.device)} count only" if alone else None
+            absent(axes, place, why or _why_absent(data, name, count))
             continue
         row, look = by_name.loc[name], data.looks[name]
         if pd.notna(row.efficiency_low):
             low, high = 100 * row.efficiency_low, 100 * row.efficiency_high
             axes.hlines(place, low, high, color=look.colour, linewidth=1.6)
         axes.plot(100 * row.efficiency, place, **marker(look, 6))
-        _write_right_of(axes, place, f"{100 * row.efficiency:.0f} %")
+        start = "" if row.reference_gpus == fewest else f" from {row.reference_gpus}"
+        _write_right_of(axes, place, f"{100 * row.efficiency:.0f} %{start}")
     _lay_out_rows(axes, data, names)
+    keep_wide(axes, "x")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
     axes.xaxis.set_major_formatter(tick)
     axes.set_xlabel(f"Scaling efficiency (%), {describe_linear_axis([axes], 'x')}")
-    references = sorted(set(rows.reference_gpus))
-    fewest = str(references[0]) if len(references) == 1 else "the fewest of each strategy"
-    title = f"{data.describe_gpus(count)} against {fewest}\ndashed: ideal scaling"
-    axes.set_title(title, loc="left")
+    axes.set_title(
+        f"{data.describe_gpus(count)} against {fewest}\ndashed: ideal scaling", loc="left"
+    )
+
+
+def _why_absent(data: Data, name: str, count: int) -> str:
+    """Return in words why a strategy has no value at a GPU count."""
+    runs = data.cells[(data.cells.strategy == name) & (data.cells.gpus == count)]
+    if runs.empty:
+        return "not planned"
+    return "not comparable" if name in data.compared_at(count) else describe_absence(runs)
 
 
 def _lay_out_rows(axes: Axes, data: Data, names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from shardmark.figures.drawing import (
     absent,
     describe_linear_axis,
     dots_of_runs,
+    keep_wide,
     marker,
     panels_of_counts,
     tick,
@@ -35,7 +36,7 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
     for count, axes in panels:
         _dots(axes, data, quantity, count)
     if quantity.column in _OF_ONE_DEVICE_OR_ITEM:
-        ends = [end for _, axes in panels for end in axes.get_xlim()]
+        ends = [end for _, axes in panels if axes.has_data() for end in axes.get_xlim()]
         for _, axes in panels:
             axes.set_xlim(min(ends), max(ends))
     scale = describe_linear_axis([axes for _, axes in panels], "x")
@@ -59,10 +60,7 @@ def _dots(axes: Axes, data: Data, quantity: Quantity, count: int) -> None:
 
 def _x_of_dots(axes: Axes, narrow: bool) -> None:
     """Set ticks and some margin. The axis need not start at zero: dots compare by position."""
-    low, high = axes.get_xlim()
-    if high - low < 0.02 * abs(high):
-        middle = (low + high) / 2
-        axes.set_xlim(middle - 0.01 * abs(high), middle + 0.01 * abs(high))
+    keep_wide(axes, "x")
     axes.margins(x=0.1)
     axes.xaxis.set_major_locator(ticks_across(narrow))
     axes.xaxis.set_major_formatter(tick)

@@ -239,6 +239,14 @@ def describe_linear_axis(panels: Sequence[Axes], name: Literal["x", "y"]) -> str
     return "linear, from 0"
 
 
+def keep_wide(axes: Axes, name: Literal["x", "y"]) -> None:
+    """Give an axis at least 2 % of its values, so that noise does not fill it."""
+    low, high = getattr(axes, f"get_{name}lim")()
+    if high - low < 0.02 * abs(high):
+        middle = (low + high) / 2
+        axes.set(**{f"{name}lim": (middle - 0.01 * abs(high), middle + 0.01 * abs(high))})
+
+
 def ticks_across(narrow: bool) -> MaxNLocator:
     """Return a locator of as many ticks as fit side by side in a panel."""
     return MaxNLocator(nbins=3 if narrow else 4, min_n_ticks=2 if narrow else 3)

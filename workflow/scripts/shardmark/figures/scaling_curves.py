@@ -21,10 +21,11 @@ from shardmark.figures.drawing import (
     columns_of,
     describe_linear_axis,
     dots_of_runs,
+    keep_wide,
     marker,
     tick,
 )
-from shardmark.quantities import replicas_heading
+from shardmark.quantities import replicas_heading, replicas_noun
 from shardmark.results.cell_rows import QUANTITIES
 
 THROUGHPUT = QUANTITIES["items_per_s"]
@@ -64,7 +65,7 @@ def efficiency_figure(data: Data) -> Figure:
     """Draw each strategy's parallel efficiency over GPU counts, with its interval."""
     known = data.scaling.dropna(subset=["efficiency"])
     if known.empty or (known.gpus == known.reference_gpus).all():
-        raise NothingToDraw("efficiency needs two GPU counts with a result of one strategy")
+        raise NothingToDraw("no strategy has results at two GPU counts that can be compared")
     figure, panels = _panels(data)
     lines = {
         str(name): 100 * part.set_index("gpus").efficiency.sort_index()
@@ -73,7 +74,7 @@ def efficiency_figure(data: Data) -> Figure:
     }
     for name, axes in panels:
         axes.axhline(100, **_IDEAL_LINE)
-        _draw(axes, data, name, lines, absent="one GPU count only")
+        _draw(axes, data, name, lines, _why_alone(data, name))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[2.5, 5, 10]))
         own = known[(known.strategy == name) & known.efficiency_low.notna()]
         if len(own):
@@ -86,9 +87,18 @@ def efficiency_figure(data: Data) -> Figure:
             )
     for _, axes in panels:
         axes.margins(y=0.1)
+        keep_wide(axes, "y")
+        axes.yaxis.set_major_formatter(tick)
     scale = describe_linear_axis([axes for _, axes in panels], "y")
     figure.supylabel(f"Parallel efficiency (%)\n{scale}", fontsize=8)
     return figure
+
+
+def _why_alone(data: Data, name: str) -> str:
+    """Return in words why a strategy that has no efficiency has none."""
+    counts = data.compared[data.compared.strategy == name].gpus.nunique()
+    alone = f"one {replicas_noun(data.device)} count only"
+    return {0: "no result that counts", 1: alone}.get(counts, "not comparable")
 
 
 _IDEAL_LINE: dict[str, Any] = {"color": GREY, "linestyle": IDEAL, "linewidth": 0.8}

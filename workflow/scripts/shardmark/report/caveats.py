@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from shardmark.config.schema import Measure
+from shardmark.quantities import describe_gpus
 from shardmark.report.sentences import join_names
 from shardmark.results.collected import Tables
 from shardmark.results.largest_batch_rows import WITHOUT_RESULT
 from shardmark.results.outcome import Outcome
-from shardmark.statistics.eligibility import devices_of
 from shardmark.strategies import label_of
 
 # In shorter windows, energy and drift mean little.
@@ -70,10 +70,12 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if flagged:
         differences = "difference" if flagged == 1 else "differences"
         yield Caveat(f"Settings: {flagged} unexplained {differences}.", "settings")
-    for small, large in _counts_on_other_devices(cells[cells.status == "ok"]):
+    devices = "GPUs" if cuda else "machines"
+    for small, large in _scaling_over_devices(cells, "device_uuids" if cuda else "hosts"):
+        where = describe_gpus(record.device, large)
         yield Caveat(
-            f"The runs on {small} and on {large} {'GPUs' if cuda else 'processes'} share no "
-            f"{'GPU' if cuda else 'machine'}, so the scaling also compares machines.",
+            f"The runs on {where} used none of the {devices} of those on {small}, so the scaling "
+            f"also compares {devices}.",
             "scaling",
         )
     if cells.seed.nunique() == 1:
@@ -117,16 +119,28 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         )
 
 
-def _counts_on_other_devices(ok: pd.DataFrame) -> Iterator[tuple[int, int]]:
-    """Yield the smallest GPU count with each larger one whose runs used none of its devices."""
-    devices = {
-        int(runs.gpus.iloc[0]): {one for names in devices_of(runs) for one in names.split(";")}
-        for _, runs in ok.groupby("gpus")
-    }
-    smallest = min(devices, default=0)
-    for gpus, used in devices.items():
-        if gpus > smallest and not used & devices[smallest] and "" not in used:
-            yield smallest, gpus
+def _scaling_over_devices(cells: pd.DataFrame, column: str) -> list[tuple[int, int]]:
+    """Return the pairs of GPU counts between which a strategy scales, but to other devices.
+
+    Args:
+        cells: rows of cells.csv.
+        column: the column with a cell's devices; where it is empty, they are unknown.
+    """
+    pairs = set()
+    compared = cells[cells.excluded == ""]
+    for _, runs in compared.groupby(["workload", "scaling", "strategy"]):
+        used = {
+            int(side.gpus.iloc[0]): {one for names in side[column] for one in names.split(";")}
+            for _, side in runs.groupby("gpus")
+        }
+        smallest = min(used)
+        pairs |= {
+            (smallest, gpus)
+            for gpus, devices in used.items()
+            if gpus > smallest and "" not in devices | used[smallest]
+            if devices.isdisjoint(used[smallest])
+        }
+    return sorted(pairs)
 
 
 def _first_reasons(cells: pd.DataFrame) -> Iterator[tuple[str, str]]:

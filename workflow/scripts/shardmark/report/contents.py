@@ -14,7 +14,7 @@ PALE_RUNS = REPORT / "pale_runs.rst"
 # In reading order. A figure is in results/<run>/figures/<workload>/<group>/<name>.svg, its caption
 # in workflow/report/<name>.rst, for Snakemake's report and for ours.
 FIGURES: dict[str, str] = {
-    "answer": "Against the baseline, and against GPUs",
+    "answer": "Against the baseline, and scaling",
     "trade_off": "Throughput, memory and energy against each other",
     **{quantity.figure: quantity.label for quantity in QUANTITIES.values()},
     "scaling": "Throughput against GPU count",

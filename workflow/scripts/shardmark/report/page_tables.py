@@ -132,9 +132,10 @@ def scaling_table(scaling: pd.DataFrame, strategies: list[str], device: str) -> 
 
 # Why a speed-up has no interval, by its reason in scaling.csv.
 _NO_INTERVAL = {
-    "one_reference_device": "all runs at the smaller count used the same GPUs, so the spread "
-    "between GPUs is unknown",
-    "few_runs": f"a count has fewer than {FEWEST_LIKELY} runs, or sets of devices",
+    "one_reference_device": "no two runs at the smaller count are known to have used different "
+    "GPUs, so the spread between GPUs is unknown",
+    "few_runs": f"at one of the two counts there are fewer than {FEWEST_LIKELY} runs, or fewer "
+    f"than {FEWEST_LIKELY} sets of devices",
 }
 
 
@@ -339,16 +340,15 @@ def differing_settings(certificate: Certificate) -> list[Row]:
 
 
 def strategies_by_value(row: Row, labels: Mapping[str, str]) -> Iterator[tuple[str, str, bool]]:
-    """Yield each value of a setting, the strategies that have it, and whether one is flagged."""
-    groups: dict[str, list[str]] = {}
+    """Yield each value of a setting, the strategies that have it, and whether they are flagged.
+
+    A value that is right for some strategies and wrong for others comes twice.
+    """
+    groups: dict[tuple[str, bool], list[str]] = {}
     for name, value in row.values.items():
-        groups.setdefault(value, []).append(name)
-    for value, names in groups.items():
-        yield (
-            value,
-            join_names([labels[name] for name in names]),
-            not row.flagged.keys().isdisjoint(names),
-        )
+        groups.setdefault((value, name in row.flagged), []).append(labels[name])
+    for (value, flagged), names in groups.items():
+        yield value, join_names(names), flagged
 
 
 _RAW = [

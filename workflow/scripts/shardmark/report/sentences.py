@@ -68,5 +68,7 @@ def format_quantity(metric: str, value: float, unit: str) -> str:
 
 def explain_mixture(row: Mapping[Any, Any]) -> str:
     """Return what differs between runs that therefore are not compared."""
+    if row["reason"] == "mixed_code_sha256":  # The values are checksums.
+        return "mixed code"
     name = row["reason"].removeprefix("mixed_").replace("_", " ")
     return f"mixed {name}: {row['reason_values']}"

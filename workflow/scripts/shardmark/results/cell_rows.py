@@ -256,8 +256,7 @@ class CellRow(Section):
         empty=_NO_PROFILE,
     )
     exposed_communication_pct: float | None = column(
-        "exposed_communication_ms as a share of a timed step, %; tracing slows the host, not the "
-        "collectives.",
+        "exposed_communication_ms as a share of a timed step, %.",
         empty=_NO_PROFILE,
     )
     launching_cpu_pct: float | None = column(

@@ -120,7 +120,7 @@ class ScalingRow(Section):
     )
     speedup_low: float | None = column(
         "lower end of its 95 % interval, which includes how much the devices differ",
-        empty="a side has one run, or the reference ran on one set of devices only",
+        empty="a side has fewer than three runs, or the reference ran on one set of devices only",
     )
     speedup_high: float | None = column("its upper end", empty="the lower end is empty")
     efficiency: float | None = column(
