@@ -135,7 +135,13 @@ def _draw(
     for _, line in _others(lines, name):
         axes.plot(line.index, line, color=OTHERS, linewidth=0.5, zorder=1)
     if name not in lines:
-        axes.text(0.5, 0.5, absent, transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(
+            *(0.5, 0.05, absent),
+            transform=axes.transAxes,
+            ha="center",
+            color=GREY,
+            bbox={"color": "white", "pad": 1},
+        )
         return
     look, own = data.looks[name], lines[name]
     axes.plot(own.index, own, color=look.colour, linewidth=1.3)
