@@ -21,7 +21,7 @@ from shardmark.figures.drawing import (
     signed_tick,
     tick,
 )
-from shardmark.quantities import percent, replicas_noun
+from shardmark.quantities import percent
 from shardmark.results.exclusion import describe_absence
 
 BAND = "#E3E3E3"
@@ -102,10 +102,10 @@ def _efficiency(axes: Axes, data: Data, rows: pd.DataFrame, names: Sequence[str]
     by_name = rows.set_index("strategy")
     for place, name in enumerate(names):
         if name not in by_name.index:
-            counts = set(data.compared[data.compared.strategy == name].gpus)
-            alone = counts == {count}
-            why = f"one {replicas_noun(data.device)} count only" if alone else None
-            absent(axes, place, why or _why_absent(data, name, count))
+            if name in data.compared_at(count):
+                absent(axes, place, data.why_no_efficiency(name))
+            else:
+                absent(axes, place, _why_absent(data, name, count))
             continue
         row, look = by_name.loc[name], data.looks[name]
         if pd.notna(row.efficiency_low):

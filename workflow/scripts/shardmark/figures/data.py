@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from shardmark.figures.side_files import DamagedFiles, Timeline, read_steps, read_timelines
-from shardmark.quantities import describe_gpus, describe_scaling
+from shardmark.quantities import describe_gpus, describe_scaling, replicas_noun
 from shardmark.results.collected import Tables
 from shardmark.results.exclusion import describe_absence
 from shardmark.statistics.eligibility import counted
@@ -123,6 +123,12 @@ class Data:
     def compared_at(self, count: int) -> set[str]:
         """Return the strategies that have a compared run at a GPU count."""
         return set(self.compared[self.compared.gpus == count].strategy)
+
+    def why_no_efficiency(self, name: str) -> str:
+        """Return in words why a strategy that has no scaling efficiency has none."""
+        counts = self.compared[self.compared.strategy == name].gpus.nunique()
+        alone = f"one {replicas_noun(self.device)} count only"
+        return {0: "no result that counts", 1: alone}.get(counts, "not comparable")
 
     @cached_property
     def steps(self) -> pd.DataFrame:

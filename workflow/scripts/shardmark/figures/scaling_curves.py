@@ -25,7 +25,7 @@ from shardmark.figures.drawing import (
     marker,
     tick,
 )
-from shardmark.quantities import replicas_heading, replicas_noun
+from shardmark.quantities import replicas_heading
 from shardmark.results.cell_rows import QUANTITIES
 
 THROUGHPUT = QUANTITIES["items_per_s"]
@@ -74,7 +74,7 @@ def efficiency_figure(data: Data) -> Figure:
     }
     for name, axes in panels:
         axes.axhline(100, **_IDEAL_LINE)
-        _draw(axes, data, name, lines, _why_alone(data, name))
+        _draw(axes, data, name, lines, data.why_no_efficiency(name))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[2.5, 5, 10]))
         own = known[(known.strategy == name) & known.efficiency_low.notna()]
         if len(own):
@@ -92,13 +92,6 @@ def efficiency_figure(data: Data) -> Figure:
     scale = describe_linear_axis([axes for _, axes in panels], "y")
     figure.supylabel(f"Parallel efficiency (%)\n{scale}", fontsize=8)
     return figure
-
-
-def _why_alone(data: Data, name: str) -> str:
-    """Return in words why a strategy that has no efficiency has none."""
-    counts = data.compared[data.compared.strategy == name].gpus.nunique()
-    alone = f"one {replicas_noun(data.device)} count only"
-    return {0: "no result that counts", 1: alone}.get(counts, "not comparable")
 
 
 _IDEAL_LINE: dict[str, Any] = {"color": GREY, "linestyle": IDEAL, "linewidth": 0.8}

@@ -71,7 +71,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         differences = "difference" if flagged == 1 else "differences"
         yield Caveat(f"Settings: {flagged} unexplained {differences}.", "settings")
     devices = "GPUs" if cuda else "machines"
-    for small, large in _scaling_over_devices(cells, "device_uuids" if cuda else "hosts"):
+    for small, large in _counts_on_other_devices(cells, "device_uuids" if cuda else "hosts"):
         where = describe_gpus(record.device, large)
         yield Caveat(
             f"The runs on {where} used none of the {devices} of those on {small}, so the scaling "
@@ -119,7 +119,7 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         )
 
 
-def _scaling_over_devices(cells: pd.DataFrame, column: str) -> list[tuple[int, int]]:
+def _counts_on_other_devices(cells: pd.DataFrame, column: str) -> list[tuple[int, int]]:
     """Return the pairs of GPU counts between which a strategy scales, but to other devices.
 
     Args:
