@@ -137,6 +137,7 @@ def absent(axes: Axes, row: float, text: str) -> None:
         fontsize=7,
         color=GREY,
         style="italic",
+        bbox={"color": "white", "pad": 0.5},
     )
 
 
