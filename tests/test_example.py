@@ -106,7 +106,7 @@ def test_the_archive_gives_the_published_answer(made_again: Path) -> None:
     [
         ("one_h200", [1], 12, "One H200: the GPT"),
         ("another_h200", [1], 10, "Another H200: the same again"),
-        ("h200", [4, 2], 50, "Four and two H200: sixteen strategies"),
+        ("h200", [4, 2, 1], 68, "Four, two and one H200: sixteen strategies"),
     ],
 )
 def test_the_other_archives_give_the_figures(

@@ -377,6 +377,17 @@ def test_a_strategy_that_another_beats_is_pale_in_the_trade_off(
                 assert (alpha[look.marker] == 1) == (name in data.pareto(4)), name
 
 
+@pytest.mark.parametrize("name", ["step_split", "wall_clock"])
+def test_bars_of_all_counts_have_one_scale(
+    name: str, data: Data, drawn: Callable[[str], Figure]
+) -> None:
+    panels = drawn(name).axes
+    assert len(panels) == len(data.gpus)
+    ((low, high),) = {axes.get_xlim() for axes in panels}
+    assert low == 0
+    assert all(bar.get_x() + bar.get_width() <= high for axes in panels for bar in axes.patches)
+
+
 def test_parts_that_no_cell_has_are_not_in_the_legend(drawn: Callable[[str], Figure]) -> None:
     legend = drawn("wall_clock").legends[0]
     named = [text.get_text() for text in legend.get_texts()]

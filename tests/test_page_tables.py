@@ -21,6 +21,7 @@ from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
 from shardmark.report.contents import FIGURES, PAGE_TEMPLATE, caption
 from shardmark.report.memory_bars import memory_bars
+from shardmark.report.overview import overview_tables
 from shardmark.report.page_tables import (
     comparison_tables,
     parity_table,
@@ -108,10 +109,11 @@ def test_scaling_over_other_gpus_is_a_caveat(tmp_path: Path) -> None:
         return [one.text for one in found if one.section == "scaling"]
 
     assert said(whole) == []
-    caveat = (
-        "The runs on 4 GPUs used none of the GPUs of those on 1, so the scaling also compares GPUs."
-    )
+    caveat = "The scaling also compares GPUs: no GPU ran both GPU counts (1 and 4)."
     assert said(apart) == [caveat]
+    assert said({count: f"GPU-{count}" for count in (1, 2, 4)}) == [
+        "The scaling also compares GPUs: no GPU ran both GPU counts (1 and 2; 1 and 4)."
+    ]
     assert said(apart | {1: ""}) == [], "unknown devices prove nothing"
     assert said(apart, excluded=cells.excluded.mask(cells.gpus < 4, "throttled")) == []
     # That another strategy met its GPUs again does not help this one.
@@ -147,7 +149,7 @@ def test_headlines_are_of_what_is_compared(tmp_path: Path) -> None:
     data = HeadlineData.of(tables.cells, findings)
     assert headline("throughput", data).startswith("Throughput on 2 GPUs: ")
     assert headline("scaling", data).startswith("From 1 to 2 GPUs, ")
-    assert headline("efficiency", data).startswith("Scaling efficiency on 2 GPUs: ")
+    assert headline("efficiency", data).startswith("From 1 to 2 GPUs, the scaling efficiency is ")
     tables.cells.loc[tables.cells.strategy == "dp", "excluded"] = "parity failed"
     assert "DataParallel" not in headline("throughput", HeadlineData.of(tables.cells, findings))
     bars = memory_bars(tables.cells[tables.cells.gpus == 2])
@@ -157,13 +159,19 @@ def test_headlines_are_of_what_is_compared(tmp_path: Path) -> None:
 
 
 def test_efficiencies_are_compared_only_from_the_same_gpu_count(tmp_path: Path) -> None:
-    config = config_of(strategies=["dp", "ddp"], gpus=[1, 2, 4])
+    config = config_of(strategies=["dp", "ddp", "fsdp"], gpus=[1, 2, 4])
     write_matrix(config, tmp_path)
     tables, findings = read_all(config, tmp_path)
     changed = findings.scaling.strategy == "dp"
     findings.scaling.loc[changed, ["reference_gpus", "efficiency"]] = [2, 0.5]
+    table = dict(overview_tables(tables.cells, findings, "ddp"))["4 GPUs"]
+    starts = {row[0]: row[table.headings.index("Efficiency (%)")] for row in table.rows}
+    assert "from 2" in starts["DataParallel"]
+    assert "from" not in starts["DDP"]
     said = headline("efficiency", HeadlineData.of(tables.cells, findings))
-    assert said.startswith("Scaling efficiency on 4 GPUs: ")
+    assert said.startswith(
+        "From 1 to 4 GPUs, of the 2 strategies measured on both, the scaling efficiency is "
+    )
     assert "DataParallel" not in said
 
 

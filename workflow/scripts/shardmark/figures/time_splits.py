@@ -83,9 +83,11 @@ def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) ->
         for row, name in enumerate(data.labels):
             if name not in means:
                 absent(axes, row, data.describe_absence(name, count))
-        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(ticks_across(data.narrow))
         axes.xaxis.set_major_formatter(tick)
+    longest = max(axes.get_xlim()[1] for _, axes in panels)
+    for _, axes in panels:
+        axes.set_xlim(0, longest)
     measured = known_parts(cells, parts)
     handles = [Patch(color=part.colour, label=part.label) for part in measured]
     legend_of(figure, data.width_mm, handles, f"{label}\nlinear, from 0")

@@ -100,11 +100,7 @@ def _scaling(data: HeadlineData) -> str:
     factors = {
         label_of(row["strategy"]): f"{row['speedup']:.2f}" for row in rows.to_dict("records")
     }
-    where = describe_gpus(data.device, int(rows.gpus.iloc[0]))
-    return (
-        f"From {rows.reference_gpus.iloc[0]} to {where}, throughput grows by a factor of "
-        f"{_most_and_least(factors)}."
-    )
+    return f"{_from_to(data, rows)}, throughput grows by a factor of {_most_and_least(factors)}."
 
 
 def _efficiency(data: HeadlineData) -> str:
@@ -116,8 +112,7 @@ def _efficiency(data: HeadlineData) -> str:
         label_of(row["strategy"]): f"{100 * row['efficiency']:.0f} %"
         for row in rows.to_dict("records")
     }
-    where = describe_gpus(data.device, int(rows.gpus.iloc[0]))
-    return f"Scaling efficiency on {where}: {_most_and_least(shares)}."
+    return f"{_from_to(data, rows)}, the scaling efficiency is {_most_and_least(shares)}."
 
 
 def _farthest(scaling: pd.DataFrame) -> pd.DataFrame:
@@ -126,6 +121,17 @@ def _farthest(scaling: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows.gpus == rows.gpus.max()]
     farthest: pd.DataFrame = rows[rows.reference_gpus == rows.reference_gpus.min()]
     return farthest
+
+
+def _from_to(data: HeadlineData, rows: pd.DataFrame) -> str:
+    """Return the two GPU counts of the rows, and how many strategies these are if not all."""
+    scaling = data.findings.scaling
+    gpus, reference = int(rows.gpus.iloc[0]), int(rows.reference_gpus.iloc[0])
+    span = f"From {reference} to {describe_gpus(data.device, gpus)}"
+    others = (scaling.gpus == gpus) & scaling.reference_gpus.between(reference + 1, gpus - 1)
+    if len(rows) > 1 and others.any():
+        return f"{span}, of the {len(rows)} strategies measured on both"
+    return span
 
 
 def _most_and_least(values: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from shardmark.config.schema import Measure
-from shardmark.quantities import describe_gpus
+from shardmark.quantities import replicas_noun
 from shardmark.report.sentences import join_names
 from shardmark.results.collected import Tables
 from shardmark.results.largest_batch_rows import WITHOUT_RESULT
@@ -71,11 +71,12 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
         differences = "difference" if flagged == 1 else "differences"
         yield Caveat(f"Settings: {flagged} unexplained {differences}.", "settings")
     devices = "GPUs" if cuda else "machines"
-    for small, large in _counts_on_other_devices(cells, "device_uuids" if cuda else "hosts"):
-        where = describe_gpus(record.device, large)
+    apart = _counts_on_other_devices(cells, "device_uuids" if cuda else "hosts")
+    if apart:
+        pairs = "; ".join(f"{small} and {large}" for small, large in apart)
         yield Caveat(
-            f"The runs on {where} used none of the {devices} of those on {small}, so the scaling "
-            f"also compares {devices}.",
+            f"The scaling also compares {devices}: no {devices[:-1]} ran both "
+            f"{replicas_noun(record.device)} counts ({pairs}).",
             "scaling",
         )
     if cells.seed.nunique() == 1:

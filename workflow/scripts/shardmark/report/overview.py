@@ -68,6 +68,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
     compared = compared[compared.family == "primary"]
     speeds = _speeds(medians.items_per_s, compared.ratio, baseline).sort_values(ascending=False)
     used = set(cells[cells.excluded == ""].strategy)
+    fewest = scaling.reference_gpus.min()
     names = [
         *sorted(speeds.index, key=lambda name: name not in used),
         *(name for name in cells.strategy.unique() if name not in speeds),
@@ -86,7 +87,7 @@ def _table(cells: pd.DataFrame, findings: Findings, baseline: str, device: str) 
                 "Lane": LANES[runs_of_row.lane.iloc[0]],
                 _per_gpu(device, unit): format_number(per_gpu),
                 f"vs {label_of(baseline)}": "baseline" if name == baseline else _ratio(row),
-                "Efficiency (%)": _efficiency(_find_row(scaling, name)),
+                "Efficiency (%)": _efficiency(_find_row(scaling, name), fewest),
                 # The probe of a CPU that other programs use is no peak.
                 "MFU (%)": _mfu(measured) if device == "cuda" else DASH,
                 "HFU (%)": _hfu(measured) if device == "cuda" else DASH,
@@ -154,14 +155,18 @@ def _ratio(row: Mapping[Any, Any] | None) -> str:
     return Detailed(percent(row["ratio"]), interval)
 
 
-def _efficiency(row: Mapping[Any, Any] | None) -> str:
+def _efficiency(row: Mapping[Any, Any] | None, fewest: int) -> str:
+    """Return the scaling efficiency, with its start unless that is ``fewest`` GPUs."""
     if row is None or row["gpus"] == row["reference_gpus"] or pd.isna(row["efficiency"]):
         return DASH
     text = f"{100 * row['efficiency']:.1f}"
-    if pd.isna(row["efficiency_low"]):
-        return text
-    interval = f"{100 * row['efficiency_low']:.1f} to {100 * row['efficiency_high']:.1f}"
-    return Detailed(text, interval)
+    details = []
+    if pd.notna(row["efficiency_low"]):
+        low, high = 100 * row["efficiency_low"], 100 * row["efficiency_high"]
+        details.append(f"{low:.1f} to {high:.1f}")
+    if row["reference_gpus"] != fewest:
+        details.append(f"from {row['reference_gpus']}")
+    return Detailed(text, ", ".join(details)) if details else text
 
 
 def _mfu(measured: Mapping[Any, Any]) -> str:
