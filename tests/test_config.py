@@ -892,7 +892,6 @@ def test_an_overlay_takes_a_key_away_with_null(tmp_path: Path) -> None:
     assert any("got both" in line for line in mistakes(raw))
     batch = {"per_gpu": None, "global": 2048}
     update_config(raw, {"workloads": {"resnet50_cifar10": {"batch": batch}}})
-    update_config(raw, {"workloads": {"resnet50_cifar10": {"learning_rate_rule": "none"}}})
     (tmp_path / "resources").mkdir()
     assert load(raw, tmp_path).workloads["resnet50_cifar10"].batch.global_ == 2048
 
