@@ -17,6 +17,7 @@ from snakemake_executor_plugin_slurm.validation import get_forbidden_slurm_optio
 from shardmark.cells import cell_of, cells_of
 from shardmark.config.files import read_config_file
 from shardmark.config.loading import load
+from shardmark.config.messages import hint_at_allowed
 from shardmark.config.mistakes import SET_BY_SNAKEMAKE
 from shardmark.config.schema import Config
 from shardmark.errors import ConfigError
@@ -884,6 +885,13 @@ def test_without_a_search_its_strategies_need_not_be_in_the_matrix() -> None:
     search = {"workloads": [], "strategies": ["fsdp2"], "most": 8}
     load(changed(largest_batch=search), ROOT)
     assert mistakes(changed(largest_batch=search | {"workloads": ["small"]}))
+
+
+def test_a_hint_names_a_longer_name_that_ends_alike() -> None:
+    names = ["ddp", "ddp_zero1", "deepspeed_zero1"]
+    hint = hint_at_allowed("zero1", names)
+    assert hint.startswith("did you mean 'ddp_zero1' or 'deepspeed_zero1'? allowed: ddp, ")
+    assert hint_at_allowed("dpd", names).startswith("did you mean 'ddp'? ")
 
 
 def test_an_overlay_takes_a_key_away_with_null(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from shardmark.config.loading import load
 from shardmark.config.schema import Config
 from shardmark.figures.catalogue import DRAWN_BY, draw
 from shardmark.figures.data import Data, NothingToDraw, looks
-from shardmark.figures.drawing import LEFT_OUT
+from shardmark.figures.drawing import LEFT_OUT, Ticks
 from shardmark.figures.time_splits import CELL
 from shardmark.metrics import Times
 from shardmark.report.contents import FIGURE_KINDS, FIGURES, NOT_DRAWN, OUTCOMES, caption
@@ -375,6 +375,18 @@ def test_a_strategy_that_another_beats_is_pale_in_the_trade_off(
         for name, look in data.looks.items():
             if look.marker in alpha and not look.open_face:
                 assert (alpha[look.marker] == 1) == (name in data.pareto(4)), name
+
+
+@pytest.mark.parametrize(
+    ("end", "texts"),
+    [(16_000, ["0", "3k", "6k"]), (9_000, ["0", "3,000", "6,000"])],
+)
+def test_the_numbers_of_an_axis_are_all_in_thousands_or_none(end: float, texts: list[str]) -> None:
+    axes = Figure().subplots()
+    axes.set_xlim(0, end)
+    axes.xaxis.set_major_formatter(Ticks())
+    formatter = axes.xaxis.get_major_formatter()
+    assert [formatter(value) for value in (0, 3_000, 6_000)] == texts
 
 
 @pytest.mark.parametrize("name", ["step_split", "wall_clock"])

@@ -132,7 +132,7 @@ def test_mistakes_beside_the_file_are_mistakes_of_the_configuration(tmp_path: Pa
     with pytest.raises(ConfigError) as raised:
         config_with(own_workload(training), ["ddp", "minn"], own=own)
     message = str(raised.value)
-    assert "strategies.mine.file: 'none.py' is no Python file" in message
+    assert "strategies.mine.file: 'none.py' is not there" in message
     assert "strategies.ddp: is the name of a strategy; choose another" in message
     assert "strategies.oracle: results/ uses this name for something else" in message
     assert "matrix.strategies[1]: unknown strategy 'minn'; did you mean 'mine'?" in message

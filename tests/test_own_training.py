@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,6 +71,48 @@ WIDTH = (
 )
 
 
+@pytest.mark.parametrize(
+    ("small", "options", "words"),
+    [
+        ("width", {"width": 16, "depth": 2}, "build_model with small_options: "),
+        ("size", {"width": 16}, "small_options sets 'size', which options does not have."),
+    ],
+)
+def test_what_small_options_change_is_said(
+    small: str, options: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path, *WIDTH, ('{"width": 8}', f'{{"{small}": 8}}'))
+    assert check_training(definition_of(file, options=options))[0].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        (
+            [('{"width": 8}', '{"widht": 8}')],
+            {"width": 16},
+            "small_options has 'widht', and options has 'width'; if they mean the same, write",
+        ),
+        (
+            [('{"width": 8}', "None")],
+            {"widht": 16},
+            "build_model raised KeyError: 'width' (self.options has: widht; did you mean 'widht'?)",
+        ),
+        (
+            [("nn.Linear(w, 4)", "nn.Linear(w + 1, 4)")],
+            {"width": 16},
+            "(this is the small model, with small_options)",
+        ),
+    ],
+)
+def test_a_mistake_with_options_is_explained(
+    changes: list[tuple[str, str]], options: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path, *WIDTH, *changes)
+    with pytest.raises(UserError, match=re.escape(words)):
+        check_training(definition_of(file, options=options))
+
+
 def test_a_small_model_is_checked_on_its_own_samples(tmp_path: Path) -> None:
     file = write(tmp_path, *WIDTH)
     lines = check_training(definition_of(file, options={"width": 16}))
@@ -79,7 +122,7 @@ def test_a_small_model_is_checked_on_its_own_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "features", "message"),
     [
-        ({"widht": 16}, "w", r"build_model, whole model raised KeyError: 'width'"),
+        ({"size": 16}, "w", r"build_model, whole model raised KeyError: 'width'"),
         (
             {"width": 16},
             "8",
@@ -329,7 +372,7 @@ def test_a_mistake_in_the_file_is_named_in_one_message(name: str, tmp_path: Path
 
 def test_mistakes_beside_the_file_are_mistakes_of_the_configuration(tmp_path: Path) -> None:
     missing = own_workload(Path("none.py"))
-    with pytest.raises(ConfigError, match=r"workloads\.w\.file: 'none\.py' is no Python file"):
+    with pytest.raises(ConfigError, match=r"workloads\.w\.file: 'none\.py' is not there"):
         config_with(missing, ["ddp"])
     empty = own_workload(write(tmp_path), dataset={"samples": 0})
     with pytest.raises(ConfigError, match=r"workloads\.w\.dataset\.samples: got 0; it "):

@@ -252,8 +252,8 @@ def test_a_short_window_is_said_to_be_short(tmp_path: Path) -> None:
 
     assert said(10.0, 12.0) == []
     assert said(4.2, 12.0) == [
-        "1 run had a timed window of less than 10 s, the shortest of 4.2 s: too short for energy "
-        "and drift."
+        "1 run had a timed window of less than 10 s, the shortest of 4.2 s, so energy and drift "
+        "are uncertain."
     ]
 
 

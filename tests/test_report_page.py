@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,19 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from built_pages import build, draw_figures, write_page
-from gpu_matrix import config_of, edit_json, failed, metrics_of, write, write_matrix, write_parity
+from gpu_matrix import (
+    ROOT,
+    config_of,
+    edit_json,
+    failed,
+    metrics_of,
+    write,
+    write_matrix,
+    write_parity,
+)
 from shardmark.cells import cell_of
 from shardmark.report.contents import FIGURES
-from shardmark.report.page import own_files, same_model
+from shardmark.report.page import SHIPPED, own_files, same_model
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -299,17 +309,22 @@ def test_a_link_into_a_closed_part_opens_it(page: Page) -> None:
     image.wait_for(state="visible")
 
 
+def test_the_overlays_that_come_with_shardmark_are_known() -> None:
+    table = (ROOT / "config/README.md").read_text()
+    assert {f"config/{name}" for name in re.findall(r"^\| `(\w+\.yaml)`", table, re.M)} == SHIPPED
+
+
 @pytest.mark.parametrize(
     ("command", "config", "files"),
     [
         ("snakemake --profile profiles/local --configfile config/demo.yaml", {}, []),
         (
-            "snakemake --configfile config/demo.yaml mine/a.yaml --cores 2",
+            "snakemake --configfile config/demo.yaml mine/a.yaml config/mine.yaml --cores 2",
             {
                 "workloads": {"a": {"file": "mine/a.py"}, "b": {"model": {"name": "gpt"}}},
                 "strategies": {"s": {"file": "docs/examples/one_all_reduce.py"}},
             },
-            ["mine/a.yaml", "mine/a.py"],
+            ["mine/a.yaml", "config/mine.yaml", "mine/a.py"],
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """A Hugging Face causal language model of your own size, with random weights.
 
-docs/examples/hugging_face.yaml runs it; ``pip install transformers`` first.
+docs/examples/hugging_face.yaml runs it. It needs transformers, which ``make installed`` installs.
 """
 
 from __future__ import annotations

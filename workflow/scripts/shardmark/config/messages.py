@@ -50,7 +50,10 @@ def hint_at_allowed(given: object, allowed: Sequence[str]) -> str:
     """Return the allowed values; a hint at the nearest one comes first if one is similar."""
     text = given if isinstance(given, str) else ""
     similar = difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {similar[0]!r}? " if similar else ""
+    # zero1 is nearer to ddp_zero1, but whole words at the end of a longer name fit as well.
+    similar += [name for name in allowed if text and name.endswith(f"_{text}")]
+    names = " or ".join(map(repr, dict.fromkeys(similar)))
+    hint = f"did you mean {names}? " if similar else ""
     return f"{hint}allowed: {', '.join(allowed)}"
 
 

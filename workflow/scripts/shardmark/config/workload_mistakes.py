@@ -81,9 +81,10 @@ def workload_mistakes(
 def own_file_mistakes(path: str, file: object, root: Path) -> Iterator[str]:
     """Yield a mistake if the user's own code is not a Python file."""
     if isinstance(file, str) and not (file.endswith(".py") and is_file(root / file)):
+        what = "is not there" if file.endswith(".py") else "is no Python file"
         yield (
-            f"{path}.file: {format_value(file)} is no Python file; give a path relative to the "
-            "project"
+            f"{path}.file: {format_value(file)} {what}; give an absolute path, or one relative to "
+            f"{root}"
         )
 
 

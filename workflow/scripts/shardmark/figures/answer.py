@@ -14,12 +14,12 @@ from shardmark.figures.drawing import (
     FAINT,
     GREY,
     MM,
+    Ticks,
     absent,
     describe_linear_axis,
     keep_wide,
     marker,
     signed_tick,
-    tick,
 )
 from shardmark.quantities import percent
 from shardmark.results.exclusion import describe_absence
@@ -117,7 +117,7 @@ def _efficiency(axes: Axes, data: Data, rows: pd.DataFrame, names: Sequence[str]
     _lay_out_rows(axes, data, names)
     keep_wide(axes, "x")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=3))
-    axes.xaxis.set_major_formatter(tick)
+    axes.xaxis.set_major_formatter(Ticks())
     axes.set_xlabel(f"Scaling efficiency (%), {describe_linear_axis([axes], 'x')}")
     axes.set_title(
         f"{data.describe_gpus(count)} against {fewest}\ndashed: ideal scaling", loc="left"

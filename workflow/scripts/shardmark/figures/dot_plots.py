@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
     LEFT_OUT,
+    Ticks,
     absent,
     describe_linear_axis,
     dots_of_runs,
     keep_wide,
     marker,
     panels_of_counts,
-    tick,
     ticks_across,
 )
 from shardmark.quantities import Quantity
@@ -37,8 +37,10 @@ def dot_plot(data: Data, quantity: Quantity) -> Figure:
         _dots(axes, data, quantity, count)
     if quantity.column in _OF_ONE_DEVICE_OR_ITEM:
         ends = [end for _, axes in panels if axes.has_data() for end in axes.get_xlim()]
+        # Room for a marker of a panel whose values lie close together, at the end of the scale.
+        room = 0.04 * (max(ends) - min(ends))
         for _, axes in panels:
-            axes.set_xlim(min(ends), max(ends))
+            axes.set_xlim(min(ends) - room, max(ends) + room)
     scale = describe_linear_axis([axes for _, axes in panels], "x")
     figure.supxlabel(f"{quantity.heading}{_arrow(quantity)}\n{scale}", fontsize=8)
     return figure
@@ -63,7 +65,7 @@ def _x_of_dots(axes: Axes, narrow: bool) -> None:
     keep_wide(axes, "x")
     axes.margins(x=0.1)
     axes.xaxis.set_major_locator(ticks_across(narrow))
-    axes.xaxis.set_major_formatter(tick)
+    axes.xaxis.set_major_formatter(Ticks())
 
 
 def _arrow(quantity: Quantity) -> str:

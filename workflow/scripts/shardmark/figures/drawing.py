@@ -6,18 +6,19 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Formatter, MaxNLocator
 
 from shardmark.figures.data import Data, Look
 from shardmark.files import replacing
@@ -253,11 +254,17 @@ def ticks_across(narrow: bool) -> MaxNLocator:
     return MaxNLocator(nbins=3 if narrow else 4, min_n_ticks=2 if narrow else 3)
 
 
-def tick(value: float, _: object = None) -> str:
-    """Format a number on an axis."""
-    if value and abs(value) < 0.01:
-        return f"{value:.0e}"
-    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value / 1000:,.4g}k"
+class Ticks(Formatter):
+    """Formats the numbers on an axis: all of a linear axis in thousands if one is long."""
+
+    def __call__(self, value: float, pos: object = None) -> str:
+        """Return the text of one tick."""
+        if value and abs(value) < 0.01:
+            return f"{value:.0e}"
+        axis = cast(Axis, self.axis)
+        low, high = axis.get_view_interval()
+        longest = abs(value) if axis.get_scale() == "log" else max(abs(low), abs(high))
+        return f"{value:,.4g}" if longest < 10_000 or not value else f"{value / 1000:,.4g}k"
 
 
 def signed_tick(value: float, _: object = None) -> str:

@@ -1,4 +1,4 @@
-"""Throughput and parallel efficiency over GPU counts, one panel per strategy."""
+"""Throughput and scaling efficiency over GPU counts, one panel per strategy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from shardmark.figures.drawing import (
     GREY,
     LETTERS_PER_MM,
     MM,
+    Ticks,
     columns_of,
     describe_linear_axis,
     dots_of_runs,
     keep_wide,
     marker,
-    tick,
 )
 from shardmark.quantities import replicas_heading
 from shardmark.results.cell_rows import QUANTITIES
@@ -46,7 +46,7 @@ def scaling_figure(data: Data) -> Figure:
     for name, axes in panels:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-        axes.yaxis.set_major_formatter(tick)
+        axes.yaxis.set_major_formatter(Ticks())
         axes.yaxis.set_minor_locator(NullLocator())
         _draw(axes, data, name, {other: medians[other] for other in present})
         if name in present:
@@ -62,7 +62,7 @@ def scaling_figure(data: Data) -> Figure:
 
 
 def efficiency_figure(data: Data) -> Figure:
-    """Draw each strategy's parallel efficiency over GPU counts, with its interval."""
+    """Draw each strategy's scaling efficiency over GPU counts, with its interval."""
     known = data.scaling.dropna(subset=["efficiency"])
     if known.empty or (known.gpus == known.reference_gpus).all():
         raise NothingToDraw("no strategy has results at two GPU counts that can be compared")
@@ -88,9 +88,9 @@ def efficiency_figure(data: Data) -> Figure:
     for _, axes in panels:
         axes.margins(y=0.1)
         keep_wide(axes, "y")
-        axes.yaxis.set_major_formatter(tick)
+        axes.yaxis.set_major_formatter(Ticks())
     scale = describe_linear_axis([axes for _, axes in panels], "y")
-    figure.supylabel(f"Parallel efficiency (%)\n{scale}", fontsize=8)
+    figure.supylabel(f"Scaling efficiency (%)\n{scale}", fontsize=8)
     return figure
 
 

@@ -12,11 +12,11 @@ from matplotlib.ticker import LogLocator, NullLocator
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
     LEFT_OUT,
+    Ticks,
     absent,
     describe_linear_axis,
     marker,
     panels_of_counts,
-    tick,
     ticks_across,
 )
 
@@ -34,7 +34,7 @@ def step_time_figure(data: Data) -> Figure:
     figure, panels = panels_of_counts(data, counts, rows_mm=20)
     for count, axes in panels:
         _distributions(axes, data, count)
-    scale = _set_scale([axes for _, axes in panels], data.steps.step_ms, data.narrow)
+    scale = _set_scale([axes for _, axes in panels], data.steps, data.narrow)
     figure.supxlabel(f"Step of the slowest rank (ms)  ←  better\n{scale}", fontsize=8)
     return figure
 
@@ -71,14 +71,15 @@ def _distributions(axes: Axes, data: Data, count: int) -> None:
         axes.plot(middle, row, **marker(look, 5), alpha=alpha)
 
 
-def _set_scale(panels: Sequence[Axes], steps: pd.Series, narrow: bool) -> str:
+def _set_scale(panels: Sequence[Axes], steps: pd.DataFrame, narrow: bool) -> str:
     """Set the scale of all panels, and return it in words."""
-    low, high = (float(steps.quantile(share)) for share in (0.01, 0.99))
+    lines = steps.groupby(["gpus", "strategy"]).step_ms
+    low, high = float(lines.quantile(0.01).min()), float(lines.quantile(0.99).max())
     if high <= LINEAR_UP_TO * low:
         for axes in panels:
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(ticks_across(narrow))
-            axes.xaxis.set_major_formatter(tick)
+            axes.xaxis.set_major_formatter(Ticks())
         return describe_linear_axis(panels, "x")
     for axes in panels:
         axes.set_xscale("log")
@@ -86,5 +87,5 @@ def _set_scale(panels: Sequence[Axes], steps: pd.Series, narrow: bool) -> str:
         axes.set_xlim(low / MARGIN, high * MARGIN)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(tick)
+        axes.xaxis.set_major_formatter(Ticks())
     return "logarithmic"

@@ -12,11 +12,11 @@ from matplotlib.patches import Patch
 
 from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
+    Ticks,
     absent,
     legend_mm,
     legend_of,
     panels_of_counts,
-    tick,
     ticks_across,
 )
 
@@ -84,7 +84,7 @@ def _bars(data: Data, cells: pd.DataFrame, parts: Sequence[Part], label: str) ->
             if name not in means:
                 absent(axes, row, data.describe_absence(name, count))
         axes.xaxis.set_major_locator(ticks_across(data.narrow))
-        axes.xaxis.set_major_formatter(tick)
+        axes.xaxis.set_major_formatter(Ticks())
     longest = max(axes.get_xlim()[1] for _, axes in panels)
     for _, axes in panels:
         axes.set_xlim(0, longest)

@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from shardmark.figures.data import Data, NothingToDraw
-from shardmark.figures.drawing import FAINT, MM, legend_of, tick
+from shardmark.figures.drawing import FAINT, MM, Ticks, legend_of
 from shardmark.figures.side_files import QUANTITIES, Timeline
 
 PANEL_ROW_MM = 15.0
@@ -60,5 +60,5 @@ def _over_time(axes: Axes, line: Timeline, column: str, colour: str) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.4)
     axes.margins(y=0.15)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=2, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(tick)
+    axes.yaxis.set_major_formatter(Ticks())
     axes.tick_params(labelsize=7)

@@ -15,12 +15,12 @@ from shardmark.figures.data import Data, NothingToDraw
 from shardmark.figures.drawing import (
     FAINT,
     MM,
+    Ticks,
     columns_of,
     lay_out,
     legend,
     legend_mm,
     marker,
-    tick,
     ticks_across,
 )
 from shardmark.quantities import Quantity
@@ -154,7 +154,7 @@ def _draw(panel: Panel, data: Data, points: Points) -> None:
         few = data.narrow and across
         # Tick labels side by side need more room than above each other.
         axis.set_major_locator(ticks_across(few))
-        axis.set_major_formatter(tick)
+        axis.set_major_formatter(Ticks())
         if labelled:
             text = f"{one.heading} {arrows[one.better == 'higher']}"
             # A panel's height is less than the length of a heading.

@@ -79,14 +79,19 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
             f"{replicas_noun(record.device)} counts ({pairs}).",
             "scaling",
         )
+    if not cuda and cells.gpus.nunique() > 1:
+        yield Caveat(
+            "More processes share the same cores, so the scaling says nothing about GPUs.",
+            "scaling",
+        )
     if cells.seed.nunique() == 1:
         yield Caveat("One run per strategy: any difference may be chance.")
     short = cells.window_s[cells.window_s < LONG_ENOUGH_S]
     if record.steady_min_s < LONG_ENOUGH_S and len(short):
-        measures = "energy and drift" if cuda else "drift"
+        measures = "energy and drift are" if cuda else "drift is"
         yield Caveat(
             f"{_runs(len(short))} had a timed window of less than {LONG_ENOUGH_S:g} s, the "
-            f"shortest of {short.min():.1f} s: too short for {measures}."
+            f"shortest of {short.min():.1f} s, so {measures} uncertain."
         )
     if imprecise := list(_names(cells.labels)).count("imprecise"):
         yield Caveat(

@@ -18,7 +18,7 @@ FIGURES: dict[str, str] = {
     "trade_off": "Throughput, memory and energy against each other",
     **{quantity.figure: quantity.label for quantity in QUANTITIES.values()},
     "scaling": "Throughput against GPU count",
-    "efficiency": "Parallel efficiency against GPU count",
+    "efficiency": "Scaling efficiency against GPU count",
     "step_time": "Step times",
     "step_split": "Where the time of a step goes",
     "wall_clock": "Where the time of a cell goes",

@@ -53,6 +53,14 @@ from shardmark.strategies import label_of
 
 # The first screen has room for so many; the section Failures has all.
 FIRST_CAVEATS = 3
+# The overlays in config/ that come with shardmark.
+SHIPPED = {
+    f"config/{name}.yaml"
+    for name in (
+        *("checks", "config", "demo", "eight_gpus", "four_gpus", "incumbent"),
+        *("one_gpu", "pilot", "two_gpus"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def page_context(
 
 
 def own_files(command: str, config: Mapping[str, Any]) -> list[str]:
-    """Return the overlays and files that a matrix needs besides those that shardmark has."""
+    """Return the overlays and files that a matrix needs and a clone of shardmark does not have."""
     rest = itertools.dropwhile(lambda word: word != "--configfile", shlex.split(command))
     overlays = list(itertools.takewhile(lambda word: not word.startswith("-"), [*rest][1:]))
     definitions = [
@@ -167,7 +175,7 @@ def own_files(command: str, config: Mapping[str, Any]) -> list[str]:
         for definition in (config.get(section) or {}).values()
     ]
     files = [*overlays, *(one["file"] for one in definitions if one.get("file"))]
-    return [file for file in files if not file.startswith(("config/", "docs/examples/"))]
+    return [file for file in files if file not in SHIPPED and not file.startswith("docs/examples/")]
 
 
 def identity(tables: Tables) -> list[str]:
@@ -307,6 +315,9 @@ def _figures(
     comparison = describe_comparison(cells, baseline)
     data = HeadlineData.of(cells, findings)
     pictures = {}
+    titles = {
+        quantity.figure: quantity.on(cells.device.iloc[0]).label for quantity in QUANTITIES.values()
+    }
     for name, title in FIGURES.items():
         if name in not_drawn:
             continue
@@ -315,7 +326,7 @@ def _figures(
         image = base64.b64encode(svg.encode()).decode()
         pictures[name] = Picture(
             name=name,
-            title=title,
+            title=titles.get(name, title),
             headline=answer.lead if name == "answer" else headline(name, data),
             caption=f"{caption(name)} {comparison}",
             image=f"data:image/svg+xml;base64,{image}",

@@ -60,17 +60,17 @@ def comparison_tables(comparisons: pd.DataFrame, device: str) -> Iterator[tuple[
     for _, group in comparisons.groupby(["scaling", "gpus"], sort=True):
         primary = group.family == "primary"
         yield (
-            _comparison_table(group[primary], "p, corrected", device),
-            _comparison_table(group[~primary], "p, not corrected", device),
+            _comparison_table(group[primary], "", "p, corrected", device),
+            _comparison_table(group[~primary], ", other metrics", "p, not corrected", device),
         )
 
 
-def _comparison_table(group: pd.DataFrame, heading: str, device: str) -> Table:
+def _comparison_table(group: pd.DataFrame, which: str, heading: str, device: str) -> Table:
     first = group.iloc[0]
     where = describe_gpus(device, first.gpus)
     return Table(
         caption=f"{first.workload} on {where}, {first.scaling} scaling: ratio to "
-        f"{label_of(first.baseline)}, margin of equivalence {100 * first.margin:g} %",
+        f"{label_of(first.baseline)}{which}, margin of equivalence {100 * first.margin:g} %",
         headings=[
             *("Strategy", "Metric", "Ratio", "95 % interval", heading, "n"),
             *("Verdict", "Certainty", "Why"),
@@ -205,7 +205,7 @@ def step_table(cells: pd.DataFrame) -> Table:
         "step_ms_mean": "Step (ms)",
         "half_width_pct": "Precision of the mean (± %)",
         "host_wait_pct": "Waits for its host (% of a step)",
-        "exposed_communication_pct": "Only communicates (% of a step)",
+        "exposed_communication_pct": "Exposed communication (% of a step)",
         "launching_cpu_pct": "Launching threads (% of a core)",
         "cpu_pressure_pct": "CPU pressure (%)",
     }

@@ -9,6 +9,7 @@ from typing import Any
 from shardmark.config.schema import Config, chosen_colours, chosen_labels
 from shardmark.config.values import Section
 from shardmark.metrics import Metrics
+from shardmark.quantities import replicas_noun
 from shardmark.results.certificate import Certificate, certificates
 from shardmark.results.surroundings import NOT_SET, variables_to_compare
 
@@ -96,7 +97,7 @@ def describe_workload(config: Config, name: str) -> str:
     """Describe a workload in one sentence."""
     workload = config.workloads[name]
     batch, optimizer = workload.batch, workload.optimizer
-    size = f"{batch.per_gpu} {workload.samples} per GPU"
+    size = f"{batch.per_gpu} {workload.samples} per {replicas_noun(config.cluster.device)}"
     if batch.per_gpu is None:
         size = f"{batch.global_} {workload.samples} in all"
     micro = f" in {batch.accumulate} micro-batches" if batch.accumulate > 1 else ""

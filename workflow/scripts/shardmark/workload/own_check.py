@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -79,10 +80,11 @@ class _Check:
         self.file, self.training, self.whole = file, training, whole
 
     def run(self) -> list[str]:
-        lines = []
+        lines = self._check_small_options()
         model = self._check_model()
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        lines.append(f"build_model: {parameters:,} parameters, the same for the same seed.")
+        how = "" if self.training.small_options is None else " with small_options"
+        lines.append(f"build_model{how}: {parameters:,} parameters, the same for the same seed.")
         units = self._check_units(model)
         lines.append(f"shard_units: {len(units)} units.")
         rows = self._check_rows(self.training, train=True)
@@ -102,6 +104,18 @@ class _Check:
             self._check_scores(model, self._check_rows(tested, train=False))
             lines.append("evaluate: one score per sample.")
         return [*lines, "checked on one batch"]
+
+    def _check_small_options(self) -> list[str]:
+        """Refuse a key that is spelt almost like an option, and name the others that are none."""
+        names = list(self.whole.options)
+        others = [name for name in self.training.small_options or {} if name not in names]
+        for name in others:
+            if similar := difflib.get_close_matches(name, names, n=1):
+                raise UserError(
+                    f"{self.file}: small_options has {name!r}, and options has {similar[0]!r}; "
+                    "if they mean the same, write them alike"
+                )
+        return [f"small_options sets {name!r}, which options does not have." for name in others]
 
     def _check_model(self) -> nn.Module:
         model = self._call("build_model", lambda: self.training.build_model(SEED))
@@ -330,7 +344,24 @@ class _Check:
             )
 
     def _call(self, name: str, work: Callable[[], Result]) -> Result:
-        return call_own(self.file, name, work)
+        try:
+            return call_own(self.file, name, work)
+        except UserError as error:
+            hint = self._hint(error.__cause__)
+            raise UserError(f"{error}{hint}") from error.__cause__
+
+    def _hint(self, cause: BaseException | None) -> str:
+        """Return what may help with an exception of the user's code; empty if nothing is known."""
+        if isinstance(cause, KeyError) and cause.args and isinstance(cause.args[0], str):
+            names = list(self.whole.options)
+            similar = difflib.get_close_matches(cause.args[0], names, n=1)
+            question = f"; did you mean {similar[0]!r}?" if similar else ""
+            return f" (self.options has: {', '.join(names) or 'nothing'}{question})"
+        if cause is not None and ("NVIDIA" in str(cause) or "CUDA" in str(cause)):
+            return " (inputs and model are on one device already, so move neither)"
+        if isinstance(cause, RuntimeError) and self.training.small_options is not None:
+            return " (this is the small model, with small_options)"
+        return ""
 
     def _expect(self, name: str, value: object, kind: type, words: str) -> None:
         if not isinstance(value, kind) or isinstance(value, bool):
