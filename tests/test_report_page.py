@@ -380,6 +380,15 @@ def test_the_page_never_scrolls_sideways_and_what_does_is_reached_by_keyboard(
     assert parts.count() == page.locator('.scroll[tabindex="0"][aria-label]').count()
 
 
+@pytest.mark.parametrize("width", [1280, 1366])
+def test_the_main_table_of_the_example_is_seen_whole(browser: Browser, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto((ROOT / "docs/example/report.html").as_uri())
+    part = page.locator(".scroll:has(.overview)").first
+    assert part.evaluate("one => one.scrollWidth - one.clientWidth") == 0
+    page.close()
+
+
 def test_a_caption_is_read_whole_on_a_narrow_window(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     boxes = [caption.bounding_box() for caption in page.locator("caption:visible").all()]
