@@ -109,10 +109,13 @@ def test_scaling_over_other_gpus_is_a_caveat(tmp_path: Path) -> None:
         return [one.text for one in found if one.section == "scaling"]
 
     assert said(whole) == []
-    caveat = "The scaling also compares GPUs: no GPU ran both GPU counts (1 and 4)."
+    caveat = (
+        "The scaling also compares GPUs: with some strategy, none ran both GPU counts (1 and 4)."
+    )
     assert said(apart) == [caveat]
     assert said({count: f"GPU-{count}" for count in (1, 2, 4)}) == [
-        "The scaling also compares GPUs: no GPU ran both GPU counts (1 and 2; 1 and 4)."
+        "The scaling also compares GPUs: with some strategy, none ran both GPU counts "
+        "(1 and 2; 1 and 4)."
     ]
     assert said(apart | {1: ""}) == [], "unknown devices prove nothing"
     assert said(apart, excluded=cells.excluded.mask(cells.gpus < 4, "throttled")) == []

@@ -84,7 +84,7 @@ def own_file_mistakes(path: str, file: object, root: Path) -> Iterator[str]:
         what = "is not there" if file.endswith(".py") else "is no Python file"
         yield (
             f"{path}.file: {format_value(file)} {what}; give an absolute path, or one relative to "
-            f"{root}"
+            f"{root.resolve()}"
         )
 
 

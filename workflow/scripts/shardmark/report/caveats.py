@@ -75,11 +75,11 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if apart:
         pairs = "; ".join(f"{small} and {large}" for small, large in apart)
         yield Caveat(
-            f"The scaling also compares {devices}: no {devices[:-1]} ran both "
-            f"{replicas_noun(record.device)} counts ({pairs}).",
+            f"The scaling also compares {devices}: with some "
+            f"strategy, none ran both {replicas_noun(record.device)} counts ({pairs}).",
             "scaling",
         )
-    if not cuda and cells.gpus.nunique() > 1:
+    if not cuda and cells.gpus.nunique() > 1 and cells.nodes.nunique() == 1:
         yield Caveat(
             "More processes share the same cores, so the scaling says nothing about GPUs.",
             "scaling",

@@ -15,7 +15,7 @@ from shardmark.results.surroundings import NOT_SET, variables_to_compare
 
 # The others hold paths and accounts of one site, which a report that is passed on must not name.
 _DEFINING: dict[str, Any] = {
-    **dict.fromkeys(("run", "baseline", "matrix", "workloads", "variants"), True),
+    **dict.fromkeys(("run", "baseline", "matrix", "workloads", "variants", "strategies"), True),
     **dict.fromkeys(("measure", "parity", "largest_batch"), True),
     "cluster": {"device", "gpus_per_node"},
 }

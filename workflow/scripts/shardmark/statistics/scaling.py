@@ -1,4 +1,4 @@
-"""Speed-up and parallel efficiency of each strategy over its own smallest GPU count.
+"""Speed-up and scaling efficiency of each strategy over its own smallest GPU count.
 
 Only throughput is compared. With local batch-norm each GPU count trains a different model, so a
 ratio of losses, or of times to a loss, would compare two trainings. Strong and weak scaling have

@@ -107,10 +107,11 @@ class _Check:
 
     def _check_small_options(self) -> list[str]:
         """Refuse a key that is spelt almost like an option, and name the others that are none."""
-        names = list(self.whole.options)
-        others = [name for name in self.training.small_options or {} if name not in names]
+        small = self.training.small_options or {}
+        names = [name for name in self.whole.options if name not in small]
+        others = [name for name in small if name not in self.whole.options]
         for name in others:
-            if similar := difflib.get_close_matches(name, names, n=1):
+            if similar := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
                 raise UserError(
                     f"{self.file}: small_options has {name!r}, and options has {similar[0]!r}; "
                     "if they mean the same, write them alike"
@@ -347,19 +348,21 @@ class _Check:
         try:
             return call_own(self.file, name, work)
         except UserError as error:
-            hint = self._hint(error.__cause__)
+            hint = self._hint(name, error.__cause__)
             raise UserError(f"{error}{hint}") from error.__cause__
 
-    def _hint(self, cause: BaseException | None) -> str:
+    def _hint(self, name: str, cause: BaseException | None) -> str:
         """Return what may help with an exception of the user's code; empty if nothing is known."""
-        if isinstance(cause, KeyError) and cause.args and isinstance(cause.args[0], str):
-            names = list(self.whole.options)
-            similar = difflib.get_close_matches(cause.args[0], names, n=1)
+        names = list(self.whole.options)
+        key = cause.args[0] if isinstance(cause, KeyError) and cause.args else None
+        if isinstance(key, str) and key not in names:
+            similar = difflib.get_close_matches(key, names, n=1)
             question = f"; did you mean {similar[0]!r}?" if similar else ""
             return f" (self.options has: {', '.join(names) or 'nothing'}{question})"
-        if cause is not None and ("NVIDIA" in str(cause) or "CUDA" in str(cause)):
+        if "Found no NVIDIA driver" in str(cause) or "not compiled with CUDA" in str(cause):
             return " (inputs and model are on one device already, so move neither)"
-        if isinstance(cause, RuntimeError) and self.training.small_options is not None:
+        small = self.training.small_options is not None and "whole model" not in name
+        if isinstance(cause, RuntimeError) and small:
             return " (this is the small model, with small_options)"
         return ""
 
