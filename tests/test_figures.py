@@ -378,15 +378,21 @@ def test_a_strategy_that_another_beats_is_pale_in_the_trade_off(
 
 
 @pytest.mark.parametrize(
-    ("end", "texts"),
-    [(16_000, ["0", "3k", "6k"]), (9_000, ["0", "3,000", "6,000"])],
+    ("end", "values", "expected"),
+    [
+        (16_000, (0, 3_000, 6_000), ["0", "3k", "6k"]),
+        (9_000, (0, 3_000, 6_000), ["0", "3,000", "6,000"]),
+        (0.016, (0, 0.005, 0.015), ["0", "0.005", "0.015"]),
+        (0.008, (0, 0.002, 0.004), ["0", "2e-03", "4e-03"]),
+    ],
 )
-def test_the_numbers_of_an_axis_are_all_in_thousands_or_none(end: float, texts: list[str]) -> None:
+def test_all_numbers_of_an_axis_are_written_in_one_way(
+    end: float, values: tuple[float, ...], expected: list[str]
+) -> None:
     axes = Figure().subplots()
     axes.set_xlim(0, end)
     axes.xaxis.set_major_formatter(Ticks())
-    formatter = axes.xaxis.get_major_formatter()
-    assert [formatter(value) for value in (0, 3_000, 6_000)] == texts
+    assert list(map(axes.xaxis.get_major_formatter(), values)) == expected
 
 
 @pytest.mark.parametrize("name", ["step_split", "wall_clock"])

@@ -109,14 +109,10 @@ def test_scaling_over_other_gpus_is_a_caveat(tmp_path: Path) -> None:
         return [one.text for one in found if one.section == "scaling"]
 
     assert said(whole) == []
-    caveat = (
-        "The scaling also compares GPUs: with some strategy, none ran both GPU counts (1 and 4)."
-    )
+    words = "The scaling of at least one strategy also compares GPUs: none ran both GPU counts"
+    caveat = f"{words} (1 and 4)."
     assert said(apart) == [caveat]
-    assert said({count: f"GPU-{count}" for count in (1, 2, 4)}) == [
-        "The scaling also compares GPUs: with some strategy, none ran both GPU counts "
-        "(1 and 2; 1 and 4)."
-    ]
+    assert said({count: f"GPU-{count}" for count in (1, 2, 4)}) == [f"{words} (1 and 2; 1 and 4)."]
     assert said(apart | {1: ""}) == [], "unknown devices prove nothing"
     assert said(apart, excluded=cells.excluded.mask(cells.gpus < 4, "throttled")) == []
     # That another strategy met its GPUs again does not help this one.
@@ -136,7 +132,7 @@ def test_equal_factors_of_scaling_have_no_most_and_least(tmp_path: Path) -> None
     tables, findings = read_all(config, tmp_path)
     findings.scaling["speedup"] = [1.0, 2.001] * 2
     data = HeadlineData.of(tables.cells, findings)
-    words = "2.00 with every strategy that ran on several GPU counts."
+    words = "2.00 with every strategy that ran on both."
     assert headline("scaling", data).endswith(words)
     findings.scaling["speedup"] = [1.0, 2.001, 1.0, 1.9]
     words = "2.00 with DDP (most) and 1.90 with DataParallel (least)."
@@ -171,11 +167,15 @@ def test_efficiencies_are_compared_only_from_the_same_gpu_count(tmp_path: Path) 
     starts = {row[0]: row[table.headings.index("Efficiency (%)")] for row in table.rows}
     assert "from 2" in starts["DataParallel"]
     assert "from" not in starts["DDP"]
+    findings.scaling.loc[findings.scaling.strategy == "fsdp", "efficiency"] = 0.9
     said = headline("efficiency", HeadlineData.of(tables.cells, findings))
     assert said.startswith(
         "From 1 to 4 GPUs, of the 2 strategies measured on both, the scaling efficiency is "
     )
     assert "DataParallel" not in said
+    findings.scaling.loc[~changed, "efficiency"] = 0.95
+    said = headline("efficiency", HeadlineData.of(tables.cells, findings))
+    assert said.endswith("the scaling efficiency is 95 % with every strategy that ran on both.")
 
 
 def test_a_short_window_has_no_hundredth_step(tmp_path: Path) -> None:

@@ -311,7 +311,12 @@ def test_a_link_into_a_closed_part_opens_it(page: Page) -> None:
 
 def test_the_overlays_that_come_with_shardmark_are_known() -> None:
     table = (ROOT / "config/README.md").read_text()
-    assert {f"config/{name}" for name in re.findall(r"^\| `(\w+\.yaml)`", table, re.M)} == SHIPPED
+    names = re.findall(r"^\| `(\w+\.yaml)`", table, re.MULTILINE)
+    examples = (ROOT / "docs/examples").glob("*.[py]*")
+    shipped = {f"config/{name}" for name in names} | {
+        f"docs/examples/{one.name}" for one in examples
+    }
+    assert shipped == set(SHIPPED)
 
 
 @pytest.mark.parametrize(

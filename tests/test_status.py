@@ -19,8 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from gpu_matrix import write_parity
 from shardmark import files
-from shardmark.cells import BatchSearch, Cell, batch_search, cells_of
+from shardmark.cells import BatchSearch, Cell, batch_search, cells_of, parity_case, sizes_of
 from shardmark.codebase import code_of_cell, code_sha256
 from shardmark.config.schema import Config
 from shardmark.controller.record import FOLDER, controller_of
@@ -68,6 +69,13 @@ def leave(cell: Cell, status: str = "ok", *, stamp: bool = True, **changes: obje
     files.write_text(cell.folder / "metrics.json", metrics.model_dump_json(by_alias=True))
     if stamp:
         (cell.folder / "code.sha256").write_text("")
+
+
+def judge(config: Config) -> None:
+    """The parity gate passed all cases that can run."""
+    for workload, strategy, gpus in sizes_of(config):
+        if not parity_case(config, workload, strategy, gpus).cell.unsupported:
+            write_parity(config, strategy, gpus, Path(), workload=workload)
 
 
 def only(config: Config | None = None) -> CellStatus:
@@ -300,6 +308,7 @@ def test_the_terminal_and_the_tables_agree_on_every_outcome() -> None:
 
 def test_a_device_fault_from_earlier_code_needs_a_run() -> None:
     config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=[0])
+    judge(config)
     leave(cell_at(), **shared_gpu(), code_sha256="0" * 64)
     assert only(config).detail.endswith("; its code has changed since")
     assert exit_code(status_of(config)) == (2, "check: 1 device fault (exit code 2)")
@@ -553,6 +562,11 @@ def test_the_exit_code_says_whether_all_is_well() -> None:
     assert exit_code(status_of(config))[0] == 2
     for cell in cells_of(config):
         leave(cell, "unsupported" if cell.unsupported else "ok")
+    assert exit_code(status_of(config)) == (
+        2,
+        "check: 5 not judged by the parity gate (exit code 2)",
+    )
+    judge(config)
     assert exit_code(status_of(config)) == (0, "check: every cell has its result (exit code 0)")
     leave(cell_at(), "diverged", failure=Failure.plain("the mean loss is nan"))
     cell_at(gpus=2).folder.joinpath("metrics.json").unlink()
@@ -563,6 +577,7 @@ def test_the_exit_code_says_whether_all_is_well() -> None:
 
 def test_a_stale_a_refused_or_an_interrupted_cell_is_left_to_run() -> None:
     config = matrix(matrix__strategies=["ddp"], matrix__gpus=[1], matrix__seeds=[0])
+    judge(config)
     leave(cell_at(), code_sha256="0" * 64)
     assert exit_code(status_of(config)) == (2, "check: 1 stale (exit code 2)")
     leave(cell_at(), cell_sha256="0" * 64)
@@ -574,6 +589,7 @@ def test_a_stale_a_refused_or_an_interrupted_cell_is_left_to_run() -> None:
 
 def test_the_exit_code_counts_the_searches_for_the_largest_batch() -> None:
     config = searching()
+    judge(config)
     for cell in cells_of(config):
         leave(cell, "unsupported" if cell.unsupported else "ok")
     searches = [one.search for one in status_of(config).searches if one.state == "missing"]
@@ -601,7 +617,9 @@ def test_the_command_checks_and_cannot_always_tell(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--check", "--configfile"]
     missing = subprocess.run([*command, "mine.yaml"], capture_output=True, text=True)
     assert missing.returncode == 2, missing.stderr
-    assert missing.stdout.endswith("check: 1 missing (exit code 2)\n")
+    assert missing.stdout.endswith(
+        "check: 1 missing; 1 not judged by the parity gate (exit code 2)\n"
+    )
     unknown = subprocess.run([*command, "no-such.yaml"], capture_output=True, text=True)
     assert unknown.returncode == 3
     assert "no-such.yaml" in unknown.stderr

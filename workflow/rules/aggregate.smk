@@ -1,4 +1,4 @@
-from shardmark.report.contents import REPORT as CAPTIONS, exported_files
+from shardmark.report.contents import REPORT as CAPTIONS, exported_files, figure_title
 from shardmark.results.table_checksums import edited_tables
 from shardmark.strategies import label_of
 
@@ -155,7 +155,7 @@ def figure_labels(wildcards):
     cell = next(c for c in CELLS.values() if c.workload == wildcards.workload)
     return {
         "workload": wildcards.workload,
-        "figure": FIGURE_TITLES.get(wildcards.figure, "Outcomes"),
+        "figure": figure_title(wildcards.figure, CONFIG.cluster.device),
         # Not the label that the user may choose: Snakemake reads its braces as wildcards.
         "baseline": label_of(CONFIG.baseline),
         "seeds": len(CONFIG.matrix.seeds),

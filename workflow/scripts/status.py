@@ -2,7 +2,8 @@
 
 Works while the matrix runs and afterwards. It trains nothing and locks nothing. With --check its
 exit status is 1 if a cell or a search for the largest batch failed or a strategy did not pass the
-parity gate, else 2 if a result is missing or stale, else 0; 3 if the matrix cannot be read.
+parity gate, else 2 if a result or a verdict of the gate is missing or stale, else 0; 3 if the
+matrix cannot be read.
 """
 
 from __future__ import annotations

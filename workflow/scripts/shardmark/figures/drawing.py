@@ -255,16 +255,16 @@ def ticks_across(narrow: bool) -> MaxNLocator:
 
 
 class Ticks(Formatter):
-    """Formats the numbers on an axis: all of a linear axis in thousands if one is long."""
+    """Formats the numbers on an axis; those of a linear axis all in one way."""
 
     def __call__(self, value: float, pos: object = None) -> str:
         """Return the text of one tick."""
-        if value and abs(value) < 0.01:
-            return f"{value:.0e}"
         axis = cast(Axis, self.axis)
-        low, high = axis.get_view_interval()
-        longest = abs(value) if axis.get_scale() == "log" else max(abs(low), abs(high))
-        return f"{value:,.4g}" if longest < 10_000 or not value else f"{value / 1000:,.4g}k"
+        ends = (value,) if axis.get_scale() == "log" else axis.get_view_interval()
+        largest = max(map(abs, ends))
+        if not value or 0.01 <= largest < 10_000:
+            return f"{value:,.4g}"
+        return f"{value:.0e}" if largest < 0.01 else f"{value / 1000:,.4g}k"
 
 
 def signed_tick(value: float, _: object = None) -> str:

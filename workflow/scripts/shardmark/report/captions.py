@@ -100,7 +100,7 @@ def _scaling(data: HeadlineData) -> str:
     factors = {
         label_of(row["strategy"]): f"{row['speedup']:.2f}" for row in rows.to_dict("records")
     }
-    return f"{_from_to(data, rows)}, throughput grows by a factor of {_most_and_least(factors)}."
+    return _over_gpus(data, rows, "throughput grows by a factor of", factors)
 
 
 def _efficiency(data: HeadlineData) -> str:
@@ -112,7 +112,7 @@ def _efficiency(data: HeadlineData) -> str:
         label_of(row["strategy"]): f"{100 * row['efficiency']:.0f} %"
         for row in rows.to_dict("records")
     }
-    return f"{_from_to(data, rows)}, the scaling efficiency is {_most_and_least(shares)}."
+    return _over_gpus(data, rows, "the scaling efficiency is", shares)
 
 
 def _farthest(scaling: pd.DataFrame) -> pd.DataFrame:
@@ -123,25 +123,20 @@ def _farthest(scaling: pd.DataFrame) -> pd.DataFrame:
     return farthest
 
 
-def _from_to(data: HeadlineData, rows: pd.DataFrame) -> str:
-    """Return the two GPU counts of the rows, and how many strategies these are if not all."""
+def _over_gpus(data: HeadlineData, rows: pd.DataFrame, what: str, values: Mapping[str, str]) -> str:
+    """Return the most and the least of descending values, between the GPU counts of the rows."""
     scaling = data.findings.scaling
     gpus, reference = int(rows.gpus.iloc[0]), int(rows.reference_gpus.iloc[0])
-    span = f"From {reference} to {describe_gpus(data.device, gpus)}"
     others = (scaling.gpus == gpus) & scaling.reference_gpus.between(reference + 1, gpus - 1)
-    if len(rows) > 1 and others.any():
-        return f"{span}, of the {len(rows)} strategies measured on both"
-    return span
-
-
-def _most_and_least(values: Mapping[str, str]) -> str:
-    """Return the first and the last of descending values in words, with their strategies."""
+    whose = f", of the {len(rows)} strategies measured on both" if others.any() else ""
     (most, high), (least, low) = (list(values.items())[end] for end in (0, -1))
     if len(values) == 1:
-        return f"{high} with {most}"
-    if high == low:
-        return f"{high} with every strategy that ran on several GPU counts"
-    return f"{high} with {most} (most) and {low} with {least} (least)"
+        whose, extent = "", f"{high} with {most}"
+    elif high == low:
+        whose, extent = "", f"{high} with every strategy that ran on both"
+    else:
+        extent = f"{high} with {most} (most) and {low} with {least} (least)"
+    return f"From {reference} to {describe_gpus(data.device, gpus)}{whose}, {what} {extent}."
 
 
 def _step_split(data: HeadlineData) -> str:

@@ -75,17 +75,18 @@ def caveats(tables: Tables) -> Iterator[Caveat]:
     if apart:
         pairs = "; ".join(f"{small} and {large}" for small, large in apart)
         yield Caveat(
-            f"The scaling also compares {devices}: with some "
-            f"strategy, none ran both {replicas_noun(record.device)} counts ({pairs}).",
-            "scaling",
-        )
-    if not cuda and cells.gpus.nunique() > 1 and cells.nodes.nunique() == 1:
-        yield Caveat(
-            "More processes share the same cores, so the scaling says nothing about GPUs.",
+            f"The scaling of at least one strategy also compares {devices}: none ran both "
+            f"{replicas_noun(record.device)} counts ({pairs}).",
             "scaling",
         )
     if cells.seed.nunique() == 1:
         yield Caveat("One run per strategy: any difference may be chance.")
+    compared = cells[cells.excluded == ""]
+    if not cuda and compared.groupby("nodes").gpus.nunique().gt(1).any():
+        yield Caveat(
+            "On one machine all processes share its cores, so the scaling says nothing about GPUs.",
+            "scaling",
+        )
     short = cells.window_s[cells.window_s < LONG_ENOUGH_S]
     if record.steady_min_s < LONG_ENOUGH_S and len(short):
         measures = "energy and drift are" if cuda else "drift is"

@@ -27,6 +27,15 @@ FIGURES: dict[str, str] = {
 }
 # The page has a table of outcomes instead of this figure.
 OUTCOMES = "outcomes"
+
+
+def figure_title(name: str, device: str) -> str:
+    """Return the title of a figure on this device, ``cuda`` or ``cpu``."""
+    labels = {quantity.figure: quantity.on(device).label for quantity in QUANTITIES.values()}
+    titles: dict[str, str] = FIGURES | labels | {OUTCOMES: "Outcomes"}
+    return titles[name]
+
+
 # One job draws one group. ``report.margin`` changes only the compared figures, because they contain
 # statistics.
 _COMPARED = ("answer", "trade_off", "efficiency")

@@ -19,7 +19,15 @@ from shardmark.quantities import describe_gpus, describe_scaling
 from shardmark.report.answer import BADGES, Answer, make_answer
 from shardmark.report.captions import HeadlineData, headline
 from shardmark.report.caveats import caveats
-from shardmark.report.contents import CSV_TABLES, FIGURES, GROUPS, NOT_DRAWN, SECTIONS, caption
+from shardmark.report.contents import (
+    CSV_TABLES,
+    FIGURES,
+    GROUPS,
+    NOT_DRAWN,
+    SECTIONS,
+    caption,
+    figure_title,
+)
 from shardmark.report.failures import group_by_cause
 from shardmark.report.largest_batch_table import largest_batch_table
 from shardmark.report.memory_bars import MemoryBars, memory_bars
@@ -53,14 +61,14 @@ from shardmark.strategies import label_of
 
 # The first screen has room for so many; the section Failures has all.
 FIRST_CAVEATS = 3
-# The overlays in config/ that come with shardmark.
-SHIPPED = {
-    f"config/{name}.yaml"
-    for name in (
-        *("checks", "config", "demo", "eight_gpus", "four_gpus", "incumbent"),
-        *("one_gpu", "pilot", "two_gpus"),
-    )
-}
+# The overlays that come with shardmark, and the files that they name.
+SHIPPED = (
+    *("config/checks.yaml", "config/config.yaml", "config/demo.yaml", "config/eight_gpus.yaml"),
+    *("config/four_gpus.yaml", "config/incumbent.yaml", "config/one_gpu.yaml"),
+    *("config/pilot.yaml", "config/two_gpus.yaml"),
+    *("docs/examples/hugging_face.py", "docs/examples/hugging_face.yaml"),
+    *("docs/examples/one_all_reduce.py", "docs/examples/one_all_reduce.yaml"),
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ def own_files(command: str, config: Mapping[str, Any]) -> list[str]:
         for definition in (config.get(section) or {}).values()
     ]
     files = [*overlays, *(one["file"] for one in definitions if one.get("file"))]
-    return [file for file in files if file not in SHIPPED and not file.startswith("docs/examples/")]
+    return [file for file in files if file not in SHIPPED]
 
 
 def identity(tables: Tables) -> list[str]:
@@ -315,10 +323,8 @@ def _figures(
     comparison = describe_comparison(cells, baseline)
     data = HeadlineData.of(cells, findings)
     pictures = {}
-    titles = {
-        quantity.figure: quantity.on(cells.device.iloc[0]).label for quantity in QUANTITIES.values()
-    }
-    for name, title in FIGURES.items():
+    titles = {name: figure_title(name, cells.device.iloc[0]) for name in FIGURES}
+    for name, title in titles.items():
         if name in not_drawn:
             continue
         path = place[name] / f"{name}.svg"
@@ -326,7 +332,7 @@ def _figures(
         image = base64.b64encode(svg.encode()).decode()
         pictures[name] = Picture(
             name=name,
-            title=titles.get(name, title),
+            title=title,
             headline=answer.lead if name == "answer" else headline(name, data),
             caption=f"{caption(name)} {comparison}",
             image=f"data:image/svg+xml;base64,{image}",
@@ -335,7 +341,7 @@ def _figures(
         )
     optional = {quantity.figure for quantity in QUANTITIES.values() if quantity.optional}
     missing = {name: reason for name, reason in not_drawn.items() if name not in optional}
-    return pictures, [f"{FIGURES[name]}: {reason}" for name, reason in missing.items()]
+    return pictures, [f"{titles[name]}: {reason}" for name, reason in missing.items()]
 
 
 def _size(svg: str) -> tuple[int, int]:

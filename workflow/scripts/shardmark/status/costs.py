@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from shardmark.cells import BatchSearch, Cell, parity_case, sizes_of
+from shardmark.cells import BatchSearch, Cell, ParityCase, parity_case, sizes_of
 from shardmark.config.schema import Cluster, Config
 from shardmark.errors import UserError
 from shardmark.metrics import Metrics, read_metrics
-from shardmark.parity_result import read_parity
 from shardmark.results.matrix import read_matrix
 from shardmark.results.searches import read_searches
 from shardmark.slurm.job_request import PIN_MINUTES, SPARE_MINUTES
+from shardmark.status.gate_status import current_verdict
 from shardmark.time_limits import (
     GATE_MINUTES,
     GATE_S,
@@ -150,7 +150,7 @@ def _gate_jobs(config: Config, root: Path) -> Iterator[Job]:
     sizes: set[tuple[str, int]] = set()
     for workload, strategy, gpus in sizes_of(config):
         case = parity_case(config, workload, strategy, gpus)
-        if case.cell.unsupported or _has_verdict(root / case.file, case.fingerprint()):
+        if case.cell.unsupported or _is_judged(case, root):
             continue
         sizes.add((workload, gpus))
         yield _gate_job(config.cluster, gpus)
@@ -175,9 +175,9 @@ def _search_jobs(config: Config, root: Path) -> Iterator[Job]:
             yield Job(search.cell.gpus, charged, worst, likely, search=search)
 
 
-def _has_verdict(path: Path, fingerprint: str) -> bool:
+def _is_judged(case: ParityCase, root: Path) -> bool:
     try:
-        return path.exists() and read_parity(path).case_sha256 == fingerprint
+        return current_verdict(case, root) is not None
     except UserError:
         return False
 

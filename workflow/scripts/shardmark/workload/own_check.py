@@ -80,7 +80,7 @@ class _Check:
         self.file, self.training, self.whole = file, training, whole
 
     def run(self) -> list[str]:
-        lines = self._check_small_options()
+        lines = self._describe_small_options()
         model = self._check_model()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         how = "" if self.training.small_options is None else " with small_options"
@@ -105,18 +105,14 @@ class _Check:
             lines.append("evaluate: one score per sample.")
         return [*lines, "checked on one batch"]
 
-    def _check_small_options(self) -> list[str]:
-        """Refuse a key that is spelt almost like an option, and name the others that are none."""
-        small = self.training.small_options or {}
-        names = [name for name in self.whole.options if name not in small]
-        others = [name for name in small if name not in self.whole.options]
-        for name in others:
-            if similar := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
-                raise UserError(
-                    f"{self.file}: small_options has {name!r}, and options has {similar[0]!r}; "
-                    "if they mean the same, write them alike"
-                )
-        return [f"small_options sets {name!r}, which options does not have." for name in others]
+    def _describe_small_options(self) -> list[str]:
+        """Name the keys that no option has: a misspelt one leaves the model large."""
+        options = list(self.whole.options)
+        return [
+            f"small_options sets {name!r}, which options lacks{_question(name, options) or '.'}"
+            for name in self.training.small_options or {}
+            if name not in options
+        ]
 
     def _check_model(self) -> nn.Module:
         model = self._call("build_model", lambda: self.training.build_model(SEED))
@@ -356,9 +352,7 @@ class _Check:
         names = list(self.whole.options)
         key = cause.args[0] if isinstance(cause, KeyError) and cause.args else None
         if isinstance(key, str) and key not in names:
-            similar = difflib.get_close_matches(key, names, n=1)
-            question = f"; did you mean {similar[0]!r}?" if similar else ""
-            return f" (self.options has: {', '.join(names) or 'nothing'}{question})"
+            return f" (self.options has: {', '.join(names) or 'nothing'}{_question(key, names)})"
         if "Found no NVIDIA driver" in str(cause) or "not compiled with CUDA" in str(cause):
             return " (inputs and model are on one device already, so move neither)"
         small = self.training.small_options is not None and "whole model" not in name
@@ -372,6 +366,12 @@ class _Check:
 
     def _refuse(self, name: str, what: str, expected: str) -> NoReturn:
         raise UserError(f"{self.file}: {name} returned {what}; expected {expected}")
+
+
+def _question(name: str, options: Sequence[str]) -> str:
+    """Return a question that names the option with a similar name, if there is one."""
+    similar = difflib.get_close_matches(name, options, n=1)
+    return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
